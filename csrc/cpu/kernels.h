@@ -1,0 +1,50 @@
+// The table of CPU kernels. Each source under cpu/ is compiled once per instruction set, into a namespace of that
+// set's name; isa.cpp fills the table from the chosen one.
+#pragma once
+
+#include "pybatch/activation.h"
+#include "pybatch/attention.h"
+#include "pybatch/embedding.h"
+#include "pybatch/kv_cache.h"
+#include "pybatch/matmul.h"
+#include "pybatch/norm.h"
+#include "pybatch/sampling.h"
+
+#define PYBATCH_CPU_KERNELS(X)             \
+  X(rms_norm, NormParams)                  \
+  X(layer_norm, NormParams)                \
+  X(silu_mul, GatedActivationParams)       \
+  X(gelu_tanh_mul, GatedActivationParams)  \
+  X(embedding, EmbeddingParams)            \
+  X(matmul_dense, MatmulParams)            \
+  X(matmul_w8a16, MatmulParams)            \
+  X(matmul_w8a8, MatmulParams)             \
+  X(rope_kv_write, RopeKvWriteParams)      \
+  X(copy_blocks, CopyBlocksParams)         \
+  X(paged_attention, PagedAttentionParams) \
+  X(adjust_logits, AdjustLogitsParams)     \
+  X(sample, SampleParams)                  \
+  X(token_logprobs, TokenLogprobsParams)
+
+namespace pybatch::cpu {
+
+struct Kernels {
+#define PYBATCH_FIELD(name, Params) void (*name)(const Params&);
+  PYBATCH_CPU_KERNELS(PYBATCH_FIELD)
+#undef PYBATCH_FIELD
+};
+
+// Declares every kernel in the namespace of one instruction set, and the table that points at them.
+#define PYBATCH_DECLARE(name, Params) void name(const Params&);
+#define PYBATCH_DECLARE_ISA(isa)       \
+  namespace isa {                      \
+  PYBATCH_CPU_KERNELS(PYBATCH_DECLARE) \
+  }
+
+PYBATCH_DECLARE_ISA(portable)
+PYBATCH_DECLARE_ISA(avx2)
+PYBATCH_DECLARE_ISA(avx512)
+
+const Kernels& kernels();
+
+}  // namespace pybatch::cpu

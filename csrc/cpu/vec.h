@@ -1,0 +1,335 @@
+// Sixteen fp32 lanes, the one vector of every kernel: a zmm register under AVX-512, two ymm under AVX2, plain arrays
+// that the compiler vectorises elsewhere. The lanes mean the same everywhere, so AVX2 and AVX-512 give the same bits.
+// Multiplies and adds are fused only where fma() says so (the build turns contraction off).
+//
+// Included by sources that are compiled once per instruction set: everything lives in a namespace of that set's name,
+// and nothing here may instantiate a std:: template that another set's objects could pick up.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "pybatch/types.h"
+
+#if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AVX2)
+#include <immintrin.h>
+#endif
+
+#if defined(PYBATCH_ISA_AVX512)
+#define PYBATCH_ISA_NAMESPACE avx512
+#elif defined(PYBATCH_ISA_AVX2)
+#define PYBATCH_ISA_NAMESPACE avx2
+#else
+#define PYBATCH_ISA_NAMESPACE portable
+#endif
+
+#define PYBATCH_INLINE inline __attribute__((always_inline))
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+
+// 16-bit floats as they lie in memory.
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+constexpr int kLanes = 16;
+
+#if defined(PYBATCH_ISA_AVX512)
+
+struct F32x16 {
+  __m512 v;
+};
+
+PYBATCH_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
+PYBATCH_INLINE F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+PYBATCH_INLINE F32x16 zeros() { return {_mm512_setzero_ps()}; }
+PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+PYBATCH_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+PYBATCH_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+PYBATCH_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+PYBATCH_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+PYBATCH_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+PYBATCH_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+PYBATCH_INLINE F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
+// Nearest integer, ties to even.
+PYBATCH_INLINE F32x16 round(F32x16 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a * 2^n for integral n in [-126, 127].
+PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
+  __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
+  return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(bits))};
+}
+
+PYBATCH_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+PYBATCH_INLINE F32x16 load(const f16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+PYBATCH_INLINE F32x16 load(const bf16* p) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+PYBATCH_INLINE F32x16 load(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+
+PYBATCH_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
+PYBATCH_INLINE void store(f16* p, F32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+PYBATCH_INLINE void store(bf16* p, F32x16 a) {
+  __m512i bits = _mm512_castps_si512(a.v);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+}
+
+PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) {  // lanes below n from a, the others from b
+  return {_mm512_mask_mov_ps(b.v, first_lanes(n), a.v)};
+}
+
+PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {  // 0 in lanes where x < limit
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLT_UQ), a.v)};
+}
+
+#elif defined(PYBATCH_ISA_AVX2)
+
+struct F32x16 {
+  __m256 lo, hi;
+};
+
+PYBATCH_INLINE F32x16 broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+PYBATCH_INLINE F32x16 zeros() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+PYBATCH_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+PYBATCH_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+PYBATCH_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+PYBATCH_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+PYBATCH_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+PYBATCH_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+PYBATCH_INLINE F32x16 abs(F32x16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+PYBATCH_INLINE F32x16 round(F32x16 a) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
+}
+PYBATCH_INLINE __m256 scale_by_power_of_two(__m256 a, __m256 n) {
+  __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(a, _mm256_castsi256_ps(bits));
+}
+PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
+  return {scale_by_power_of_two(a.lo, n.lo), scale_by_power_of_two(a.hi, n.hi)};
+}
+
+PYBATCH_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+PYBATCH_INLINE F32x16 load(const f16* p) {
+  auto* q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+PYBATCH_INLINE F32x16 load(const bf16* p) {
+  auto* q = reinterpret_cast<const __m128i*>(p);
+  auto widen = [](__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); };
+  return {widen(_mm_loadu_si128(q)), widen(_mm_loadu_si128(q + 1))};
+}
+PYBATCH_INLINE F32x16 load(const int8_t* p) {
+  auto* q = reinterpret_cast<const __m128i*>(p);
+  __m128i bytes = _mm_loadu_si128(q);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
+PYBATCH_INLINE void store(float* p, F32x16 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+PYBATCH_INLINE void store(f16* p, F32x16 a) {
+  auto* q = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(q, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+PYBATCH_INLINE __m256i to_bf16_bits(__m256 a) {
+  __m256i bits = _mm256_castps_si256(a);
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+}
+PYBATCH_INLINE void store(bf16* p, F32x16 a) {
+  __m256i packed = _mm256_packus_epi32(to_bf16_bits(a.lo), to_bf16_bits(a.hi));  // lanes 0-3, 8-11, 4-7, 12-15
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  __m256i lo = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+  __m256i hi = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n) - 8), lane);
+  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(lo)), _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(hi))};
+}
+
+PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
+  return {_mm256_and_ps(_mm256_cmp_ps(x.lo, limit.lo, _CMP_NLT_UQ), a.lo),
+          _mm256_and_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_NLT_UQ), a.hi)};
+}
+
+#else  // portable
+
+struct F32x16 {
+  float v[kLanes];
+};
+
+#define PYBATCH_LANEWISE(expression)                    \
+  F32x16 r;                                             \
+  for (int i = 0; i < kLanes; ++i) r.v[i] = expression; \
+  return r
+
+PYBATCH_INLINE float as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+PYBATCH_INLINE uint32_t as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+PYBATCH_INLINE float to_float(float x) { return x; }
+PYBATCH_INLINE float to_float(int8_t x) { return static_cast<float>(x); }
+PYBATCH_INLINE float to_float(bf16 x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
+PYBATCH_INLINE float to_float(f16 x) {
+  uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
+  if (rest >= 0x7c00u) return as_float(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
+  // Shift the fraction into place, then let a multiply by 2^112 mend the exponent; it is exact for subnormals too.
+  return as_float(sign | as_bits(as_float(rest << 13) * as_float(0x77800000u)));
+}
+PYBATCH_INLINE void from_float(float* p, float x) { *p = x; }
+PYBATCH_INLINE void from_float(bf16* p, float x) {
+  uint32_t bits = as_bits(x);
+  p->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+PYBATCH_INLINE void from_float(f16* p, float x) {
+  uint32_t bits = as_bits(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
+  uint32_t half;
+  if (rest > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (rest >= 0x477ff000u) {  // rounds past the largest half
+    half = 0x7c00u;
+  } else if (rest < 0x38800000u) {  // subnormal: adding 0.5 puts the rounding where the fraction ends
+    half = as_bits(as_float(rest) + 0.5f) - 0x3f000000u;
+  } else {
+    half = (rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13;
+  }
+  p->bits = static_cast<uint16_t>(sign | half);
+}
+PYBATCH_INLINE float round_half_even(float x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23
+  return (x < 4194304.0f && x > -4194304.0f) ? (x + magic) - magic : x;
+}
+
+PYBATCH_INLINE F32x16 broadcast(float x) { PYBATCH_LANEWISE(x); }
+PYBATCH_INLINE F32x16 zeros() { return broadcast(0.0f); }
+#if defined(__FP_FAST_FMAF)
+PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { PYBATCH_LANEWISE(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
+#else  // no fused instruction: two roundings, the same two everywhere
+PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { PYBATCH_LANEWISE(a.v[i] * b.v[i] + c.v[i]); }
+#endif
+PYBATCH_INLINE F32x16 operator+(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] + b.v[i]); }
+PYBATCH_INLINE F32x16 operator-(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] - b.v[i]); }
+PYBATCH_INLINE F32x16 operator*(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] * b.v[i]); }
+PYBATCH_INLINE F32x16 operator/(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] / b.v[i]); }
+PYBATCH_INLINE F32x16 max(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+PYBATCH_INLINE F32x16 min(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+PYBATCH_INLINE F32x16 abs(F32x16 a) { PYBATCH_LANEWISE(__builtin_fabsf(a.v[i])); }
+PYBATCH_INLINE F32x16 round(F32x16 a) { PYBATCH_LANEWISE(round_half_even(a.v[i])); }
+PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
+  PYBATCH_LANEWISE(a.v[i] * as_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23));
+}
+template <class T>
+PYBATCH_INLINE F32x16 load(const T* p) {
+  PYBATCH_LANEWISE(to_float(p[i]));
+}
+template <class T>
+PYBATCH_INLINE void store(T* p, F32x16 a) {
+  for (int i = 0; i < kLanes; ++i) from_float(p + i, a.v[i]);
+}
+PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) { PYBATCH_LANEWISE(i < n ? a.v[i] : b.v[i]); }
+PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
+  PYBATCH_LANEWISE(x.v[i] < limit.v[i] ? 0.0f : a.v[i]);
+}
+#undef PYBATCH_LANEWISE
+
+#endif
+
+// ---- the same on every instruction set ----
+
+template <class T>
+PYBATCH_INLINE F32x16 load_first(const T* p, int64_t n) {  // lanes from n on are zero; reads n elements only
+  if (n >= kLanes) return load(p);
+  T buffer[kLanes] = {};
+  std::memcpy(static_cast<void*>(buffer), p, static_cast<size_t>(n) * sizeof(T));
+  return load(buffer);
+}
+template <class T>
+PYBATCH_INLINE void store_first(T* p, F32x16 a, int64_t n) {  // writes n elements only
+  if (n >= kLanes) return store(p, a);
+  T buffer[kLanes];
+  store(buffer, a);
+  std::memcpy(static_cast<void*>(p), buffer, static_cast<size_t>(n) * sizeof(T));
+}
+
+// Sums and maxima over the lanes, pairwise in one fixed tree.
+PYBATCH_INLINE float reduce_add(F32x16 a) {
+  float v[kLanes];
+  store(v, a);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  }
+  return v[0];
+}
+PYBATCH_INLINE float reduce_max(F32x16 a) {
+  float v[kLanes];
+  store(v, a);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
+  }
+  return v[0];
+}
+
+// exp to about 1 ulp for x <= 88: x = n ln2 + r, a polynomial of degree 6 in r (Cephes expf), times 2^n.
+// Below -87 the result is exactly 0, so that a masked score of -inf adds nothing.
+PYBATCH_INLINE F32x16 exp(F32x16 x) {
+  const F32x16 low = broadcast(-87.0f);
+  F32x16 t = min(max(x, low), broadcast(88.0f));
+  F32x16 n = round(t * broadcast(1.44269504088896341f));
+  F32x16 r = fma(n, broadcast(-0.693359375f), t);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  F32x16 p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r + broadcast(1.0f));
+  return zero_where_below(x, low, scale_by_power_of_two(p, n));
+}
+
+// Calls f with a typed null pointer that stands for the element type.
+template <class F>
+PYBATCH_INLINE void with_float_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f32: return f(static_cast<float*>(nullptr));
+    case DType::f16: return f(static_cast<f16*>(nullptr));
+    default: return f(static_cast<bf16*>(nullptr));
+  }
+}
+
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,0 +1,14 @@
+#pragma once
+
+#include "pybatch/types.h"
+
+namespace pybatch {
+
+// silu_mul, gelu_tanh_mul: out = act(gate) * up, where x holds gate in columns [0, width) and up in [width, 2 * width).
+struct GatedActivationParams {
+  ConstMatrix x;  // [rows, 2 * width]
+  Matrix out;     // [rows, width], x's dtype
+  int64_t rows, width;
+};
+
+}  // namespace pybatch

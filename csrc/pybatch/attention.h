@@ -1,0 +1,30 @@
+// paged_attention: attention of a ragged batch over a paged KV cache: prefill, chunked prefill and decode in one call.
+// The queries of sequence s are rows query_start[s] .. query_start[s+1], the last tokens of its seq_lens[s].
+//
+// Softmax follows FlashAttention-2 (Dao 2023): online within a split. Splits lie at fixed absolute positions
+// (kAttentionSplit tokens) and merge in ascending order, so that how work is spread never shows in the result.
+#pragma once
+
+#include "pybatch/kv_cache.h"
+#include "pybatch/types.h"
+
+namespace pybatch {
+
+constexpr int64_t kAttentionSplit = 512;  // a multiple of every block size
+
+struct PagedAttentionParams {
+  ConstMatrix q;  // [tokens, heads * head_dim]
+  Matrix out;     // [tokens, heads * head_dim], q's dtype
+  KvCache cache;
+  const int32_t* block_tables;  // [sequences, max_blocks]
+  int64_t block_table_stride;
+  const int32_t* query_start;  // [sequences + 1]
+  const int32_t* seq_lens;     // [sequences]
+  const float* sinks;          // [heads], may be null: a logit that takes part in the softmax and adds no value
+  float scale;
+  float soft_cap;  // 0: none; else logit = cap * tanh(logit / cap)
+  int64_t window;  // 0: none; else a query sees its last `window` tokens, itself included
+  int64_t tokens, sequences, heads;
+};
+
+}  // namespace pybatch

@@ -1,0 +1,21 @@
+#pragma once
+
+#include "pybatch/types.h"
+
+namespace pybatch {
+
+// embedding: out[i] = table[ids[i]]. The table is plain rows, or weights packed for a matmul (see matmul.h), so that a
+// model whose embedding and vocabulary projection are tied keeps one copy.
+enum class TableLayout { rows, packed_dense, packed_int8 };
+
+struct EmbeddingParams {
+  const int64_t* ids;  // [count], each in [0, vocab)
+  const void* table;
+  const float* scale;  // [vocab]; packed_int8 only
+  TableLayout layout;
+  DType table_dtype;
+  Matrix out;  // [count, width]
+  int64_t count, vocab, width;
+};
+
+}  // namespace pybatch

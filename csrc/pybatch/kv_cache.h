@@ -1,0 +1,45 @@
+// The paged KV cache of one layer. Within a block: K is [kv_heads][head_dim][block_size] (so that scores of
+// neighbouring tokens are neighbouring lanes), V is [kv_heads][block_size][head_dim], and int8 caches keep one fp32
+// scale per token and head, [kv_heads][block_size]. Blocks lie block_stride apart (a pool block holds every layer).
+#pragma once
+
+#include "pybatch/types.h"
+
+namespace pybatch {
+
+struct KvCache {
+  void* k;
+  void* v;
+  float* k_scale;                                                                      // i8 only
+  float* v_scale;                                                                      // i8 only
+  int64_t k_block_stride, v_block_stride, k_scale_block_stride, v_scale_block_stride;  // in elements
+  int64_t num_blocks, kv_heads, block_size, head_dim;
+  DType dtype;
+};
+
+// rope_kv_write: rotates q in place, and writes rotated k and plain v to their slots (slot = block * block_size +
+// offset; a negative slot is skipped). The rotary table holds cos in columns [0, rotary_dim/2) and sin in the rest of
+// row `position`. int8: scale = max|x| / 127 over the head, q = round-half-even(x / scale).
+struct RopeKvWriteParams {
+  Matrix q;                   // [tokens, heads * head_dim]
+  ConstMatrix k, v;           // [tokens, kv_heads * head_dim]
+  const int64_t* positions;   // [tokens]
+  const int64_t* slots;       // [tokens]
+  const float* rotary;        // [max_position, rotary_dim]
+  const void* q_norm_weight;  // [head_dim], q's dtype, may be null: RMSNorm of each head before the rotation
+  const void* k_norm_weight;
+  float norm_eps;
+  int64_t tokens, heads, rotary_dim;
+  bool interleaved;  // pairs are (2i, 2i+1) instead of (i, i + rotary_dim/2)
+  KvCache cache;
+};
+
+// copy_blocks: dst block pairs[2i+1] = src block pairs[2i], whole blocks of `block_bytes`.
+struct CopyBlocksParams {
+  const void* src;
+  void* dst;
+  const int64_t* pairs;  // [count][2]
+  int64_t count, block_bytes;
+};
+
+}  // namespace pybatch

@@ -1,0 +1,22 @@
+#pragma once
+
+#include "pybatch/types.h"
+
+namespace pybatch {
+
+// rms_norm (Zhang & Sennrich 2019):  x / sqrt(mean(x^2) + eps) * weight
+// layer_norm (Ba et al. 2016):        (x - mean) / sqrt(var + eps) * weight + bias
+//
+// One row at a time: if residual is set, residual += x (rounded to its dtype), and the sum is what gets normalised.
+// Sums run in fp32 in one fixed order.
+struct NormParams {
+  ConstMatrix x;       // [rows, width]
+  Matrix residual;     // [rows, width], x's dtype; data may be null
+  Matrix out;          // [rows, width], x's dtype
+  const void* weight;  // [width], x's dtype
+  const void* bias;    // [width], x's dtype, may be null; LayerNorm only
+  float eps;
+  int64_t rows, width;
+};
+
+}  // namespace pybatch

@@ -1,0 +1,31 @@
+// How a CPU kernel runs on several threads without knowing whose threads they are: the binding installs the
+// host framework's pool (one pool in the process, no nesting); until then work runs on the calling thread.
+#pragma once
+
+#include <cstdint>
+
+namespace pybatch {
+
+struct Executor {
+  using Range = void (*)(int64_t begin, int64_t end, void* context);
+  void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Range, void* context);
+  int (*num_threads)();
+};
+
+Executor& executor();
+
+// Splits [0, n) into at most num_threads() contiguous ranges of at least `grain` and calls f(begin, end) on each.
+// f must not throw. How the range is split must never change a result.
+template <class F>
+void parallel_for(int64_t n, int64_t grain, const F& f) {
+  if (n <= 0) return;
+  executor().parallel_for(
+      0, n, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
+      const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// A buffer of the calling thread, at least `bytes` long and 64-byte aligned, kept for the next call. `slot` tells
+// buffers apart that one kernel needs at the same time.
+void* thread_scratch(int slot, int64_t bytes);
+
+}  // namespace pybatch

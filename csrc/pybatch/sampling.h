@@ -1,0 +1,53 @@
+#pragma once
+
+#include "pybatch/types.h"
+
+namespace pybatch {
+
+// adjust_logits: in place, per row, in this order: logits += bias at the listed ids; then for tokens seen in prompt or
+// output the repetition penalty (Keskar et al. 2019: divide positive, multiply negative logits), then for tokens seen
+// in the output presence + frequency * count is subtracted (OpenAI).
+struct AdjustLogitsParams {
+  float* logits;  // [rows, vocab]
+  int64_t row_stride, rows, vocab;
+  const float* repetition;       // [rows], 1: none
+  const float* presence;         // [rows]
+  const float* frequency;        // [rows]
+  const int64_t* history;        // prompt then output token ids of every row
+  const int64_t* history_start;  // [rows + 1]
+  const int64_t* output_start;   // [rows], index into history where the row's output begins
+  const int64_t* bias_ids;       // ids, ragged
+  const float* bias_values;      // same length
+  const int64_t* bias_start;     // [rows + 1]
+};
+
+// sample: per row, temperature 0 takes the largest logit (lowest id on a tie). Else softmax(logits / temperature) cut
+// to the top_k largest, then to the smallest set of at least top_p mass, then to those of at least min_p times the
+// largest; ties go to the lower id; the token is where the running sum in id order passes u * mass. u is Philox4x32-10
+// (Salmon et al. 2011) keyed by seed at counter position.
+struct SampleParams {
+  const float* logits;  // [rows, vocab]
+  int64_t row_stride, rows, vocab;
+  const float* temperature;  // [rows]
+  const int64_t* top_k;      // [rows], <= 0: all
+  const float* top_p;        // [rows], (0, 1]
+  const float* min_p;        // [rows], [0, 1]
+  const int64_t* seeds;      // [rows]
+  const int64_t* positions;  // [rows]
+  int64_t* out;              // [rows]
+};
+
+// token_logprobs: log_softmax(logits) at `tokens` and at the num_top largest, and the rank of `tokens` (1: the largest;
+// ties count by id).
+struct TokenLogprobsParams {
+  const float* logits;  // [rows, vocab]
+  int64_t row_stride, rows, vocab;
+  const int64_t* tokens;  // [rows]
+  int64_t num_top;
+  float* logprob;       // [rows]
+  int64_t* rank;        // [rows]
+  int64_t* top_ids;     // [rows, num_top], descending
+  float* top_logprobs;  // [rows, num_top]
+};
+
+}  // namespace pybatch

@@ -1,0 +1,25 @@
+// Element types that cross the contract between the binding and the kernels.
+#pragma once
+
+#include <cstdint>
+
+namespace pybatch {
+
+enum class DType : int32_t { f32, f16, bf16, i8 };
+
+constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::i8 ? 1 : 2; }
+
+// A row-major matrix whose rows may lie further apart than they are long.
+struct Matrix {
+  void* data;
+  int64_t row_stride;  // in elements
+  DType dtype;
+};
+
+struct ConstMatrix {
+  const void* data;
+  int64_t row_stride;  // in elements
+  DType dtype;
+};
+
+}  // namespace pybatch

@@ -1,0 +1,265 @@
+"""The kernels as typed Python functions.
+
+Every function takes tensors on one device and runs that device's kernel. F stands for float32, float16 or bfloat16.
+Matrices are row-major; their rows must be contiguous but may lie apart, so a column slice of a fused projection is
+fine. Where ``out`` is given it is written and returned; else it is allocated. A wrong dtype, shape, stride or value
+raises RuntimeError that names the argument and what was expected.
+
+Every output row depends on its own inputs alone, bit for bit: not on other rows, the batch or the thread count.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+torch.ops.load_library(Path(__file__).with_name("libpybatch_cpu.so"))
+
+from pybatch import _C  # noqa: E402  (links against the library above)
+
+ISA: str = _C.chosen_isa()  # ValueError here if PYBATCH_ISA asks for the impossible
+
+PANEL = 16  # columns in one panel of packed weights
+
+_ops = torch.ops.pybatch
+
+for _op in (
+    "rms_norm", "layer_norm", "silu_mul", "gelu_tanh_mul", "embedding", "matmul_dense", "matmul_w8a16", "matmul_w8a8",
+    "rope_kv_write", "copy_blocks", "swap_blocks", "paged_attention", "adjust_logits", "sample", "token_logprobs",
+):  # fmt: skip
+    # Every op writes into tensors it is given, so that on fake tensors there is nothing to compute.
+    torch.library.register_fake(f"pybatch::{_op}", lambda *args, **kwargs: None)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019).
+
+    x: [rows, width] F; weight: [width] of x's dtype; out: like x. With residual ([rows, width], x's dtype),
+    ``residual += x`` first, in place, and the sum is normalised.
+    """
+    out = torch.empty_like(x) if out is None else out
+    _ops.rms_norm.default(x, weight, eps, residual, out)
+    return out
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al. 2016); else as rms_norm."""
+    out = torch.empty_like(x) if out is None else out
+    _ops.layer_norm.default(x, weight, bias, eps, residual, out)
+    return out
+
+
+def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """silu(gate) * up. x: [rows, 2 * width] F, gate in the first half of the columns; out: [rows, width]."""
+    out = x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
+    _ops.silu_mul.default(x, out)
+    return out
+
+
+def gelu_tanh_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """gelu(gate) * up with the tanh form of GELU (Hendrycks & Gimpel 2016); shapes as silu_mul."""
+    out = x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
+    _ops.gelu_tanh_mul.default(x, out)
+    return out
+
+
+def embedding(ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None) -> Tensor:
+    """out[i] = table[ids[i]], converted to out's dtype.
+
+    ids: [n] int64 in [0, vocab); out: [n, width] F. table: [vocab, width] F, or weights as packed by pack_dense or
+    (with scale [vocab] float32) pack_int8, so that tied embeddings need one copy.
+    """
+    _ops.embedding.default(ids, table, scale, vocab, out)
+    return out
+
+
+def pack_dense(weight: Tensor) -> Tensor:
+    """Packs [N, K] F weights for matmul_dense: [ceil(N/16), K, 16], zero-padded."""
+    n, k = weight.shape
+    panels = -(-n // PANEL)
+    packed = weight.new_zeros(panels, k, PANEL)
+    full = n // PANEL
+    packed[:full] = weight[: full * PANEL].view(full, PANEL, k).transpose(1, 2)
+    if full < panels:
+        packed[full, :, : n - full * PANEL] = weight[full * PANEL :].t()
+    return packed
+
+
+def matmul_dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+    """x @ weight^T + bias, summed in fp32 in ascending K.
+
+    x: [M, K] F; weight: from pack_dense of [N, K], F; bias: [N] F; out: [M, N] F.
+    """
+    _ops.matmul_dense.default(x, weight, bias, out)
+    return out
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 per output channel: [N, K] F -> q [N, K] int8 in [-127, 127], scale [N] float32, w ~ q * scale."""
+    w = weight.float()
+    scale = w.abs().amax(dim=1) / 127
+    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+    return (w * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+def pack_int8(q: Tensor) -> Tensor:
+    """Packs [N, K] int8 weights for the int8 matmuls: [ceil(N/16), ceil(K/4) + 1, 16, 4] int8, zero-padded.
+
+    The last group of a panel holds its 16 column sums as int32 (for u8 x s8 dot products).
+    """
+    n, k = q.shape
+    panels, groups = -(-n // PANEL), -(-k // 4)
+    padded = q.new_zeros(panels * PANEL, groups * 4)
+    padded[:n, :k] = q
+    packed = q.new_empty(panels, groups + 1, PANEL, 4)
+    packed[:, :groups] = padded.view(panels, PANEL, groups, 4).transpose(1, 2)
+    packed[:, groups] = padded.sum(1, dtype=torch.int32).view(panels, PANEL, 1).view(torch.int8)
+    return packed
+
+
+def matmul_w8a16(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+    """x @ (q * scale)^T + bias with int8 weights and activations as they are; fp32 sums in ascending K.
+
+    x: [M, K] F; weight: from pack_int8 of q [N, K]; scale: [N] float32; bias: [N] F; out: [M, N] F.
+    """
+    _ops.matmul_w8a16.default(x, weight, scale, bias, out)
+    return out
+
+
+def matmul_w8a8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+    """As matmul_w8a16, but each row of x is quantised to int8 first (scale = max|x| / 127, half to even).
+
+    The int32 sum is exact, so the result is the same on every instruction set.
+    """
+    _ops.matmul_w8a8.default(x, weight, scale, bias, out)
+    return out
+
+
+def rope_kv_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    rotary: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    *,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    interleaved: bool = False,
+) -> None:
+    """Rotates q in place (RoPE, Su et al. 2021), and writes rotated k, and v, into one layer's paged KV cache.
+
+    q: [T, heads * D] F; k, v: [T, kv_heads * D], q's dtype; positions: [T] int64, rows of rotary;
+    slots: [T] int64, block * block_size + offset, negative: not written; rotary: [max_position, R] float32, cos in the
+    first R/2 columns and sin in the rest, R <= D: the first R elements of a head turn. Pairs are (i, i + R/2), or
+    (2i, 2i + 1) if interleaved. q_norm, k_norm: [D] of q's dtype: RMSNorm of each head before it turns.
+    k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8; blocks may lie
+    apart, each is contiguous. int8: k_scale, v_scale [blocks, kv_heads, block_size] float32, one per token and head.
+    """
+    _ops.rope_kv_write.default(
+        q, k, v, positions, slots, rotary, q_norm, k_norm, norm_eps, interleaved, k_cache, v_cache, k_scale, v_scale
+    )
+
+
+def copy_blocks(pool: Tensor, pairs: Tensor) -> None:
+    """pool[dst] = pool[src] for every (src, dst) of pairs [n, 2] int64; pool: [blocks, block_bytes] uint8.
+
+    Each dst at most once, and no block as both src and dst.
+    """
+    _ops.copy_blocks.default(pool, pairs)
+
+
+def swap_blocks(src: Tensor, dst: Tensor, pairs: Tensor) -> None:
+    """dst[j] = src[i] for every (i, j) of pairs [n, 2] int64; two pools of equal block_bytes, as in copy_blocks."""
+    _ops.swap_blocks.default(src, dst, pairs)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_start: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    sinks: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of a ragged batch over the paged KV cache: prefill, chunked prefill and decode alike.
+
+    q, out: [T, heads * D] F; rows query_start[s]:query_start[s+1] are the last tokens of sequence s.
+    block_tables: [S, max_blocks] int32; query_start: [S + 1] int32; seq_lens: [S] int32, cached tokens of each
+    sequence with this call's included; caches and scales as in rope_kv_write. window: 0, or how many last tokens a
+    query sees; soft_cap: 0, or c in c * tanh(logit / c); sinks: [heads] float32 logits without a value.
+    """
+    out = torch.empty_like(q) if out is None else out
+    _ops.paged_attention.default(
+        q, k_cache, v_cache, k_scale, v_scale, block_tables, query_start, seq_lens, scale, window, soft_cap, sinks, out
+    )
+    return out
+
+
+def adjust_logits(
+    logits: Tensor,
+    repetition: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+    history: Tensor,
+    history_start: Tensor,
+    output_start: Tensor,
+    bias_ids: Tensor,
+    bias_values: Tensor,
+    bias_start: Tensor,
+) -> None:
+    """Adds logit biases, then applies repetition, presence and frequency penalties, in place.
+
+    logits: [R, vocab] float32; repetition, presence, frequency: [R] float32 (1, 0, 0: none); history: [H] int64, each
+    row's prompt and then output ids, row r at history_start[r]:history_start[r+1] ([R+1] int64), its output from index
+    output_start[r] ([R] int64) on; bias_ids [B] int64, bias_values [B] float32, row r at bias_start[r]:bias_start[r+1].
+    """
+    _ops.adjust_logits.default(
+        logits, repetition, presence, frequency, history, history_start, output_start, bias_ids, bias_values, bias_start
+    )
+
+
+def sample(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    """One token id per row, [R] int64.
+
+    logits: [R, vocab] float32; temperature: [R] float32, 0: the largest logit, lowest id first; top_k: [R] int64, 0 or
+    less: all; top_p: [R] float32 in (0, 1]; min_p: [R] float32 in [0, 1]; seeds, positions: [R] int64, key and counter
+    of the Philox4x32-10 generator (Salmon et al. 2011), so that a draw depends on them and the row alone.
+    """
+    out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
+    _ops.sample.default(logits, temperature, top_k, top_p, min_p, seeds, positions, out)
+    return out
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log_softmax(logits) at tokens and at the num_top largest.
+
+    logits: [R, vocab] float32; tokens: [R] int64. Returns logprob [R] float32, rank [R] int64 (1: the largest; ties by
+    id), top_ids [R, num_top] int64 in descending order, top_logprobs [R, num_top] float32.
+    """
+    rows, device = logits.shape[0], logits.device
+    logprob = torch.empty(rows, dtype=torch.float32, device=device)
+    rank = torch.empty(rows, dtype=torch.int64, device=device)
+    top_ids = torch.empty(rows, num_top, dtype=torch.int64, device=device)
+    top_logprobs = torch.empty(rows, num_top, dtype=torch.float32, device=device)
+    _ops.token_logprobs.default(logits, tokens, logprob, rank, top_ids, top_logprobs)
+    return logprob, rank, top_ids, top_logprobs
