@@ -1,4 +1,4 @@
-"""Chat templates: Jinja, in a sandbox since a template comes with a model, with what Hugging Face's templates expect."""
+"""Chat templates: Jinja with the additions of Hugging Face, in a sandbox, since a template comes with a model."""
 
 from __future__ import annotations
 

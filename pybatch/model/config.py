@@ -44,7 +44,8 @@ class ModelConfig:
             raise ModelError(f"head_dim: expected a multiple of 8 up to 256, got {self.head_dim} in {self.name}")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
-                f"num_heads: expected a multiple of num_kv_heads ({self.num_kv_heads}), got {self.num_heads} in {self.name}"
+                f"num_heads: expected a multiple of num_kv_heads ({self.num_kv_heads}), "
+                f"got {self.num_heads} in {self.name}"
             )
 
 
@@ -63,9 +64,8 @@ def config_from_hf(
         raise ModelError(f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {activation!r} in {name}")
 
     num_heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or (
-        128 if architecture == "Qwen3ForCausalLM" else config["hidden_size"] // num_heads
-    )
+    default_head_dim = 128 if architecture == "Qwen3ForCausalLM" else config["hidden_size"] // num_heads
+    head_dim = config.get("head_dim") or default_head_dim
     has_bias = bool(config.get("attention_bias", False))
     rope = RopeConfig.from_hf(config, head_dim)
     return ModelConfig(
@@ -104,7 +104,8 @@ def merge_ids(*ids: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]
 
 
 def _sliding_windows(config: Mapping[str, Any], architecture: str) -> tuple[int, ...]:
-    layers, window = config["num_hidden_layers"], config.get("sliding_window") or 0
+    layers: int = config["num_hidden_layers"]
+    window: int = config.get("sliding_window") or 0
     if architecture == "MistralForCausalLM":
         return (window,) * layers
     if architecture == "LlamaForCausalLM" or not config.get("use_sliding_window", False):

@@ -66,7 +66,7 @@ class Decoder:
         config, eps, activation = self.config, self.config.norm_eps, self._activation
         scale = config.head_dim**-0.5
         residual, update, normed, qkv, attended, gate_up, gated = self._token_buffers.rows(batch.token_ids.shape[0])
-        q, k, v = qkv.split(self._qkv_split, dim=1)
+        q, k, v = qkv.split_with_sizes(self._qkv_split, dim=1)
 
         # Each norm adds the update before it to the residual stream; before the first there is none.
         self.embedding.embed(batch.token_ids, update)

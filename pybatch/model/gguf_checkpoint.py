@@ -37,9 +37,7 @@ class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.file = GGUFFile(path)
         if self.file.metadata.get("split.count", 1) > 1:
-            raise ModelError(
-                f"{path}: expected a whole model, got one of several parts; llama-gguf-split --merge joins them"
-            )
+            raise ModelError(f"{path} is one of several parts: join them first with llama-gguf-split --merge")
         self.config = _config(self.file)
         turned = self.file.metadata["general.architecture"] == "llama"
         heads = {"attn_q": self.config.num_heads, "attn_k": self.config.num_kv_heads}

@@ -80,7 +80,9 @@ class GGUFFile:
         """A tensor; with turned_heads, a q or k projection of so many heads whose rows lie as ggml's "llama" wants
         them, with the pairs that rotate side by side, put back in the order of Hugging Face."""
         info = self.tensors[name]
-        data = np.memmap(self.path, np.uint8, "c", info.offset, info.data_shape)  # "c": torch wants it writable
+        data: npt.NDArray[np.uint8] = np.memmap(
+            self.path, np.uint8, "c", info.offset, info.data_shape
+        )  # "c": torch wants it writable
         if turned_heads is not None:
             row_bytes = data.shape[1:] if data.ndim > 1 else (GGML_QUANT_SIZES[info.kind][1],)
             data = data.reshape(turned_heads, -1, 2, *row_bytes).swapaxes(1, 2).reshape(data.shape)

