@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-torch.ops.load_library(Path(__file__).with_name("libpybatch_cpu.so"))
+torch.ops.load_library(Path(__file__).with_name("libpybatch_cpu.so"))  # type: ignore[no-untyped-call]
 
 from pybatch import _C  # noqa: E402  (links against the library above)
 
@@ -33,7 +33,9 @@ for _op in (
     torch.library.register_fake(f"pybatch::{_op}", lambda *args, **kwargs: None)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019).
 
     x: [rows, width] F; weight: [width] of x's dtype; out: like x. With residual ([rows, width], x's dtype),
@@ -45,7 +47,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al. 2016); else as rms_norm."""
     out = torch.empty_like(x) if out is None else out
