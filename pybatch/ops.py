@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-torch.ops.load_library(Path(__file__).with_name("libpybatch_cpu.so"))
+torch.ops.load_library(Path(__file__).with_name("libpybatch_cpu.so"))  # type: ignore[no-untyped-call]
 
 from pybatch import _C  # noqa: E402  (links against the library above)
 

@@ -1,0 +1,38 @@
+"""One engine in a process of its own: reads a JSON line of requests, answers with seconds and tokens.
+
+Run by bench/throughput.py, in the environment where the engine is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+
+
+def main() -> None:
+    engine, model, precision, threads = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    t = time.perf_counter()
+    running = importlib.import_module(engine).Engine(model, precision, int(threads))
+    load_s = time.perf_counter() - t
+
+    def answer(**fields: object) -> None:
+        print(json.dumps(fields), file=answers, flush=True)
+
+    answer(version=running.version, load_s=load_s)
+    for line in sys.stdin:
+        requests = json.loads(line)
+        t = time.perf_counter()
+        outputs = running.generate(requests)
+        seconds = time.perf_counter() - t
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        answer(seconds=seconds, outputs=outputs, peak_rss_mib=peak_mib)
+
+
+if __name__ == "__main__":
+    main()
