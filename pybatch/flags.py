@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_type_hints
 
@@ -42,17 +43,24 @@ def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]
     return decorate
 
 
-def sampling(help: str, *names: str, **options: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Sampling", show_default=False, **options)
+def option(panel: str, help: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
-def engine(help: str, *names: str, **options: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Model and engine", show_default=False, **options)
+sampling = partial(option, "Sampling")
+engine = partial(option, "Model and engine")
+
+
+def token_biases(text: str) -> dict[int, float]:
+    try:
+        return {int(token): float(bias) for token, bias in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise typer.BadParameter(f"expected JSON such as '{{\"42\": -100}}', got {text!r}") from None
 
 
 @dataclass
 class Given:
-    """Flags whose default is what the library's own is."""
+    """Flags that leave what is not given to the library's own defaults."""
 
     def given(self) -> dict[str, Any]:
         """Those that were given, by name."""
@@ -61,26 +69,62 @@ class Given:
 
 @dataclass
 class SamplingFlags(Given):
-    """SamplingParams' arguments."""
+    """The arguments of SamplingParams."""
 
-    max_tokens: Annotated[int | None, sampling("Tokens to generate at most. [default: until the context is full]")] = None
-    temperature: Annotated[float | None, sampling("0 is greedy. [default: 1]")] = None
+    max_tokens: Annotated[int | None, sampling("Tokens to generate at most. Default: until the context is full.")] = None
+    temperature: Annotated[float | None, sampling("0 takes the likeliest token. Default: 1.")] = None
     top_p: Annotated[float | None, sampling("Sample from the likeliest tokens of this total probability.")] = None
     top_k: Annotated[int | None, sampling("Sample from this many of the likeliest tokens.")] = None
     min_p: Annotated[float | None, sampling("Leave out tokens below this share of the likeliest one's.")] = None
-    n: Annotated[int | None, sampling("Samples of each prompt. [default: 1]", "-n", "--n")] = None
-    stop: Annotated[list[str] | None, sampling("Text that ends the answer; may be given several times.")] = None
-    stop_token_ids: Annotated[list[int] | None, sampling("Token that ends the answer; may be given several times.")] = None
+    n: Annotated[int | None, sampling("Samples of each prompt. Default: 1.", "-n", "--n")] = None
+    stop: Annotated[list[str] | None, sampling("Text that ends the answer; may be repeated.")] = None
+    stop_token_ids: Annotated[
+        list[int] | None, sampling("Token id that ends the answer; may be repeated.", "--stop-token-id")
+    ] = None
     include_stop_str_in_output: Annotated[
-        bool | None, sampling("Keep the stop text.", "--include-stop-str-in-output")
+        bool | None, sampling("Keep the text that ended the answer.", "--include-stop-str-in-output")
     ] = None
-    ignore_eos: Annotated[bool | None, sampling("Go on past the model's end of text.", "--ignore-eos")] = None
+    ignore_eos: Annotated[bool | None, sampling("Go on past the model's own end.", "--ignore-eos")] = None
     min_tokens: Annotated[int | None, sampling("No end before so many tokens.")] = None
-    presence_penalty: Annotated[float | None, sampling("-2 to 2, for tokens in the answer so far.")] = None
-    frequency_penalty: Annotated[float | None, sampling("-2 to 2, for each time they are in it.")] = None
-    repetition_penalty: Annotated[float | None, sampling("Above 1 for fewer repetitions. [default: 1]")] = None
-    logit_bias: Annotated[
-        dict[int, float] | None, sampling("Added to a token's logit, as JSON: '{\"42\": -100}'.", parser=parse_bias)
+    presence_penalty: Annotated[float | None, sampling("-2 to 2, on tokens that the answer has.")] = None
+    frequency_penalty: Annotated[float | None, sampling("-2 to 2, on tokens for each time the answer has them.")] = None
+    repetition_penalty: Annotated[
+        float | None, sampling("Above 1: fewer tokens that prompt or answer have. Default: 1.")
     ] = None
-    logprobs: Annotated[int | None, sampling("Log-probabilities of so many of the likeliest tokens.")] = None
+    logit_bias: Annotated[
+        dict[int, float] | None,
+        sampling("Added to tokens' logits, as JSON by token id.", parser=token_biases, metavar="JSON"),
+    ] = None
+    logprobs: Annotated[int | None, sampling("Report log-probabilities of the token and so many others.")] = None
     prompt_logprobs: Annotated[int | None, sampling("The same for the prompt's tokens.")] = None
+    skip_special_tokens: Annotated[bool | None, sampling("Leave special tokens out of the text. Default: yes.")] = None
+
+
+@dataclass
+class EngineFlags(Given):
+    """The arguments of LLM."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Model directory or hub name (safetensors), GGUF file, or smollm2-135m.",
+            rich_help_panel="Model and engine",
+        ),
+    ] = "smollm2-135m"
+    tokenizer: Annotated[str | None, engine("Where to take the tokenizer from, if not from the model.")] = None
+    dtype: Annotated[str | None, engine("auto, float32, bfloat16 or float16.")] = None
+    quantization: Annotated[str | None, engine("int8 (weights and activations) or int8-weight-only.")] = None
+    kv_cache_dtype: Annotated[str | None, engine("auto, float32, bfloat16, float16 or int8.")] = None
+    max_model_len: Annotated[int | None, engine("Tokens of prompt and answer together. Default: the context.")] = None
+    max_num_seqs: Annotated[int | None, engine("The most sequences in one step.")] = None
+    max_num_batched_tokens: Annotated[int | None, engine("The most tokens in one step.")] = None
+    block_size: Annotated[int | None, engine("Tokens in a KV block: 8, 16, 32 or 64.")] = None
+    memory_utilization: Annotated[
+        float | None,
+        engine("Share of free memory for the KV pool.", "--memory-utilization", "--gpu-memory-utilization"),
+    ] = None
+    num_kv_blocks: Annotated[int | None, engine("The KV pool's size in blocks, given outright.")] = None
+    enable_prefix_caching: Annotated[bool | None, engine("Prompts that begin alike share KV blocks. Default: yes.")] = None
+    policy: Annotated[str | None, engine("Batching policy: continuous, static, dynamic or micro.")] = None
+    seed: Annotated[int | None, engine("Of the random draws. Default: 0.")] = None
+    threads: Annotated[int | None, engine("Default: OMP_NUM_THREADS, else the physical cores.")] = None
