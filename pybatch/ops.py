@@ -148,7 +148,8 @@ def matmul_w8a16(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None =
 def matmul_w8a8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
     """As matmul_w8a16, but each row of x is quantised to int8 first (scale = max|x| / 127, half to even).
 
-    The int32 sum is exact, so the result is the same on every instruction set.
+    The int32 sum is exact, so the result is the same on every instruction set. K: at most 131072. A row with an inf
+    or NaN gives NaN only.
     """
     _ops.matmul_w8a8.default(x, weight, scale, bias, out)
     return out
