@@ -112,11 +112,12 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     n, k = weight.shape
     q, scale = weight.new_empty(n, k, dtype=torch.int8), weight.new_empty(n, dtype=torch.float32)
     rows = max(1, _CACHED // max(1, k))
-    for part, part_q, part_scale in zip(weight.split(rows), q.split(rows), scale.split(rows), strict=True):
-        w = part.float()
-        torch.div(w.abs().amax(dim=1), 127, out=part_scale)
-        inverse = torch.where(part_scale > 0, 1 / part_scale, 0.0)
-        part_q.copy_((w * inverse[:, None]).round_().clamp_(-127, 127))
+    for first in range(0, n, rows):
+        part = slice(first, first + rows)
+        w = weight[part].float()
+        scale[part] = w.abs().amax(dim=1) / 127
+        inverse = torch.where(scale[part] > 0, 1 / scale[part], 0.0)
+        q[part] = (w * inverse[:, None]).round_().clamp_(-127, 127)
     return q, scale
 
 
