@@ -12,10 +12,6 @@
 #include "pybatch/types.h"
 
 #if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AVX2)
-#if !defined(__clang__)
-// GCC 12 takes the deliberately undefined operands inside its own intrinsics for mistakes (its bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include <immintrin.h>
 #endif
 
@@ -40,6 +36,17 @@ struct bf16 {
 };
 
 constexpr int kLanes = 16;
+
+PYBATCH_INLINE float as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+PYBATCH_INLINE uint32_t as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
 
 #if defined(PYBATCH_ISA_AVX512)
 
@@ -120,6 +127,10 @@ PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) {  // lanes be
 
 PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {  // 0 in lanes where x < limit
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLT_UQ), a.v)};
+}
+
+PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {  // bit i: lane i of x >= that of limit
+  return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_GE_OQ);
 }
 
 #elif defined(PYBATCH_ISA_AVX2)
@@ -208,6 +219,11 @@ PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
           _mm256_and_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_NLT_UQ), a.hi)};
 }
 
+PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
+  auto bits = [](__m256 mask) { return static_cast<uint32_t>(_mm256_movemask_ps(mask)); };
+  return bits(_mm256_cmp_ps(x.lo, limit.lo, _CMP_GE_OQ)) | bits(_mm256_cmp_ps(x.hi, limit.hi, _CMP_GE_OQ)) << 8;
+}
+
 #else  // portable
 
 struct F32x16 {
@@ -219,16 +235,6 @@ struct F32x16 {
   for (int i = 0; i < kLanes; ++i) r.v[i] = expression; \
   return r
 
-PYBATCH_INLINE float as_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-PYBATCH_INLINE uint32_t as_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
 PYBATCH_INLINE float to_float(float x) { return x; }
 PYBATCH_INLINE float to_float(int8_t x) { return static_cast<float>(x); }
 PYBATCH_INLINE float to_float(bf16 x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
@@ -295,6 +301,11 @@ PYBATCH_INLINE void store(T* p, F32x16 a) {
 PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) { PYBATCH_LANEWISE(i < n ? a.v[i] : b.v[i]); }
 PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
   PYBATCH_LANEWISE(x.v[i] < limit.v[i] ? 0.0f : a.v[i]);
+}
+PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(x.v[i] >= limit.v[i]) << i;
+  return mask;
 }
 #undef PYBATCH_LANEWISE
 
