@@ -40,7 +40,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// Where the granules of a split, and those read after them, lie.
+// Where the granules of a split, and those read after them, lie: the first element of the tile's KV head.
 template <class T>
 struct Split {
   const T* k[kSplitGranules + kAhead];
@@ -161,16 +161,18 @@ void Attention::locate(const Tile& tile, int64_t split, Range columns, Split<T>&
     int64_t block, offset;
   };
   auto place_of = [&](int64_t granule) -> Place {
-    const int64_t wanted = origin + granule * kGranule, token = wanted < last ? wanted : last;
+    const int64_t wanted = origin + granule * kGranule, token = smaller(wanted, last);
     return {table[token / cache.block_size], token % cache.block_size / kGranule * kGranule};
   };
-  auto key = [&](Place at, int64_t token_stride) {
-    return static_cast<const T*>(cache.k) + at.block * cache.k_block_stride + tile.kv_head * depth * cache.block_size +
+  auto key_or_value = [&](const void* base, int64_t block_stride, Place at, int64_t token_stride) {
+    return static_cast<const T*>(base) + at.block * block_stride + tile.kv_head * depth * cache.block_size +
            at.offset * token_stride;
   };
+  auto key = [&](Place at, int64_t token_stride) {
+    return key_or_value(cache.k, cache.k_block_stride, at, token_stride);
+  };
   auto value = [&](Place at, int64_t token_stride) {
-    return static_cast<const T*>(cache.v) + at.block * cache.v_block_stride + tile.kv_head * depth * cache.block_size +
-           at.offset * token_stride;
+    return key_or_value(cache.v, cache.v_block_stride, at, token_stride);
   };
   const int64_t first = columns.begin * kColumnGranules, end = columns.end * kColumnGranules;
   for (int64_t g = first; g < end; ++g) {
