@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import pybatch
-from pybatch import _C, ops
+from pybatch import ops
 
-PACKAGE = Path(pybatch.__file__).parent
+_C = ops._C  # torch must be there first; ops sees to that
+
+PACKAGE = Path(ops.__file__).parent
 
 
 def undefined_symbols(library: Path) -> list[str]:
