@@ -3,7 +3,7 @@ is ever in memory (the checkpoint itself is mapped)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
@@ -81,53 +81,66 @@ class WeightLoader:
         self.dtype, self.quantization, self.advance = dtype, quantization, advance
 
     def decoder(self, max_model_len: int) -> Decoder:
-        """The decoder, with a rotary table of max_model_len positions."""
+        """The decoder, with a rotary table of max_model_len positions. Raises ModelError if a tensor is missing or not
+        of the shape that the config asks for."""
         config = self.config
         with _worker_pool() as self.pool:
-            embedding = self.linear("model.embed_tokens")
+            embedding = self.linear({"model.embed_tokens": config.vocab_size}, config.hidden_size)
+            tied = config.tie_word_embeddings
             return Decoder(
                 config,
                 self.dtype,
                 embedding=embedding,
                 layers=[self.layer(index) for index in range(config.num_layers)],
-                final_norm=self.vector("model.norm.weight"),
-                lm_head=embedding if config.tie_word_embeddings else self.linear("lm_head"),
+                final_norm=self.vector("model.norm.weight", config.hidden_size),
+                lm_head=embedding if tied else self.linear({"lm_head": config.vocab_size}, config.hidden_size),
                 rotary=rotary_table(config.rope, max_model_len),
             )
 
     def layer(self, index: int) -> Layer:
-        config, prefix = self.config, f"model.layers.{index}."
-        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        config, hidden, mlp = self.config, self.config.hidden_size, self.config.intermediate_size
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        layer = f"model.layers.{index}"
+        attention = f"{layer}.self_attn"
         return Layer(
-            attention_norm=self.vector(prefix + "input_layernorm.weight"),
-            qkv=self.linear(*(f"{attention}{part}_proj" for part in "qkv"), bias=config.attention_bias),
-            q_norm=self.vector(attention + "q_norm.weight") if config.qk_norm else None,
-            k_norm=self.vector(attention + "k_norm.weight") if config.qk_norm else None,
-            attention_out=self.linear(attention + "o_proj", bias=config.attention_out_bias),
-            mlp_norm=self.vector(prefix + "post_attention_layernorm.weight"),
-            gate_up=self.linear(mlp + "gate_proj", mlp + "up_proj", bias=config.mlp_bias),
-            down=self.linear(mlp + "down_proj", bias=config.mlp_bias),
+            attention_norm=self.vector(f"{layer}.input_layernorm.weight", hidden),
+            qkv=self.linear(
+                {f"{attention}.q_proj": q, f"{attention}.k_proj": kv, f"{attention}.v_proj": kv},
+                hidden,
+                bias=config.attention_bias,
+            ),
+            q_norm=self.vector(f"{attention}.q_norm.weight", config.head_dim) if config.qk_norm else None,
+            k_norm=self.vector(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
+            attention_out=self.linear({f"{attention}.o_proj": hidden}, q, bias=config.attention_out_bias),
+            mlp_norm=self.vector(f"{layer}.post_attention_layernorm.weight", hidden),
+            gate_up=self.linear(
+                {f"{layer}.mlp.gate_proj": mlp, f"{layer}.mlp.up_proj": mlp}, hidden, bias=config.mlp_bias
+            ),
+            down=self.linear({f"{layer}.mlp.down_proj": hidden}, mlp, bias=config.mlp_bias),
             window=config.sliding_window[index],
         )
 
-    def vector(self, name: str) -> Tensor:
-        return self.tensor(name)[:].to(self.dtype, copy=True)
+    def vector(self, name: str, length: int) -> Tensor:
+        return self.tensor(name, (length,))[:].to(self.dtype, copy=True)
 
-    def linear(self, *names: str, bias: bool = False) -> Linear:
-        """The weights of these names as one fused projection."""
-        parts = [self.tensor(name + ".weight") for name in names]
-        rows = Stacked(parts)
-        biases = torch.cat([self.vector(name + ".bias") for name in names]) if bias else None
+    def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Linear:
+        """The projections of these names, with so many rows each, fused into one."""
+        parts = [self.tensor(f"{name}.weight", (count, columns)) for name, count in rows.items()]
+        biases = torch.cat([self.vector(f"{name}.bias", count) for name, count in rows.items()]) if bias else None
         if self.quantization is not None:
-            return self._int8(rows, biases)
+            return self._int8(Stacked(parts), biases)
         dtypes = {part.dtype for part in parts}
         kept = dtypes.pop() if len(dtypes) == 1 else self.dtype
-        return self._dense(rows, biases, kept if kept.itemsize < self.dtype.itemsize else self.dtype)
+        return self._dense(Stacked(parts), biases, kept if kept.itemsize < self.dtype.itemsize else self.dtype)
 
-    def tensor(self, name: str) -> Rows:
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
+        config = self.config
         if name not in self.checkpoint:
-            raise ModelError(f"{self.config.name} has no tensor {name!r}, which {self.config.architecture} needs")
-        return self.checkpoint[name]
+            raise ModelError(f"{config.name} has no tensor {name!r}, which {config.architecture} needs")
+        tensor = self.checkpoint[name]
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"{config.name}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        return tensor
 
     def _dense(self, rows: Stacked, bias: Tensor | None, dtype: torch.dtype) -> Linear:
         n, k = rows.shape
