@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pybatch.model.batch import ForwardBatch, LayerCache
 from pybatch.model.decoder import Decoder, Layer
-from pybatch.model.layers import Linear
+from pybatch.model.layers import Packed
 
 TOKENS = 128  # a multiple of BLOCK_SIZE
 BLOCK_SIZE = 32
@@ -27,16 +27,13 @@ RANGE = 2.0**-10  # channels are taken to be at least so large, relative to the 
 class PackedWhenCalled:
     """A projection behind a norm whose weights are packed at the first call, by what it is called with."""
 
-    def __init__(self, pack: Callable[[Tensor], Linear]) -> None:
+    def __init__(self, pack: Callable[[Tensor], Packed]) -> None:
         self._pack = pack
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         self.scale = channel_scale(x)
         self.linear = self._pack(self.scale)
         return self.linear((x / self.scale).to(x.dtype), out)
-
-    def embed(self, ids: Tensor, out: Tensor) -> Tensor:
-        raise NotImplementedError("only projections behind a norm are smoothed")
 
     def nbytes(self) -> int:
         return self.linear.nbytes()

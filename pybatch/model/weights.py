@@ -16,7 +16,7 @@ from pybatch import ops
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.errors import ModelError
-from pybatch.model.layers import DenseLinear, Int8Linear, Linear
+from pybatch.model.layers import DenseLinear, Int8Linear, Linear, Packed
 from pybatch.model.rope import rotary_table
 from pybatch.model.smooth import PackedWhenCalled, pack_by_running
 
@@ -52,6 +52,8 @@ class Stacked:
     def __init__(self, parts: Sequence[Rows]) -> None:
         self.parts = parts
         self.shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+        dtypes = {part.dtype for part in parts}
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
 
     def __getitem__(self, rows: slice) -> Tensor:
         found, offset = [], 0
@@ -108,21 +110,19 @@ class WeightLoader:
         attention = f"{layer}.self_attn"
         return Layer(
             attention_norm=self.vector(f"{layer}.input_layernorm.weight", hidden),
-            qkv=self.linear(
+            qkv=self.linear_behind_norm(
                 {f"{attention}.q_proj": q, f"{attention}.k_proj": kv, f"{attention}.v_proj": kv},
                 hidden,
                 bias=config.attention_bias,
-                behind_norm=True,
             ),
             q_norm=self.vector(f"{attention}.q_norm.weight", config.head_dim) if config.qk_norm else None,
             k_norm=self.vector(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
             attention_out=self.linear({f"{attention}.o_proj": hidden}, q, bias=config.attention_out_bias),
             mlp_norm=self.vector(f"{layer}.post_attention_layernorm.weight", hidden),
-            gate_up=self.linear(
+            gate_up=self.linear_behind_norm(
                 {f"{layer}.mlp.gate_proj": mlp, f"{layer}.mlp.up_proj": mlp},
                 hidden,
                 bias=config.mlp_bias,
-                behind_norm=True,
             ),
             down=self.linear({f"{layer}.mlp.down_proj": hidden}, mlp, bias=config.mlp_bias),
             window=config.sliding_window[index],
@@ -131,18 +131,16 @@ class WeightLoader:
     def vector(self, name: str, length: int) -> Tensor:
         return self.tensor(name, (length,))[:].to(self.dtype, copy=True)
 
-    def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False, behind_norm: bool = False) -> Linear:
+    def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Packed:
         """The projections of these names, with so many rows each, fused into one."""
-        parts = [self.tensor(f"{name}.weight", (count, columns)) for name, count in rows.items()]
-        stacked = Stacked(parts)
-        biases = torch.cat([self.vector(f"{name}.bias", count) for name, count in rows.items()]) if bias else None
-        if self.quantization == "int8" and behind_norm:
-            return PackedWhenCalled(lambda scale: self._int8(stacked, biases, scale))
-        if self.quantization is not None:
-            return self._int8(stacked, biases)
-        dtypes = {part.dtype for part in parts}
-        kept = dtypes.pop() if len(dtypes) == 1 else self.dtype
-        return self._dense(stacked, biases, kept if kept.itemsize < self.dtype.itemsize else self.dtype)
+        return self._pack(self._stacked(rows, columns), self._biases(rows, bias))
+
+    def linear_behind_norm(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Linear:
+        """As linear; for W8A8 its packing waits for activations."""
+        stacked, biases = self._stacked(rows, columns), self._biases(rows, bias)
+        if self.quantization == "int8":
+            return PackedWhenCalled(lambda scale: self._pack(stacked, biases, scale))
+        return self._pack(stacked, biases)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
         config = self.config
@@ -153,8 +151,18 @@ class WeightLoader:
             raise ModelError(f"{config.name}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         return tensor
 
-    def _dense(self, rows: Stacked, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    def _stacked(self, rows: Mapping[str, int], columns: int) -> Stacked:
+        return Stacked([self.tensor(f"{name}.weight", (count, columns)) for name, count in rows.items()])
+
+    def _biases(self, rows: Mapping[str, int], wanted: bool) -> Tensor | None:
+        return torch.cat([self.vector(f"{name}.bias", count) for name, count in rows.items()]) if wanted else None
+
+    def _pack(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None = None) -> Packed:
+        return self._dense(rows, bias) if self.quantization is None else self._int8(rows, bias, column_scale)
+
+    def _dense(self, rows: Stacked, bias: Tensor | None) -> DenseLinear:
         n, k = rows.shape
+        dtype = rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype
         packed = torch.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype)
 
         def pack(chunk: slice, panels: slice) -> None:
@@ -163,7 +171,7 @@ class WeightLoader:
         self._for_chunks(n, k, pack)
         return DenseLinear(packed, n, bias)
 
-    def _int8(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None = None) -> Linear:
+    def _int8(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
         assert self.quantization is not None
         n, k = rows.shape
         packed = torch.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
