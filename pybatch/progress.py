@@ -84,7 +84,8 @@ class Work:
         rate = self.tokens / max(self.seconds, 1e-9)
         left = self.tokens_left
         remaining = "-:--" if left is None or not rate else clock(left / rate)
-        return f"{rows} rows{failed} · {self.tokens:,} tokens · {rate:,.0f} tok/s · KV {self.kv_usage:.0%} · {remaining} left"
+        speed = f"{self.tokens:,} tokens · {rate:,.0f} tok/s"
+        return f"{rows} rows{failed} · {speed} · KV {self.kv_usage:.0%} · {remaining} left"
 
 
 class Reporter:

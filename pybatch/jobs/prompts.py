@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pybatch.inputs import Conversation, Message, Prompt
+from pybatch.jobs.reader import Row
+
 
 class Template:
     """Text with {field} where a row's field goes; {{ and }} stand for braces.
@@ -38,28 +41,31 @@ class Template:
 
 @dataclass(frozen=True)
 class PromptMaker:
-    """Makes text (to be completed as it is) or a conversation of each row's fields.
+    """Makes a prompt of each row.
 
-    template: fills in the fields; without one, "messages" or "prompt" of the row are taken. system: a system message
-    in front. chat: text becomes a user message; else it is the whole prompt.
+    template: filled in with the row's fields; without one the row's "messages" or "prompt" are taken. system: the text
+    of a system message to put in front. chat: text becomes a user message; else the model completes it as it is.
     """
 
     template: Template | None = None
     system: str | None = None
     chat: bool = True
 
-    def __call__(self, fields: Mapping[str, Any]) -> str | list[dict[str, Any]]:
+    def __call__(self, row: Row) -> Prompt:
         """ValueError where the row holds no prompt."""
-        if self.template is None and "messages" in fields:
-            if not isinstance(fields["messages"], list):
-                raise ValueError(f"'messages' must be a list, got {type(fields['messages']).__name__}")
-            return [*self.opening(), *fields["messages"]]
-        text = fields.get("prompt") if self.template is None else self.template.fill(fields)
+        if row.error is not None:
+            raise ValueError(row.error)
+        if self.template is None and "messages" in row.fields:
+            messages = row.fields["messages"]
+            if not isinstance(messages, list):
+                raise ValueError(f"messages: expected a list, got {type(messages).__name__}")
+            return self.conversation(messages)
+        text = row.fields.get("prompt") if self.template is None else self.template.fill(row.fields)
         if text is None:
             raise ValueError("the row has neither 'prompt' nor 'messages'")
         if not isinstance(text, str):
-            raise ValueError(f"'prompt' must be text, got {type(text).__name__}")
-        return [*self.opening(), {"role": "user", "content": text}] if self.chat else text
+            raise ValueError(f"prompt: expected text, got {type(text).__name__}")
+        return self.conversation([{"role": "user", "content": text}]) if self.chat else text
 
-    def opening(self) -> list[dict[str, Any]]:
-        return [] if self.system is None else [{"role": "system", "content": self.system}]
+    def conversation(self, messages: list[Message]) -> Conversation:
+        return Conversation(messages if self.system is None else [{"role": "system", "content": self.system}, *messages])

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from pybatch.engine import RequestOutput
+    from pybatch.engine.outputs import TokenLogprobs
     from pybatch.jobs.reader import Row
 
-RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "error")
+RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "logprobs", "prompt_logprobs", "error")
 
 
 def answer(output: RequestOutput) -> dict[str, Any]:
-    """What a result row tells of a finished request; with n > 1, response and finish_reason are lists."""
+    """What a result row tells of a finished request. With n > 1 what there is once a sample is a list."""
     if output.error is not None:
         return {"error": output.error}
-    texts = [completion.text for completion in output.outputs]
-    reasons = [completion.finish_reason for completion in output.outputs]
-    return {
-        "response": texts[0] if len(texts) == 1 else texts,
-        "finish_reason": reasons[0] if len(reasons) == 1 else reasons,
+    samples = output.outputs
+    result = {
+        "response": one_or_all([sample.text for sample in samples]),
+        "finish_reason": one_or_all([sample.finish_reason for sample in samples]),
         "usage": {
             "prompt_tokens": len(output.prompt_token_ids),
-            "completion_tokens": sum(len(completion.token_ids) for completion in output.outputs),
+            "completion_tokens": sum(len(sample.token_ids) for sample in samples),
         },
     }
+    if samples[0].logprobs is not None:
+        result["logprobs"] = one_or_all([positions(sample.logprobs or []) for sample in samples])
+    if output.prompt_logprobs is not None:
+        result["prompt_logprobs"] = positions(output.prompt_logprobs)
+    return result
+
+
+def one_or_all(items: list[Any]) -> Any:
+    return items[0] if len(items) == 1 else items
+
+
+def positions(logprobs: Sequence[TokenLogprobs | None]) -> list[list[dict[str, Any]] | None]:
+    """At each position the actual token and then the likeliest; None before a prompt's first token."""
+    return [None if at is None else [{"token_id": token, **asdict(of)} for token, of in at.items()] for at in logprobs]
 
 
 def result_row(row: Row, result: Mapping[str, Any]) -> dict[str, Any]:
