@@ -43,7 +43,7 @@ def as_conversations(messages: Sequence[Message] | Iterable[Sequence[Message]]) 
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise TypeError(f"messages: expected a list of messages or of such lists, got {type(messages).__name__}")
     if isinstance(messages, Sequence) and messages and isinstance(messages[0], Mapping):
-        return [messages]  # type: ignore[list-item]
+        return [messages]
     return messages  # type: ignore[return-value]
 
 
@@ -78,8 +78,10 @@ def encode_conversation(prompt: Conversation, tokenizer: Tokenizer | None) -> tu
     tokenizer = expect_tokenizer(tokenizer)
     try:
         text = tokenizer.apply_chat_template(plain, **prompt.options)
-    except Exception as error:  # a template is code that came with the model and may fail in any way
-        raise ValueError(f"the chat template failed: {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # a template is code that came with the model, and may fail in any way
+        raise ValueError(f"chat template: {type(error).__name__}: {error}") from error
     return text, tokenizer.encode(valid_text(text), add_special_tokens=False)  # the template has put them in
 
 

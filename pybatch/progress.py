@@ -89,24 +89,27 @@ class Work:
 
 
 class Reporter:
-    """Shows Work on stderr for as long as it is entered: a bar on a terminal; elsewhere, if ``lines``, a line every
-    few seconds."""
+    """Shows Work on stderr for as long as it is entered: a bar on a terminal, elsewhere a line every few seconds.
+
+    lines: whether to print these. bar: False for lines on a terminal too.
+    """
 
     LINE_INTERVAL = 5.0
 
-    def __init__(self, title: str, work: Work, *, lines: bool, console: Console | None = None) -> None:
+    def __init__(self, title: str, work: Work, *, lines: bool, bar: bool = True) -> None:
         self._title, self._work = title, work
-        self._console = console or Console(stderr=True)
-        self._lines = lines
+        self._console = Console(stderr=True)
+        self._show_bar = bar and self._console.is_terminal
+        self._show_lines = lines and not self._show_bar
         self._stop = threading.Event()
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._show_bar:
             self._live = Live(get_renderable=self._bar, console=self._console, refresh_per_second=4)
             self._live.start(refresh=True)
-        elif self._lines:
+        elif self._show_lines:
             self._thread = threading.Thread(target=self._print_lines, daemon=True)
             self._thread.start()
         return self
