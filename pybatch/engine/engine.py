@@ -340,7 +340,9 @@ def _capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple
     """(max_model_len, num_kv_blocks), such that one sequence always fits by itself."""
     context = decoder.config.max_position
     if config.max_model_len is not None and config.max_model_len > context:
-        raise ValueError(f"max_model_len: expected at most the model's context of {context}, got {config.max_model_len}")
+        raise ValueError(
+            f"max_model_len: expected at most the model's context of {context}, got {config.max_model_len}"
+        )
     length = config.max_model_len or context
     longest = -(-length // config.block_size)
     blocks = config.num_kv_blocks

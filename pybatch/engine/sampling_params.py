@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -87,22 +88,22 @@ class SamplingParams:
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def _check_stops(self) -> None:
-        if self.stop is not None and not isinstance(self.stop, str):
-            if not isinstance(self.stop, (list, tuple)) or not all(isinstance(s, str) for s in self.stop):
-                self._fail("stop", "a string or a list of strings", self.stop)
+        stop = self.stop
+        if not (stop is None or isinstance(stop, str) or _is_list_of(stop, lambda s: isinstance(s, str))):
+            self._fail("stop", "a string or a list of strings", stop)
         if "" in self.stop_strings:
             self._fail("stop", "strings that are not empty", self.stop)
         if self.stop_strings and not self.detokenize:
             self._fail("detokenize", "True, since stop strings are looked for in the text", self.detokenize)
         ids = self.stop_token_ids
-        if ids is not None and not (isinstance(ids, (list, tuple)) and all(_is_integer(i) and i >= 0 for i in ids)):
+        if ids is not None and not _is_list_of(ids, _is_token_id):
             self._fail("stop_token_ids", "a list of token ids", ids)
 
     def _check_bias(self) -> None:
         bias = self.logit_bias
         if bias is None:
             return
-        if not isinstance(bias, dict) or not all(_is_integer(i) and i >= 0 for i in bias):
+        if not isinstance(bias, dict) or not all(map(_is_token_id, bias)):
             self._fail("logit_bias", "a dict from token ids to numbers", bias)
         for value in bias.values():
             if not _is_number(value) or not -100 <= value <= 100:
@@ -126,6 +127,14 @@ class SamplingParams:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_token_id(value: Any) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def _is_list_of(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(is_item, value))
 
 
 def _is_number(value: Any) -> bool:
