@@ -38,7 +38,7 @@ CONFIGS = {
     "llama-yarn": LlamaConfig(**SMALL, rope_parameters=YARN_ROPE),
     "llama-linear": LlamaConfig(**SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}),
     "smollm2": LlamaConfig(
-        **{**SMALL, "num_attention_heads": 3, "num_key_value_heads": 1}, head_dim=24, tie_word_embeddings=True
+        **{**SMALL, "hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1}, tie_word_embeddings=True
     ),
     "llama-biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
     "mistral": MistralConfig(**SMALL, sliding_window=40),
