@@ -12,13 +12,13 @@ struct Int8WeightOp : FloatOp<float> {
 
   static PYBATCH_INLINE F32x16 weight(const char* group, int step) {
 #if defined(PYBATCH_ISA_AVX512)
-    __m512i columns = _mm512_loadu_si512(group);
-    __m512i top = _mm512_sllv_epi32(columns, _mm512_set1_epi32(24 - 8 * step));
+    __m512i top = _mm512_loadu_si512(group);
+    if (step < 3) top = _mm512_slli_epi32(top, 24 - 8 * step);
     return {_mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24))};
 #elif defined(PYBATCH_ISA_AVX2)
     auto widen = [&](const char* columns) {
-      __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(columns));
-      __m256i top = _mm256_sllv_epi32(four, _mm256_set1_epi32(24 - 8 * step));
+      __m256i top = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(columns));
+      if (step < 3) top = _mm256_slli_epi32(top, 24 - 8 * step);
       return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24));
     };
     return {widen(group), widen(group + 32)};
