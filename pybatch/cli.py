@@ -39,7 +39,7 @@ class InputFormat(StrEnum):
 def main() -> None:
     """Exits with 0, 1 (some rows failed), 2 (usage) or 130 (Ctrl-C)."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="pybatch", standalone_mode=False))
     except typer.TyperException as error:
         if message := error.format_message():
             print(f"pybatch: {message}", file=sys.stderr)

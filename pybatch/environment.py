@@ -47,7 +47,7 @@ def facts_table(known: dict[str, Any]) -> Table:
             value = ", ".join(value)
         elif name.startswith("memory_"):
             value = f"{value / 2**30:.1f} GiB"
-        table.add_row(name, "not set" if value is None else str(value))
+        table.add_row(name.replace("_", " ") if name.islower() else name, "not set" if value is None else str(value))
     return table
 
 

@@ -15,6 +15,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pybatch.engine.metrics import EngineMetrics
 
+TOKENS_PER_BYTE = 0.25  # of English text, roughly; until the first rows have been counted
+
 
 class Work:
     """What is known of a batch's tokens, and from it an estimate of those to come.
@@ -29,7 +31,7 @@ class Work:
         self.metrics = metrics
         self.rows, self.size, self.max_output_tokens = rows, size, max_output_tokens
         self.rows_done = self.rows_failed = self.prompt_tokens = 0
-        self._size_done = 0
+        self._size_done = self._size_answered = 0
         self._tokens_before, self._output_before = metrics.step_tokens, metrics.output_tokens
         self._start = time.perf_counter()
 
@@ -39,6 +41,7 @@ class Work:
         self.rows_failed += failed
         self.prompt_tokens += prompt_tokens
         self._size_done += size
+        self._size_answered += 0 if failed else size
 
     @property
     def seconds(self) -> float:
@@ -60,7 +63,7 @@ class Work:
 
     @property
     def tokens_left(self) -> float | None:
-        """None while nothing is known to go by.
+        """None while there is nothing to go by.
 
         Prompts: by the size of those to come. Outputs: the finished rows alone would mislead, since the short ones
         finish first; all output tokens per finished row is the maximum-likelihood mean of such censored lengths.
@@ -70,13 +73,18 @@ class Work:
         if self.rows_done >= self.rows:
             return 0.0
         answered = self.rows_done - self.rows_failed
-        if not answered:
+        if answered:
+            per_size = self.prompt_tokens / max(1, self._size_answered)
+            output = self.output_tokens / answered
+            if self.max_output_tokens is not None:
+                output = min(output, self.max_output_tokens)
+        elif self.max_output_tokens is not None:
+            per_size, output = TOKENS_PER_BYTE, self.max_output_tokens
+        else:
             return None
-        prompt = self.prompt_tokens / max(1, self._size_done) * self.size - (self.tokens - self.output_tokens)
-        output = self.output_tokens / answered
-        if self.max_output_tokens is not None:
-            output = min(output, self.max_output_tokens)
-        return max(0.0, prompt) + output * (self.rows - self.rows_done)
+        begun = self.tokens - self.output_tokens - self.prompt_tokens  # of prompts whose rows are not done
+        prompt = max(0.0, per_size * (self.size - self._size_done) - begun)
+        return prompt + output * (self.rows - self.rows_done)
 
     def __str__(self) -> str:
         rows = f"{self.rows_done:,}" if self.rows is None else f"{self.rows_done:,}/{self.rows:,}"
