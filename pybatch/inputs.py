@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ Prompt = str | Sequence[int] | Mapping[str, Any] | Conversation
 
 
 def is_token_ids(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(type(v) is int for v in value)
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        return False
+    return all(isinstance(each, Integral) and not isinstance(each, bool) for each in value)
 
 
 def as_prompts(prompts: Prompt | Iterable[Prompt]) -> Iterable[Prompt]:
@@ -64,7 +67,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, lis
     if ids is not None:
         if not is_token_ids(ids):
             raise ValueError(f"prompt: expected text or a list of token ids, got {type(ids).__name__}")
-        return text, list(ids)  # type: ignore[call-overload]
+        return text, [int(each) for each in ids]  # type: ignore[attr-defined]
     if text is None:
         raise ValueError("prompt: expected text or a list of token ids, got None")
     return text, expect_tokenizer(tokenizer).encode(valid_text(text))
