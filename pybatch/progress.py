@@ -7,10 +7,11 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from pybatch.engine.metrics import EngineMetrics
@@ -86,6 +87,12 @@ class Work:
         prompt = max(0.0, per_size * (self.size - self._size_done) - begun)
         return prompt + output * (self.rows - self.rows_done)
 
+    @property
+    def share_done(self) -> float | None:
+        """0 to 1, of the tokens; None where tokens_left is."""
+        left = self.tokens_left
+        return None if left is None else 1.0 if left == 0 else self.tokens / (self.tokens + left)
+
     def __str__(self) -> str:
         rows = f"{self.rows_done:,}" if self.rows is None else f"{self.rows_done:,}/{self.rows:,}"
         failed = f" ({self.rows_failed:,} failed)" if self.rows_failed else ""
@@ -131,19 +138,19 @@ class Reporter:
 
     def _print_lines(self) -> None:
         while not self._stop.wait(self.LINE_INTERVAL):
-            left = self._work.tokens_left
-            share = "" if left is None else f" {self._work.tokens / max(1, self._work.tokens + left):.0%}"
-            self._console.print(f"{self._title}{share}: {self._work}", highlight=False, markup=False, soft_wrap=True)
+            share = self._work.share_done
+            percent = "" if share is None else f" {share:.0%}"
+            self._console.print(f"{self._title}{percent}: {self._work}", highlight=False, markup=False, soft_wrap=True)
 
-    def _bar(self) -> Table:
-        left = self._work.tokens_left
-        total = None if left is None else max(1, self._work.tokens + left)
+    def _bar(self) -> Group:
+        share = self._work.share_done
         row = Table.grid(padding=(0, 1), expand=True)
-        row.add_column(no_wrap=True)
+        row.add_column()
         row.add_column(ratio=1)
-        row.add_column(no_wrap=True)
-        row.add_row(self._title, ProgressBar(total=total, completed=self._work.tokens), str(self._work))
-        return row
+        row.add_column(width=4, justify="right")
+        bar = ProgressBar(total=None if share is None else 1.0, completed=share or 0.0)
+        row.add_row(self._title, bar, "" if share is None else f"{share:.0%}")
+        return Group(row, Text(str(self._work), no_wrap=True))
 
 
 def clock(seconds: float) -> str:

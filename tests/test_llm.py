@@ -200,7 +200,7 @@ def test_stream_draws_prompts_as_there_is_room(llm: LLM) -> None:
 
     def prompts() -> Iterator[str]:
         nonlocal drawn
-        for drawn in itertools.count(1):  # noqa: B007
+        for drawn in itertools.count(1):
             yield f"prompt {drawn}"
 
     outputs = llm.stream(prompts(), GREEDY)
