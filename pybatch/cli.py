@@ -64,7 +64,8 @@ def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingPar
     from pybatch.llm import LLM
 
     with usage_errors():
-        return LLM(**engine.given()), SamplingParams(**sampling.given())
+        params = SamplingParams(**sampling.given())
+        return LLM(**engine.given()), params
 
 
 def print_version(wanted: bool) -> None:
@@ -121,6 +122,7 @@ def run(
     from pybatch.jobs.reader import read_rows
     from pybatch.jobs.runner import run_job
     from pybatch.jobs.summary import summary_table
+    from pybatch.llm import most_output_tokens
     from pybatch.progress import Reporter, Work
 
     if raw and system is not None:
@@ -136,8 +138,7 @@ def run(
     chat = not raw and llm.session.tokenizer is not None and llm.session.tokenizer.chat_template is not None
     if system is not None and not chat:
         raise UsageError(f"--system: {engine.model} has no chat template")
-    cap = None if params.max_tokens is None else params.max_tokens * params.n
-    work = Work(llm.engine.metrics, rows, size, max_output_tokens=cap)
+    work = Work(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
     interrupted = False
     bar = output != STANDARD or not sys.stdout.isatty()  # rows and a bar on one terminal would be in each other's way
     with lines, results, Reporter("Answering", work, lines=True, bar=bar):

@@ -32,6 +32,11 @@ def is_token_ids(value: object) -> bool:
     return all(isinstance(each, Integral) and not isinstance(each, bool) for each in value)
 
 
+def size_of(prompt: Prompt) -> int:
+    """About how long it is, to tell how much of a batch's prompts is done: in characters or in token ids."""
+    return len(prompt) if isinstance(prompt, str | list) else len(str(prompt))
+
+
 def as_prompts(prompts: Prompt | Iterable[Prompt]) -> Iterable[Prompt]:
     """A single prompt as a list of one; several as they are, which may be an iterator."""
     if isinstance(prompts, str | Mapping | Conversation) or (prompts and is_token_ids(prompts)):

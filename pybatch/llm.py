@@ -14,7 +14,7 @@ from typing import Any
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.arguments import expect_known
-from pybatch.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, expect_tokenizer
+from pybatch.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, expect_tokenizer, size_of
 from pybatch.interrupts import deferred_interrupts
 from pybatch.model.loader import load_model
 from pybatch.model.tokenizer import Tokenizer
@@ -170,8 +170,8 @@ class LLM:
 
     def _collect(self, prompts: Sequence[Prompt], params: Params, show_progress: bool) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
-        sizes = [len(prompt) if isinstance(prompt, Sized) else 0 for prompt in prompts]
-        work = Work(self.engine.metrics, len(prompts), sum(sizes))
+        sizes = [size_of(prompt) for prompt in prompts]
+        work = Work(self.engine.metrics, len(prompts), sum(sizes), max_output_tokens=most_output_tokens(params))
         with Reporter("Generating", work, lines=False) if show_progress else nullcontext():
             for output in self._run(self._pair(prompts, params), partial=False):
                 index = int(output.request_id)
@@ -215,3 +215,10 @@ class LLM:
             with deferred_interrupts():
                 for request_id in pending:
                     self.session.abort(request_id)
+
+
+def most_output_tokens(params: Params) -> int | None:
+    """The most that any one prompt may generate; None where there is no saying."""
+    if not isinstance(params, SamplingParams) or params.max_tokens is None:
+        return None
+    return params.n * params.max_tokens
