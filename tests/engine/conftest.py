@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine.runs import EOS, make_tokenizer
+from engine.runs import EOS, MakeEngine, make_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pybatch.engine import Engine, EngineConfig
 from pybatch.model import Decoder, Tokenizer, load_model
 
-MakeEngine = Callable[..., Engine]
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from tokenizers import Tokenizer as Backend
@@ -10,6 +10,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pybatch.engine import Engine, RequestOutput, SamplingParams
 from pybatch.model import Tokenizer
+
+MakeEngine = Callable[..., Engine]
 
 EOS = 0
 TEXT = ["the cat sat on the mat. ", "naïve façade 日本語 emoji 🙂🙃 family 👩‍👩‍👧 ", "stop here, please! END\n"]
@@ -28,7 +30,10 @@ def make_tokenizer() -> Tokenizer:
 
 
 def run(
-    engine: Engine, prompts: list[list[int]], params: SamplingParams | list[SamplingParams], order: list[int] | None = None
+    engine: Engine,
+    prompts: list[list[int]],
+    params: SamplingParams | list[SamplingParams],
+    order: list[int] | None = None,
 ) -> list[RequestOutput]:
     """Runs prompts to their end, added in `order`; outputs in the order of prompts."""
     each = params if isinstance(params, list) else [params] * len(prompts)

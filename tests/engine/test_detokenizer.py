@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from engine.runs import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def feed(detokenizer: Detokenizer, ids: list[int], include_stop: bool = False) -
 def check_pieces(tokenizer: Tokenizer, ids: list[int]) -> None:
     seen = feed(Detokenizer(tokenizer, (), skip_special_tokens=True), ids)
     assert seen[-1] == tokenizer.decode(ids)
-    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
 
 
 @settings(max_examples=300, deadline=None)
@@ -58,7 +60,7 @@ def test_text_in_pieces_is_the_text_of_all_ids_even_of_broken_utf8(ids: list[int
     check_pieces(BYTE_LEVEL, ids)
 
 
-# Llama 2's decoder turns a whole run of byte tokens into U+FFFD when one more byte breaks it: no stream can follow that.
+# Llama 2's decoder turns a whole run of bytes into U+FFFD when one more byte breaks it: no stream can follow that.
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(257, SENTENCEPIECE.vocab_size - 1) | st.text("aé日🙂", min_size=1, max_size=2), min_size=1))
 def test_text_in_pieces_is_the_text_of_all_ids_where_the_first_space_is_stripped(units: list[int | str]) -> None:
