@@ -28,7 +28,7 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
 
 
 def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
-    monkeypatch.setitem(CONFIGS, arch, copy.deepcopy(CONFIGS_BY_ARCH[arch]))
+    monkeypatch.setitem(CONFIGS, arch, CONFIGS_BY_ARCH[arch])
     return make(arch)
 
 
