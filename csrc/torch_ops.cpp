@@ -246,6 +246,7 @@ template <void (*cpu::Kernels::*kernel)(const MatmulParams&)>
 void matmul_int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias, Tensor out) {
   MatmulParams p = matmul_params(x, weight, bias, out);
   p.weight_dtype = DType::i8;
+  EXPECT(p.k <= 131072, "x: expected at most 131072 columns (int32 sums of int8 products), got ", p.k);
   packed_int8_groups(weight, "weight", p.n, p.k);
   p.scale = static_cast<const float*>(vector_like(scale, "scale", ScalarType::Float, p.n));
   (cpu::kernels().*kernel)(p);
