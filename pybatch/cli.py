@@ -141,13 +141,13 @@ def run(
     work = Work(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
     interrupted = False
     bar = output != STANDARD or not sys.stdout.isatty()  # rows and a bar on one terminal would be in each other's way
-    with lines, results, Reporter("Answering", work, lines=True, bar=bar):
-        try:
+    try:
+        with lines, results, Reporter("Answering", work, lines=True, bar=bar):
             run_job(llm, read_rows(lines, format.value), PromptMaker(template, system, chat), params, results, work)
-        except KeyboardInterrupt:
-            interrupted = True
-        except OSError as error:
-            raise typer.TyperException(f"{error}; {work.rows_done:,} rows are saved") from error
+    except KeyboardInterrupt:
+        interrupted = True
+    except OSError as error:
+        raise typer.TyperException(f"{output}: {error.strerror}; {work.rows_done:,} rows are saved") from error
     stderr.print(summary_table(work, llm.engine.metrics.summary()))
     if interrupted:
         stderr.print(f"Interrupted: {work.rows_done:,} rows are done and saved in {output}.")

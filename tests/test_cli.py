@@ -18,7 +18,7 @@ import pybatch
 from pybatch import LLM, SamplingParams
 from pybatch.cli import main
 
-COMMAND = [sys.executable, "-c", "from pybatch.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from pybatch.cli import main; main()"]
 FAST = ["--num-kv-blocks", "128", "--max-tokens", "8", "--temperature", "0", "--threads", "1"]
 
 
@@ -224,6 +224,14 @@ def test_wrong_usage_is_one_clear_line(
     assert not Path("out").exists()
 
 
+def test_a_full_disk_ends_the_job_with_one_line(cli: Run, tiny_model: Path, prompts: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    ran = cli("run", prompts, "-o", "/dev/full", "--model", tiny_model, *FAST)
+    assert ran.code == 1
+    assert ran.err == "pybatch: /dev/full: No space left on device; 0 rows are saved\n"
+
+
 def test_pipes(tiny_model: Path) -> None:
     rows = "".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(3))
     ran = subprocess.run(
@@ -232,6 +240,17 @@ def test_pipes(tiny_model: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert sorted(json.loads(line)["prompt"] for line in ran.stdout.splitlines()) == ["Say 0", "Say 1", "Say 2"]
     assert "Summary" in ran.stderr
+
+
+def test_a_reader_that_goes_away_ends_the_job(tiny_model: Path, prompts: Path) -> None:
+    command = [*COMMAND, "run", prompts, "-o", "-", "--model", tiny_model, *FAST]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
+    assert err == "pybatch: -: Broken pipe; 0 rows are saved\n"
 
 
 def test_ctrl_c_keeps_whole_rows(tiny_model: Path, tmp_path: Path) -> None:
@@ -329,7 +348,7 @@ def test_env_tells_of_an_impossible_isa() -> None:
 
 def test_help_and_version_are_quick(cli: Run) -> None:
     code = "import sys; from pybatch.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
-    ran = subprocess.run([sys.executable, "-c", code, "run", "--help"], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-P", "-c", code, "run", "--help"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "--prompt-template" in ran.stdout
     assert cli("--version").out.strip() == pybatch.__version__

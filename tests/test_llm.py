@@ -306,7 +306,7 @@ def test_importing_is_light() -> None:
         "pybatch.LLM; pybatch.AsyncLLM; import pybatch.cli; assert 'transformers' not in sys.modules; "
         "assert set(pybatch.__all__) <= set(dir(pybatch))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 # As in vLLM's documentation of offline inference, but for the import, the model and a bound on the length.
@@ -345,7 +345,7 @@ print(f"Answer: {outputs[0].outputs[0].text}")
 
 def test_a_script_for_vllm_runs_with_the_import_changed(smollm2_path: Path) -> None:
     script = VLLM_SCRIPT.replace("from vllm", "from pybatch")
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     lines = result.stdout.splitlines()
     assert lines[2].startswith("Prompt: 'The capital of France is', Generated text: ")
     assert "Paris" in lines[-1]
