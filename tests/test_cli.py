@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import pybatch
 from pybatch import LLM, SamplingParams
 from pybatch.cli import main
+from pybatch.flags import EngineFlags, SamplingFlags
 
 COMMAND = [sys.executable, "-P", "-c", "from pybatch.cli import main; main()"]
 FAST = ["--num-kv-blocks", "128", "--max-tokens", "8", "--temperature", "0", "--threads", "1"]
@@ -152,6 +154,18 @@ def test_sampling_flags_reach_the_model(cli: Run, tiny_model: Path, tmp_path: Pa
             assert [at[0]["token_id"] for at in positions] == sample.token_ids
         assert row["prompt_logprobs"][0] is None
         assert [at[0]["token_id"] for at in row["prompt_logprobs"][1:]] == output.prompt_token_ids[1:]
+
+
+def test_there_is_a_flag_for_every_argument() -> None:
+    def names(group: Any) -> set[str]:
+        return {field.name for field in fields(group)}
+
+    assert names(SamplingFlags) == names(SamplingParams) - {"seed", "detokenize"}
+    assert names(EngineFlags) == {*signature(LLM).parameters} - {
+        "gpu_memory_utilization",
+        "skip_tokenizer_init",
+        "unknown",
+    }
 
 
 def test_stop_strings(cli: Run, tiny_model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 import pybatch
 from pybatch import LLM, RequestOutput, SamplingParams
 from pybatch.interrupts import deferred_interrupts
-from pybatch.progress import Work
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -281,23 +280,6 @@ def test_an_interrupt_is_deferred_to_the_end_of_the_block() -> None:
         block(2)
     assert reached == [1, 2]  # the second one is not held back
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_the_estimate_of_tokens_to_come(llm: LLM) -> None:
-    metrics = llm.engine.metrics
-    assert Work(metrics, None, None).tokens_left is None
-    assert Work(metrics, 10, 400).tokens_left is None
-    work = Work(metrics, 10, 400, max_output_tokens=7)
-    assert work.tokens_left == 400 / 4 + 10 * 7
-    metrics.step_tokens += 60  # two rows of 20 prompt tokens, done; 8 tokens generated; 12 of further prompts
-    metrics.output_tokens += 8
-    work.finish(40, 20, failed=False)
-    work.finish(40, 20, failed=False)
-    work.finish(80, 0, failed=True)
-    assert work.tokens_left == pytest.approx(0.5 * (400 - 160) - 12 + 4 * 7)
-    for _ in range(7):
-        work.finish(0, 0, failed=True)
-    assert work.tokens_left == 0
 
 
 def test_importing_is_light() -> None:
