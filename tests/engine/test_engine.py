@@ -207,6 +207,13 @@ def test_seeds_of_their_own_do_not_depend_on_order(make_engine: MakeEngine) -> N
     assert tokens([0, 1, 2, 3, 4, 5, 6], seed=1) != forward
 
 
+def test_whole_numbers_will_do(make_engine: MakeEngine) -> None:
+    whole = SamplingParams(temperature=1, top_p=1, min_p=0, presence_penalty=1, logit_bias={5: 1}, seed=3, max_tokens=4)
+    exact = SamplingParams(temperature=1.0, presence_penalty=1.0, logit_bias={5: 1.0}, seed=3, max_tokens=4)
+    outputs = run(make_engine(), [[1, 2]] * 2, [whole, exact])
+    assert outputs[0].outputs == outputs[1].outputs
+
+
 def test_each_sample_may_end_by_itself(make_engine: MakeEngine) -> None:
     engine = make_engine()
     output = run(engine, [some_prompt(9)], SamplingParams(n=8, seed=0, max_tokens=40, stop=["a", "e", "t"]))[0]
