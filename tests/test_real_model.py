@@ -83,9 +83,9 @@ import json, resource, sys, pybatch
 llm = pybatch.LLM("smollm2-135m", quantization="int8")
 rows = [json.loads(row)["messages"] for row in open(sys.argv[1])]
 llm.chat(rows, pybatch.SamplingParams(temperature=0, max_tokens=16), use_tqdm=False)
-cache = llm.engine.kv_cache
+used = llm.engine.metrics.summary()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"peak": peak, "weights": llm.engine.decoder.weight_bytes(), "cache": cache.nbytes}))
+print(json.dumps({"peak": peak, "weights": llm.engine.weight_bytes, "cache": llm.engine.kv_cache_bytes}))
 """
     result = subprocess.run(
         [sys.executable, "-c", code, str(ROOT / "examples/reviews.jsonl")],
