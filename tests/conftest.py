@@ -13,6 +13,7 @@ from pybatch.model.find import find_model
 @pytest.fixture(autouse=True)
 def same_package_in_subprocesses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(pybatch.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # not the source tree in the current folder, which has no native parts
 
 
 @pytest.fixture(scope="session")
