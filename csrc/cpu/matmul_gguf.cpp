@@ -6,6 +6,7 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kBlock = 32;  // activations that share a scale
+constexpr int kAhead = 4096;  // bytes of weights on their way from memory: within a group they are not read in order
 
 struct ActivationBlock {
   int8_t q[kBlock];
@@ -27,7 +28,12 @@ struct BlockOp {
   static constexpr int kStepBytes = sizeof(ActivationBlock);
   static constexpr bool kWiden = false;
   static PYBATCH_INLINE X activation(const char* p) { return reinterpret_cast<X>(p); }
-  static PYBATCH_INLINE W weight(const char* group, int step) { return Type::unpack(group, step); }
+  static PYBATCH_INLINE W weight(const char* group, int step) {
+    constexpr int kBytes = kGroupBytes / kSteps;
+#pragma GCC unroll 16
+    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(group + kAhead + step * kBytes + line);
+    return Type::unpack(group, step);
+  }
   static PYBATCH_INLINE I32x16 dot(X x, const W& w, int half) {
     return dot16<Type::kMaxCode>(w.codes + 4 * half, x->q + 16 * half,
                                  broadcast_int(Type::kOffset == 0 ? 0 : x->start[half]));
