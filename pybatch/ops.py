@@ -30,7 +30,8 @@ _ops = torch.ops.pybatch
 
 for _op in (
     "rms_norm", "layer_norm", "silu_mul", "gelu_tanh_mul", "embedding", "matmul_dense", "matmul_w8a16", "matmul_w8a8",
-    "matmul_gguf", "rope_kv_write", "copy_blocks", "swap_blocks", "paged_attention", "adjust_logits", "sample", "token_logprobs",
+    "matmul_gguf", "rope_kv_write", "copy_blocks", "swap_blocks", "paged_attention", "adjust_logits", "sample",
+    "token_logprobs",
 ):  # fmt: skip
     # Every op writes into tensors it is given, so that on fake tensors there is nothing to compute.
     torch.library.register_fake(f"pybatch::{_op}", lambda *args, **kwargs: None)
@@ -185,9 +186,9 @@ def pack_gguf(data: Tensor, kind: str) -> Tensor:
         data = torch.nn.functional.pad(data, (0, 0, 0, panels * PANEL - n))
     blocks = data.view(panels, PANEL, -1, block.bytes).transpose(1, 2)
     start, stop = (0, 208) if block.halves == (208,) else (2 * len(block.halves), block.bytes)
-    words = blocks[..., start:stop].unflatten(-1, (-1, 4)).transpose(2, 3).flatten(2)
+    words = blocks[..., start:stop].contiguous().view(torch.int32).transpose(2, 3).flatten(2)
     halves = [blocks[..., at : at + 2].flatten(2) for at in block.halves]
-    return torch.cat([words, *halves], dim=2)
+    return torch.cat([words.view(torch.uint8), *halves], dim=2)
 
 
 def matmul_gguf(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
