@@ -21,5 +21,14 @@ def random_blocks(kind: str, n: int, k: int, seed: int = 0) -> npt.NDArray[np.ui
     return data.reshape(n, -1)
 
 
+def largest_blocks(kind: str, n: int, k: int) -> npt.NDArray[np.uint8]:
+    """All codes the largest, and all scales 1."""
+    block = ops.GGUF_BLOCKS[kind]
+    data = np.full((n, k // block.weights, block.bytes), 0x80 if kind == "Q8_0" else 0xFF, np.uint8)
+    for at in block.halves:
+        data[..., at : at + 2] = np.array([1], np.float16).view(np.uint8)
+    return data.reshape(n, -1)
+
+
 def dequantized(data: npt.NDArray[np.uint8], kind: str) -> Tensor:
     return torch.from_numpy(quants.dequantize(data, GGMLQuantizationType[kind]))

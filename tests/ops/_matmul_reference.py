@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from gguf_blocks import random_blocks
+from gguf_blocks import largest_blocks, random_blocks
 from torch import Tensor
 
 from pybatch import ops
@@ -53,6 +53,10 @@ def gguf_cases() -> Iterator[tuple[str, Tensor]]:
             packed = ops.pack_gguf(torch.from_numpy(random_blocks(kind, n, k)), kind)
             x = torch.randn(m, k, generator=torch.Generator().manual_seed(m))
             yield f"{kind}-{m}", ops.matmul_gguf(x, packed, out=torch.empty(m, n))
+        packed = ops.pack_gguf(torch.from_numpy(largest_blocks(kind, 16, 256)), kind)
+        x = torch.ones(2, 256)
+        x[1] = -1
+        yield f"{kind}-largest", ops.matmul_gguf(x, packed, out=torch.empty(2, 16))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf_blocks import dequantized, random_blocks
+from gguf_blocks import dequantized, largest_blocks, random_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops import _matmul_reference as reference
@@ -108,14 +108,13 @@ def test_nothing_in_nothing_out(kind: str) -> None:
     assert matmul(kind, 40, 256)(torch.empty(0, 256)).shape == (0, 40)
 
 
-@pytest.mark.parametrize("code", [-128, 127])
-def test_largest_codes_do_not_saturate(code: int) -> None:
-    one = torch.tensor([1.0]).half().view(torch.uint8)
-    block = torch.cat([one, torch.full((32,), code, dtype=torch.int8).view(torch.uint8)])
-    packed = ops.pack_gguf(block.repeat(16, 4), "Q8_0")
-    for sign in (1.0, -1.0):
-        out = ops.matmul_gguf(torch.full((1, 128), sign * 127), packed, out=torch.empty(1, 16))
-        assert (out == sign * 127 * code * 128).all()
+@each_kind
+def test_largest_codes_do_not_saturate(kind: str) -> None:
+    data = largest_blocks(kind, 16, 256)
+    x = torch.full((2, 256), 127.0)
+    x[1] = -127
+    out = ops.matmul_gguf(x, ops.pack_gguf(torch.from_numpy(data), kind), out=torch.empty(2, 16))
+    assert torch.equal(out, x @ dequantized(data, kind).t())
 
 
 @settings(max_examples=60, deadline=None)
