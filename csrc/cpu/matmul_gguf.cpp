@@ -6,7 +6,7 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kBlock = 32;  // activations that share a scale
-constexpr int kAhead = 4096;  // bytes of weights on their way from memory: within a group they are not read in order
+constexpr int kAhead = 4096;    // bytes of weights on their way from memory: within a group they are not read in order
 
 struct ActivationBlock {
   int8_t q[kBlock];
