@@ -82,6 +82,16 @@ class Copies:
         return self.sets[i % len(self.sets)]
 
 
+def gguf_weights(kind: str, n: int, k: int) -> tuple[Tensor, Tensor]:
+    """Weights of random codes, packed; and as they are."""
+    block = ops.GGUF_BLOCKS[kind]
+    data = torch.randint(256, (n, k // block.weights, block.bytes), dtype=torch.uint8)
+    for at in block.halves:
+        data[..., at : at + 2] = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+    packed = ops.pack_gguf(data.flatten(1), kind)
+    return packed, ops.embedding(torch.arange(n), packed, torch.empty(n, k), n)
+
+
 def matmuls(model: Model, quick: bool) -> Iterator[Case]:
     shapes = {"gate_up": (2 * model.intermediate, model.hidden), "down": (model.hidden, model.intermediate)}
     if quick:
@@ -96,6 +106,10 @@ def matmuls(model: Model, quick: bool) -> Iterator[Case]:
             "matmul_w8a16": (ops.matmul_w8a16, (packed_int8, scale), q * scale[:, None], 1e-4, False),
             "matmul_w8a8": (ops.matmul_w8a8, (packed_int8, scale), q * scale[:, None], 2e-2, True),
         }
+        for kind, block in ops.GGUF_BLOCKS.items():
+            if k % block.weights == 0:
+                blocks, plain = gguf_weights(kind, n, k)
+                kinds[f"matmul_gguf {kind}"] = (ops.matmul_gguf, (blocks,), plain, 2e-2, True)
         for kind, (op, weights, plain, tolerance, int8) in kinds.items():
             copies = Copies(*weights)
             dense = Copies(plain) if kind == "matmul_dense f32" else None

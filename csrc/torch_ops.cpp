@@ -187,6 +187,24 @@ int64_t packed_int8_groups(const Tensor& weight, const char* name, int64_t n, in
   return groups;
 }
 
+// Packed blocks of a GGUF file's weights; how many bytes a group of them has says their type.
+GgufType gguf_type(const Tensor& weight, const char* name, int64_t n, int64_t k) {
+  check(weight, name, ScalarType::Byte, {kAny, kAny, kAny});
+  int type = 0;
+  std::ostringstream known;
+  for (const GgufBlock& block : kGgufBlocks) {
+    if (weight.size(2) == kPanel * block.bytes) {
+      EXPECT(k % block.weights == 0, name, ": expected a multiple of ", block.weights, " weights a column for ",
+             block.name, ", got ", k);
+      check(weight, name, ScalarType::Byte, {(n + kPanel - 1) / kPanel, k / block.weights, kPanel * block.bytes});
+      expect_aligned(weight, name);
+      return static_cast<GgufType>(type);
+    }
+    known << (type++ ? ", " : "") << kPanel * block.bytes << " (" << block.name << ")";
+  }
+  fail(name, ": expected a last extent of ", known.str(), ", got ", weight.size(2));
+}
+
 void embedding(const Tensor& ids, const Tensor& table, const OptionalTensor& scale, int64_t vocab, Tensor out) {
   EmbeddingParams p{};
   check(ids, "ids", ScalarType::Long, {kAny});
@@ -204,6 +222,9 @@ void embedding(const Tensor& ids, const Tensor& table, const OptionalTensor& sca
     p.scale = static_cast<const float*>(vector_like(*scale, "scale", ScalarType::Float, vocab));
     p.layout = TableLayout::packed_int8;
     p.table_dtype = DType::i8;
+  } else if (table.scalar_type() == ScalarType::Byte) {
+    p.gguf_type = gguf_type(table, "table", vocab, p.width);
+    p.layout = TableLayout::packed_gguf;
   } else {
     p.table_dtype = float_type(table, "table");
     if (table.dim() == 3) {
@@ -250,6 +271,12 @@ void matmul_int8(const Tensor& x, const Tensor& weight, const Tensor& scale, con
   packed_int8_groups(weight, "weight", p.n, p.k);
   p.scale = static_cast<const float*>(vector_like(scale, "scale", ScalarType::Float, p.n));
   (cpu::kernels().*kernel)(p);
+}
+
+void matmul_gguf(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Tensor out) {
+  MatmulParams p = matmul_params(x, weight, bias, out);
+  p.gguf_type = gguf_type(weight, "weight", p.n, p.k);
+  cpu::kernels().matmul_gguf(p);
 }
 
 // ---- KV cache ----
@@ -557,6 +584,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def("matmul_dense(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def("matmul_w8a16(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
   m.def("matmul_w8a8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def("matmul_gguf(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
       "rope_kv_write(Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor slots, Tensor rotary, "
       "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, "
@@ -587,6 +615,7 @@ STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) {
   m.impl("matmul_dense", TORCH_BOX(&matmul_dense));
   m.impl("matmul_w8a16", TORCH_BOX(&matmul_int8<&cpu::Kernels::matmul_w8a16>));
   m.impl("matmul_w8a8", TORCH_BOX(&matmul_int8<&cpu::Kernels::matmul_w8a8>));
+  m.impl("matmul_gguf", TORCH_BOX(&matmul_gguf));
   m.impl("rope_kv_write", TORCH_BOX(&rope_kv_write));
   m.impl("copy_blocks", TORCH_BOX(&copy_blocks));
   m.impl("swap_blocks", TORCH_BOX(&swap_blocks));

@@ -115,7 +115,9 @@ class EngineFlags(Given):
     ] = "smollm2-135m"
     tokenizer: Annotated[str | None, engine("Where to take the tokenizer from, if not from the model.")] = None
     dtype: Annotated[str | None, engine("auto, float32, bfloat16 or float16.")] = None
-    quantization: Annotated[str | None, engine("int8 (weights and activations) or int8-weight-only.")] = None
+    quantization: Annotated[
+        str | None, engine("int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own bits).")
+    ] = None
     kv_cache_dtype: Annotated[str | None, engine("auto, float32, bfloat16, float16 or int8.")] = None
     max_model_len: Annotated[int | None, engine("Tokens of prompt and answer together. Default: the context.")] = None
     max_num_seqs: Annotated[int | None, engine("The most sequences in one step.")] = None

@@ -11,6 +11,7 @@ Every output row depends on its own inputs alone, bit for bit: not on other rows
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ _ops = torch.ops.pybatch
 
 for _op in (
     "rms_norm", "layer_norm", "silu_mul", "gelu_tanh_mul", "embedding", "matmul_dense", "matmul_w8a16", "matmul_w8a8",
-    "rope_kv_write", "copy_blocks", "swap_blocks", "paged_attention", "adjust_logits", "sample", "token_logprobs",
+    "matmul_gguf", "rope_kv_write", "copy_blocks", "swap_blocks", "paged_attention", "adjust_logits", "sample",
+    "token_logprobs",
 ):  # fmt: skip
     # Every op writes into tensors it is given, so that on fake tensors there is nothing to compute.
     torch.library.register_fake(f"pybatch::{_op}", lambda *args, **kwargs: None)
@@ -80,7 +82,7 @@ def embedding(ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor
     """out[i] = table[ids[i]], converted to out's dtype.
 
     ids: [n] int64 in [0, vocab); out: [n, width] F. table: [vocab, width] F, or weights as packed by pack_dense or
-    (with scale [vocab] float32) pack_int8, so that tied embeddings need one copy.
+    (with scale [vocab] float32) pack_int8, or pack_gguf, so that tied embeddings need one copy.
     """
     _ops.embedding.default(ids, table, scale, vocab, out)
     return out
@@ -153,6 +155,50 @@ def matmul_w8a8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
     or NaN gives NaN only.
     """
     _ops.matmul_w8a8.default(x, weight, scale, bias, out)
+    return out
+
+
+class GgufBlock(NamedTuple):
+    """How a quantised type of GGUF files lies in memory; names and layouts are ggml's."""
+
+    weights: int  # of a row, in one block
+    bytes: int
+    halves: tuple[int, ...]  # where its 16-bit floats are, scale first; all else is words of four bytes
+
+
+GGUF_BLOCKS = {
+    "Q4_0": GgufBlock(32, 18, (0,)),
+    "Q4_1": GgufBlock(32, 20, (0, 2)),
+    "Q8_0": GgufBlock(32, 34, (0,)),
+    "Q4_K": GgufBlock(256, 144, (0, 2)),
+    "Q6_K": GgufBlock(256, 210, (208,)),
+}
+
+
+def pack_gguf(data: Tensor, kind: str) -> Tensor:
+    """Packs the rows of a quantised GGUF tensor for matmul_gguf, bit for bit; kind: one of GGUF_BLOCKS.
+
+    data: [N, K / weights * bytes] uint8, as in the file. Returns [ceil(N/16), K / weights, 16 * bytes] uint8.
+    """
+    block = GGUF_BLOCKS[kind]
+    n, panels = data.shape[0], -(-data.shape[0] // PANEL)
+    if n < panels * PANEL:
+        data = torch.nn.functional.pad(data, (0, 0, 0, panels * PANEL - n))
+    blocks = data.view(panels, PANEL, -1, block.bytes).transpose(1, 2)
+    start, stop = (0, 208) if block.halves == (208,) else (2 * len(block.halves), block.bytes)
+    words = blocks[..., start:stop].contiguous().view(torch.int32).transpose(2, 3).flatten(2)
+    halves = [blocks[..., at : at + 2].flatten(2) for at in block.halves]
+    return torch.cat([words.view(torch.uint8), *halves], dim=2)
+
+
+def matmul_gguf(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+    """x @ weight^T + bias with the weights of a GGUF file as they are, and activations quantised in blocks of 32.
+
+    x: [M, K] F; weight: from pack_gguf; bias: [N] F; out: [M, N] F. Each block of a row of x becomes int8 (scale =
+    max|x| / 127, half to even), its dot products are exact, and blocks add up in fp32 in ascending K. A row with an inf
+    or NaN gives NaN only.
+    """
+    _ops.matmul_gguf.default(x, weight, bias, out)
     return out
 
 

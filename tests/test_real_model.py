@@ -69,11 +69,12 @@ def perplexity(**options: str) -> float:
     return math.exp(total / count)
 
 
-def test_int8_keeps_the_perplexity() -> None:
+def test_quantisation_keeps_the_perplexity() -> None:
     exact = perplexity(dtype="float32")
     assert 5 < exact < 40  # the text is plain English; anything else means that the model is broken
     assert perplexity(quantization="int8-weight-only") < 1.01 * exact
     assert perplexity(quantization="int8") < 1.03 * exact
+    assert perplexity(quantization="gguf") < 1.01 * exact
     assert perplexity(quantization="int8", kv_cache_dtype="int8") < 1.03 * exact
 
 

@@ -1,4 +1,4 @@
-"""pybatch through its public API. Precisions: fp32, bf16, fp16, int8 (W8A8), int8-weight-only."""
+"""pybatch through its public API. Precisions: fp32, bf16, fp16, int8 (W8A8), int8-weight-only, gguf."""
 
 from __future__ import annotations
 

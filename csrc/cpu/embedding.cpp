@@ -1,5 +1,6 @@
 #include "pybatch/embedding.h"
 
+#include "cpu/gguf_blocks.h"
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
 #include "pybatch/matmul.h"
@@ -43,6 +44,36 @@ struct PackedInt8 {
   }
 };
 
+template <class Type>
+struct PackedGguf {
+  const char* groups;
+  int64_t lane;
+  PackedGguf(const EmbeddingParams& p, int64_t id)
+      : groups(static_cast<const char*>(p.table) + id / kPanel * (p.width / Type::kWeights) * kPanel * Type::kBytes),
+        lane(id % kPanel) {}
+  float lane_of(F32x16 a) const {
+    float values[kLanes];
+    store(values, a);
+    return values[lane];
+  }
+  F32x16 at(int64_t i, int64_t) const {
+    int step = static_cast<int>(i % Type::kWeights / 32), half = static_cast<int>(i % 32 / kLanes);
+    const Unpacked w = Type::unpack(groups + i / Type::kWeights * kPanel * Type::kBytes, step);
+    using Byte = std::conditional_t<Type::kMaxCode == 255 && Type::kOffset == 0, int8_t, uint8_t>;
+    int32_t words[kLanes];
+    Byte codes[kLanes];
+    float values[kLanes];
+    for (int j = 0; j < 4; ++j) {
+      store(words, w.codes[half * 4 + j]);
+      std::memcpy(codes + 4 * j, words + lane, 4);
+    }
+    for (int j = 0; j < kLanes; ++j) values[j] = static_cast<float>(codes[j] - Type::kOffset);
+    F32x16 value = load(values) * broadcast(lane_of(w.scale[Type::kScales == 1 ? 0 : half]));
+    if constexpr (Type::kMin) value = value + broadcast(lane_of(w.min));
+    return value;
+  }
+};
+
 template <class Row>
 void gather(const EmbeddingParams& p) {
   with_float_type(p.out.dtype, [&]<class T>(T*) {
@@ -67,6 +98,9 @@ void embedding(const EmbeddingParams& p) {
     case TableLayout::packed_dense:
       return with_float_type(p.table_dtype, [&]<class T>(T*) { gather<PackedDense<T>>(p); });
     case TableLayout::packed_int8: return gather<PackedInt8>(p);
+    case TableLayout::packed_gguf:
+      return with_gguf_type(p.gguf_type,
+                            [&](auto* type) { gather<PackedGguf<std::remove_pointer_t<decltype(type)>>>(p); });
   }
 }
 

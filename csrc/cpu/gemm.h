@@ -5,6 +5,7 @@
 // which sums are worked on together; a block that ends mid-K parks its sums unrounded. So they never change a bit.
 //
 // An Op says what a step is:
+//   Tile            the largest tile
 //   Sum, X, W       registers: 16 running sums; one row's activations of a step, broadcast; one panel's weights of it
 //   kSteps          steps in one group of packed weights
 //   kGroupBytes     bytes of a group; a panel's groups lie one after the other
@@ -22,18 +23,33 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
 // What fits the registers: sums, one step's weights and one row's activations.
 #if defined(PYBATCH_ISA_AVX512)
-constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 24;
+struct StepTile {
+  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1;
+};
+struct BlockTile {  // for steps of 32 weights a column
+  static constexpr int kMaxRows = 16, kMaxPanels = 1, kMaxSums = 16, kStepWork = 8;
+};
 #elif defined(PYBATCH_ISA_AVX2)
-constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6;
+struct StepTile {
+  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
+};
+struct BlockTile {
+  static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
+};
 #else
-constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4;
+struct StepTile {
+  static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 1;
+};
+struct BlockTile {
+  static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 8;
+};
 #endif
 
 constexpr int64_t kBlockSteps = 512;        // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
 constexpr int64_t kBlockRows = 256;         // rows whose sums are parked between blocks
 constexpr int64_t kMinRows = 32;            // rows that are worth another pass over the weights
 constexpr int64_t kWidenTiles = 4;          // tiles that pay for widening weights to fp32 once, before them
-constexpr int64_t kWorkPerThread = 20'000;  // tile steps that are worth waking a thread for
+constexpr int64_t kWorkPerThread = 20'000;  // tile steps (of kStepWork 1) that are worth waking a thread for
 
 // Which scratch buffer holds what.
 enum Scratch { kActivations, kRowScales, kSums, kWidened };
@@ -50,7 +66,7 @@ struct Gemm {
   int64_t m, panels, steps;
 };
 
-struct Tile {
+struct TileArguments {
   const char* x;
   int64_t x_stride;
   const char* weight;
@@ -60,14 +76,14 @@ struct Tile {
   void* sums;   // [rows][panels] Sum
 };
 
-using TileFunction = void (*)(const Tile&);
+using TileFunction = void (*)(const TileArguments&);
 
 template <class Op, int kRows, int kPanels>
-void multiply_tile(const Tile& t) {
+void multiply_tile(const TileArguments& t) {
   using Sum = typename Op::Sum;
   Sum sum[kRows][kPanels];
   Sum* parked = static_cast<Sum*>(t.sums);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) sum[r][p] = t.resume ? parked[r * kPanels + p] : Sum{};
@@ -78,7 +94,7 @@ void multiply_tile(const Tile& t) {
     typename Op::W w[kPanels];
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) w[p] = Op::weight(weight + p * t.panel_stride, s);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       typename Op::X a = Op::activation(x + r * t.x_stride + s * Op::kStepBytes);
 #pragma GCC unroll 8
@@ -92,18 +108,19 @@ void multiply_tile(const Tile& t) {
     weight += Op::kGroupBytes;
   }
   for (int s = 0; s < t.steps % Op::kSteps; ++s) step(s);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) parked[r * kPanels + p] = sum[r][p];
   }
 }
 
-template <class Op, int kRows = kMaxRows, int kPanels = kMaxPanels>
+template <class Op, int kRows = Op::Tile::kMaxRows, int kPanels = Op::Tile::kMaxPanels>
 TileFunction tile_function(int64_t rows, int64_t panels) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return tile_function<Op, kRows - 1, kPanels>(rows, panels);
   }
+  constexpr int kMaxSums = Op::Tile::kMaxSums;
   if constexpr (kPanels > 1) {
     if (panels < kPanels || kRows * kPanels > kMaxSums) return tile_function<Op, kRows, kPanels - 1>(rows, panels);
   }
@@ -123,6 +140,7 @@ void widen(const char* weight, int64_t steps, float* out) {
 template <class Op, class Finish>
 void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels, const Finish& finish) {
   using Sum = typename Op::Sum;
+  constexpr int64_t kMaxRows = Op::Tile::kMaxRows;
   int64_t tiles = ceil_div(rows, kMaxRows);
   bool park = g.steps > kBlockSteps && tiles > 1;
   int64_t block = park ? kBlockSteps : g.steps;
@@ -131,7 +149,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
   int64_t k = 0;
   do {
     bool last = k + block >= g.steps;
-    Tile t;
+    TileArguments t;
     t.x_stride = g.x_stride;
     t.weight = static_cast<const char*>(g.weight) + panel * g.panel_stride + k / Op::kSteps * Op::kGroupBytes;
     t.panel_stride = g.panel_stride;
@@ -162,12 +180,12 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
 template <class Op, class Finish>
 void gemm(const Gemm& g, const Finish& finish) {
   if (g.m == 0 || g.panels == 0) return;
-  int64_t tile_rows = min(g.m, kMaxRows);
-  int64_t tile_panels = min(kMaxSums / tile_rows, kMaxPanels);
+  int64_t tile_rows = min(g.m, Op::Tile::kMaxRows);
+  int64_t tile_panels = min(Op::Tile::kMaxSums / tile_rows, Op::Tile::kMaxPanels);
   // Ranges of rows: small enough to park their sums, and more of them where panels are too few for the threads.
   int64_t wanted = ceil_div(4 * executor().num_threads(), g.panels);
   int64_t ranges = max(ceil_div(g.m, kBlockRows), min(wanted, g.m / kMinRows));
-  int64_t grain = ceil_div(kWorkPerThread, (g.steps + 1) * (g.m / ranges + 3));
+  int64_t grain = ceil_div(kWorkPerThread, (g.steps * Op::Tile::kStepWork + 1) * (g.m / ranges + 3));
   parallel_for(ranges * g.panels, grain, [&](int64_t unit, int64_t end) {
     while (unit < end) {
       int64_t range = unit / g.panels, panel = unit % g.panels;
@@ -190,6 +208,7 @@ struct FloatOp {
   using Sum = F32x16;
   using X = F32x16;
   using W = F32x16;
+  using Tile = StepTile;
   using Widened = FloatOp<float>;
   static constexpr int kSteps = 1;
   static constexpr int kGroupBytes = kPanel * sizeof(Weight);

@@ -20,6 +20,7 @@
   X(matmul_dense, MatmulParams)            \
   X(matmul_w8a16, MatmulParams)            \
   X(matmul_w8a8, MatmulParams)             \
+  X(matmul_gguf, MatmulParams)             \
   X(rope_kv_write, RopeKvWriteParams)      \
   X(copy_blocks, CopyBlocksParams)         \
   X(paged_attention, PagedAttentionParams) \

@@ -117,6 +117,7 @@ struct Dot4Op : Dot4 {
   static constexpr int kGroupBytes = 4 * kPanel;
   static constexpr int kStepBytes = 4 * sizeof(Stored);
   static constexpr bool kWiden = false;
+  using Tile = StepTile;
   using Widened = Dot4Op;
 };
 

@@ -1,12 +1,13 @@
 #pragma once
 
+#include "pybatch/matmul.h"
 #include "pybatch/types.h"
 
 namespace pybatch {
 
 // embedding: out[i] = table[ids[i]]. The table is plain rows, or weights packed for a matmul (see matmul.h), so that a
 // model whose embedding and vocabulary projection are tied keeps one copy.
-enum class TableLayout { rows, packed_dense, packed_int8 };
+enum class TableLayout { rows, packed_dense, packed_int8, packed_gguf };
 
 struct EmbeddingParams {
   const int64_t* ids;  // [count], each in [0, vocab)
@@ -14,7 +15,8 @@ struct EmbeddingParams {
   const float* scale;  // [vocab]; packed_int8 only
   TableLayout layout;
   DType table_dtype;
-  Matrix out;  // [count, width]
+  GgufType gguf_type;  // packed_gguf only
+  Matrix out;          // [count, width]
   int64_t count, vocab, width;
 };
 

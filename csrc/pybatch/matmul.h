@@ -5,6 +5,11 @@
 //   dense  [ceil(N/16)][K][16]           fp32, fp16 or bf16
 //   int8   [ceil(N/16)][K4 + 1][16][4]   K in groups of four, K4 = ceil(K/4); the last group of a panel holds, as
 //                                        int32, the 16 column sums that an unsigned-by-signed dot product needs
+//   GGUF   [ceil(N/16)][K/B][16 * S]     as the file has them, in blocks of B weights of a column and S bytes, the
+//   blocks
+//                                        of 16 columns word by word: [S/4 words][16][4 bytes], then [16-bit
+//                                        floats][16]. The floats are a block's scale d and, if it has one, its min (m
+//                                        or dmin)
 #pragma once
 
 #include "pybatch/types.h"
@@ -13,15 +18,31 @@ namespace pybatch {
 
 constexpr int64_t kPanel = 16;
 
+// Types of quantised tensors in GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+enum class GgufType { q4_0, q4_1, q8_0, q4_k, q6_k };
+
+struct GgufBlock {
+  const char* name;
+  int64_t weights, bytes;
+};
+constexpr GgufBlock kGgufBlocks[] = {
+    {"Q4_0", 32, 18}, {"Q4_1", 32, 20}, {"Q8_0", 32, 34}, {"Q4_K", 256, 144}, {"Q6_K", 256, 210}};
+
 // matmul_dense: weights as they are, fp32 sums.
 // matmul_w8a16: int8 weights widened to fp32, activations as they are; the sum times the weight scale, plus bias.
 // matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x / scale) (row scale 0: all
 //   q are 0; a value that is not finite: the row's results are NaN); the s32 sum is exact, for k <= 131072; out =
 //   float(sum) * (row scale * weight scale) + bias.
+// matmul_gguf: activations quantised in blocks of 32, scale = max|x| / 127, q = round-half-even(x / scale) (where that
+//   scale is below the smallest normal number it and q are 0; a value that is not finite: the row's results are NaN);
+//   dot products of blocks are exact in s32; out = the fp32 sum over blocks in ascending order of, each by one fma,
+//   float(dot) * (weight scale * scale), for either half of a block where weight scales change between them, and
+//   weight min * (scale * sum(q)).
 struct MatmulParams {
   ConstMatrix x;       // [m, k], f32, f16 or bf16
   const void* weight;  // packed, 64-byte aligned
   DType weight_dtype;  // f32, f16, bf16 or i8
+  GgufType gguf_type;  // matmul_gguf only
   const float* scale;  // [n]; i8 weights only: weight = q * scale
   const void* bias;    // [n], bias_dtype, may be null
   DType bias_dtype;

@@ -53,6 +53,14 @@ class QuantizedRows:
     shape: Sequence[int]
     dtype: torch.dtype = torch.float32
 
+    @property
+    def block_type(self) -> str:
+        return self.kind.name
+
+    @property
+    def blocks(self) -> Tensor:
+        return torch.from_numpy(self.data)
+
     def __getitem__(self, rows: slice) -> Tensor:
         return torch.from_numpy(quants.dequantize(self.data[rows], self.kind))
 

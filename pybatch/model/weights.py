@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,11 +17,12 @@ from pybatch import ops
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.errors import ModelError
-from pybatch.model.layers import DenseLinear, Int8Linear, Linear, Packed
+from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, Packed, SideBySide
 from pybatch.model.rope import rotary_table
 from pybatch.model.smooth import PackedWhenCalled, pack_by_running
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
+QUANTIZATIONS = (*INT8_MATMULS, "gguf")
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
 
 
@@ -34,6 +36,17 @@ class Rows(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+@runtime_checkable
+class BlockRows(Rows, Protocol):
+    """A matrix whose rows are also to be had as the quantised blocks of a GGUF file."""
+
+    @property
+    def block_type(self) -> str: ...  # such as "Q4_0"
+
+    @property
+    def blocks(self) -> Tensor: ...  # [N, bytes of a row] uint8
 
 
 class Checkpoint(Protocol):
@@ -69,7 +82,8 @@ class WeightLoader:
     """Builds a decoder of a checkpoint.
 
     dtype: of activations; dense weights are kept in it, or in the checkpoint's own dtype where that is smaller (a
-    bfloat16 weight is the same number in float32). quantization: None, "int8" or "int8-weight-only".
+    bfloat16 weight is the same number in float32). quantization: None, "int8", "int8-weight-only" or "gguf": the
+    blocks of a GGUF file as they are, for the types in ops.GGUF_BLOCKS; other tensors as for None.
     advance is called with the number of weights done, from any thread.
     """
 
@@ -140,6 +154,8 @@ class WeightLoader:
         stacked, biases = self._stacked(rows, columns), self._biases(rows, bias)
         if self.quantization == "int8":
             return PackedWhenCalled(lambda scale: self._pack(stacked, biases, scale))
+        if self.quantization == "gguf":
+            return self._gguf_parts(stacked, biases)
         return self._pack(stacked, biases)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
@@ -158,7 +174,9 @@ class WeightLoader:
         return torch.cat([self.vector(f"{name}.bias", count) for name, count in rows.items()]) if wanted else None
 
     def _pack(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None = None) -> Packed:
-        return self._dense(rows, bias) if self.quantization is None else self._int8(rows, bias, column_scale)
+        if self.quantization is None:
+            return self._dense(rows, bias)
+        return self._gguf(rows, bias) if self.quantization == "gguf" else self._int8(rows, bias, column_scale)
 
     def _dense(self, rows: Stacked, bias: Tensor | None) -> DenseLinear:
         n, k = rows.shape
@@ -185,6 +203,29 @@ class WeightLoader:
         self._for_chunks(n, k, pack)
         return Int8Linear(INT8_MATMULS[self.quantization], packed, scale, bias)
 
+    def _gguf_parts(self, rows: Stacked, bias: Tensor | None) -> Linear:
+        """One projection if all parts are of one type, as they mostly are; else one for each run of them."""
+        runs = [Stacked(list(parts)) for _, parts in groupby(rows.parts, _block_type)]
+        widths = [run.shape[0] for run in runs]
+        biases = [None] * len(runs) if bias is None else bias.split_with_sizes(widths)
+        linears = [self._gguf(run, part) for run, part in zip(runs, biases, strict=True)]
+        return linears[0] if len(linears) == 1 else SideBySide(linears)
+
+    def _gguf(self, rows: Stacked, bias: Tensor | None) -> DenseLinear | GGUFLinear:
+        kind = _block_type(rows.parts[0])
+        if kind is None:
+            return self._dense(rows, bias)
+        n, k = rows.shape
+        blocks = Stacked([part.blocks for part in rows.parts if isinstance(part, BlockRows)])
+        block = ops.GGUF_BLOCKS[kind]
+        packed = torch.empty(-(-n // ops.PANEL), k // block.weights, ops.PANEL * block.bytes, dtype=torch.uint8)
+
+        def pack(chunk: slice, panels: slice) -> None:
+            packed[panels] = ops.pack_gguf(blocks[chunk], kind)
+
+        self._for_chunks(n, k, pack)
+        return GGUFLinear(packed, n, bias)
+
     def _for_chunks(self, n: int, k: int, pack: Callable[[slice, slice], None]) -> None:
         panels, step = -(-n // ops.PANEL), max(1, CHUNK // (k * ops.PANEL))
 
@@ -195,6 +236,11 @@ class WeightLoader:
 
         for _ in self.pool.map(run, range(0, panels, step)):
             pass
+
+
+def _block_type(rows: Rows) -> str | None:
+    """The type of a matrix that matmul_gguf can take as it is."""
+    return rows.block_type if isinstance(rows, BlockRows) and rows.block_type in ops.GGUF_BLOCKS else None
 
 
 @contextmanager

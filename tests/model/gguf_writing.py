@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf_blocks import random_blocks
 from transformers import PreTrainedModel
 
 NAMES = {
@@ -69,17 +71,26 @@ def finish(writer: GGUFWriter) -> None:
     writer.close()
 
 
-def write_tensors(writer: GGUFWriter, arch: str, model: PreTrainedModel, kind: GGMLQuantizationType) -> None:
-    """Matrices as `kind`, vectors as float32. The model's own weights become what the file holds, rounded."""
+def write_tensors(
+    writer: GGUFWriter,
+    arch: str,
+    model: PreTrainedModel,
+    kind: GGMLQuantizationType | Callable[[str], GGMLQuantizationType],
+) -> None:
+    """Matrices as `kind`, or as it says of their name; vectors as float32. The model's own weights become what the file
+    holds: themselves, rounded, or for K-quants, which gguf.quants does not make, others at random."""
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if arch == "llama" else {}
     for name, parameter in model.named_parameters():
         data = parameter.detach().numpy()
         projection = name.split(".")[-2]
-        matrix_kind = kind if data.ndim == 2 else GGMLQuantizationType.F32
+        wanted = kind(name) if callable(kind) else kind
+        matrix_kind = wanted if data.ndim == 2 else GGMLQuantizationType.F32
+        k_quant = matrix_kind.name.endswith("_K")
+        stored = random_blocks(matrix_kind.name, *data.shape) if k_quant else quants.quantize(data, matrix_kind)
         with torch.no_grad():
-            parameter.copy_(torch.from_numpy(quants.dequantize(quants.quantize(data, matrix_kind), matrix_kind)))
+            parameter.copy_(torch.from_numpy(quants.dequantize(stored, matrix_kind)))
         if projection in heads:
-            data = turned(data, heads[projection])
+            stored = turned(stored, heads[projection])
         raw_dtype = None if matrix_kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16) else matrix_kind
-        writer.add_tensor(gguf_name(name), quants.quantize(data, matrix_kind), raw_dtype=raw_dtype)
+        writer.add_tensor(gguf_name(name), stored, raw_dtype=raw_dtype)

@@ -1,6 +1,6 @@
 """What the matmuls must give, in float64, and every one of them on fixed inputs, for processes with another ISA.
 
-As a script: ``_matmul_reference.py FILE`` runs the cases and saves {"isa", "outputs"} there.
+As a script: ``_matmul_reference.py FILE`` runs the cases and saves {"isa", "outputs", "gguf"} there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
+from gguf_blocks import largest_blocks, random_blocks
 from torch import Tensor
 
 from pybatch import ops
@@ -46,5 +47,18 @@ def fixed_cases() -> Iterator[tuple[str, Tensor]]:
         yield f"w8a8-{m}", ops.matmul_w8a8(x, packed, scale, bias, out=torch.empty(m, n))
 
 
+def gguf_cases() -> Iterator[tuple[str, Tensor]]:
+    for kind in ops.GGUF_BLOCKS:
+        for m, n, k in ((1, 64, 256), (7, 50, 512), (30, 130, 1024), (300, 33, 256)):
+            packed = ops.pack_gguf(torch.from_numpy(random_blocks(kind, n, k)), kind)
+            x = torch.randn(m, k, generator=torch.Generator().manual_seed(m))
+            yield f"{kind}-{m}", ops.matmul_gguf(x, packed, out=torch.empty(m, n))
+        packed = ops.pack_gguf(torch.from_numpy(largest_blocks(kind, 16, 256)), kind)
+        x = torch.ones(2, 256)
+        x[1] = -1
+        yield f"{kind}-largest", ops.matmul_gguf(x, packed, out=torch.empty(2, 16))
+
+
 if __name__ == "__main__":
-    torch.save({"isa": ops.ISA, "outputs": dict(fixed_cases())}, sys.argv[1])
+    cases = {"outputs": dict(fixed_cases()), "gguf": dict(gguf_cases())}
+    torch.save({"isa": ops.ISA, **cases}, sys.argv[1])

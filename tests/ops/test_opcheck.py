@@ -54,6 +54,18 @@ def matmul_int8() -> Arguments:
     return {"x": normal(3, 20), "weight": weight, "scale": scale, "bias": normal(32), "out": torch.empty(3, 32)}
 
 
+def gguf_weights() -> Tensor:
+    return ops.pack_gguf(torch.arange(32 * 2 * 18).view(32, 2 * 18).to(torch.uint8) % 60, "Q4_0")
+
+
+def gguf_embedding() -> Arguments:
+    return embedding(gguf_weights()) | {"out": torch.empty(3, 64)}
+
+
+def matmul_gguf() -> Arguments:
+    return {"x": normal(3, 64), "weight": gguf_weights(), "bias": normal(32), "out": torch.empty(3, 32)}
+
+
 def kv_cache(int8: bool) -> Arguments:
     k, v = normal(5, 2, 16, 8), normal(5, 2, 8, 16)
     scales = [torch.full((5, 2, 8), 0.02) if int8 else None for _ in "kv"]
@@ -146,10 +158,12 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
         lambda: embedding(normal(32, 20)),
         lambda: embedding(ops.pack_dense(normal(32, 20))),
         int8_embedding,
+        gguf_embedding,
     ],
     "matmul_dense": [matmul_dense, lambda: matmul_dense() | {"bias": None}],
     "matmul_w8a16": [matmul_int8, lambda: matmul_int8() | {"bias": None}],
     "matmul_w8a8": [matmul_int8, lambda: matmul_int8() | {"bias": None}],
+    "matmul_gguf": [matmul_gguf, lambda: matmul_gguf() | {"bias": None}],
     "rope_kv_write": [lambda: rope_kv_write(False), lambda: rope_kv_write(True)],
     "copy_blocks": [lambda: {"pool": pool(5), "pairs": torch.tensor([[0, 1], [0, 2]])}],
     "swap_blocks": [lambda: {"src": pool(5), "dst": pool(3), "pairs": torch.tensor([[4, 0], [1, 2]])}],
@@ -275,7 +289,7 @@ def test_a_wrong_value_is_an_error_that_says_what_was_expected(
         call(name, EXAMPLES[name][0]() | {argument: value})
 
 
-@pytest.mark.parametrize("name", ["matmul_dense", "matmul_w8a16", "matmul_w8a8"])
+@pytest.mark.parametrize("name", ["matmul_dense", "matmul_w8a16", "matmul_w8a8", "matmul_gguf"])
 def test_packed_weights_must_be_aligned(name: str) -> None:
     arguments = EXAMPLES[name][0]()
     weight = arguments["weight"]

@@ -1,0 +1,202 @@
+// Sixteen 32-bit integer lanes beside vec.h's sixteen floats, and dot products of bytes in groups of four to a lane.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/vec.h"
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+
+PYBATCH_INLINE int32_t load_int(const void* p) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return x;
+}
+
+#if defined(PYBATCH_ISA_AVX512)
+
+struct I32x16 {
+  __m512i v;
+};
+
+PYBATCH_INLINE I32x16 broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+PYBATCH_INLINE I32x16 load_ints(const void* p) { return {_mm512_loadu_si512(p)}; }
+PYBATCH_INLINE void store(int32_t* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
+PYBATCH_INLINE I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+PYBATCH_INLINE I32x16 operator&(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
+PYBATCH_INLINE I32x16 operator|(I32x16 a, I32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
+PYBATCH_INLINE I32x16 operator^(I32x16 a, I32x16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+PYBATCH_INLINE I32x16 operator<<(I32x16 a, int n) { return {_mm512_slli_epi32(a.v, static_cast<unsigned>(n))}; }
+PYBATCH_INLINE I32x16 operator>>(I32x16 a, int n) { return {_mm512_srli_epi32(a.v, static_cast<unsigned>(n))}; }
+PYBATCH_INLINE I32x16 signed_top_byte(I32x16 a) { return {_mm512_srai_epi32(a.v, 24)}; }
+PYBATCH_INLINE F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+PYBATCH_INLINE I32x16 to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest, ties to even
+PYBATCH_INLINE I32x16 float_bits(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
+PYBATCH_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+PYBATCH_INLINE int32_t reduce_max(I32x16 a) { return _mm512_reduce_max_epi32(a.v); }
+PYBATCH_INLINE int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+PYBATCH_INLINE void store_bytes(int8_t* p, I32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+
+// VNNI's dot product takes its first operand as unsigned: signed bytes must come with kSignedOffset added.
+constexpr int kSignedOffset = 128;
+
+// sum + the dot products of w[0..3], in each lane four bytes that are at most kMaxByte, with x[0..15].
+template <int kMaxByte>
+PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    sum.v = _mm512_dpbusd_epi32(sum.v, w[i].v, _mm512_set1_epi32(load_int(x + 4 * i)));
+  }
+  return sum;
+}
+
+#elif defined(PYBATCH_ISA_AVX2)
+
+struct I32x16 {
+  __m256i lo, hi;
+};
+
+PYBATCH_INLINE I32x16 broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+PYBATCH_INLINE I32x16 load_ints(const void* p) {
+  auto* halves = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+PYBATCH_INLINE void store(int32_t* p, I32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
+}
+PYBATCH_INLINE I32x16 operator+(I32x16 a, I32x16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+PYBATCH_INLINE I32x16 operator&(I32x16 a, I32x16 b) {
+  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
+}
+PYBATCH_INLINE I32x16 operator|(I32x16 a, I32x16 b) {
+  return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
+}
+PYBATCH_INLINE I32x16 operator^(I32x16 a, I32x16 b) {
+  return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)};
+}
+PYBATCH_INLINE I32x16 operator<<(I32x16 a, int n) { return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)}; }
+PYBATCH_INLINE I32x16 operator>>(I32x16 a, int n) { return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)}; }
+PYBATCH_INLINE I32x16 signed_top_byte(I32x16 a) { return {_mm256_srai_epi32(a.lo, 24), _mm256_srai_epi32(a.hi, 24)}; }
+PYBATCH_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+PYBATCH_INLINE I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+PYBATCH_INLINE I32x16 float_bits(F32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+PYBATCH_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+PYBATCH_INLINE int32_t reduce_max(I32x16 a) {
+  __m256i eight = _mm256_max_epi32(a.lo, a.hi);
+  __m128i v = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  v = _mm_max_epi32(v, _mm_shuffle_epi32(v, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
+}
+PYBATCH_INLINE int32_t reduce_add(I32x16 a) {
+  __m256i eight = _mm256_add_epi32(a.lo, a.hi);
+  __m128i v = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
+}
+PYBATCH_INLINE void store_bytes(int8_t* p, I32x16 a) {
+  __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
+  __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+constexpr int kSignedOffset = 0;
+
+// maddubs adds two products in 16 bits and saturates; as many of its results as cannot overflow are added there too.
+// Signed bytes (kMaxByte 255) are multiplied as |w| * sign(w) x, of which two fit.
+template <int kMaxByte>
+PYBATCH_INLINE __m256i dot16_half(const __m256i (&w)[4], const __m256i (&x)[4], __m256i sum) {
+  constexpr int kPerAdd = kMaxByte <= 31 ? 4 : kMaxByte <= 63 ? 2 : 1;
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i += kPerAdd) {
+    __m256i pairs = kMaxByte == 255 ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x[i], w[i]))
+                                    : _mm256_maddubs_epi16(w[i], x[i]);
+#pragma GCC unroll 4
+    for (int j = 1; j < kPerAdd; ++j) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[i + j], x[i + j]));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+  }
+  return sum;
+}
+template <int kMaxByte>
+PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
+  const __m256i all[4] = {_mm256_set1_epi32(load_int(x)), _mm256_set1_epi32(load_int(x + 4)),
+                          _mm256_set1_epi32(load_int(x + 8)), _mm256_set1_epi32(load_int(x + 12))};
+  return {dot16_half<kMaxByte>({w[0].lo, w[1].lo, w[2].lo, w[3].lo}, all, sum.lo),
+          dot16_half<kMaxByte>({w[0].hi, w[1].hi, w[2].hi, w[3].hi}, all, sum.hi)};
+}
+
+#else  // portable
+
+struct I32x16 {
+  uint32_t v[kLanes];
+};
+
+#define PYBATCH_LANEWISE(Vector, expression)            \
+  Vector r;                                             \
+  for (int i = 0; i < kLanes; ++i) r.v[i] = expression; \
+  return r
+
+PYBATCH_INLINE I32x16 broadcast_int(int32_t x) { PYBATCH_LANEWISE(I32x16, static_cast<uint32_t>(x)); }
+PYBATCH_INLINE I32x16 load_ints(const void* p) {
+  I32x16 r;
+  std::memcpy(r.v, p, sizeof(r.v));
+  return r;
+}
+PYBATCH_INLINE void store(int32_t* p, I32x16 a) { std::memcpy(p, a.v, sizeof(a.v)); }
+PYBATCH_INLINE I32x16 operator+(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(I32x16, a.v[i] + b.v[i]); }
+PYBATCH_INLINE I32x16 operator&(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(I32x16, a.v[i] & b.v[i]); }
+PYBATCH_INLINE I32x16 operator|(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(I32x16, a.v[i] | b.v[i]); }
+PYBATCH_INLINE I32x16 operator^(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(I32x16, a.v[i] ^ b.v[i]); }
+PYBATCH_INLINE I32x16 operator<<(I32x16 a, int n) { PYBATCH_LANEWISE(I32x16, a.v[i] << n); }
+PYBATCH_INLINE I32x16 operator>>(I32x16 a, int n) { PYBATCH_LANEWISE(I32x16, a.v[i] >> n); }
+PYBATCH_INLINE I32x16 signed_top_byte(I32x16 a) {
+  PYBATCH_LANEWISE(I32x16, static_cast<uint32_t>(static_cast<int32_t>(a.v[i]) >> 24));
+}
+PYBATCH_INLINE F32x16 to_float(I32x16 a) { PYBATCH_LANEWISE(F32x16, static_cast<float>(static_cast<int32_t>(a.v[i]))); }
+PYBATCH_INLINE I32x16 to_int(F32x16 a) {
+  PYBATCH_LANEWISE(I32x16, static_cast<uint32_t>(static_cast<int32_t>(round_half_even(a.v[i]))));
+}
+PYBATCH_INLINE I32x16 float_bits(F32x16 a) { PYBATCH_LANEWISE(I32x16, as_bits(a.v[i])); }
+PYBATCH_INLINE I32x16 max(I32x16 a, I32x16 b) {
+  PYBATCH_LANEWISE(I32x16, static_cast<int32_t>(a.v[i]) > static_cast<int32_t>(b.v[i]) ? a.v[i] : b.v[i]);
+}
+#undef PYBATCH_LANEWISE
+PYBATCH_INLINE int32_t reduce_max(I32x16 a) {
+  int32_t most = static_cast<int32_t>(a.v[0]);
+  for (uint32_t x : a.v) most = static_cast<int32_t>(x) > most ? static_cast<int32_t>(x) : most;
+  return most;
+}
+PYBATCH_INLINE int32_t reduce_add(I32x16 a) {
+  uint32_t sum = 0;
+  for (uint32_t x : a.v) sum += x;
+  return static_cast<int32_t>(sum);
+}
+PYBATCH_INLINE void store_bytes(int8_t* p, I32x16 a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
+
+constexpr int kSignedOffset = 0;
+
+template <int kMaxByte>
+PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
+  using Byte = std::conditional_t<kMaxByte == 255, int8_t, uint8_t>;
+  for (int group = 0; group < 4; ++group) {
+    Byte bytes[4 * kLanes];
+    std::memcpy(bytes, w[group].v, sizeof(bytes));
+    for (int i = 0; i < kLanes; ++i) {
+      int32_t dot = 0;
+      for (int j = 0; j < 4; ++j) dot += bytes[4 * i + j] * x[4 * group + j];
+      sum.v[i] += static_cast<uint32_t>(dot);
+    }
+  }
+  return sum;
+}
+
+#endif
+
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,0 +1,98 @@
+"""quantization="gguf": the decoder holds the bits of the file, and answers as the file's weights do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from model.families import SMALL, some_ids
+from model.gguf_writing import begin, finish, write_tensors
+from model.paged import logits_of
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from pybatch.model import Decoder, load_model
+from pybatch.model.layers import GGUFLinear, Linear, SideBySide
+
+SHAPE = {**SMALL, "hidden_size": 256, "intermediate_size": 512}  # K-quants have blocks of 256
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SHAPE),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=64, tie_word_embeddings=True),
+}
+KINDS = [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.Q4_K, Kind.Q6_K]
+
+
+def mixed(name: str) -> Kind:
+    """A type of its own for each part of a fused projection, and some that stay as they are."""
+    kinds = {"q_proj": Kind.Q4_K, "k_proj": Kind.Q6_K, "v_proj": Kind.Q5_0, "up_proj": Kind.Q8_0, "o_proj": Kind.F16}
+    return kinds.get(name.split(".")[-2], Kind.Q4_1)
+
+
+def write(path: Path, arch: str, kind: object) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[arch]).eval()
+    writer = begin(path, arch, model)
+    write_tensors(writer, arch, model, kind)
+    finish(writer)
+    return model
+
+
+def linears(decoder: Decoder) -> Iterator[Linear]:
+    yield from (decoder.embedding, decoder.lm_head)
+    for layer in decoder.layers:
+        yield from (layer.qkv, layer.attention_out, layer.gate_up, layer.down)
+
+
+def weights_of(linear: Linear, k: int) -> Tensor:
+    """A projection's weights as it has them, each row read as an embedding."""
+    if isinstance(linear, SideBySide):
+        return torch.cat([weights_of(part, k) for part in linear.parts])
+    return linear.embed(torch.arange(linear.width), torch.empty(linear.width, k))
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"), [*(("llama", kind) for kind in (*KINDS, mixed)), ("qwen2", mixed), ("qwen3", Kind.Q4_K)]
+)
+def test_the_weights_are_those_of_the_file(arch: str, kind: object, tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", arch, kind)
+    packed = load_model(tmp_path / "model.gguf", quantization="gguf", skip_tokenizer=True).decoder
+    plain = load_model(tmp_path / "model.gguf", skip_tokenizer=True).decoder
+    for ours, theirs in zip(linears(packed), linears(plain), strict=True):
+        k = theirs.weight.shape[1]
+        assert torch.equal(weights_of(ours, k), weights_of(theirs, k))
+        assert isinstance(ours, GGUFLinear) or kind is mixed
+    assert (packed.embedding is packed.lm_head) == CONFIGS[arch].tie_word_embeddings
+
+
+@pytest.mark.parametrize(("arch", "kind"), [("llama", Kind.Q4_0), ("llama", Kind.Q4_1), ("qwen2", Kind.Q8_0)])
+def test_logits_point_the_same_way(arch: str, kind: Kind, tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", arch, kind)
+    packed = load_model(tmp_path / "model.gguf", quantization="gguf", skip_tokenizer=True).decoder
+    plain = load_model(tmp_path / "model.gguf", skip_tokenizer=True).decoder
+    ids = some_ids(50)
+    assert torch.cosine_similarity(logits_of(packed, ids), logits_of(plain, ids)).mean() > 0.995
+
+
+def test_parts_of_several_types_write_side_by_side(tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", "qwen2", mixed)
+    decoder = load_model(tmp_path / "model.gguf", quantization="gguf", skip_tokenizer=True).decoder
+    qkv = decoder.layers[0].qkv
+    assert isinstance(qkv, SideBySide)
+    assert [type(part).__name__ for part in qkv.parts] == ["GGUFLinear", "GGUFLinear", "DenseLinear"]
+    x, width = torch.randn(5, 256), sum(qkv.widths)
+    out = qkv(x, torch.empty(5, width))
+    bias = torch.cat([part.bias for part in qkv.parts])
+    expected = x @ weights_of(qkv, 256).t() + bias
+    assert torch.cosine_similarity(out, expected).min() > 0.999
+
+
+def test_it_takes_the_memory_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write(path, "llama", Kind.Q4_0)
+    decoder = load_model(path, quantization="gguf", skip_tokenizer=True).decoder
+    assert decoder.weight_bytes() < 1.1 * path.stat().st_size  # 211 tokens are padded to 224
