@@ -47,8 +47,9 @@ class LLM:
     tokenizer: where to take it from, if not from the model. skip_tokenizer_init: go without one; prompts are then
         token ids, and outputs have no text.
     dtype: "auto", "float32", "bfloat16" or "float16". quantization: None, "int8" (8-bit weights and activations),
-        "int8-weight-only" or "gguf" (a GGUF file's weights in its own 4 to 8 bits). kv_cache_dtype: "auto" (the
-        activations'), "float32", "bfloat16", "float16" or "int8".
+        "int8-weight-only" or "gguf" (a GGUF file's weights in its own 4 to 8 bits). kv_cache_dtype: "float32",
+        "bfloat16", "float16", "int8" or "auto": the activations', but float16 for float32 activations of a quantised
+        model.
     max_model_len: tokens of prompt and output together; None: the model's context.
     max_num_seqs, max_num_batched_tokens: the most sequences and tokens in one step. block_size: tokens in a KV block.
     memory_utilization: the share of free memory that the KV pool may take (gpu_memory_utilization, vLLM's name, is

@@ -6,6 +6,7 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kLineBytes = 64;
 
 // One head in fp32, with zeros up to a whole vector.
 struct alignas(64) Head {
@@ -46,13 +47,23 @@ void normalise(Head& head, int64_t depth, const T* weight, float eps) {
 }
 
 void rotate(Head& head, int64_t rotary_dim, const float* rotary, bool interleaved) {
-  const int64_t half = rotary_dim / 2, apart = interleaved ? 1 : half, step = interleaved ? 2 : 1;
+  const int64_t half = rotary_dim / 2;
   const float *cos = rotary, *sin = rotary + half;
-  float *first = head.x, *second = head.x + apart;
-  for (int64_t i = 0; i < half; ++i, first += step, second += step) {
-    const float a = *first, b = *second;
-    *first = a * cos[i] - b * sin[i];
-    *second = b * cos[i] + a * sin[i];
+  if (interleaved) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = head.x[2 * i], b = head.x[2 * i + 1];
+      head.x[2 * i] = a * cos[i] - b * sin[i];
+      head.x[2 * i + 1] = b * cos[i] + a * sin[i];
+    }
+    return;
+  }
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const int64_t n = half - i;
+    float *first = head.x + i, *second = first + half;
+    const F32x16 a = load_first(first, n), b = load_first(second, n);
+    const F32x16 c = load_first(cos + i, n), s = load_first(sin + i, n);
+    store_first(first, a * c - b * s, n);
+    store_first(second, b * c + a * s, n);
   }
 }
 
@@ -91,8 +102,26 @@ void write_head(Head& head, int64_t depth, DType dtype, void* base, int64_t offs
   with_float_type(dtype, [&]<class T>(T*) { write(static_cast<T*>(base) + offset, stride, head.x, depth); });
 }
 
+// Fetches one of `parts` equal parts of the lines that a token will be written to: a key has one for almost every
+// element, too many to be fetched at once.
+void prefetch_slot(const KvCache& c, int64_t slot, int64_t part, int64_t parts) {
+  if (slot < 0) return;
+  const int64_t block = slot / c.block_size, offset = slot % c.block_size;
+  const int64_t bytes = size_of(c.dtype);
+  const char* k = static_cast<const char*>(c.k) + (block * c.k_block_stride + offset) * bytes;
+  const int64_t row_bytes = c.block_size * bytes, rows = c.kv_heads * c.head_dim;
+  const int64_t rows_a_line = row_bytes < kLineBytes ? kLineBytes / row_bytes : 1;
+  for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row += rows_a_line) {
+    __builtin_prefetch(k + row * row_bytes, 1);
+  }
+  if (part >= c.kv_heads) return;
+  const char* v =
+      static_cast<const char*>(c.v) + (block * c.v_block_stride + (part * c.block_size + offset) * c.head_dim) * bytes;
+  for (int64_t i = 0; i < c.head_dim * bytes; i += kLineBytes) __builtin_prefetch(v + i, 1);
+}
+
 template <class T>
-void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token) {
+void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next_slot) {
   const KvCache& c = p.cache;
   const int64_t depth = c.head_dim;
   const float* rotary = p.rotary + p.positions[token] * p.rotary_dim;
@@ -104,6 +133,7 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token) {
     if (p.q_norm_weight) normalise(head, depth, static_cast<const T*>(p.q_norm_weight), p.norm_eps);
     rotate(head, p.rotary_dim, rotary, p.interleaved);
     store_head(head, depth, q);
+    prefetch_slot(c, next_slot, h, p.heads);
   }
 
   const int64_t slot = p.slots[token];
@@ -129,8 +159,10 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token) {
 void rope_kv_write(const RopeKvWriteParams& p) {
   const int64_t work = (p.heads + 2 * p.cache.kv_heads) * p.cache.head_dim;
   with_float_type(p.q.dtype, [&]<class T>(T*) {
-    parallel_for(p.tokens, 32768 / work + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t token = begin; token < end; ++token) rope_kv_write_token<T>(p, token);
+    parallel_for(p.tokens, 8192 / work + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t token = begin; token < end; ++token) {
+        rope_kv_write_token<T>(p, token, token + 1 < end ? p.slots[token + 1] : -1);
+      }
     });
   });
 }

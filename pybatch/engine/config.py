@@ -25,7 +25,8 @@ class EngineConfig:
     block_size: tokens in a KV block: 8, 16, 32 or 64.
     memory_utilization: the share of the memory free at the start that the KV pool may grow to; no more than
         max_num_seqs sequences of max_model_len could use. num_kv_blocks: the pool's size, given outright instead.
-    kv_cache_dtype: "auto" is the activations' dtype; "int8" keeps one scale a token and head.
+    kv_cache_dtype: "auto" is the activations' dtype, but float16 for float32 activations of a model with quantised
+        weights; "int8" keeps one scale a token and head.
     enable_prefix_caching: keep full blocks for requests that begin with the same tokens.
     seed: of the draws of requests that have no seed of their own.
     policy: which sequences may join (policies.py).

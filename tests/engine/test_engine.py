@@ -8,7 +8,8 @@ import torch
 from engine.runs import EOS, MakeEngine, drain, run, some_prompt
 from transformers import LlamaForCausalLM
 
-from pybatch.engine import SamplingParams
+from pybatch.engine import EngineConfig, SamplingParams
+from pybatch.engine.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.model import Decoder, ForwardBatch, Tokenizer
 
@@ -255,6 +256,12 @@ def test_what_can_never_run_is_refused_with_the_numbers(make_engine: MakeEngine)
 
 def test_the_pool_takes_no_more_memory_than_sequences_can_use(make_engine: MakeEngine) -> None:
     assert make_engine(num_kv_blocks=None, max_num_seqs=3, max_model_len=100).num_kv_blocks == 3 * 7
+
+
+def test_quantised_weights_go_with_a_float16_cache(decoder: Decoder, int8_decoder: Decoder) -> None:
+    assert kv_layout(decoder, EngineConfig()).dtype == torch.float32
+    assert kv_layout(int8_decoder, EngineConfig()).dtype == torch.float16
+    assert kv_layout(int8_decoder, EngineConfig(kv_cache_dtype="float32")).dtype == torch.float32
 
 
 def test_an_aborted_request_is_gone(make_engine: MakeEngine) -> None:

@@ -39,11 +39,10 @@ def bits(outputs: list[RequestOutput]) -> Bits:
     return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
+@pytest.fixture(scope="module", params=["fp32", "int8", "int8, fp16 KV"])
 def model(request: pytest.FixtureRequest) -> tuple[Decoder, str]:
-    """Weights and KV cache both of the kind."""
-    name, cache = ("decoder", "auto") if request.param == "fp32" else ("int8_decoder", "int8")
-    return request.getfixturevalue(name), cache
+    name = "decoder" if request.param == "fp32" else "int8_decoder"
+    return request.getfixturevalue(name), "int8" if request.param == "int8" else "auto"
 
 
 @pytest.fixture(scope="module")
