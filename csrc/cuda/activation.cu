@@ -1,0 +1,50 @@
+// silu_mul and gelu_tanh_mul: a thread a run of eight columns.
+#include "cuda/common.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+
+namespace pybatch::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+struct Silu {
+  static __device__ __forceinline__ float apply(float x) { return x / (1.0f + exp_approx(-x)); }
+};
+
+struct GeluTanh {  // (1 + tanh u) / 2 = 1 / (1 + e^-2u)
+  static __device__ __forceinline__ float apply(float x) {
+    const float u = 0.7978845608028654f * fmaf(0.044715f * x * x, x, x);
+    return x / (1.0f + exp_approx(-2.0f * u));
+  }
+};
+
+template <class T, class Activation>
+__global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivationParams p) {
+  const int64_t row = blockIdx.x;
+  const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
+  if (column >= p.width) return;
+  const int64_t n = p.width - column < kRun ? p.width - column : kRun;
+  const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride + column;
+  float gate[kRun], up[kRun];
+  load_run(x, n, gate);
+  load_run(x + p.width, n, up);
+  for (int i = 0; i < kRun; ++i) up[i] *= Activation::apply(gate[i]);
+  store_run(static_cast<T*>(p.out.data) + row * p.out.row_stride + column, n, up);
+}
+
+template <class Activation>
+void gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
+  const dim3 grid(p.rows, ceil_div(p.width, kThreads * kRun));
+  with_float_type(p.x.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(gated_activation_kernel<T, Activation>, grid, dim3(kThreads), 0, stream, p);
+  });
+}
+
+}  // namespace
+
+void silu_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<Silu>(p, stream); }
+void gelu_tanh_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<GeluTanh>(p, stream); }
+
+}  // namespace pybatch::cuda
