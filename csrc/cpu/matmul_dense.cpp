@@ -1,5 +1,17 @@
+#include "cpu/gemm.h"
 #include "cpu/kernels.h"
-#include "cpu/vec.h"
+
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
-void matmul_dense(const MatmulParams&) {}
+
+void matmul_dense(const MatmulParams& p) {
+  ConstMatrix x = to_f32(p.x, p.m, p.k);
+  Gemm g{x.data, x.row_stride * 4, p.weight, p.k * kPanel * size_of(p.weight_dtype), p.m, ceil_div(p.n, kPanel), p.k};
+  with_float_type(p.weight_dtype, [&](auto* type) {
+    gemm<FloatOp<Pointee<decltype(type)>>>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows,
+                                                  const F32x16* sums) {
+      write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
+    });
+  });
+}
+
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,6 +1,94 @@
+#include "pybatch/norm.h"
+
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
+#include "pybatch/parallel.h"
+
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
-void rms_norm(const NormParams&) {}
-void layer_norm(const NormParams&) {}
+namespace {
+
+// The sum over a row of add(sum so far, elements), in four chains to hide the latency of an addition.
+template <class T, class F>
+PYBATCH_INLINE float sum_row(const T* x, int64_t n, F&& add) {
+  constexpr int kChains = 4;
+  F32x16 sum[kChains] = {zeros(), zeros(), zeros(), zeros()};
+  int64_t i = 0;
+  for (; i + kChains * kLanes <= n; i += kChains * kLanes) {
+    for (int c = 0; c < kChains; ++c) sum[c] = add(sum[c], load(x + i + c * kLanes));
+  }
+  for (; i + kLanes <= n; i += kLanes) sum[0] = add(sum[0], load(x + i));
+  if (i < n) sum[0] = select_first(n - i, add(sum[0], load_first(x + i, n - i)), sum[0]);
+  return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <class T>
+PYBATCH_INLINE F32x16 rounded_to(F32x16 a) {
+  T buffer[kLanes];
+  store(buffer, a);
+  return load(buffer);
+}
+
+template <class T>
+PYBATCH_INLINE void add_into(T* residual, const T* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    store_first(residual + i, load_first(residual + i, n - i) + load_first(x + i, n - i), n - i);
+  }
+}
+
+// 16-bit rows are rounded before the weight is applied, as the models were trained.
+template <class T>
+void rms_norm_row(const T* x, const T* weight, const T*, float eps, T* out, int64_t n) {
+  float squares = sum_row(x, n, [](F32x16 sum, F32x16 v) { return fma(v, v, sum); });
+  const F32x16 inverse = broadcast(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    F32x16 normalised = rounded_to<T>(load_first(x + i, n - i) * inverse);
+    store_first(out + i, normalised * load_first(weight + i, n - i), n - i);
+  }
+}
+
+template <class T>
+void layer_norm_row(const T* x, const T* weight, const T* bias, float eps, T* out, int64_t n) {
+  float sum = sum_row(x, n, [](F32x16 s, F32x16 v) { return s + v; });
+  const F32x16 mean = broadcast(sum / static_cast<float>(n));
+  float squares = sum_row(x, n, [mean](F32x16 s, F32x16 v) {
+    F32x16 centred = v - mean;
+    return fma(centred, centred, s);
+  });
+  const F32x16 inverse = broadcast(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    F32x16 normalised = (load_first(x + i, n - i) - mean) * inverse;
+    F32x16 offset = bias ? load_first(bias + i, n - i) : zeros();
+    store_first(out + i, fma(normalised, load_first(weight + i, n - i), offset), n - i);
+  }
+}
+
+template <class T>
+using NormRow = void (*)(const T* x, const T* weight, const T* bias, float eps, T* out, int64_t n);
+
+template <class T>
+void norm_rows(const NormParams& p, NormRow<T> norm_row) {
+  parallel_for(p.rows, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
+      if (p.residual.data != nullptr) {
+        T* residual = static_cast<T*>(p.residual.data) + row * p.residual.row_stride;
+        add_into(residual, x, p.width);
+        x = residual;
+      }
+      T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride;
+      norm_row(x, static_cast<const T*>(p.weight), static_cast<const T*>(p.bias), p.eps, out, p.width);
+    }
+  });
+}
+
+}  // namespace
+
+void rms_norm(const NormParams& p) {
+  with_float_type(p.x.dtype, [&]<class T>(T*) { norm_rows<T>(p, rms_norm_row<T>); });
+}
+
+void layer_norm(const NormParams& p) {
+  with_float_type(p.x.dtype, [&]<class T>(T*) { norm_rows<T>(p, layer_norm_row<T>); });
+}
+
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

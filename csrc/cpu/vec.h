@@ -37,6 +37,17 @@ struct bf16 {
 
 constexpr int kLanes = 16;
 
+PYBATCH_INLINE float as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+PYBATCH_INLINE uint32_t as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
 #if defined(PYBATCH_ISA_AVX512)
 
 struct F32x16 {
@@ -77,6 +88,26 @@ PYBATCH_INLINE F32x16 load(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
 
+// Lanes 0-7 from lo, 8-15 from hi.
+PYBATCH_INLINE F32x16 load_halves(const float* lo, const float* hi) {
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(lo)), _mm256_loadu_ps(hi), 1)};
+}
+PYBATCH_INLINE F32x16 load_halves(const f16* lo, const f16* hi) {
+  __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(lo));
+  __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(hi));
+  return {_mm512_cvtph_ps(_mm256_set_m128i(b, a))};
+}
+PYBATCH_INLINE F32x16 load_halves(const bf16* lo, const bf16* hi) {
+  __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(lo));
+  __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(hi));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_set_m128i(b, a)), 16))};
+}
+PYBATCH_INLINE F32x16 load_halves(const int8_t* lo, const int8_t* hi) {
+  __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(lo));
+  __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(hi));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_unpacklo_epi64(a, b)))};
+}
+
 PYBATCH_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
 PYBATCH_INLINE void store(f16* p, F32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
@@ -96,6 +127,10 @@ PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) {  // lanes be
 
 PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {  // 0 in lanes where x < limit
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLT_UQ), a.v)};
+}
+
+PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {  // bit i: lane i of x >= that of limit
+  return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_GE_OQ);
 }
 
 #elif defined(PYBATCH_ISA_AVX2)
@@ -131,21 +166,24 @@ PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
   return {scale_by_power_of_two(a.lo, n.lo), scale_by_power_of_two(a.hi, n.hi)};
 }
 
-PYBATCH_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-PYBATCH_INLINE F32x16 load(const f16* p) {
-  auto* q = reinterpret_cast<const __m128i*>(p);
-  return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+PYBATCH_INLINE __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
+PYBATCH_INLINE __m256 load8(const f16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-PYBATCH_INLINE F32x16 load(const bf16* p) {
-  auto* q = reinterpret_cast<const __m128i*>(p);
-  auto widen = [](__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); };
-  return {widen(_mm_loadu_si128(q)), widen(_mm_loadu_si128(q + 1))};
+PYBATCH_INLINE __m256 load8(const bf16* p) {
+  __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
-PYBATCH_INLINE F32x16 load(const int8_t* p) {
-  auto* q = reinterpret_cast<const __m128i*>(p);
-  __m128i bytes = _mm_loadu_si128(q);
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+PYBATCH_INLINE __m256 load8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+template <class T>
+PYBATCH_INLINE F32x16 load_halves(const T* lo, const T* hi) {
+  return {load8(lo), load8(hi)};
+}
+template <class T>
+PYBATCH_INLINE F32x16 load(const T* p) {
+  return load_halves(p, p + 8);
 }
 
 PYBATCH_INLINE void store(float* p, F32x16 a) {
@@ -181,6 +219,11 @@ PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
           _mm256_and_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_NLT_UQ), a.hi)};
 }
 
+PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
+  auto bits = [](__m256 mask) { return static_cast<uint32_t>(_mm256_movemask_ps(mask)); };
+  return bits(_mm256_cmp_ps(x.lo, limit.lo, _CMP_GE_OQ)) | bits(_mm256_cmp_ps(x.hi, limit.hi, _CMP_GE_OQ)) << 8;
+}
+
 #else  // portable
 
 struct F32x16 {
@@ -192,16 +235,6 @@ struct F32x16 {
   for (int i = 0; i < kLanes; ++i) r.v[i] = expression; \
   return r
 
-PYBATCH_INLINE float as_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-PYBATCH_INLINE uint32_t as_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
 PYBATCH_INLINE float to_float(float x) { return x; }
 PYBATCH_INLINE float to_float(int8_t x) { return static_cast<float>(x); }
 PYBATCH_INLINE float to_float(bf16 x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
@@ -258,12 +291,21 @@ PYBATCH_INLINE F32x16 load(const T* p) {
   PYBATCH_LANEWISE(to_float(p[i]));
 }
 template <class T>
+PYBATCH_INLINE F32x16 load_halves(const T* lo, const T* hi) {
+  PYBATCH_LANEWISE(to_float(i < 8 ? lo[i] : hi[i - 8]));
+}
+template <class T>
 PYBATCH_INLINE void store(T* p, F32x16 a) {
   for (int i = 0; i < kLanes; ++i) from_float(p + i, a.v[i]);
 }
 PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) { PYBATCH_LANEWISE(i < n ? a.v[i] : b.v[i]); }
 PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
   PYBATCH_LANEWISE(x.v[i] < limit.v[i] ? 0.0f : a.v[i]);
+}
+PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(x.v[i] >= limit.v[i]) << i;
+  return mask;
 }
 #undef PYBATCH_LANEWISE
 
@@ -308,7 +350,7 @@ PYBATCH_INLINE float reduce_max(F32x16 a) {
 // Below -87 the result is exactly 0, so that a masked score of -inf adds nothing.
 PYBATCH_INLINE F32x16 exp(F32x16 x) {
   const F32x16 low = broadcast(-87.0f);
-  F32x16 t = min(max(x, low), broadcast(88.0f));
+  F32x16 t = min(broadcast(88.0f), max(low, x));  // in this order both hand on a NaN
   F32x16 n = round(t * broadcast(1.44269504088896341f));
   F32x16 r = fma(n, broadcast(-0.693359375f), t);
   r = fma(n, broadcast(2.12194440e-4f), r);

@@ -1,0 +1,171 @@
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+namespace {
+
+// An exact dot product of four int8 pairs a lane. A step is four k: 16 columns of four weights, and one row's four
+// activations as `quantized` writes them, 16 at a time, from integral floats in [-127, 127].
+#if defined(PYBATCH_ISA_AVX512)
+
+// VNNI multiplies unsigned by signed, so activations are stored as q + 128 and every sum is 128 * (sum of the column's
+// weights) too large.
+struct Dot4 {
+  using Sum = __m512i;
+  using X = __m512i;
+  using W = __m512i;
+  using Stored = uint8_t;
+  static constexpr int32_t kOffset = 128;
+  static PYBATCH_INLINE X activation(const char* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
+  static PYBATCH_INLINE W weight(const char* group, int) { return _mm512_loadu_si512(group); }
+  static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) { return _mm512_dpbusd_epi32(sum, x, w); }
+  static PYBATCH_INLINE void quantized(Stored* out, F32x16 q) {
+    __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(q.v), _mm512_set1_epi32(kOffset));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(biased));
+  }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t* column_sums) {
+    __m512i extra = _mm512_slli_epi32(_mm512_loadu_si512(column_sums), 7);
+    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, extra))};
+  }
+};
+
+#elif defined(PYBATCH_ISA_AVX2)
+
+// Bytes are widened to 16 bit, even and odd ones apart, and multiplied and added in pairs: k 0 and 2, then k 1 and 3.
+// Activations are stored in that order.
+struct Dot4 {
+  struct Sum {
+    __m256i lo, hi;
+  };
+  struct X {
+    __m256i even, odd;
+  };
+  struct W {
+    __m256i even_lo, odd_lo, even_hi, odd_hi;
+  };
+  using Stored = int16_t;
+  static PYBATCH_INLINE X activation(const char* p) {
+    auto* pair = reinterpret_cast<const int32_t*>(p);
+    return {_mm256_set1_epi32(pair[0]), _mm256_set1_epi32(pair[1])};
+  }
+  static PYBATCH_INLINE __m256i even(__m256i bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8); }
+  static PYBATCH_INLINE __m256i odd(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
+  static PYBATCH_INLINE W weight(const char* group, int) {
+    auto* columns = reinterpret_cast<const __m256i*>(group);
+    __m256i lo = _mm256_loadu_si256(columns), hi = _mm256_loadu_si256(columns + 1);
+    return {even(lo), odd(lo), even(hi), odd(hi)};
+  }
+  static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) {
+    sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(x.even, w.even_lo));
+    sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(x.even, w.even_hi));
+    sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(x.odd, w.odd_lo));
+    sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(x.odd, w.odd_hi));
+    return sum;
+  }
+  static PYBATCH_INLINE void quantized(Stored* out, F32x16 q) {
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(q.lo), _mm256_cvtps_epi32(q.hi));
+    packed = _mm256_permute4x64_epi64(packed, 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(packed, order));
+  }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t*) {
+    return {_mm256_cvtepi32_ps(sum.lo), _mm256_cvtepi32_ps(sum.hi)};
+  }
+};
+
+#else
+
+struct Dot4 {
+  struct Sum {
+    int32_t v[kPanel];
+  };
+  struct X {
+    int8_t v[4];
+  };
+  struct W {
+    const int8_t* v;
+  };
+  using Stored = int8_t;
+  static PYBATCH_INLINE X activation(const char* p) {
+    X x;
+    std::memcpy(x.v, p, 4);
+    return x;
+  }
+  static PYBATCH_INLINE W weight(const char* group, int) { return {reinterpret_cast<const int8_t*>(group)}; }
+  static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) {
+    for (int i = 0; i < kPanel; ++i) {
+      for (int j = 0; j < 4; ++j) sum.v[i] += x.v[j] * w.v[4 * i + j];
+    }
+    return sum;
+  }
+  static PYBATCH_INLINE void quantized(Stored* out, F32x16 q) {
+    for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int8_t>(q.v[i]);
+  }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t*) {
+    F32x16 r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = static_cast<float>(sum.v[i]);
+    return r;
+  }
+};
+
+#endif
+
+struct Dot4Op : Dot4 {
+  static constexpr int kSteps = 1;
+  static constexpr int kGroupBytes = 4 * kPanel;
+  static constexpr int kStepBytes = 4 * sizeof(Stored);
+  static constexpr bool kWiden = false;
+  using Widened = Dot4Op;
+};
+
+// Symmetric: scale = max|x| / 127, q = x / scale to the nearest integer, ties to even. Returns the scale, which is NaN
+// if x has a value that is not finite, so that the row's results are NaN.
+template <class T>
+float quantize_row(const T* x, int64_t k, Dot4::Stored* out) {
+  F32x16 largest = zeros(), poison = zeros();
+  for (int64_t i = 0; i < k; i += kLanes) {
+    F32x16 v = load_first(x + i, k - i);
+    largest = max(abs(v), largest);
+    poison = fma(v, zeros(), poison);
+  }
+  float scale = reduce_max(largest) / 127.0f + reduce_add(poison);
+  F32x16 divisor = broadcast(scale);
+  for (int64_t i = 0; i < k; i += kLanes) {
+    F32x16 q = scale > 0 ? round(load_first(x + i, k - i) / divisor) : zeros();
+    Dot4::quantized(out + i, q);
+  }
+  return scale;
+}
+
+}  // namespace
+
+void matmul_w8a8(const MatmulParams& p) {
+  int64_t stride = ceil_div(p.k, kLanes) * kLanes;
+  if (stride * sizeof(Dot4::Stored) % 4096 == 0) stride += 64;  // such rows would share one cache set
+  auto* rows = static_cast<Dot4::Stored*>(
+      thread_scratch(kActivations, p.m * stride * static_cast<int64_t>(sizeof(Dot4::Stored))));
+  auto* row_scales = static_cast<float*>(thread_scratch(kRowScales, p.m * 4));
+  with_float_type(p.x.dtype, [&](auto* type) {
+    auto* x = static_cast<const Pointee<decltype(type)>*>(p.x.data);
+    parallel_for(p.m, ceil_div(32768, p.k + 1), [&](int64_t row, int64_t end) {
+      for (; row < end; ++row) row_scales[row] = quantize_row(x + row * p.x.row_stride, p.k, rows + row * stride);
+    });
+  });
+
+  int64_t groups = ceil_div(p.k, 4), panel_stride = (groups + 1) * Dot4Op::kGroupBytes;
+  Gemm g{rows,  stride * static_cast<int64_t>(sizeof(Dot4::Stored)), p.weight, panel_stride, p.m, ceil_div(p.n, kPanel),
+         groups};
+  gemm<Dot4Op>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Dot4::Sum* sums) {
+    write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
+      F32x16 scale = load_first(p.scale + column, p.n - column);
+      auto* last_group = static_cast<const char*>(p.weight) + (column / kPanel + 1) * panel_stride - 64;
+      auto* column_sums = reinterpret_cast<const int32_t*>(last_group);
+      return [=](int64_t r, Dot4::Sum sum) {
+        return Dot4::to_float(sum, column_sums) * (broadcast(row_scales[r]) * scale);
+      };
+    });
+  });
+}
+
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,0 +1,128 @@
+"""The pybatch command: it parses, and calls what does the work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+import pybatch
+from pybatch.flags import EngineFlags, SamplingFlags, takes
+
+if TYPE_CHECKING:
+    from pybatch.engine import SamplingParams
+    from pybatch.llm import LLM
+
+EXIT_FAILED_ROWS = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+stderr = Console(stderr=True, highlight=False)
+
+
+class UsageError(typer.TyperException):
+    exit_code = EXIT_USAGE
+
+
+class InputFormat(StrEnum):
+    jsonl = "jsonl"
+    text = "text"
+
+
+def main() -> None:
+    """Exits with 0, 1 (some rows failed), 2 (usage) or 130 (Ctrl-C)."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:
+        if message := error.format_message():
+            print(f"pybatch: {message}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """What the caller can put right becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(pybatch.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Run language models over many prompts at once."""
+
+
+@app.command()
+@takes(sampling=SamplingFlags, engine=EngineFlags)
+def run(
+    prompts: Annotated[str, typer.Argument(help="The rows: a file, or - for standard input.", metavar="PROMPTS")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The results: a file, or - for standard output.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if there is one.")] = False,
+    input_format: Annotated[
+        InputFormat | None, typer.Option(help="Default: text for a name that ends in .txt, else jsonl.")
+    ] = None,
+    prompt_template: Annotated[
+        str | None, typer.Option(help="The prompt, with {field} where a row's field goes; {{ and }} are braces.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message in front of every conversation.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Complete prompts as they are, without the model's chat template.")
+    ] = False,
+    *,
+    sampling: SamplingFlags,
+    engine: EngineFlags,
+) -> None:
+    """Answer a file of prompts.
+
+    A row is a JSON object with "messages" (a conversation) or "prompt" (text), or with the fields that
+    --prompt-template names; in a text file it is a line. Text is put to the model as a user's message where the model
+    has a chat template; --raw has it completed as it is.
+
+    A result is the row's own fields and: "row", its number from 0, since results come in the order in which they
+    finish; "response"; "finish_reason"; "usage" with "prompt_tokens" and "completion_tokens"; with --logprobs and
+    --prompt-logprobs, these. With -n, "response" and "finish_reason" are lists. A row that cannot be answered has
+    "error" instead, and the others go on. A field of the row that has one of these names is kept as "input_response"
+    and so on.
+
+    Exit code: 0; 1 if rows failed; 2 for wrong usage; 130 after Ctrl-C, which keeps the results so far.
+    """
+    from pybatch.jobs.prompts import PromptMaker, Template
+    from pybatch.jobs.reader import measure, read_rows
+    from pybatch.jobs.runner import run_job
+    from pybatch.jobs.summary import summary_table
+    from pybatch.jobs.writer import open_results
+    from pybatch.progress import Reporter, Work
+
+    if raw and system is not None:
+        raise UsageError("--system: a system message needs the chat template that --raw does without")
+    format = input_format or (InputFormat.text if prompts.endswith(".txt") else InputFormat.jsonl)
+    with usage_errors():
+        template = None if prompt_template is None else Template(prompt_template)
+        size = measure(prompts)
+        lines = open_input(prompts)
+        llm, params = load(engine, sampling)
+        results = open_results(output, overwrite=overwrite, not_over=prompts)
+    

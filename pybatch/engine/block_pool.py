@@ -1,0 +1,118 @@
+"""Which KV-cache blocks are free, shared or cached. It knows block numbers only; the bytes are kv_cache's."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+
+class IntegrityError(AssertionError):
+    """The engine's bookkeeping contradicts itself: a bug in the engine."""
+
+
+class BlockKey(NamedTuple):
+    """A full block's name in the prefix cache: a digest chained over all tokens up to its end, and its own tokens."""
+
+    digest: bytes
+    tokens: bytes
+
+    @classmethod
+    def chained(cls, parent: BlockKey | None, tokens: bytes) -> BlockKey:
+        prefix = b"" if parent is None else parent.digest
+        return cls(blake2b(prefix + tokens, digest_size=16).digest(), tokens)
+
+
+class BlockPool:
+    """Reference-counted blocks with a prefix cache.
+
+    A block is in use (one reference an owner), free, or free but cached: nobody's, its content kept until the block is
+    needed, the least recently used first. Only full blocks are cached, and they are never written again.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.num_evictions = 0
+        self._references = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: a block just freed is warm in the CPU's caches
+        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._cached: dict[bytes, int] = {}
+        self._keys: dict[int, BlockKey] = {}
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free) + len(self._evictable)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - self.num_free
+
+    def references(self, block: int) -> int:
+        return self._references[block]
+
+    def allocate(self) -> int:
+        """A free block, with one reference. IndexError if there is none: see num_free."""
+        if self._free:
+            block = self._free.pop()
+        elif self._evictable:
+            block, _ = self._evictable.popitem(last=False)
+            del self._cached[self._keys.pop(block).digest]
+            self.num_evictions += 1
+        else:
+            raise IndexError(f"all {self.num_blocks} blocks are in use")
+        self._references[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """One more reference to a block that is in use or cached."""
+        if self._references[block] == 0:
+            del self._evictable[block]
+        self._references[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Gives back one reference to each block of a sequence, the last first, so that prefixes outlive their ends."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                if block in self._keys:
+                    self._evictable[block] = None
+                else:
+                    self._free.append(block)
+
+    def register(self, block: int, key: BlockKey) -> None:
+        """Makes a full block known to the prefix cache, unless another block holds the same already."""
+        if key.digest not in self._cached:
+            self._cached[key.digest] = block
+            self._keys[block] = key
+
+    def match(self, keys: Iterable[BlockKey]) -> list[int]:
+        """The longest run of cached blocks for these keys, with a reference taken on each."""
+        blocks = []
+        for key in keys:
+            block = self._cached.get(key.digest)
+            if block is None or self._keys[block].tokens != key.tokens:
+                break
+            self.share(block)
+            blocks.append(block)
+        return blocks
+
+    def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
+        """IntegrityError unless every block is exactly as used, free or cached as the owners' block tables say."""
+        owners = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                owners[block] += 1
+        for block, count in enumerate(owners):
+            if self._references[block] != count:
+                raise IntegrityError(f"block {block} has {self._references[block]} references and {count} owners")
+        free = set(self._free)
+        if len(free) != len(self._free) or free & self._evictable.keys() or free & self._keys.keys():
+            raise IntegrityError("a block is free twice, or free and cached")
+        idle = {block for block, count in enumerate(owners) if count == 0}
+        if free | self._evictable.keys() != idle:
+            raise IntegrityError(f"blocks lost or free in use: {sorted(idle ^ (free | self._evictable.keys()))}")
+        if not self._evictable.keys() <= self._keys.keys():
+            raise IntegrityError("an evictable block has no key")
+        if {key.digest: block for block, key in self._keys.items()} != self._cached:
+            raise IntegrityError("the prefix cache's two maps disagree")

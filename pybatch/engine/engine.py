@@ -1,0 +1,364 @@
+"""The engine: requests in, outputs out, one step at a time: schedule, run, sample, update."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pybatch.engine.block_pool import BlockPool
+from pybatch.engine.config import EngineConfig
+from pybatch.engine.detokenizer import Detokenizer
+from pybatch.engine.kv_cache import KvCache, KvLayout, available_memory
+from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.outputs import CompletionOutput, FinishReason, RequestOutput, TokenLogprobs
+from pybatch.engine.policies import POLICIES
+from pybatch.engine.runner import Runner, logit_positions
+from pybatch.engine.sampler import Sampler, Samples, derived_seed, sample_seed
+from pybatch.engine.sampling_params import SamplingParams
+from pybatch.engine.scheduler import Chunk, Scheduler
+from pybatch.engine.sequence import Request, Sequence
+from pybatch.model.decoder import Decoder
+from pybatch.model.tokenizer import Tokenizer
+
+_IDLE_SLEEP = 0.001  # seconds, where a policy holds back all there is
+
+
+class Engine:
+    """Runs many requests at once on one model. Not for use by two threads at a time.
+
+    tokenizer may be None: then outputs have no text, and stop strings are refused.
+
+    A request that fails comes out with finish_reason "error" and disturbs no other. If a step itself raises (out of
+    memory, Ctrl-C), the requests under way cannot be trusted any more: the engine drops them all, and is as new.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None, config: EngineConfig) -> None:
+        self.config = config
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._layout = _kv_layout(decoder, config)
+        self.max_model_len, self.num_kv_blocks = _capacity(decoder, config, self._layout)
+        self._kv_cache = KvCache(self._layout, self.num_kv_blocks)
+        self._runner = Runner(
+            decoder,
+            self._kv_cache,
+            block_size=config.block_size,
+            max_tokens=config.max_num_batched_tokens,
+            max_seqs=config.max_num_seqs,
+            max_blocks=-(-self.max_model_len // config.block_size),
+        )
+        self._sampler = Sampler(lru_cache(maxsize=65536)(self._decode_token))
+        own_ids = () if tokenizer is None else tokenizer.eos_token_ids
+        self._eos_ids = frozenset((*decoder.config.eos_token_ids, *own_ids))
+        self._occurrences: Counter[int] = Counter()  # of prompts that were given no seed
+        self.metrics = EngineMetrics(self.num_kv_blocks)
+        self._start_afresh()
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        prompt: str | None = None,
+        stream: bool = False,
+    ) -> None:
+        """Queues a request. Raises ValueError, with the numbers, if it can never be run.
+
+        prompt: the text, handed through to the outputs. stream: an output after every step that brought something new,
+        each with all that has come so far.
+        """
+        self._check(request_id, prompt_token_ids, params)
+        total = self.max_model_len
+        if params.max_tokens is not None:
+            total = min(total, len(prompt_token_ids) + params.max_tokens)
+        request = Request(
+            request_id,
+            prompt,
+            prompt_token_ids,
+            params,
+            max_total_tokens=total,
+            stop_ids=frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self._eos_ids),
+            stream=stream,
+            arrival_time=time.perf_counter(),
+        )
+        seed = self._seed_for(prompt_token_ids) if params.seed is None else int(params.seed)
+        for i in range(params.n):
+            request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(params, stream)))
+        self._requests[request_id] = request
+        self._scheduler.add(request.sequences[0])
+
+    def step(self) -> list[RequestOutput]:
+        """One step of the batch. Returns every request that finished, and what is new of those that stream."""
+        try:
+            return self._step()
+        except BaseException:
+            self._start_afresh()
+            raise
+
+    def abort(self, request_id: str) -> None:
+        """Drops a request; no output of it follows. An id that is not known, or has finished, is ignored."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            for sequence in request.sequences:
+                self._scheduler.finish(sequence)
+
+    def has_unfinished(self) -> bool:
+        return bool(self._requests)
+
+    def num_unfinished(self) -> int:
+        return len(self._requests)
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless every KV block is accounted for: with no request left, all are free."""
+        self._scheduler.check_integrity()
+
+    def _start_afresh(self) -> None:
+        config = self.config
+        self._requests: dict[str, Request] = {}
+        self._pool = BlockPool(self.num_kv_blocks)
+        self._scheduler = Scheduler(
+            self._pool,
+            POLICIES[config.policy](),
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            prefix_caching=config.enable_prefix_caching,
+        )
+
+    # ---- a request comes in ----
+
+    def _check(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        vocab = self._decoder.config.vocab_size
+        if request_id in self._requests:
+            raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
+        if not prompt_token_ids:
+            raise ValueError("prompt: expected at least one token, got none")
+        if len(prompt_token_ids) >= self.max_model_len:
+            raise ValueError(
+                f"prompt: {len(prompt_token_ids)} tokens and one of output do not fit max_model_len = "
+                f"{self.max_model_len} ({self.num_kv_blocks} KV blocks of {self.config.block_size} tokens)"
+            )
+        named = {"prompt": prompt_token_ids, "stop_token_ids": params.stop_token_ids, "logit_bias": params.logit_bias}
+        for name, ids in named.items():
+            if ids and not (min(ids) >= 0 and max(ids) < vocab):
+                wrong = next(i for i in ids if not 0 <= i < vocab)
+                raise ValueError(f"{name}: token id {wrong} is not in the vocabulary of {vocab}")
+        if params.stop_strings and self._tokenizer is None:
+            raise ValueError("stop: expected no stop strings, since the engine has no tokenizer")
+
+    def _seed_for(self, prompt_token_ids: list[int]) -> int:
+        first = derived_seed(self.config.seed, prompt_token_ids, 0)
+        occurrence = self._occurrences[first]
+        self._occurrences[first] += 1
+        return derived_seed(self.config.seed, prompt_token_ids, occurrence)
+
+    def _detokenizer(self, params: SamplingParams, stream: bool) -> Detokenizer | None:
+        """None where the text is wanted at the end only: it costs least there."""
+        if self._tokenizer is None or not params.detokenize or not (stream or params.stop_strings):
+            return None
+        return Detokenizer(
+            self._tokenizer,
+            params.stop_strings,
+            skip_special_tokens=params.skip_special_tokens,
+            min_tokens=params.min_tokens,
+        )
+
+    def _decode_token(self, token: int) -> str | None:
+        return None if self._tokenizer is None else self._tokenizer.decode([token], skip_special_tokens=False)
+
+    # ---- a step ----
+
+    def _step(self) -> list[RequestOutput]:
+        begin = time.perf_counter()
+        preemptions = self._scheduler.num_preemptions
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            time.sleep(_IDLE_SLEEP if self._requests else 0)
+            return []
+        scheduled = time.perf_counter()
+        logits = self._runner.run(chunks)
+        ran = time.perf_counter()
+        touched = self._sample(chunks, logits)
+        outputs = [output for request in touched if (output := self._output(request)) is not None]
+        self.metrics.step(
+            tokens=sum(chunk.num_tokens for chunk in chunks),
+            sequences=len(chunks),
+            kv_blocks=self._pool.num_used,
+            preemptions=self._scheduler.num_preemptions - preemptions,
+            schedule_time=scheduled - begin,
+            run_time=ran - scheduled,
+            sample_time=time.perf_counter() - ran,
+        )
+        return outputs
+
+    def _sample(self, chunks: list[Chunk], logits: Tensor) -> list[Request]:
+        """Samples the next tokens and updates all states. Returns the requests that have new tokens."""
+        rows: list[int] = []
+        sequences: list[Sequence] = []
+        row = 0
+        for chunk in chunks:
+            sequence, begin = chunk.sequence, chunk.sequence.num_computed
+            end = begin + chunk.num_tokens
+            positions = logit_positions(sequence, begin, end)
+            before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
+            if before_last:
+                self._report_prompt(sequence, logits[row : row + len(before_last)], before_last)
+            row += len(positions)
+            if chunk.complete:
+                samples = [sequence] if sequence.request.forked else sequence.request.sequences
+                sequences += samples
+                rows += [row - 1] * len(samples)
+            sequence.num_computed = end
+        if not sequences:
+            return []
+        if len(rows) < row or len(set(rows)) < len(rows):
+            logits = logits[rows]
+        self._take(sequences, self._sampler.sample(logits, sequences))
+        return list(dict.fromkeys(sequence.request for sequence in sequences))
+
+    def _report_prompt(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> None:
+        request = sequence.request
+        count = request.params.prompt_logprobs or 0
+        following = torch.tensor([sequence.tokens[i + 1] for i in positions])
+        assert request.prompt_logprobs is not None
+        request.prompt_logprobs += self._sampler.logprobs(logits, following, [count] * len(positions))
+
+    def _take(self, sequences: list[Sequence], samples: Samples) -> None:
+        now = time.perf_counter()
+        rows = zip(sequences, samples.tokens, samples.valid, samples.logprobs, strict=True)
+        for sequence, token, valid, logprobs in rows:
+            request = sequence.request
+            if request.metrics.first_token_time is None:
+                request.metrics.first_token_time = now
+            try:
+                if not valid:
+                    raise ArithmeticError("the model's logits are not finite")
+                self._append(sequence, token, logprobs)
+            except Exception as error:  # whatever it is, it is this request's and nobody else's
+                _fail(request, error)
+        self._fork_new_samples(sequences)
+        for sequence in sequences:
+            if sequence.finish_reason is not None:
+                self._scheduler.finish(sequence)
+        self.metrics.output_tokens += len(sequences)
+
+    def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
+        request, params = sequence.request, sequence.request.params
+        sequence.tokens.append(token)
+        if logprobs is not None:
+            sequence.logprobs.append(logprobs)
+            sequence.cumulative_logprob += logprobs[token].logprob
+        reason: FinishReason | None = None
+        text_ids = sequence.output
+        if token in request.stop_ids:
+            reason = "stop"
+            is_eos = token in self._eos_ids and not params.ignore_eos
+            sequence.stop_reason = None if is_eos else token
+            if not params.include_stop_str_in_output:
+                text_ids = text_ids[:-1]
+        elif len(sequence.tokens) >= request.max_total_tokens:
+            reason = "length"
+        detokenizer = sequence.detokenizer
+        if detokenizer is not None:
+            last = reason is not None
+            if detokenizer.update(text_ids, last=last, include_stop=params.include_stop_str_in_output):
+                reason, sequence.stop_reason = "stop", detokenizer.stop
+            sequence.text = detokenizer.text if reason else detokenizer.settled_text()
+        elif reason and params.detokenize and self._tokenizer is not None:
+            sequence.text = self._tokenizer.decode(text_ids, params.skip_special_tokens)
+        sequence.finish_reason = reason
+
+    def _fork_new_samples(self, sequences: list[Sequence]) -> None:
+        """Where a request's prompt has just been computed, all its samples have their first token: from here on each
+        runs by itself."""
+        pairs: list[tuple[int, int]] = []
+        for parent in sequences:
+            request = parent.request
+            if not request.forked:
+                request.forked = True
+                children = [child for child in request.sequences[1:] if child.finish_reason is None]
+                pairs += self._scheduler.fork(parent, children)
+        self._kv_cache.copy_blocks(pairs)
+
+    # ---- a request goes out ----
+
+    def _output(self, request: Request) -> RequestOutput | None:
+        finished = request.finished
+        if not finished and not request.stream:
+            return None
+        metrics = request.metrics
+        metrics.num_output_tokens = sum(sequence.num_output for sequence in request.sequences)
+        if finished:
+            metrics.finished_time = time.perf_counter()
+            self.metrics.finished(metrics, failed=request.error is not None)
+            del self._requests[request.request_id]
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            prompt_logprobs=request.prompt_logprobs,
+            outputs=[_completion(sequence) for sequence in request.sequences],
+            finished=finished,
+            metrics=metrics,
+            error=request.error,
+            num_cached_tokens=metrics.num_cached_tokens,
+        )
+
+
+def _completion(sequence: Sequence) -> CompletionOutput:
+    wants_logprobs = sequence.request.params.logprobs is not None
+    return CompletionOutput(
+        index=sequence.index,
+        text=sequence.text,
+        token_ids=sequence.output.tolist(),
+        cumulative_logprob=sequence.cumulative_logprob if wants_logprobs else None,
+        logprobs=list(sequence.logprobs) if wants_logprobs else None,
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+    )
+
+
+def _fail(request: Request, error: Exception) -> None:
+    request.error = f"{type(error).__name__}: {error}"
+    for sequence in request.sequences:
+        sequence.finish_reason = sequence.finish_reason or "error"
+
+
+def _kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
+    model = decoder.config
+    name = config.kv_cache_dtype
+    dtype: torch.dtype = decoder.dtype if name == "auto" else getattr(torch, name)
+    return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
+
+
+def _capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[int, int]:
+    """(max_model_len, num_kv_blocks), such that one sequence always fits by itself."""
+    context = decoder.config.max_position
+    if config.max_model_len is not None and config.max_model_len > context:
+        raise ValueError(
+            f"max_model_len: expected at most the model's context of {context}, got {config.max_model_len}"
+        )
+    length = config.max_model_len or context
+    longest = -(-length // config.block_size)
+    blocks = config.num_kv_blocks
+    if blocks is None:
+        memory = int(available_memory() * config.memory_utilization)
+        blocks = min(memory // layout.block_bytes, config.max_num_seqs * longest)
+        if blocks == 0:
+            raise ValueError(
+                f"memory_utilization: {config.memory_utilization} of the free memory is {memory:,} bytes, "
+                f"less than one KV block of {layout.block_bytes:,} bytes"
+            )
+    if blocks < longest:
+        if config.max_model_len is not None:
+            raise ValueError(
+                f"max_model_len: {length} tokens need {longest} KV blocks of {config.block_size} tokens, "
+                f"but the pool has {blocks}"
+            )
+        length = blocks * config.block_size
+    return length, blocks

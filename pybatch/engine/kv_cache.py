@@ -1,0 +1,97 @@
+"""The KV pool: one tensor, block-major, in which a block holds all layers of block_size tokens in one piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from pybatch import ops
+from pybatch.model.batch import LayerCache
+
+_ALIGNMENT = 64  # bytes, of every piece of a block
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """Where things lie in a block: for each layer K [kv_heads, head_dim, block_size], then V [kv_heads, block_size,
+    head_dim], then, for int8, the scales of K and of V, float32 [kv_heads, block_size] each."""
+
+    num_layers: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+
+    @property
+    def _values_bytes(self) -> int:
+        return _aligned(self.kv_heads * self.head_dim * self.block_size * self.dtype.itemsize)
+
+    @property
+    def _scales_bytes(self) -> int:
+        return _aligned(self.kv_heads * self.block_size * 4) if self.dtype == torch.int8 else 0
+
+    @property
+    def layer_bytes(self) -> int:
+        return 2 * (self._values_bytes + self._scales_bytes)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.num_layers * self.layer_bytes
+
+    def layer_cache(self, pool: Tensor, layer: int) -> LayerCache:
+        """Views of one layer's pieces over all blocks of pool, [num_blocks, block_bytes] uint8."""
+        k_at = layer * self.layer_bytes
+        v_at = k_at + self._values_bytes
+        scale_at = v_at + self._values_bytes
+        heads, dim, block = self.kv_heads, self.head_dim, self.block_size
+        k = _view(pool, k_at, (heads, dim, block), self.dtype)
+        v = _view(pool, v_at, (heads, block, dim), self.dtype)
+        if self.dtype != torch.int8:
+            return LayerCache(k, v, None, None)
+        k_scale = _view(pool, scale_at, (heads, block), torch.float32)
+        v_scale = _view(pool, scale_at + self._scales_bytes, (heads, block), torch.float32)
+        return LayerCache(k, v, k_scale, v_scale)
+
+
+class KvCache:
+    """The pool's memory and its views a layer. It is not filled with anything: pages of memory that no block has been
+    written to cost nothing, and kernels read no slot before it was written."""
+
+    def __init__(self, layout: KvLayout, num_blocks: int) -> None:
+        self.pool = torch.empty(num_blocks, layout.block_bytes, dtype=torch.uint8)
+        self.layers = [layout.layer_cache(self.pool, layer) for layer in range(layout.num_layers)]
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies block source to block destination for each (source, destination)."""
+        if pairs:
+            ops.copy_blocks(self.pool, torch.tensor(pairs, dtype=torch.int64))
+
+
+def available_memory() -> int:
+    """Bytes that may still be used: of the machine, or of the container (cgroup v2) where that is less."""
+    available = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else min(available, max(int(limit) - used, 0))
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _view(pool: Tensor, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    elements = pool.view(dtype)
+    strides = [1]
+    for extent in reversed(shape[1:]):
+        strides.insert(0, strides[0] * extent)
+    return elements.as_strided(
+        (pool.shape[0], *shape), (elements.stride(0), *strides), elements.storage_offset() + at // dtype.itemsize
+    )

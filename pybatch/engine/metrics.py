@@ -1,0 +1,216 @@
+"""What the engine measures, per request and per step. Times are seconds; instants are of time.perf_counter()."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """One request's times and counts. The derived times are None until the request has come that far."""
+
+    arrival_time: float
+    num_prompt_tokens: int
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    finished_time: float | None = None
+    num_output_tokens: int = 0  # of all samples
+    num_samples: int = 1
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    num_preemptions: int = 0
+
+    @property
+    def queue_time(self) -> float | None:
+        return _between(self.arrival_time, self.first_scheduled_time)
+
+    @property
+    def prefill_time(self) -> float | None:
+        return _between(self.first_scheduled_time, self.first_token_time)
+
+    @property
+    def decode_time(self) -> float | None:
+        return _between(self.first_token_time, self.finished_time)
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token, from arrival."""
+        return _between(self.arrival_time, self.first_token_time)
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first of each sample."""
+        later = self.num_output_tokens - self.num_samples
+        return None if self.decode_time is None or later < 1 else self.decode_time * self.num_samples / later
+
+    @property
+    def e2e_time(self) -> float | None:
+        return _between(self.arrival_time, self.finished_time)
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else end - begin
+
+
+class Distribution:
+    """Quantiles of a stream of numbers in bounded memory, right to 1%: counts in buckets whose edges grow by 2%
+    (DDSketch, Masson et al. 2019)."""
+
+    _RATIO = 1.02
+    _SMALLEST = 1e-9
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        self._buckets[math.ceil(math.log(max(value, self._SMALLEST), self._RATIO))] += 1
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else math.nan
+
+    def quantile(self, q: float) -> float:
+        """The value that a share q in [0, 1] of the numbers does not exceed; NaN if there are none."""
+        rank = max(1, math.ceil(q * self.count))
+        for bucket in sorted(self._buckets):
+            rank -= self._buckets[bucket]
+            if rank <= 0:
+                return 2 * self._RATIO**bucket / (1 + self._RATIO)
+        return math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSummary:
+    """Totals and quantiles since the metrics began. Times in seconds, throughputs in tokens per second."""
+
+    wall_time: float
+    requests: int
+    failed_requests: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    preemptions: int
+    output_throughput: float
+    total_throughput: float
+    queue_time_p50: float
+    queue_time_p99: float
+    ttft_p50: float
+    ttft_p99: float
+    tpot_p50: float
+    tpot_p99: float
+    e2e_p50: float
+    e2e_p99: float
+    steps: int
+    tokens_per_step: float
+    batch_occupancy: float  # mean sequences in a step
+    peak_batch: int
+    kv_blocks_used: float  # mean
+    peak_kv_blocks: int
+    kv_blocks: int
+    schedule_time: float
+    run_time: float
+    sample_time: float
+
+
+@dataclass
+class EngineMetrics:
+    """Counts of one engine, in bounded memory however long it runs. `step` and `finished` feed it."""
+
+    kv_blocks: int
+    started: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    step_tokens: int = 0
+    step_sequences: int = 0
+    peak_batch: int = 0
+    step_blocks: int = 0
+    peak_kv_blocks: int = 0
+    kv_blocks_now: int = 0
+    preemptions: int = 0
+    schedule_time: float = 0.0
+    run_time: float = 0.0
+    sample_time: float = 0.0
+    requests: int = 0
+    failed_requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    queue_time: Distribution = field(default_factory=Distribution)
+    ttft: Distribution = field(default_factory=Distribution)
+    tpot: Distribution = field(default_factory=Distribution)
+    e2e: Distribution = field(default_factory=Distribution)
+
+    def step(
+        self,
+        *,
+        tokens: int,
+        sequences: int,
+        kv_blocks: int,
+        preemptions: int,
+        schedule_time: float,
+        run_time: float,
+        sample_time: float,
+    ) -> None:
+        self.steps += 1
+        self.step_tokens += tokens
+        self.step_sequences += sequences
+        self.peak_batch = max(self.peak_batch, sequences)
+        self.step_blocks += kv_blocks
+        self.peak_kv_blocks = max(self.peak_kv_blocks, kv_blocks)
+        self.kv_blocks_now = kv_blocks
+        self.preemptions += preemptions
+        self.schedule_time += schedule_time
+        self.run_time += run_time
+        self.sample_time += sample_time
+
+    def finished(self, request: RequestMetrics, *, failed: bool) -> None:
+        self.requests += 1
+        self.failed_requests += failed
+        self.prompt_tokens += request.num_prompt_tokens
+        self.cached_tokens += request.num_cached_tokens
+        for distribution, value in (
+            (self.queue_time, request.queue_time),
+            (self.ttft, request.ttft),
+            (self.tpot, request.tpot),
+            (self.e2e, request.e2e_time),
+        ):
+            if value is not None:
+                distribution.add(value)
+
+    def summary(self) -> MetricsSummary:
+        wall = time.perf_counter() - self.started
+        steps = max(self.steps, 1)
+        return MetricsSummary(
+            wall_time=wall,
+            requests=self.requests,
+            failed_requests=self.failed_requests,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            preemptions=self.preemptions,
+            output_throughput=self.output_tokens / wall,
+            total_throughput=(self.prompt_tokens + self.output_tokens) / wall,
+            queue_time_p50=self.queue_time.quantile(0.5),
+            queue_time_p99=self.queue_time.quantile(0.99),
+            ttft_p50=self.ttft.quantile(0.5),
+            ttft_p99=self.ttft.quantile(0.99),
+            tpot_p50=self.tpot.quantile(0.5),
+            tpot_p99=self.tpot.quantile(0.99),
+            e2e_p50=self.e2e.quantile(0.5),
+            e2e_p99=self.e2e.quantile(0.99),
+            steps=self.steps,
+            tokens_per_step=self.step_tokens / steps,
+            batch_occupancy=self.step_sequences / steps,
+            peak_batch=self.peak_batch,
+            kv_blocks_used=self.step_blocks / steps,
+            peak_kv_blocks=self.peak_kv_blocks,
+            kv_blocks=self.kv_blocks,
+            schedule_time=self.schedule_time,
+            run_time=self.run_time,
+            sample_time=self.sample_time,
+        )

@@ -1,0 +1,56 @@
+"""What the engine hands back; field names follow vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pybatch.engine.metrics import RequestMetrics
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(slots=True)
+class Logprob:
+    """Natural logarithm of a token's probability, and its rank in the vocabulary (1: the likeliest)."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
+
+
+TokenLogprobs = dict[int, Logprob]  # the actual token first, then the likeliest, by token id
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One sample. stop_reason: the stop string or stop token id that ended it; None for end-of-sequence or length."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A request's prompt and samples so far. prompt_logprobs[0] is None: nothing precedes the first token.
+
+    error says why finish_reason is "error". num_cached_tokens: prompt tokens found in the prefix cache.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[TokenLogprobs | None] | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics
+    error: str | None = None
+    num_cached_tokens: int = 0

@@ -1,0 +1,1 @@
+"""Bulk jobs: a file of rows in, a file of rows with answers out."""

@@ -1,0 +1,48 @@
+"""A bulk job: rows through the model, results into a file as they finish."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any, BinaryIO
+
+from pybatch.engine import SamplingParams
+from pybatch.inputs import Prompt
+from pybatch.interrupts import deferred_interrupts
+from pybatch.jobs.prompts import PromptMaker
+from pybatch.jobs.reader import Row
+from pybatch.jobs.writer import answer, result_row, write_row
+from pybatch.llm import LLM
+from pybatch.progress import Work
+
+
+def run_job(
+    llm: LLM, rows: Iterable[Row], make_prompt: PromptMaker, params: SamplingParams, results: BinaryIO, work: Work
+) -> None:
+    """Answers every row. Rows are read as there is room for them; a bad one is written with an "error".
+
+    results: unbuffered, so that KeyboardInterrupt, or whatever else ends the job early, leaves whole lines of whole
+    rows. work: counts what has been written.
+    """
+    numbers = itertools.count()
+    running: dict[int, Row] = {}
+
+    def save(row: Row, result: Mapping[str, Any], prompt_tokens: int = 0) -> None:
+        with deferred_interrupts():
+            write_row(results, result_row(row, result))
+            work.finish(row.size, prompt_tokens, failed="error" in result)
+
+    def prompts() -> Iterator[Prompt]:
+        for row in rows:
+            try:
+                prompt = make_prompt(row)
+            except ValueError as error:
+                save(row, {"error": str(error)})
+            else:
+                running[next(numbers)] = row
+                yield prompt
+
+    with closing(llm.stream(prompts(), params)) as outputs:
+        for output in outputs:
+            save(running.pop(int(output.request_id)), answer(output), len(output.prompt_token_ids))

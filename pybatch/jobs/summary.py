@@ -1,0 +1,50 @@
+"""The figures that close a job."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+from rich.table import Table
+
+from pybatch.engine.metrics import MetricsSummary
+from pybatch.progress import Work, clock
+
+
+def summary_table(work: Work, metrics: MetricsSummary) -> Table:
+    """work: of the job. metrics: of an engine that has run this job alone."""
+    seconds = work.seconds
+    table = Table(title="Summary", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    failed = f" ({work.rows_failed:,} failed)" if work.rows_failed else ""
+    for name, value in (
+        ("rows", f"{work.rows_done:,}{failed}"),
+        ("wall time", clock(seconds) if seconds >= 60 else f"{seconds:.2f} s"),
+        ("prompt tokens", f"{work.prompt_tokens:,}"),
+        ("output tokens", f"{work.output_tokens:,}"),
+        ("output throughput", f"{work.output_tokens / seconds:,.1f} tok/s"),
+        ("total throughput", f"{(work.prompt_tokens + work.output_tokens) / seconds:,.1f} tok/s"),
+        ("TTFT p50 / p99", f"{duration(metrics.ttft_p50)} / {duration(metrics.ttft_p99)}"),
+        ("TPOT p50 / p99", f"{duration(metrics.tpot_p50)} / {duration(metrics.tpot_p99)}"),
+        ("sequences in a step", f"{metrics.batch_occupancy:.1f} (peak {metrics.peak_batch})"),
+        ("KV blocks, peak", f"{metrics.peak_kv_blocks:,} of {metrics.kv_blocks:,}"),
+        ("prefix hits", f"{metrics.cached_tokens / max(1, metrics.prompt_tokens):.1%} of prompt tokens"),
+        ("preemptions", f"{metrics.preemptions:,}"),
+        ("peak memory", f"{peak_memory() / 2**20:,.0f} MiB"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """NaN, where nothing was measured, is a dash."""
+    if seconds != seconds:
+        return "–"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def peak_memory() -> int:
+    """The most physical memory that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

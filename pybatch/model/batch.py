@@ -1,0 +1,30 @@
+"""What one step of the engine hands to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """One step's ragged batch: T tokens of S sequences, those of a sequence side by side."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64, in the token's own sequence
+    slots: Tensor  # [T] int64, block * block_size + offset; negative: keys and values are not kept
+    block_tables: Tensor  # [S, max_blocks] int32
+    query_start: Tensor  # [S + 1] int32: sequence s has rows query_start[s]:query_start[s + 1]
+    seq_lens: Tensor  # [S] int32, cached tokens of each sequence with this step's included
+    logits_rows: Tensor  # [L] int64, the rows of T whose logits are wanted
+
+
+class LayerCache(NamedTuple):
+    """One layer's view of the KV pool, in the layouts of ops.rope_kv_write."""
+
+    k: Tensor  # [blocks, kv_heads, head_dim, block_size]
+    v: Tensor  # [blocks, kv_heads, block_size, head_dim]
+    k_scale: Tensor | None = None  # [blocks, kv_heads, block_size] float32, int8 caches only
+    v_scale: Tensor | None = None

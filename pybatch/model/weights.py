@@ -1,0 +1,189 @@
+"""From a checkpoint to packed weights, a few rows at a time: beside the packed copy, no more than some rows per thread
+is ever in memory (the checkpoint itself is mapped)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pybatch import ops
+from pybatch.model.config import ModelConfig
+from pybatch.model.decoder import Decoder, Layer
+from pybatch.model.errors import ModelError
+from pybatch.model.layers import DenseLinear, Int8Linear, Linear
+from pybatch.model.rope import rotary_table
+
+INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
+CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
+
+
+class Rows(Protocol):
+    """A matrix of which rows can be had as F tensors: a torch Tensor is one, a quantised GGUF tensor another."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+class Checkpoint(Protocol):
+    """Tensors under their Hugging Face names, mapped from a file and not yet read."""
+
+    config: ModelConfig
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> Rows: ...
+
+
+class Stacked:
+    """The rows of several matrices, one below the other."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = parts
+        self.shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        found, offset = [], 0
+        for part in self.parts:
+            start, stop = max(rows.start - offset, 0), min(rows.stop - offset, part.shape[0])
+            if start < stop:
+                found.append(part[start:stop])
+            offset += part.shape[0]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+class WeightLoader:
+    """Builds a decoder of a checkpoint.
+
+    dtype: of activations; dense weights are kept in it, or in the checkpoint's own dtype where that is smaller (a
+    bfloat16 weight is the same number in float32). quantization: None, "int8" or "int8-weight-only".
+    advance is called with the number of weights done, from any thread.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        quantization: str | None,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self.checkpoint, self.config = checkpoint, checkpoint.config
+        self.dtype, self.quantization, self.advance = dtype, quantization, advance
+
+    def decoder(self, max_model_len: int) -> Decoder:
+        """The decoder, with a rotary table of max_model_len positions."""
+        config = self.config
+        with _worker_pool() as self.pool:
+            embedding = self.linear("model.embed_tokens")
+            return Decoder(
+                config,
+                self.dtype,
+                embedding=embedding,
+                layers=[self.layer(index) for index in range(config.num_layers)],
+                final_norm=self.vector("model.norm.weight"),
+                lm_head=embedding if config.tie_word_embeddings else self.linear("lm_head"),
+                rotary=rotary_table(config.rope, max_model_len),
+            )
+
+    def layer(self, index: int) -> Layer:
+        config, prefix = self.config, f"model.layers.{index}."
+        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        return Layer(
+            attention_norm=self.vector(prefix + "input_layernorm.weight"),
+            qkv=self.linear(*(f"{attention}{part}_proj" for part in "qkv"), bias=config.attention_bias),
+            q_norm=self.vector(attention + "q_norm.weight") if config.qk_norm else None,
+            k_norm=self.vector(attention + "k_norm.weight") if config.qk_norm else None,
+            attention_out=self.linear(attention + "o_proj", bias=config.attention_out_bias),
+            mlp_norm=self.vector(prefix + "post_attention_layernorm.weight"),
+            gate_up=self.linear(mlp + "gate_proj", mlp + "up_proj", bias=config.mlp_bias),
+            down=self.linear(mlp + "down_proj", bias=config.mlp_bias),
+            window=config.sliding_window[index],
+        )
+
+    def vector(self, name: str) -> Tensor:
+        return self.tensor(name)[:].to(self.dtype, copy=True)
+
+    def linear(self, *names: str, bias: bool = False) -> Linear:
+        """The weights of these names as one fused projection."""
+        parts = [self.tensor(name + ".weight") for name in names]
+        rows = Stacked(parts)
+        biases = torch.cat([self.vector(name + ".bias") for name in names]) if bias else None
+        if self.quantization is not None:
+            return self._int8(rows, biases)
+        dtypes = {part.dtype for part in parts}
+        kept = dtypes.pop() if len(dtypes) == 1 else self.dtype
+        return self._dense(rows, biases, kept if kept.itemsize < self.dtype.itemsize else self.dtype)
+
+    def tensor(self, name: str) -> Rows:
+        if name not in self.checkpoint:
+            raise ModelError(f"{self.config.name} has no tensor {name!r}, which {self.config.architecture} needs")
+        return self.checkpoint[name]
+
+    def _dense(self, rows: Stacked, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+        n, k = rows.shape
+        packed = torch.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype)
+
+        def pack(chunk: slice, panels: slice) -> None:
+            packed[panels] = ops.pack_dense(rows[chunk].to(dtype))
+
+        self._for_chunks(n, k, pack)
+        return DenseLinear(packed, n, bias)
+
+    def _int8(self, rows: Stacked, bias: Tensor | None) -> Linear:
+        assert self.quantization is not None
+        n, k = rows.shape
+        packed = torch.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
+        scale = torch.empty(n)
+
+        def pack(chunk: slice, panels: slice) -> None:
+            quantized, scale[chunk] = ops.quantize_int8(rows[chunk])
+            packed[panels] = ops.pack_int8(quantized)
+
+        self._for_chunks(n, k, pack)
+        return Int8Linear(INT8_MATMULS[self.quantization], packed, scale, bias)
+
+    def _for_chunks(self, n: int, k: int, pack: Callable[[slice, slice], None]) -> None:
+        panels, step = -(-n // ops.PANEL), max(1, CHUNK // (k * ops.PANEL))
+
+        def run(panel: int) -> None:
+            chunk = slice(panel * ops.PANEL, min((panel + step) * ops.PANEL, n))
+            pack(chunk, slice(panel, min(panel + step, panels)))
+            self.advance((chunk.stop - chunk.start) * k)
+
+        for _ in self.pool.map(run, range(0, panels, step)):
+            pass
+
+
+@contextmanager
+def _worker_pool() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch uses, each of which runs torch's own operations serially."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # the workers' setting is also the default of threads still to come
+
+
+def projection_shapes(config: ModelConfig) -> Iterator[tuple[int, int]]:
+    """(N, K) of every projection that `WeightLoader` makes."""
+    hidden, mlp = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    for _ in range(1 if config.tie_word_embeddings else 2):
+        yield config.vocab_size, hidden
+    for _ in range(config.num_layers):
+        yield from ((q + 2 * kv, hidden), (hidden, q), (2 * mlp, hidden), (hidden, mlp))
+
+
+def count_weights(config: ModelConfig) -> int:
+    return sum(prod(shape) for shape in projection_shapes(config))

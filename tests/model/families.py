@@ -1,0 +1,75 @@
+"""Small random models of every family, made and saved by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "intermediate_size": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,  # large enough that logits are far apart
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+
+CONFIGS = {
+    "llama2": LlamaConfig(**{**SMALL, "num_key_value_heads": 4}),
+    "llama3": LlamaConfig(**SMALL, rope_parameters=LLAMA3_ROPE),
+    "llama-yarn": LlamaConfig(**SMALL, rope_parameters=YARN_ROPE),
+    "llama-linear": LlamaConfig(**SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}),
+    "smollm2": LlamaConfig(
+        **{**SMALL, "hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1}, tie_word_embeddings=True
+    ),
+    "llama-biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
+    "mistral": MistralConfig(**SMALL, sliding_window=40),
+    "mistral-gelu": MistralConfig(**SMALL, sliding_window=None, hidden_act="gelu_pytorch_tanh", head_dim=32),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen2-windows": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=24, max_window_layers=1),
+    "qwen3": Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
+    "qwen3-biases": Qwen3Config(**SMALL, head_dim=16, attention_bias=True),
+}  # fmt: skip
+
+
+def make(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()
+    with torch.no_grad():
+        for weight_name, weight in model.named_parameters():
+            if "norm" in weight_name or "bias" in weight_name:  # which transformers makes all ones and zeros
+                weight.add_(torch.randn_like(weight) * 0.2)
+    return model
+
+
+def save(model: PreTrainedModel, directory: Path, **options: Any) -> Path:
+    model.save_pretrained(directory, **options)
+    return directory
+
+
+def reference_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([ids])).logits[0]
+    return logits
+
+
+def some_ids(count: int, vocab: int = SMALL["vocab_size"]) -> list[int]:
+    return torch.randint(3, vocab, (count,), generator=torch.Generator().manual_seed(count)).tolist()

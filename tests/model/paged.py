@@ -1,0 +1,55 @@
+"""Runs a decoder on one sequence over a KV cache made by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pybatch.model import Decoder, ForwardBatch, LayerCache
+
+BLOCK = 16
+
+
+def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) -> list[LayerCache]:
+    """Caches full of NaN, so that a read of what was never written shows."""
+    config, dtype = decoder.config, dtype or decoder.dtype
+    heads, dim = config.num_kv_heads, config.head_dim
+
+    def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
+        return torch.full(shape, 77 if of == torch.int8 else float("nan"), dtype=of)
+
+    caches = []
+    for _ in range(config.num_layers):
+        k, v = empty(blocks, heads, dim, BLOCK), empty(blocks, heads, BLOCK, dim)
+        scales = [empty(blocks, heads, BLOCK, of=torch.float32) for _ in "kv"] if dtype == torch.int8 else []
+        caches.append(LayerCache(k, v, *scales))
+    return caches
+
+
+def logits_of(
+    decoder: Decoder, ids: list[int], steps: list[int] | None = None, kv: torch.dtype | None = None
+) -> Tensor:
+    """[len(ids), vocab] logits; steps: tokens of each forward pass (one pass over all if None)."""
+    blocks = -(-len(ids) // BLOCK)
+    caches = caches_for(decoder, blocks + 1, kv)
+    table = torch.randperm(blocks + 1, generator=torch.Generator().manual_seed(0))[:blocks].int()
+    found, done = [], 0
+    for count in steps or [len(ids)]:
+        positions = torch.arange(done, done + count)
+        batch = ForwardBatch(
+            token_ids=torch.tensor(ids[done : done + count]),
+            positions=positions,
+            slots=table[positions // BLOCK].long() * BLOCK + positions % BLOCK,
+            block_tables=table[None],
+            query_start=torch.tensor([0, count], dtype=torch.int32),
+            seq_lens=torch.tensor([done + count], dtype=torch.int32),
+            logits_rows=torch.arange(count),
+        )
+        found.append(decoder.forward(batch, caches).clone())
+        done += count
+    return torch.cat(found)
+
+
+def perplexity(logits: Tensor, ids: list[int]) -> float:
+    """Of a text, each token given those before it."""
+    return float(torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(ids[1:])).exp())

@@ -1,0 +1,82 @@
+"""Every family gives the logits of transformers in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from model.families import CONFIGS, make, reference_logits, save, some_ids
+from model.paged import logits_of
+from transformers import PreTrainedModel
+
+from pybatch.model import LoadedModel, load_model
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PreTrainedModel, LoadedModel]:
+    model = make(request.param)
+    directory = save(model, tmp_path_factory.mktemp(request.param))
+    return model, load_model(directory, skip_tokenizer=True)
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 64, 300])
+def test_logits_equal_those_of_transformers(family: tuple[PreTrainedModel, LoadedModel], length: int) -> None:
+    model, loaded = family
+    ids = some_ids(length)
+    expected, actual = reference_logits(model, ids), logits_of(loaded.decoder, ids)
+    torch.testing.assert_close(actual, expected, rtol=2e-4, atol=2e-4)
+    top = expected.topk(2).values
+    clear = top[:, 0] - top[:, 1] > 1e-3
+    assert clear.any()
+    assert torch.equal(actual.argmax(1)[clear], expected.argmax(1)[clear])
+
+
+def test_chunked_prefill_and_decode_change_no_bit(family: tuple[PreTrainedModel, LoadedModel]) -> None:
+    decoder = family[1].decoder
+    ids = some_ids(70)
+    whole = logits_of(decoder, ids)
+    assert torch.equal(logits_of(decoder, ids, [16, 1, 30, 1, 1, 21]), whole)
+    assert torch.equal(logits_of(decoder, ids, [1] * 70), whole)
+
+
+def test_only_the_wanted_rows_get_logits(family: tuple[PreTrainedModel, LoadedModel]) -> None:
+    from model.paged import BLOCK, caches_for
+
+    from pybatch.model import ForwardBatch
+
+    decoder, ids = family[1].decoder, some_ids(20)
+    batch = ForwardBatch(
+        token_ids=torch.tensor(ids),
+        positions=torch.arange(20),
+        slots=torch.arange(20),
+        block_tables=torch.tensor([[0, 1]], dtype=torch.int32),
+        query_start=torch.tensor([0, 20], dtype=torch.int32),
+        seq_lens=torch.tensor([20], dtype=torch.int32),
+        logits_rows=torch.tensor([19, 3]),
+    )
+    assert BLOCK == 16
+    actual = decoder.forward(batch, caches_for(decoder, 2)).clone()
+    assert torch.equal(actual, logits_of(decoder, ids)[[19, 3]])
+
+
+def test_config_says_what_the_model_is(family: tuple[PreTrainedModel, LoadedModel]) -> None:
+    model, loaded = family
+    theirs, ours = model.config, loaded.config
+    assert ours.architecture == type(model).__name__
+    assert (ours.vocab_size, ours.num_layers) == (theirs.vocab_size, theirs.num_hidden_layers)
+    assert (ours.bos_token_id, ours.eos_token_ids) == (1, (2,))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    padding = 2 * 16 * 4 * theirs.hidden_size * (3 * theirs.num_hidden_layers + 2)  # of the last panel of each matrix
+    assert weights * 4 <= loaded.decoder.weight_bytes() <= weights * 4 + padding
+
+
+def test_shards_load_as_one_file_does(tmp_path: Path) -> None:
+    model = make("qwen3")
+    whole = load_model(save(model, tmp_path / "whole"), skip_tokenizer=True)
+    sharded = save(model, tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    ids = some_ids(9)
+    assert torch.equal(logits_of(load_model(sharded, skip_tokenizer=True).decoder, ids), logits_of(whole.decoder, ids))

@@ -1,0 +1,100 @@
+"""Rotary tables equal those of transformers, for every way of stretching them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from pybatch.model import ModelError
+from pybatch.model.rope import RopeConfig, rotary_table
+
+HEAD_DIM = 64
+KINDS: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 1e6},
+    "partial": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+    "yarn-betas": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 256,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "attention_factor": 1.5,
+        "truncate": False,
+    },
+    "yarn-mscale": {
+        "rope_type": "yarn",
+        "factor": 40.0,
+        "original_max_position_embeddings": 512,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+    },
+}
+
+
+def config_of(rope: dict[str, Any]) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=HEAD_DIM * 2,
+        num_attention_heads=2,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_theta": 10000.0, **rope},
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [700, 2000])
+def test_table_equals_that_of_transformers(kind: str, length: int) -> None:
+    config = config_of(KINDS[kind])
+    rope = RopeConfig.from_hf(config.to_dict(), HEAD_DIM)
+    x = torch.zeros(1, length, HEAD_DIM)
+    cos, sin = LlamaRotaryEmbedding(config)(x, torch.arange(length)[None])
+    half = rope.rotary_dim // 2
+    expected = torch.cat([cos[0, :, :half], sin[0, :, :half]], dim=1)
+    assert rope.rotary_dim == (HEAD_DIM // 2 if kind == "partial" else HEAD_DIM)
+    torch.testing.assert_close(rotary_table(rope, length), expected, rtol=0, atol=5e-4)
+
+
+def test_older_configs_mean_the_same() -> None:
+    new = config_of(KINDS["llama3"]).to_dict()
+    scaling = dict(KINDS["llama3"])
+    old = {"max_position_embeddings": 1024, "rope_theta": scaling.pop("rope_theta")}
+    old["rope_scaling"] = {**scaling, "type": scaling.pop("rope_type")}
+    assert RopeConfig.from_hf(json.loads(json.dumps(old)), HEAD_DIM) == RopeConfig.from_hf(new, HEAD_DIM)
+
+
+def test_divisors_of_frequencies_equal_the_llama3_rule() -> None:
+    llama3 = RopeConfig.from_hf(config_of(KINDS["llama3"]).to_dict(), HEAD_DIM)
+    plain = RopeConfig(rotary_dim=HEAD_DIM, theta=5e5)
+    # Row 1 holds the cosines and sines of the frequencies themselves.
+    plain_angle, llama3_angle = (torch.atan2(*rotary_table(r, 2)[1].chunk(2)[::-1]) for r in (plain, llama3))
+    divided = RopeConfig(
+        rotary_dim=HEAD_DIM, theta=5e5, frequency_divisors=tuple((plain_angle / llama3_angle).tolist())
+    )
+    torch.testing.assert_close(rotary_table(divided, 300), rotary_table(llama3, 300), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "context"), [("default", 1024), ("linear", 4096), ("dynamic", 2048), ("llama3", 1024), ("yarn", 2048)]
+)
+def test_context_grows_with_the_stretching(kind: str, context: int) -> None:
+    assert RopeConfig.from_hf(config_of(KINDS[kind]).to_dict(), HEAD_DIM).context_length(1024) == context
+
+
+def test_unknown_kind_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match=r"rope_type: expected one of default, .*, got 'longrope'"):
+        RopeConfig.from_hf({"rope_scaling": {"type": "longrope"}}, HEAD_DIM)

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops import _matmul_reference as reference
+from torch import Tensor
+
+from pybatch import _C, ops
+
+TOLERANCE = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of one rounding of an output
+KERNELS = ["dense-float32", "dense-float16", "dense-bfloat16", "w8a16", "w8a8"]
+floats = st.sampled_from(reference.FLOATS)
+
+
+@pytest.fixture(autouse=True)
+def keep_thread_count() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rows_apart(x: Tensor, gap: int) -> Tensor:
+    """x as a slice of columns of a wider matrix, with NaN around it."""
+    wide = x.new_full((x.shape[0], x.shape[1] + 2 * gap), torch.nan)
+    wide[:, gap : gap + x.shape[1]] = x
+    return wide[:, gap : gap + x.shape[1]]
+
+
+def matmul(kernel: str, n: int, k: int) -> Callable[[Tensor], Tensor]:
+    """One kernel with weights [n, k], as x -> float32 output."""
+    weight, bias = random(n, k, seed=1), random(n, seed=2)
+    if kernel.startswith("dense"):
+        dense = ops.pack_dense(weight.to(getattr(torch, kernel.removeprefix("dense-"))))
+        return lambda x: ops.matmul_dense(x, dense, bias, out=torch.empty(x.shape[0], n))
+    q, scale = ops.quantize_int8(weight)
+    packed, op = ops.pack_int8(q), getattr(ops, f"matmul_{kernel}")
+    return lambda x: op(x, packed, scale, bias, out=torch.empty(x.shape[0], n))
+
+
+def assert_close(out: Tensor, expected: Tensor, magnitude: Tensor, k: int) -> None:
+    """Within the rounding of out's dtype plus that of a sum of k fp32 products whose sizes add up to magnitude."""
+    error = (out.double() - expected).abs()
+    limit = TOLERANCE[out.dtype] * expected.abs() + (k + 4) * 2.0**-24 * magnitude + 2.0**-24
+    assert (error <= limit).all(), f"off by {(error - limit).max():.3g} more than rounding explains"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    m=st.integers(1, 40), n=st.integers(1, 140), k=st.integers(1, 1200), gap=st.integers(0, 3), bias=st.booleans(),
+    x_type=floats, weight_type=floats, bias_type=floats, out_type=floats,
+)  # fmt: skip
+def test_dense_is_the_sum(
+    m: int, n: int, k: int, gap: int, bias: bool, x_type: torch.dtype, weight_type: torch.dtype,
+    bias_type: torch.dtype, out_type: torch.dtype,
+) -> None:  # fmt: skip
+    x, weight = random(m, k, dtype=x_type, seed=m), random(n, k, dtype=weight_type, seed=n)
+    b = random(n, dtype=bias_type, seed=k) if bias else None
+    out = rows_apart(torch.zeros(m, n, dtype=out_type), gap)
+    ops.matmul_dense(rows_apart(x, gap), ops.pack_dense(weight), b, out=out)
+    magnitude = reference.float_sum(x.abs(), weight.abs(), None if b is None else b.abs())
+    assert_close(out, reference.float_sum(x, weight, b), magnitude, k)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kernel=st.sampled_from(["w8a16", "w8a8"]), m=st.integers(1, 40), n=st.integers(1, 140), k=st.integers(1, 2400),
+    gap=st.integers(0, 3), bias=st.booleans(), x_type=floats, bias_type=floats, out_type=floats,
+)  # fmt: skip
+def test_int8_is_the_sum(
+    kernel: str, m: int, n: int, k: int, gap: int, bias: bool, x_type: torch.dtype, bias_type: torch.dtype,
+    out_type: torch.dtype,
+) -> None:  # fmt: skip
+    x = random(m, k, dtype=x_type, seed=m)
+    q = torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=torch.Generator().manual_seed(n))
+    scale = torch.rand(n, generator=torch.Generator().manual_seed(k)) / 100
+    b = random(n, dtype=bias_type, seed=k) if bias else None
+    out = rows_apart(torch.zeros(m, n, dtype=out_type), gap)
+    getattr(ops, f"matmul_{kernel}")(rows_apart(x, gap), ops.pack_int8(q), scale, b, out=out)
+    if kernel == "w8a8":  # only the conversion of an exact sum, its scaling and the bias round
+        expected = reference.exact_int8(x, q, scale, b)
+        assert_close(out, expected, expected.abs() + (0 if b is None else b.double().abs()), 0)
+    else:
+        weight = q.double() * scale.double()[:, None]
+        magnitude = reference.float_sum(x.abs(), weight.abs(), None if b is None else b.abs())
+        assert_close(out, reference.float_sum(x, weight, b), magnitude, k)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("n", "k"), [(192, 576), (100, 37), (40, 2100)])
+def test_a_row_alone_has_the_bits_it_has_in_any_batch(kernel: str, n: int, k: int) -> None:
+    run, x = matmul(kernel, n, k), random(530, k)
+    torch.set_num_threads(1)
+    alone = torch.cat([run(row[None]) for row in x])
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for m in (*range(1, 32), 64, 100, 257, 530):
+            start = (530 - m) // 2  # so that a row is met at many places of many tiles
+            assert torch.equal(run(x[start : start + m]), alone[start : start + m]), f"{m} rows, {threads} threads"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_row_that_is_not_finite_stays_alone(kernel: str) -> None:
+    run, x = matmul(kernel, 70, 300), random(30, 300)
+    clean = run(x)
+    x[4, 7], x[11, 299], x[12, 0] = torch.nan, torch.inf, -torch.inf
+    out, bad = run(x), torch.tensor([4, 11, 12])
+    assert not out[bad].isfinite().any()
+    good = torch.ones(30, dtype=torch.bool).index_fill(0, bad, False)
+    assert torch.equal(out[good], clean[good])
+
+
+def test_w8a8_of_a_zero_row_is_the_bias() -> None:
+    q, scale = ops.quantize_int8(random(20, 10))
+    bias = random(20, seed=1)
+    out = ops.matmul_w8a8(torch.zeros(2, 10), ops.pack_int8(q), scale, bias, out=torch.empty(2, 20))
+    assert torch.equal(out, bias.expand(2, 20))
+
+
+def test_w8a8_sums_exactly_at_the_extremes() -> None:
+    k = 20_000  # largest products, and many of them: nothing may saturate on the way
+    x = torch.ones(3, k)
+    x[1] = -1
+    q = torch.full((17, k), 127, dtype=torch.int8)
+    q[1::2] = -128
+    scale = torch.ones(17)
+    out = ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=torch.empty(3, 17))
+    sums = torch.tensor([[127], [-127], [127]], dtype=torch.int64) * q.long().sum(1)
+    assert torch.equal(out, sums.float() * (torch.tensor(1.0) / 127))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_in_nothing_out(kernel: str) -> None:
+    assert matmul(kernel, 40, 30)(torch.empty(0, 30)).shape == (0, 40)
+
+
+def test_an_empty_sum_is_the_bias() -> None:
+    bias = random(20)
+    out = ops.matmul_dense(torch.empty(2, 0), torch.empty(2, 0, 16), bias, out=torch.empty(2, 20))
+    assert torch.equal(out, bias.expand(2, 20))
+
+
+@pytest.mark.parametrize("isa", _C.possible_isas())
+def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
+    """AVX2 and AVX-512 to the bit, portable within rounding (it may not fuse); W8A8 to the bit everywhere."""
+    file = tmp_path / "outputs.pt"
+    environment = os.environ | {"PYBATCH_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, reference.__file__, str(file)], env=environment, check=True)
+    saved = torch.load(file)
+    assert saved["isa"] == isa
+    for name, here in reference.fixed_cases():
+        there = saved["outputs"][name]
+        if name.startswith("w8a8") or (isa == "portable") == (ops.ISA == "portable"):
+            assert torch.equal(here, there), name
+        else:
+            assert torch.allclose(here, there, rtol=1e-4, atol=1e-4), name
+
+
+def test_quantize_int8_is_nearest_and_symmetric() -> None:
+    weight = random(9, 100)
+    weight[3] = 0
+    q, scale = ops.quantize_int8(weight)
+    assert scale.dtype == torch.float32
+    assert torch.equal(scale, weight.abs().amax(1) / 127)
+    assert (q[3] == 0).all()
+    assert q.abs().amax() == 127
+    assert ((q * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all()
+
+
+@given(n=st.integers(1, 70), k=st.integers(1, 70), dtype=floats)
+@settings(deadline=None)
+def test_pack_dense_layout(n: int, k: int, dtype: torch.dtype) -> None:
+    weight = random(n, k, dtype=dtype)
+    packed = ops.pack_dense(weight)
+    assert packed.shape == (-(-n // 16), k, 16)
+    flat = packed.transpose(1, 2).reshape(-1, k)
+    assert torch.equal(flat[:n], weight)
+    assert (flat[n:] == 0).all()
+
+
+@given(n=st.integers(1, 70), k=st.integers(1, 70))
+@settings(deadline=None)
+def test_pack_int8_layout(n: int, k: int) -> None:
+    q = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=torch.Generator().manual_seed(n * k))
+    packed = ops.pack_int8(q)
+    assert packed.shape == (-(-n // 16), -(-k // 4) + 1, 16, 4)
+    flat = packed[:, :-1].transpose(1, 2).reshape(packed.shape[0] * 16, -1)
+    assert torch.equal(flat[:n, :k], q)
+    assert (flat[n:] == 0).all()
+    assert (flat[:, k:] == 0).all()
+    sums = packed[:, -1].contiguous().view(torch.int32).flatten()
+    assert torch.equal(sums, flat.sum(1, dtype=torch.int32))
+
+
+def test_wrong_arguments_are_named() -> None:
+    x, out, scale = torch.zeros(3, 8), torch.zeros(3, 20), torch.zeros(20)
+    dense, packed = ops.pack_dense(torch.zeros(20, 8)), ops.pack_int8(torch.zeros(20, 8, dtype=torch.int8))
+    bad: list[tuple[str, Callable[[], Tensor]]] = [
+        ("x: ", lambda: ops.matmul_dense(torch.zeros(3, 8, dtype=torch.float64), dense, out=out)),
+        ("x: ", lambda: ops.matmul_dense(torch.zeros(8), dense, out=out)),
+        ("x: ", lambda: ops.matmul_dense(torch.zeros(8, 3).t(), dense, out=out)),
+        ("weight: ", lambda: ops.matmul_dense(torch.zeros(3, 9), dense, out=out)),
+        ("weight: ", lambda: ops.matmul_dense(x, torch.zeros(20, 8), out=out)),
+        ("weight: ", lambda: ops.matmul_dense(x, packed, out=out)),
+        ("bias: ", lambda: ops.matmul_dense(x, dense, torch.zeros(19), out=out)),
+        ("out: ", lambda: ops.matmul_dense(x, dense, out=torch.zeros(2, 20))),
+        ("out: ", lambda: ops.matmul_dense(x, dense, out=torch.zeros(3, 20, dtype=torch.int32))),
+        ("weight: ", lambda: ops.matmul_w8a8(x, dense, scale, out=out)),
+        ("weight: ", lambda: ops.matmul_w8a16(torch.zeros(3, 12), packed, scale, out=out)),
+        ("scale: ", lambda: ops.matmul_w8a16(x, packed, torch.zeros(21), out=out)),
+        ("scale: ", lambda: ops.matmul_w8a8(x, packed, scale.double(), out=out)),
+        ("bias: ", lambda: ops.matmul_w8a8(x, packed, scale, torch.zeros(20, dtype=torch.int32), out=out)),
+    ]
+    for name, call in bad:
+        with pytest.raises(RuntimeError, match=f"^{name}expected"):
+            call()
+
+
+@pytest.mark.parametrize("kernel", ["dense", "w8a16", "w8a8"])
+def test_opcheck(kernel: str) -> None:
+    x, out = random(3, 8), torch.zeros(3, 20)
+    if kernel == "dense":
+        args: tuple[Tensor | None, ...] = (x, ops.pack_dense(random(20, 8)), None, out)
+    else:
+        q, scale = ops.quantize_int8(random(20, 8))
+        args = (x, ops.pack_int8(q), scale, random(20), out)
+    torch.library.opcheck(getattr(torch.ops.pybatch, f"matmul_{kernel}").default, args)
