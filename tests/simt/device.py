@@ -149,7 +149,8 @@ def _source_line(place: re.Match[str]) -> str:
     """The function and source line that a place in a library comes from."""
     run = subprocess.run(["addr2line", "-Cfse", place[1], place[2]], capture_output=True, text=True)
     function, line = run.stdout.splitlines()[:2] if run.returncode == 0 else ("??", "??:0")
-    return place[0] if function == "??" else f"{function.split('(')[0]} ({line})"
+    function = function.replace("(anonymous namespace)::", "").split("(")[0]
+    return place[0] if function == "??" else f"{function} ({line})"
 
 
 class Buffers:

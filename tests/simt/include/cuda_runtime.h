@@ -83,51 +83,14 @@ inline unsigned __activemask() { return 1u << simt::lane(); }
 
 namespace simt {
 
-struct Shuffle {
-  uint64_t value, result;
-  int source;  // lane to read from; -1: the own value
-};
-
-inline void apply_shuffle(void* const operands[32], unsigned mask) {
-  for (unsigned i = 0; i < 32; ++i) {
-    if (!(mask >> i & 1)) continue;
-    auto& mine = *static_cast<Shuffle*>(operands[i]);
-    bool there = mine.source >= 0 && mask >> mine.source & 1;
-    // What a lane outside the mask holds is undefined.
-    mine.result = mine.source < 0 ? mine.value
-                  : there         ? static_cast<Shuffle*>(operands[mine.source])->value
-                                  : 0xdeaddeaddeaddeadu;
-  }
-}
-
 template <class T>
 T shuffle(unsigned mask, T value, int source, const char* name, Location at) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 2);
-  Shuffle operand{0, 0, source};
-  std::memcpy(&operand.value, &value, sizeof(T));
-  collective(mask, name, &operand, apply_shuffle, at);
-  std::memcpy(static_cast<void*>(&value), &operand.result, sizeof(T));
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = exchange(mask, bits, source, name, at);
+  std::memcpy(static_cast<void*>(&value), &bits, sizeof(T));
   return value;
-}
-
-struct Vote {
-  bool predicate;
-  unsigned ballot;
-};
-
-inline unsigned vote(unsigned mask, bool predicate, const char* name, Location at) {
-  Vote operand{predicate, 0};
-  Apply apply = [](void* const operands[32], unsigned lanes) {
-    unsigned ballot = 0;
-    for (unsigned i = 0; i < 32; ++i) {
-      if (lanes >> i & 1 && static_cast<Vote*>(operands[i])->predicate) ballot |= 1u << i;
-    }
-    for (unsigned i = 0; i < 32; ++i) {
-      if (lanes >> i & 1) static_cast<Vote*>(operands[i])->ballot = ballot;
-    }
-  };
-  collective(mask, name, &operand, apply, at);
-  return operand.ballot;
 }
 
 }  // namespace simt

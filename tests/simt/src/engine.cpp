@@ -224,9 +224,10 @@ void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc
   Dl_info info;
   if (!write && dladdr(reinterpret_cast<void*>(p), &info)) return;  // a constant of the kernel's own module
   std::string message = std::string(what) + " of " + std::to_string(bytes) + " bytes ";
-  if (!range) {
+  constexpr size_t kNear = 4096;
+  if (!range || p >= range->end + kNear) {
     message += "outside every buffer";
-  } else if (p >= range->end || p + bytes > range->end) {
+  } else if (p + bytes > range->end) {
     message += "out of bounds: at byte " + std::to_string(p - range->begin) + " of " + range->name + ", which has " +
                std::to_string(range->end - range->begin) + " bytes";
   } else {

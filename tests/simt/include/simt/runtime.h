@@ -35,6 +35,11 @@ inline void aligned(const char* name, void* operand, Apply apply, Location at) {
   collective(~0u, name, operand, apply, at);
 }
 
+// `value` of lane `source`, or the own one if source is negative. What a lane outside the mask holds is undefined.
+uint64_t exchange(unsigned mask, uint64_t value, int source, const char* name, Location);
+// Bit i: the predicate of lane i.
+unsigned vote(unsigned mask, bool predicate, const char* name, Location);
+
 // ---- memory ----
 void* shared_memory();
 // Checks an access of the calling thread as an access by a kernel is checked: bounds, alignment, races.
