@@ -146,11 +146,14 @@ def raise_fault() -> None:
 
 
 def _source_line(place: re.Match[str]) -> str:
-    """The function and source line that a place in a library comes from."""
-    run = subprocess.run(["addr2line", "-Cfse", place[1], place[2]], capture_output=True, text=True)
-    function, line = run.stdout.splitlines()[:2] if run.returncode == 0 else ("??", "??:0")
-    function = function.replace("(anonymous namespace)::", "").split("(")[0]
-    return place[0] if function == "??" else f"{function} ({line})"
+    """The function and source line that a place in a library comes from: the innermost that is not the layer's own."""
+    run = subprocess.run(["addr2line", "-Cfie", place[1], place[2]], capture_output=True, text=True)
+    lines = run.stdout.splitlines()
+    for function, line in zip(lines[::2], lines[1::2], strict=True):
+        if str(compile.HERE / "include") not in line and function != "??":
+            name = function.replace("(anonymous namespace)::", "").split("(")[0]
+            return f"{name} ({Path(line).name})"
+    return place[0]
 
 
 class Buffers:
@@ -320,6 +323,103 @@ class SimtOps:
                 b.read(src, "src"), b.write(dst, "dst"), b.read(pairs, "pairs"), len(pairs), src[0].nbytes
             )
             self._run("copy_blocks", params)
+
+    def paged_attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_start: Tensor, seq_lens: Tensor,
+        scale: float, *, k_scale: Tensor | None = None, v_scale: Tensor | None = None, window: int = 0,
+        soft_cap: float = 0.0, sinks: Tensor | None = None, out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        out = poisoned(*q.shape, dtype=q.dtype) if out is None else out
+        with buffers() as b:
+            self._run_with_workspace(
+                b,
+                "paged_attention",
+                PagedAttentionParams(
+                    b.matrix(q, "q"), b.matrix(out, "out", out=True),
+                    kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=False), b.read(block_tables, "block_tables"),
+                    block_tables.stride(0), b.read(query_start, "query_start"), b.read(seq_lens, "seq_lens"),
+                    b.read(sinks, "sinks"), scale, soft_cap, window, len(q), len(seq_lens),
+                    q.shape[1] // k_cache.shape[2],
+                ),
+            )  # fmt: skip
+        return out
+
+    def matmul_dense(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+        with buffers() as b:
+            self._run("matmul_dense", self._matmul(b, x, weight, None, bias, out))
+        return out
+
+    def matmul_w8a16(
+        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor
+    ) -> Tensor:
+        with buffers() as b:
+            self._run("matmul_w8a16", self._matmul(b, x, weight, scale, bias, out))
+        return out
+
+    def matmul_w8a8(
+        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor
+    ) -> Tensor:
+        with buffers() as b:
+            self._run_with_workspace(b, "matmul_w8a8", self._matmul(b, x, weight, scale, bias, out))
+        return out
+
+    def _matmul(
+        self, b: Buffers, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor
+    ) -> MatmulParams:
+        return MatmulParams(
+            b.matrix(x, "x"), b.read(weight, "weight"), DTYPES[weight.dtype], b.read(scale, "scale"),
+            b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype], b.matrix(out, "out", out=True),
+            x.shape[0], out.shape[1], x.shape[1],
+        )  # fmt: skip
+
+    def adjust_logits(
+        self, logits: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor, history: Tensor,
+        history_start: Tensor, output_start: Tensor, bias_ids: Tensor, bias_values: Tensor, bias_start: Tensor,
+    ) -> None:  # fmt: skip
+        with buffers() as b:
+            self._run(
+                "adjust_logits",
+                AdjustLogitsParams(
+                    b.write(logits, "logits"), logits.stride(0), *logits.shape, b.read(repetition, "repetition"),
+                    b.read(presence, "presence"), b.read(frequency, "frequency"), b.read(history, "history"),
+                    b.read(history_start, "history_start"), b.read(output_start, "output_start"),
+                    b.read(bias_ids, "bias_ids"), b.read(bias_values, "bias_values"), b.read(bias_start, "bias_start"),
+                ),
+            )  # fmt: skip
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
+        positions: Tensor,
+    ) -> Tensor:  # fmt: skip
+        out = poisoned(len(logits), dtype=torch.int64)
+        with buffers() as b:
+            self._run(
+                "sample",
+                SampleParams(
+                    b.read(logits, "logits"), logits.stride(0), *logits.shape, b.read(temperature, "temperature"),
+                    b.read(top_k, "top_k"), b.read(top_p, "top_p"), b.read(min_p, "min_p"), b.read(seeds, "seeds"),
+                    b.read(positions, "positions"), b.write(out, "out"),
+                ),
+            )  # fmt: skip
+        return out
+
+    def token_logprobs(self, logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows = len(logits)
+        outs = (
+            poisoned(rows, dtype=torch.float32), poisoned(rows, dtype=torch.int64),
+            poisoned(rows, num_top, dtype=torch.int64), poisoned(rows, num_top, dtype=torch.float32),
+        )  # fmt: skip
+        with buffers() as b:
+            names = ("logprob", "rank", "top_ids", "top_logprobs")
+            logprob, *rest = (b.write(out, name) for out, name in zip(outs, names, strict=True))
+            self._run(
+                "token_logprobs",
+                TokenLogprobsParams(
+                    b.read(logits, "logits"), logits.stride(0), *logits.shape, b.read(tokens, "tokens"), num_top,
+                    logprob, *rest,
+                ),
+            )  # fmt: skip
+        return outs
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
@@ -144,7 +144,7 @@ __attribute__((no_sanitize("thread"))) T atomic_update(T* p, const F& f) {
 }
 
 template <class T, class F>
-T atomic(T* p, const F& f) {
+__forceinline__ T atomic(T* p, const F& f) {
   check_atomic(p, sizeof(T));
   return atomic_update(p, f);
 }
@@ -152,45 +152,45 @@ T atomic(T* p, const F& f) {
 }  // namespace simt
 
 template <class T>
-T atomicAdd(T* p, std::type_identity_t<T> x) {
+__forceinline__ T atomicAdd(T* p, std::type_identity_t<T> x) {
   return simt::atomic(p, [x](T old) { return static_cast<T>(old + x); });
 }
 template <class T>
-T atomicSub(T* p, std::type_identity_t<T> x) {
+__forceinline__ T atomicSub(T* p, std::type_identity_t<T> x) {
   return simt::atomic(p, [x](T old) { return static_cast<T>(old - x); });
 }
 template <class T>
-T atomicMax(T* p, std::type_identity_t<T> x) {
+__forceinline__ T atomicMax(T* p, std::type_identity_t<T> x) {
   return simt::atomic(p, [x](T old) { return old > x ? old : x; });
 }
 template <class T>
-T atomicMin(T* p, std::type_identity_t<T> x) {
+__forceinline__ T atomicMin(T* p, std::type_identity_t<T> x) {
   return simt::atomic(p, [x](T old) { return old < x ? old : x; });
 }
 template <class T>
-T atomicOr(T* p, std::type_identity_t<T> x) {
+__forceinline__ T atomicOr(T* p, std::type_identity_t<T> x) {
   return simt::atomic(p, [x](T old) { return old | x; });
 }
 template <class T>
-T atomicAnd(T* p, std::type_identity_t<T> x) {
+__forceinline__ T atomicAnd(T* p, std::type_identity_t<T> x) {
   return simt::atomic(p, [x](T old) { return old & x; });
 }
 template <class T>
-T atomicExch(T* p, std::type_identity_t<T> x) {
+__forceinline__ T atomicExch(T* p, std::type_identity_t<T> x) {
   return simt::atomic(p, [x](T) { return x; });
 }
 template <class T>
-T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> x) {
+__forceinline__ T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> x) {
   return simt::atomic(p, [expected, x](T old) { return old == expected ? x : old; });
 }
-inline unsigned atomicInc(unsigned* p, unsigned limit) {
+__forceinline__ unsigned atomicInc(unsigned* p, unsigned limit) {
   return simt::atomic(p, [limit](unsigned old) { return old >= limit ? 0 : old + 1; });
 }
 
 // ---- arithmetic ----
 
 template <class T>
-T __ldg(const T* p) {
+__forceinline__ T __ldg(const T* p) {
   return *p;
 }
 

@@ -16,22 +16,22 @@ T* dynamic_shared() {
 
 // ---- global memory ----
 
-inline uint4 load_global_16(const void* p) {
+__forceinline__ uint4 load_global_16(const void* p) {
   simt::check_read(p, 16, "ld.global.v4");
   uint4 v;
   return std::memcpy(&v, p, 16), v;
 }
 
-inline void store_global_16(void* p, uint4 v) {
+__forceinline__ void store_global_16(void* p, uint4 v) {
   simt::check_write(p, 16, "st.global.v4");
   std::memcpy(p, &v, 16);
 }
 
 // ---- cp.async ----
 
-inline void cp_async_16(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 16, valid ? 16 : 0); }
-inline void cp_async_8(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 8, valid ? 8 : 0); }
-inline void cp_async_4(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 4, valid ? 4 : 0); }
+__forceinline__ void cp_async_16(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 16, valid ? 16 : 0); }
+__forceinline__ void cp_async_8(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 8, valid ? 8 : 0); }
+__forceinline__ void cp_async_4(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 4, valid ? 4 : 0); }
 inline void cp_async_commit() { simt::async_commit(); }
 template <int N>
 void cp_async_wait() {
@@ -40,16 +40,16 @@ void cp_async_wait() {
 
 // ---- ldmatrix ----
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* smem, Location at = Location::current()) {
+__forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* smem, Location at = Location::current()) {
   simt::ldmatrix(r, 4, false, smem, "ldmatrix.x4", at);
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* smem, Location at = Location::current()) {
+__forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* smem, Location at = Location::current()) {
   simt::ldmatrix(r, 4, true, smem, "ldmatrix.x4.trans", at);
 }
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* smem, Location at = Location::current()) {
+__forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* smem, Location at = Location::current()) {
   simt::ldmatrix(r, 2, false, smem, "ldmatrix.x2", at);
 }
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* smem, Location at = Location::current()) {
+__forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* smem, Location at = Location::current()) {
   simt::ldmatrix(r, 2, true, smem, "ldmatrix.x2.trans", at);
 }
 
