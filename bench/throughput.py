@@ -26,7 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-MODULES = {"pybatch": "pybatch_llm", "llamacpp": "llamacpp", "transformers": "transformers_static"}
+MODULES = {
+    "pybatch": "pybatch_llm",
+    "llamacpp": "llamacpp",
+    "transformers": "transformers_static",
+    "openvino": "openvino_genai_batching",
+    "ctranslate2": "ctranslate2_static",
+}
 
 
 class Worker:

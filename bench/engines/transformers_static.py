@@ -1,8 +1,6 @@
-"""Hugging Face transformers: one padded batch through generate(), in groups of equal output length. fp32, bf16."""
+"""Hugging Face transformers: generate() on one padded batch, as long as its longest answer. fp32, bf16."""
 
 from __future__ import annotations
-
-from collections import defaultdict
 
 import torch
 import transformers
@@ -18,26 +16,14 @@ class Engine:
 
     @torch.inference_mode()
     def generate(self, requests: list[dict]) -> list[list[int]]:
-        outputs: list[list[int]] = [[] for _ in requests]
-        groups = defaultdict(list)
-        for i, r in enumerate(requests):
-            groups[r["max_new"]].append(i)
-        for max_new, members in groups.items():
-            width = max(len(requests[i]["prompt"]) for i in members)
-            ids = torch.zeros(len(members), width, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(members):
-                prompt = requests[i]["prompt"]
-                ids[row, width - len(prompt) :] = torch.tensor(prompt)
-                mask[row, width - len(prompt) :] = 1
-            got = self.model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=max_new,
-                min_new_tokens=max_new,
-                do_sample=False,
-                pad_token_id=0,
-            )
-            for row, i in enumerate(members):
-                outputs[i] = got[row, width:].tolist()
-        return outputs
+        width = max(len(r["prompt"]) for r in requests)
+        longest = max(r["max_new"] for r in requests)
+        ids = torch.zeros(len(requests), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, request in enumerate(requests):
+            prompt = request["prompt"]
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        lengths = {"max_new_tokens": longest, "min_new_tokens": longest}
+        tokens = self.model.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=0, **lengths)
+        return [row[width : width + r["max_new"]].tolist() for row, r in zip(tokens, requests, strict=True)]
