@@ -246,6 +246,7 @@ template <void (*cpu::Kernels::*kernel)(const MatmulParams&)>
 void matmul_int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias, Tensor out) {
   MatmulParams p = matmul_params(x, weight, bias, out);
   p.weight_dtype = DType::i8;
+  EXPECT(p.k <= 131072, "x: expected at most 131072 columns (int32 sums of int8 products), got ", p.k);
   packed_int8_groups(weight, "weight", p.n, p.k);
   p.scale = static_cast<const float*>(vector_like(scale, "scale", ScalarType::Float, p.n));
   (cpu::kernels().*kernel)(p);
@@ -278,13 +279,14 @@ KvCache kv_cache(const Tensor& k, const Tensor& v, const OptionalTensor& k_scale
          "k_cache: expected a head dimension that is a multiple of 8 up to 256, got ", cache.head_dim);
   EXPECT(cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32 || cache.block_size == 64,
          "k_cache: expected a block size of 8, 16, 32 or 64, got ", cache.block_size);
+  const bool int8 = k.scalar_type() == ScalarType::Char;
+  cache.dtype = int8 ? DType::i8 : float_type(k, "k_cache");
   EXPECT(v.scalar_type() == k.scalar_type(), "v_cache: expected the dtype of k_cache");
   cache.k = k.data_ptr();
   cache.v = v.data_ptr();
   cache.k_block_stride = k.stride(0);
   cache.v_block_stride = v.stride(0);
-  if (k.scalar_type() == ScalarType::Char) {
-    cache.dtype = DType::i8;
+  if (int8) {
     EXPECT(k_scale.has_value() && v_scale.has_value(), "k_scale, v_scale: expected, since the cache is int8");
     auto check_scale = [&](const Tensor& t, const char* name) {
       check_blocks(t, name, 3);
@@ -300,7 +302,6 @@ KvCache kv_cache(const Tensor& k, const Tensor& v, const OptionalTensor& k_scale
     cache.k_scale_block_stride = k_scale->stride(0);
     cache.v_scale_block_stride = v_scale->stride(0);
   } else {
-    cache.dtype = float_type(k, "k_cache");
     EXPECT(!k_scale.has_value() && !v_scale.has_value(),
            "k_scale, v_scale: expected none, since the cache is not int8");
   }
@@ -364,6 +365,7 @@ void copy_between(const Tensor& src, const char* src_name, const Tensor& dst, co
 }
 
 void copy_blocks(Tensor pool, const Tensor& pairs) {
+  check(pool, "pool", ScalarType::Byte, {kAny, kAny});
   // Pairs run in parallel, so no block may be both read and written.
   check_block_pairs(pairs, pool.size(0), pool.size(0));
   const int64_t* pair = pointer<int64_t>(pairs);
