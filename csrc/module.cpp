@@ -2,6 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
+#include <string>
+
+#include "pybatch/ceilings.h"
 #include "pybatch/isa.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -12,4 +16,15 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets compiled in that this processor can run, best first.");
   m.def("chosen_isa", &pybatch::chosen_isa,
         "The instruction set in use; raises ValueError if PYBATCH_ISA names an impossible one.");
+  m.def(
+      "measure_ceilings",
+      [] {
+        pybatch::Ceilings c = pybatch::measure_ceilings();
+        return std::map<std::string, double>{{"fp32_flops", c.fp32_flops},
+                                             {"int8_ops", c.int8_ops},
+                                             {"read_bytes", c.read_bytes},
+                                             {"copy_bytes", c.copy_bytes}};
+      },
+      "What this processor does at most per second, on torch's threads, in the instruction set in use: fp32_flops, "
+      "int8_ops, read_bytes and copy_bytes (read and written, in memory). Takes about a second and 512 MiB.");
 }

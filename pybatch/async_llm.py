@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,6 +18,8 @@ from typing import Any, Self
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.inputs import Conversation, Message, Prompt
 from pybatch.llm import LLM
+
+logger = logging.getLogger(__name__)
 
 
 class AsyncLLM:
@@ -39,7 +42,7 @@ class AsyncLLM:
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # over the two below
         self._mailboxes: set[Mailbox] = set()
-        self._ended: RuntimeError | None = None
+        self._ended = False
         self._thread = threading.Thread(target=self._work, name="pybatch-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a daemon thread must not be running when the interpreter ends
@@ -56,8 +59,8 @@ class AsyncLLM:
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         mailbox = Mailbox(asyncio.get_running_loop())
         with self._lock:
-            if self._ended is not None:
-                raise self._ended
+            if self._ended:
+                raise closed()
             self._mailboxes.add(mailbox)
         submitted: list[str] = []  # the engine's id; commands run in order, so it is there before it is aborted
         self._commands.put(lambda: submitted.append(self._session.submit(prompt, params, mailbox.put, partial=True)))
@@ -103,7 +106,6 @@ class AsyncLLM:
         await asyncio.to_thread(self.close)
 
     def _work(self) -> None:
-        ended = RuntimeError("this AsyncLLM is closed")
         try:
             while True:
                 while self._session.idle or not self._commands.empty():
@@ -111,15 +113,19 @@ class AsyncLLM:
                     if command is None:
                         return
                     command()
-                self._session.step()
-        except Exception as error:
-            ended = RuntimeError(f"the engine has failed: {error}")
-            ended.__cause__ = error
+                try:
+                    self._session.step()
+                except Exception:  # its requests have come out with an error; those to come have a sound engine
+                    logger.exception("a step of the engine failed")
         finally:
             with self._lock:
-                self._ended = ended
+                self._ended = True
                 for mailbox in self._mailboxes:
-                    mailbox.put(ended)
+                    mailbox.put(closed())
+
+
+def closed() -> RuntimeError:
+    return RuntimeError("this AsyncLLM is closed")
 
 
 class Mailbox:

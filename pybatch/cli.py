@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +39,7 @@ class InputFormat(StrEnum):
 def main() -> None:
     """Exits with 0, 1 (some rows failed), 2 (usage) or 130 (Ctrl-C)."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="pybatch", standalone_mode=False))
     except typer.TyperException as error:
         if message := error.format_message():
             print(f"pybatch: {message}", file=sys.stderr)
@@ -58,6 +57,15 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingParams]:
+    from pybatch.engine import SamplingParams
+    from pybatch.llm import LLM
+
+    with usage_errors():
+        params = SamplingParams(**sampling.given())
+        return LLM(**engine.given()), params
 
 
 def print_version(wanted: bool) -> None:
@@ -109,11 +117,12 @@ def run(
 
     Exit code: 0; 1 if rows failed; 2 for wrong usage; 130 after Ctrl-C, which keeps the results so far.
     """
+    from pybatch.jobs.files import STANDARD, expect_free, measure, open_results, open_rows
     from pybatch.jobs.prompts import PromptMaker, Template
-    from pybatch.jobs.reader import measure, read_rows
+    from pybatch.jobs.reader import read_rows
     from pybatch.jobs.runner import run_job
     from pybatch.jobs.summary import summary_table
-    from pybatch.jobs.writer import open_results
+    from pybatch.llm import most_output_tokens
     from pybatch.progress import Reporter, Work
 
     if raw and system is not None:
@@ -121,8 +130,64 @@ def run(
     format = input_format or (InputFormat.text if prompts.endswith(".txt") else InputFormat.jsonl)
     with usage_errors():
         template = None if prompt_template is None else Template(prompt_template)
-        size = measure(prompts)
-        lines = open_input(prompts)
+        expect_free(output, overwrite=overwrite, rows=prompts)
+        rows, size = measure(prompts)
+        lines = open_rows(prompts)
         llm, params = load(engine, sampling)
-        results = open_results(output, overwrite=overwrite, not_over=prompts)
-    
+        results = open_results(output)
+    chat = not raw and llm.session.tokenizer is not None and llm.session.tokenizer.chat_template is not None
+    if system is not None and not chat:
+        raise UsageError(f"--system: {engine.model} has no chat template")
+    work = Work(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
+    interrupted = False
+    bar = output != STANDARD or not sys.stdout.isatty()  # rows and a bar on one terminal would be in each other's way
+    with lines, results, Reporter("Answering", work, lines=True, bar=bar):
+        try:
+            run_job(llm, read_rows(lines, format.value), PromptMaker(template, system, chat), params, results, work)
+        except KeyboardInterrupt:
+            interrupted = True
+        except OSError as error:
+            raise typer.TyperException(f"{error}; {work.rows_done:,} rows are saved") from error
+    stderr.print(summary_table(work, llm.engine.metrics.summary()))
+    if interrupted:
+        stderr.print(f"Interrupted: {work.rows_done:,} rows are done and saved in {output}.")
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if work.rows_failed:
+        stderr.print(f'{work.rows_failed:,} of {work.rows_done:,} rows failed; each has its "error" in {output}.')
+        raise typer.Exit(EXIT_FAILED_ROWS)
+
+
+@app.command()
+@takes(sampling=SamplingFlags, engine=EngineFlags)
+def chat(
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    *,
+    sampling: SamplingFlags,
+    engine: EngineFlags,
+) -> None:
+    """Talk with a model.
+
+    /clear begins a new conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer. Where standard input is no
+    terminal, all of it is one message, and the answer is printed.
+    """
+    from pybatch.chat import Chat, answer_once, converse
+
+    llm, params = load(engine, sampling)
+    conversation = Chat(llm, params, system)
+    with usage_errors():
+        if sys.stdin.isatty():
+            converse(conversation)
+        else:
+            answer_once(conversation, sys.stdin.read())
+
+
+@app.command()
+def env(json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Show versions, processor, instruction sets, memory and devices."""
+    from pybatch.environment import facts, facts_table
+
+    known = facts()
+    if json_output:
+        print(json.dumps(known, indent=2))
+    else:
+        Console(highlight=False).print(facts_table(known))

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from rich.table import Table
 
 import pybatch
 from pybatch import _C
@@ -37,6 +38,17 @@ def facts() -> dict[str, Any]:
         "cuda": False,
         "cuda_why": why_no_cuda(),
     }
+
+
+def facts_table(known: dict[str, Any]) -> Table:
+    table = Table(show_header=False)
+    for name, value in known.items():
+        if isinstance(value, list):
+            value = ", ".join(value)
+        elif name.startswith("memory_"):
+            value = f"{value / 2**30:.1f} GiB"
+        table.add_row(name.replace("_", " ") if name.islower() else name, "not set" if value is None else str(value))
+    return table
 
 
 def chosen_isa() -> dict[str, str | None]:

@@ -71,7 +71,9 @@ class Given:
 class SamplingFlags(Given):
     """The arguments of SamplingParams."""
 
-    max_tokens: Annotated[int | None, sampling("Tokens to generate at most. Default: until the context is full.")] = None
+    max_tokens: Annotated[int | None, sampling("Tokens to generate at most. Default: until the context is full.")] = (
+        None
+    )
     temperature: Annotated[float | None, sampling("0 takes the likeliest token. Default: 1.")] = None
     top_p: Annotated[float | None, sampling("Sample from the likeliest tokens of this total probability.")] = None
     top_k: Annotated[int | None, sampling("Sample from this many of the likeliest tokens.")] = None
@@ -124,7 +126,9 @@ class EngineFlags(Given):
         engine("Share of free memory for the KV pool.", "--memory-utilization", "--gpu-memory-utilization"),
     ] = None
     num_kv_blocks: Annotated[int | None, engine("The KV pool's size in blocks, given outright.")] = None
-    enable_prefix_caching: Annotated[bool | None, engine("Prompts that begin alike share KV blocks. Default: yes.")] = None
+    enable_prefix_caching: Annotated[bool | None, engine("Prompts that begin alike share KV blocks. Default: yes.")] = (
+        None
+    )
     policy: Annotated[str | None, engine("Batching policy: continuous, static, dynamic or micro.")] = None
     seed: Annotated[int | None, engine("Of the random draws. Default: 0.")] = None
     threads: Annotated[int | None, engine("Default: OMP_NUM_THREADS, else the physical cores.")] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +27,14 @@ Prompt = str | Sequence[int] | Mapping[str, Any] | Conversation
 
 
 def is_token_ids(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(type(v) is int for v in value)
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        return False
+    return all(isinstance(each, Integral) and not isinstance(each, bool) for each in value)
+
+
+def size_of(prompt: Prompt) -> int:
+    """About how long it is, to tell how much of a batch's prompts is done: in characters or in token ids."""
+    return len(prompt) if isinstance(prompt, str | list) else len(str(prompt))
 
 
 def as_prompts(prompts: Prompt | Iterable[Prompt]) -> Iterable[Prompt]:
@@ -43,7 +51,7 @@ def as_conversations(messages: Sequence[Message] | Iterable[Sequence[Message]]) 
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise TypeError(f"messages: expected a list of messages or of such lists, got {type(messages).__name__}")
     if isinstance(messages, Sequence) and messages and isinstance(messages[0], Mapping):
-        return [messages]  # type: ignore[list-item]
+        return [messages]
     return messages  # type: ignore[return-value]
 
 
@@ -64,7 +72,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, lis
     if ids is not None:
         if not is_token_ids(ids):
             raise ValueError(f"prompt: expected text or a list of token ids, got {type(ids).__name__}")
-        return text, list(ids)  # type: ignore[call-overload]
+        return text, [int(each) for each in ids]  # type: ignore[attr-defined]
     if text is None:
         raise ValueError("prompt: expected text or a list of token ids, got None")
     return text, expect_tokenizer(tokenizer).encode(valid_text(text))
@@ -78,8 +86,10 @@ def encode_conversation(prompt: Conversation, tokenizer: Tokenizer | None) -> tu
     tokenizer = expect_tokenizer(tokenizer)
     try:
         text = tokenizer.apply_chat_template(plain, **prompt.options)
-    except Exception as error:  # a template is code that came with the model and may fail in any way
-        raise ValueError(f"the chat template failed: {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # a template is code that came with the model, and may fail in any way
+        raise ValueError(f"chat template: {type(error).__name__}: {error}") from error
     return text, tokenizer.encode(valid_text(text), add_special_tokens=False)  # the template has put them in
 
 

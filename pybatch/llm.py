@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from inspect import signature
@@ -14,7 +14,7 @@ from typing import Any
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.arguments import expect_known
-from pybatch.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, expect_tokenizer
+from pybatch.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, expect_tokenizer, size_of
 from pybatch.interrupts import deferred_interrupts
 from pybatch.model.loader import load_model
 from pybatch.model.tokenizer import Tokenizer
@@ -152,7 +152,7 @@ class LLM:
         sampling_params: Params = None,
         *,
         partial: bool = False,
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """Yields the outputs as they finish; request_id is the prompt's place among the prompts, from 0.
 
         prompts may be an iterator of any length, and sampling_params too: both are drawn from as there is room.
@@ -168,10 +168,10 @@ class LLM:
         """What is used where no SamplingParams are given."""
         return SamplingParams()
 
-    def _collect(self, prompts: list[Prompt], params: Params, show_progress: bool) -> list[RequestOutput]:
+    def _collect(self, prompts: Sequence[Prompt], params: Params, show_progress: bool) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
-        sizes = [len(prompt) if isinstance(prompt, Sized) else 0 for prompt in prompts]
-        work = Work(self.engine.metrics, len(prompts), sum(sizes))
+        sizes = [size_of(prompt) for prompt in prompts]
+        work = Work(self.engine.metrics, len(prompts), sum(sizes), max_output_tokens=most_output_tokens(params))
         with Reporter("Generating", work, lines=False) if show_progress else nullcontext():
             for output in self._run(self._pair(prompts, params), partial=False):
                 index = int(output.request_id)
@@ -190,7 +190,9 @@ class LLM:
             )
         return zip(prompts, params, strict=True)
 
-    def _run(self, requests: Iterator[tuple[Prompt, SamplingParams]], partial: bool) -> Iterator[RequestOutput]:
+    def _run(
+        self, requests: Iterator[tuple[Prompt, SamplingParams]], partial: bool
+    ) -> Generator[RequestOutput, None, None]:
         """Keeps the engine supplied from the requests, and yields what comes back."""
         numbered = enumerate(requests)
         inbox: deque[RequestOutput] = deque()
@@ -213,3 +215,10 @@ class LLM:
             with deferred_interrupts():
                 for request_id in pending:
                     self.session.abort(request_id)
+
+
+def most_output_tokens(params: Params) -> int | None:
+    """The most that any one prompt may generate; None where there is no saying."""
+    if not isinstance(params, SamplingParams) or params.max_tokens is None:
+        return None
+    return params.n * params.max_tokens

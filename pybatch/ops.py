@@ -23,6 +23,8 @@ ISA: str = _C.chosen_isa()  # ValueError here if PYBATCH_ISA asks for the imposs
 
 PANEL = 16  # columns in one panel of packed weights
 
+_CACHED = 1 << 19  # elements whose fp32 copies stay in cache while they are worked on
+
 _ops = torch.ops.pybatch
 
 for _op in (
@@ -107,10 +109,16 @@ def matmul_dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 per output channel: [N, K] F -> q [N, K] int8 in [-127, 127], scale [N] float32, w ~ q * scale."""
-    w = weight.float()
-    scale = w.abs().amax(dim=1) / 127
-    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
-    return (w * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+    n, k = weight.shape
+    q, scale = weight.new_empty(n, k, dtype=torch.int8), weight.new_empty(n, dtype=torch.float32)
+    rows = max(1, _CACHED // max(1, k))
+    for first in range(0, n, rows):
+        part = slice(first, first + rows)
+        w = weight[part].float()
+        scale[part] = w.abs().amax(dim=1) / 127
+        inverse = torch.where(scale[part] > 0, 1 / scale[part], 0.0)
+        q[part] = (w * inverse[:, None]).round_().clamp_(-127, 127)
+    return q, scale
 
 
 def pack_int8(q: Tensor) -> Tensor:
@@ -120,11 +128,12 @@ def pack_int8(q: Tensor) -> Tensor:
     """
     n, k = q.shape
     panels, groups = -(-n // PANEL), -(-k // 4)
-    padded = q.new_zeros(panels * PANEL, groups * 4)
-    padded[:n, :k] = q
+    if (n, k) != (panels * PANEL, groups * 4):
+        q = torch.nn.functional.pad(q, (0, groups * 4 - k, 0, panels * PANEL - n))
     packed = q.new_empty(panels, groups + 1, PANEL, 4)
-    packed[:, :groups] = padded.view(panels, PANEL, groups, 4).transpose(1, 2)
-    packed[:, groups] = padded.sum(1, dtype=torch.int32).view(panels, PANEL, 1).view(torch.int8)
+    words = packed.view(torch.int32).view(panels, groups + 1, PANEL)  # a column's group of four in one piece
+    words[:, :groups] = q.contiguous().view(torch.int32).view(panels, PANEL, groups).transpose(1, 2)
+    words[:, groups] = q.sum(1, dtype=torch.int32).view(panels, PANEL)
     return packed
 
 
@@ -140,7 +149,8 @@ def matmul_w8a16(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None =
 def matmul_w8a8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
     """As matmul_w8a16, but each row of x is quantised to int8 first (scale = max|x| / 127, half to even).
 
-    The int32 sum is exact, so the result is the same on every instruction set.
+    The int32 sum is exact, so the result is the same on every instruction set. K: at most 131072. A row with an inf
+    or NaN gives NaN only.
     """
     _ops.matmul_w8a8.default(x, weight, scale, bias, out)
     return out

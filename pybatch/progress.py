@@ -7,13 +7,16 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from pybatch.engine.metrics import EngineMetrics
+
+TOKENS_PER_BYTE = 0.25  # of English text, roughly; until the first rows have been counted
 
 
 class Work:
@@ -29,7 +32,7 @@ class Work:
         self.metrics = metrics
         self.rows, self.size, self.max_output_tokens = rows, size, max_output_tokens
         self.rows_done = self.rows_failed = self.prompt_tokens = 0
-        self._size_done = 0
+        self._size_done = self._size_answered = 0
         self._tokens_before, self._output_before = metrics.step_tokens, metrics.output_tokens
         self._start = time.perf_counter()
 
@@ -39,6 +42,7 @@ class Work:
         self.rows_failed += failed
         self.prompt_tokens += prompt_tokens
         self._size_done += size
+        self._size_answered += 0 if failed else size
 
     @property
     def seconds(self) -> float:
@@ -60,7 +64,7 @@ class Work:
 
     @property
     def tokens_left(self) -> float | None:
-        """None while nothing is known to go by.
+        """None while there is nothing to go by.
 
         Prompts: by the size of those to come. Outputs: the finished rows alone would mislead, since the short ones
         finish first; all output tokens per finished row is the maximum-likelihood mean of such censored lengths.
@@ -70,13 +74,24 @@ class Work:
         if self.rows_done >= self.rows:
             return 0.0
         answered = self.rows_done - self.rows_failed
-        if not answered:
+        if answered:
+            per_size = self.prompt_tokens / max(1, self._size_answered)
+            output = self.output_tokens / answered
+            if self.max_output_tokens is not None:
+                output = min(output, self.max_output_tokens)
+        elif self.max_output_tokens is not None:
+            per_size, output = TOKENS_PER_BYTE, self.max_output_tokens
+        else:
             return None
-        prompt = self.prompt_tokens / max(1, self._size_done) * self.size - (self.tokens - self.output_tokens)
-        output = self.output_tokens / answered
-        if self.max_output_tokens is not None:
-            output = min(output, self.max_output_tokens)
-        return max(0.0, prompt) + output * (self.rows - self.rows_done)
+        begun = self.tokens - self.output_tokens - self.prompt_tokens  # of prompts whose rows are not done
+        prompt = max(0.0, per_size * (self.size - self._size_done) - begun)
+        return prompt + output * (self.rows - self.rows_done)
+
+    @property
+    def share_done(self) -> float | None:
+        """0 to 1, of the tokens; None where tokens_left is."""
+        left = self.tokens_left
+        return None if left is None else 1.0 if left == 0 else self.tokens / (self.tokens + left)
 
     def __str__(self) -> str:
         rows = f"{self.rows_done:,}" if self.rows is None else f"{self.rows_done:,}/{self.rows:,}"
@@ -89,24 +104,27 @@ class Work:
 
 
 class Reporter:
-    """Shows Work on stderr for as long as it is entered: a bar on a terminal; elsewhere, if ``lines``, a line every
-    few seconds."""
+    """Shows Work on stderr for as long as it is entered: a bar on a terminal, elsewhere a line every few seconds.
+
+    lines: whether to print these. bar: False for lines on a terminal too.
+    """
 
     LINE_INTERVAL = 5.0
 
-    def __init__(self, title: str, work: Work, *, lines: bool, console: Console | None = None) -> None:
+    def __init__(self, title: str, work: Work, *, lines: bool, bar: bool = True) -> None:
         self._title, self._work = title, work
-        self._console = console or Console(stderr=True)
-        self._lines = lines
+        self._console = Console(stderr=True)
+        self._show_bar = bar and self._console.is_terminal
+        self._show_lines = lines and not self._show_bar
         self._stop = threading.Event()
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._show_bar:
             self._live = Live(get_renderable=self._bar, console=self._console, refresh_per_second=4)
             self._live.start(refresh=True)
-        elif self._lines:
+        elif self._show_lines:
             self._thread = threading.Thread(target=self._print_lines, daemon=True)
             self._thread.start()
         return self
@@ -120,19 +138,19 @@ class Reporter:
 
     def _print_lines(self) -> None:
         while not self._stop.wait(self.LINE_INTERVAL):
-            left = self._work.tokens_left
-            share = "" if left is None else f" {self._work.tokens / max(1, self._work.tokens + left):.0%}"
-            self._console.print(f"{self._title}{share}: {self._work}", highlight=False, markup=False, soft_wrap=True)
+            share = self._work.share_done
+            percent = "" if share is None else f" {share:.0%}"
+            self._console.print(f"{self._title}{percent}: {self._work}", highlight=False, markup=False, soft_wrap=True)
 
-    def _bar(self) -> Table:
-        left = self._work.tokens_left
-        total = None if left is None else max(1, self._work.tokens + left)
+    def _bar(self) -> Group:
+        share = self._work.share_done
         row = Table.grid(padding=(0, 1), expand=True)
-        row.add_column(no_wrap=True)
+        row.add_column()
         row.add_column(ratio=1)
-        row.add_column(no_wrap=True)
-        row.add_row(self._title, ProgressBar(total=total, completed=self._work.tokens), str(self._work))
-        return row
+        row.add_column(width=4, justify="right")
+        bar = ProgressBar(total=None if share is None else 1.0, completed=share or 0.0)
+        row.add_row(self._title, bar, "" if share is None else f"{share:.0%}")
+        return Group(row, Text(str(self._work), no_wrap=True))
 
 
 def clock(seconds: float) -> str:

@@ -38,12 +38,19 @@ class Session:
         return request_id
 
     def step(self) -> None:
-        """One step of the engine, and its outputs to their receivers."""
-        for output in self.engine.step():
-            if output.finished:
-                self._receivers.pop(output.request_id)(output)
-            else:
-                self._receivers[output.request_id](output)
+        """One step of the engine, and its outputs to their receivers. If it raises, the engine has dropped all its
+        requests, so every receiver gets a failed output."""
+        try:
+            outputs = self.engine.step()
+        except BaseException as error:
+            lost, self._receivers = self._receivers, {}
+            for request_id, receive in lost.items():
+                receive(failed(request_id, None, [], f"dropped by a failed step: {error!r}"))
+            raise
+        for output in outputs:
+            receivers = self._receivers
+            receive = receivers.pop(output.request_id) if output.finished else receivers[output.request_id]
+            receive(output)
 
     def abort(self, request_id: str) -> None:
         """Drops a request; nothing is received of it any more. One that has finished may be named too."""

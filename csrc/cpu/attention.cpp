@@ -8,10 +8,13 @@ namespace {
 
 constexpr int64_t kTileRows = 48;  // query rows that share every key and value loaded
 constexpr int64_t kSplitGranules = kAttentionSplit / kGranule;
+constexpr int64_t kColumnGranules = kLanes / kGranule;
 constexpr int64_t kScoreStride = kAttentionSplit + kLanes;  // no power of two: rows would fall on the same cache sets
 
 enum Scratch { kPlan, kPartials, kWork };
 
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 float exp1(float x) {
@@ -37,6 +40,13 @@ struct Range {
   int64_t begin, end;
 };
 
+// Where the granules of a split, and those read after them, lie: the first element of the tile's KV head.
+template <class T>
+struct Split {
+  const T* k[kSplitGranules + kAhead];
+  const T* v[kSplitGranules + kAhead];
+};
+
 // Softmax over a part of the tokens, not yet normalised. sum = 0: the row has seen no token.
 struct Partial {
   float* max;  // [rows]
@@ -48,7 +58,7 @@ class Attention {
  public:
   explicit Attention(const PagedAttentionParams& p)
       : p(p), group(p.heads / p.cache.kv_heads), depth(p.cache.head_dim), padded_depth(round_up(depth, kLanes)) {
-    tile_tokens = kTileRows / group > 1 ? kTileRows / group : 1;
+    tile_tokens = larger(kTileRows / group, 1);
     max_rows = round_up(tile_tokens * group, kLanes);
   }
 
@@ -69,10 +79,13 @@ class Attention {
   Tile tile_of(const Plan& plan, int64_t sequence, int64_t index) const;
   Range range_of(const Tile& tile, int64_t row, int64_t split) const;
   int64_t partial_floats() const { return max_rows * (padded_depth + 2); }
+  Partial partial(int64_t index) const { return partial_at(partials + index * partial_floats()); }
   Partial partial_at(float* base) const { return {base, base + max_rows, base + 2 * max_rows}; }
 
   void load_queries(const Tile& tile, float* q) const;
   void attend(const Tile& tile, int64_t split, const float* q, float* scratch, Partial out) const;
+  template <class T>
+  void locate(const Tile& tile, int64_t split, Range columns, Split<T>& out, float* k_scale, float* v_scale) const;
   template <class T>
   void attend(const Tile& tile, int64_t split, const float* q, float* scratch, Partial out) const;
   void softmax(float* scores, Range range, const float* k_scale, const float* v_scale, float* max, float* sum) const;
@@ -87,16 +100,14 @@ class Attention {
 Tile Attention::tile_of(const Plan& plan, int64_t sequence, int64_t index) const {
   const int64_t begin = p.query_start[sequence], queries = p.query_start[sequence + 1] - begin;
   const int64_t token = (plan.tiles - 1 - index % plan.tiles) * tile_tokens;  // the longest first
-  const int64_t tokens = queries - token < tile_tokens ? queries - token : tile_tokens;
+  const int64_t tokens = smaller(queries - token, tile_tokens);
   return {sequence, index / plan.tiles, begin + token, tokens * group, p.seq_lens[sequence] - queries + token};
 }
 
 Range Attention::range_of(const Tile& tile, int64_t row, int64_t split) const {
-  const int64_t position = tile.position + row / group, origin = split * kAttentionSplit;
-  int64_t begin = p.window > 0 ? position + 1 - p.window - origin : 0, end = position + 1 - origin;
-  begin = begin > 0 ? begin : 0;
-  end = end < kAttentionSplit ? end : kAttentionSplit;
-  return {begin, end > begin ? end : begin};
+  const int64_t position = tile.position + row / group - split * kAttentionSplit;
+  const int64_t begin = p.window > 0 ? smaller(larger(position + 1 - p.window, 0), kAttentionSplit) : 0;
+  return {begin, larger(smaller(position + 1, kAttentionSplit), begin)};
 }
 
 void Attention::load_queries(const Tile& tile, float* q) const {
@@ -137,93 +148,95 @@ void Attention::softmax(float* scores, Range range, const float* k_scale, const 
   *sum_out = reduce_add(sum);
 }
 
+// Finds the tokens of a split. A column of sixteen may end past the last token; it then repeats the last granule. The
+// lists run on, kAhead granules, to what is read next, in the layout of what they list: from keys to values, and from
+// values to the keys of the next split.
 template <class T>
-void Attention::attend(const Tile& tile, int64_t split, const float* q, float* scratch, Partial out) const {
+void Attention::locate(const Tile& tile, int64_t split, Range columns, Split<T>& out, float* k_scale,
+                       float* v_scale) const {
   const KvCache& cache = p.cache;
-  const Range all = {range_of(tile, 0, split).begin, range_of(tile, tile.rows - 1, split).end};
-  for (int64_t row = 0; row < tile.rows; ++row) out.sum[row] = 0;
-  if (all.begin >= all.end) return;
-
-  float* const score = scratch;
-  float* const k_scale = score + max_rows * kScoreStride;
-  float* const v_scale = k_scale + kAttentionSplit;
-  const bool scaled = cache.dtype == DType::i8;
-
-  // Where the tokens lie. A column of sixteen may end past the last block; its second half then repeats the first.
-  const T *k[kSplitGranules], *v[kSplitGranules];
-  const int64_t first_column = all.begin / kLanes, end_column = (all.end + kLanes - 1) / kLanes;
   const int32_t* table = p.block_tables + tile.sequence * p.block_table_stride;
-  for (int64_t g = 2 * first_column; g < 2 * end_column; ++g) {
-    const int64_t within = g * kGranule < all.end ? g : g - 1;
-    const int64_t token = split * kAttentionSplit + within * kGranule;
-    const int64_t block = table[token / cache.block_size], offset = token % cache.block_size;
-    const int64_t head = tile.kv_head * depth * cache.block_size;
-    k[g] = static_cast<const T*>(cache.k) + block * cache.k_block_stride + head + offset;
-    v[g] = static_cast<const T*>(cache.v) + block * cache.v_block_stride + head + offset * depth;
-    if (scaled) {
-      const int64_t at = tile.kv_head * cache.block_size + offset;
-      std::memcpy(k_scale + g * kGranule, cache.k_scale + block * cache.k_scale_block_stride + at, kGranule * 4);
-      std::memcpy(v_scale + g * kGranule, cache.v_scale + block * cache.v_scale_block_stride + at, kGranule * 4);
+  const int64_t origin = split * kAttentionSplit, last = p.seq_lens[tile.sequence] - 1;
+  struct Place {
+    int64_t block, offset;
+  };
+  auto place_of = [&](int64_t granule) -> Place {
+    const int64_t wanted = origin + granule * kGranule, token = smaller(wanted, last);
+    return {table[token / cache.block_size], token % cache.block_size / kGranule * kGranule};
+  };
+  auto key_or_value = [&](const void* base, int64_t block_stride, Place at, int64_t token_stride) {
+    return static_cast<const T*>(base) + at.block * block_stride + tile.kv_head * depth * cache.block_size +
+           at.offset * token_stride;
+  };
+  auto key = [&](Place at, int64_t token_stride) {
+    return key_or_value(cache.k, cache.k_block_stride, at, token_stride);
+  };
+  auto value = [&](Place at, int64_t token_stride) {
+    return key_or_value(cache.v, cache.v_block_stride, at, token_stride);
+  };
+  const int64_t first = columns.begin * kColumnGranules, end = columns.end * kColumnGranules;
+  for (int64_t g = first; g < end; ++g) {
+    const Place at = place_of(g);
+    out.k[g] = key(at, 1);
+    out.v[g] = value(at, depth);
+    if (k_scale) {
+      const int64_t scale = tile.kv_head * cache.block_size + at.offset;
+      std::memcpy(k_scale + g * kGranule, cache.k_scale + at.block * cache.k_scale_block_stride + scale, kGranule * 4);
+      std::memcpy(v_scale + g * kGranule, cache.v_scale + at.block * cache.v_scale_block_stride + scale, kGranule * 4);
     }
   }
+  for (int64_t i = 0; i < kAhead; ++i) {
+    out.k[end + i] = value(place_of(first + i), 1);
+    out.v[end + i] = key(place_of(kSplitGranules + i), depth);
+  }
+}
 
-  for (int64_t c = first_column; c < end_column;) {
-    const bool wide = end_column - c >= kColumns;
+template <class T>
+void Attention::attend(const Tile& tile, int64_t split, const float* q, float* scratch, Partial out) const {
+  for (int64_t row = 0; row < tile.rows; ++row) out.sum[row] = 0;
+  const int64_t begin = range_of(tile, 0, split).begin, end = range_of(tile, tile.rows - 1, split).end;
+  if (begin >= end) return;
+
+  float* const score = scratch;
+  float* const k_scale = p.cache.dtype == DType::i8 ? score + max_rows * kScoreStride : nullptr;
+  float* const v_scale = p.cache.dtype == DType::i8 ? k_scale + kAttentionSplit : nullptr;
+  const Range columns = {begin / kLanes, (end + kLanes - 1) / kLanes};
+  Split<T> at;
+  locate(tile, split, columns, at, k_scale, v_scale);
+
+  for (int64_t c = columns.begin, width; c < columns.end; c += width) {
+    width = columns.end - c >= kColumns ? kColumns : 1;
+    const T* const* k = at.k + c * kColumnGranules;
     for (int64_t row = 0, n; row < tile.rows; row += n) {
       n = rows_at_once(tile.rows - row);
-      with_rows(n, [&]<int rows>(Count<rows>) {
-        auto with = [&](auto kernel) {
-          kernel(q + row * padded_depth, padded_depth, k + 2 * c, cache.block_size, depth,
-                 score + row * kScoreStride + c * kLanes, kScoreStride);
-        };
-        if (cache.block_size == kGranule) {
-          wide ? with(scores<rows, kColumns, true, T>) : with(scores<rows, 1, true, T>);
-        } else {
-          wide ? with(scores<rows, kColumns, false, T>) : with(scores<rows, 1, false, T>);
-        }
-      });
+      score_rows(q + row * padded_depth, padded_depth, n, k, row == 0 ? k + kAhead : k, p.cache.block_size, width,
+                 depth, score + row * kScoreStride + c * kLanes, kScoreStride);
     }
-    c += wide ? kColumns : 1;
   }
 
   for (int64_t row = 0; row < tile.rows; ++row) {
     const Range range = range_of(tile, row, split);
     if (range.begin == range.end) continue;
-    softmax(score + row * kScoreStride, range, scaled ? k_scale : nullptr, scaled ? v_scale : nullptr, out.max + row,
-            out.sum + row);
+    softmax(score + row * kScoreStride, range, k_scale, v_scale, out.max + row, out.sum + row);
     for (int64_t i = 0; i < padded_depth; i += kLanes) store(out.acc + row * padded_depth + i, zeros());
   }
 
-  // Values of tokens outside a row's range are never multiplied, not even by zero: they may be NaN, or unwritten.
+  // Values outside a row's range are never multiplied, not even by zero: they may be NaN. What all rows of a block see
+  // is weighed together, what is left before and behind row by row.
   for (int64_t row = 0, n; row < tile.rows; row += n) {
     n = rows_at_once(tile.rows - row);
-    auto weigh_rows = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
-      if (begin >= end) return;
-      with_rows(count, [&]<int rows>(Count<rows>) {
-        auto with = [&](auto kernel, int64_t column) {
-          kernel(score + first * kScoreStride, kScoreStride, v, depth, column, begin, end,
-                 out.acc + first * padded_depth, padded_depth);
-        };
-        int64_t column = 0;
-        for (; column + kColumns * kLanes <= depth; column += kColumns * kLanes) {
-          with(weigh<rows, kColumns, false, T>, column);
-        }
-        for (; column + kLanes <= depth; column += kLanes) with(weigh<rows, 1, false, T>, column);
-        if (column < depth) with(weigh<rows, 1, true, T>, column);
-      });
+    auto weigh = [&](int64_t first, int64_t count, int64_t from, int64_t to) {
+      weigh_rows(score + first * kScoreStride, kScoreStride, count, at.v, row == 0 ? at.v + kAhead : at.v, depth, from,
+                 to, out.acc + first * padded_depth, padded_depth);
     };
-    const Range first = range_of(tile, row, split), last = range_of(tile, row + n - 1, split);
-    const int64_t begin = last.begin, end = first.end > begin ? first.end : begin;  // what all rows see
-    if (begin >= first.end) {
-      for (int64_t r = row; r < row + n; ++r) {
-        const Range own = range_of(tile, r, split);
-        weigh_rows(r, 1, own.begin, own.end);
-      }
-      continue;
+    const int64_t common = range_of(tile, row + n - 1, split).begin;
+    const int64_t common_end = larger(common, range_of(tile, row, split).end);
+    for (int64_t r = row; r < row + n; ++r) {
+      const Range range = range_of(tile, r, split);
+      weigh(r, 1, range.begin, smaller(range.end, common));
     }
-    for (int64_t r = row; r < row + n; ++r) weigh_rows(r, 1, range_of(tile, r, split).begin, begin);
-    weigh_rows(row, n, begin, end);
-    for (int64_t r = row; r < row + n; ++r) weigh_rows(r, 1, end, range_of(tile, r, split).end);
+    weigh(row, n, common, common_end);
+    for (int64_t r = row; r < row + n; ++r) weigh(r, 1, common_end, range_of(tile, r, split).end);
   }
 }
 
@@ -277,8 +290,7 @@ int64_t Attention::make_plan(Plan* plans, int64_t threads) {
     const int64_t queries = p.query_start[s + 1] - p.query_start[s], position = p.seq_lens[s] - queries;
     Plan& plan = plans[s];
     plan.tiles = (queries + tile_tokens - 1) / tile_tokens;
-    const int64_t seen = p.window > 0 && position + 1 > p.window ? position + 1 - p.window : 0;
-    plan.first_split = seen / kAttentionSplit;
+    plan.first_split = p.window > 0 ? larger(position + 1 - p.window, 0) / kAttentionSplit : 0;
     plan.splits = queries > 0 ? (p.seq_lens[s] - 1) / kAttentionSplit + 1 - plan.first_split : 0;
     total += plan.tiles * plan.splits * p.cache.kv_heads;
   }
@@ -314,8 +326,7 @@ void Attention::run_items(const Plan* plans, int64_t items, int64_t* next) {
     if (plan.spread) {
       const Tile tile = tile_of(plan, sequence, index / plan.splits);
       load_queries(tile, q);
-      attend(tile, plan.first_split + index % plan.splits, q, scratch,
-             partial_at(partials + (plan.first_partial + index) * partial_floats()));
+      attend(tile, plan.first_split + index % plan.splits, q, scratch, partial(plan.first_partial + index));
       continue;
     }
     const Tile tile = tile_of(plan, sequence, index);
@@ -333,14 +344,14 @@ void Attention::merge_spread(const Plan* plans) {
   for (int64_t s = 0; s < p.sequences; ++s) {
     const Plan& plan = plans[s];
     if (!plan.spread) continue;
-    for (int64_t index = 0; index < plan.tiles * p.cache.kv_heads; ++index) {
-      const Tile tile = tile_of(plan, s, index);
-      float* base = partials + (plan.first_partial + index * plan.splits) * partial_floats();
-      for (int64_t split = 1; split < plan.splits; ++split) {
-        merge(tile, partial_at(base + split * partial_floats()), partial_at(base));
+    parallel_for(plan.tiles * p.cache.kv_heads, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t index = begin; index < end; ++index) {
+        const Tile tile = tile_of(plan, s, index);
+        const int64_t first = plan.first_partial + index * plan.splits;
+        for (int64_t split = 1; split < plan.splits; ++split) merge(tile, partial(first + split), partial(first));
+        finish(tile, partial(first));
       }
-      finish(tile, partial_at(base));
-    }
+    });
   }
 }
 
@@ -350,7 +361,7 @@ void Attention::run() {
   const int64_t items = make_plan(plans, threads);
   partials = static_cast<float*>(thread_scratch(kPartials, plans[p.sequences].first_partial * partial_floats() * 4));
   int64_t next = 0;
-  parallel_for(items < threads ? items : threads, 1, [&](int64_t, int64_t) { run_items(plans, items, &next); });
+  parallel_for(smaller(items, threads), 1, [&](int64_t, int64_t) { run_items(plans, items, &next); });
   if (plans[p.sequences].first_partial > 0) merge_spread(plans);
 }
 

@@ -16,6 +16,7 @@ constexpr int kColumns = 1;  // a vector is two registers of 16
 #endif
 
 constexpr int64_t kGranule = 8;  // tokens that surely lie side by side: the smallest block
+constexpr int64_t kAhead = 8;    // granules between what is prefetched and what is multiplied
 
 template <int n>
 struct Count {
@@ -41,10 +42,11 @@ PYBATCH_INLINE void with_rows(int64_t rows, F&& f) {
 }
 
 // out[r][c] = sum over d of q[r][d] * k[c][d]. k: the granules of the columns, two a column; element d of a granule
-// lies at d * k_stride. split: the two granules of a column lie apart.
+// lies at d * k_stride. split: the two granules of a column lie apart. What lies kAhead granules on is prefetched from
+// `ahead`, which has the layout of k.
 template <int rows, int columns, bool split, class T>
-void scores(const float* q, int64_t q_stride, const T* const* k, int64_t k_stride, int64_t depth, float* out,
-            int64_t out_stride) {
+void scores(const float* q, int64_t q_stride, const T* const* k, const T* const* ahead, int64_t k_stride, int64_t depth,
+            float* out, int64_t out_stride) {
   F32x16 sum[rows][columns];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
@@ -56,6 +58,7 @@ void scores(const float* q, int64_t q_stride, const T* const* k, int64_t k_strid
 #pragma GCC unroll 8
     for (int c = 0; c < columns; ++c) {
       const T* lo = k[2 * c] + d * k_stride;
+      if constexpr (sizeof(T) < 4) __builtin_prefetch(ahead[2 * c] + d * k_stride);
       if constexpr (split) {
         key[c] = load_halves(lo, k[2 * c + 1] + d * k_stride);
       } else {
@@ -79,8 +82,8 @@ void scores(const float* q, int64_t q_stride, const T* const* k, int64_t k_strid
 // out[r][c] += sum over tokens begin .. end of p[r][token] * v[token][c], in ascending order. v: the granules, a token
 // every v_stride; half: the column has eight elements only.
 template <int rows, int columns, bool half, class T>
-void weigh(const float* p, int64_t p_stride, const T* const* v, int64_t v_stride, int64_t column, int64_t begin,
-           int64_t end, float* out, int64_t out_stride) {
+void weigh(const float* p, int64_t p_stride, const T* const* v, const T* const* ahead, int64_t v_stride, int64_t column,
+           int64_t begin, int64_t end, float* out, int64_t out_stride) {
   F32x16 sum[rows][columns];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
@@ -89,8 +92,9 @@ void weigh(const float* p, int64_t p_stride, const T* const* v, int64_t v_stride
   }
   for (int64_t token = begin; token < end;) {
     const int64_t granule = token / kGranule, next = (granule + 1) * kGranule, stop = next < end ? next : end;
-    const T* value = v[granule] + (token - granule * kGranule) * v_stride + column;
-    for (; token < stop; ++token, value += v_stride) {
+    const int64_t offset = (token - granule * kGranule) * v_stride + column;
+    const T *value = v[granule] + offset, *next_value = ahead[granule] + offset;
+    for (; token < stop; ++token, value += v_stride, next_value += v_stride) {
       F32x16 x[columns];
 #pragma GCC unroll 8
       for (int c = 0; c < columns; ++c) {
@@ -98,6 +102,7 @@ void weigh(const float* p, int64_t p_stride, const T* const* v, int64_t v_stride
           x[c] = load_halves(value, value);
         } else {
           x[c] = load(value + c * kLanes);
+          if constexpr (sizeof(T) < 4) __builtin_prefetch(next_value + c * kLanes);
         }
       }
 #pragma GCC unroll 8
@@ -113,6 +118,39 @@ void weigh(const float* p, int64_t p_stride, const T* const* v, int64_t v_stride
 #pragma GCC unroll 8
     for (int c = 0; c < columns; ++c) store(out + r * out_stride + column + c * kLanes, sum[r][c]);
   }
+}
+
+// Scores of `count` rows, one block of rows, against the columns [0, columns) of k; sizes as in scores().
+template <class T>
+void score_rows(const float* q, int64_t q_stride, int64_t count, const T* const* k, const T* const* ahead,
+                int64_t block_size, int64_t columns, int64_t depth, float* out, int64_t out_stride) {
+  with_rows(count, [&]<int rows>(Count<rows>) {
+    auto with = [&](auto kernel) { kernel(q, q_stride, k, ahead, block_size, depth, out, out_stride); };
+    const bool wide = columns == kColumns, split = block_size == kGranule;
+    if (wide) {
+      split ? with(scores<rows, kColumns, true, T>) : with(scores<rows, kColumns, false, T>);
+    } else {
+      split ? with(scores<rows, 1, true, T>) : with(scores<rows, 1, false, T>);
+    }
+  });
+}
+
+// Adds the weighted values of tokens [begin, end) to `count` rows, one block of rows; sizes as in weigh().
+template <class T>
+void weigh_rows(const float* p, int64_t p_stride, int64_t count, const T* const* v, const T* const* ahead,
+                int64_t depth, int64_t begin, int64_t end, float* out, int64_t out_stride) {
+  if (begin >= end) return;
+  with_rows(count, [&]<int rows>(Count<rows>) {
+    auto with = [&](auto kernel, int64_t column) {
+      kernel(p, p_stride, v, ahead, depth, column, begin, end, out, out_stride);
+    };
+    int64_t column = 0;
+    for (; column + kColumns * kLanes <= depth; column += kColumns * kLanes) {
+      with(weigh<rows, kColumns, false, T>, column);
+    }
+    for (; column + kLanes <= depth; column += kLanes) with(weigh<rows, 1, false, T>, column);
+    if (column < depth) with(weigh<rows, 1, true, T>, column);
+  });
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "pybatch/activation.h"
 #include "pybatch/attention.h"
+#include "pybatch/ceilings.h"
 #include "pybatch/embedding.h"
 #include "pybatch/kv_cache.h"
 #include "pybatch/matmul.h"
@@ -24,7 +25,8 @@
   X(paged_attention, PagedAttentionParams) \
   X(adjust_logits, AdjustLogitsParams)     \
   X(sample, SampleParams)                  \
-  X(token_logprobs, TokenLogprobsParams)
+  X(token_logprobs, TokenLogprobsParams)   \
+  X(ceiling_loop, CeilingLoopParams)
 
 namespace pybatch::cpu {
 

@@ -5,7 +5,7 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 // An exact dot product of four int8 pairs a lane. A step is four k: 16 columns of four weights, and one row's four
-// activations as `quantized` writes them, 16 at a time, from integral floats in [-127, 127].
+// activations as `round_and_store` writes them, 16 at a time, from floats in [-127, 127].
 #if defined(PYBATCH_ISA_AVX512)
 
 // VNNI multiplies unsigned by signed, so activations are stored as q + 128 and every sum is 128 * (sum of the column's
@@ -19,7 +19,7 @@ struct Dot4 {
   static PYBATCH_INLINE X activation(const char* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
   static PYBATCH_INLINE W weight(const char* group, int) { return _mm512_loadu_si512(group); }
   static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) { return _mm512_dpbusd_epi32(sum, x, w); }
-  static PYBATCH_INLINE void quantized(Stored* out, F32x16 q) {
+  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
     __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(q.v), _mm512_set1_epi32(kOffset));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(biased));
   }
@@ -62,7 +62,7 @@ struct Dot4 {
     sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(x.odd, w.odd_hi));
     return sum;
   }
-  static PYBATCH_INLINE void quantized(Stored* out, F32x16 q) {
+  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
     const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
                                            0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
     __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(q.lo), _mm256_cvtps_epi32(q.hi));
@@ -99,7 +99,8 @@ struct Dot4 {
     }
     return sum;
   }
-  static PYBATCH_INLINE void quantized(Stored* out, F32x16 q) {
+  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
+    q = round(q);
     for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int8_t>(q.v[i]);
   }
   static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t*) {
@@ -123,18 +124,29 @@ struct Dot4Op : Dot4 {
 // if x has a value that is not finite, so that the row's results are NaN.
 template <class T>
 float quantize_row(const T* x, int64_t k, Dot4::Stored* out) {
-  F32x16 largest = zeros(), poison = zeros();
-  for (int64_t i = 0; i < k; i += kLanes) {
-    F32x16 v = load_first(x + i, k - i);
-    largest = max(abs(v), largest);
-    poison = fma(v, zeros(), poison);
+  constexpr int kChains = 4;  // more than one, since each waits for its last maximum
+  F32x16 largest[kChains], poison[kChains];
+  for (int c = 0; c < kChains; ++c) largest[c] = poison[c] = zeros();
+  auto take = [&](F32x16 v, int c) __attribute__((always_inline)) {
+    largest[c] = max(abs(v), largest[c]);
+    poison[c] = fma(v, zeros(), poison[c]);
+  };
+  int64_t i = 0;
+  for (; i + kChains * kLanes <= k; i += kChains * kLanes) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) take(load(x + i + c * kLanes), c);
   }
-  float scale = reduce_max(largest) / 127.0f + reduce_add(poison);
+  for (; i < k; i += kLanes) take(load_first(x + i, k - i), 0);
+  float scale = reduce_max(max(max(largest[0], largest[1]), max(largest[2], largest[3]))) / 127.0f +
+                reduce_add((poison[0] + poison[1]) + (poison[2] + poison[3]));
+
+  if (!(scale > 0)) {
+    for (i = 0; i < k; i += kLanes) Dot4::round_and_store(out + i, zeros());
+    return scale;
+  }
   F32x16 divisor = broadcast(scale);
-  for (int64_t i = 0; i < k; i += kLanes) {
-    F32x16 q = scale > 0 ? round(load_first(x + i, k - i) / divisor) : zeros();
-    Dot4::quantized(out + i, q);
-  }
+  for (i = 0; i + kLanes <= k; i += kLanes) Dot4::round_and_store(out + i, load(x + i) / divisor);
+  if (i < k) Dot4::round_and_store(out + i, load_first(x + i, k - i) / divisor);
   return scale;
 }
 

@@ -35,7 +35,8 @@ void matmul_w8a16(const MatmulParams&, cudaStream_t);
 size_t matmul_w8a8_workspace(const MatmulParams&);
 void matmul_w8a8(const MatmulParams&, void* workspace, cudaStream_t);
 
-void adjust_logits(const AdjustLogitsParams&, cudaStream_t);
+size_t adjust_logits_workspace(const AdjustLogitsParams&);
+void adjust_logits(const AdjustLogitsParams&, void* workspace, cudaStream_t);
 void sample(const SampleParams&, cudaStream_t);
 void token_logprobs(const TokenLogprobsParams&, cudaStream_t);
 

@@ -8,6 +8,8 @@
 
 namespace pybatch::cuda {
 
+constexpr int kPartPitch = kWarpColumns + 4;
+
 // What becomes of a sum: times its column's (and row's) scale, plus its column's bias.
 struct Epilogue {
   const float* column_scale;  // each may be null
@@ -117,52 +119,40 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp) matmul_kernel(MatmulParam
     }
   }
 
-  auto write = [&](int j, const Sum(&values)[2][4]) {
-    for (int tile = 0; tile < 2; ++tile) {
+  // Through shared memory, where parts of K come together and a warp's lanes turn into neighbouring columns.
+  cp_async_wait<0>();
+  __syncthreads();
+  Sum* parts = dynamic_shared<Sum>();
+  constexpr int kPart = Tile::kRows * kPartPitch;
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int64_t row = first_row + 8 * j + 2 * t + e % 2, column = first_column + Op::column(tile, e / 2, g);
-        if (row >= p.m || column >= p.n) continue;
-        store_as(p.out.dtype, p.out.data, row * p.out.row_stride + column,
-                 epilogue.apply(values[tile][e], row, column));
+        const int row = 8 * j + 2 * t + e % 2, column = Op::column(tile, e / 2, g);
+        parts[warp * kPart + row * kPartPitch + column] = kAlone ? sum[tile][j][e] : total[tile][j][e];
       }
     }
-  };
-  if constexpr (kAlone) {  // add the warps' parts through shared memory
-    constexpr int kSums = 2 * 4;
-    cp_async_wait<0>();
-    __syncthreads();
-    Sum* parts = dynamic_shared<Sum>();
+  }
+  __syncthreads();
+  const int64_t column = first_column + lane;
+  if (column >= p.n) return;
+  constexpr int kStep = kAlone ? kSplits : 1;
+  for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
+    const Sum* part = parts + (kAlone ? 0 : warp) * kPart + row * kPartPitch + lane;
+    Sum x = 0;
 #pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      for (int i = 0; i < kSums; ++i) {
-        parts[((warp * kTokenTiles + j) * kSums + i) * kWarp + lane] = sum[i / 4][j][i % 4];
-      }
-    }
-    __syncthreads();
-    for (int j = warp; j < kTokenTiles; j += Tile::kWarps) {
-      Sum values[2][4] = {};
-      for (int part = 0; part < kSplits; ++part) {
-        for (int i = 0; i < kSums; ++i) {
-          values[i / 4][i % 4] += parts[((part * kTokenTiles + j) * kSums + i) * kWarp + lane];
-        }
-      }
-      write(j, values);
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      Sum values[2][4];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) values[i / 4][i % 4] = total[i / 4][j][i % 4];
-      write(j, values);
-    }
+    for (int i = 0; i < kStep; ++i) x += part[i * kPart];
+    store_as(p.out.dtype, p.out.data, (first_row + row) * p.out.row_stride + column,
+             epilogue.apply(x, first_row + row, column));
   }
 }
 
 template <class Op, class Tile>
 void run_matmul(const MatmulParams& p, const Epilogue& epilogue, cudaStream_t stream) {
   const dim3 grid(ceil_div(p.m, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
-  const size_t parts = Tile::kWarpsN == 1 ? kSplits * Tile::kRows * kWarpColumns * sizeof(typename Op::Sum) : 0;
+  const size_t parts = Tile::kWarps * Tile::kRows * kPartPitch * sizeof(typename Op::Sum);
   const size_t stages = Tile::kWarpsK * Tile::stages(Op::kBytes) * Tile::stage_bytes(Op::kBytes);
   launch(matmul_kernel<Op, Tile>, grid, dim3(Tile::kWarps * kWarp), parts > stages ? parts : stages, stream, p,
          epilogue);

@@ -1,8 +1,8 @@
 // paged_attention: attention of a ragged batch over a paged KV cache: prefill, chunked prefill and decode in one call.
 // The queries of sequence s are rows query_start[s] .. query_start[s+1], the last tokens of its seq_lens[s].
 //
-// Softmax follows FlashAttention-2 (Dao 2023): online within a split. Splits lie at fixed absolute positions
-// (kAttentionSplit tokens) and merge in ascending order, so that how work is spread never shows in the result.
+// Partial softmaxes merge as in FlashAttention-2 (Dao 2023). Splits lie at fixed absolute positions (kAttentionSplit
+// tokens) and merge in ascending order, so that how work is spread never shows in the result.
 #pragma once
 
 #include "pybatch/kv_cache.h"

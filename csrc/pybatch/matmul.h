@@ -16,7 +16,8 @@ constexpr int64_t kPanel = 16;
 // matmul_dense: weights as they are, fp32 sums.
 // matmul_w8a16: int8 weights widened to fp32, activations as they are; the sum times the weight scale, plus bias.
 // matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x / scale) (row scale 0: all
-//   q are 0); the s32 sum is exact; out = float(sum) * (row scale * weight scale) + bias.
+//   q are 0; a value that is not finite: the row's results are NaN); the s32 sum is exact, for k <= 131072; out =
+//   float(sum) * (row scale * weight scale) + bias.
 struct MatmulParams {
   ConstMatrix x;       // [m, k], f32, f16 or bf16
   const void* weight;  // packed, 64-byte aligned

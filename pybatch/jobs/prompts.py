@@ -68,4 +68,6 @@ class PromptMaker:
         return self.conversation([{"role": "user", "content": text}]) if self.chat else text
 
     def conversation(self, messages: list[Message]) -> Conversation:
-        return Conversation(messages if self.system is None else [{"role": "system", "content": self.system}, *messages])
+        return Conversation(
+            messages if self.system is None else [{"role": "system", "content": self.system}, *messages]
+        )

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 Format = Literal["jsonl", "text"]
@@ -62,9 +61,3 @@ def finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{text} is out of range")
     return value
-
-
-def measure(path: Path) -> tuple[int, int]:
-    """(rows, bytes) of a file."""
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip()), path.stat().st_size

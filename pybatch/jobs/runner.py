@@ -22,8 +22,8 @@ def run_job(
 ) -> None:
     """Answers every row. Rows are read as there is room for them; a bad one is written with an "error".
 
-    results: unbuffered, so that KeyboardInterrupt, or whatever else ends the job early, leaves whole lines of whole
-    rows. work: counts what has been written.
+    results: gets the rows in the order in which they finish. work: counts them. KeyboardInterrupt ends the job between
+    two rows.
     """
     numbers = itertools.count()
     running: dict[int, Row] = {}

@@ -40,7 +40,7 @@ def summary_table(work: Work, metrics: MetricsSummary) -> Table:
 def duration(seconds: float) -> str:
     """NaN, where nothing was measured, is a dash."""
     if seconds != seconds:
-        return "–"
+        return "-"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 

@@ -61,6 +61,7 @@ def result_row(row: Row, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_row(file: BinaryIO, row: Mapping[str, Any]) -> None:
-    """One line, in a single write: into an unbuffered file, so that whatever stops the job leaves whole lines."""
-    # An unpaired surrogate has no UTF-8 form; backslashreplace writes it as the JSON escape that it came from.
+    """Writes one line and flushes it, so that whatever stops the job leaves whole lines."""
+    # An unpaired surrogate has no UTF-8 form; backslashreplace makes it the JSON escape that it came from.
     file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+    file.flush()

@@ -59,6 +59,9 @@ def config_from_hf(
     architecture = (config.get("architectures") or [f"model_type {config.get('model_type')!r}"])[0]
     if architecture not in ARCHITECTURES:
         raise unknown_architecture(architecture, name)
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "some method")
+        raise ModelError(f"{name} is quantised by {method}; expected float32, float16 or bfloat16 weights")
     activation = config.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise ModelError(f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {activation!r} in {name}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.model.batch import ForwardBatch, LayerCache
 from pybatch.model.config import ModelConfig
-from pybatch.model.layers import Linear
+from pybatch.model.layers import Linear, Packed
 
 GROWTH = 16  # buffers grow in steps of this many rows
 
@@ -42,10 +42,10 @@ class Decoder:
         config: ModelConfig,
         dtype: torch.dtype,
         *,
-        embedding: Linear,
+        embedding: Packed,
         layers: Sequence[Layer],
         final_norm: Tensor,
-        lm_head: Linear,
+        lm_head: Packed,
         rotary: Tensor,
     ) -> None:
         self.config = config

@@ -12,11 +12,9 @@ from pybatch import ops
 
 
 class Linear(Protocol):
-    """out = x @ weight^T + bias, and the rows of weight as an embedding."""
+    """out = x @ weight^T + bias."""
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor: ...
-
-    def embed(self, ids: Tensor, out: Tensor) -> Tensor: ...
 
     def nbytes(self) -> int: ...
 
@@ -52,3 +50,6 @@ class Int8Linear:
 
     def nbytes(self) -> int:
         return self.weight.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+Packed = DenseLinear | Int8Linear  # either also serves as an embedding

@@ -96,8 +96,8 @@ def _expect_room(config: ModelConfig, dtype: torch.dtype, quantization: str | No
     available = psutil.virtual_memory().available
     if needed > available:
         raise ModelError(
-            f"{config.name}: its weights take {needed / 1e9:.1f} GB as {quantization or dtype}, "
-            f"and {available / 1e9:.1f} GB of memory are free"
+            f"{config.name}: its weights take {needed / 1e6:,.1f} MB as {quantization or str(dtype).split('.')[-1]}, "
+            f"and {available / 1e6:,.1f} MB of memory are free"
         )
 
 
@@ -111,6 +111,6 @@ def _progress_bar(title: str, total: int, show: bool | None) -> Iterator[Callabl
         yield lambda count: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)

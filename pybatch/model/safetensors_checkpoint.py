@@ -33,8 +33,7 @@ class SafetensorsCheckpoint:
             tensor: Tensor = file.get_tensor(name)
         if not tensor.is_floating_point() or tensor.itemsize == 1:
             raise ModelError(
-                f"{self.directory}: tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16 "
-                "(a model that is not quantised yet)"
+                f"{self.directory}: tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16"
             )
         return tensor
 

@@ -3,7 +3,7 @@ is ever in memory (the checkpoint itself is mapped)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
@@ -16,8 +16,9 @@ from pybatch import ops
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.errors import ModelError
-from pybatch.model.layers import DenseLinear, Int8Linear, Linear
+from pybatch.model.layers import DenseLinear, Int8Linear, Linear, Packed
 from pybatch.model.rope import rotary_table
+from pybatch.model.smooth import PackedWhenCalled, pack_by_running
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
@@ -51,6 +52,8 @@ class Stacked:
     def __init__(self, parts: Sequence[Rows]) -> None:
         self.parts = parts
         self.shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+        dtypes = {part.dtype for part in parts}
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
 
     def __getitem__(self, rows: slice) -> Tensor:
         found, offset = [], 0
@@ -81,56 +84,85 @@ class WeightLoader:
         self.dtype, self.quantization, self.advance = dtype, quantization, advance
 
     def decoder(self, max_model_len: int) -> Decoder:
-        """The decoder, with a rotary table of max_model_len positions."""
+        """The decoder, with a rotary table of max_model_len positions. Raises ModelError if a tensor is missing or not
+        of the shape that the config asks for."""
         config = self.config
         with _worker_pool() as self.pool:
-            embedding = self.linear("model.embed_tokens")
-            return Decoder(
+            embedding = self.linear({"model.embed_tokens": config.vocab_size}, config.hidden_size)
+            tied = config.tie_word_embeddings
+            decoder = Decoder(
                 config,
                 self.dtype,
                 embedding=embedding,
                 layers=[self.layer(index) for index in range(config.num_layers)],
-                final_norm=self.vector("model.norm.weight"),
-                lm_head=embedding if config.tie_word_embeddings else self.linear("lm_head"),
+                final_norm=self.vector("model.norm.weight", config.hidden_size),
+                lm_head=embedding if tied else self.linear({"lm_head": config.vocab_size}, config.hidden_size),
                 rotary=rotary_table(config.rope, max_model_len),
             )
+            if self.quantization == "int8":
+                pack_by_running(decoder)
+            return decoder
 
     def layer(self, index: int) -> Layer:
-        config, prefix = self.config, f"model.layers.{index}."
-        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        config, hidden, mlp = self.config, self.config.hidden_size, self.config.intermediate_size
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        layer = f"model.layers.{index}"
+        attention = f"{layer}.self_attn"
         return Layer(
-            attention_norm=self.vector(prefix + "input_layernorm.weight"),
-            qkv=self.linear(*(f"{attention}{part}_proj" for part in "qkv"), bias=config.attention_bias),
-            q_norm=self.vector(attention + "q_norm.weight") if config.qk_norm else None,
-            k_norm=self.vector(attention + "k_norm.weight") if config.qk_norm else None,
-            attention_out=self.linear(attention + "o_proj", bias=config.attention_out_bias),
-            mlp_norm=self.vector(prefix + "post_attention_layernorm.weight"),
-            gate_up=self.linear(mlp + "gate_proj", mlp + "up_proj", bias=config.mlp_bias),
-            down=self.linear(mlp + "down_proj", bias=config.mlp_bias),
+            attention_norm=self.vector(f"{layer}.input_layernorm.weight", hidden),
+            qkv=self.linear_behind_norm(
+                {f"{attention}.q_proj": q, f"{attention}.k_proj": kv, f"{attention}.v_proj": kv},
+                hidden,
+                bias=config.attention_bias,
+            ),
+            q_norm=self.vector(f"{attention}.q_norm.weight", config.head_dim) if config.qk_norm else None,
+            k_norm=self.vector(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
+            attention_out=self.linear({f"{attention}.o_proj": hidden}, q, bias=config.attention_out_bias),
+            mlp_norm=self.vector(f"{layer}.post_attention_layernorm.weight", hidden),
+            gate_up=self.linear_behind_norm(
+                {f"{layer}.mlp.gate_proj": mlp, f"{layer}.mlp.up_proj": mlp},
+                hidden,
+                bias=config.mlp_bias,
+            ),
+            down=self.linear({f"{layer}.mlp.down_proj": hidden}, mlp, bias=config.mlp_bias),
             window=config.sliding_window[index],
         )
 
-    def vector(self, name: str) -> Tensor:
-        return self.tensor(name)[:].to(self.dtype, copy=True)
+    def vector(self, name: str, length: int) -> Tensor:
+        return self.tensor(name, (length,))[:].to(self.dtype, copy=True)
 
-    def linear(self, *names: str, bias: bool = False) -> Linear:
-        """The weights of these names as one fused projection."""
-        parts = [self.tensor(name + ".weight") for name in names]
-        rows = Stacked(parts)
-        biases = torch.cat([self.vector(name + ".bias") for name in names]) if bias else None
-        if self.quantization is not None:
-            return self._int8(rows, biases)
-        dtypes = {part.dtype for part in parts}
-        kept = dtypes.pop() if len(dtypes) == 1 else self.dtype
-        return self._dense(rows, biases, kept if kept.itemsize < self.dtype.itemsize else self.dtype)
+    def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Packed:
+        """The projections of these names, with so many rows each, fused into one."""
+        return self._pack(self._stacked(rows, columns), self._biases(rows, bias))
 
-    def tensor(self, name: str) -> Rows:
+    def linear_behind_norm(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Linear:
+        """As linear; for W8A8 its packing waits for activations."""
+        stacked, biases = self._stacked(rows, columns), self._biases(rows, bias)
+        if self.quantization == "int8":
+            return PackedWhenCalled(lambda scale: self._pack(stacked, biases, scale))
+        return self._pack(stacked, biases)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
+        config = self.config
         if name not in self.checkpoint:
-            raise ModelError(f"{self.config.name} has no tensor {name!r}, which {self.config.architecture} needs")
-        return self.checkpoint[name]
+            raise ModelError(f"{config.name} has no tensor {name!r}, which {config.architecture} needs")
+        tensor = self.checkpoint[name]
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"{config.name}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        return tensor
 
-    def _dense(self, rows: Stacked, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    def _stacked(self, rows: Mapping[str, int], columns: int) -> Stacked:
+        return Stacked([self.tensor(f"{name}.weight", (count, columns)) for name, count in rows.items()])
+
+    def _biases(self, rows: Mapping[str, int], wanted: bool) -> Tensor | None:
+        return torch.cat([self.vector(f"{name}.bias", count) for name, count in rows.items()]) if wanted else None
+
+    def _pack(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None = None) -> Packed:
+        return self._dense(rows, bias) if self.quantization is None else self._int8(rows, bias, column_scale)
+
+    def _dense(self, rows: Stacked, bias: Tensor | None) -> DenseLinear:
         n, k = rows.shape
+        dtype = rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype
         packed = torch.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype)
 
         def pack(chunk: slice, panels: slice) -> None:
@@ -139,14 +171,15 @@ class WeightLoader:
         self._for_chunks(n, k, pack)
         return DenseLinear(packed, n, bias)
 
-    def _int8(self, rows: Stacked, bias: Tensor | None) -> Linear:
+    def _int8(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
         assert self.quantization is not None
         n, k = rows.shape
         packed = torch.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
         scale = torch.empty(n)
 
         def pack(chunk: slice, panels: slice) -> None:
-            quantized, scale[chunk] = ops.quantize_int8(rows[chunk])
+            weight = rows[chunk] if column_scale is None else rows[chunk] * column_scale
+            quantized, scale[chunk] = ops.quantize_int8(weight)
             packed[panels] = ops.pack_int8(quantized)
 
         self._for_chunks(n, k, pack)

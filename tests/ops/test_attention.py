@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -67,27 +69,28 @@ def make_sequence(shape: Shape, length: int, seed: int) -> Sequence:
     )
 
 
-def reference(shape: Shape, mask: Mask, sequence: Sequence, sinks: Tensor | None) -> Tensor:
-    """All rows of one sequence, [length, heads, D], in float64."""
+def sinks_of(shape: Shape, mask: Mask) -> Tensor | None:
+    return torch.linspace(-2, 3, shape.heads) if mask.sinks else None
+
+
+def reference(shape: Shape, mask: Mask, sequence: Sequence, begin: int) -> Tensor:
+    """Rows [begin, length) of one sequence, [rows, heads, D], in float64."""
     group = shape.heads // shape.kv_heads
     k = (sequence.k.double() * sequence.k_scale[..., None].double()).repeat_interleave(group, 1)
     v = (sequence.v.double() * sequence.v_scale[..., None].double()).repeat_interleave(group, 1)
-    logits = torch.einsum("qhd,khd->hqk", sequence.q.double(), k) / math.sqrt(shape.head_dim)
+    logits = torch.einsum("qhd,khd->hqk", sequence.q[begin:].double(), k) / math.sqrt(shape.head_dim)
     if mask.soft_cap:
         logits = mask.soft_cap * torch.tanh(logits / mask.soft_cap)
-    back = torch.arange(len(k))[:, None] - torch.arange(len(k))[None, :]
+    back = torch.arange(begin, len(k))[:, None] - torch.arange(len(k))[None, :]
     seen = back >= 0
     if mask.window:
         seen &= back < mask.window
     logits = logits.masked_fill(~seen, -math.inf)
+    sinks = sinks_of(shape, mask)
     if sinks is not None:
-        logits = torch.cat([logits, sinks.double()[:, None, None].expand(-1, len(k), 1)], 2)
+        logits = torch.cat([logits, sinks.double()[:, None, None].expand(-1, len(k) - begin, 1)], 2)
     probabilities = logits.softmax(-1)[..., : len(k)]
     return torch.einsum("hqk,khd->qhd", probabilities, v)
-
-
-def sinks_of(shape: Shape, mask: Mask) -> Tensor | None:
-    return torch.linspace(-2, 3, shape.heads) if mask.sinks else None
 
 
 def attend(shape: Shape, mask: Mask, work: list[tuple[Sequence, int, int]], seed: int = 0) -> list[Tensor]:
@@ -157,11 +160,176 @@ masks = st.builds(
 lengths = st.one_of(st.integers(1, 70), st.sampled_from([128, 511, 512, 513, 700, 1025]))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(shape=shapes, mask=masks, batch=st.lists(st.tuples(lengths, st.integers(1, 90)), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(shape=shapes, mask=masks, batch=st.lists(st.tuples(lengths, st.integers(1, 90)), min_size=1, max_size=3))
 def test_matches_float64(shape: Shape, mask: Mask, batch: list[tuple[int, int]]) -> None:
     sequences = [make_sequence(shape, length, seed) for seed, (length, _) in enumerate(batch)]
     work = [(s, max(0, length - last), length) for s, (length, last) in zip(sequences, batch, strict=True)]
+    tolerance = TOLERANCE[shape.dtype]
     for out, (sequence, begin, _) in zip(attend(shape, mask, work), work, strict=True):
-        wanted = reference(shape, mask, sequence, sinks_of(shape, mask))[begin:]
-        torch.testing.assert_close(out.double(), wanted, rtol=TOLERANCE[shape.dtype], atol=TOLERANCE[shape.dtype])
+        torch.testing.assert_close(
+            out.double(), reference(shape, mask, sequence, begin), rtol=tolerance, atol=tolerance
+        )
+
+
+VARIANTS = [
+    (Shape(), Mask()),
+    (Shape(heads=4, kv_heads=4, head_dim=40, block_size=8, dtype=torch.bfloat16), Mask(window=100, sinks=True)),
+    (Shape(heads=16, kv_heads=2, head_dim=128, block_size=32, cache=torch.bfloat16), Mask(soft_cap=20.0)),
+    (Shape(heads=9, kv_heads=3, block_size=64, cache=torch.int8), Mask(window=513)),
+]
+variants = pytest.mark.parametrize(("shape", "mask"), VARIANTS)
+
+
+@variants
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    batch=st.lists(st.tuples(st.sampled_from([1, 64, 511, 600]), st.integers(1, 60)), min_size=2, max_size=5),
+    data=st.data(),
+)
+def test_a_sequence_is_the_same_alone_and_in_any_batch(
+    shape: Shape, mask: Mask, batch: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    work = [
+        (make_sequence(shape, length, seed), max(0, length - last), length) for seed, (length, last) in enumerate(batch)
+    ]
+    alone = [attend(shape, mask, [one])[0] for one in work]
+    order = data.draw(st.permutations(range(len(work))))
+    together = attend(shape, mask, [work[i] for i in order], seed=1)
+    for i, out in zip(order, together, strict=True):
+        assert torch.equal(out, alone[i])
+
+
+@variants
+def test_every_token_decoded_is_the_token_prefilled(shape: Shape, mask: Mask) -> None:
+    sequence = make_sequence(shape, 70, seed=0)
+    (prefilled,) = attend(shape, mask, [(sequence, 0, 70)])
+    decoded = attend(shape, mask, [(sequence, i, i + 1) for i in range(70)])
+    assert torch.equal(torch.cat(decoded), prefilled)
+
+
+@variants
+@pytest.mark.parametrize("length", [511, 512, 513, 1025, 2000])
+def test_chunks_and_decode_are_the_prefill_across_splits(shape: Shape, mask: Mask, length: int) -> None:
+    sequence = make_sequence(shape, length, seed=0)
+    (prefilled,) = attend(shape, mask, [(sequence, 0, length)])
+    edges = [0, 100, SPLIT - 2, SPLIT + 1, 2 * SPLIT, length]
+    chunks = [(begin, min(end, length)) for begin, end in itertools.pairwise(edges) if begin < length]
+    decodes = [(i - 1, i) for i in (1, SPLIT, SPLIT + 1, 2 * SPLIT + 1, length) if i <= length]
+    for begin, end in chunks + decodes:
+        (part,) = attend(shape, mask, [(sequence, begin, end)])
+        assert torch.equal(part, prefilled[begin:end]), f"rows {begin} to {end}"
+
+
+@variants
+def test_threads_do_not_show(shape: Shape, mask: Mask) -> None:
+    # One long decode is spread over the threads by its splits; beside short ones it is not.
+    long, short = make_sequence(shape, 2600, seed=0), make_sequence(shape, 90, seed=1)
+    batches = [
+        [(long, 2599, 2600)],
+        [(long, 2570, 2600)],
+        [(short, 0, 90), (long, 2599, 2600), *[(short, i, i + 1) for i in range(30)]],
+    ]
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append([torch.cat(attend(shape, mask, batch)) for batch in batches])
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize("mask", [Mask(), Mask(window=20)])
+def test_a_nan_reaches_only_rows_that_see_it(mask: Mask) -> None:
+    shape = Shape()
+    sequence = make_sequence(shape, 600, seed=0)
+    (clean,) = attend(shape, mask, [(sequence, 0, 600)])
+    sequence.k[530], sequence.v[530] = math.nan, math.nan
+    (dirty,) = attend(shape, mask, [(sequence, 0, 600)])
+    last = 530 + mask.window if mask.window else 600
+    assert torch.equal(dirty[:530], clean[:530])
+    assert dirty[530:last].isnan().all()
+    assert torch.equal(dirty[last:], clean[last:])
+
+
+def test_runs_on_the_instruction_set_asked_for() -> None:
+    assert os.environ.get("PYBATCH_ISA") or _C.possible_isas()[0] == ops.ISA
+
+
+@pytest.mark.skipif("PYBATCH_ISA" in os.environ, reason="already runs on one instruction set")
+@pytest.mark.parametrize("isa", _C.possible_isas()[1:])
+def test_every_instruction_set(isa: str) -> None:
+    selected = "float64 or alone or decoded or threads or nan or asked"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", selected, __file__]
+    run = subprocess.run(command, env={**os.environ, "PYBATCH_ISA": isa}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def arguments() -> dict[str, Any]:
+    return {
+        "q": torch.zeros(3, 4 * 32),
+        "k_cache": torch.zeros(5, 2, 32, 16),
+        "v_cache": torch.zeros(5, 2, 16, 32),
+        "block_tables": torch.tensor([[0, 1], [2, 3]], dtype=torch.int32),
+        "query_start": torch.tensor([0, 1, 3], dtype=torch.int32),
+        "seq_lens": torch.tensor([20, 2], dtype=torch.int32),
+        "scale": 0.2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(3, 100)}, "q: expected a width that is a multiple of kv_heads"),
+        ({"q": torch.zeros(3, 128, dtype=torch.int8)}, "q: expected float32, float16 or bfloat16, got int8"),
+        ({"k_cache": torch.zeros(5, 2, 36, 16)}, "v_cache: expected shape"),
+        ({"v_cache": torch.zeros(5, 2, 16, 32).half()}, "v_cache: expected the dtype of k_cache"),
+        (
+            {"k_cache": torch.zeros(5, 2, 32, 12), "v_cache": torch.zeros(5, 2, 12, 32)},
+            "k_cache: expected a block size",
+        ),
+        ({"k_cache": torch.zeros(5, 2, 4, 16), "v_cache": torch.zeros(5, 2, 16, 4)}, "k_cache: expected a head dim"),
+        ({"k_scale": torch.ones(5, 2, 16)}, "k_scale, v_scale: expected none"),
+        (
+            {"block_tables": torch.tensor([[0, 5], [2, 3]], dtype=torch.int32)},
+            r"block_tables: expected blocks in \[0, 5",
+        ),
+        ({"block_tables": torch.tensor([[0], [2]], dtype=torch.int32)}, "block_tables: expected at least 2 columns"),
+        ({"query_start": torch.tensor([0, 2, 1], dtype=torch.int32)}, "query_start: expected to begin with 0"),
+        ({"query_start": torch.tensor([0, 1, 3])}, "query_start: expected int32, got int64"),
+        ({"seq_lens": torch.tensor([20, 1], dtype=torch.int32)}, "seq_lens: expected at least the 2 queries"),
+        ({"window": -1}, "window: expected 0"),
+        ({"soft_cap": -1.0}, "soft_cap: expected 0"),
+        ({"sinks": torch.zeros(3)}, r"sinks: expected shape \[4\], got \[3\]"),
+        ({"out": torch.zeros(3, 64)}, r"out: expected shape \[3, 128\], got \[3, 64\]"),
+    ],
+)
+def test_refuses_bad_arguments(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ops.paged_attention(**{**arguments(), **change})
+
+
+def test_an_int8_cache_needs_scales() -> None:
+    cache = {name: arguments()[name].to(torch.int8) for name in ("k_cache", "v_cache")}
+    with pytest.raises(RuntimeError, match="k_scale, v_scale: expected, since the cache is int8"):
+        ops.paged_attention(**{**arguments(), **cache})
+
+
+def test_a_sequence_without_queries() -> None:
+    shape, mask = Shape(), Mask()
+    sequence = make_sequence(shape, 40, seed=0)
+    nothing, something = attend(shape, mask, [(sequence, 40, 40), (sequence, 39, 40)])
+    assert nothing.shape[0] == 0
+    assert torch.equal(something, attend(shape, mask, [(sequence, 39, 40)])[0])
+    assert attend(shape, mask, [(sequence, 40, 40)])[0].shape[0] == 0
+
+
+def test_opcheck() -> None:
+    args = arguments()
+    caches = (args["k_cache"], args["v_cache"], None, None, args["block_tables"], args["query_start"], args["seq_lens"])
+    torch.library.opcheck(
+        torch.ops.pybatch.paged_attention.default, (args["q"], *caches, 0.2, 0, 0.0, None, torch.zeros(3, 128))
+    )

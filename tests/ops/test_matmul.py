@@ -218,6 +218,7 @@ def test_wrong_arguments_are_named() -> None:
         ("out: ", lambda: ops.matmul_dense(x, dense, out=torch.zeros(3, 20, dtype=torch.int32))),
         ("weight: ", lambda: ops.matmul_w8a8(x, dense, scale, out=out)),
         ("weight: ", lambda: ops.matmul_w8a16(torch.zeros(3, 12), packed, scale, out=out)),
+        ("x: ", lambda: ops.matmul_w8a8(torch.zeros(3, 131073), packed, scale, out=out)),
         ("scale: ", lambda: ops.matmul_w8a16(x, packed, torch.zeros(21), out=out)),
         ("scale: ", lambda: ops.matmul_w8a8(x, packed, scale.double(), out=out)),
         ("bias: ", lambda: ops.matmul_w8a8(x, packed, scale, torch.zeros(20, dtype=torch.int32), out=out)),

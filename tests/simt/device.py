@@ -388,7 +388,8 @@ class SimtOps:
         history_start: Tensor, output_start: Tensor, bias_ids: Tensor, bias_values: Tensor, bias_start: Tensor,
     ) -> None:  # fmt: skip
         with buffers() as b:
-            self._run(
+            self._run_with_workspace(
+                b,
                 "adjust_logits",
                 AdjustLogitsParams(
                     b.write(logits, "logits"), logits.stride(0), *logits.shape, b.read(repetition, "repetition"),

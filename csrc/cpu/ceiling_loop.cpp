@@ -1,0 +1,103 @@
+#include "cpu/kernels.h"
+#include "cpu/vec.h"
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+namespace {
+
+// Independent chains, enough to hide the latency of an instruction and few enough to stay in registers.
+#if defined(PYBATCH_ISA_AVX512)
+constexpr int kChains = 12;
+#elif defined(PYBATCH_ISA_AVX2)
+constexpr int kChains = 5;  // of two registers each
+#else
+constexpr int kChains = 2;
+#endif
+
+template <class T>
+PYBATCH_INLINE void keep(const T& value) {  // as far as the compiler knows, somebody reads it
+  asm volatile("" : : "m"(value) : "memory");
+}
+
+double multiply_add_floats(int64_t rounds) {
+  F32x16 sum[kChains];
+  for (int c = 0; c < kChains; ++c) sum[c] = broadcast(static_cast<float>(c));
+  const F32x16 a = broadcast(0.5f), b = broadcast(static_cast<float>(rounds));
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (int c = 0; c < kChains; ++c) sum[c] = fma(sum[c], a, b);
+  }
+  keep(sum);
+  return 2.0 * kLanes * kChains * static_cast<double>(rounds);
+}
+
+#if defined(PYBATCH_ISA_AVX512)
+
+double multiply_add_bytes(int64_t rounds) {
+  __m512i sum[kChains];
+  for (int c = 0; c < kChains; ++c) sum[c] = _mm512_set1_epi32(c);
+  const __m512i x = _mm512_set1_epi8(3), w = _mm512_set1_epi8(static_cast<char>(rounds));
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (int c = 0; c < kChains; ++c) sum[c] = _mm512_dpbusd_epi32(sum[c], x, w);
+  }
+  keep(sum);
+  return 2.0 * 64 * kChains * static_cast<double>(rounds);
+}
+
+#elif defined(PYBATCH_ISA_AVX2)
+
+double multiply_add_bytes(int64_t rounds) {  // bytes widened to 16 bits
+  constexpr int kRegisters = 2 * kChains;
+  __m256i sum[kRegisters];
+  for (int c = 0; c < kRegisters; ++c) sum[c] = _mm256_set1_epi32(c);
+  const __m256i w = _mm256_set1_epi16(static_cast<short>(rounds));
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (int c = 0; c < kRegisters; ++c) sum[c] = _mm256_add_epi32(sum[c], _mm256_madd_epi16(sum[c], w));
+  }
+  keep(sum);
+  return 2.0 * 16 * kRegisters * static_cast<double>(rounds);
+}
+
+#else
+
+double multiply_add_bytes(int64_t rounds) {  // widened to 16 bits, which a vector unit multiplies
+  constexpr int kCount = 64;
+  int16_t x[kCount], w[kCount];
+  int32_t sum[kCount / 2] = {};
+  for (int i = 0; i < kCount; ++i) x[i] = w[i] = static_cast<int16_t>(i);
+  for (int64_t round = 0; round < rounds; ++round) {
+    keep(x);
+    for (int i = 0; i < kCount / 2; ++i) sum[i] += x[2 * i] * w[2 * i] + x[2 * i + 1] * w[2 * i + 1];
+  }
+  keep(sum);
+  return 2.0 * kCount * static_cast<double>(rounds);
+}
+
+#endif
+
+double read_bytes(const char* src, int64_t bytes) {
+  constexpr int kStreams = 4;
+  F32x16 sum[kStreams] = {zeros(), zeros(), zeros(), zeros()};
+  auto* p = reinterpret_cast<const float*>(src);
+  for (int64_t i = 0; i < bytes / 4; i += kStreams * kLanes) {
+    for (int s = 0; s < kStreams; ++s) sum[s] = sum[s] + load(p + i + s * kLanes);
+  }
+  keep(sum);
+  return static_cast<double>(bytes);
+}
+
+double copy_bytes(char* dst, const char* src, int64_t bytes) {
+  std::memcpy(dst, src, static_cast<size_t>(bytes));
+  return 2.0 * static_cast<double>(bytes);
+}
+
+}  // namespace
+
+void ceiling_loop(const CeilingLoopParams& p) {
+  switch (p.ceiling) {
+    case Ceiling::fp32_flops: *p.done = multiply_add_floats(p.rounds); break;
+    case Ceiling::int8_ops: *p.done = multiply_add_bytes(p.rounds); break;
+    case Ceiling::read_bytes: *p.done = read_bytes(p.src, p.bytes); break;
+    case Ceiling::copy_bytes: *p.done = copy_bytes(p.dst, p.src, p.bytes); break;
+  }
+}
+
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,0 +1,31 @@
+// What the processor can do at most, for the speed of kernels to be seen against.
+#pragma once
+
+#include <cstdint>
+
+#include "pybatch/isa.h"
+
+namespace pybatch {
+
+// Per second, on all threads together. int8 operations are the multiplies and adds of the dot product that the int8
+// matmul uses; copied bytes count twice, once read and once written.
+struct Ceilings {
+  double fp32_flops, int8_ops, read_bytes, copy_bytes;
+};
+
+// Takes about a second and 512 MiB.
+PYBATCH_EXPORT Ceilings measure_ceilings();
+
+enum class Ceiling { fp32_flops, int8_ops, read_bytes, copy_bytes };
+
+// One thread's loop, which keeps one resource busy and nothing else.
+struct CeilingLoopParams {
+  Ceiling ceiling;
+  int64_t rounds;   // fp32_flops, int8_ops
+  const char* src;  // read_bytes, copy_bytes
+  char* dst;        // copy_bytes
+  int64_t bytes;    // at src and dst, a multiple of 1024
+  double* done;     // out: how many operations or bytes the loop was
+};
+
+}  // namespace pybatch

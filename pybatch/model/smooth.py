@@ -1,0 +1,79 @@
+"""SmoothQuant (Xiao et al. 2023): a few channels of a norm's output are an order of magnitude larger than the rest, and
+would take the int8 range for themselves. Dividing those channels by a scale in the norm's weight, and multiplying the
+columns of the projection behind it, leaves the product as it was and the range to all.
+
+The scales come from the model's own activations on fixed token ids. They are powers of two, so that no other rounding
+is added, and so that small differences between processors do not show in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pybatch.model.batch import ForwardBatch, LayerCache
+from pybatch.model.decoder import Decoder, Layer
+from pybatch.model.layers import Packed
+
+TOKENS = 128  # a multiple of BLOCK_SIZE
+BLOCK_SIZE = 32
+STRENGTH = 0.5  # 0: nothing is moved into the weights, 1: all channels come out alike
+RANGE = 2.0**-10  # channels are taken to be at least so large, relative to the mean
+
+
+class PackedWhenCalled:
+    """A projection behind a norm whose weights are packed at the first call, by what it is called with."""
+
+    def __init__(self, pack: Callable[[Tensor], Packed]) -> None:
+        self._pack = pack
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        self.scale = channel_scale(x)
+        self.linear = self._pack(self.scale)
+        return self.linear((x / self.scale).to(x.dtype), out)
+
+    def nbytes(self) -> int:
+        return self.linear.nbytes()
+
+
+def channel_scale(x: Tensor) -> Tensor:
+    """[K] float32 powers of two by which to divide the channels of x [T, K]."""
+    largest = x.abs().amax(0).float()
+    relative = (largest / largest.mean()).nan_to_num().clamp(min=RANGE)
+    return (STRENGTH * relative.log2()).round().exp2()
+
+
+def pack_by_running(decoder: Decoder) -> None:
+    """Runs a decoder whose layers begin with PackedWhenCalled projections, and puts the packed ones in their place."""
+    config, dtype = decoder.config, decoder.dtype
+    count = min(TOKENS, decoder.rotary.shape[0])
+    blocks = -(-count // BLOCK_SIZE)
+    k = torch.zeros(blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype=dtype)
+    cache = LayerCache(k, k.transpose(2, 3).contiguous())  # one for all layers: each has done with it before the next
+    batch = ForwardBatch(
+        token_ids=torch.arange(count) * config.vocab_size // count,
+        positions=torch.arange(count),
+        slots=torch.arange(count),
+        block_tables=torch.arange(blocks, dtype=torch.int32)[None],
+        query_start=torch.tensor([0, count], dtype=torch.int32),
+        seq_lens=torch.tensor([count], dtype=torch.int32),
+        logits_rows=torch.tensor([count - 1]),
+    )
+    decoder.forward(batch, [cache] * config.num_layers)
+    decoder.layers = [_settled(layer) for layer in decoder.layers]
+
+
+def _settled(layer: Layer) -> Layer:
+    qkv, gate_up = layer.qkv, layer.gate_up
+    assert isinstance(qkv, PackedWhenCalled)
+    assert isinstance(gate_up, PackedWhenCalled)
+    return replace(
+        layer,
+        attention_norm=(layer.attention_norm / qkv.scale).to(layer.attention_norm.dtype),
+        qkv=qkv.linear,
+        mlp_norm=(layer.mlp_norm / gate_up.scale).to(layer.mlp_norm.dtype),
+        gate_up=gate_up.linear,
+    )

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_model import save_tiny_model
+
+from pybatch.model import ModelError
+from pybatch.model.find import find_model
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    try:
+        return find_model("smollm2-135m")
+    except ModelError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from engine.runs import EOS, MakeEngine, drain, run, some_prompt
+from transformers import LlamaForCausalLM
+
+from pybatch.engine import SamplingParams
+from pybatch.engine.metrics import EngineMetrics
+from pybatch.model import Decoder, ForwardBatch, Tokenizer
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+# ---- right answers ----
+
+
+@pytest.mark.parametrize("batch", [1, 5, 32])
+def test_greedy_tokens_are_transformers(make_engine: MakeEngine, reference: LlamaForCausalLM, batch: int) -> None:
+    lengths = [1, 300, 2, 17, 150, 16, 33, 64, *range(3, 51, 2)][:batch]
+    prompts = [some_prompt(length) for length in lengths]
+    outputs = run(make_engine(num_kv_blocks=200), prompts, GREEDY)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert_greedy(reference, prompt, output.outputs[0].token_ids)
+
+
+def assert_greedy(reference: LlamaForCausalLM, prompt: list[int], tokens: list[int]) -> None:
+    """Each token is transformers' likeliest after the ones before it, and so all are what it would generate. A first
+    difference counts only where its two best logits are not a near tie."""
+    with torch.no_grad():
+        logits = reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    for step, (token, row) in enumerate(zip(tokens, logits, strict=True)):
+        best = row.topk(2)
+        if token != int(best.indices[0]):
+            assert best.values[0] - best.values[1] < 1e-3, f"token {step}: {token} instead of {int(best.indices[0])}"
+            return
+
+
+def test_logprobs_are_transformers(make_engine: MakeEngine, reference: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+    prompt = some_prompt(21)
+    params = SamplingParams(temperature=0.7, seed=1, max_tokens=6, ignore_eos=True, logprobs=3, prompt_logprobs=2)
+    output = run(make_engine(max_num_batched_tokens=8, max_num_seqs=2), [prompt], params)[0]
+    tokens = output.outputs[0].token_ids
+    with torch.no_grad():
+        expected = reference(torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    assert output.outputs[0].logprobs is not None
+    entries = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+    assert len(entries) == len(prompt) + len(tokens) - 1
+    for i, (token, entry) in enumerate(zip((prompt + tokens)[1:], entries, strict=True)):
+        assert entry is not None
+        assert next(iter(entry)) == token
+        top = 2 if i < len(prompt) - 1 else 3
+        ranked = expected[i].topk(top).indices.tolist()
+        assert set(entry) == {token, *ranked}
+        for candidate, found in entry.items():
+            assert found.logprob == pytest.approx(float(expected[i, candidate]), abs=1e-3)
+            assert found.rank == 1 + int((expected[i] > expected[i, candidate]).sum())
+            assert found.decoded_token == tokenizer.decode([candidate], skip_special_tokens=False)
+    total = sum(entry[token].logprob for token, entry in zip(tokens, output.outputs[0].logprobs, strict=True))
+    assert output.outputs[0].cumulative_logprob == pytest.approx(total)
+
+
+def test_penalties_and_biases_change_what_is_likeliest(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    prompt = some_prompt(10)
+    plain = run(engine, [prompt], GREEDY)[0].outputs[0].token_ids
+    wanted = run(engine, [prompt], SamplingParams(temperature=0, max_tokens=3, logit_bias={77: 100}))[0]
+    assert wanted.outputs[0].token_ids == [77, 77, 77]
+    no_repeats = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, repetition_penalty=1e6)
+    fresh = run(engine, [prompt], no_repeats)[0].outputs[0].token_ids
+    assert fresh[0] != plain[0] or plain[0] not in prompt
+    assert len(set(fresh) | set(prompt)) == len(fresh) + len(set(prompt))
+    # Only the adjusted row changes.
+    both = run(engine, [prompt, prompt], [GREEDY, no_repeats])
+    assert [output.outputs[0].token_ids for output in both] == [plain, fresh]
+
+
+def test_logprobs_are_of_the_raw_logits(make_engine: MakeEngine) -> None:
+    biased = SamplingParams(temperature=0, max_tokens=1, logprobs=1, logit_bias={77: 100})
+    plain = SamplingParams(temperature=0, max_tokens=1, logprobs=1)
+    outputs = run(make_engine(), [some_prompt(5)] * 2, [biased, plain])
+    (entry,), (expected,) = (output.outputs[0].logprobs or [] for output in outputs)
+    (best,) = expected
+    assert entry[77].rank > 1
+    assert entry[best] == expected[best]
+
+
+# ---- where an output ends ----
+
+
+def first_new_token(tokens: list[int]) -> int:
+    """An index from 3 on, of a token that has not come before."""
+    return next(i for i in range(3, len(tokens)) if tokens[i] not in tokens[:i])
+
+
+def test_stop_tokens_end_it_but_not_before_min_tokens(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    prompt = some_prompt(12)
+    tokens = run(engine, [prompt], GREEDY)[0].outputs[0].token_ids
+    at = first_new_token(tokens)
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop_token_ids=[tokens[at]])
+    sample = run(engine, [prompt], params)[0].outputs[0]
+    assert (sample.token_ids, sample.finish_reason, sample.stop_reason) == (tokens[: at + 1], "stop", tokens[at])
+    params.min_tokens = at + 1
+    sample = run(engine, [prompt], params)[0].outputs[0]
+    assert sample.token_ids[:at] == tokens[:at]
+    assert tokens[at] not in sample.token_ids[: at + 1]
+
+
+def test_end_of_sequence_stops_unless_ignored(make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
+    engine = make_engine()
+    bias = {EOS: 100.0}
+    ended, ignored, shown = run(
+        engine,
+        [some_prompt(4)] * 3,
+        [
+            SamplingParams(temperature=0, max_tokens=5, logit_bias=bias, min_tokens=2),
+            SamplingParams(temperature=0, max_tokens=5, logit_bias=bias, ignore_eos=True),
+            SamplingParams(temperature=0, logit_bias=bias, include_stop_str_in_output=True, skip_special_tokens=False),
+        ],
+    )
+    sample = ended.outputs[0]
+    assert len(sample.token_ids) == 3
+    assert (sample.token_ids[-1], sample.finish_reason, sample.stop_reason) == (EOS, "stop", None)
+    assert sample.text == tokenizer.decode(sample.token_ids[:-1])
+    assert ignored.outputs[0].token_ids == [EOS] * 5
+    assert ignored.outputs[0].finish_reason == "length"
+    assert shown.outputs[0].text == "<eos>"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_cut_the_text(make_engine: MakeEngine, tokenizer: Tokenizer, stream: bool) -> None:
+    engine = make_engine()
+    prompt = some_prompt(12)
+    plain = run(engine, [prompt], GREEDY)[0].outputs[0]
+    assert plain.text == tokenizer.decode(plain.token_ids)
+    stop = plain.text[len(plain.text) // 2 :][:3]
+    at = plain.text.index(stop)
+    for include in (False, True):
+        params = SamplingParams(
+            temperature=0, max_tokens=24, ignore_eos=True, stop=[stop, "zzz"], include_stop_str_in_output=include
+        )
+        engine.add_request("0", prompt, params, stream=stream)
+        outputs = list(drain(engine))
+        sample = outputs[-1].outputs[0]
+        assert sample.text == plain.text[: at + len(stop) if include else at]
+        assert (sample.finish_reason, sample.stop_reason) == ("stop", stop)
+        assert sample.token_ids == plain.token_ids[: len(sample.token_ids)]
+        assert len(outputs) == (len(sample.token_ids) if stream else 1)
+        assert all(sample.text.startswith(output.outputs[0].text) for output in outputs)
+
+
+def test_max_tokens_none_fills_the_context(make_engine: MakeEngine) -> None:
+    output = run(make_engine(max_model_len=50), [some_prompt(20)], SamplingParams(temperature=0, ignore_eos=True))[0]
+    assert len(output.outputs[0].token_ids) == 30
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_a_stream_shows_every_step(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.add_request("0", some_prompt(5), GREEDY, prompt="the text", stream=True)
+    outputs = list(drain(engine))
+    assert [len(output.outputs[0].token_ids) for output in outputs] == list(range(1, 25))
+    assert [output.finished for output in outputs] == [False] * 23 + [True]
+    assert outputs[-1].outputs[0].text == run(engine, [some_prompt(5)], GREEDY)[0].outputs[0].text
+    assert outputs[0].prompt == "the text"
+
+
+def test_without_a_tokenizer_there_is_no_text(make_engine: MakeEngine) -> None:
+    engine = make_engine(with_tokenizer=False)
+    output = run(engine, [some_prompt(5)], GREEDY)[0].outputs[0]
+    assert (output.text, len(output.token_ids)) == ("", 24)
+    with pytest.raises(ValueError, match="stop: expected no stop strings, since the engine has no tokenizer"):
+        engine.add_request("0", [1], SamplingParams(stop="x"))
+
+
+# ---- seeds and samples ----
+
+
+def test_samples_are_what_requests_with_derived_seeds_would_draw(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_num_seqs=3)
+    prompt = some_prompt(21)
+    params: dict[str, Any] = {"temperature": 1.0, "max_tokens": 20, "ignore_eos": True, "logprobs": 0}
+    together = run(engine, [prompt], SamplingParams(n=5, seed=40, **params))[0]  # two of them wait for room
+    alone = run(engine, [prompt] * 5, [SamplingParams(seed=40 + i, **params) for i in range(5)])
+    assert [sample.token_ids for sample in together.outputs] == [output.outputs[0].token_ids for output in alone]
+    assert [sample.logprobs for sample in together.outputs] == [output.outputs[0].logprobs for output in alone]
+    assert len({tuple(sample.token_ids) for sample in together.outputs}) == 5
+    assert [sample.index for sample in together.outputs] == list(range(5))
+
+
+def test_seeds_of_their_own_do_not_depend_on_order(make_engine: MakeEngine) -> None:
+    prompts = [some_prompt(5, seed) for seed in range(6)] + [some_prompt(5, 0)]
+    params = SamplingParams(max_tokens=10, ignore_eos=True)
+
+    def tokens(order: list[int], **config: Any) -> list[list[int]]:
+        return [output.outputs[0].token_ids for output in run(make_engine(**config), prompts, params, order)]
+
+    forward = tokens([0, 1, 2, 3, 4, 5, 6])
+    assert tokens([5, 0, 3, 6, 1, 4, 2]) == forward
+    assert forward[0] != forward[6], "equal prompts draw differently"
+    assert tokens([0, 1, 2, 3, 4, 5, 6], seed=1) != forward
+
+
+def test_each_sample_may_end_by_itself(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    output = run(engine, [some_prompt(9)], SamplingParams(n=8, seed=0, max_tokens=40, stop=["a", "e", "t"]))[0]
+    assert len({len(sample.token_ids) for sample in output.outputs}) > 1
+    assert output.metrics.num_output_tokens == sum(len(sample.token_ids) for sample in output.outputs)
+    assert output.finished
+    once = run(engine, [some_prompt(9)], SamplingParams(n=3, seed=0, max_tokens=1))[0]
+    assert [len(sample.token_ids) for sample in once.outputs] == [1, 1, 1]
+
+
+# ---- what goes wrong ----
+
+
+def test_what_can_never_run_is_refused_with_the_numbers(make_engine: MakeEngine) -> None:
+    engine = make_engine(num_kv_blocks=4)
+    assert engine.max_model_len == 64
+    with pytest.raises(ValueError, match="64 tokens and one of output do not fit max_model_len = 64 \\(4 KV blocks"):
+        engine.add_request("0", [1] * 64, GREEDY)
+    with pytest.raises(ValueError, match="prompt: expected at least one token"):
+        engine.add_request("0", [], GREEDY)
+    for name, prompt, params in (
+        ("prompt", [1, 9999], GREEDY),
+        ("stop_token_ids", [1], SamplingParams(stop_token_ids=[9999])),
+        ("logit_bias", [1], SamplingParams(logit_bias={9999: 1})),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: token id 9999 is not in the vocabulary of 300"):
+            engine.add_request("0", prompt, params)
+    engine.add_request("0", [1], GREEDY)
+    with pytest.raises(ValueError, match="request_id: '0' is in use"):
+        engine.add_request("0", [1], GREEDY)
+    list(drain(engine))
+    with pytest.raises(
+        ValueError, match="max_model_len: 512 tokens need 32 KV blocks of 16 tokens, but the pool has 4"
+    ):
+        make_engine(num_kv_blocks=4, max_model_len=512)
+    with pytest.raises(ValueError, match="max_model_len: expected at most the model's context of 512, got 513"):
+        make_engine(max_model_len=513)
+
+
+def test_the_pool_takes_no_more_memory_than_sequences_can_use(make_engine: MakeEngine) -> None:
+    assert make_engine(num_kv_blocks=None, max_num_seqs=3, max_model_len=100).num_kv_blocks == 3 * 7
+
+
+def test_an_aborted_request_is_gone(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    for i in range(4):
+        engine.add_request(str(i), some_prompt(20, i), SamplingParams(n=2, seed=i, max_tokens=30, ignore_eos=True))
+    for _ in range(5):
+        assert engine.step() == []
+    engine.abort("1")
+    engine.abort("3")
+    engine.abort("no such request")
+    engine.check_integrity()
+    assert engine.num_unfinished() == 2
+    assert sorted(output.request_id for output in drain(engine)) == ["0", "2"]
+    engine.add_request("4", [1], GREEDY)
+    engine.abort("4")
+    assert not engine.has_unfinished()
+
+
+class Sick:
+    """A decoder whose logits are no numbers wherever the last token is 13."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.config, self.dtype, self._decoder = decoder.config, decoder.dtype, decoder
+
+    def forward(self, batch: ForwardBatch, caches: Any) -> torch.Tensor:
+        logits = self._decoder.forward(batch, caches)
+        logits[batch.token_ids[batch.logits_rows] == 13] = math.nan
+        return logits
+
+
+def test_a_request_whose_logits_are_no_numbers_fails_alone(make_engine: MakeEngine, decoder: Decoder) -> None:
+    prompts = [[5, 6], [7, 13], [8, 9]]
+    bad = SamplingParams(temperature=1.0, seed=1, n=2, max_tokens=5)
+    good = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logit_bias={13: -100})
+    outputs = run(make_engine(Sick(decoder)), prompts, [good, bad, good])
+    assert [output.error for output in outputs] == [None, "ArithmeticError: the model's logits are not finite", None]
+    assert [sample.finish_reason for sample in outputs[1].outputs] == ["error", "error"]
+    healthy = run(make_engine(), prompts, good)
+    assert [outputs[i].outputs for i in (0, 2)] == [healthy[i].outputs for i in (0, 2)]
+
+
+def test_a_request_whose_text_cannot_be_decoded_fails_alone(
+    make_engine: MakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(self: Tokenizer, ids: Any, skip_special_tokens: bool = True) -> str:
+        if not skip_special_tokens:
+            raise UnicodeError("broken")
+        return ""
+
+    monkeypatch.setattr(Tokenizer, "decode", decode)
+    bad = SamplingParams(temperature=0, max_tokens=5, stop="x", skip_special_tokens=False)
+    outputs = run(make_engine(), [[5, 6]] * 2, [GREEDY, bad])
+    assert [output.error for output in outputs] == [None, "UnicodeError: broken"]
+
+
+def test_an_interrupted_step_leaves_an_engine_as_new(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    expected = run(engine, [some_prompt(40)], GREEDY)[0].outputs
+    for i in range(3):
+        engine.add_request(str(i), some_prompt(40), GREEDY)
+    engine.step()
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "forward", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert not engine.has_unfinished()
+    engine.check_integrity()
+    assert run(engine, [some_prompt(40)], GREEDY)[0].outputs == expected
+
+
+# ---- metrics ----
+
+
+def test_metrics_count_what_happened(make_engine: MakeEngine) -> None:
+    engine = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8)
+    prompts = [some_prompt(17, i) for i in range(4)]
+    params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
+    outputs = run(engine, prompts, params)
+    summary = engine.metrics.summary()
+    assert (summary.requests, summary.failed_requests) == (4, 0)
+    assert (summary.prompt_tokens, summary.output_tokens) == (4 * 17, 4 * 50)
+    assert summary.preemptions == sum(output.metrics.num_preemptions for output in outputs) > 0
+    assert 0 < summary.peak_kv_blocks <= summary.kv_blocks == 6
+    assert 1 <= summary.batch_occupancy <= summary.peak_batch <= 8
+    assert summary.schedule_time + summary.run_time + summary.sample_time <= summary.wall_time
+    assert 0 <= summary.ttft_p50 <= summary.ttft_p99 <= summary.e2e_p99
+    for output in outputs:
+        metrics = output.metrics
+        assert metrics.num_output_tokens == 50
+        assert metrics.queue_time is not None
+        assert metrics.prefill_time is not None
+        assert metrics.decode_time is not None
+        assert metrics.e2e_time == pytest.approx(metrics.queue_time + metrics.prefill_time + metrics.decode_time)
+    engine.metrics = EngineMetrics(engine.num_kv_blocks)
+    run(engine, prompts[:1], params)
+    assert engine.metrics.summary().requests == 1
+
+
+def test_a_prompt_seen_before_is_found_in_the_cache(make_engine: MakeEngine) -> None:
+    for caching, expected in ((True, 32), (False, 0)):
+        engine = make_engine(enable_prefix_caching=caching)
+        first, again = (run(engine, [some_prompt(45)], GREEDY)[0] for _ in range(2))
+        assert (first.num_cached_tokens, again.num_cached_tokens) == (0, expected)
+        assert first.outputs == again.outputs
+        assert engine.metrics.cached_tokens == expected
+
+
+@pytest.mark.parametrize("policy", ["static", "dynamic", "micro"])
+def test_policies_give_the_same_answers(make_engine: MakeEngine, policy: str) -> None:
+    prompts = [some_prompt(10 + i, i) for i in range(10)]
+    expected = run(make_engine(), prompts, GREEDY)
+    found = run(make_engine(policy=policy, max_num_seqs=4), prompts, GREEDY)
+    assert [output.outputs for output in found] == [output.outputs for output in expected]

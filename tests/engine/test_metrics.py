@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pybatch.engine.metrics import Distribution, RequestMetrics
+
+
+@given(st.lists(st.floats(1e-6, 1e5), min_size=1, max_size=200), st.floats(0, 1))
+def test_quantiles_are_right_to_one_percent(values: list[float], q: float) -> None:
+    distribution = Distribution()
+    for value in values:
+        distribution.add(value)
+    exact = np.quantile(values, q, method="inverted_cdf")
+    assert distribution.quantile(q) == pytest.approx(exact, rel=0.0101)
+    assert distribution.mean == pytest.approx(np.mean(values))
+
+
+def test_memory_stays_bounded() -> None:
+    distribution = Distribution()
+    for value in np.random.default_rng(0).lognormal(0, 1, 20000):
+        distribution.add(value)
+    assert len(distribution._buckets) < 600
+
+
+def test_no_numbers_have_no_quantile() -> None:
+    assert math.isnan(Distribution().quantile(0.5))
+
+
+def test_times_of_a_request() -> None:
+    metrics = RequestMetrics(10.0, num_prompt_tokens=4)
+    assert (metrics.queue_time, metrics.ttft, metrics.tpot) == (None, None, None)
+    metrics.first_scheduled_time, metrics.first_token_time, metrics.finished_time = 11.0, 13.0, 17.0
+    metrics.num_output_tokens = 5
+    assert (metrics.queue_time, metrics.prefill_time, metrics.decode_time) == (1.0, 2.0, 4.0)
+    assert (metrics.ttft, metrics.tpot, metrics.e2e_time) == (3.0, 1.0, 7.0)

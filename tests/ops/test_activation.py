@@ -1,0 +1,68 @@
+"""silu_mul and gelu_tanh_mul against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops.rows import FLOATS, apart, assert_rows_stand_alone, same_bits
+from torch import Tensor
+from torch.nn import functional
+
+from pybatch import ops
+
+ACTIVATIONS = {
+    ops.silu_mul: functional.silu,
+    ops.gelu_tanh_mul: lambda gate: functional.gelu(gate, approximate="tanh"),
+}
+RELATIVE = {torch.float32: 3e-6, torch.float16: 1.01 * 2**-11, torch.bfloat16: 1.01 * 2**-8}
+activations = pytest.mark.parametrize("op", ACTIVATIONS, ids=lambda op: op.__name__)
+
+
+def reference(op: object, x: Tensor) -> Tensor:
+    gate, up = x.double().chunk(2, dim=1)
+    return ACTIVATIONS[op](gate) * up
+
+
+@activations
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(0, 4),
+    width=st.one_of(st.integers(0, 70), st.sampled_from([576, 1536])),
+    dtype=st.sampled_from(FLOATS),
+    scale=st.sampled_from([0.01, 1.0, 12.0]),
+    seed=st.integers(0, 99),
+)
+def test_activation(op: object, rows: int, width: int, dtype: torch.dtype, scale: float, seed: int) -> None:
+    x = (torch.randn(rows, 2 * width, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+    torch.testing.assert_close(op(x).double(), reference(op, x), rtol=RELATIVE[dtype], atol=1e-6)
+
+
+@activations
+def test_extreme_gates(op: object) -> None:
+    gates = [0.0, -0.0, 1e-40, 88.0, 1e4, 1e20, 3e38, -11.0, -20.0, -87.5, -88.5, -1e4, -1e20, -3e38]
+    x = torch.tensor([gates + [1.0] * len(gates)])
+    torch.testing.assert_close(op(x).double(), reference(op, x), rtol=3e-6, atol=1e-35)
+
+
+@activations
+def test_infinite_gates_tend_to_their_limits_and_nan_stays(op: object) -> None:
+    gates = [torch.inf, -torch.inf, torch.nan]
+    out = op(torch.tensor([gates + [2.0] * len(gates)]))
+    torch.testing.assert_close(out, torch.tensor([[torch.inf, 0.0, torch.nan]]), equal_nan=True)
+
+
+@activations
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rows_stand_alone(op: object, dtype: torch.dtype) -> None:
+    x = torch.randn(40, 2 * 333, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[5, 7] = torch.nan
+    assert_rows_stand_alone(op, x)
+    assert op(x).isnan().sum() == 1
+
+
+@activations
+def test_out_may_be_strided(op: object) -> None:
+    x = torch.randn(3, 2 * 21)
+    assert same_bits(op(x, apart(torch.zeros(3, 21))), op(x))

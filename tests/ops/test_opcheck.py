@@ -1,0 +1,284 @@
+"""Every registered op: its schema and fake implementation hold (torch.library.opcheck), and a wrong argument is an
+error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pybatch import ops
+
+Arguments = dict[str, Any]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def integers(*values: int) -> Tensor:
+    return torch.tensor(values)
+
+
+def norm() -> Arguments:
+    return {"x": normal(3, 20), "weight": normal(20), "eps": 1e-5, "residual": normal(3, 20), "out": torch.empty(3, 20)}
+
+
+def gated() -> Arguments:
+    return {"x": normal(3, 40), "out": torch.empty(3, 20)}
+
+
+def embedding(table: Tensor, scale: Tensor | None = None) -> Arguments:
+    return {"ids": integers(4, 0, 19), "table": table, "scale": scale, "vocab": 32, "out": torch.empty(3, 20)}
+
+
+def int8_weights() -> tuple[Tensor, Tensor]:
+    q, scale = ops.quantize_int8(normal(32, 20))
+    return ops.pack_int8(q), scale
+
+
+def int8_embedding() -> Arguments:
+    return embedding(*int8_weights())
+
+
+def matmul_dense() -> Arguments:
+    packed = ops.pack_dense(normal(32, 20))
+    return {"x": normal(3, 20), "weight": packed, "bias": normal(32), "out": torch.empty(3, 32)}
+
+
+def matmul_int8() -> Arguments:
+    weight, scale = int8_weights()
+    return {"x": normal(3, 20), "weight": weight, "scale": scale, "bias": normal(32), "out": torch.empty(3, 32)}
+
+
+def kv_cache(int8: bool) -> Arguments:
+    k, v = normal(5, 2, 16, 8), normal(5, 2, 8, 16)
+    scales = [torch.full((5, 2, 8), 0.02) if int8 else None for _ in "kv"]
+    if int8:
+        k, v = (k * 40).to(torch.int8), (v * 40).to(torch.int8)
+    return {"k_cache": k, "v_cache": v, "k_scale": scales[0], "v_scale": scales[1]}
+
+
+def rope_kv_write(int8: bool) -> Arguments:
+    return {
+        "q": normal(3, 4 * 16),
+        "k": normal(3, 2 * 16),
+        "v": normal(3, 2 * 16),
+        "positions": integers(0, 1, 9),
+        "slots": integers(0, 1, -1),
+        "rotary": normal(10, 16),
+        "q_norm": normal(16),
+        "k_norm": normal(16),
+        "norm_eps": 1e-6,
+        "interleaved": False,
+        **kv_cache(int8),
+    }
+
+
+def paged_attention(int8: bool) -> Arguments:
+    return {
+        "q": normal(4, 4 * 16),
+        **kv_cache(int8),
+        "block_tables": torch.tensor([[0, 1], [2, 3]], dtype=torch.int32),
+        "query_start": torch.tensor([0, 3, 4], dtype=torch.int32),
+        "seq_lens": torch.tensor([3, 10], dtype=torch.int32),
+        "scale": 0.25,
+        "window": 4,
+        "soft_cap": 10.0,
+        "sinks": normal(4),
+        "out": torch.empty(4, 4 * 16),
+    }
+
+
+def pool(blocks: int) -> Tensor:
+    return torch.arange(blocks * 32, dtype=torch.uint8).view(blocks, 32)
+
+
+def adjust_logits() -> Arguments:
+    return {
+        "logits": normal(2, 20),
+        "repetition": torch.full((2,), 1.2),
+        "presence": torch.full((2,), 0.5),
+        "frequency": torch.full((2,), 0.5),
+        "history": integers(1, 2, 2, 3, 0),
+        "history_start": integers(0, 3, 5),
+        "output_start": integers(1, 5),
+        "bias_ids": integers(7, 8),
+        "bias_values": torch.tensor([1.0, 2.0]),
+        "bias_start": integers(0, 1, 2),
+    }
+
+
+def sample() -> Arguments:
+    return {
+        "logits": normal(2, 20),
+        "temperature": torch.full((2,), 0.7),
+        "top_k": integers(5, 0),
+        "top_p": torch.full((2,), 0.9),
+        "min_p": torch.full((2,), 0.1),
+        "seeds": integers(1, 2),
+        "positions": integers(3, 4),
+        "out": torch.empty(2, dtype=torch.int64),
+    }
+
+
+def token_logprobs() -> Arguments:
+    return {
+        "logits": normal(2, 20),
+        "tokens": integers(3, 4),
+        "logprob": torch.empty(2),
+        "rank": torch.empty(2, dtype=torch.int64),
+        "top_ids": torch.empty(2, 5, dtype=torch.int64),
+        "top_logprobs": torch.empty(2, 5),
+    }
+
+
+# Valid arguments of every op; between them its examples give every optional argument at least once.
+EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
+    "rms_norm": [norm, lambda: norm() | {"residual": None}],
+    "layer_norm": [lambda: norm() | {"bias": normal(20)}],
+    "silu_mul": [gated],
+    "gelu_tanh_mul": [gated],
+    "embedding": [
+        lambda: embedding(normal(32, 20)),
+        lambda: embedding(ops.pack_dense(normal(32, 20))),
+        int8_embedding,
+    ],
+    "matmul_dense": [matmul_dense, lambda: matmul_dense() | {"bias": None}],
+    "matmul_w8a16": [matmul_int8, lambda: matmul_int8() | {"bias": None}],
+    "matmul_w8a8": [matmul_int8, lambda: matmul_int8() | {"bias": None}],
+    "rope_kv_write": [lambda: rope_kv_write(False), lambda: rope_kv_write(True)],
+    "copy_blocks": [lambda: {"pool": pool(5), "pairs": torch.tensor([[0, 1], [0, 2]])}],
+    "swap_blocks": [lambda: {"src": pool(5), "dst": pool(3), "pairs": torch.tensor([[4, 0], [1, 2]])}],
+    "paged_attention": [lambda: paged_attention(False), lambda: paged_attention(True)],
+    "adjust_logits": [adjust_logits],
+    "sample": [sample],
+    "token_logprobs": [token_logprobs],
+}
+
+CASES = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
+cases = pytest.mark.parametrize(("name", "example"), CASES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CASES)])
+
+
+def overload(name: str) -> torch._ops.OpOverload:
+    return getattr(torch.ops.pybatch, name).default
+
+
+def parameters(name: str) -> list[str]:
+    return [argument.name for argument in overload(name)._schema.arguments]
+
+
+def call(name: str, arguments: Arguments) -> None:
+    overload(name)(*(arguments[parameter] for parameter in parameters(name)))
+
+
+def tensors(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
+    return ((key, value) for key, value in arguments.items() if isinstance(value, Tensor))
+
+
+def test_every_registered_op_has_an_example() -> None:
+    registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("pybatch::")}
+    assert registered == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_give_every_argument(name: str) -> None:
+    given = {key for example in EXAMPLES[name] for key, value in example().items() if value is not None}
+    assert given == set(parameters(name))
+
+
+@cases
+def test_opcheck(name: str, example: Callable[[], Arguments]) -> None:
+    arguments = example()
+    torch.library.opcheck(overload(name), tuple(arguments[parameter] for parameter in parameters(name)))
+
+
+@cases
+def test_a_wrong_dtype_is_an_error_that_names_the_argument(name: str, example: Callable[[], Arguments]) -> None:
+    for argument, tensor in tensors(example()):
+        with pytest.raises(RuntimeError, match=rf"^{argument}\b"):
+            call(name, example() | {argument: tensor.to(torch.float64)})
+
+
+@cases
+def test_a_wrong_rank_is_an_error_that_names_the_argument(name: str, example: Callable[[], Arguments]) -> None:
+    for argument, tensor in tensors(example()):
+        with pytest.raises(RuntimeError, match=rf"^{argument}\b"):
+            call(name, example() | {argument: tensor.view(1, 1, *tensor.shape)})
+
+
+# More columns of these are no mistake.
+FREE = {
+    ("adjust_logits", "logits"),
+    ("copy_blocks", "pool"),
+    ("paged_attention", "block_tables"),
+    ("sample", "logits"),
+    ("token_logprobs", "logits"),
+}
+
+
+@cases
+def test_a_wrong_extent_is_an_error_that_names_an_argument(name: str, example: Callable[[], Arguments]) -> None:
+    for argument, tensor in tensors(example()):
+        if (name, argument) in FREE:
+            continue
+        longer = torch.cat([tensor, tensor[..., :1]], dim=-1)
+        with pytest.raises(RuntimeError, match=rf"^({'|'.join(parameters(name))})\b.*: expected"):
+            call(name, example() | {argument: longer})
+
+
+@cases
+def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[[], Arguments]) -> None:
+    for argument, tensor in tensors(example()):
+        gaps = torch.stack([tensor, tensor], dim=-1)[..., 0]
+        with pytest.raises(RuntimeError, match=rf"^{argument}: expected .*(contiguous|overlap)"):
+            call(name, example() | {argument: gaps})
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "message"),
+    [
+        ("silu_mul", "x", normal(3, 41), "x: expected an even number of columns"),
+        ("embedding", "ids", integers(0, 32, 1), r"ids: expected ids in \[0, 32\), got 32 at 1"),
+        ("embedding", "ids", integers(0, 1, -1), r"ids: expected ids in \[0, 32\), got -1 at 2"),
+        ("embedding", "vocab", 0, "vocab: expected a positive number"),
+        ("rope_kv_write", "positions", integers(0, 10, 1), r"positions: expected ids in \[0, 10\), got 10 at 1"),
+        ("rope_kv_write", "slots", integers(0, 40, 1), "slots: expected below 40, got 40 at 1"),
+        ("rope_kv_write", "k_cache", normal(5, 2, 12, 8), "k_cache|v_cache"),
+        ("rope_kv_write", "k_scale", torch.ones(5, 2, 8), "k_scale, v_scale: expected none"),
+        ("swap_blocks", "pairs", torch.tensor([[5, 0]]), r"pairs: expected source blocks in \[0, 5\), got 5 at 0"),
+        ("swap_blocks", "pairs", torch.tensor([[0, 3]]), r"pairs: expected destination blocks in \[0, 3\), got 3"),
+        ("paged_attention", "window", -1, "window: expected 0"),
+        ("paged_attention", "soft_cap", -1.0, "soft_cap: expected 0"),
+        ("paged_attention", "seq_lens", torch.tensor([3, 17], dtype=torch.int32), "block_tables: expected at least 3"),
+        ("paged_attention", "seq_lens", torch.tensor([2, 10], dtype=torch.int32), "seq_lens: expected at least the 3"),
+        ("paged_attention", "query_start", torch.tensor([0, 3, 5], dtype=torch.int32), "query_start: expected to"),
+        ("adjust_logits", "history", integers(1, 2, 20, 3, 0), r"history: expected ids in \[0, 20\), got 20 at 2"),
+        ("adjust_logits", "history_start", integers(0, 6, 5), "history_start: expected ascending"),
+        ("adjust_logits", "output_start", integers(4, 5), "output_start: expected within the history of row 0"),
+        ("adjust_logits", "bias_ids", integers(7, -1), r"bias_ids: expected ids in \[0, 20\), got -1 at 1"),
+        ("sample", "temperature", torch.tensor([0.5, -1.0]), "temperature: expected 0 or more, got -1 at 1"),
+        ("sample", "temperature", torch.tensor([torch.nan, 1.0]), "temperature: expected 0 or more, got nan at 0"),
+        ("sample", "top_p", torch.tensor([0.0, 1.0]), r"top_p: expected in \(0, 1\], got 0 at 0"),
+        ("sample", "min_p", torch.tensor([0.0, 1.5]), r"min_p: expected in \[0, 1\], got 1.5 at 1"),
+        ("sample", "logits", torch.empty(2, 0), "logits: expected at least one column"),
+        ("token_logprobs", "tokens", integers(3, 20), r"tokens: expected ids in \[0, 20\), got 20 at 1"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_says_what_was_expected(
+    name: str, argument: str, value: Any, message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"^({message})"):
+        call(name, EXAMPLES[name][0]() | {argument: value})
+
+
+@pytest.mark.parametrize("name", ["matmul_dense", "matmul_w8a16", "matmul_w8a8"])
+def test_packed_weights_must_be_aligned(name: str) -> None:
+    arguments = EXAMPLES[name][0]()
+    weight = arguments["weight"]
+    shifted = torch.cat([weight.flatten()[:1], weight.flatten()])[1:].view(weight.shape)
+    with pytest.raises(RuntimeError, match="weight: expected data aligned to 64 bytes"):
+        call(name, arguments | {"weight": shifted})

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pybatch import LLM, AsyncLLM, RequestOutput, SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
+ENGINE = {"num_kv_blocks": 256, "max_num_seqs": 8, "threads": 1}
+
+
+@pytest.fixture
+def llm(tiny_model: Path) -> Iterator[AsyncLLM]:
+    llm = AsyncLLM(tiny_model, **ENGINE)
+    yield llm
+    llm.close()
+    assert not llm.engine.has_unfinished()
+    llm.engine.check_integrity()
+
+
+async def collect(llm: AsyncLLM, prompt: str, params: SamplingParams = GREEDY) -> list[RequestOutput]:
+    return [output async for output in llm.generate(prompt, params)]
+
+
+async def until_idle(llm: AsyncLLM) -> None:
+    async with asyncio.timeout(10):
+        while llm.engine.has_unfinished():
+            await asyncio.sleep(0.01)
+
+
+def test_concurrent_requests_get_what_llm_gives(llm: AsyncLLM, tiny_model: Path) -> None:
+    prompts = [f"prompt {i}" for i in range(20)]
+
+    async def main() -> list[list[RequestOutput]]:
+        return await asyncio.gather(*(collect(llm, prompt) for prompt in prompts))
+
+    streams = asyncio.run(main())
+    expected = LLM(tiny_model, **ENGINE).generate(prompts, GREEDY)
+    for prompt, outputs, whole in zip(prompts, streams, expected, strict=True):
+        assert outputs[-1].prompt == prompt
+        assert outputs[-1].outputs == whole.outputs
+        assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+        for earlier, later in itertools.pairwise(outputs):
+            assert later.outputs[0].text.startswith(earlier.outputs[0].text)
+            assert len(later.outputs[0].token_ids) > len(earlier.outputs[0].token_ids)
+    assert llm.engine.metrics.peak_batch > 1
+
+
+def test_leaving_the_loop_or_cancelling_the_task_drops_the_request(llm: AsyncLLM) -> None:
+    async def main() -> None:
+        stream = llm.generate("left", LONG)
+        async for output in stream:
+            assert not output.finished
+            break
+        await stream.aclose()
+        await until_idle(llm)
+
+        running = asyncio.Event()
+
+        async def run() -> None:
+            async for _ in llm.generate("cancelled", LONG):
+                running.set()
+
+        task = asyncio.create_task(run())
+        beside = asyncio.create_task(collect(llm, "beside"))
+        await running.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await beside)[-1].outputs[0].finish_reason == "length"
+        await until_idle(llm)
+
+    asyncio.run(main())
+
+
+def test_request_ids_are_the_callers_or_numbers(llm: AsyncLLM) -> None:
+    async def main() -> list[str]:
+        named = [output.request_id async for output in llm.generate("a", GREEDY, request_id="mine")]
+        return [named[-1], (await collect(llm, "b"))[-1].request_id, (await collect(llm, "c"))[-1].request_id]
+
+    assert asyncio.run(main()) == ["mine", "0", "1"]
+
+
+def test_a_bad_prompt_is_one_output_with_an_error(llm: AsyncLLM) -> None:
+    (output,) = asyncio.run(collect(llm, "x" * 600))
+    assert output.finished
+    assert "max_model_len = 512" in str(output.error)
+
+
+def test_chat(llm: AsyncLLM) -> None:
+    async def main() -> str | None:
+        stream = llm.chat([{"role": "user", "content": "Hello"}], GREEDY, add_generation_prompt=False)
+        return [output async for output in stream][-1].prompt
+
+    assert asyncio.run(main()) == "<|role|>user: Hello<|end|>"
+
+
+def test_one_engine_serves_several_event_loops(llm: AsyncLLM) -> None:
+    first, second = (asyncio.run(collect(llm, "Hello"))[-1] for _ in range(2))
+    assert first.outputs == second.outputs
+
+
+def test_close_ends_who_waits_and_refuses_who_comes(tiny_model: Path) -> None:
+    async def main() -> None:
+        async with AsyncLLM(tiny_model, **ENGINE) as llm:
+            waiting = llm.generate("waiting", LONG)
+            await anext(waiting)
+        with pytest.raises(RuntimeError, match="closed"):
+            [output async for output in waiting]
+        with pytest.raises(RuntimeError, match="closed"):
+            await collect(llm, "late")
+        llm.close()
+
+    asyncio.run(main())
+
+
+def test_a_failed_step_fails_its_requests_only(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.engine, "_sampler", None)
+            for outputs in await asyncio.gather(collect(llm, "a"), collect(llm, "b")):
+                assert "failed step" in str(outputs[-1].error)
+        assert (await collect(llm, "c"))[-1].error is None
+
+    asyncio.run(main())
