@@ -12,8 +12,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint, c_uint64, c_void_p
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import pybatch.ops
 import torch
 from simt import compile
 from torch import Tensor
@@ -229,7 +232,15 @@ class SimtOps:
     """The ops of one library of kernels; signatures and semantics are those of pybatch.ops."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._lib = ctypes.CDLL(str(path or compile.library()))
+        """path: by default the library of all kernels, compiled when it is first used."""
+        self._path = path
+
+    @cached_property
+    def _lib(self) -> ctypes.CDLL:
+        return ctypes.CDLL(str(self._path or compile.library()))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pybatch.ops, name)  # what runs no kernel: packing, quantising
 
     def _function(self, name: str, params: ctypes.Structure, *more: str) -> ctypes._NamedFuncPointer:
         """pybatch::cuda::name(const Params&, more..., cudaStream_t), by its mangled name (Itanium C++ ABI)."""
