@@ -58,6 +58,15 @@ class Engine:
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._start_afresh()
 
+    @property
+    def weight_bytes(self) -> int:
+        return self._decoder.weight_bytes()
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Of the whole pool; memory that no request has touched yet is not resident."""
+        return self._kv_cache.pool.nbytes
+
     def add_request(
         self,
         request_id: str,
