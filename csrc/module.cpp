@@ -26,5 +26,5 @@ PYBIND11_MODULE(_C, m) {
                                              {"copy_bytes", c.copy_bytes}};
       },
       "What this processor does at most per second, on torch's threads, in the instruction set in use: fp32_flops, "
-      "int8_ops, read_bytes and copy_bytes (read and written, in memory). Takes about a second and 512 MiB.");
+      "int8_ops, read_bytes and copy_bytes (read and written, in memory). Takes about two seconds and 512 MiB.");
 }

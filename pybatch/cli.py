@@ -24,7 +24,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class UsageError(typer.TyperException):
@@ -134,26 +134,26 @@ def run(
         rows, size = measure(prompts)
         lines = open_rows(prompts)
         llm, params = load(engine, sampling)
+        chat = not raw and llm.get_tokenizer().chat_template is not None
+        if system is not None and not chat:
+            raise UsageError(f"--system: {engine.model} has no chat template")
         results = open_results(output)
-    chat = not raw and llm.session.tokenizer is not None and llm.session.tokenizer.chat_template is not None
-    if system is not None and not chat:
-        raise UsageError(f"--system: {engine.model} has no chat template")
     work = Work(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
     interrupted = False
     bar = output != STANDARD or not sys.stdout.isatty()  # rows and a bar on one terminal would be in each other's way
-    with lines, results, Reporter("Answering", work, lines=True, bar=bar):
-        try:
+    try:
+        with lines, results, Reporter("Answering", work, lines=True, bar=bar):
             run_job(llm, read_rows(lines, format.value), PromptMaker(template, system, chat), params, results, work)
-        except KeyboardInterrupt:
-            interrupted = True
-        except OSError as error:
-            raise typer.TyperException(f"{error}; {work.rows_done:,} rows are saved") from error
+    except KeyboardInterrupt:
+        interrupted = True
+    except OSError as error:
+        raise typer.TyperException(f"{output}: {error.strerror}; {work.rows_done:,} rows are saved") from error
     stderr.print(summary_table(work, llm.engine.metrics.summary()))
     if interrupted:
         stderr.print(f"Interrupted: {work.rows_done:,} rows are done and saved in {output}.")
         raise typer.Exit(EXIT_INTERRUPTED)
     if work.rows_failed:
-        stderr.print(f'{work.rows_failed:,} of {work.rows_done:,} rows failed; each has its "error" in {output}.')
+        stderr.print(f'{work.rows_failed:,} of {work.rows_done:,} rows failed: each has an "error" in {output}.')
         raise typer.Exit(EXIT_FAILED_ROWS)
 
 

@@ -5,8 +5,14 @@ from pathlib import Path
 import pytest
 from tiny_model import save_tiny_model
 
+import pybatch
 from pybatch.model import ModelError
 from pybatch.model.find import find_model
+
+
+@pytest.fixture(autouse=True)
+def same_package_in_subprocesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(pybatch.__file__).parents[1]))
 
 
 @pytest.fixture(scope="session")

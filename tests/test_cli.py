@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 import pybatch
 from pybatch import LLM, SamplingParams
 from pybatch.cli import main
+from pybatch.flags import EngineFlags, SamplingFlags
 
-COMMAND = [sys.executable, "-c", "from pybatch.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from pybatch.cli import main; main()"]
 FAST = ["--num-kv-blocks", "128", "--max-tokens", "8", "--temperature", "0", "--threads", "1"]
 
 
@@ -154,6 +156,18 @@ def test_sampling_flags_reach_the_model(cli: Run, tiny_model: Path, tmp_path: Pa
         assert [at[0]["token_id"] for at in row["prompt_logprobs"][1:]] == output.prompt_token_ids[1:]
 
 
+def test_there_is_a_flag_for_every_argument() -> None:
+    def names(group: Any) -> set[str]:
+        return {field.name for field in fields(group)}
+
+    assert names(SamplingFlags) == names(SamplingParams) - {"seed", "detokenize"}
+    assert names(EngineFlags) == {*signature(LLM).parameters} - {
+        "gpu_memory_utilization",
+        "skip_tokenizer_init",
+        "unknown",
+    }
+
+
 def test_stop_strings(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "in.jsonl", {"prompt": "Hello"})
     arguments = [
@@ -224,6 +238,14 @@ def test_wrong_usage_is_one_clear_line(
     assert not Path("out").exists()
 
 
+def test_a_full_disk_ends_the_job_with_one_line(cli: Run, tiny_model: Path, prompts: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    ran = cli("run", prompts, "-o", "/dev/full", "--model", tiny_model, *FAST)
+    assert ran.code == 1
+    assert ran.err == "pybatch: /dev/full: No space left on device; 0 rows are saved\n"
+
+
 def test_pipes(tiny_model: Path) -> None:
     rows = "".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(3))
     ran = subprocess.run(
@@ -232,6 +254,17 @@ def test_pipes(tiny_model: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert sorted(json.loads(line)["prompt"] for line in ran.stdout.splitlines()) == ["Say 0", "Say 1", "Say 2"]
     assert "Summary" in ran.stderr
+
+
+def test_a_reader_that_goes_away_ends_the_job(tiny_model: Path, prompts: Path) -> None:
+    command = [*COMMAND, "run", prompts, "-o", "-", "--model", tiny_model, *FAST]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
+    assert err == "pybatch: -: Broken pipe; 0 rows are saved\n"
 
 
 def test_ctrl_c_keeps_whole_rows(tiny_model: Path, tmp_path: Path) -> None:
@@ -329,7 +362,7 @@ def test_env_tells_of_an_impossible_isa() -> None:
 
 def test_help_and_version_are_quick(cli: Run) -> None:
     code = "import sys; from pybatch.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
-    ran = subprocess.run([sys.executable, "-c", code, "run", "--help"], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-P", "-c", code, "run", "--help"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "--prompt-template" in ran.stdout
     assert cli("--version").out.strip() == pybatch.__version__

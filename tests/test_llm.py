@@ -15,7 +15,6 @@ import pytest
 import pybatch
 from pybatch import LLM, RequestOutput, SamplingParams
 from pybatch.interrupts import deferred_interrupts
-from pybatch.progress import Work
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -283,30 +282,13 @@ def test_an_interrupt_is_deferred_to_the_end_of_the_block() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_estimate_of_tokens_to_come(llm: LLM) -> None:
-    metrics = llm.engine.metrics
-    assert Work(metrics, None, None).tokens_left is None
-    assert Work(metrics, 10, 400).tokens_left is None
-    work = Work(metrics, 10, 400, max_output_tokens=7)
-    assert work.tokens_left == 400 / 4 + 10 * 7
-    metrics.step_tokens += 60  # two rows of 20 prompt tokens, done; 8 tokens generated; 12 of further prompts
-    metrics.output_tokens += 8
-    work.finish(40, 20, failed=False)
-    work.finish(40, 20, failed=False)
-    work.finish(80, 0, failed=True)
-    assert work.tokens_left == pytest.approx(0.5 * (400 - 160) - 12 + 4 * 7)
-    for _ in range(7):
-        work.finish(0, 0, failed=True)
-    assert work.tokens_left == 0
-
-
 def test_importing_is_light() -> None:
     code = (
         "import sys, pybatch; assert 'torch' not in sys.modules; "
         "pybatch.LLM; pybatch.AsyncLLM; import pybatch.cli; assert 'transformers' not in sys.modules; "
         "assert set(pybatch.__all__) <= set(dir(pybatch))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 # As in vLLM's documentation of offline inference, but for the import, the model and a bound on the length.
@@ -345,7 +327,7 @@ print(f"Answer: {outputs[0].outputs[0].text}")
 
 def test_a_script_for_vllm_runs_with_the_import_changed(smollm2_path: Path) -> None:
     script = VLLM_SCRIPT.replace("from vllm", "from pybatch")
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     lines = result.stdout.splitlines()
     assert lines[2].startswith("Prompt: 'The capital of France is', Generated text: ")
     assert "Paris" in lines[-1]

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -21,26 +22,25 @@ Ceilings measure_ceilings() {
   const int64_t threads = executor().num_threads();
   const int64_t share = kBytes / threads / 1024 * 1024;
   std::vector<double> done(static_cast<size_t>(threads));
-  // The best of many short runs: the one that nothing else on the machine disturbed.
-  auto best_rate = [&](Ceiling ceiling, int runs) {
+  // The best of the short runs that fit in half a second: the one that nothing else on the machine disturbed.
+  auto best_rate = [&](Ceiling ceiling) {
+    using Clock = std::chrono::steady_clock;
     double best = 0;
-    for (int run = 0; run < runs; ++run) {
-      auto start = std::chrono::steady_clock::now();
-      parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
+    for (Clock::time_point end = Clock::now() + std::chrono::milliseconds(500); Clock::now() < end;) {
+      Clock::time_point start = Clock::now();
+      parallel_for(threads, 1, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
           cpu::kernels().ceiling_loop(
               {ceiling, kRounds, src.get() + i * share, dst.get() + i * share, share, &done[static_cast<size_t>(i)]});
         }
       });
-      std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-      double total = 0;
-      for (double d : done) total += d;
-      best = std::max(best, total / seconds.count());
+      std::chrono::duration<double> seconds = Clock::now() - start;
+      best = std::max(best, std::accumulate(done.begin(), done.end(), 0.0) / seconds.count());
     }
     return best;
   };
-  return {best_rate(Ceiling::fp32_flops, 100), best_rate(Ceiling::int8_ops, 100), best_rate(Ceiling::read_bytes, 10),
-          best_rate(Ceiling::copy_bytes, 10)};
+  return {best_rate(Ceiling::fp32_flops), best_rate(Ceiling::int8_ops), best_rate(Ceiling::read_bytes),
+          best_rate(Ceiling::copy_bytes)};
 }
 
 }  // namespace pybatch

@@ -235,7 +235,7 @@ inline F32x16 bias_at(const MatmulParams& p, int64_t column) {
   return bias;
 }
 
-// out = value(row, panel's first column, sum) + bias for a tile's complete sums.
+// out = value(panel's first column)(row, sum) + bias, for a tile's complete sums.
 template <class Sum, class Value>
 PYBATCH_INLINE void write_tile(const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
                                const Sum* sums, const Value& value) {

@@ -13,7 +13,7 @@ struct Ceilings {
   double fp32_flops, int8_ops, read_bytes, copy_bytes;
 };
 
-// Takes about a second and 512 MiB.
+// Takes about two seconds and 512 MiB.
 PYBATCH_EXPORT Ceilings measure_ceilings();
 
 enum class Ceiling { fp32_flops, int8_ops, read_bytes, copy_bytes };

@@ -12,15 +12,15 @@ from torch import Tensor
 from pybatch.engine.block_pool import BlockPool
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.detokenizer import Detokenizer
-from pybatch.engine.kv_cache import KvCache, KvLayout, available_memory
+from pybatch.engine.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.engine.outputs import CompletionOutput, FinishReason, RequestOutput, TokenLogprobs
+from pybatch.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from pybatch.engine.policies import POLICIES
 from pybatch.engine.runner import Runner, logit_positions
 from pybatch.engine.sampler import Sampler, Samples, derived_seed, sample_seed
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.engine.scheduler import Chunk, Scheduler
-from pybatch.engine.sequence import Request, Sequence
+from pybatch.engine.sequence import Request, Sequence, Status
 from pybatch.model.decoder import Decoder
 from pybatch.model.tokenizer import Tokenizer
 
@@ -40,9 +40,9 @@ class Engine:
         self.config = config
         self._decoder = decoder
         self._tokenizer = tokenizer
-        self._layout = _kv_layout(decoder, config)
-        self.max_model_len, self.num_kv_blocks = _capacity(decoder, config, self._layout)
-        self._kv_cache = KvCache(self._layout, self.num_kv_blocks)
+        layout = kv_layout(decoder, config)
+        self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
+        self._kv_cache = KvCache(layout, self.num_kv_blocks)
         self._runner = Runner(
             decoder,
             self._kv_cache,
@@ -57,6 +57,15 @@ class Engine:
         self._occurrences: Counter[int] = Counter()  # of prompts that were given no seed
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._start_afresh()
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._decoder.weight_bytes()
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Of the whole pool; memory that no request has touched yet is not resident."""
+        return self._kv_cache.pool.nbytes
 
     def add_request(
         self,
@@ -233,6 +242,8 @@ class Engine:
         rows = zip(sequences, samples.tokens, samples.valid, samples.logprobs, strict=True)
         for sequence, token, valid, logprobs in rows:
             request = sequence.request
+            if request.error is not None:  # by another of its samples
+                continue
             if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = now
             try:
@@ -240,7 +251,7 @@ class Engine:
                     raise ArithmeticError("the model's logits are not finite")
                 self._append(sequence, token, logprobs)
             except Exception as error:  # whatever it is, it is this request's and nobody else's
-                _fail(request, error)
+                self._fail(request, error)
         self._fork_new_samples(sequences)
         for sequence in sequences:
             if sequence.finish_reason is not None:
@@ -253,25 +264,33 @@ class Engine:
         if logprobs is not None:
             sequence.logprobs.append(logprobs)
             sequence.cumulative_logprob += logprobs[token].logprob
-        reason: FinishReason | None = None
-        text_ids = sequence.output
         if token in request.stop_ids:
-            reason = "stop"
+            sequence.finish_reason = "stop"
             is_eos = token in self._eos_ids and not params.ignore_eos
             sequence.stop_reason = None if is_eos else token
-            if not params.include_stop_str_in_output:
-                text_ids = text_ids[:-1]
         elif len(sequence.tokens) >= request.max_total_tokens:
-            reason = "length"
-        detokenizer = sequence.detokenizer
+            sequence.finish_reason = "length"
+        if sequence.detokenizer is not None or sequence.finish_reason is not None:
+            self._update_text(sequence)
+
+    def _update_text(self, sequence: Sequence) -> None:
+        params, ids, detokenizer = sequence.request.params, sequence.output, sequence.detokenizer
+        if sequence.finish_reason == "stop" and not params.include_stop_str_in_output:
+            ids = ids[:-1]
         if detokenizer is not None:
-            last = reason is not None
-            if detokenizer.update(text_ids, last=last, include_stop=params.include_stop_str_in_output):
-                reason, sequence.stop_reason = "stop", detokenizer.stop
-            sequence.text = detokenizer.text if reason else detokenizer.settled_text()
-        elif reason and params.detokenize and self._tokenizer is not None:
-            sequence.text = self._tokenizer.decode(text_ids, params.skip_special_tokens)
-        sequence.finish_reason = reason
+            last = sequence.finish_reason is not None
+            if detokenizer.update(ids, last=last, include_stop=params.include_stop_str_in_output):
+                sequence.finish_reason, sequence.stop_reason = "stop", detokenizer.stop
+            sequence.text = detokenizer.text if sequence.finish_reason else detokenizer.settled_text()
+        elif params.detokenize and self._tokenizer is not None:
+            sequence.text = self._tokenizer.decode(ids, params.skip_special_tokens)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        request.error = f"{type(error).__name__}: {error}"
+        for sequence in request.sequences:
+            if sequence.status is not Status.FINISHED:
+                sequence.finish_reason = "error"
+                self._scheduler.finish(sequence)
 
     def _fork_new_samples(self, sequences: list[Sequence]) -> None:
         """Where a request's prompt has just been computed, all its samples have their first token: from here on each
@@ -279,7 +298,7 @@ class Engine:
         pairs: list[tuple[int, int]] = []
         for parent in sequences:
             request = parent.request
-            if not request.forked:
+            if not request.forked and request.error is None:
                 request.forked = True
                 children = [child for child in request.sequences[1:] if child.finish_reason is None]
                 pairs += self._scheduler.fork(parent, children)
@@ -321,44 +340,3 @@ def _completion(sequence: Sequence) -> CompletionOutput:
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
     )
-
-
-def _fail(request: Request, error: Exception) -> None:
-    request.error = f"{type(error).__name__}: {error}"
-    for sequence in request.sequences:
-        sequence.finish_reason = sequence.finish_reason or "error"
-
-
-def _kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
-    model = decoder.config
-    name = config.kv_cache_dtype
-    dtype: torch.dtype = decoder.dtype if name == "auto" else getattr(torch, name)
-    return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
-
-
-def _capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[int, int]:
-    """(max_model_len, num_kv_blocks), such that one sequence always fits by itself."""
-    context = decoder.config.max_position
-    if config.max_model_len is not None and config.max_model_len > context:
-        raise ValueError(
-            f"max_model_len: expected at most the model's context of {context}, got {config.max_model_len}"
-        )
-    length = config.max_model_len or context
-    longest = -(-length // config.block_size)
-    blocks = config.num_kv_blocks
-    if blocks is None:
-        memory = int(available_memory() * config.memory_utilization)
-        blocks = min(memory // layout.block_bytes, config.max_num_seqs * longest)
-        if blocks == 0:
-            raise ValueError(
-                f"memory_utilization: {config.memory_utilization} of the free memory is {memory:,} bytes, "
-                f"less than one KV block of {layout.block_bytes:,} bytes"
-            )
-    if blocks < longest:
-        if config.max_model_len is not None:
-            raise ValueError(
-                f"max_model_len: {length} tokens need {longest} KV blocks of {config.block_size} tokens, "
-                f"but the pool has {blocks}"
-            )
-        length = blocks * config.block_size
-    return length, blocks

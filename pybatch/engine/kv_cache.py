@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.engine.config import EngineConfig
 from pybatch.model.batch import LayerCache
+from pybatch.model.decoder import Decoder
 
 _ALIGNMENT = 64  # bytes, of every piece of a block
 
@@ -81,6 +83,42 @@ def available_memory() -> int:
     except (OSError, ValueError):
         return available
     return available if limit == "max" else min(available, max(int(limit) - used, 0))
+
+
+def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
+    """The layout of this model's blocks."""
+    model = decoder.config
+    name = config.kv_cache_dtype
+    dtype: torch.dtype = decoder.dtype if name == "auto" else getattr(torch, name)
+    return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
+
+
+def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[int, int]:
+    """(max_model_len, num_kv_blocks), such that one sequence always fits by itself. Raises ValueError if none can."""
+    context = decoder.config.max_position
+    if config.max_model_len is not None and config.max_model_len > context:
+        raise ValueError(
+            f"max_model_len: expected at most the model's context of {context}, got {config.max_model_len}"
+        )
+    length = config.max_model_len or context
+    longest = -(-length // config.block_size)
+    blocks = config.num_kv_blocks
+    if blocks is None:
+        memory = int(available_memory() * config.memory_utilization)
+        blocks = min(memory // layout.block_bytes, config.max_num_seqs * longest)
+        if blocks == 0:
+            raise ValueError(
+                f"memory_utilization: {config.memory_utilization} of the free memory is {memory:,} bytes, "
+                f"less than one KV block of {layout.block_bytes:,} bytes"
+            )
+    if blocks < longest:
+        if config.max_model_len is not None:
+            raise ValueError(
+                f"max_model_len: {length} tokens need {longest} KV blocks of {config.block_size} tokens, "
+                f"but the pool has {blocks}"
+            )
+        length = blocks * config.block_size
+    return length, blocks
 
 
 def _aligned(num_bytes: int) -> int:

@@ -35,19 +35,20 @@ class Runner:
         computed = np.fromiter((chunk.sequence.num_computed for chunk in chunks), np.int64, count)
         starts = np.zeros(count + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
-        total = int(starts[-1])
+        begins = starts.tolist()
+        total = begins[-1]
 
         width = max(len(chunk.sequence.blocks) for chunk in chunks)
         tables = self._block_tables[: count * width].reshape(count, width)
         token_ids = self._token_ids[:total]
         rows: list[int] = []
         for i, chunk in enumerate(chunks):
-            sequence, begin, start = chunk.sequence, chunk.sequence.num_computed, int(starts[i])
+            sequence, begin, start = chunk.sequence, chunk.sequence.num_computed, begins[i]
             blocks = np.frombuffer(sequence.blocks, np.int32)
             tables[i, : len(blocks)] = blocks
             tables[i, len(blocks) :] = 0
             end = begin + chunk.num_tokens
-            token_ids[start : starts[i + 1]] = np.frombuffer(sequence.tokens, np.int64)[begin:end]
+            token_ids[start : begins[i + 1]] = np.frombuffer(sequence.tokens, np.int64)[begin:end]
             rows.extend(start + position - begin for position in logit_positions(sequence, begin, end))
 
         owner = np.repeat(np.arange(count), lengths)

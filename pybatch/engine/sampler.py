@@ -89,7 +89,7 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
         return ops.sample(logits, zeros, ids, ones, zeros, ids, ids)
     return ops.sample(
         logits,
-        torch.tensor([0.0 if p.greedy else p.temperature for p in params]),
+        torch.tensor([0.0 if p.greedy else p.temperature for p in params], dtype=torch.float32),
         torch.tensor([p.top_k for p in params]),
         torch.tensor([p.top_p for p in params], dtype=torch.float32),
         torch.tensor([p.min_p for p in params], dtype=torch.float32),

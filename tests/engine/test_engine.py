@@ -207,6 +207,13 @@ def test_seeds_of_their_own_do_not_depend_on_order(make_engine: MakeEngine) -> N
     assert tokens([0, 1, 2, 3, 4, 5, 6], seed=1) != forward
 
 
+def test_whole_numbers_will_do(make_engine: MakeEngine) -> None:
+    whole = SamplingParams(temperature=1, top_p=1, min_p=0, presence_penalty=1, logit_bias={5: 1}, seed=3, max_tokens=4)
+    exact = SamplingParams(temperature=1.0, presence_penalty=1.0, logit_bias={5: 1.0}, seed=3, max_tokens=4)
+    outputs = run(make_engine(), [[1, 2]] * 2, [whole, exact])
+    assert outputs[0].outputs == outputs[1].outputs
+
+
 def test_each_sample_may_end_by_itself(make_engine: MakeEngine) -> None:
     engine = make_engine()
     output = run(engine, [some_prompt(9)], SamplingParams(n=8, seed=0, max_tokens=40, stop=["a", "e", "t"]))[0]
@@ -290,6 +297,15 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone(make_engine: MakeEngi
     assert [outputs[i].outputs for i in (0, 2)] == [healthy[i].outputs for i in (0, 2)]
 
 
+def test_a_failing_sample_takes_along_those_that_wait(make_engine: MakeEngine, decoder: Decoder) -> None:
+    engine = make_engine(Sick(decoder), max_num_seqs=2)
+    params = SamplingParams(temperature=5.0, seed=1, n=4, max_tokens=500, ignore_eos=True)
+    output = run(engine, [[7, 8]], params)[0]
+    assert output.error is not None
+    assert any(sample.token_ids[-1:] == [13] for sample in output.outputs)
+    assert {sample.finish_reason for sample in output.outputs} == {"error"}
+
+
 def test_a_request_whose_text_cannot_be_decoded_fails_alone(
     make_engine: MakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,9 +315,11 @@ def test_a_request_whose_text_cannot_be_decoded_fails_alone(
         return ""
 
     monkeypatch.setattr(Tokenizer, "decode", decode)
-    bad = SamplingParams(temperature=0, max_tokens=5, stop="x", skip_special_tokens=False)
-    outputs = run(make_engine(), [[5, 6]] * 2, [GREEDY, bad])
-    assert [output.error for output in outputs] == [None, "UnicodeError: broken"]
+    at_each_token = SamplingParams(temperature=0, max_tokens=5, stop="x", skip_special_tokens=False)
+    at_the_end = SamplingParams(temperature=0, max_tokens=5, skip_special_tokens=False)
+    outputs = run(make_engine(), [[5, 6]] * 3, [GREEDY, at_each_token, at_the_end])
+    assert [output.error for output in outputs] == [None, "UnicodeError: broken", "UnicodeError: broken"]
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length", "error", "error"]
 
 
 def test_an_interrupted_step_leaves_an_engine_as_new(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

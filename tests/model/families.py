@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ CONFIGS = {
 
 def make(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation="eager").eval()
     with torch.no_grad():
         for weight_name, weight in model.named_parameters():
             if "norm" in weight_name or "bias" in weight_name:  # which transformers makes all ones and zeros

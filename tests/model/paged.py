@@ -48,8 +48,3 @@ def logits_of(
         found.append(decoder.forward(batch, caches).clone())
         done += count
     return torch.cat(found)
-
-
-def perplexity(logits: Tensor, ids: list[int]) -> float:
-    """Of a text, each token given those before it."""
-    return float(torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(ids[1:])).exp())

@@ -14,8 +14,9 @@ from model.families import CONFIGS, LLAMA3_ROPE, SMALL, make, reference_logits, 
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from pybatch.model import ModelError, load_model
+from pybatch.model import LoadedModel, ModelError, load_model
 from pybatch.model.gguf_file import GGUFFile
 
 SHAPE = {**SMALL, "intermediate_size": 96}  # quantisation blocks are 32 long
@@ -27,7 +28,7 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
 
 
 def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
-    monkeypatch.setitem(CONFIGS, arch, copy.deepcopy(CONFIGS_BY_ARCH[arch]))
+    monkeypatch.setitem(CONFIGS, arch, CONFIGS_BY_ARCH[arch])
     return make(arch)
 
 
@@ -71,6 +72,17 @@ def test_rope_freqs_scale_as_llama3_does(tmp_path: Path, monkeypatch: pytest.Mon
     ids = some_ids(200)
     actual = logits_of(load_model(path, skip_tokenizer=True).decoder, ids)
     torch.testing.assert_close(actual, reference_logits(scaled_model, ids), rtol=2e-4, atol=2e-4)
+
+
+def test_smollm2_logits_equal_those_of_transformers(smollm2: LoadedModel, smollm2_path: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(
+        smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32
+    )
+    assert smollm2.tokenizer is not None
+    ids = smollm2.tokenizer.encode("A farmer rose when there was light to work by, and stopped when there was not.")
+    actual, expected = logits_of(smollm2.decoder, ids), reference_logits(reference, ids)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-3)
+    assert torch.equal(actual.argmax(1), expected.argmax(1))
 
 
 def test_header_equals_that_of_the_gguf_package(smollm2_path: Path) -> None:

@@ -1,0 +1,417 @@
+"""Every op on shapes of real models, as a share of what this machine can do, next to torch.
+
+    python bench/kernels.py [--quick] [--only REGEX] [--json PATH]
+
+The ceilings (fp32 and int8 arithmetic, reading, copying) are measured in the same process, in the same instruction
+set, on the same threads. A case takes at least the longer of its arithmetic and its memory traffic at those ceilings;
+its rate is given in the one that binds it, and its share is that least time over the time it took. Inputs rotate
+through more memory than the caches hold. Each op is checked against torch in float64 before it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from pybatch import _C, environment, ops
+
+CACHE_BYTES = 128 << 20  # more than the last-level caches of most machines
+Call = Callable[[], Tensor]
+
+
+@dataclass
+class Model:
+    name: str
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+
+MODELS = [
+    Model("smollm2-135m", 576, 1536, 9, 3, 64, 49152),
+    Model("llama-3-8b", 4096, 14336, 32, 8, 128, 128256),
+]
+
+
+@dataclass
+class Case:
+    name: str
+    make: Callable[[int], Call]  # the i-th of the copies of the inputs -> a call of the op
+    bytes: int  # read and written
+    operations: int = 0
+    int8: bool = False
+    wanted: Call | None = None  # the result of copy 0 in float64
+    tolerance: float = 1e-4
+    peers: dict[str, Callable[[int], Call]] = field(default_factory=dict)
+    copies: bool = False  # writes as much as it reads, so that the copying ceiling is its own
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def size(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Copies:
+    """The same tensors, enough times to be out of the caches when their turn comes again."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        count = 1 + CACHE_BYTES // size(*tensors)
+        self.sets = [tensors] + [tuple(t.clone() for t in tensors) for _ in range(count - 1)]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
+        return self.sets[i % len(self.sets)]
+
+
+def matmuls(model: Model, quick: bool) -> Iterator[Case]:
+    shapes = {"gate_up": (2 * model.intermediate, model.hidden), "down": (model.hidden, model.intermediate)}
+    if quick:
+        del shapes["down"]
+    for layer, (n, k) in shapes.items():
+        w = rand(n, k)
+        q, scale = ops.quantize_int8(w)
+        packed_int8, half = ops.pack_int8(q), w.to(torch.bfloat16)
+        kinds = {
+            "matmul_dense f32": (ops.matmul_dense, (ops.pack_dense(w),), w, 1e-4, False),
+            "matmul_dense bf16": (ops.matmul_dense, (ops.pack_dense(half),), half, 1e-4, False),
+            "matmul_w8a16": (ops.matmul_w8a16, (packed_int8, scale), q * scale[:, None], 1e-4, False),
+            "matmul_w8a8": (ops.matmul_w8a8, (packed_int8, scale), q * scale[:, None], 2e-2, True),
+        }
+        for kind, (op, weights, plain, tolerance, int8) in kinds.items():
+            copies = Copies(*weights)
+            dense = Copies(plain) if kind == "matmul_dense f32" else None
+            int8_weights = Copies(q) if kind == "matmul_w8a16" else None
+            for m in (1, 32) if quick else (1, 8, 32, 64, 512):
+                x, out = rand(m, k, seed=1), torch.empty(m, n)
+                peers: dict[str, Callable[[int], Call]] = {}
+                if dense is not None:
+                    peers["mm"] = lambda i, x=x, dense=dense: lambda: torch.mm(x, dense[i][0].t())
+                if int8_weights is not None and m <= 64:
+                    xb, sb = x.to(torch.bfloat16), scale.to(torch.bfloat16)
+                    peers["_weight_int8pack_mm"] = lambda i, xb=xb, sb=sb, w=int8_weights: (
+                        lambda: torch._weight_int8pack_mm(xb, w[i][0], sb)
+                    )
+                yield Case(
+                    f"{kind} {model.name} {layer} M={m}",
+                    lambda i, op=op, x=x, out=out, copies=copies: lambda: op(x, *copies[i], out=out),
+                    size(*weights, x, out),
+                    2 * m * n * k,
+                    int8,
+                    lambda x=x, plain=plain: x.double() @ plain.double().t(),
+                    tolerance,
+                    peers,
+                )
+
+
+def attention(model: Model, quick: bool) -> Iterator[Case]:
+    block, d = 16, model.head_dim
+    workloads = {"decode 8x1024": [(1, 1024)] * 8, "prefill 512": [(512, 512)]}
+    for label, sequences in workloads.items():
+        rows, cached = sum(new for new, _ in sequences), sum(total for _, total in sequences)
+        blocks = cached // block
+        q = rand(rows, model.heads * d)
+        starts = torch.tensor([0, *(new for new, _ in sequences)]).cumsum(0).to(torch.int32)
+        lengths = torch.tensor([total for _, total in sequences], dtype=torch.int32)
+        tables = torch.arange(blocks, dtype=torch.int32).view(len(sequences), -1)
+        k, v = rand(blocks, model.kv_heads, d, block, seed=1), rand(blocks, model.kv_heads, block, d, seed=2)
+        for dtype in (torch.float32, torch.int8) if quick else (torch.float32, torch.float16, torch.int8):
+            scales: dict[str, Tensor] = {}
+            cache_k, cache_v = k.to(dtype), v.to(dtype)
+            if dtype == torch.int8:
+                cache_k, cache_v = ((t * 30).round().clamp(-127, 127).to(dtype) for t in (k, v))
+                scales = {s: torch.full((blocks, model.kv_heads, block), 1 / 30) for s in ("k_scale", "v_scale")}
+            plain = [t.double() / (30 if scales else 1) for t in (cache_k, cache_v)]
+            # [sequences, kv_heads, tokens, head_dim], as torch has it
+            by_token = [plain[0].transpose(2, 3), plain[1]]
+            dense_k, dense_v = (
+                t.reshape(len(sequences), -1, model.kv_heads, block, d).transpose(1, 2).flatten(2, 3) for t in by_token
+            )
+            dense_q = q.view(len(sequences), -1, model.heads, d).transpose(1, 2)
+            causal = rows > len(sequences)
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = causal) -> Tensor:
+                return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+            copies, dense = Copies(cache_k, cache_v), Copies(dense_k.float(), dense_v.float())
+            pairs = sum(new * total - new * (new - 1) // 2 for new, total in sequences)
+            yield Case(
+                f"paged_attention {model.name} {label} KV {str(dtype)[6:]}",
+                lambda i, q=q, copies=copies, tables=tables, starts=starts, lengths=lengths, scales=scales: (
+                    lambda: ops.paged_attention(q, *copies[i], tables, starts, lengths, d**-0.5, **scales)
+                ),
+                size(cache_k, cache_v, *scales.values(), q, q),
+                4 * pairs * model.heads * d,
+                False,
+                lambda q=dense_q, k=dense_k, v=dense_v, rows=rows: (
+                    attend(q.double(), k, v).transpose(1, 2).reshape(rows, -1)
+                ),
+                1e-3,
+                {"sdpa": lambda i, q=dense_q, dense=dense: lambda: attend(q, *dense[i])},
+            )
+
+
+def small_ops(model: Model, quick: bool) -> Iterator[Case]:
+    rows = 32
+    x, weight = rand(rows, model.hidden), rand(model.hidden, seed=1)
+    norm_copies, gated = Copies(x), Copies(rand(rows, 2 * model.intermediate))
+    suffix = f"{model.name} {rows} rows"
+    yield Case(
+        f"rms_norm {suffix}",
+        lambda i: lambda: ops.rms_norm(norm_copies[i][0], weight, 1e-5),
+        size(x, x, weight),
+        wanted=lambda: functional.rms_norm(x.double(), (model.hidden,), weight.double(), 1e-5),
+        peers={"rms_norm": lambda i: lambda: functional.rms_norm(norm_copies[i][0], (model.hidden,), weight, 1e-5)},
+    )
+    yield Case(
+        f"layer_norm {suffix}",
+        lambda i: lambda: ops.layer_norm(norm_copies[i][0], weight, weight, 1e-5),
+        size(x, x, weight, weight),
+        wanted=lambda: functional.layer_norm(x.double(), (model.hidden,), weight.double(), weight.double(), 1e-5),
+        peers={
+            "layer_norm": lambda i: lambda: functional.layer_norm(norm_copies[i][0], (model.hidden,), weight, weight)
+        },
+    )
+    for op, act in (
+        (ops.silu_mul, functional.silu),
+        (ops.gelu_tanh_mul, lambda g: functional.gelu(g, approximate="tanh")),
+    ):
+
+        def plain(x: Tensor, act: Callable[[Tensor], Tensor] = act) -> Tensor:
+            gate, up = x.chunk(2, 1)
+            return act(gate) * up
+
+        yield Case(
+            f"{op.__name__} {suffix}",
+            lambda i, op=op: lambda: op(gated[i][0]),
+            size(gated[0][0]) * 3 // 2,
+            wanted=lambda plain=plain: plain(gated[0][0].double()),
+            peers={"eager": lambda i, plain=plain: lambda: plain(gated[i][0])},
+        )
+    table, ids = rand(model.vocab // 8, model.hidden), torch.randint(0, model.vocab // 8, (64, rows))
+    out = torch.empty(rows, model.hidden)
+    yield Case(
+        f"embedding {suffix}",
+        lambda i: lambda: ops.embedding(ids[i % 64], table, out, len(table)),
+        size(out, out),
+        wanted=lambda: table[ids[0]].double(),
+        peers={"embedding": lambda i: lambda: functional.embedding(ids[i % 64], table)},
+    )
+    yield from kv_ops(model, rows)
+    yield from sampling(model, rows)
+
+
+def kv_ops(model: Model, rows: int) -> Iterator[Case]:
+    d, block = model.head_dim, 16
+    q, k, v = rand(rows, model.heads * d), rand(rows, model.kv_heads * d), rand(rows, model.kv_heads * d)
+    caches = Copies(torch.zeros(256, model.kv_heads, d, block), torch.zeros(256, model.kv_heads, block, d))
+    positions, slots = torch.arange(rows), torch.arange(rows) * 7 * block + 3
+    angles = torch.arange(rows)[:, None] * 10000 ** -(torch.arange(0, d, 2) / d)
+    rotary = torch.cat([angles.cos(), angles.sin()], dim=1)
+
+    def write(i: int) -> Call:
+        def call() -> Tensor:
+            ops.rope_kv_write(q.clone() if i == 0 else q, k, v, positions, slots, rotary, *caches[i])
+            return caches[i][1][slots // block, :, slots % block].flatten(1) if i == 0 else q
+
+        return call
+
+    yield Case(f"rope_kv_write {model.name} {rows} rows", write, 2 * size(q, k, v), wanted=lambda: v.double())
+    pool = torch.arange(2048, dtype=torch.uint8)[:, None].repeat(1, 65536)
+    pairs = torch.stack([torch.arange(1024), torch.arange(1024, 2048)], dim=1)
+
+    def copy(i: int) -> Call:
+        def call() -> Tensor:
+            ops.copy_blocks(pool, pairs)
+            return pool[1024:]
+
+        return call
+
+    if model is MODELS[0]:
+        yield Case(
+            "copy_blocks 1024 x 64 KiB", copy, 2 * 1024 * 65536, copies=True, wanted=lambda: pool[:1024].double()
+        )
+        other = torch.zeros(1024, 65536, dtype=torch.uint8)
+
+        def swap(i: int) -> Call:
+            def call() -> Tensor:
+                ops.swap_blocks(pool, other, torch.stack([torch.arange(1024)] * 2, dim=1))
+                return other
+
+            return call
+
+        peers = {"copy_": lambda i: lambda: other.copy_(pool[:1024])}
+        yield Case(
+            "swap_blocks 1024 x 64 KiB",
+            swap,
+            2 * size(other),
+            copies=True,
+            wanted=lambda: pool[:1024].double(),
+            peers=peers,
+        )
+
+
+def sampling(model: Model, rows: int) -> Iterator[Case]:
+    logits = Copies(rand(rows, model.vocab) * 4)
+    first = logits[0][0]
+    index = torch.arange(rows)
+    settings = {
+        "greedy": (0.0, 0, 1.0),
+        "temperature": (0.8, 0, 1.0),
+        "top_k 50": (0.8, 50, 1.0),
+        "top_p 0.9": (0.8, 0, 0.9),
+    }
+    for label, (temperature, top_k, top_p) in settings.items():
+        columns = (
+            torch.full((rows,), temperature),
+            torch.full((rows,), top_k),
+            torch.full((rows,), top_p),
+            torch.zeros(rows),
+            index,
+            index,
+        )
+        yield Case(
+            f"sample {label} {model.name} {rows} rows",
+            lambda i, columns=columns: lambda: ops.sample(logits[i][0], *columns),
+            size(first),
+            wanted=(lambda: first.double().argmax(1).double()) if temperature == 0 else None,
+            peers={"argmax": lambda i: lambda: logits[i][0].argmax(1)}
+            if temperature == 0
+            else {"softmax": lambda i: lambda: torch.softmax(logits[i][0], 1)},
+        )
+    yield Case(
+        f"token_logprobs top 5 {model.name} {rows} rows",
+        lambda i: lambda: ops.token_logprobs(logits[i][0], index, 5)[3],
+        size(first),
+        wanted=lambda: first.double().log_softmax(1).topk(5).values,
+        peers={"log_softmax": lambda i: lambda: logits[i][0].log_softmax(1)},
+    )
+    history = torch.randint(0, model.vocab, (rows * 1000,))
+    start, none = torch.arange(rows + 1) * 1000, torch.zeros(rows + 1, dtype=torch.int64)
+
+    def adjust(i: int) -> Call:
+        def call() -> Tensor:
+            one = torch.ones(rows)
+            ops.adjust_logits(
+                logits[i][0], one, one * 0, one * 0, history, start, start[:-1], none[:0], torch.empty(0), none
+            )
+            return logits[i][0]
+
+        return call
+
+    yield Case(f"adjust_logits 1000 ids {model.name} {rows} rows", adjust, 72 * len(history), wanted=first.double)
+
+
+def times(make: Callable[[int], Call], budget: float) -> list[float]:
+    """Seconds of each of several calls, each on the next copy of the inputs."""
+    taken: list[float] = []
+    make(1)()
+    end = time.perf_counter() + budget
+    while len(taken) < 5 or (time.perf_counter() < end and len(taken) < 1000):
+        call = make(len(taken) + 2)
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def check(case: Case) -> None:
+    if case.wanted is None:
+        return
+    actual, wanted = case.make(0)().double(), case.wanted()
+    error = ((actual - wanted).norm() / wanted.norm()).item()
+    if not error <= case.tolerance:
+        raise SystemExit(f"{case.name}: relative error {error:.2e}, expected at most {case.tolerance:.0e}")
+
+
+def measure(case: Case, budget: float) -> dict:
+    check(case)
+    taken = times(case.make, budget)
+    peers = {name: statistics.median(times(make, budget)) for name, make in case.peers.items()}
+    return {
+        "case": case.name,
+        "seconds": statistics.median(taken),
+        "fastest": min(taken),
+        "torch": peers,
+        "bytes": case.bytes,
+        "operations": case.operations,
+        "memory_ceiling": "copy_bytes" if case.copies else "read_bytes",
+        "compute_ceiling": "int8_ops" if case.int8 else "fp32_flops",
+    }
+
+
+def rate(result: dict, ceilings: dict[str, float]) -> dict:
+    compute = result["operations"] / ceilings[result["compute_ceiling"]]
+    memory = result["bytes"] / ceilings[result["memory_ceiling"]]
+    arithmetic = "GOP/s" if result["compute_ceiling"] == "int8_ops" else "GFLOP/s"
+    amount, unit = (result["bytes"], "GB/s") if memory >= compute else (result["operations"], arithmetic)
+    return {
+        "rate": amount / result["seconds"] / 1e9,
+        "unit": unit,
+        "share_of_ceiling": max(memory, compute) / result["seconds"],
+    }
+
+
+def show(results: list[dict], ceilings: dict[str, float]) -> None:
+    title = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in ceilings.items())
+    table = Table(title=f"{ops.ISA}, {torch.get_num_threads()} threads; ceilings: {title}")
+    table.add_column("case")
+    for column in ("time", "rate", "of ceiling", "torch", "speed-up"):
+        table.add_column(column, justify="right")
+    for r in results:
+        peers = ", ".join(f"{name} {t * 1e6:.0f} us" for name, t in r["torch"].items())
+        speedups = ", ".join(f"{t / r['seconds']:.2f}x" for t in r["torch"].values())
+        rate = f"{r['rate']:.1f} {r['unit']}"
+        table.add_row(r["case"], f"{r['seconds'] * 1e6:.0f} us", rate, f"{r['share_of_ceiling']:.0%}", peers, speedups)
+    Console(width=150).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the small model and fewer shapes; under a minute")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="where to write the results and the facts of the machine")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    before = _C.measure_ceilings()
+    results: list[dict] = []
+    with torch.inference_mode():
+        for model in MODELS[:1] if args.quick else MODELS:
+            for family in (matmuls, attention, small_ops):
+                for case in family(model, args.quick):
+                    if re.search(args.only, case.name):
+                        print(case.name, file=sys.stderr, flush=True)
+                        results.append(measure(case, 0.1 if args.quick else 0.5))
+    after = _C.measure_ceilings()
+    ceilings = {name: max(before[name], after[name]) for name in before}
+    for result in results:
+        result |= rate(result, ceilings)
+    show(results, ceilings)
+    if args.json:
+        facts = {"date": date.today().isoformat(), "threads": args.threads, "command": " ".join(sys.argv)}
+        facts |= {"ceilings": ceilings, "machine": environment.facts(), "results": results}
+        args.json.write_text(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
