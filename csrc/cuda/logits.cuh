@@ -9,7 +9,14 @@
 
 namespace pybatch::cuda {
 
-constexpr int kLogitThreads = 512;
+constexpr int kMaxLogitThreads = 512;
+
+// Threads of a block that walks a row, in whole warps, at least two. No result depends on it.
+inline int logit_threads(int64_t vocab) {
+  constexpr int64_t kTokensAThread = 32;
+  const int64_t warps = ceil_div(vocab, kTokensAThread * kWarp);
+  return static_cast<int>(warps < 2 ? 2 : warps < kMaxLogitThreads / kWarp ? warps : kMaxLogitThreads / kWarp) * kWarp;
+}
 
 struct LogitRow {
   const float* logits;

@@ -44,10 +44,10 @@ __device__ __forceinline__ uint64_t last_kept(const LogitRow& row, float largest
 template <class Weight>
 __device__ __forceinline__ int64_t token_above(int64_t vocab, uint64_t target, const Weight& weight, uint64_t* parts) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  constexpr int kWarps = kLogitThreads / kWarp;
+  const int warps = blockDim.x / kWarp;
   int64_t begin = 0, end = vocab;
   for (;;) {
-    const int64_t part = ceil_div(end - begin, kWarps);
+    const int64_t part = ceil_div(end - begin, warps);
     const int64_t my_begin = begin + warp * part, my_end = my_begin + part < end ? my_begin + part : end;
     unsigned long long sum = 0;
     for (int64_t id = my_begin + lane; id < my_end; id += kWarp) sum += weight(id);
@@ -60,7 +60,7 @@ __device__ __forceinline__ int64_t token_above(int64_t vocab, uint64_t target, c
     __syncthreads();
     int found = 0;
     uint64_t before = 0;
-    while (found + 1 < kWarps && before + parts[found] <= target) before += parts[found++];
+    while (found + 1 < warps && before + parts[found] <= target) before += parts[found++];
     if (part <= kWarp) {  // a token a lane, so that the lanes' sums are the running sum
       const uint32_t passed = __ballot_sync(kAllLanes, before + sum > target);
       __syncthreads();
@@ -74,7 +74,7 @@ __device__ __forceinline__ int64_t token_above(int64_t vocab, uint64_t target, c
   }
 }
 
-__global__ void __launch_bounds__(kLogitThreads) sample_kernel(SampleParams p) {
+__global__ void __launch_bounds__(kMaxLogitThreads) sample_kernel(SampleParams p) {
   uint64_t* scratch = dynamic_shared<uint64_t>();
   const int64_t r = blockIdx.x;
   const LogitRow row = {p.logits + r * p.row_stride, p.vocab};
@@ -102,7 +102,8 @@ __global__ void __launch_bounds__(kLogitThreads) sample_kernel(SampleParams p) {
 }  // namespace
 
 void sample(const SampleParams& p, cudaStream_t stream) {
-  launch(sample_kernel, dim3(p.rows), dim3(kLogitThreads), kLogitThreads / kWarp * sizeof(uint64_t), stream, p);
+  launch(sample_kernel, dim3(p.rows), dim3(logit_threads(p.vocab)), kMaxLogitThreads / kWarp * sizeof(uint64_t), stream,
+         p);
 }
 
 }  // namespace pybatch::cuda

@@ -6,7 +6,7 @@
 namespace pybatch::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kLogitThreads) token_logprobs_kernel(TokenLogprobsParams p) {
+__global__ void __launch_bounds__(kMaxLogitThreads) token_logprobs_kernel(TokenLogprobsParams p) {
   uint64_t* scratch = dynamic_shared<uint64_t>();
   const int64_t r = blockIdx.x, token = p.tokens[r];
   const LogitRow row = {p.logits + r * p.row_stride, p.vocab};
@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kLogitThreads) token_logprobs_kernel(TokenLogp
 }  // namespace
 
 void token_logprobs(const TokenLogprobsParams& p, cudaStream_t stream) {
-  launch(token_logprobs_kernel, dim3(p.rows), dim3(kLogitThreads), kLogitThreads / kWarp * sizeof(uint64_t), stream, p);
+  launch(token_logprobs_kernel, dim3(p.rows), dim3(logit_threads(p.vocab)), kMaxLogitThreads / kWarp * sizeof(uint64_t),
+         stream, p);
 }
 
 }  // namespace pybatch::cuda
