@@ -48,7 +48,7 @@ __device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t 
 }
 
 template <class Op, class Tile>
-__global__ void __launch_bounds__(Tile::kWarps * kWarp, 2) matmul_kernel(MatmulParams p, Epilogue epilogue) {
+__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulParams p, Epilogue epilogue) {
   using Sum = typename Op::Sum;
   constexpr int kStages = Tile::stages(Op::kBytes), kTokenTiles = Tile::kRows / 8;
   constexpr size_t kStageBytes = Tile::stage_bytes(Op::kBytes);

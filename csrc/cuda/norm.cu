@@ -65,7 +65,11 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(NormParams p) {
     float w[kRun], b[kRun] = {};
     load_run(weight + column, n, w);
     if (kLayerNorm && bias != nullptr) load_run(bias + column, n, b);
-    for (int i = 0; i < kRun; ++i) v[i] = fmaf((v[i] - mean) * inverse, w[i], b[i]);
+    for (int i = 0; i < kRun; ++i) {
+      const float normalised = (v[i] - mean) * inverse;
+      // RMSNorm rounds before the weight, as the models were trained.
+      v[i] = kLayerNorm ? fmaf(normalised, w[i], b[i]) : to_float(from_float<T>(normalised)) * w[i];
+    }
     store_run(out + column, n, v);
   });
 }

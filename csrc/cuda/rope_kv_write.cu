@@ -10,13 +10,14 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kMaxHeadDim = 256;
 
-// RMSNorm of one head in shared memory, in place.
+// RMSNorm of one head in shared memory, in place, rounded before the weight and after it, as the models were trained.
 template <class T>
 __device__ __forceinline__ void normalise(float* head, int dim, const T* weight, float eps, int lane) {
   float squares = 0.0f;
   for (int i = lane; i < dim; i += kWarp) squares = fmaf(head[i], head[i], squares);
   const float inverse = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
-  for (int i = lane; i < dim; i += kWarp) head[i] = head[i] * inverse * to_float(weight[i]);
+  for (int i = lane; i < dim; i += kWarp)
+    head[i] = to_float(from_float<T>(to_float(from_float<T>(head[i] * inverse)) * to_float(weight[i])));
   __syncwarp();
 }
 
@@ -25,8 +26,8 @@ __device__ __forceinline__ void rotate(float* head, const float* cos_sin, int ro
   for (int i = lane; i < half; i += kWarp) {
     const int first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
     const float cos = cos_sin[i], sin = cos_sin[half + i], x = head[first], y = head[second];
-    head[first] = fmaf(x, cos, -(y * sin));
-    head[second] = fmaf(y, cos, x * sin);
+    head[first] = x * cos - y * sin;
+    head[second] = y * cos + x * sin;
   }
   __syncwarp();
 }
@@ -42,7 +43,8 @@ __device__ __forceinline__ void write_to_cache(const float* head, int dim, DType
   for (int i = lane; i < dim; i += kWarp) max = fmaxf(max, fabsf(head[i]));
   const float step = warp_max(max) / 127.0f;
   for (int i = lane; i < dim; i += kWarp) {
-    static_cast<int8_t*>(to)[i * stride] = static_cast<int8_t>(step > 0.0f ? __float2int_rn(head[i] / step) : 0);
+    const float q = fminf(fmaxf(head[i] / (step > 0.0f ? step : 1.0f), -127.0f), 127.0f);
+    static_cast<int8_t*>(to)[i * stride] = static_cast<int8_t>(__float2int_rn(q));
   }
   if (lane == 0) *scale = step;
 }
