@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/pip --disable-pip-version-check
-SOURCES = pyproject.toml setup.py CMakeLists.txt $(shell find csrc pybatch -name '*.cpp' -o -name '*.h' -o -name '*.py')
+SOURCES = pyproject.toml setup.py CMakeLists.txt $(shell find csrc pybatch -name '*.cpp' -o -name '*.h' -o -name '*.cu*' -o -name '*.py')
 
 demo: $(VENV)/installed
 	$(VENV)/bin/pybatch run examples/reviews.jsonl -o results.jsonl --overwrite --model smollm2-135m \
@@ -19,7 +19,7 @@ lint: $(VENV)/lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict pybatch
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

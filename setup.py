@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,33 @@ def package_dir(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise SystemExit(f"building pybatch needs the package {name!r}: pip install {name}")
     return Path(spec.origin).parent
+
+
+def find_nvcc() -> Path | None:
+    """The system's nvcc, or that of PyPI's nvidia-cuda-nvcc."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    on_path, packaged = shutil.which("nvcc"), importlib.util.find_spec("nvidia")
+    places = [Path(on_path)] if on_path else []
+    places.append(Path(home) / "bin/nvcc")
+    if packaged is not None and packaged.submodule_search_locations:
+        places += [nvcc for folder in packaged.submodule_search_locations for nvcc in Path(folder).glob("*/bin/nvcc")]
+    return next((place for place in places if place.is_file()), None)
+
+
+def cuda_definitions() -> dict[str, object]:
+    """CUDA is built where torch has it, or as PYBATCH_CUDA says (1 or 0); without nvcc the build goes on without it."""
+    wanted = os.environ.get("PYBATCH_CUDA", "")
+    torch_version = (package_dir("torch") / "version.py").read_text()
+    if wanted == "0":
+        return {"PYBATCH_NO_CUDA": "PYBATCH_CUDA was 0"}
+    if wanted != "1" and re.search(r"^cuda\b.*= *None", torch_version, re.MULTILINE):
+        return {"PYBATCH_NO_CUDA": "torch had none"}
+    nvcc = find_nvcc()
+    if nvcc is None:
+        why = "no nvcc was found on the PATH, in CUDA_HOME or from PyPI (nvidia-cuda-nvcc)"
+        print(f"pybatch: building without CUDA kernels: {why}")
+        return {"PYBATCH_NO_CUDA": why}
+    return {"CMAKE_CUDA_COMPILER": nvcc}
 
 
 class CMakeBuild(build_ext):
@@ -34,6 +63,7 @@ class CMakeBuild(build_ext):
             "TORCH_DIR": package_dir("torch"),
             "PYBATCH_VERSION": self.distribution.get_version(),
             "PYBATCH_WERROR": "ON" if os.environ.get("CI") else "OFF",
+            **cuda_definitions(),
         }
         configure = ["cmake", "-G", "Ninja", str(source), *(f"-D{k}={v}" for k, v in definitions.items())]
         subprocess.run(configure, cwd=build, check=True)

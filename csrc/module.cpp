@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and CPU capabilities.";
   m.attr("version") = PYBATCH_VERSION;
   m.attr("compiler") = __VERSION__;
+  m.attr("why_no_cuda") = PYBATCH_NO_CUDA;  // empty: libpybatch_cuda is built
   m.def("possible_isas", &pybatch::possible_isas,
         "Instruction sets compiled in that this processor can run, best first.");
   m.def("chosen_isa", &pybatch::chosen_isa,

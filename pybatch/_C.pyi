@@ -1,5 +1,6 @@
 version: str
 compiler: str
+why_no_cuda: str
 
 def possible_isas() -> list[str]: ...
 def chosen_isa() -> str: ...

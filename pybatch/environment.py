@@ -35,8 +35,8 @@ def facts() -> dict[str, Any]:
         "compiler": _C.compiler,
         "memory_total": memory.total,
         "memory_available": memory.available,
-        "cuda": False,
-        "cuda_why": why_no_cuda(),
+        "cuda": not why_no_cuda(),
+        "cuda_why": why_no_cuda() or torch.cuda.get_device_name(),
     }
 
 
@@ -69,9 +69,9 @@ def cpu_model() -> str:
 
 
 def why_no_cuda() -> str:
-    built = "this pybatch is built without CUDA kernels"
+    """Why the CUDA kernels are not in use; empty where they are."""
+    if _C.why_no_cuda:
+        return f"this pybatch was built without CUDA kernels: {_C.why_no_cuda}"
     if torch.version.cuda is None:
-        return f"{built}, and this torch ({torch.__version__}) without CUDA"
-    if not torch.cuda.is_available():
-        return f"{built}, and torch sees no CUDA device"
-    return built
+        return f"this torch ({torch.__version__}) is built without CUDA"
+    return "" if torch.cuda.is_available() else "torch sees no CUDA device"

@@ -22,6 +22,10 @@ from pybatch import _C  # noqa: E402  (links against the library above)
 
 ISA: str = _C.chosen_isa()  # ValueError here if PYBATCH_ISA asks for the impossible
 
+CUDA: bool = not _C.why_no_cuda and torch.cuda.is_available()  # the ops take CUDA tensors too
+if CUDA:
+    torch.ops.load_library(Path(__file__).with_name("libpybatch_cuda.so"))  # type: ignore[no-untyped-call]
+
 PANEL = 16  # columns in one panel of packed weights
 
 _CACHED = 1 << 19  # elements whose fp32 copies stay in cache while they are worked on

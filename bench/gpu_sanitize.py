@@ -1,0 +1,87 @@
+"""Every CUDA kernel once, on small shapes with odd edges, for compute-sanitizer to watch."""
+
+from __future__ import annotations
+
+import torch
+
+from pybatch import ops
+
+BLOCK = 16
+
+
+def attention_and_kv(dtype: torch.dtype, cache: torch.dtype, head_dim: int) -> None:
+    kv_heads, heads, queries, lengths = 2, 8, [1, 1, 37], [700, 9, 550]
+    blocks_each = -(-max(lengths) // BLOCK)
+    blocks, tokens = blocks_each * len(lengths), sum(queries)
+    kw = {"device": "cuda"}
+    k = torch.zeros(blocks, kv_heads, head_dim, BLOCK, dtype=cache, **kw)
+    v = torch.zeros(blocks, kv_heads, BLOCK, head_dim, dtype=cache, **kw)
+    scales = (
+        {name: torch.ones(blocks, kv_heads, BLOCK, **kw) for name in ("k_scale", "v_scale")}
+        if cache == torch.int8
+        else {}
+    )
+    q = torch.randn(tokens, heads * head_dim, **kw).to(dtype)
+    new = torch.randn(tokens, kv_heads * head_dim, **kw).to(dtype)
+    rotary = torch.rand(1024, head_dim, **kw)
+    at = torch.arange(tokens, **kw)
+    ops.rope_kv_write(q, new, new, at, at, rotary, k, v, **scales)
+    tables = torch.arange(blocks, dtype=torch.int32, **kw).view(len(lengths), -1)
+    start = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32, **kw)
+    for window in (0, 100):
+        ops.paged_attention(
+            q, k, v, tables, start, torch.tensor(lengths, dtype=torch.int32, **kw), 0.1, window=window, **scales
+        )
+
+
+def matmuls(dtype: torch.dtype) -> None:
+    n, k = 200, 300
+    weight = torch.randn(n, k, device="cuda")
+    q, scale = ops.quantize_int8(weight)
+    for m in (1, 9, 17, 33, 500):
+        x, out = torch.randn(m, k, device="cuda").to(dtype), torch.empty(m, n, device="cuda", dtype=dtype)
+        ops.matmul_dense(x, ops.pack_dense(weight.to(dtype)), out=out)
+        ops.matmul_w8a16(x, ops.pack_int8(q), scale, out=out)
+        ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=out)
+
+
+def row_ops(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 1002, device="cuda").to(dtype)
+    weight = x[0].clone()
+    ops.rms_norm(x, weight, 1e-5, x.clone())
+    ops.layer_norm(x, weight, weight, 1e-5)
+    ops.silu_mul(x)
+    ops.gelu_tanh_mul(x)
+    ops.embedding(torch.tensor([0, 2], device="cuda"), x, x.new_empty(2, 1002), 3)
+    pool = torch.zeros(4, 40000, dtype=torch.uint8, device="cuda")
+    ops.copy_blocks(pool, torch.tensor([[0, 1], [2, 3]], device="cuda"))
+
+
+def sampling() -> None:
+    rows, vocab = 3, 5000
+    logits = torch.randn(rows, vocab, device="cuda")
+
+    def each(x: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.full((rows,), x, dtype=dtype, device="cuda")
+
+    starts = torch.tensor([0, 2, 4, 6], device="cuda")
+    ids = torch.tensor([1, 1, 2, 3, 4, 4], device="cuda")
+    ops.adjust_logits(logits, each(1.1), each(0.5), each(0.5), ids, starts, starts[:-1], ids, ids.float(), starts)
+    seeds = each(7, torch.int64)
+    tokens = ops.sample(logits, each(0.8), each(50, torch.int64), each(0.9), each(0.01), seeds, seeds)
+    ops.token_logprobs(logits, tokens, 5)
+
+
+def main() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for cache in (dtype, torch.int8):
+            for head_dim in (64, 128, 256):
+                attention_and_kv(dtype, cache, head_dim)
+        matmuls(dtype)
+        row_ops(dtype)
+    sampling()
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+// silu_mul and gelu_tanh_mul: a thread a run of eight columns.
+#include "cuda/common.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+
+namespace pybatch::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+// x / (1 + e^-u), which is 0 where e^-u is infinite, x too.
+__device__ __forceinline__ float times_sigmoid(float x, float u) {
+  const float e = exp_approx(-u);
+  return e == INFINITY ? 0.0f : x / (1.0f + e);
+}
+
+struct Silu {
+  static __device__ __forceinline__ float apply(float x) { return times_sigmoid(x, x); }
+};
+
+struct GeluTanh {  // (1 + tanh u) / 2 is the sigmoid of 2u
+  static __device__ __forceinline__ float apply(float x) {
+    const float u = 0.7978845608028654f * fmaf(0.044715f * x * x, x, x);
+    return times_sigmoid(x, 2.0f * u);
+  }
+};
+
+template <class T, class Activation>
+__global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivationParams p) {
+  const int64_t row = blockIdx.x;
+  const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
+  if (column >= p.width) return;
+  const int64_t n = p.width - column < kRun ? p.width - column : kRun;
+  const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride + column;
+  float gate[kRun], up[kRun];
+  load_run(x, n, gate);
+  load_run(x + p.width, n, up);
+  for (int i = 0; i < kRun; ++i) up[i] *= Activation::apply(gate[i]);
+  store_run(static_cast<T*>(p.out.data) + row * p.out.row_stride + column, n, up);
+}
+
+template <class Activation>
+void gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
+  const dim3 grid(p.rows, ceil_div(p.width, kThreads * kRun));
+  with_float_type(p.x.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(gated_activation_kernel<T, Activation>, grid, dim3(kThreads), 0, stream, p);
+  });
+}
+
+}  // namespace
+
+void silu_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<Silu>(p, stream); }
+void gelu_tanh_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<GeluTanh>(p, stream); }
+
+}  // namespace pybatch::cuda

@@ -1,0 +1,152 @@
+// What every kernel needs: element types, runs of eight elements, sums and maxima over a warp or block.
+// The build turns contraction off (--fmad=false), so arithmetic is fused only where fmaf says so.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "cuda/ptx.cuh"
+#include "pybatch/types.h"
+
+namespace pybatch::cuda {
+
+constexpr int kWarp = 32;
+constexpr uint32_t kAllLanes = 0xffffffffu;
+constexpr float kLog2E = 1.44269504088896341f;
+
+using f16 = __half;
+using bf16 = __nv_bfloat16;
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(int8_t x) { return static_cast<float>(x); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ f16 from_float<f16>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// One element of a type known at run time.
+__device__ __forceinline__ float load_as(DType type, const void* p, int64_t i) {
+  switch (type) {
+    case DType::f32: return static_cast<const float*>(p)[i];
+    case DType::f16: return to_float(static_cast<const f16*>(p)[i]);
+    case DType::bf16: return to_float(static_cast<const bf16*>(p)[i]);
+    default: return to_float(static_cast<const int8_t*>(p)[i]);
+  }
+}
+__device__ __forceinline__ void store_as(DType type, void* p, int64_t i, float x) {
+  switch (type) {
+    case DType::f32: static_cast<float*>(p)[i] = x; return;
+    case DType::f16: static_cast<f16*>(p)[i] = from_float<f16>(x); return;
+    default: static_cast<bf16*>(p)[i] = from_float<bf16>(x); return;
+  }
+}
+
+// ---- runs of eight elements: 16-byte accesses where the address allows ----
+
+constexpr int kRun = 8;
+
+template <class T>
+__device__ __forceinline__ bool whole_and_aligned(const T* p, int64_t n) {
+  return n >= kRun && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+// v = the first n of p[0..8), zeros after.
+template <class T>
+__device__ __forceinline__ void load_run(const T* p, int64_t n, float (&v)[kRun]) {
+  if (whole_and_aligned(p, n)) {
+    constexpr int kEach = 16 / sizeof(T);
+    for (int i = 0; i < kRun / kEach; ++i) {
+      const uint4 raw = load_global_16(p + i * kEach);
+      const T* elements = reinterpret_cast<const T*>(&raw);
+      for (int j = 0; j < kEach; ++j) v[i * kEach + j] = to_float(elements[j]);
+    }
+  } else {
+    for (int i = 0; i < kRun; ++i) v[i] = i < n ? to_float(p[i]) : 0.0f;
+  }
+}
+
+// p[0..8) = v, the first n of it.
+template <class T>
+__device__ __forceinline__ void store_run(T* p, int64_t n, const float (&v)[kRun]) {
+  if (whole_and_aligned(p, n)) {
+    constexpr int kEach = 16 / sizeof(T);
+    for (int i = 0; i < kRun / kEach; ++i) {
+      uint4 raw;
+      T* elements = reinterpret_cast<T*>(&raw);
+      for (int j = 0; j < kEach; ++j) elements[j] = from_float<T>(v[i * kEach + j]);
+      store_global_16(p + i * kEach, raw);
+    }
+  } else {
+    for (int i = 0; i < kRun; ++i) {
+      if (i < n) p[i] = from_float<T>(v[i]);
+    }
+  }
+}
+
+// ---- reductions: every lane (thread) gets the result; the order of the sum is fixed ----
+
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
+  return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
+  return x;
+}
+
+// scratch: shared memory for one float a warp. All threads of the block call together.
+__device__ __forceinline__ float block_sum(float x, float* scratch) {
+  x = warp_sum(x);
+  const int warps = blockDim.x / kWarp;
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  float sum = scratch[0];
+  for (int i = 1; i < warps; ++i) sum += scratch[i];
+  return sum;
+}
+__device__ __forceinline__ float block_max(float x, float* scratch) {
+  x = warp_max(x);
+  const int warps = blockDim.x / kWarp;
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  float max = scratch[0];
+  for (int i = 1; i < warps; ++i) max = fmaxf(max, scratch[i]);
+  return max;
+}
+
+__device__ __forceinline__ float exp_approx(float x) { return ex2_approx(x * kLog2E); }
+
+// ---- host: from a run-time type to a template argument ----
+
+// Calls f with a typed null pointer that stands for the element type.
+template <class F>
+void with_float_type(DType type, const F& f) {
+  switch (type) {
+    case DType::f32: return f(static_cast<float*>(nullptr));
+    case DType::f16: return f(static_cast<f16*>(nullptr));
+    default: return f(static_cast<bf16*>(nullptr));
+  }
+}
+
+}  // namespace pybatch::cuda

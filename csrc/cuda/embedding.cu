@@ -1,0 +1,33 @@
+// embedding: a block a row, gathering from plain rows or from the panels of a packed matmul weight.
+#include "cuda/common.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "pybatch/matmul.h"
+
+namespace pybatch::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) {
+  const int64_t row = blockIdx.x, id = p.ids[row];
+  const int64_t panel = id / kPanel, lane = id % kPanel, groups = ceil_div(p.width, 4);
+  const float scale = p.layout == TableLayout::packed_int8 ? p.scale[id] : 1.0f;
+  for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
+    int64_t at;
+    switch (p.layout) {
+      case TableLayout::rows: at = id * p.width + k; break;
+      case TableLayout::packed_dense: at = (panel * p.width + k) * kPanel + lane; break;
+      default: at = ((panel * (groups + 1) + k / 4) * kPanel + lane) * 4 + k % 4; break;
+    }
+    store_as(p.out.dtype, p.out.data, row * p.out.row_stride + k, load_as(p.table_dtype, p.table, at) * scale);
+  }
+}
+
+}  // namespace
+
+void embedding(const EmbeddingParams& p, cudaStream_t stream) {
+  launch(embedding_kernel, dim3(p.count), dim3(kThreads), 0, stream, p);
+}
+
+}  // namespace pybatch::cuda

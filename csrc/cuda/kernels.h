@@ -1,0 +1,43 @@
+// The CUDA kernels as the binding and the tests call them: the params of the CPU kernels with device pointers, and a
+// stream. They start work and return; no value is read back, so all of them can be captured in a CUDA graph.
+//
+// Where a kernel needs room, <kernel>_workspace says how many bytes; the buffer is 256-byte aligned and is free again
+// once the kernel has run.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "pybatch/activation.h"
+#include "pybatch/attention.h"
+#include "pybatch/embedding.h"
+#include "pybatch/kv_cache.h"
+#include "pybatch/matmul.h"
+#include "pybatch/norm.h"
+#include "pybatch/sampling.h"
+
+namespace pybatch::cuda {
+
+void rms_norm(const NormParams&, cudaStream_t);
+void layer_norm(const NormParams&, cudaStream_t);
+void silu_mul(const GatedActivationParams&, cudaStream_t);
+void gelu_tanh_mul(const GatedActivationParams&, cudaStream_t);
+void embedding(const EmbeddingParams&, cudaStream_t);
+void rope_kv_write(const RopeKvWriteParams&, cudaStream_t);
+void copy_blocks(const CopyBlocksParams&, cudaStream_t);  // either side may be mapped pinned host memory
+
+size_t paged_attention_workspace(const PagedAttentionParams&);
+void paged_attention(const PagedAttentionParams&, void* workspace, cudaStream_t);
+
+void matmul_dense(const MatmulParams&, cudaStream_t);
+void matmul_w8a16(const MatmulParams&, cudaStream_t);
+size_t matmul_w8a8_workspace(const MatmulParams&);
+void matmul_w8a8(const MatmulParams&, void* workspace, cudaStream_t);
+
+size_t adjust_logits_workspace(const AdjustLogitsParams&);
+void adjust_logits(const AdjustLogitsParams&, void* workspace, cudaStream_t);
+void sample(const SampleParams&, cudaStream_t);
+void token_logprobs(const TokenLogprobsParams&, cudaStream_t);
+
+}  // namespace pybatch::cuda

@@ -1,0 +1,19 @@
+#include "cuda/kernels.h"
+#include "cuda/matmul_kernel.cuh"
+#include "cuda/matmul_simple.cuh"
+
+namespace pybatch::cuda {
+
+void matmul_dense(const MatmulParams& p, cudaStream_t stream) {
+  with_float_type(p.weight_dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (!std::is_same_v<T, float>) {
+      if (p.x.dtype == p.weight_dtype) {
+        return matmul<DenseWeights<T>>(p, {nullptr, nullptr, p.bias, p.bias_dtype}, stream);
+      }
+    }
+    simple_matmul<T>(p, stream);
+  });
+}
+
+}  // namespace pybatch::cuda

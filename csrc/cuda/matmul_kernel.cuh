@@ -1,0 +1,171 @@
+// The tensor-core matmul, for every kind of weight (matmul_ops.cuh) and every number of rows: one family of
+// instructions and one order of the sum over K, kSplits parts that are added in ascending order, so the tile never
+// shows in a result.
+#pragma once
+
+#include "cuda/launch.cuh"
+#include "cuda/matmul_ops.cuh"
+
+namespace pybatch::cuda {
+
+constexpr int kPartPitch = kWarpColumns + 4;
+
+// What becomes of a sum: times its column's (and row's) scale, plus its column's bias.
+struct Epilogue {
+  const float* column_scale;  // each may be null
+  const float* row_scale;
+  const void* bias;
+  DType bias_dtype;
+
+  template <class Sum>
+  __device__ __forceinline__ float apply(Sum sum, int64_t row, int64_t column) const {
+    float x = static_cast<float>(sum);
+    if (column_scale != nullptr) {
+      x *= row_scale != nullptr ? row_scale[row] * column_scale[column] : column_scale[column];
+    }
+    return bias != nullptr ? x + load_as(bias_dtype, bias, column) : x;
+  }
+};
+
+// Starts the copy of a stage's slabs of the block's rows of x: sixteen bytes a thread and turn.
+template <class Op, class Tile>
+__device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t first_row, int64_t stage, int thread,
+                                       int threads) {
+  using X = typename Op::X;
+  constexpr int kEach = 16 / sizeof(X), kSlab = kSlabBytes / sizeof(X);
+  for (int i = thread; i < kSlabs * Tile::kRows * 4; i += threads) {
+    const int part = i % 4, slab = i / 4 % kSlabs, row = i / 4 / kSlabs;
+    const int64_t k = (stage * kSlabs + slab) * kSlab + part * kEach, left = p.k - k;
+    const bool valid = first_row + row < p.m && left > 0;
+    const X* from = static_cast<const X*>(p.x.data) + (valid ? (first_row + row) * p.x.row_stride + k : 0);
+    X* at = reinterpret_cast<X*>(to + (slab * Tile::kRows + row) * kSlabBytes + part * 16);
+    if (!valid || (left >= kEach && reinterpret_cast<uintptr_t>(from) % 16 == 0)) {
+      cp_async_16(at, from, valid);
+    } else {
+      for (int j = 0; j < kEach; ++j) at[j] = j < left ? from[j] : X(0);
+    }
+  }
+}
+
+template <class Op, class Tile>
+__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulParams p, Epilogue epilogue) {
+  using Sum = typename Op::Sum;
+  constexpr int kStages = Tile::stages(Op::kBytes), kTokenTiles = Tile::kRows / 8;
+  constexpr size_t kStageBytes = Tile::stage_bytes(Op::kBytes);
+  constexpr int kStageK = kSlabs * kSlabBytes / sizeof(typename Op::X);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int warp_n = warp % Tile::kWarpsN, warp_k = warp / Tile::kWarpsN;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kRows;
+  const int64_t first_column = (static_cast<int64_t>(blockIdx.y) * Tile::kWarpsN + warp_n) * kWarpColumns;
+
+  // Warps that share rows of x wait for each other; a warp with a part of K of its own waits for nobody.
+  constexpr bool kAlone = Tile::kWarpsN == 1;
+  const int thread = kAlone ? lane : static_cast<int>(threadIdx.x);
+  char* shared = dynamic_shared<char>() + warp_k * kStages * kStageBytes;
+  auto wait_for_others = [] { kAlone ? __syncwarp() : __syncthreads(); };
+
+  const int64_t panels = ceil_div(p.n, kPanel) - first_column / kPanel;
+  const int64_t panel_bytes =
+      std::is_same_v<Op, DenseWeights<typename Op::X>> ? p.k * kPanel * 2 : (ceil_div(p.k, 4) + 1) * kPanel * 4;
+  const WarpWeights weights = {
+      static_cast<const char*>(p.weight) + (panels > 0 ? first_column / kPanel * panel_bytes : 0), p.k, panels};
+  auto copy_stage = [&](int64_t stage) {
+    char* to = shared + stage % kStages * kStageBytes;
+    copy_x<Op, Tile>(to, p, first_row, stage, thread, Tile::kWarpsN * kWarp);
+    to += Tile::x_bytes() + warp_n * kSlabs * Op::kBytes;
+    for (int slab = 0; slab < kSlabs; ++slab) {
+      Op::copy(to + slab * Op::kBytes, weights, stage * kSlabs + slab, lane);
+    }
+  };
+
+  Sum sum[2][kTokenTiles][4] = {}, total[2][kTokenTiles][4] = {};
+  const int64_t all_stages = ceil_div(p.k, kStageK), split = ceil_div(all_stages, kSplits);
+  const int64_t begin = warp_k * split < all_stages ? warp_k * split : all_stages;
+  const int64_t end = kAlone ? (begin + split < all_stages ? begin + split : all_stages) : all_stages;
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (begin + i < end) copy_stage(begin + i);
+    cp_async_commit();
+  }
+  for (int64_t stage = begin; stage < end; ++stage) {
+    cp_async_wait<kStages - 2>();
+    wait_for_others();
+    if (stage + kStages - 1 < end) copy_stage(stage + kStages - 1);
+    cp_async_commit();
+
+    const char* here = shared + stage % kStages * kStageBytes;
+    const char* here_weights = here + Tile::x_bytes() + warp_n * kSlabs * Op::kBytes;
+#pragma unroll
+    for (int slab = 0; slab < kSlabs; ++slab) {
+      Operand a;
+      Op::load(a, here_weights + slab * Op::kBytes, lane);
+#pragma unroll
+      for (int j = 0; j < kTokenTiles; ++j) {
+        const char* row = here + (slab * Tile::kRows + 8 * j + g) * kSlabBytes;
+        const uint4 x = reinterpret_cast<const uint4*>(row)[t];
+        const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          for (int tile = 0; tile < 2; ++tile) Op::multiply(sum[tile][j], a[step][tile], b[step]);
+        }
+      }
+    }
+    if (!kAlone && ((stage + 1) % split == 0 || stage + 1 == end)) {
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) {
+        for (int j = 0; j < kTokenTiles; ++j) {
+          for (int e = 0; e < 4; ++e) total[tile][j][e] += sum[tile][j][e], sum[tile][j][e] = 0;
+        }
+      }
+    }
+  }
+
+  // Through shared memory, where parts of K come together and a warp's lanes turn into neighbouring columns.
+  cp_async_wait<0>();
+  __syncthreads();
+  Sum* parts = dynamic_shared<Sum>();
+  constexpr int kPart = Tile::kRows * kPartPitch;
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = 8 * j + 2 * t + e % 2, column = Op::column(tile, e / 2, g);
+        parts[warp * kPart + row * kPartPitch + column] = kAlone ? sum[tile][j][e] : total[tile][j][e];
+      }
+    }
+  }
+  __syncthreads();
+  const int64_t column = first_column + lane;
+  if (column >= p.n) return;
+  constexpr int kStep = kAlone ? kSplits : 1;
+  for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
+    const Sum* part = parts + (kAlone ? 0 : warp) * kPart + row * kPartPitch + lane;
+    Sum x = 0;
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) x += part[i * kPart];
+    store_as(p.out.dtype, p.out.data, (first_row + row) * p.out.row_stride + column,
+             epilogue.apply(x, first_row + row, column));
+  }
+}
+
+template <class Op, class Tile>
+void run_matmul(const MatmulParams& p, const Epilogue& epilogue, cudaStream_t stream) {
+  const dim3 grid(ceil_div(p.m, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
+  const size_t parts = Tile::kWarps * Tile::kRows * kPartPitch * sizeof(typename Op::Sum);
+  const size_t stages = Tile::kWarpsK * Tile::stages(Op::kBytes) * Tile::stage_bytes(Op::kBytes);
+  launch(matmul_kernel<Op, Tile>, grid, dim3(Tile::kWarps * kWarp), parts > stages ? parts : stages, stream, p,
+         epilogue);
+}
+
+template <class Op>
+void matmul(const MatmulParams& p, const Epilogue& epilogue, cudaStream_t stream) {
+  const int64_t blocks = ceil_div(p.m, ManyRows::kRows) * ceil_div(p.n, ManyRows::kWarpsN * kWarpColumns);
+  if (p.m > 32 && blocks >= multiprocessors()) return run_matmul<Op, ManyRows>(p, epilogue, stream);
+  if (p.m > 32) return run_matmul<Op, FewRows<64>>(p, epilogue, stream);
+  if (p.m > 16) return run_matmul<Op, FewRows<32>>(p, epilogue, stream);
+  if (p.m > 8) return run_matmul<Op, FewRows<16>>(p, epilogue, stream);
+  run_matmul<Op, FewRows<8>>(p, epilogue, stream);
+}
+
+}  // namespace pybatch::cuda

@@ -1,0 +1,54 @@
+// Matmul without tensor cores, for fp32 and for weights and activations of unlike types: a thread a column, eight rows
+// at a time, one fused multiply-add after the other in ascending K.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "cuda/launch.cuh"
+#include "pybatch/matmul.h"
+
+namespace pybatch::cuda {
+
+constexpr int kSimpleThreads = 128, kSimpleRows = 8, kSimpleK = 64;
+
+template <class W>
+__global__ void __launch_bounds__(kSimpleThreads) simple_matmul_kernel(MatmulParams p) {
+  float* x = dynamic_shared<float>();  // [kSimpleRows][kSimpleK]
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kSimpleRows;
+  const int64_t column = static_cast<int64_t>(blockIdx.y) * kSimpleThreads + threadIdx.x;
+  const int64_t panel = column / kPanel, lane = column % kPanel, groups = ceil_div(p.k, 4);
+  const W* weight = static_cast<const W*>(p.weight);
+  float sum[kSimpleRows] = {};
+  for (int64_t first_k = 0; first_k < p.k; first_k += kSimpleK) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < kSimpleRows * kSimpleK; i += kSimpleThreads) {
+      const int64_t row = first_row + i / kSimpleK, k = first_k + i % kSimpleK;
+      x[i] = row < p.m && k < p.k ? load_as(p.x.dtype, p.x.data, row * p.x.row_stride + k) : 0.0f;
+    }
+    __syncthreads();
+    const int64_t end = p.k - first_k < kSimpleK ? p.k - first_k : kSimpleK;
+    for (int64_t i = 0; i < end && column < p.n; ++i) {
+      const int64_t k = first_k + i;
+      const int64_t at = std::is_same_v<W, int8_t> ? ((panel * (groups + 1) + k / 4) * kPanel + lane) * 4 + k % 4
+                                                   : (panel * p.k + k) * kPanel + lane;
+      const float w = to_float(weight[at]);
+#pragma unroll
+      for (int r = 0; r < kSimpleRows; ++r) sum[r] = fmaf(x[r * kSimpleK + i], w, sum[r]);
+    }
+  }
+  if (column >= p.n) return;
+  const float scale = p.scale != nullptr ? p.scale[column] : 1.0f;
+  const float bias = p.bias != nullptr ? load_as(p.bias_dtype, p.bias, column) : 0.0f;
+#pragma unroll
+  for (int r = 0; r < kSimpleRows; ++r) {
+    if (first_row + r >= p.m) break;
+    store_as(p.out.dtype, p.out.data, (first_row + r) * p.out.row_stride + column, sum[r] * scale + bias);
+  }
+}
+
+template <class W>
+void simple_matmul(const MatmulParams& p, cudaStream_t stream) {
+  const dim3 grid(ceil_div(p.m, kSimpleRows), ceil_div(p.n, kSimpleThreads));
+  launch(simple_matmul_kernel<W>, grid, dim3(kSimpleThreads), kSimpleRows * kSimpleK * sizeof(float), stream, p);
+}
+
+}  // namespace pybatch::cuda

@@ -1,0 +1,105 @@
+// rope_kv_write: a warp takes one head of one token through shared memory: norm, rotation, then q in place or the
+// cache.
+#include "cuda/common.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+
+namespace pybatch::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kMaxHeadDim = 256;
+
+// RMSNorm of one head in shared memory, in place, rounded before the weight and after it, as the models were trained.
+template <class T>
+__device__ __forceinline__ void normalise(float* head, int dim, const T* weight, float eps, int lane) {
+  float squares = 0.0f;
+  for (int i = lane; i < dim; i += kWarp) squares = fmaf(head[i], head[i], squares);
+  const float inverse = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
+  for (int i = lane; i < dim; i += kWarp)
+    head[i] = to_float(from_float<T>(to_float(from_float<T>(head[i] * inverse)) * to_float(weight[i])));
+  __syncwarp();
+}
+
+__device__ __forceinline__ void rotate(float* head, const float* cos_sin, int rotary_dim, bool interleaved, int lane) {
+  const int half = rotary_dim / 2;
+  for (int i = lane; i < half; i += kWarp) {
+    const int first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
+    const float cos = cos_sin[i], sin = cos_sin[half + i], x = head[first], y = head[second];
+    head[first] = x * cos - y * sin;
+    head[second] = y * cos + x * sin;
+  }
+  __syncwarp();
+}
+
+// Writes one head to the cache: element i goes to to[i * stride]. int8 also writes the head's scale.
+__device__ __forceinline__ void write_to_cache(const float* head, int dim, DType type, void* to, int64_t stride,
+                                               float* scale, int lane) {
+  if (type != DType::i8) {
+    for (int i = lane; i < dim; i += kWarp) store_as(type, to, i * stride, head[i]);
+    return;
+  }
+  float max = 0.0f;
+  for (int i = lane; i < dim; i += kWarp) max = fmaxf(max, fabsf(head[i]));
+  const float step = warp_max(max) / 127.0f;
+  for (int i = lane; i < dim; i += kWarp) {
+    const float q = fminf(fmaxf(head[i] / (step > 0.0f ? step : 1.0f), -127.0f), 127.0f);
+    static_cast<int8_t*>(to)[i * stride] = static_cast<int8_t>(__float2int_rn(q));
+  }
+  if (lane == 0) *scale = step;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp) rope_kv_write_kernel(RopeKvWriteParams p) {
+  const KvCache& cache = p.cache;
+  const int64_t token = blockIdx.x;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t item = static_cast<int64_t>(blockIdx.y) * kWarps + warp;  // q heads, then k heads, then v heads
+  if (item >= p.heads + 2 * cache.kv_heads) return;
+  const bool is_q = item < p.heads, is_v = item >= p.heads + cache.kv_heads;
+  const int64_t h = is_q ? item : (item - p.heads) % cache.kv_heads;
+  const int dim = static_cast<int>(cache.head_dim);
+  const int64_t slot = p.slots[token];
+  if (!is_q && slot < 0) return;
+
+  float* head = dynamic_shared<float>() + warp * kMaxHeadDim;
+  T* q = static_cast<T*>(p.q.data) + token * p.q.row_stride + h * dim;
+  const ConstMatrix& from = is_v ? p.v : p.k;
+  const T* x = is_q ? q : static_cast<const T*>(from.data) + token * from.row_stride + h * dim;
+  for (int i = lane; i < dim; i += kWarp) head[i] = to_float(x[i]);
+  __syncwarp();
+  if (!is_v) {
+    const T* norm = static_cast<const T*>(is_q ? p.q_norm_weight : p.k_norm_weight);
+    if (norm != nullptr) normalise(head, dim, norm, p.norm_eps, lane);
+    const float* cos_sin = p.rotary + p.positions[token] * p.rotary_dim;
+    rotate(head, cos_sin, static_cast<int>(p.rotary_dim), p.interleaved, lane);
+  }
+  if (is_q) {
+    for (int i = lane; i < dim; i += kWarp) q[i] = from_float<T>(head[i]);
+    return;
+  }
+
+  const int64_t block = slot / cache.block_size, offset = slot % cache.block_size, bytes = size_of(cache.dtype);
+  const int64_t at_scale = h * cache.block_size + offset;
+  if (is_v) {
+    const int64_t at = block * cache.v_block_stride + (h * cache.block_size + offset) * dim;
+    write_to_cache(head, dim, cache.dtype, static_cast<char*>(cache.v) + at * bytes, 1,
+                   cache.v_scale + block * cache.v_scale_block_stride + at_scale, lane);
+  } else {
+    const int64_t at = block * cache.k_block_stride + h * dim * cache.block_size + offset;
+    write_to_cache(head, dim, cache.dtype, static_cast<char*>(cache.k) + at * bytes, cache.block_size,
+                   cache.k_scale + block * cache.k_scale_block_stride + at_scale, lane);
+  }
+}
+
+}  // namespace
+
+void rope_kv_write(const RopeKvWriteParams& p, cudaStream_t stream) {
+  const dim3 grid(p.tokens, ceil_div(p.heads + 2 * p.cache.kv_heads, kWarps));
+  with_float_type(p.q.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(rope_kv_write_kernel<T>, grid, dim3(kWarps * kWarp), kWarps * kMaxHeadDim * sizeof(float), stream, p);
+  });
+}
+
+}  // namespace pybatch::cuda

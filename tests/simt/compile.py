@@ -1,0 +1,78 @@
+"""Compiles CUDA sources for the SIMT layer with the host's C++ compiler. Results are kept by the hash of their inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CSRC = HERE.parent.parent / "csrc"
+CACHE = HERE.parent.parent / "build" / "simt"
+RUNTIME_SOURCES = sorted((HERE / "src").glob("*.cpp"))
+KERNEL_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+
+CXX = os.environ.get("CXX", "g++")
+# As nvcc with --fmad=false: arithmetic is fused only where the source says so.
+COMMON = ["-std=c++20", "-g1", "-march=native", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+RUNTIME = [*COMMON, "-O2", "-fwrapv", "-U_FORTIFY_SOURCE"]
+# The sanitizers only put in their calls; src/runtime.cpp answers them.
+KERNEL = [
+    *COMMON, "-O1", "-x", "c++", "-fno-strict-aliasing", "-Wno-unknown-pragmas",
+    "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero", "--param=tsan-instrument-func-entry-exit=0",
+]  # fmt: skip
+
+
+def _headers(*folders: Path) -> list[Path]:
+    return sorted(p for folder in folders for p in folder.rglob("*") if p.suffix in {".h", ".cuh"} or not p.suffix)
+
+
+def _cached(name: str, inputs: Iterable[Path], flags: Sequence[str], make: list[str]) -> Path:
+    """CACHE/name-HASH, made by running make + ["-o", file] if it is not there yet."""
+    digest = hashlib.sha256(repr((CXX, flags)).encode())
+    for path in inputs:
+        if path.is_file():
+            digest.update(path.read_bytes())
+    stem, suffix = os.path.splitext(name)
+    result = CACHE / f"{stem}-{digest.hexdigest()[:16]}{suffix}"
+    if not result.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            temporary = Path(folder) / "out"
+            done = subprocess.run([CXX, *make, "-o", str(temporary)], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"compiling {name} failed:\n{done.stderr}")
+            temporary.replace(result)
+    return result
+
+
+def runtime() -> Path:
+    """The SIMT runtime, libsimt.so."""
+    include = HERE / "include"
+    inputs = [*RUNTIME_SOURCES, *_headers(HERE / "src", include)]
+    sources = [str(p) for p in RUNTIME_SOURCES]
+    return _cached("libsimt.so", inputs, RUNTIME, [*RUNTIME, "-shared", "-pthread", f"-I{include}", *sources, "-ldl"])
+
+
+def _object(source: Path, csrc: Path) -> Path:
+    include = HERE / "include"
+    headers = _headers(include, csrc / "pybatch", csrc / "cuda")
+    make = [*KERNEL, "-c", f"-I{include}", f"-I{csrc}", str(source)]
+    return _cached(f"{source.stem}.o", [source, *headers], KERNEL, make)
+
+
+def library(sources: Sequence[Path] = KERNEL_SOURCES, csrc: Path = CSRC) -> Path:
+    """A shared library of these .cu files. csrc: where their headers are."""
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda source: _object(source, csrc), sources))
+    name = f"{sources[0].stem if len(sources) == 1 else 'kernels'}.so"
+    return _cached(name, objects, COMMON, ["-shared", *map(str, objects), str(runtime())])
+
+
+if __name__ == "__main__":
+    print(library([Path(p).resolve() for p in sys.argv[1:]] or KERNEL_SOURCES))

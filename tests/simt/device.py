@@ -1,0 +1,441 @@
+"""pybatch's CUDA ops, run on the SIMT layer: the functions of pybatch.ops, on CPU tensors.
+
+Every call copies its tensors into buffers that end exactly where the tensor ends and lie far from one another, so that
+an access beyond them is seen, and copies the results back. What a kernel does wrong raises SimtFault.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint, c_uint64, c_void_p
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pybatch.ops
+import torch
+from simt import compile
+from torch import Tensor
+
+
+class SimtFault(Exception):
+    """A kernel broke a rule; the message says which, in which kernel, block and thread, and at which source line."""
+
+
+# ---- csrc/pybatch/*.h ----
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("row_stride", c_int64), ("dtype", c_int32)]
+
+
+class NormParams(ctypes.Structure):
+    _fields_ = [
+        ("x", Matrix), ("residual", Matrix), ("out", Matrix), ("weight", c_void_p), ("bias", c_void_p),
+        ("eps", c_float), ("rows", c_int64), ("width", c_int64),
+    ]  # fmt: skip
+
+
+class GatedActivationParams(ctypes.Structure):
+    _fields_ = [("x", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
+
+
+class EmbeddingParams(ctypes.Structure):
+    _fields_ = [
+        ("ids", c_void_p), ("table", c_void_p), ("scale", c_void_p), ("layout", c_int32), ("table_dtype", c_int32),
+        ("out", Matrix), ("count", c_int64), ("vocab", c_int64), ("width", c_int64),
+    ]  # fmt: skip
+
+
+class MatmulParams(ctypes.Structure):
+    _fields_ = [
+        ("x", Matrix), ("weight", c_void_p), ("weight_dtype", c_int32), ("scale", c_void_p), ("bias", c_void_p),
+        ("bias_dtype", c_int32), ("out", Matrix), ("m", c_int64), ("n", c_int64), ("k", c_int64),
+    ]  # fmt: skip
+
+
+class KvCache(ctypes.Structure):
+    _fields_ = [
+        ("k", c_void_p), ("v", c_void_p), ("k_scale", c_void_p), ("v_scale", c_void_p), ("k_block_stride", c_int64),
+        ("v_block_stride", c_int64), ("k_scale_block_stride", c_int64), ("v_scale_block_stride", c_int64),
+        ("num_blocks", c_int64), ("kv_heads", c_int64), ("block_size", c_int64), ("head_dim", c_int64),
+        ("dtype", c_int32),
+    ]  # fmt: skip
+
+
+class RopeKvWriteParams(ctypes.Structure):
+    _fields_ = [
+        ("q", Matrix), ("k", Matrix), ("v", Matrix), ("positions", c_void_p), ("slots", c_void_p),
+        ("rotary", c_void_p), ("q_norm_weight", c_void_p), ("k_norm_weight", c_void_p), ("norm_eps", c_float),
+        ("tokens", c_int64), ("heads", c_int64), ("rotary_dim", c_int64), ("interleaved", c_bool), ("cache", KvCache),
+    ]  # fmt: skip
+
+
+class CopyBlocksParams(ctypes.Structure):
+    _fields_ = [
+        ("src", c_void_p), ("dst", c_void_p), ("pairs", c_void_p), ("count", c_int64), ("block_bytes", c_int64)
+    ]  # fmt: skip
+
+
+class PagedAttentionParams(ctypes.Structure):
+    _fields_ = [
+        ("q", Matrix), ("out", Matrix), ("cache", KvCache), ("block_tables", c_void_p), ("block_table_stride", c_int64),
+        ("query_start", c_void_p), ("seq_lens", c_void_p), ("sinks", c_void_p), ("scale", c_float),
+        ("soft_cap", c_float), ("window", c_int64), ("tokens", c_int64), ("sequences", c_int64), ("heads", c_int64),
+    ]  # fmt: skip
+
+
+class AdjustLogitsParams(ctypes.Structure):
+    _fields_ = [
+        ("logits", c_void_p), ("row_stride", c_int64), ("rows", c_int64), ("vocab", c_int64), ("repetition", c_void_p),
+        ("presence", c_void_p), ("frequency", c_void_p), ("history", c_void_p), ("history_start", c_void_p),
+        ("output_start", c_void_p), ("bias_ids", c_void_p), ("bias_values", c_void_p), ("bias_start", c_void_p),
+    ]  # fmt: skip
+
+
+class SampleParams(ctypes.Structure):
+    _fields_ = [
+        ("logits", c_void_p), ("row_stride", c_int64), ("rows", c_int64), ("vocab", c_int64),
+        ("temperature", c_void_p), ("top_k", c_void_p), ("top_p", c_void_p), ("min_p", c_void_p), ("seeds", c_void_p),
+        ("positions", c_void_p), ("out", c_void_p),
+    ]  # fmt: skip
+
+
+class TokenLogprobsParams(ctypes.Structure):
+    _fields_ = [
+        ("logits", c_void_p), ("row_stride", c_int64), ("rows", c_int64), ("vocab", c_int64), ("tokens", c_void_p),
+        ("num_top", c_int64), ("logprob", c_void_p), ("rank", c_void_p), ("top_ids", c_void_p),
+        ("top_logprobs", c_void_p),
+    ]  # fmt: skip
+
+
+# ---- the runtime ----
+
+
+def _load_runtime() -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(compile.runtime()), mode=ctypes.RTLD_GLOBAL)
+    for name, result, arguments in (
+        ("simt_allocate", c_void_p, [c_size_t, c_char_p, ctypes.c_int]),
+        ("simt_release", None, [c_void_p]),
+        ("simt_set_schedule", None, [c_uint64]),
+        ("simt_set_os_threads", None, [c_uint]),
+        ("simt_take_fault", None, [c_char_p, c_size_t]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+RUNTIME = _load_runtime()
+
+
+def set_schedule(seed: int) -> None:
+    """The order in which blocks and threads run: 0 ascending, else shuffled by the seed (odd: blocks descending)."""
+    RUNTIME.simt_set_schedule(seed)
+
+
+def raise_fault() -> None:
+    """Raises SimtFault if a kernel has done something wrong since the last call."""
+    text = ctypes.create_string_buffer(8192)
+    RUNTIME.simt_take_fault(text, len(text))
+    if message := text.value.decode():
+        raise SimtFault(re.sub(r"(/\S+\.so)\+(0x[0-9a-f]+)", _source_line, message))
+
+
+def _source_line(place: re.Match[str]) -> str:
+    """The function and source line that a place in a library comes from: the innermost that is not the layer's own."""
+    run = subprocess.run(["addr2line", "-Cfie", place[1], place[2]], capture_output=True, text=True)
+    lines = run.stdout.splitlines()
+    for function, line in zip(lines[::2], lines[1::2], strict=True):
+        if str(compile.HERE / "include") not in line and function != "??":
+            name = function.replace("(anonymous namespace)::", "").split("(")[0]
+            return f"{name} ({Path(line).name})"
+    return place[0]
+
+
+class Buffers:
+    """The device copies of the tensors of one call."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, Tensor | None]] = []
+
+    def read(self, t: Tensor | None, name: str) -> int | None:
+        """The address of a copy that the kernel may read."""
+        return None if t is None else self._place(t, name, False)
+
+    def write(self, t: Tensor | None, name: str) -> int | None:
+        """The address of a copy that the kernel may write, and that is copied back."""
+        return None if t is None else self._place(t, name, True)
+
+    def workspace(self, size: int) -> int:
+        pointer: int = RUNTIME.simt_allocate(size, b"workspace", 1)
+        ctypes.memset(pointer, 0xFF, size)
+        self._all.append((pointer, None))
+        return pointer
+
+    def matrix(self, t: Tensor | None, name: str, *, out: bool = False) -> Matrix:
+        if t is None:
+            return Matrix()
+        stride = t.stride(0) if t.shape[0] > 1 else t.shape[1]
+        return Matrix((self.write if out else self.read)(t, name), stride, DTYPES[t.dtype])
+
+    def _place(self, t: Tensor, name: str, writable: bool) -> int:
+        pointer: int = RUNTIME.simt_allocate(_span(t), name.encode(), writable)
+        ctypes.memmove(pointer, t.data_ptr(), _span(t))
+        self._all.append((pointer, t if writable else None))
+        return pointer
+
+    def copy_back(self) -> None:
+        for pointer, t in self._all:
+            if t is not None:
+                ctypes.memmove(t.data_ptr(), pointer, _span(t))
+
+    def release(self) -> None:
+        for pointer, _ in self._all:
+            RUNTIME.simt_release(pointer)
+
+
+def _span(t: Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return 0 if t.numel() == 0 else (last + 1) * t.itemsize
+
+
+@contextmanager
+def buffers() -> Iterator[Buffers]:
+    held = Buffers()
+    try:
+        yield held
+        raise_fault()
+        held.copy_back()
+    finally:
+        held.release()
+
+
+def kv_cache(b: Buffers, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, out: bool) -> KvCache:
+    place = b.write if out else b.read
+    strides = [0 if t is None else t.stride(0) for t in (k, v, k_scale, v_scale)]
+    pointers = [
+        place(k, "k_cache"), place(v, "v_cache"), place(k_scale, "k_scale"), place(v_scale, "v_scale")
+    ]  # fmt: skip
+    blocks, kv_heads, head_dim, block_size = k.shape
+    return KvCache(*pointers, *strides, blocks, kv_heads, block_size, head_dim, DTYPES[k.dtype])
+
+
+class SimtOps:
+    """The ops of one library of kernels; signatures and semantics are those of pybatch.ops."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """path: by default the library of all kernels, compiled when it is first used."""
+        self._path = path
+
+    @cached_property
+    def _lib(self) -> ctypes.CDLL:
+        return ctypes.CDLL(str(self._path or compile.library()))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pybatch.ops, name)  # what runs no kernel: packing, quantising
+
+    def _function(self, name: str, params: ctypes.Structure, *more: str) -> ctypes._NamedFuncPointer:
+        """pybatch::cuda::name(const Params&, more..., cudaStream_t), by its mangled name (Itanium C++ ABI)."""
+        kind = type(params).__name__
+        return getattr(self._lib, f"_ZN7pybatch4cuda{len(name)}{name}ERKNS_{len(kind)}{kind}E{''.join(more)}")
+
+    def _run(self, name: str, params: ctypes.Structure) -> None:
+        self._function(name, params, "P11CUstream_st")(ctypes.byref(params), None)
+
+    def _run_with_workspace(self, b: Buffers, name: str, params: ctypes.Structure) -> None:
+        size = self._function(f"{name}_workspace", params)
+        size.restype = c_size_t
+        workspace = c_void_p(b.workspace(size(ctypes.byref(params))))
+        self._function(name, params, "Pv", "P11CUstream_st")(ctypes.byref(params), workspace, None)
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        return self._norm("rms_norm", x, weight, None, eps, residual, out)
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        return self._norm("layer_norm", x, weight, bias, eps, residual, out)
+
+    def _norm(
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None,
+        out: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        out = poisoned(*x.shape, dtype=x.dtype) if out is None else out
+        with buffers() as b:
+            self._run(
+                name,
+                NormParams(
+                    b.matrix(x, "x"), b.matrix(residual, "residual", out=True), b.matrix(out, "out", out=True),
+                    b.read(weight, "weight"), b.read(bias, "bias"), eps, *x.shape,
+                ),
+            )  # fmt: skip
+        return out
+
+    def silu_mul(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._gated("silu_mul", x, out)
+
+    def gelu_tanh_mul(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._gated("gelu_tanh_mul", x, out)
+
+    def _gated(self, name: str, x: Tensor, out: Tensor | None) -> Tensor:
+        rows, width = x.shape[0], x.shape[1] // 2
+        out = poisoned(rows, width, dtype=x.dtype) if out is None else out
+        with buffers() as b:
+            self._run(name, GatedActivationParams(b.matrix(x, "x"), b.matrix(out, "out", out=True), rows, width))
+        return out
+
+    def embedding(self, ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None) -> Tensor:
+        layout = 0 if table.dim() == 2 else 1 if scale is None else 2
+        with buffers() as b:
+            self._run(
+                "embedding",
+                EmbeddingParams(
+                    b.read(ids, "ids"), b.read(table, "table"), b.read(scale, "scale"), layout, DTYPES[table.dtype],
+                    b.matrix(out, "out", out=True), len(ids), vocab, out.shape[1],
+                ),
+            )  # fmt: skip
+        return out
+
+    def rope_kv_write(
+        self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, slots: Tensor, rotary: Tensor, k_cache: Tensor,
+        v_cache: Tensor, k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, interleaved: bool = False,
+        q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 1e-6,
+    ) -> None:  # fmt: skip
+        with buffers() as b:
+            self._run(
+                "rope_kv_write",
+                RopeKvWriteParams(
+                    b.matrix(q, "q", out=True), b.matrix(k, "k"), b.matrix(v, "v"), b.read(positions, "positions"),
+                    b.read(slots, "slots"), b.read(rotary, "rotary"), b.read(q_norm, "q_norm"),
+                    b.read(k_norm, "k_norm"), norm_eps, len(q), q.shape[1] // k_cache.shape[2], rotary.shape[1],
+                    interleaved, kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=True),
+                ),
+            )  # fmt: skip
+
+    def copy_blocks(self, pool: Tensor, pairs: Tensor) -> None:
+        with buffers() as b:
+            p = b.write(pool, "pool")
+            self._run("copy_blocks", CopyBlocksParams(p, p, b.read(pairs, "pairs"), len(pairs), pool[0].nbytes))
+
+    def swap_blocks(self, src: Tensor, dst: Tensor, pairs: Tensor) -> None:
+        with buffers() as b:
+            params = CopyBlocksParams(
+                b.read(src, "src"), b.write(dst, "dst"), b.read(pairs, "pairs"), len(pairs), src[0].nbytes
+            )
+            self._run("copy_blocks", params)
+
+    def paged_attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_start: Tensor, seq_lens: Tensor,
+        scale: float, *, k_scale: Tensor | None = None, v_scale: Tensor | None = None, window: int = 0,
+        soft_cap: float = 0.0, sinks: Tensor | None = None, out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        out = poisoned(*q.shape, dtype=q.dtype) if out is None else out
+        with buffers() as b:
+            self._run_with_workspace(
+                b,
+                "paged_attention",
+                PagedAttentionParams(
+                    b.matrix(q, "q"), b.matrix(out, "out", out=True),
+                    kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=False), b.read(block_tables, "block_tables"),
+                    block_tables.stride(0), b.read(query_start, "query_start"), b.read(seq_lens, "seq_lens"),
+                    b.read(sinks, "sinks"), scale, soft_cap, window, len(q), len(seq_lens),
+                    q.shape[1] // k_cache.shape[2],
+                ),
+            )  # fmt: skip
+        return out
+
+    def matmul_dense(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+        with buffers() as b:
+            self._run("matmul_dense", self._matmul(b, x, weight, None, bias, out))
+        return out
+
+    def matmul_w8a16(
+        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor
+    ) -> Tensor:
+        with buffers() as b:
+            self._run("matmul_w8a16", self._matmul(b, x, weight, scale, bias, out))
+        return out
+
+    def matmul_w8a8(
+        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor
+    ) -> Tensor:
+        with buffers() as b:
+            self._run_with_workspace(b, "matmul_w8a8", self._matmul(b, x, weight, scale, bias, out))
+        return out
+
+    def _matmul(
+        self, b: Buffers, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor
+    ) -> MatmulParams:
+        return MatmulParams(
+            b.matrix(x, "x"), b.read(weight, "weight"), DTYPES[weight.dtype], b.read(scale, "scale"),
+            b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype], b.matrix(out, "out", out=True),
+            x.shape[0], out.shape[1], x.shape[1],
+        )  # fmt: skip
+
+    def adjust_logits(
+        self, logits: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor, history: Tensor,
+        history_start: Tensor, output_start: Tensor, bias_ids: Tensor, bias_values: Tensor, bias_start: Tensor,
+    ) -> None:  # fmt: skip
+        with buffers() as b:
+            self._run_with_workspace(
+                b,
+                "adjust_logits",
+                AdjustLogitsParams(
+                    b.write(logits, "logits"), logits.stride(0), *logits.shape, b.read(repetition, "repetition"),
+                    b.read(presence, "presence"), b.read(frequency, "frequency"), b.read(history, "history"),
+                    b.read(history_start, "history_start"), b.read(output_start, "output_start"),
+                    b.read(bias_ids, "bias_ids"), b.read(bias_values, "bias_values"), b.read(bias_start, "bias_start"),
+                ),
+            )  # fmt: skip
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
+        positions: Tensor,
+    ) -> Tensor:  # fmt: skip
+        out = poisoned(len(logits), dtype=torch.int64)
+        with buffers() as b:
+            self._run(
+                "sample",
+                SampleParams(
+                    b.read(logits, "logits"), logits.stride(0), *logits.shape, b.read(temperature, "temperature"),
+                    b.read(top_k, "top_k"), b.read(top_p, "top_p"), b.read(min_p, "min_p"), b.read(seeds, "seeds"),
+                    b.read(positions, "positions"), b.write(out, "out"),
+                ),
+            )  # fmt: skip
+        return out
+
+    def token_logprobs(self, logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows = len(logits)
+        outs = (
+            poisoned(rows, dtype=torch.float32), poisoned(rows, dtype=torch.int64),
+            poisoned(rows, num_top, dtype=torch.int64), poisoned(rows, num_top, dtype=torch.float32),
+        )  # fmt: skip
+        with buffers() as b:
+            names = ("logprob", "rank", "top_ids", "top_logprobs")
+            logprob, *rest = (b.write(out, name) for out, name in zip(outs, names, strict=True))
+            self._run(
+                "token_logprobs",
+                TokenLogprobsParams(
+                    b.read(logits, "logits"), logits.stride(0), *logits.shape, b.read(tokens, "tokens"), num_top,
+                    logprob, *rest,
+                ),
+            )  # fmt: skip
+        return outs
+
+
+def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
+    """NaN, or -1: what no kernel leaves by chance."""
+    out = torch.empty(shape, dtype=dtype)
+    out.view(torch.uint8).fill_(0xFF)
+    return out

@@ -1,0 +1,38 @@
+// SIMT twin of csrc/cuda/launch.cuh.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+namespace pybatch::cuda {
+
+inline void check_cuda(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  using Arguments = std::tuple<Params...>;
+  const Arguments arguments(static_cast<Params>(args)...);
+  simt::launch({grid, block, shared_bytes, reinterpret_cast<const void*>(kernel), &arguments, sizeof(arguments),
+                [](const void* function, const void* packed) {
+                  std::apply(reinterpret_cast<void (*)(Params...)>(const_cast<void*>(function)),
+                             *static_cast<const Arguments*>(packed));
+                }});
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, 0));
+  return value;
+}
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+inline size_t max_shared_bytes() {
+  return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+}  // namespace pybatch::cuda

@@ -1,0 +1,124 @@
+"""One short, sharp check of each kernel: fixed small shapes against float64, and bits alone against bits in a batch."""
+
+from __future__ import annotations
+
+import torch
+from ops import _matmul_reference as matmul_reference
+from simt.device import SimtOps
+from simt.suites import running, suite
+from torch import Tensor
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(ops: SimtOps) -> None:
+    """Prefill, chunked prefill and decode over several splits, in one batch and alone."""
+    tests = suite("test_attention")
+    with running(tests, ops):
+        for cache, dtype, window in (
+            (torch.bfloat16, torch.bfloat16, 0),
+            (torch.float16, torch.float16, 20),
+            (torch.int8, torch.float16, 0),
+        ):
+            shape = tests.Shape(heads=6, kv_heads=2, head_dim=64, cache=cache, dtype=dtype)
+            mask = tests.Mask(window=window)
+            lengths = ((130, 130), (200, 37), (600, 1), (65, 1))
+            sequences = [tests.make_sequence(shape, length, seed) for seed, (length, _) in enumerate(lengths)]
+            work = [(s, length - last, length) for s, (length, last) in zip(sequences, lengths, strict=True)]
+            outs = tests.attend(shape, mask, work)
+            for out, (sequence, begin, _) in zip(outs, work, strict=True):
+                wanted = tests.reference(shape, mask, sequence, None)[begin:]
+                tolerance = tests.TOLERANCE[dtype]
+                torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
+            for out, item in zip(outs, work, strict=True):
+                assert torch.equal(tests.attend(shape, mask, [item])[0], out)
+
+
+def matmul(ops: SimtOps, kernel: str) -> None:
+    """Every tile of rows, remainders in every extent, rows alone."""
+    tests = suite("test_matmul")
+    n, k = 75, 1100
+    weight, x, bias = random(n, k, seed=1), random(70, k, seed=2).half(), random(n, seed=3)
+    if kernel == "dense":
+        packed, scale = ops.pack_dense(weight.half()), None
+        wanted, size = (matmul_reference.float_sum(x.abs() if size else x, weight.half().abs() if size else
+                        weight.half(), bias.abs() if size else bias) for size in (False, True))  # fmt: skip
+    else:
+        q, scale = ops.quantize_int8(weight)
+        packed = ops.pack_int8(q)
+        wide = q.double() * scale.double()[:, None]
+        wanted = (
+            matmul_reference.exact_int8(x, q, scale, bias)
+            if kernel == "w8a8"
+            else matmul_reference.float_sum(x, wide, bias)
+        )
+        size = matmul_reference.float_sum(x.abs(), wide.abs(), bias.abs())
+
+    def run(rows: Tensor) -> Tensor:
+        out = torch.full((len(rows), n), torch.nan)
+        # Rows apart, with NaN between them: what lies beyond a row is not to be read into it.
+        args = (tests.rows_apart(rows, 4), packed) + (() if scale is None else (scale,))
+        return getattr(ops, f"matmul_{kernel}")(*args, bias, out=out)
+
+    for m in (70, 20, 10, 3):
+        out = run(x[:m])
+        tests.assert_close(out, wanted[:m], size[:m], k)
+        for row in (0, 1, m - 1):
+            assert torch.equal(run(x[row : row + 1])[0], out[row])
+
+
+def matmul_dense(ops: SimtOps) -> None:
+    matmul(ops, "dense")
+
+
+def matmul_w8a16(ops: SimtOps) -> None:
+    matmul(ops, "w8a16")
+
+
+def matmul_w8a8(ops: SimtOps) -> None:
+    matmul(ops, "w8a8")
+
+
+def norm(ops: SimtOps) -> None:
+    tests = suite("test_norm")
+    for rows, width, dtype in ((3, 4100, torch.float32), (2, 70, torch.bfloat16), (5, 576, torch.float16)):
+        x, weight = random(rows, width).to(dtype), random(width, seed=1).to(dtype)
+        out = ops.rms_norm(x, weight, 1e-5)
+        tests.assert_close(out, tests.rms_norm_reference(x, weight, 1e-5))
+        assert torch.equal(ops.rms_norm(x[1:2], weight, 1e-5)[0], out[1])
+
+
+def rope_kv_write(ops: SimtOps) -> None:
+    tests = suite("test_rope_kv_write")
+    with running(tests, ops):
+        for norm in (False, True):
+            shape = tests.Shape(norm=norm, interleaved=norm, cache=torch.int8)
+            batch, cache = tests.make_batch(shape, 5), tests.Cache.empty(shape, 2)
+            q = tests.write(batch, cache)
+            rows, keys, values = batch.split()
+            q_norm, k_norm = tests.norm_weights(shape)
+            torch.testing.assert_close(q.double(), tests.reference(batch, rows, q_norm), rtol=1e-4, atol=1e-4)
+            k, v = (slots[batch.slots] for slots in cache.slots())
+            torch.testing.assert_close(k, tests.reference(batch, keys, k_norm), rtol=0, atol=0.03)
+            wanted = values.double().unflatten(1, (shape.kv_heads, shape.head_dim))
+            torch.testing.assert_close(v, wanted, rtol=0, atol=0.03)
+
+
+def copy_blocks(ops: SimtOps) -> None:
+    for block_bytes in (20000, 63):
+        pool = (random(4, block_bytes) * 99).to(torch.uint8)
+        wanted = pool[[0, 0, 2, 2]]
+        ops.copy_blocks(pool, torch.tensor([[0, 1], [2, 3]]))
+        assert torch.equal(pool, wanted)
+
+
+def token_logprobs(ops: SimtOps) -> None:
+    logits, tokens = random(3, 700), torch.tensor([5, 699, 0])
+    logprob, rank, top_ids, _ = ops.token_logprobs(logits, tokens, 4)
+    wanted = logits.double().log_softmax(1)
+    picked = logits.gather(1, tokens[:, None])
+    torch.testing.assert_close(logprob.double(), wanted.gather(1, tokens[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+    assert rank.tolist() == ((logits > picked).sum(1) + 1).tolist()
+    assert torch.equal(top_ids, logits.topk(4).indices)

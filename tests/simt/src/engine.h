@@ -1,0 +1,107 @@
+// Runs the blocks of a launch: one fiber a thread, first come first served, until each has returned or none can run.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "registry.h"
+#include "shadow.h"
+#include "simt/runtime.h"
+
+namespace simt {
+
+constexpr size_t kMaxSharedBytes = 227 << 10;  // of sm_90, the largest
+constexpr unsigned kMaxThreads = 1024, kWarp = 32;
+
+class Worker;
+
+struct AsyncCopy {
+  const void* source;
+  size_t offset;
+  unsigned bytes, source_bytes;
+};
+
+struct Thread {
+  Fiber fiber;
+  Worker* worker;
+  uint3 index;
+  unsigned linear;
+  bool exited;
+  const char* waits_for;  // null: it does not wait
+  Location waits_at;
+  std::vector<AsyncCopy> copies;  // issued and not landed, oldest first
+  std::vector<size_t> groups;     // how many of them each committed group holds, oldest first
+
+  unsigned warp() const { return linear / kWarp; }
+  unsigned lane() const { return linear % kWarp; }
+};
+
+// A warp-wide instruction that some lanes have reached.
+struct Pending {
+  const char* name;
+  Location at;
+  unsigned mask, arrived;
+  void* operands[kWarp];
+};
+
+struct Barrier {
+  unsigned expected = 0;
+  Location at;
+  std::vector<Thread*> waiting;
+};
+
+class Worker {
+ public:
+  Worker();
+  ~Worker();
+  void run_block(const Launch&, uint3 block, uint64_t seed);
+
+  // Called on the fiber of a thread. These return once the thread may go on.
+  void barrier(Thread&, int id, unsigned threads, Location);
+  void collective(Thread&, unsigned mask, const char* name, void* operand, Apply, Location);
+  void exit(Thread&);
+
+  void global_access(uintptr_t p, size_t bytes, bool write, const void* pc, const char* what);
+  void shared_access(Thread&, uintptr_t p, size_t bytes, int kind, const void* pc, const char* what);
+  bool is_shared(uintptr_t p) const { return p - window_ < kWindowBytes; }
+
+  // Records the fault and gives the block up.
+  [[noreturn]] void fail(const std::string& message, const void* pc = nullptr);
+  [[noreturn]] void fail(const std::string& message, Location);
+
+  const Launch* launch = nullptr;
+  uint3 block{};
+  char* shared;
+  Shadow shadow{kMaxSharedBytes};
+
+ private:
+  static constexpr size_t kWindowBytes = 4 << 20;  // around shared memory: an access here was meant for it
+  static void run_thread(void*);
+  void block_thread(Thread&, const char* what, Location);
+  void wake(Thread&);
+  [[noreturn]] void run_next();
+  std::string stuck() const;
+
+  std::vector<std::unique_ptr<Thread>> threads_;
+  std::vector<Thread*> ready_;  // a ring as large as the block
+  size_t head_ = 0, tail_ = 0;
+  unsigned count_ = 0, live_ = 0;
+  std::vector<Pending> pending_[kMaxThreads / kWarp];
+  unsigned exited_lanes_[kMaxThreads / kWarp];
+  Barrier barriers_[16];
+  jmp_buf main_;
+  bool failed_ = false;
+  uintptr_t window_;
+  Range last_;  // the range that the last global access hit
+};
+
+extern thread_local Thread* current __attribute__((tls_model("initial-exec")));  // null outside kernels
+
+std::string where(const void* pc);
+std::string where(Location);
+void record_fault(const std::string&);
+bool has_fault();
+
+}  // namespace simt

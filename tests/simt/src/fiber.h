@@ -1,0 +1,42 @@
+// Stackful coroutines: ucontext gives each its stack, _setjmp/_longjmp switch without a system call, as QEMU does.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstddef>
+
+namespace simt {
+
+class Fiber {
+ public:
+  static constexpr size_t kStackBytes = 128 << 10;
+
+  Fiber() = default;
+  Fiber(const Fiber&) = delete;
+  ~Fiber();
+
+  // Makes the next switch_to() call entry(argument), which must never return. `color` staggers the stacks of many
+  // fibers, whose tops would else share the same cache sets.
+  void prepare(void (*entry)(void*), void* argument, unsigned color);
+
+  bool holds(const void* p) const {
+    return static_cast<size_t>(static_cast<const char*>(p) - stack_) < kStackBytes;
+  }
+
+  static void switch_from_to(jmp_buf& from, jmp_buf& to) {
+    if (_setjmp(from) == 0) _longjmp(to, 1);
+  }
+
+  jmp_buf state;
+
+ private:
+  static void first_entry(unsigned high, unsigned low);
+
+  char* stack_ = nullptr;
+  void (*entry_)(void*) = nullptr;
+  void* argument_ = nullptr;
+  ucontext_t creator_, start_;
+};
+
+}  // namespace simt

@@ -1,0 +1,195 @@
+"""Planted faults: each mutation of a kernel, alone, is caught by that kernel's probe, and without one the probe passes.
+
+What is caught is a fault that the layer reports, a wrong result, or a bit that depends on the batch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from simt import compile, probes
+from simt.device import SimtFault, SimtOps
+
+
+@dataclass(frozen=True)
+class Mutation:
+    what: str
+    file: str
+    before: str
+    after: str
+    probe: Callable[[SimtOps], None]
+
+    def __str__(self) -> str:
+        return self.what
+
+
+SOURCES = {probes.attention: ["attention.cu", "attention_simple.cu"], probes.norm: ["norm.cu"]}
+MUTATIONS = [
+    Mutation(
+        "no barrier before a stage is filled again",
+        "attention.cu",
+        "      __syncthreads();  // the stage is free\n",
+        "",
+        probes.attention,
+    ),
+    Mutation(
+        "no barrier after a stage has landed",
+        "attention.cu",
+        "      cp_async_wait<1>();\n      __syncthreads();\n",
+        "      cp_async_wait<1>();\n",
+        probes.attention,
+    ),
+    Mutation("no wait for a stage", "attention.cu", "      cp_async_wait<1>();\n", "", probes.attention),
+    Mutation("a wait too short by one", "attention.cu", "cp_async_wait<1>()", "cp_async_wait<2>()", probes.attention),
+    Mutation(
+        "the causal edge excludes the query itself",
+        "attention.cu",
+        "token <= visible.last[e / 2]",
+        "token < visible.last[e / 2]",
+        probes.attention,
+    ),
+    Mutation(
+        "the window is one too wide",
+        "attention.cu",
+        "position >= p.window ? position - p.window + 1 : 0;",
+        "position >= p.window ? position - p.window : 0;",
+        probes.attention,
+    ),
+    Mutation(
+        "the last tile is left out",
+        "attention.cu",
+        "end_tile = ceil_div(item.end, kTile)",
+        "end_tile = item.end / kTile + (item.end < kTile)",
+        probes.attention,
+    ),
+    Mutation(
+        "two registers of a fragment are swapped",
+        "attention.cu",
+        "Mma<T>::pack(s[j][2], s[j][3]),\n                           Mma<T>::pack(s[j + 1][0], s[j + 1][1])",
+        "Mma<T>::pack(s[j + 1][0], s[j + 1][1]),\n                           Mma<T>::pack(s[j][2], s[j][3])",
+        probes.attention,
+    ),
+    Mutation(
+        "rows are rescaled by each other's factor",
+        "attention.cu",
+        "part.out[j][e] *= rescale[e / 2]",
+        "part.out[j][e] *= rescale[e % 2]",
+        probes.attention,
+    ),
+    Mutation(
+        "splits begin where the sequence does, not at fixed positions",
+        "attention.cu",
+        "if ((tile + 1) % kTilesASplit == 0",
+        "if ((tile + 1 - first_tile) % (kTilesASplit - 1) == 0",
+        probes.attention,
+    ),
+    Mutation(
+        "tokens beyond the end are read",
+        "attention_tiles.cuh",
+        "const bool valid = first + token < from.end && first + token >= from.begin && d < dim;",
+        "const bool valid = first + token >= from.begin && d < dim;",
+        probes.attention,
+    ),
+    Mutation(
+        "a wait too short by one in the pipeline",
+        "matmul_kernel.cuh",
+        "cp_async_wait<kStages - 2>()",
+        "cp_async_wait<kStages - 1>()",
+        probes.matmul_dense,
+    ),
+    Mutation(
+        "lanes do not wait for each other",
+        "matmul_kernel.cuh",
+        "kAlone ? __syncwarp() : __syncthreads()",
+        "kAlone ? void() : __syncthreads()",
+        probes.matmul_w8a16,
+    ),
+    Mutation(
+        "the epilogue overwrites what other warps still read",
+        "matmul_kernel.cuh",
+        "  cp_async_wait<0>();\n  __syncthreads();\n",
+        "  cp_async_wait<0>();\n",
+        probes.matmul_w8a16,
+    ),
+    Mutation(
+        "the parts of K are added in an order that depends on the row",
+        "matmul_kernel.cuh",
+        "x += part[i * kPart];",
+        "x += part[(i + row) % kStep * kPart];",
+        probes.matmul_dense,
+    ),
+    Mutation(
+        "the last column spills over",
+        "matmul_kernel.cuh",
+        "if (column >= p.n) return;",
+        "if (column > p.n) return;",
+        probes.matmul_w8a8,
+    ),
+    Mutation(
+        "a row is read past its end",
+        "matmul_kernel.cuh",
+        "(left >= kEach && ",
+        "(left > 0 && ",
+        probes.matmul_dense,
+    ),
+    Mutation(
+        "columns of a packed word are mixed up",
+        "matmul_ops.cuh",
+        "return 4 * g + 2 * tile + half;",
+        "return 4 * g + tile + 2 * half;",
+        probes.matmul_w8a8,
+    ),
+    Mutation(
+        "no barrier before the sums of the warps are read",
+        "common.cuh",
+        "scratch[threadIdx.x / kWarp] = x;\n  __syncthreads();\n  float sum",
+        "scratch[threadIdx.x / kWarp] = x;\n  float sum",
+        probes.norm,
+    ),
+    Mutation("a shuffle leaves half of the warp out", "common.cuh", "offset = kWarp / 2", "offset = kWarp / 4", probes.norm),
+    Mutation(
+        "a norm does not wait for its warp",
+        "rope_kv_write.cu",
+        "* inverse * to_float(weight[i]);\n  __syncwarp();",
+        "* inverse * to_float(weight[i]);",
+        probes.rope_kv_write,
+    ),
+    Mutation(
+        "V goes where K should", "rope_kv_write.cu", "is_v ? p.v : p.k", "is_v ? p.k : p.v", probes.rope_kv_write
+    ),
+    Mutation("one run too many", "copy_blocks.cu", "if (at < end) store", "if (at <= end) store", probes.copy_blocks),
+    Mutation(
+        "no barrier before the scratch is used again",
+        "logits.cuh",
+        "  __syncthreads();\n  if (threadIdx.x % kWarp == 0)",
+        "  if (threadIdx.x % kWarp == 0)",
+        probes.token_logprobs,
+    ),
+]
+
+
+def sources(probe: Callable[[SimtOps], None], csrc: Path) -> list[Path]:
+    return [csrc / "cuda" / name for name in SOURCES.get(probe, [f"{probe.__name__}.cu"])]
+
+
+@pytest.mark.parametrize("probe", sorted({m.probe for m in MUTATIONS}, key=lambda p: p.__name__))
+def test_a_kernel_as_it_is_passes_its_probe(probe: Callable[[SimtOps], None]) -> None:
+    probe(SimtOps(compile.library(sources(probe, compile.CSRC))))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+    csrc = tmp_path / "csrc"
+    for folder in ("cuda", "pybatch"):
+        shutil.copytree(compile.CSRC / folder, csrc / folder)
+    file = csrc / "cuda" / mutation.file
+    text = file.read_text()
+    assert mutation.before in text, f"{mutation.file} no longer has the line that this mutation changes"
+    file.write_text(text.replace(mutation.before, mutation.after))
+    with pytest.raises((SimtFault, AssertionError)) as caught:
+        mutation.probe(SimtOps(compile.library(sources(mutation.probe, csrc), csrc)))
+    print(str(caught.value).strip().splitlines()[0])
