@@ -13,7 +13,6 @@ from pybatch import ops
 from pybatch.engine.config import EngineConfig
 from pybatch.model.batch import LayerCache
 from pybatch.model.decoder import Decoder
-from pybatch.model.layers import DenseLinear
 
 _ALIGNMENT = 64  # bytes, of every piece of a block
 
@@ -90,7 +89,7 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
     """The layout of this model's blocks."""
     model = decoder.config
     name = config.kv_cache_dtype
-    dtype: torch.dtype = _auto_dtype(decoder) if name == "auto" else getattr(torch, name)
+    dtype: torch.dtype = decoder.cache_dtype if name == "auto" else getattr(torch, name)
     return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
 
 
@@ -120,12 +119,6 @@ def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[
             )
         length = blocks * config.block_size
     return length, blocks
-
-
-def _auto_dtype(decoder: Decoder) -> torch.dtype:
-    quantized = not isinstance(decoder.layers[0].qkv, DenseLinear)
-    # Next to what quantised weights lose, float16 loses nothing, and attention at decode is as fast as its bytes come.
-    return torch.float16 if quantized and decoder.dtype == torch.float32 else decoder.dtype
 
 
 def _aligned(num_bytes: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.model.batch import ForwardBatch, LayerCache
 from pybatch.model.config import ModelConfig
-from pybatch.model.layers import Linear, Packed
+from pybatch.model.layers import DenseLinear, Linear, Packed
 
 GROWTH = 16  # buffers grow in steps of this many rows
 
@@ -59,6 +59,13 @@ class Decoder:
         self._token_buffers = Buffers(dtype, (hidden, hidden, hidden, q + 2 * kv, q, 2 * mlp, mlp))
         self._row_buffers = Buffers(dtype, (hidden, hidden, hidden))
         self._logits = Buffers(torch.float32, (config.vocab_size,))
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The KV cache's, if nobody says otherwise: next to what quantised weights lose float16 loses nothing, and
+        decode attention is as fast as its bytes come."""
+        quantized = not isinstance(self.layers[0].qkv, DenseLinear)
+        return torch.float16 if quantized and self.dtype == torch.float32 else self.dtype
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
         """Runs one step, writes its keys and values into the caches (one per layer), and returns the logits of

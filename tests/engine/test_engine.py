@@ -285,7 +285,8 @@ class Sick:
     """A decoder whose logits are no numbers wherever the last token is 13."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.config, self.dtype, self._decoder = decoder.config, decoder.dtype, decoder
+        self.config, self.dtype, self.cache_dtype = decoder.config, decoder.dtype, decoder.cache_dtype
+        self._decoder = decoder
 
     def forward(self, batch: ForwardBatch, caches: Any) -> torch.Tensor:
         logits = self._decoder.forward(batch, caches)
