@@ -1,4 +1,4 @@
-"""Compiles CUDA sources for the SIMT layer with the host's C++ compiler. Results are kept by the hash of their inputs."""
+"""Compiles CUDA sources for the SIMT layer with the host's C++ compiler; results are kept by their inputs' hash."""
 
 from __future__ import annotations
 

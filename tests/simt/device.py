@@ -11,18 +11,19 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import c_bool, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint, c_uint64, c_void_p
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pybatch.ops
 import torch
-from simt import compile
 from torch import Tensor
 
+import pybatch.ops
+from simt import compile
 
-class SimtFault(Exception):
+
+class SimtFault(Exception):  # noqa: N818  (a fault is what it finds, not an error of its own)
     """A kernel broke a rule; the message says which, in which kernel, block and thread, and at which source line."""
 
 
@@ -49,14 +50,15 @@ class GatedActivationParams(ctypes.Structure):
 class EmbeddingParams(ctypes.Structure):
     _fields_ = [
         ("ids", c_void_p), ("table", c_void_p), ("scale", c_void_p), ("layout", c_int32), ("table_dtype", c_int32),
-        ("out", Matrix), ("count", c_int64), ("vocab", c_int64), ("width", c_int64),
+        ("gguf_type", c_int32), ("out", Matrix), ("count", c_int64), ("vocab", c_int64), ("width", c_int64),
     ]  # fmt: skip
 
 
 class MatmulParams(ctypes.Structure):
     _fields_ = [
-        ("x", Matrix), ("weight", c_void_p), ("weight_dtype", c_int32), ("scale", c_void_p), ("bias", c_void_p),
-        ("bias_dtype", c_int32), ("out", Matrix), ("m", c_int64), ("n", c_int64), ("k", c_int64),
+        ("x", Matrix), ("weight", c_void_p), ("weight_dtype", c_int32), ("gguf_type", c_int32),
+        ("scale", c_void_p), ("bias", c_void_p), ("bias_dtype", c_int32), ("out", Matrix),
+        ("m", c_int64), ("n", c_int64), ("k", c_int64),
     ]  # fmt: skip
 
 
@@ -302,7 +304,7 @@ class SimtOps:
                 "embedding",
                 EmbeddingParams(
                     b.read(ids, "ids"), b.read(table, "table"), b.read(scale, "scale"), layout, DTYPES[table.dtype],
-                    b.matrix(out, "out", out=True), len(ids), vocab, out.shape[1],
+                    0, b.matrix(out, "out", out=True), len(ids), vocab, out.shape[1],
                 ),
             )  # fmt: skip
         return out
@@ -378,7 +380,7 @@ class SimtOps:
         self, b: Buffers, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor
     ) -> MatmulParams:
         return MatmulParams(
-            b.matrix(x, "x"), b.read(weight, "weight"), DTYPES[weight.dtype], b.read(scale, "scale"),
+            b.matrix(x, "x"), b.read(weight, "weight"), DTYPES[weight.dtype], 0, b.read(scale, "scale"),
             b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype], b.matrix(out, "out", out=True),
             x.shape[0], out.shape[1], x.shape[1],
         )  # fmt: skip

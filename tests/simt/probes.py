@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from ops import _matmul_reference as matmul_reference
+from torch import Tensor
+
 from simt.device import SimtOps
 from simt.suites import running, suite
-from torch import Tensor
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
-import pybatch.ops
 import torch
+
+import pybatch.ops
 from simt.device import SimtOps
 
 OPS = SimtOps()
@@ -25,7 +26,8 @@ def suite(name: str) -> ModuleType:
     """tests/ops/NAME.py, with OPS in the place of pybatch.ops."""
     path = Path(__file__).parent.parent / "ops" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"simt_{name}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     with mock.patch.object(pybatch, "ops", OPS):
         spec.loader.exec_module(module)

@@ -6,9 +6,10 @@ import ctypes
 
 import pytest
 import torch
+from torch import Tensor
+
 from simt import compile
 from simt.device import SimtFault, buffers, set_schedule
-from torch import Tensor
 
 FAULTS = {
     "reads_past_the_end": r"read of 4 bytes out of bounds: at byte 256 of in, which has 256 bytes",
@@ -32,7 +33,8 @@ FAULTS = {
     "wait_crosswise": r"deadlock: 32 threads wait at named_barrier_sync at layer.cu:\d+, 32 threads wait",
     "barrier_counts_differ": r"barrier 1 for (32|64) threads, but others wait at it for (32|64)",
     "lanes_disagree": r"divergent warp: other lanes of the warp wait at __shfl_(down|xor)_sync at layer.cu:\d+",
-    "mask_names_the_departed": r"__shfl_sync: its mask names lanes that have returned|deadlock: \d+ threads wait at __shfl_sync",
+    "mask_names_the_departed": r"__shfl_sync: its mask names lanes that have returned"
+    r"|deadlock: \d+ threads wait at __shfl_sync",
     "lane_is_not_in_its_mask": r"__shfl_sync: the calling lane is not in its mask",
     "never_waits": r"where a cp.async of thread \(\d+, 0, 0\) has not been waited for",
     "waits_for_the_group_before": r"where a cp.async of thread \(\d+, 0, 0\) has not been waited for",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from simt import compile, probes
 from simt.device import SimtFault, SimtOps
 
@@ -150,7 +151,9 @@ MUTATIONS = [
         "scratch[threadIdx.x / kWarp] = x;\n  float sum",
         probes.norm,
     ),
-    Mutation("a shuffle leaves half of the warp out", "common.cuh", "offset = kWarp / 2", "offset = kWarp / 4", probes.norm),
+    Mutation(
+        "a shuffle leaves half of the warp out", "common.cuh", "offset = kWarp / 2", "offset = kWarp / 4", probes.norm
+    ),
     Mutation(
         "a norm does not wait for its warp",
         "rope_kv_write.cu",
@@ -158,9 +161,7 @@ MUTATIONS = [
         "* inverse * to_float(weight[i]);",
         probes.rope_kv_write,
     ),
-    Mutation(
-        "V goes where K should", "rope_kv_write.cu", "is_v ? p.v : p.k", "is_v ? p.k : p.v", probes.rope_kv_write
-    ),
+    Mutation("V goes where K should", "rope_kv_write.cu", "is_v ? p.v : p.k", "is_v ? p.k : p.v", probes.rope_kv_write),
     Mutation("one run too many", "copy_blocks.cu", "if (at < end) store", "if (at <= end) store", probes.copy_blocks),
     Mutation(
         "no barrier before the scratch is used again",

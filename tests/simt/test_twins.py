@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
 from simt import compile
 from simt.device import buffers
 
