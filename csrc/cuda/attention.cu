@@ -101,6 +101,17 @@ struct Part {
 // The tokens that the lane's two rows see.
 struct Visible {
   int64_t first[2], last[2];
+
+  __device__ __forceinline__ bool sees(int row, int64_t token) const {
+    return token >= first[row] && token <= last[row];
+  }
+  // All lanes of a warp call together.
+  __device__ __forceinline__ bool any_sees_from(int64_t token) const {
+    return __any_sync(kAllLanes, token <= last[0] || token <= last[1]);
+  }
+  __device__ __forceinline__ bool all_see(int64_t begin, int64_t end) const {
+    return __all_sync(kAllLanes, sees(0, begin) && sees(0, end - 1) && sees(1, begin) && sees(1, end - 1));
+  }
 };
 
 // Logits of sixteen rows against one tile of K.
@@ -124,13 +135,11 @@ __device__ __forceinline__ void multiply_qk(float (&s)[Config::kTile / 8][4], co
   }
 }
 
-// Scales, caps and masks the logits. `first` is the tile's first token.
+// Scales, caps and masks the logits. `first` is the tile's first token; whole: every row sees all of the tile.
 template <class T, class KV, class Config>
 __device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], const PagedAttentionParams& p,
-                                            const float* k_scale, int64_t first, const Visible& visible, int lane) {
-  const int64_t end = first + Config::kTile;
-  const bool whole = __all_sync(kAllLanes, first >= visible.first[0] && first >= visible.first[1] &&
-                                               end <= visible.last[0] + 1 && end <= visible.last[1] + 1);
+                                            const float* k_scale, int64_t first, const Visible& visible, bool whole,
+                                            int lane) {
   const float factor = p.soft_cap > 0.0f ? p.scale / p.soft_cap : p.scale * kLog2E;
 #pragma unroll
   for (int j = 0; j < Config::kTile / 8; ++j) {
@@ -138,13 +147,11 @@ __device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], co
     for (int e = 0; e < 4; ++e) {
       const int column = TileReader<T, KV>::column(j, lane % 4, e % 2);
       float x = s[j][e] * factor;
-      if constexpr (Config::kInt8) x *= k_scale[column];
+      if constexpr (Config::kScaled) x *= k_scale[column];
       if (p.soft_cap > 0.0f) {  // cap * tanh(x), in units of log2 e
         x = p.soft_cap * kLog2E * (1.0f - 2.0f / (1.0f + exp_approx(2.0f * x)));
       }
-      const int64_t token = first + column;
-      const bool seen = whole || (token >= visible.first[e / 2] && token <= visible.last[e / 2]);
-      s[j][e] = seen ? x : -INFINITY;
+      s[j][e] = whole || visible.sees(e / 2, first + column) ? x : -INFINITY;
     }
   }
 }
@@ -178,16 +185,47 @@ __device__ __forceinline__ void softmax_step(float (&s)[kTile / 8][4], Part<kHea
   }
 }
 
-// part.out += weights * V.
+// part.out += weights * V for those elements of V that are inf or NaN, where the row sees them.
+template <class T, class KV, class Config>
+__device__ __forceinline__ void add_not_finite(Part<Config::kHeadDim>& part, const float (&s)[Config::kTile / 8][4],
+                                               const KV* v, int64_t first, const Visible& visible, int lane) {
+  float weights[Config::kTile / 8][4];  // indexed at run time, so in memory: this hardly ever runs
+  for (int j = 0; j < Config::kTile / 8; ++j) {
+    for (int e = 0; e < 4; ++e) weights[j][e] = s[j][e];
+  }
+#pragma unroll 1
+  for (int i = 0; i < Config::kTile; ++i) {  // lane i / 2 % 4 of a row has the weight of token i
+    float weight[2];
+    for (int r = 0; r < 2; ++r) {
+      weight[r] = __shfl_sync(kAllLanes, weights[i / 8][2 * r + i % 2], lane / 4 * 4 + i / 2 % 4);
+      weight[r] = to_float(from_float<T>(weight[r]));
+    }
+#pragma unroll
+    for (int j = 0; j < Config::kHeadDim / 8; ++j) {
+      for (int e = 0; e < 4; ++e) {
+        const float x = to_float(v[i * Config::kVPitch + TileReader<T, KV>::column(j, lane % 4, e % 2)]);
+        if (!isfinite(x) && visible.sees(e / 2, first + i)) part.out[j][e] += weight[e / 2] * x;
+      }
+    }
+  }
+}
+
+// part.out += weights * V. Where a row does not see a token its weight is zero, which an inf or NaN in V would turn
+// into NaN: in a tile that is not whole they are left out, and added where they are seen.
 template <class T, class KV, class Config>
 __device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, float (&s)[Config::kTile / 8][4], const KV* v,
-                                            const float* v_scale, int lane) {
+                                            const float* v_scale, int64_t first, const Visible& visible, bool whole,
+                                            int lane) {
+  uint32_t not_finite = 0;
 #pragma unroll
   for (int j = 0; j < Config::kTile / 8; j += 2) {
-    if constexpr (Config::kInt8) {
+    if constexpr (Config::kScaled) {
 #pragma unroll
       for (int i = j; i < j + 2; ++i) {
-        for (int e = 0; e < 4; ++e) s[i][e] *= v_scale[TileReader<T, KV>::column(i, lane % 4, e % 2)];
+        for (int e = 0; e < 4; ++e) {
+          const float weight = s[i][e] * v_scale[TileReader<T, KV>::column(i, lane % 4, e % 2)];
+          s[i][e] = s[i][e] == 0.0f ? 0.0f : weight;  // the scale may be inf or NaN too
+        }
       }
     }
     const uint32_t a[4] = {Mma<T>::pack(s[j][0], s[j][1]), Mma<T>::pack(s[j][2], s[j][3]),
@@ -196,9 +234,18 @@ __device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, float 
     for (int dim = 0; dim < Config::kHeadDim; dim += 32) {
       uint32_t b[4][2];
       TileReader<T, KV>::load_v(b, v, Config::kVPitch, 8 * j, dim, lane);
+      if constexpr (!Config::kScaled) {
+        if (!whole) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) not_finite |= Mma<T>::zero_not_finite(b[i / 2][i % 2]);
+        }
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) Mma<T>::multiply(part.out[dim / 8 + i], a, b[i]);
     }
+  }
+  if constexpr (!Config::kScaled) {
+    if (__any_sync(kAllLanes, not_finite != 0)) add_not_finite<T, KV, Config>(part, s, v, first, visible, lane);
   }
 }
 
@@ -272,8 +319,9 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
     Total total{total_out, {-INFINITY, -INFINITY}, {0.0f, 0.0f}};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t row = warp_row + lane / 4 + 8 * r;
-      const int64_t position = row < item.end_row ? item.first_position + row / item.group : -1;
+      // Where there is no row, what the last row sees; a warp without rows sees nothing.
+      const int64_t mine = warp_row + lane / 4 + 8 * r, row = mine < item.end_row ? mine : item.end_row - 1;
+      const int64_t position = warp_row < item.end_row ? item.first_position + row / item.group : -1;
       visible.first[r] = p.window > 0 && position >= p.window ? position - p.window + 1 : 0;
       visible.last[r] = position < item.end ? position : item.end - 1;
     }
@@ -299,12 +347,13 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
       const KV* v = reinterpret_cast<const KV*>(here + Config::kKBytes);
       const float* scales = reinterpret_cast<const float*>(here + Config::kKBytes + Config::kVBytes);
       const int64_t first = tile * kTile;
-      if (__any_sync(kAllLanes, first <= visible.last[0] || first <= visible.last[1])) {
+      if (visible.any_sees_from(first)) {
+        const bool whole = visible.all_see(first, first + kTile);
         float s[kTile / 8][4];
         multiply_qk<T, KV, Config>(s, q, k, lane);
-        mask_logits<T, KV, Config>(s, p, scales, first, visible, lane);
+        mask_logits<T, KV, Config>(s, p, scales, first, visible, whole, lane);
         softmax_step<kTile, kHeadDim>(s, part);
-        multiply_pv<T, KV, Config>(part, s, v, scales + kTile, lane);
+        multiply_pv<T, KV, Config>(part, s, v, scales + kTile, first, visible, whole, lane);
       }
       if ((tile + 1) % kTilesASplit == 0 || tile + 1 == end_tile) {
         merge_part(total, part, lane);
@@ -406,13 +455,16 @@ size_t paged_attention_workspace(const PagedAttentionParams& p) {
 
 void paged_attention(const PagedAttentionParams& p, void* workspace, cudaStream_t stream) {
   if (p.tokens == 0) return;
-  const bool same_type = p.cache.dtype == p.q.dtype || p.cache.dtype == DType::i8;
+  const bool same_type = p.cache.dtype == p.q.dtype || p.cache.has_scales();
   if (p.q.dtype == DType::f32 || !same_type || !aligned(p.cache)) return paged_attention_simple(p, stream);
   with_head_dim(p.cache.head_dim, [&](auto head_dim) {
     auto attend_as = [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      p.cache.dtype == DType::i8 ? attend<T, int8_t, head_dim>(p, workspace, stream)
-                                 : attend<T, T, head_dim>(p, workspace, stream);
+      switch (p.cache.dtype) {
+        case DType::i8: return attend<T, int8_t, head_dim>(p, workspace, stream);
+        case DType::e4m3: return attend<T, e4m3, head_dim>(p, workspace, stream);
+        default: return attend<T, T, head_dim>(p, workspace, stream);
+      }
     };
     p.q.dtype == DType::f16 ? attend_as(static_cast<f16*>(nullptr)) : attend_as(static_cast<bf16*>(nullptr));
   });

@@ -74,5 +74,15 @@ def library(sources: Sequence[Path] = KERNEL_SOURCES, csrc: Path = CSRC) -> Path
     return _cached(name, objects, COMMON, ["-shared", *map(str, objects), str(runtime())])
 
 
+def check(name: str, source: str) -> None:
+    """Compiles C++ source text that includes kernels' headers, for its static assertions alone."""
+    flags = [*COMMON, "-x", "c++", "-fsyntax-only"]
+    done = subprocess.run(
+        [CXX, *flags, f"-I{HERE / 'include'}", f"-I{CSRC}", "-"], input=source, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name}:\n{done.stderr}")
+
+
 if __name__ == "__main__":
     print(library([Path(p).resolve() for p in sys.argv[1:]] or KERNEL_SOURCES))

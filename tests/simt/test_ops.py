@@ -15,7 +15,7 @@ SUITES = {
     "test_attention": [
         "test_matches_float64",
         "test_a_sequence_is_the_same_alone_and_in_any_batch",
-        "test_a_nan_reaches_only_rows_that_see_it",
+        "test_what_is_not_finite_reaches_only_rows_that_see_it",
         "test_a_sequence_without_queries",
     ],
     "test_copy_blocks": ["test_copies_within_a_pool", "test_swaps_between_pools"],
