@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pybatch import _C, ops
+from pybatch import ops
 
 SPLIT = 512  # kAttentionSplit
 LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}  # code of an 8-bit cache
@@ -257,19 +254,6 @@ def test_what_is_not_finite_reaches_only_rows_that_see_it(
     assert torch.equal(dirty[:before], clean[:before])
     assert not dirty[before:last].isfinite().any()
     assert torch.equal(dirty[last:], clean[last:])
-
-
-def test_runs_on_the_instruction_set_asked_for() -> None:
-    assert os.environ.get("PYBATCH_ISA") or _C.possible_isas()[0] == ops.ISA
-
-
-@pytest.mark.skipif("PYBATCH_ISA" in os.environ, reason="already runs on one instruction set")
-@pytest.mark.parametrize("isa", _C.possible_isas()[1:])
-def test_every_instruction_set(isa: str) -> None:
-    selected = "float64 or alone or decoded or threads or nan or asked"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", selected, __file__]
-    run = subprocess.run(command, env={**os.environ, "PYBATCH_ISA": isa}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
 
 
 def arguments() -> dict[str, Any]:

@@ -1,23 +1,20 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops import _matmul_reference as reference
+from ops.matmul_sums import exact_int8, float_sum
+from ops.rows import FLOATS
 from torch import Tensor
 
-from pybatch import _C, ops
+from pybatch import ops
 
 TOLERANCE = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of one rounding of an output
 KERNELS = ["dense-float32", "dense-float16", "dense-bfloat16", "w8a16", "w8a8"]
-floats = st.sampled_from(reference.FLOATS)
+floats = st.sampled_from(FLOATS)
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +66,8 @@ def test_dense_is_the_sum(
     b = random(n, dtype=bias_type, seed=k) if bias else None
     out = rows_apart(torch.zeros(m, n, dtype=out_type), gap)
     ops.matmul_dense(rows_apart(x, gap), ops.pack_dense(weight), b, out=out)
-    magnitude = reference.float_sum(x.abs(), weight.abs(), None if b is None else b.abs())
-    assert_close(out, reference.float_sum(x, weight, b), magnitude, k)
+    magnitude = float_sum(x.abs(), weight.abs(), None if b is None else b.abs())
+    assert_close(out, float_sum(x, weight, b), magnitude, k)
 
 
 @settings(max_examples=150, deadline=None)
@@ -89,12 +86,12 @@ def test_int8_is_the_sum(
     out = rows_apart(torch.zeros(m, n, dtype=out_type), gap)
     getattr(ops, f"matmul_{kernel}")(rows_apart(x, gap), ops.pack_int8(q), scale, b, out=out)
     if kernel == "w8a8":  # only the conversion of an exact sum, its scaling and the bias round
-        expected = reference.exact_int8(x, q, scale, b)
+        expected = exact_int8(x, q, scale, b)
         assert_close(out, expected, expected.abs() + (0 if b is None else b.double().abs()), 0)
     else:
         weight = q.double() * scale.double()[:, None]
-        magnitude = reference.float_sum(x.abs(), weight.abs(), None if b is None else b.abs())
-        assert_close(out, reference.float_sum(x, weight, b), magnitude, k)
+        magnitude = float_sum(x.abs(), weight.abs(), None if b is None else b.abs())
+        assert_close(out, float_sum(x, weight, b), magnitude, k)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -149,22 +146,6 @@ def test_an_empty_sum_is_the_bias() -> None:
     bias = random(20)
     out = ops.matmul_dense(torch.empty(2, 0), torch.empty(2, 0, 16), bias, out=torch.empty(2, 20))
     assert torch.equal(out, bias.expand(2, 20))
-
-
-@pytest.mark.parametrize("isa", _C.possible_isas())
-def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
-    """AVX2 and AVX-512 to the bit, portable within rounding (it may not fuse); W8A8 to the bit everywhere."""
-    file = tmp_path / "outputs.pt"
-    environment = os.environ | {"PYBATCH_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    subprocess.run([sys.executable, reference.__file__, str(file)], env=environment, check=True)
-    saved = torch.load(file)
-    assert saved["isa"] == isa
-    for name, here in reference.fixed_cases():
-        there = saved["outputs"][name]
-        if name.startswith("w8a8") or (isa == "portable") == (ops.ISA == "portable"):
-            assert torch.equal(here, there), name
-        else:
-            assert torch.allclose(here, there, rtol=1e-4, atol=1e-4), name
 
 
 def test_quantize_int8_is_nearest_and_symmetric() -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from gguf_blocks import dequantized, largest_blocks, random_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops import _matmul_reference as reference
 from ops.rows import FLOATS, apart, assert_rows_stand_alone, same_bits, threads
 from torch import Tensor
 
-from pybatch import _C, ops
+from pybatch import ops
 
 ROUNDING = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 floats = st.sampled_from(FLOATS)
@@ -134,22 +129,6 @@ def test_packing_keeps_every_bit_and_pads_with_zeros(kind: str) -> None:
     assert packed.shape == (2, 512 // block.weights, 16 * block.bytes)
     assert packed.nbytes * 20 == data.nbytes * 32
     assert torch.equal(packed.flatten().sort().values[-data.numel() :], data.flatten().sort().values)
-
-
-@pytest.mark.parametrize("isa", _C.possible_isas())
-def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
-    """AVX2 and AVX-512 to the bit, portable within rounding (it may not fuse)."""
-    file = tmp_path / "outputs.pt"
-    environment = os.environ | {"PYBATCH_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    subprocess.run([sys.executable, reference.__file__, str(file)], env=environment, check=True)
-    saved = torch.load(file)
-    assert saved["isa"] == isa
-    for name, here in reference.gguf_cases():
-        there = saved["gguf"][name]
-        if (isa == "portable") == (ops.ISA == "portable"):
-            assert same_bits(here, there), name
-        else:
-            assert torch.allclose(here, there, rtol=1e-5, atol=1e-5 * float(here.abs().max())), name
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from ops import _matmul_reference as matmul_reference
+from ops.matmul_sums import exact_int8, float_sum
 from torch import Tensor
 
 from simt.device import SimtOps
@@ -44,18 +44,14 @@ def matmul(ops: SimtOps, kernel: str) -> None:
     weight, x, bias = random(n, k, seed=1), random(70, k, seed=2).half(), random(n, seed=3)
     if kernel == "dense":
         packed, scale = ops.pack_dense(weight.half()), None
-        wanted, size = (matmul_reference.float_sum(x.abs() if size else x, weight.half().abs() if size else
+        wanted, size = (float_sum(x.abs() if size else x, weight.half().abs() if size else
                         weight.half(), bias.abs() if size else bias) for size in (False, True))  # fmt: skip
     else:
         q, scale = ops.quantize_int8(weight)
         packed = ops.pack_int8(q)
         wide = q.double() * scale.double()[:, None]
-        wanted = (
-            matmul_reference.exact_int8(x, q, scale, bias)
-            if kernel == "w8a8"
-            else matmul_reference.float_sum(x, wide, bias)
-        )
-        size = matmul_reference.float_sum(x.abs(), wide.abs(), bias.abs())
+        wanted = exact_int8(x, q, scale, bias) if kernel == "w8a8" else float_sum(x, wide, bias)
+        size = float_sum(x.abs(), wide.abs(), bias.abs())
 
     def run(rows: Tensor) -> Tensor:
         out = torch.full((len(rows), n), torch.nan)

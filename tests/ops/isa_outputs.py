@@ -1,0 +1,65 @@
+"""Outputs of the ops on fixed inputs, for comparing instruction sets: ``isa_outputs.py FILE`` saves {name: tensor}."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from gguf_blocks import largest_blocks, random_blocks
+from ops.rows import FLOATS
+from torch import Tensor
+
+from pybatch import ops
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def matmuls() -> Iterator[tuple[str, Tensor]]:
+    """Over types of weight, and shapes with remainders of every kind."""
+    for m, n, k in ((1, 64, 96), (7, 50, 37), (30, 130, 1100), (300, 33, 70)):
+        x, weight, bias, out = random(m, k), random(n, k, seed=1), random(n, seed=2), torch.empty(m, n)
+        for dtype in FLOATS:
+            packed = ops.pack_dense(weight.to(dtype))
+            yield f"dense-{dtype}-{m}", ops.matmul_dense(x.to(dtype), packed, bias, out=torch.empty_like(out))
+        q, scale = ops.quantize_int8(weight)
+        packed = ops.pack_int8(q)
+        yield f"w8a16-{m}", ops.matmul_w8a16(x, packed, scale, bias, out=torch.empty_like(out))
+        yield f"w8a8-{m}", ops.matmul_w8a8(x, packed, scale, bias, out=torch.empty_like(out))
+
+
+def gguf_matmuls() -> Iterator[tuple[str, Tensor]]:
+    for kind in ops.GGUF_BLOCKS:
+        for m, n, k in ((1, 64, 256), (7, 50, 512), (30, 130, 1024), (300, 33, 256)):
+            packed = ops.pack_gguf(torch.from_numpy(random_blocks(kind, n, k)), kind)
+            yield f"{kind}-{m}", ops.matmul_gguf(random(m, k), packed, out=torch.empty(m, n))
+        packed = ops.pack_gguf(torch.from_numpy(largest_blocks(kind, 16, 256)), kind)
+        x = torch.ones(2, 256)
+        x[1] = -1
+        yield f"{kind}-largest", ops.matmul_gguf(x, packed, out=torch.empty(2, 16))
+
+
+def rows() -> Iterator[tuple[str, Tensor]]:
+    for dtype in FLOATS:
+        x, w = random(9, 1001).mul(4).to(dtype), random(1001, seed=1).to(dtype)
+        yield f"rms_norm-{dtype}", ops.rms_norm(x, w, 1e-5)
+        yield f"layer_norm-{dtype}", ops.layer_norm(x, w, w, 1e-5)
+        yield f"silu_mul-{dtype}", ops.silu_mul(x[:, 1:])
+        yield f"gelu_tanh_mul-{dtype}", ops.gelu_tanh_mul(x[:, 1:])
+
+
+def sampling() -> Iterator[tuple[str, Tensor]]:
+    n = 500
+    logits, index = random(n, 3001).mul(3), torch.arange(n)
+    tokens = ops.sample(
+        logits, torch.full((n,), 0.8), index % 60, 1 - index % 5 / 10, index % 3 / 10, seeds=index, positions=index
+    )
+    yield "sample", tokens
+    yield from zip(("logprob", "rank", "top_ids", "top_logprobs"), ops.token_logprobs(logits, tokens, 5), strict=True)
+
+
+if __name__ == "__main__":
+    outputs = {**dict(matmuls()), **dict(gguf_matmuls()), **dict(rows()), **dict(sampling())}
+    torch.save({"isa": ops.ISA, "outputs": outputs}, sys.argv[1])
