@@ -163,4 +163,9 @@ void with_float_type(DType type, const F& f) {
   }
 }
 
+template <class F>
+void with_half_type(DType type, const F& f) {
+  type == DType::f16 ? f(static_cast<f16*>(nullptr)) : f(static_cast<bf16*>(nullptr));
+}
+
 }  // namespace pybatch::cuda

@@ -16,7 +16,7 @@ from torch import Tensor
 from pybatch import ops
 
 SPLIT = 512  # kAttentionSplit
-LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}  # code of an 8-bit cache
+LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}  # the largest code of an 8-bit cache
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -268,6 +268,7 @@ def arguments() -> dict[str, Any]:
     }
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -300,6 +301,7 @@ def test_refuses_bad_arguments(change: dict[str, Any], message: str) -> None:
         ops.paged_attention(**{**arguments(), **change})
 
 
+@pytest.mark.host
 def test_an_int8_cache_needs_scales() -> None:
     cache = {name: arguments()[name].to(torch.int8) for name in ("k_cache", "v_cache")}
     with pytest.raises(RuntimeError, match="k_scale, v_scale: expected, since the cache is int8"):
@@ -315,6 +317,7 @@ def test_a_sequence_without_queries() -> None:
     assert attend(shape, mask, [(sequence, 40, 40)])[0].shape[0] == 0
 
 
+@pytest.mark.host
 def test_opcheck() -> None:
     args = arguments()
     caches = (args["k_cache"], args["v_cache"], None, None, args["block_tables"], args["query_start"], args["seq_lens"])

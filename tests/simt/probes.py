@@ -22,6 +22,7 @@ def attention(ops: SimtOps) -> None:
             (torch.bfloat16, torch.bfloat16, 0),
             (torch.float16, torch.float16, 20),
             (torch.int8, torch.float16, 0),
+            (torch.float8_e4m3fn, torch.bfloat16, 0),
         ):
             shape = tests.Shape(heads=6, kv_heads=2, head_dim=64, cache=cache, dtype=dtype)
             mask = tests.Mask(window=window)
@@ -34,7 +35,14 @@ def attention(ops: SimtOps) -> None:
                 tolerance = tests.TOLERANCE[dtype]
                 torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
             for out, item in zip(outs, work, strict=True):
-                assert torch.equal(tests.attend(shape, mask, [item])[0], out)
+                sequence, begin, end = item
+                earlier = max(0, begin - 20)  # as a part of a prefill
+                assert torch.equal(tests.attend(shape, mask, [(sequence, earlier, end)])[0][begin - earlier :], out)
+            sequence, begin, end = work[1]
+            sequence.v_scale[end - 1] = torch.nan
+            if cache == dtype:
+                sequence.v[end - 1] = torch.nan
+            assert torch.equal(tests.attend(shape, mask, [work[1]])[0][:-1], outs[1][:-1])
 
 
 def matmul(ops: SimtOps, kernel: str) -> None:

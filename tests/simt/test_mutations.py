@@ -28,71 +28,90 @@ class Mutation:
         return self.what
 
 
-SOURCES = {probes.attention: ["attention.cu", "attention_simple.cu"], probes.norm: ["norm.cu"]}
+SOURCES = {
+    probes.attention: [path.name for path in (compile.CSRC / "cuda").glob("attention*.cu")],
+    probes.norm: ["norm.cu"],
+}
 MUTATIONS = [
     Mutation(
         "no barrier before a stage is filled again",
-        "attention.cu",
+        "attention_kernel.cuh",
         "      __syncthreads();  // the stage is free\n",
         "",
         probes.attention,
     ),
     Mutation(
         "no barrier after a stage has landed",
-        "attention.cu",
+        "attention_kernel.cuh",
         "      cp_async_wait<1>();\n      __syncthreads();\n",
         "      cp_async_wait<1>();\n",
         probes.attention,
     ),
-    Mutation("no wait for a stage", "attention.cu", "      cp_async_wait<1>();\n", "", probes.attention),
-    Mutation("a wait too short by one", "attention.cu", "cp_async_wait<1>()", "cp_async_wait<2>()", probes.attention),
+    Mutation("no wait for a stage", "attention_kernel.cuh", "      cp_async_wait<1>();\n", "", probes.attention),
+    Mutation(
+        "a wait too short by one", "attention_kernel.cuh", "cp_async_wait<1>()", "cp_async_wait<2>()", probes.attention
+    ),
     Mutation(
         "the causal edge excludes the query itself",
-        "attention.cu",
+        "attention_kernel.cuh",
         "token <= last[row];",
         "token < last[row];",
         probes.attention,
     ),
     Mutation(
         "the window is one too wide",
-        "attention.cu",
+        "attention_kernel.cuh",
         "position >= p.window ? position - p.window + 1 : 0;",
         "position >= p.window ? position - p.window : 0;",
         probes.attention,
     ),
     Mutation(
         "the last tile is left out",
-        "attention.cu",
+        "attention_kernel.cuh",
         "end_tile = ceil_div(item.end, kTile)",
         "end_tile = item.end / kTile + (item.end < kTile)",
         probes.attention,
     ),
     Mutation(
         "two registers of a fragment are swapped",
-        "attention.cu",
+        "attention_kernel.cuh",
         "Mma<T>::pack(s[j][2], s[j][3]),\n                           Mma<T>::pack(s[j + 1][0], s[j + 1][1])",
         "Mma<T>::pack(s[j + 1][0], s[j + 1][1]),\n                           Mma<T>::pack(s[j][2], s[j][3])",
         probes.attention,
     ),
     Mutation(
         "rows are rescaled by each other's factor",
-        "attention.cu",
+        "attention_kernel.cuh",
         "part.out[j][e] *= rescale[e / 2]",
         "part.out[j][e] *= rescale[e % 2]",
         probes.attention,
     ),
     Mutation(
         "splits begin where the sequence does, not at fixed positions",
-        "attention.cu",
+        "attention_kernel.cuh",
         "if ((tile + 1) % kTilesASplit == 0",
         "if ((tile + 1 - first_tile) % (kTilesASplit - 1) == 0",
         probes.attention,
     ),
     Mutation(
-        "tokens beyond the end are read",
+        "the last token of a block is looked for in the next",
         "attention_tiles.cuh",
-        "const bool valid = first + token < from.end && first + token >= from.begin && d < dim;",
-        "const bool valid = first + token >= from.begin && d < dim;",
+        "__shfl_sync(kAllLanes, my_block, token >> shift);",
+        "__shfl_sync(kAllLanes, my_block, (token + 1) >> shift);",
+        probes.attention,
+    ),
+    Mutation(
+        "what is not finite in V reaches rows that do not see it",
+        "attention_kernel.cuh",
+        "if (!whole) {",
+        "if (!whole && dim < 0) {",
+        probes.attention,
+    ),
+    Mutation(
+        "the pairs of an e4m3 word are swapped",
+        "mma.cuh",
+        "widen_e4m3(prmt(bytes, 0, 0x1404))",
+        "widen_e4m3(prmt(bytes, 0, 0x0414))",
         probes.attention,
     ),
     Mutation(
