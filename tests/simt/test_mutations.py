@@ -28,8 +28,11 @@ class Mutation:
         return self.what
 
 
+ATTENTION = ["attention.cu", "attention_plan.cu", "attention_simple.cu", "attention_int8.cu"]
+# The sources that a probe runs: the first is compiled with the mutation, the others as they are.
 SOURCES = {
-    probes.attention: [path.name for path in (compile.CSRC / "cuda").glob("attention*.cu")],
+    probes.attention: ["attention_16bit.cu", "attention_e4m3.cu", *ATTENTION],
+    probes.attention_e4m3: ["attention_e4m3.cu", "attention_16bit.cu", *ATTENTION],
     probes.norm: ["norm.cu"],
 }
 MUTATIONS = [
@@ -112,7 +115,7 @@ MUTATIONS = [
         "mma.cuh",
         "widen_e4m3(prmt(bytes, 0, 0x1404))",
         "widen_e4m3(prmt(bytes, 0, 0x0414))",
-        probes.attention,
+        probes.attention_e4m3,
     ),
     Mutation(
         "a wait too short by one in the pipeline",
@@ -192,13 +195,14 @@ MUTATIONS = [
 ]
 
 
-def sources(probe: Callable[[SimtOps], None], csrc: Path) -> list[Path]:
-    return [csrc / "cuda" / name for name in SOURCES.get(probe, [f"{probe.__name__}.cu"])]
+def library(probe: Callable[[SimtOps], None], csrc: Path) -> Path:
+    mutated, *others = SOURCES.get(probe, [f"{probe.__name__}.cu"])
+    return compile.library([csrc / "cuda" / mutated, *(compile.CSRC / "cuda" / name for name in others)])
 
 
 @pytest.mark.parametrize("probe", sorted({m.probe for m in MUTATIONS}, key=lambda p: p.__name__))
 def test_a_kernel_as_it_is_passes_its_probe(probe: Callable[[SimtOps], None]) -> None:
-    probe(SimtOps(compile.library(sources(probe, compile.CSRC))))
+    probe(SimtOps(library(probe, compile.CSRC)))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
@@ -211,5 +215,5 @@ def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     assert mutation.before in text, f"{mutation.file} no longer has the line that this mutation changes"
     file.write_text(text.replace(mutation.before, mutation.after))
     with pytest.raises((SimtFault, AssertionError)) as caught:
-        mutation.probe(SimtOps(compile.library(sources(mutation.probe, csrc), csrc)))
+        mutation.probe(SimtOps(library(mutation.probe, csrc)))
     print(str(caught.value).strip().partition("\n")[0])
