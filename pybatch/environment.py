@@ -13,6 +13,7 @@ from rich.table import Table
 
 import pybatch
 from pybatch import _C
+from pybatch.device import why_no_cuda
 from pybatch.threads import usable_cores
 
 
@@ -66,12 +67,3 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def why_no_cuda() -> str:
-    """Why the CUDA kernels are not in use; empty where they are."""
-    if _C.why_no_cuda:
-        return f"this pybatch was built without CUDA kernels: {_C.why_no_cuda}"
-    if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) is built without CUDA"
-    return "" if torch.cuda.is_available() else "torch sees no CUDA device"

@@ -50,6 +50,7 @@ class LLM:
         "int8-weight-only" or "gguf" (a GGUF file's weights in its own 4 to 8 bits). kv_cache_dtype: "float32",
         "bfloat16", "float16", "int8" or "auto": the activations', but float16 for float32 activations of a quantised
         model.
+    device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one that pybatch was built for.
     max_model_len: tokens of prompt and output together; None: the model's context.
     max_num_seqs, max_num_batched_tokens: the most sequences and tokens in one step. block_size: tokens in a KV block.
     memory_utilization: the share of free memory that the KV pool may take (gpu_memory_utilization, vLLM's name, is
@@ -74,6 +75,7 @@ class LLM:
         skip_tokenizer_init: bool = False,
         dtype: str = "auto",
         quantization: str | None = None,
+        device: str = "auto",
         kv_cache_dtype: str = EngineConfig.kv_cache_dtype,
         max_model_len: int | None = None,
         max_num_seqs: int = EngineConfig.max_num_seqs,
@@ -109,6 +111,7 @@ class LLM:
             model,
             dtype=dtype,
             quantization=quantization,
+            device=device,
             max_model_len=max_model_len,
             tokenizer=tokenizer,
             skip_tokenizer=skip_tokenizer_init,

@@ -147,6 +147,8 @@ def test_unknown_and_impossible_engine_arguments(tiny_model: Path) -> None:
         ("max_model_len", 100_000),
         ("policy", "dynamc"),
         ("threads", 0),
+        ("device", "tpu"),
+        ("device", "cuda:99"),
     ):
         with pytest.raises(ValueError, match=name):
             LLM(tiny_model, **{name: value})  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ class Engine:
         self._tokenizer = tokenizer
         layout = kv_layout(decoder, config)
         self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
-        self._kv_cache = KvCache(layout, self.num_kv_blocks)
+        self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device)
         self._runner = Runner(
             decoder,
             self._kv_cache,
@@ -233,7 +233,7 @@ class Engine:
     def _report_prompt(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> None:
         request = sequence.request
         count = request.params.prompt_logprobs or 0
-        following = torch.tensor([sequence.tokens[i + 1] for i in positions])
+        following = torch.tensor([sequence.tokens[i + 1] for i in positions], device=logits.device)
         assert request.prompt_logprobs is not None
         request.prompt_logprobs += self._sampler.logprobs(logits, following, [count] * len(positions))
 

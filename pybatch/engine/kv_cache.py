@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.device import free_memory
 from pybatch.engine.config import EngineConfig
 from pybatch.model.batch import LayerCache
 from pybatch.model.decoder import Decoder
@@ -63,26 +62,14 @@ class KvCache:
     """The pool's memory and its views a layer. It is not filled with anything: pages of memory that no block has been
     written to cost nothing, and kernels read no slot before it was written."""
 
-    def __init__(self, layout: KvLayout, num_blocks: int) -> None:
-        self.pool = torch.empty(num_blocks, layout.block_bytes, dtype=torch.uint8)
+    def __init__(self, layout: KvLayout, num_blocks: int, device: torch.device) -> None:
+        self.pool = torch.empty(num_blocks, layout.block_bytes, dtype=torch.uint8, device=device)
         self.layers = [layout.layer_cache(self.pool, layer) for layer in range(layout.num_layers)]
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copies block source to block destination for each (source, destination)."""
         if pairs:
-            ops.copy_blocks(self.pool, torch.tensor(pairs, dtype=torch.int64))
-
-
-def available_memory() -> int:
-    """Bytes that may still be used: of the machine, or of the container (cgroup v2) where that is less."""
-    available = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else min(available, max(int(limit) - used, 0))
+            ops.copy_blocks(self.pool, torch.tensor(pairs, dtype=torch.int64, device=self.pool.device))
 
 
 def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
@@ -104,7 +91,7 @@ def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[
     longest = -(-length // config.block_size)
     blocks = config.num_kv_blocks
     if blocks is None:
-        memory = int(available_memory() * config.memory_utilization)
+        memory = int(free_memory(decoder.device) * config.memory_utilization)
         blocks = min(memory // layout.block_bytes, config.max_num_seqs * longest)
         if blocks == 0:
             raise ValueError(

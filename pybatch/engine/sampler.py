@@ -82,19 +82,20 @@ def _is_adjusted(sequence: Sequence) -> bool:
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
-    rows = len(sequences)
+    rows, device = len(sequences), logits.device
     params = [sequence.request.params for sequence in sequences]
     if all(p.greedy for p in params):
-        ones, zeros, ids = torch.ones(rows), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
+        zeros, ones = torch.zeros(rows, device=device), torch.ones(rows, device=device)
+        ids = torch.zeros(rows, dtype=torch.int64, device=device)
         return ops.sample(logits, zeros, ids, ones, zeros, ids, ids)
     return ops.sample(
         logits,
-        torch.tensor([0.0 if p.greedy else p.temperature for p in params], dtype=torch.float32),
-        torch.tensor([p.top_k for p in params]),
-        torch.tensor([p.top_p for p in params], dtype=torch.float32),
-        torch.tensor([p.min_p for p in params], dtype=torch.float32),
-        torch.tensor([sequence.seed for sequence in sequences]),
-        torch.tensor([len(sequence.tokens) for sequence in sequences]),
+        _floats([0.0 if p.greedy else p.temperature for p in params], device),
+        _ints([p.top_k for p in params], device),
+        _floats([p.top_p for p in params], device),
+        _floats([p.min_p for p in params], device),
+        _ints([sequence.seed for sequence in sequences], device),
+        _ints([len(sequence.tokens) for sequence in sequences], device),
     )
 
 
@@ -123,15 +124,24 @@ def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> 
             bias_ids.extend(bias.keys())
             bias_values.extend(bias.values())
         bias_start.append(len(bias_ids))
+    device = logits.device
     ops.adjust_logits(
         logits,
-        torch.tensor(repetition, dtype=torch.float32),
-        torch.tensor(presence, dtype=torch.float32),
-        torch.tensor(frequency, dtype=torch.float32),
-        torch.from_numpy(np.concatenate(histories) if histories else np.empty(0, np.int64)),
-        torch.tensor(history_start),
-        torch.tensor(output_start),
-        torch.tensor(bias_ids, dtype=torch.int64),
-        torch.tensor(bias_values, dtype=torch.float32),
-        torch.tensor(bias_start),
+        _floats(repetition, device),
+        _floats(presence, device),
+        _floats(frequency, device),
+        torch.from_numpy(np.concatenate(histories) if histories else np.empty(0, np.int64)).to(device),
+        _ints(history_start, device),
+        _ints(output_start, device),
+        _ints(bias_ids, device),
+        _floats(bias_values, device),
+        _ints(bias_start, device),
     )
+
+
+def _floats(values: list[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _ints(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)

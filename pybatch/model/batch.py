@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,12 @@ class ForwardBatch:
     query_start: Tensor  # [S + 1] int32: sequence s has rows query_start[s]:query_start[s + 1]
     seq_lens: Tensor  # [S] int32, cached tokens of each sequence with this step's included
     logits_rows: Tensor  # [L] int64, the rows of T whose logits are wanted
+
+    def to(self, device: torch.device) -> ForwardBatch:
+        """The batch there, where it is not there already."""
+        if self.token_ids.device == device:
+            return self
+        return ForwardBatch(**{each.name: getattr(self, each.name).to(device) for each in fields(self)})
 
 
 class LayerCache(NamedTuple):

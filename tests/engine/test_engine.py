@@ -281,15 +281,14 @@ def test_an_aborted_request_is_gone(make_engine: MakeEngine) -> None:
     assert not engine.has_unfinished()
 
 
-class Sick:
+class Sick(Decoder):
     """A decoder whose logits are no numbers wherever the last token is 13."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.config, self.dtype, self.cache_dtype = decoder.config, decoder.dtype, decoder.cache_dtype
-        self._decoder = decoder
+        vars(self).update(vars(decoder))
 
     def forward(self, batch: ForwardBatch, caches: Any) -> torch.Tensor:
-        logits = self._decoder.forward(batch, caches)
+        logits = super().forward(batch, caches)
         logits[batch.token_ids[batch.logits_rows] == 13] = math.nan
         return logits
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine.runs import MakeEngine, run, some_prompt
 
+from pybatch import ops
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from pybatch.model import Decoder
+from pybatch.model import Decoder, load_model
 
 SHARED = some_prompt(40, 99)  # half of the prompts begin with the same two and a half blocks
 PROMPTS = [(SHARED if i % 2 else []) + some_prompt(1 + 7 * i % 90, i) for i in range(64)]
@@ -39,10 +41,16 @@ def bits(outputs: list[RequestOutput]) -> Bits:
     return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8", "int8, fp16 KV"])
-def model(request: pytest.FixtureRequest) -> tuple[Decoder, str]:
-    name = "decoder" if request.param == "fp32" else "int8_decoder"
-    return request.getfixturevalue(name), "int8" if request.param == "int8" else "auto"
+DEVICES = ["cpu", "cuda"] if ops.CUDA else ["cpu"]
+PRECISIONS = [("float32", None, "auto"), ("auto", "int8", "int8"), ("auto", "int8", "auto")]
+
+
+@pytest.fixture(scope="module", params=[(device, *each) for device in DEVICES for each in PRECISIONS], ids=str)
+def model(request: pytest.FixtureRequest, model_path: Path) -> tuple[Decoder, str]:
+    """A decoder, and the dtype of its KV cache."""
+    device, dtype, quantization, kv_cache_dtype = request.param
+    loaded = load_model(model_path, dtype=dtype, quantization=quantization, device=device, skip_tokenizer=True)
+    return loaded.decoder, kv_cache_dtype
 
 
 @pytest.fixture(scope="module")

@@ -7,35 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
 from gguf_blocks import random_blocks
 from transformers import PreTrainedModel
-
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def gguf_name(name: str) -> str:
-    prefix = ""
-    if name.startswith("model.layers."):
-        _, _, layer, name = name.split(".", 3)
-        prefix = f"blk.{layer}."
-    stem, kind = name.rsplit(".", 1)
-    return f"{prefix}{NAMES[stem]}.{kind}"
 
 
 def turned(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -81,6 +55,8 @@ def write_tensors(
     holds: themselves, rounded, or for K-quants, which gguf.quants does not make, others at random."""
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if arch == "llama" else {}
+    numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
+    names = get_tensor_name_map(numbers[arch], config.num_hidden_layers)
     for name, parameter in model.named_parameters():
         data = parameter.detach().numpy()
         projection = name.split(".")[-2]
@@ -93,4 +69,4 @@ def write_tensors(
         if projection in heads:
             stored = turned(stored, heads[projection])
         raw_dtype = None if matrix_kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16) else matrix_kind
-        writer.add_tensor(gguf_name(name), stored, raw_dtype=raw_dtype)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), stored, raw_dtype=raw_dtype)

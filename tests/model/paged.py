@@ -16,7 +16,7 @@ def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) 
     heads, dim = config.num_kv_heads, config.head_dim
 
     def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
-        return torch.full(shape, 77 if of == torch.int8 else float("nan"), dtype=of)
+        return torch.full(shape, 77 if of == torch.int8 else float("nan"), dtype=of, device=decoder.device)
 
     caches = []
     for _ in range(config.num_layers):
@@ -45,6 +45,6 @@ def logits_of(
             seq_lens=torch.tensor([done + count], dtype=torch.int32),
             logits_rows=torch.arange(count),
         )
-        found.append(decoder.forward(batch, caches).clone())
+        found.append(decoder.forward(batch.to(decoder.device), caches).cpu().clone())
         done += count
     return torch.cat(found)

@@ -1,0 +1,55 @@
+"""A model on a GPU: what it computes is what the CPU does, within rounding, and its decode steps are graph replays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine.runs import run, some_prompt
+from model.paged import logits_of
+
+from pybatch import ops
+from pybatch.engine import Engine, EngineConfig, SamplingParams
+from pybatch.model import load_model
+
+pytestmark = pytest.mark.skipif(not ops.CUDA, reason="needs a GPU, and pybatch built with CUDA")
+
+PRECISIONS = [("float32", None, 1e-4), ("float32", "int8-weight-only", 1e-4), ("bfloat16", None, 0.03)]
+
+
+@pytest.mark.parametrize(("dtype", "quantization", "tolerance"), PRECISIONS)
+def test_logits_are_the_cpus(tiny_model: Path, dtype: str, quantization: str | None, tolerance: float) -> None:
+    cpu, gpu = (
+        load_model(tiny_model, dtype=dtype, quantization=quantization, device=device, skip_tokenizer=True).decoder
+        for device in ("cpu", "cuda")
+    )
+    ids = some_prompt(300, vocab=250)
+    wanted = logits_of(cpu, ids)
+    error = (logits_of(gpu, ids, [100, 150, 1, 49]) - wanted).norm() / wanted.norm()
+    assert error < tolerance
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_replayed_steps_have_the_bits_of_eager_ones(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, quantization: str | None
+) -> None:
+    decoder = load_model(tiny_model, quantization=quantization, device="cuda", skip_tokenizer=True).decoder
+    prompts = [some_prompt(1 + 11 * i, vocab=250) for i in range(20)]
+    params = [SamplingParams(temperature=0, max_tokens=10 + 5 * i, ignore_eos=True, logprobs=1) for i in range(20)]
+
+    def outputs() -> list[object]:
+        engine = Engine(decoder, None, EngineConfig(num_kv_blocks=512))
+        return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in run(engine, prompts, params)]
+
+    replayed = outputs()
+    monkeypatch.setattr("pybatch.engine.decode_graphs.DecodeGraphs.takes", lambda batch: False)
+    assert outputs() == replayed
+
+
+def test_an_engine_sees_the_gpus_memory(tiny_model: Path) -> None:
+    decoder = load_model(tiny_model, device="cuda", skip_tokenizer=True).decoder
+    before = torch.cuda.mem_get_info()[0]
+    engine = Engine(decoder, None, EngineConfig(memory_utilization=0.1, max_num_seqs=4096))
+    assert engine.kv_cache_bytes <= before
+    assert engine.kv_cache_bytes > 0
