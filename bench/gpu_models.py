@@ -54,7 +54,7 @@ class Case:
 CASES = [
     Case(model, quantization, kv_cache, sequences)
     for model in ("Llama-3-8B", "Llama-3-70B, 16 layers")
-    for quantization, kv_cache in ((None, "auto"), ("int8-weight-only", "int8"), ("int8", "int8"))
+    for quantization, kv_cache in ((None, "auto"), ("int8-weight-only", "fp8"), ("int8", "int8"))
     for sequences in (1, 64)
 ]
 
