@@ -35,7 +35,6 @@ cudaStream_t current_stream() {
 struct Cuda {
   static constexpr const char* kDevice = "the CUDA device of the other arguments";
   static constexpr bool kHostReadable = false;
-  static constexpr bool kRunsGguf = false;
   static constexpr bool kHasE4m3 = true;
   struct Scope {
     explicit Scope(const Tensor& t) : guard(t.get_device_index()) {}
@@ -73,6 +72,7 @@ struct Cuda {
     cuda::name(p, workspace.data_ptr(), current_stream());                                     \
   }
   PYBATCH_RUN_WITH_WORKSPACE(matmul_w8a8, MatmulParams)
+  PYBATCH_RUN_WITH_WORKSPACE(matmul_gguf, MatmulParams)
   PYBATCH_RUN_WITH_WORKSPACE(paged_attention, PagedAttentionParams)
   PYBATCH_RUN_WITH_WORKSPACE(adjust_logits, AdjustLogitsParams)
 #undef PYBATCH_RUN_WITH_WORKSPACE
