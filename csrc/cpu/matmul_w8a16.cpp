@@ -23,9 +23,9 @@ struct Int8WeightOp : FloatOp<float> {
     };
     return {widen(group), widen(group + 32)};
 #else
-    F32x16 w;
-    for (int i = 0; i < kLanes; ++i) w.v[i] = static_cast<float>(static_cast<int8_t>(group[4 * i + step]));
-    return w;
+    float w[kLanes];
+    for (int i = 0; i < kLanes; ++i) w[i] = static_cast<float>(static_cast<int8_t>(group[4 * i + step]));
+    return load(w);
 #endif
   }
 };

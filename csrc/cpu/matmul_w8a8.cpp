@@ -101,12 +101,12 @@ struct Dot4 {
   }
   static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
     q = round(q);
-    for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int8_t>(q.v[i]);
+    for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int8_t>(q[i]);
   }
   static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t*) {
-    F32x16 r;
-    for (int i = 0; i < kLanes; ++i) r.v[i] = static_cast<float>(sum.v[i]);
-    return r;
+    float r[kLanes];
+    for (int i = 0; i < kLanes; ++i) r[i] = static_cast<float>(sum.v[i]);
+    return load(r);
   }
 };
 
