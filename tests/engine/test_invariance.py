@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from engine.fuzz import PRECISIONS as FUZZED
+from engine.fuzz import alone, check_random_batch
 from engine.runs import MakeEngine, run, some_prompt
 
 from pybatch import ops
@@ -112,3 +114,10 @@ def test_joining_a_running_batch_changes_no_bit(
     while engine.has_unfinished():
         found.update((output.request_id, output) for output in engine.step())
     assert bits([found[str(i)] for i in range(64)]) == expected
+
+
+@pytest.mark.parametrize("precision", FUZZED, ids=str)
+def test_random_batches_change_no_bit(tiny_model: Path, precision: tuple[str | None, str]) -> None:
+    reference = alone(tiny_model, *precision)
+    for seed in range(15):
+        check_random_batch(reference, seed)

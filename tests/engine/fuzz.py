@@ -1,0 +1,114 @@
+"""Random batches, each request of which must have the bits it has alone.
+
+``python -m engine.fuzz COUNT [SEED]`` in tests/ runs COUNT of them, and stops at the first that differs.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine.runs import run, some_prompt
+from tiny_model import save_tiny_model
+
+from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from pybatch.model import Decoder, load_model
+
+PRECISIONS = [(None, "auto"), ("int8", "auto"), ("int8", "int8"), ("int8-weight-only", "float16")]
+REQUESTS, LONGEST = 48, 12  # tokens of output
+BLOCK = 8
+
+
+@dataclass
+class Alone:
+    """Requests and what each of them gives by itself, its prompt in one piece, nothing cached."""
+
+    decoder: Decoder
+    kv_cache_dtype: str
+    prompts: list[list[int]]
+    params: list[SamplingParams]
+    tokens: list[list[int]]
+    logprobs: list[list[Any]]
+
+
+def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
+    decoder = load_model(model, quantization=quantization, skip_tokenizer=True).decoder
+    shared = some_prompt(3 * BLOCK + 5, vocab=250)
+    prompts = [(shared if i % 3 == 0 else []) + some_prompt(1 + 7 * i % 60, i, vocab=250) for i in range(REQUESTS)]
+    params = [
+        SamplingParams(
+            temperature=0.0 if i % 4 == 0 else 0.9,
+            top_p=0.9 if i % 4 == 1 else 1.0,
+            frequency_penalty=0.3 if i % 5 == 0 else 0.0,
+            max_tokens=LONGEST,
+            ignore_eos=True,
+            logprobs=1,
+            seed=i,
+        )
+        for i in range(REQUESTS)
+    ]
+    engine = Engine(
+        decoder, None, EngineConfig(num_kv_blocks=64, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype)
+    )
+    found = [run(engine, [prompt], each)[0] for prompt, each in zip(prompts, params, strict=True)]
+    tokens, logprobs = zip(*(_bits(output) for output in found), strict=True)
+    return Alone(decoder, kv_cache_dtype, prompts, params, list(tokens), list(logprobs))
+
+
+def check_random_batch(reference: Alone, seed: int) -> str:
+    """Runs some of the requests together, in an engine of random settings. Returns these; AssertionError with them, if
+    a bit differs."""
+    draw = random.Random(seed)
+    chosen = [draw.randrange(REQUESTS) for _ in range(draw.choice((1, 2, 3, 7, 16, 33, 64)))]  # some more than once
+    lengths = [draw.randint(1, LONGEST) for _ in chosen]
+    threads = draw.randint(1, 4)
+    longest = max(len(reference.prompts[i]) + n for i, n in zip(chosen, lengths, strict=True))
+    settings: dict[str, Any] = {
+        "policy": draw.choice(("continuous", "continuous", "static", "dynamic", "micro")),
+        "max_num_seqs": draw.choice((1, 2, 7, 64)),
+        "max_num_batched_tokens": draw.choice((3, 16, 64, 512, 4096)),
+        "num_kv_blocks": -(-longest // BLOCK) + draw.choice((0, 1, 8, 600)),
+        "enable_prefix_caching": draw.random() < 0.7,
+    }
+    description = f"seed {seed}: {len(chosen)} requests, {threads} threads, {settings}"
+    torch.set_num_threads(threads)
+    engine = Engine(
+        reference.decoder, None, EngineConfig(block_size=BLOCK, kv_cache_dtype=reference.kv_cache_dtype, **settings)
+    )
+    params = [replace(reference.params[i], max_tokens=n) for i, n in zip(chosen, lengths, strict=True)]
+    outputs = run(engine, [reference.prompts[i] for i in chosen], params)
+    for i, n, output in zip(chosen, lengths, outputs, strict=True):
+        tokens, logprobs = _bits(output)
+        assert tokens == reference.tokens[i][:n], f"{description}: other tokens"
+        assert logprobs == reference.logprobs[i][:n], f"{description}: other log-probabilities"
+    engine.check_integrity()
+    return description
+
+
+def _bits(output: RequestOutput) -> tuple[list[int], list[Any]]:
+    (completion,) = output.outputs
+    assert completion.logprobs is not None
+    return completion.token_ids, completion.logprobs
+
+
+def main(count: int, first_seed: int = 0) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        model = save_tiny_model(Path(folder))
+        references = [alone(model, *precision) for precision in PRECISIONS]
+    begin = time.monotonic()
+    for seed in range(first_seed, first_seed + count):
+        check_random_batch(references[seed % len(references)], seed)
+        if (seed + 1) % 500 == 0:
+            print(f"{seed + 1 - first_seed} batches, {time.monotonic() - begin:.0f} s, no bit differs", flush=True)
+    print(f"{count} batches: no bit differs")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
