@@ -28,6 +28,7 @@ SUITES = {
         "test_w8a8_sums_exactly_at_the_extremes",
         "test_nothing_in_nothing_out",
         "test_an_empty_sum_is_the_bias",
+        "test_fused_steps_have_the_bits_of_separate_ops",
     ],
     "test_norm": [
         "test_rms_norm",
