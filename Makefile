@@ -1,7 +1,6 @@
 # make demo    answer examples/reviews.jsonl with SmolLM2-135M
 # make test    run the tests
 # Both do all the set-up themselves, on a machine that has Python 3.11 or later, a C++ compiler and PyPI.
-# make simt    run the CUDA kernels' tests on the CPU
 # make build   compile the native parts into the source tree, for work on pybatch itself; make lint checks the style
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,10 +13,7 @@ demo: $(VENV)/installed
 	  --quantization int8 --temperature 0 --max-tokens 128
 
 test: $(VENV)/installed
-	$(VENV)/bin/pytest --ignore=tests/simt
-
-simt: $(VENV)/installed  # the CUDA kernels, on the CPU
-	$(VENV)/bin/pytest tests/simt
+	$(VENV)/bin/pytest
 
 lint: $(VENV)/lint
 	$(VENV)/bin/ruff check .
@@ -52,4 +48,4 @@ build:  # with the packages of $(VENV), which may be any virtual environment tha
 clean:
 	rm -rf build $(VENV) pybatch/*.so
 
-.PHONY: demo test simt lint build clean
+.PHONY: demo test lint build clean

@@ -1,44 +1,74 @@
 #!/bin/bash
-# Tests and measures the CUDA kernels on the GPU of this machine, in about ten minutes.
+# Tests and measures the CUDA kernels on this machine's GPU, within ten minutes.
 #
-#   bench/gpu.sh [OUT]      OUT: where the JSON and the logs go; default bench/results/gpu-CHIP-DATE
+#   bench/gpu.sh [STEP...]      all steps, in this order: install tests kernels models fuzz memcheck racecheck
 #
-# Needs torch with CUDA, nvcc, cmake, ninja, pybind11, pytest and hypothesis in PYTHON (default python3), and nothing
-# from the network. WHEEL=FILE installs that wheel instead of building one.
-set -euo pipefail
+# Results go to OUT (default bench/results/gpu-CHIP-DATE): summary.json, kernels.json, models.json, logs.tar.gz. A step
+# that fails or takes too long is told of at the end, with the end of its log; the others go on. What install has built
+# stays in build/gpu, for later calls with other steps.
+#
+# Needs torch with CUDA, nvcc, cmake, ninja, pybind11, pytest, hypothesis and what pybatch depends on in PYTHON (default
+# python3), and nothing from the network. WHEEL=FILE installs that wheel instead of building one.
+set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
+root=$PWD site=$PWD/build/gpu/site limit=580
+steps=("$@")
+((${#steps[@]})) || steps=(install tests kernels models fuzz memcheck racecheck)
 
-chip=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
-out=${1:-bench/results/gpu-$chip-$(date +%Y-%m-%d)}
-mkdir -p "$out"
-root=$PWD out=$(realpath "$out") site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
-failed=()
+chip=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))') || exit
+out=${OUT:-bench/results/gpu-$chip-$(date +%Y-%m-%d)}
+logs=$(mktemp -d) failed=() summary=()
+trap 'rm -rf "$logs"' EXIT
+mkdir -p "$out" "$site"
+out=$(realpath "$out")
 
-# step NAME COMMAND...: runs away from the source tree, whose pybatch has no libraries. The output goes to OUT/NAME.log;
-# a failure is told at the end.
+# step NAME SECONDS COMMAND...: away from the source tree, whose pybatch has no libraries.
 step() {
-  local name=$1
-  shift
-  echo "== $name"
-  if ! (cd "$site" && timeout 300 "$@") >"$out/$name.log" 2>&1; then
-    failed+=("$name")
-    tail -n 20 "$out/$name.log"
+  local name=$1 most=$2 begin=$SECONDS status=0
+  shift 2
+  ((most > limit - begin)) && most=$((limit - begin))
+  echo "== $name (at $begin s)"
+  if ((most < 5)); then
+    status=skipped
+  else
+    (cd "$site" && timeout -k 5 "$most" "$@") >"$logs/$name.log" 2>&1 || status=$?
+    tail -n "$( ((status)) && echo 40 || echo 3)" "$logs/$name.log"
   fi
+  [[ $status == 0 ]] || failed+=("$name ($status)")
+  summary+=("{\"step\": \"$name\", \"status\": \"$status\", \"seconds\": $((SECONDS - begin))}")
 }
 
-wheel=${WHEEL:-$root}
-step install env PYBATCH_CUDA=1 "$PYTHON" -m pip install --no-deps --no-build-isolation --target "$site" "$wheel"
-export PYTHONPATH=$site:$root/tests
-step tests "$PYTHON" -m pytest -q -c /dev/null --import-mode=importlib "$root/tests/cuda"
-for tool in memcheck racecheck; do
-  step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 "$PYTHON" "$root/bench/gpu_sanitize.py"
-done
-step kernels "$PYTHON" "$root/bench/gpu_kernels.py" --json "$out/kernels.json"
+sanitize() {
+  local tool
+  tool=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+  # Without torch's cache every tensor is an allocation of its own, past whose end there is nothing.
+  step "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    "$tool" --tool "$1" --error-exitcode 1 "$PYTHON" "$root/bench/gpu_sanitize.py"
+}
 
+run_install() {
+  step install 240 env PYBATCH_CUDA=1 "$PYTHON" -m pip install --upgrade --no-deps --no-build-isolation --no-index \
+    --disable-pip-version-check --target "$site" "${WHEEL:-$root}"
+  step environment 60 "$PYTHON" -c 'from pybatch.cli import main; main()' env
+}
+run_tests() {
+  step tests 200 "$PYTHON" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider --durations=10 \
+    -k cuda "$root/tests/cuda" "$root/tests/engine/test_invariance.py"
+}
+run_kernels() { step kernels 150 "$PYTHON" "$root/bench/gpu_kernels.py" --json "$out/kernels.json"; }
+run_models() { step models 200 "$PYTHON" "$root/bench/gpu_models.py" --json "$out/models.json"; }
+run_fuzz() { step fuzz 60 "$PYTHON" "$root/tests/fuzz.py" cuda --batches 100000 --seconds 45 --jobs 4; }
+run_memcheck() { sanitize memcheck 100; }
+run_racecheck() { sanitize racecheck 100; }
+
+export PYTHONPATH=$site:$root/tests${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+for name in "${steps[@]}"; do "run_$name"; done
+
+(IFS=, && echo "{\"chip\": \"$chip\", \"date\": \"$(date -u +%FT%TZ)\", \"steps\": [${summary[*]}]}") >"$out/summary.json"
+tar -czf "$out/logs.tar.gz" -C "$logs" .
 if ((${#failed[@]})); then
-  echo "failed: ${failed[*]} (logs in $out)"
+  echo "failed: ${failed[*]} (logs in $out/logs.tar.gz)"
   exit 1
 fi
 echo "all passed; results in $out"

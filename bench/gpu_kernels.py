@@ -9,13 +9,16 @@ in the same run. Ceilings (copying, bf16 multiplication) are measured on the sam
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import statistics
+import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -61,6 +64,7 @@ class Timer:
 
     def __call__(self, call: Callable[[], object]) -> float:
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 call()
@@ -91,36 +95,47 @@ def ceilings(timer: Timer) -> dict[str, float]:
 # ---- cases ----
 
 
-@dataclass
+LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}  # the largest code of an 8-bit cache
+
+
 class Paged:
     """A paged KV cache of one layer with random contents, for sequences of equal length."""
 
-    sequences: int
-    length: int
-    heads: int
-    kv_heads: int
-    head_dim: int = 128
-    block: int = 16
+    def __init__(self, sequences: int, length: int, heads: int, kv_heads: int) -> None:
+        self.sequences, self.length, self.heads, self.kv_heads = sequences, length, heads, kv_heads
+        self.head_dim, self.block = 128, 16
+        blocks = sequences * length // self.block
+        self.k = randn(blocks, kv_heads, self.head_dim, self.block)
+        self.v = randn(blocks, kv_heads, self.block, self.head_dim)
+        self.k_scale: Tensor | None = None
+        self.v_scale: Tensor | None = None
+        self.tables = torch.randperm(blocks, device="cuda").int().view(sequences, -1)
+        self.lengths = torch.full((sequences,), length, device="cuda", dtype=torch.int32)
 
-    def __post_init__(self) -> None:
-        blocks = self.sequences * self.length // self.block
-        self.k = randn(blocks, self.kv_heads, self.head_dim, self.block)
-        self.v = randn(blocks, self.kv_heads, self.block, self.head_dim)
-        self.tables = torch.randperm(blocks, device="cuda").int().view(self.sequences, -1)
-        self.lengths = torch.full((self.sequences,), self.length, device="cuda", dtype=torch.int32)
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.k, self.v, self.k_scale, self.v_scale) if t is not None)
 
-    def int8(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The cache quantised, with its scales."""
-        k_scale, v_scale = self.k.float().abs().amax(2) / 127, self.v.float().abs().amax(3) / 127
-        k = (self.k.float() / k_scale[:, :, None]).round().to(torch.int8)
-        return k, (self.v.float() / v_scale[..., None]).round().to(torch.int8), k_scale, v_scale
+    def quantised(self, dtype: torch.dtype) -> Paged:
+        """The same cache in 8 bits, one scale a token and head."""
+        other = copy(self)
+
+        def codes(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+            scale = x.abs().amax(dim).float() / LARGEST[dtype]
+            x = x.float() / scale.unsqueeze(dim)
+            return (x.round() if dtype == torch.int8 else x).to(dtype), scale
+
+        other.k, other.k_scale = codes(self.k, 2)
+        other.v, other.v_scale = codes(self.v, 3)
+        return other
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """K and V as [sequences, kv_heads, length, head_dim]."""
-        shape = (self.sequences, -1, self.kv_heads, self.block, self.head_dim)
+        """K and V in bfloat16 as [sequences, kv_heads, length, head_dim]."""
+        k = self.k if self.k_scale is None else (self.k.float() * self.k_scale[:, :, None]).to(BF16)
+        v = self.v if self.v_scale is None else (self.v.float() * self.v_scale[..., None]).to(BF16)
         flat = (self.sequences, self.kv_heads, self.length, self.head_dim)
-        k = self.k[self.tables.long()].transpose(-1, -2).reshape(shape)
-        v = self.v[self.tables.long()].reshape(shape)
+        tables = self.tables.long()
+        k, v = k[tables].transpose(-1, -2), v[tables]  # [sequences, pages, kv_heads, block, head_dim]
         return k.transpose(1, 2).reshape(flat), v.transpose(1, 2).reshape(flat)
 
 
@@ -132,47 +147,55 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend, causal: bool) -> 
     return call
 
 
-def rivals(calls: dict[str, Call]) -> dict[str, Call]:
+def rivals(**makers: Callable[[], Call]) -> dict[str, Call]:
     """Those that run here."""
     able = {}
-    for name, call in calls.items():
+    for name, make in makers.items():
         try:
+            call = make()
             call()
-        except RuntimeError:
+        except Exception as error:  # whatever it is, ours are measured without it
+            print(f"{name} does not run here: {str(error).strip().splitlines()[0]}")
             continue
-        able[name] = call
+        able[name.replace("_", " ")] = call
     return able
 
 
-def attention_call(paged: Paged, q: Tensor, queries: int, int8: bool = False) -> Call:
+def attention_call(paged: Paged, q: Tensor, queries: int) -> Call:
     start = torch.arange(paged.sequences + 1, device="cuda", dtype=torch.int32) * queries
-    k, v, k_scale, v_scale = paged.int8() if int8 else (paged.k, paged.v, None, None)
     out = torch.empty_like(q)
     return lambda: ops.paged_attention(
-        q, k, v, paged.tables, start, paged.lengths, paged.head_dim**-0.5, k_scale=k_scale, v_scale=v_scale, out=out
-    )
+        q, paged.k, paged.v, paged.tables, start, paged.lengths, paged.head_dim**-0.5,
+        k_scale=paged.k_scale, v_scale=paged.v_scale, out=out,
+    )  # fmt: skip
 
 
 def decode(quick: bool) -> Iterator[Case]:
     for group, sequences, length in [(4, 32, 4096), (8, 64, 8192)][: 1 if quick else 2]:
         paged = Paged(sequences, length, 8 * group, 8)
         q = randn(sequences, paged.heads * paged.head_dim)
-        k, v = paged.dense()
         q4 = q.view(sequences, paged.heads, 1, paged.head_dim)
-        others = rivals({"SDPA flash": sdpa(q4, k, v, SDPBackend.FLASH_ATTENTION, False)})
-        if importlib.util.find_spec("flashinfer"):
-            others |= rivals({"FlashInfer": flashinfer_decode(paged, q.view(sequences, -1, paged.head_dim))})
-
-        def exact(q4: Tensor = q4, k: Tensor = k, v: Tensor = v, q: Tensor = q) -> Tensor:
-            return functional.scaled_dot_product_attention(q4, k, v, enable_gqa=True).view_as(q)
-
         name = f"group {group}, {sequences} x {length}"
-        size = paged.k.nbytes + paged.v.nbytes
-        yield Case(f"decode {name}", attention_call(paged, q, 1), size, 0, others, exact, target=("copy", 0.85))
-        ours = {"pybatch bf16": attention_call(paged, q, 1)}
-        int8 = attention_call(paged, q, 1, int8=True)
-        scales = 4 * size // (2 * paged.head_dim)
-        yield Case(f"decode int8 {name}", int8, size // 2 + scales, 0, ours, exact, target=("pybatch bf16", 1.6))
+        bf16 = attention_call(paged, q, 1)
+
+        def exact(paged: Paged, q: Tensor = q, q4: Tensor = q4) -> Call:
+            k, v = paged.dense()
+            return lambda: functional.scaled_dot_product_attention(q4, k, v, enable_gqa=True).view_as(q)
+
+        def flash(paged: Paged = paged, q4: Tensor = q4) -> Call:
+            return sdpa(q4, *paged.dense(), SDPBackend.FLASH_ATTENTION, False)
+
+        def flashinfer(paged: Paged = paged, q: Tensor = q) -> Call:
+            return flashinfer_decode(paged, q.view(len(q), -1, paged.head_dim))
+
+        others = rivals(SDPA_flash=flash, FlashInfer=flashinfer)
+        yield Case(f"decode {name}", bf16, paged.nbytes, 0, others, exact(paged), target=("copy", 0.85))
+        for kind, dtype in (("int8", torch.int8), ("e4m3", torch.float8_e4m3fn)):
+            small = paged.quantised(dtype)
+            ours = {"pybatch bf16": bf16}
+            target = ("pybatch bf16", 1.6)
+            call = attention_call(small, q, 1)
+            yield Case(f"decode {kind} {name}", call, small.nbytes, 0, ours, exact(small), target=target)
 
 
 def flashinfer_decode(paged: Paged, q: Tensor) -> Call:
@@ -195,12 +218,16 @@ def prefill(quick: bool) -> Iterator[Case]:
         q = randn(sequences * length, paged.heads * paged.head_dim)
         k, v = paged.dense()
         q4 = q.view(sequences, length, paged.heads, paged.head_dim).transpose(1, 2)
-        flash = sdpa(q4, k, v, SDPBackend.FLASH_ATTENTION, True)
-        others = rivals({"SDPA flash": flash, "SDPA cuDNN": sdpa(q4, k, v, SDPBackend.CUDNN_ATTENTION, True)})
+        backends = {"SDPA_flash": SDPBackend.FLASH_ATTENTION, "SDPA_cuDNN": SDPBackend.CUDNN_ATTENTION}
+        others = rivals(**{
+            name: lambda backend=backend, q4=q4, k=k, v=v: sdpa(q4, k, v, backend, True)
+            for name, backend in backends.items()
+        })  # fmt: skip
         operations = 2 * sequences * paged.heads * length * length * paged.head_dim  # half of 4: causal
 
-        def exact(flash: Call = flash, q: Tensor = q) -> Tensor:
-            return flash().transpose(1, 2).reshape(q.shape)
+        def exact(q: Tensor = q, q4: Tensor = q4, k: Tensor = k, v: Tensor = v) -> Tensor:
+            out = functional.scaled_dot_product_attention(q4, k, v, is_causal=True, enable_gqa=True)
+            return out.transpose(1, 2).reshape(q.shape)
 
         call = attention_call(paged, q, length)
         yield Case(f"prefill {sequences} x {length}", call, 0, operations, others, exact, target=("SDPA flash", 1.0))
@@ -210,7 +237,7 @@ def matmuls(quick: bool) -> Iterator[Case]:
     for n, k in [(6144, 4096), (28672, 4096), (4096, 14336)][: 1 if quick else 3]:
         weight = randn(n, k) * k**-0.5
         q, scale = ops.quantize_int8(weight)
-        packed, dense, q_t = ops.pack_int8(q), ops.pack_dense(weight), q.t().contiguous()
+        packed, dense = ops.pack_int8(q), ops.pack_dense(weight)
         restored = (q.float() * scale[:, None]).to(BF16)
         for m in (1, 8, 32, 64, 512, 4096):
             x, out = randn(m, k), torch.empty(m, n, dtype=BF16, device="cuda")
@@ -238,44 +265,73 @@ def matmuls(quick: bool) -> Iterator[Case]:
             yield Case(f"dense {shape}", plain, moved + 2 * n * k, operations, cublas, exact_dense)
             if m >= 512:
                 x8 = x.to(torch.int8)
-                others = cublas | {"torch._int_mm": lambda x8=x8, q_t=q_t: torch._int_mm(x8, q_t)}
+                others = cublas | rivals(int_mm=lambda x8=x8, q=q: lambda: torch._int_mm(x8, q.t()))
                 target = ("cuBLAS bf16", 1.3)
                 yield Case(f"w8a8 {shape}", w8a8, moved + n * k, operations, others, exact, 5e-2, target)
 
 
 def copies(quick: bool) -> Iterator[Case]:
-    block_bytes, count = 2 << 20, 64 if quick else 256
+    block_bytes, count = 2 << 20, 64 if quick else 128
     pool = torch.randint(0, 255, (2 * count, block_bytes), dtype=torch.uint8, device="cuda")
-    order = torch.randperm(2 * count, device="cuda")
-    pairs = order.view(2, count).t().contiguous()
+    pairs = torch.randperm(2 * count, device="cuda").view(2, count).t().contiguous()
+    wanted = pool.index_copy(0, pairs[:, 1], pool[pairs[:, 0]])
 
     def ours() -> Tensor:
         ops.copy_blocks(pool, pairs)
-        return pool[pairs[:, 1]]
+        return pool
 
     src, dst = torch.empty_like(pool[:count]), torch.empty_like(pool[:count])
     memcpy = {"cudaMemcpy": lambda: dst.copy_(src)}
-    yield Case(
-        f"copy_blocks {count} x 2 MiB", lambda: ops.copy_blocks(pool, pairs) or pool, 2 * src.nbytes, 0, memcpy,
-        target=("cudaMemcpy", 0.9),
-    )  # fmt: skip
-    assert torch.equal(ours(), pool[pairs[:, 0]])
+    name, moved = f"copy_blocks {count} x 2 MiB", 2 * src.nbytes
+    yield Case(name, ours, moved, 0, memcpy, lambda: wanted, 0.0, target=("cudaMemcpy", 0.9))
+
+
+def rows(quick: bool) -> Iterator[Case]:
+    """What streams rows through: bound by memory."""
+    for width in (4096, 8192)[: 1 if quick else 2]:
+        x, weight, residual = randn(8192, width), randn(width), torch.zeros(8192, width, device="cuda", dtype=BF16)
+        out = torch.empty_like(x)
+
+        def norm(x: Tensor = x, weight: Tensor = weight, out: Tensor = out) -> Tensor:
+            return ops.rms_norm(x, weight, 1e-5, out=out)
+
+        def norm_of_sum(x: Tensor = x, weight: Tensor = weight, out: Tensor = out, to: Tensor = residual) -> Tensor:
+            return ops.rms_norm(x, weight, 1e-5, to, out)
+
+        def norm_by_torch(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+            return functional.rms_norm(x, (x.shape[1],), weight, 1e-5)
+
+        shape, torchs = f"8192 x {width}", {"torch": norm_by_torch}
+        yield Case(f"rms_norm {shape}", norm, 2 * x.nbytes, 0, torchs, norm_by_torch, target=("copy", 0.85))
+        yield Case(f"rms_norm with residual {shape}", norm_of_sum, 4 * x.nbytes, 0, target=("copy", 0.85))
+        gates = randn(8192, 2 * width)
+
+        def silu(gates: Tensor = gates, out: Tensor = out) -> Tensor:
+            return ops.silu_mul(gates, out)
+
+        def silu_by_torch(gates: Tensor = gates) -> Tensor:
+            gate, up = gates.chunk(2, 1)
+            return functional.silu(gate) * up
+
+        torchs = {"torch": silu_by_torch}
+        yield Case(f"silu_mul {shape}", silu, 3 * x.nbytes, 0, torchs, silu_by_torch, target=("copy", 0.85))
 
 
 # ---- results ----
 
 
 def error_of(case: Case) -> float | None:
+    """Of the result, in proportion to what is wanted."""
     if case.wanted is None:
         return None
-    wanted, got = case.wanted().double(), case.ours().double()
+    got, wanted = case.ours().double(), case.wanted().double()
     return ((got - wanted).norm() / wanted.norm()).item()
 
 
 def measure(case: Case, timer: Timer, ceiling: dict[str, float]) -> dict:
     error = error_of(case)
     if error is not None and not error <= case.tolerance:
-        raise SystemExit(f"{case.name}: relative error {error:.2e}, expected at most {case.tolerance:.0e}")
+        return {"name": case.name, "failed": f"relative error {error:.2e}, expected at most {case.tolerance:.0e}"}
     seconds = timer(case.ours)
     others = {name: timer(call) for name, call in case.others.items()}
     result = {
@@ -289,9 +345,45 @@ def measure(case: Case, timer: Timer, ceiling: dict[str, float]) -> dict:
     return result
 
 
+def results_of(cases: Iterator[Case], only: str, timer: Timer, ceiling: dict[str, float]) -> Iterator[dict]:
+    """One a case; what goes wrong in a case is its result."""
+    while True:
+        name = "the next case"
+        try:
+            case = next(cases, None)
+            if case is None:
+                return
+            name = case.name
+            if re.search(only, name):
+                yield measure(case, timer, ceiling)
+        except Exception:
+            yield {"name": name, "failed": traceback.format_exc(limit=-4)}
+            if name == "the next case":
+                return  # a generator that has raised is at its end
+
+
+FAMILIES = {"decode": decode, "prefill": prefill, "matmuls": matmuls, "rows": rows, "copies": copies}
+
+
+def family_results(family: str, quick: bool, only: str, ceiling: dict[str, float]) -> list[dict]:
+    """Run in a process of its own: after one bad access CUDA does nothing more for a process."""
+    torch.manual_seed(0)
+    return list(results_of(FAMILIES[family](quick), only, Timer(11 if quick else 31), ceiling))
+
+
+def facts() -> dict[str, str | None]:
+    return {
+        "chip": torch.cuda.get_device_name(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "pybatch": pybatch.__version__, "torch": torch.__version__, "cuda": torch.version.cuda,
+    }  # fmt: skip
+
+
 def show(results: list[dict]) -> None:
     table = Table("case", "us", "of copy", "of bf16 peak", "others, us", "target")
     for r in results:
+        if "failed" in r:
+            table.add_row(r["name"], "[red]failed")
+            continue
         others = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in r["others"].items())
         target = ""
         if "target" in r and r["target"]["reached"] is not None:
@@ -301,7 +393,7 @@ def show(results: list[dict]) -> None:
         table.add_row(
             r["name"], f"{r['seconds'] * 1e6:.1f}", f"{r['of_copy']:.0%}", f"{r['of_bf16']:.0%}", others, target
         )
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 def main() -> None:
@@ -312,22 +404,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if not ops.CUDA:
         raise SystemExit("no GPU, or pybatch is built without CUDA: see pybatch env")
-    torch.manual_seed(0)
-    timer = Timer(11 if arguments.quick else 31)
-    ceiling = ceilings(timer)
-    results = [
-        measure(case, timer, ceiling)
-        for cases in (decode, prefill, matmuls, copies)
-        for case in cases(arguments.quick)
-        if re.search(arguments.only, case.name)
-    ]
+    ceiling = ceilings(Timer(11))
+    torch.cuda.empty_cache()  # the memory is the families' now
+    results: list[dict] = []
+    for family in FAMILIES:
+        try:
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                results += process.submit(family_results, family, arguments.quick, arguments.only, ceiling).result()
+        except Exception as error:
+            results.append({"name": family, "failed": repr(error)})
+        if arguments.json:  # after each, lest a later one ends it all
+            content = {**facts(), "ceilings": ceiling, "results": results}
+            arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     show(results)
-    if arguments.json:
-        facts = {
-            "chip": torch.cuda.get_device_name(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "pybatch": pybatch.__version__, "torch": torch.__version__, "cuda": torch.version.cuda,
-        }  # fmt: skip
-        arguments.json.write_text(json.dumps({**facts, "ceilings": ceiling, "results": results}, indent=2) + "\n")
+    for result in results:
+        if "failed" in result:
+            print(f"{result['name']}: {result['failed']}")
+    raise SystemExit(any("failed" in result for result in results))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def attention_and_kv(dtype: torch.dtype, cache: torch.dtype, head_dim: int) -> N
     v = torch.zeros(blocks, kv_heads, BLOCK, head_dim, dtype=cache, **kw)
     scales = (
         {name: torch.ones(blocks, kv_heads, BLOCK, **kw) for name in ("k_scale", "v_scale")}
-        if cache == torch.int8
+        if cache.itemsize == 1
         else {}
     )
     q = torch.randn(tokens, heads * head_dim, **kw).to(dtype)
@@ -74,7 +74,7 @@ def sampling() -> None:
 
 def main() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        for cache in (dtype, torch.int8):
+        for cache in (dtype, torch.int8, torch.float8_e4m3fn):
             for head_dim in (64, 128, 256):
                 attention_and_kv(dtype, cache, head_dim)
         matmuls(dtype)

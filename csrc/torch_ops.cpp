@@ -12,6 +12,7 @@ struct Cpu {
   static constexpr const char* kDevice = "the CPU";
   static constexpr bool kHostReadable = true;
   static constexpr bool kRunsGguf = true;
+  static constexpr bool kHasE4m3 = false;
   struct Scope {
     explicit Scope(const Tensor&) {}
   };

@@ -7,6 +7,7 @@
 //   holds          whether a tensor is where the kernels work; kDevice says where that is
 //   reaches        whether swap_blocks can read and write a tensor
 //   kHostReadable  whether the host can look at the values of tensors, and so checks them
+//   kHasE4m3       whether KV caches may be float8_e4m3fn
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -61,6 +62,7 @@ inline const char* name_of(ScalarType type) {
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Char: return "int8";
     case ScalarType::Byte: return "uint8";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
     default: return "another dtype";
@@ -342,15 +344,23 @@ struct Ops {
            "k_cache: expected a head dimension that is a multiple of 8 up to 256, got ", cache.head_dim);
     EXPECT(cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32 || cache.block_size == 64,
            "k_cache: expected a block size of 8, 16, 32 or 64, got ", cache.block_size);
-    const bool int8 = k.scalar_type() == ScalarType::Char;
-    cache.dtype = int8 ? DType::i8 : float_type(k, "k_cache");
+    if (k.scalar_type() == ScalarType::Char) {
+      cache.dtype = DType::i8;
+    } else if (k.scalar_type() == ScalarType::Float8_e4m3fn) {
+      EXPECT(Backend::kHasE4m3, "k_cache: expected float32, float16, bfloat16 or int8 on ", Backend::kDevice,
+             ", got float8_e4m3fn");
+      cache.dtype = DType::e4m3;
+    } else {
+      cache.dtype = float_type(k, "k_cache");
+    }
     EXPECT(v.scalar_type() == k.scalar_type(), "v_cache: expected the dtype of k_cache");
     cache.k = k.data_ptr();
     cache.v = v.data_ptr();
     cache.k_block_stride = k.stride(0);
     cache.v_block_stride = v.stride(0);
-    if (int8) {
-      EXPECT(k_scale.has_value() && v_scale.has_value(), "k_scale, v_scale: expected, since the cache is int8");
+    if (cache.has_scales()) {
+      EXPECT(k_scale.has_value() && v_scale.has_value(), "k_scale, v_scale: expected, since the cache is ",
+             name_of(k.scalar_type()));
       auto check_scale = [&](const Tensor& t, const char* name) {
         check_blocks(t, name, 3);
         EXPECT(t.scalar_type() == ScalarType::Float, name, ": expected float32");
@@ -365,8 +375,8 @@ struct Ops {
       cache.k_scale_block_stride = k_scale->stride(0);
       cache.v_scale_block_stride = v_scale->stride(0);
     } else {
-      EXPECT(!k_scale.has_value() && !v_scale.has_value(),
-             "k_scale, v_scale: expected none, since the cache is not int8");
+      EXPECT(!k_scale.has_value() && !v_scale.has_value(), "k_scale, v_scale: expected none, since the cache is ",
+             name_of(k.scalar_type()));
     }
     return cache;
   }

@@ -119,7 +119,7 @@ class EngineFlags(Given):
         str | None, engine("int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own bits).")
     ] = None
     device: Annotated[str | None, engine("cpu, cuda or cuda:N. Default: a GPU if there is one.")] = None
-    kv_cache_dtype: Annotated[str | None, engine("auto, float32, bfloat16, float16 or int8.")] = None
+    kv_cache_dtype: Annotated[str | None, engine("auto, float32, bfloat16, float16, int8 or, on a GPU, fp8.")] = None
     max_model_len: Annotated[int | None, engine("Tokens of prompt and answer together. Default: the context.")] = None
     max_num_seqs: Annotated[int | None, engine("The most sequences in one step.")] = None
     max_num_batched_tokens: Annotated[int | None, engine("The most tokens in one step.")] = None

@@ -48,8 +48,8 @@ class LLM:
         token ids, and outputs have no text.
     dtype: "auto", "float32", "bfloat16" or "float16". quantization: None, "int8" (8-bit weights and activations),
         "int8-weight-only" or "gguf" (a GGUF file's weights in its own 4 to 8 bits). kv_cache_dtype: "float32",
-        "bfloat16", "float16", "int8" or "auto": the activations', but float16 for float32 activations of a quantised
-        model.
+        "bfloat16", "float16", "int8", on a GPU "fp8" too, or "auto": the activations', but float16 for float32
+        activations of a quantised model.
     device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one that pybatch was built for.
     max_model_len: tokens of prompt and output together; None: the model's context.
     max_num_seqs, max_num_batched_tokens: the most sequences and tokens in one step. block_size: tokens in a KV block.

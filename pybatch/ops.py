@@ -294,8 +294,9 @@ def rope_kv_write(
     slots: [T] int64, block * block_size + offset, negative: not written; rotary: [max_position, R] float32, cos in the
     first R/2 columns and sin in the rest, R <= D: the first R elements of a head turn. Pairs are (i, i + R/2), or
     (2i, 2i + 1) if interleaved. q_norm, k_norm: [D] of q's dtype: RMSNorm of each head before it turns.
-    k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8; blocks may lie
-    apart, each is contiguous. int8: k_scale, v_scale [blocks, kv_heads, block_size] float32, one per token and head.
+    k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8, and on CUDA
+    float8_e4m3fn; blocks may lie apart, each is contiguous. 8-bit: k_scale, v_scale [blocks, kv_heads, block_size]
+    float32, one per token and head.
     """
     _ops.rope_kv_write.default(
         q, k, v, positions, slots, rotary, q_norm, k_norm, norm_eps, interleaved, k_cache, v_cache, k_scale, v_scale

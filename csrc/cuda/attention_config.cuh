@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 namespace pybatch::cuda {
 
@@ -14,19 +13,19 @@ constexpr int64_t kAttentionMaxPieces = 4096;  // splits of decoding sequences t
 
 template <class T, class KV, int kHeadDim_>
 struct AttentionConfig {
-  static constexpr bool kInt8 = std::is_same_v<KV, int8_t>;
+  static constexpr bool kScaled = sizeof(KV) == 1;         // one scale a token and head
   static constexpr int kHeadDim = kHeadDim_;               // padded
   static constexpr int kTile = kHeadDim <= 128 ? 64 : 32;  // tokens a step of the online softmax
 
   // In elements. The padding keeps the rows that one instruction reads in different banks.
   static constexpr int kQPitch = kHeadDim + 8;
-  static constexpr int kKPitch = kTile + (kInt8 ? 16 : 8);  // K is [kHeadDim][kTile]
-  static constexpr int kVPitch = kHeadDim + 8;              // V is [kTile][kHeadDim]
+  static constexpr int kKPitch = kTile + (kScaled ? 16 : 8);  // K is [kHeadDim][kTile]
+  static constexpr int kVPitch = kHeadDim + 8;                // V is [kTile][kHeadDim]
 
   // Byte offsets of shared memory: stages, then per warp its rows of Q and its output so far.
   static constexpr size_t kKBytes = kHeadDim * kKPitch * sizeof(KV);
   static constexpr size_t kVBytes = kTile * kVPitch * sizeof(KV);
-  static constexpr size_t kScaleBytes = kInt8 ? kTile * sizeof(float) : 0;
+  static constexpr size_t kScaleBytes = kScaled ? kTile * sizeof(float) : 0;
   static constexpr size_t kStageBytes = kKBytes + kVBytes + 2 * kScaleBytes;
   static constexpr size_t kQBytes = kAttentionRows * kQPitch * sizeof(T);
   static constexpr size_t kTotalBytes = kAttentionRows * kHeadDim * sizeof(float);

@@ -1,8 +1,8 @@
 // K and V tiles of the attention kernel: how they come into shared memory, and out of it as B operands of the mma.
 //
-// 16-bit tiles are read with ldmatrix.trans. int8 tiles are read a word a row: the four numbers of a word lie next to
-// each other along the columns, so they go to four tiles of eight columns, and columns are permuted within 32. The
-// same permutation of S's columns (tokens) is then the order in which P meets the rows of V.
+// 16-bit tiles are read with ldmatrix.trans. 8-bit tiles are read a word a row: the four numbers of a word lie next to
+// each other along the columns, so they go to four tiles of eight columns, and columns are permuted within 32. The same
+// permutation of S's columns (tokens) is then the order in which P meets the rows of V.
 #pragma once
 
 #include "cuda/attention_config.cuh"
@@ -11,7 +11,7 @@
 
 namespace pybatch::cuda {
 
-template <class T, class KV>
+template <class T, class KV, int kBytes = sizeof(KV)>
 struct TileReader {
   // Column of accumulator elements `half` and `half + 2` in the j-th tile of eight columns, of lane 4 g + t.
   static __device__ __forceinline__ int column(int j, int t, int half) { return 8 * j + 2 * t + half; }
@@ -40,14 +40,14 @@ struct TileReader {
   }
 };
 
-template <class T>
-struct TileReader<T, int8_t> {
+template <class T, class KV>
+struct TileReader<T, KV, 1> {
   static __device__ __forceinline__ int column(int j, int t, int half) {
     return 32 * (j / 4) + 4 * t + 16 * half + j % 4;
   }
 
   // Four words at `at`, `at` + step, and the same `further` on, become B operands of four tiles.
-  static __device__ __forceinline__ void load(uint32_t (&b)[4][2], const int8_t* at, int step, int further, int lane) {
+  static __device__ __forceinline__ void load(uint32_t (&b)[4][2], const KV* at, int step, int further, int lane) {
     const int g = lane / 4;
     at += 4 * (g / 2 + 4 * (g % 2));
 #pragma unroll
@@ -55,19 +55,19 @@ struct TileReader<T, int8_t> {
       const uint32_t even = *reinterpret_cast<const uint32_t*>(at + i * further);
       const uint32_t odd = *reinterpret_cast<const uint32_t*>(at + i * further + step);
       const uint32_t low = prmt(even, odd, 0x5140), high = prmt(even, odd, 0x7362);
-      b[0][i] = widen_low<T>(low);
-      b[1][i] = widen_high<T>(low);
-      b[2][i] = widen_low<T>(high);
-      b[3][i] = widen_high<T>(high);
+      b[0][i] = widen_low<T, KV>(low);
+      b[1][i] = widen_high<T, KV>(low);
+      b[2][i] = widen_low<T, KV>(high);
+      b[3][i] = widen_high<T, KV>(high);
     }
   }
   // Rows 2t, 2t + 1 and 8 further.
-  static __device__ __forceinline__ void load_k(uint32_t (&b)[4][2], const int8_t* k, int pitch, int dim, int token,
+  static __device__ __forceinline__ void load_k(uint32_t (&b)[4][2], const KV* k, int pitch, int dim, int token,
                                                 int lane) {
     load(b, k + (dim + 2 * (lane % 4)) * pitch + token, pitch, 8 * pitch, lane);
   }
   // The tokens that column() gives for tiles token / 8 and token / 8 + 1.
-  static __device__ __forceinline__ void load_v(uint32_t (&b)[4][2], const int8_t* v, int pitch, int token, int dim,
+  static __device__ __forceinline__ void load_v(uint32_t (&b)[4][2], const KV* v, int pitch, int token, int dim,
                                                 int lane) {
     load(b, v + column(token / 8, lane % 4, 0) * pitch + dim, 16 * pitch, pitch, lane);
   }
@@ -82,10 +82,13 @@ struct KvSource {
   int block_shift;     // log2 of the block size
 };
 
-__device__ __forceinline__ void copy_eight(int8_t* to, const int8_t* from, bool valid) { cp_async_8(to, from, valid); }
-template <class T>
-__device__ __forceinline__ void copy_eight(T* to, const T* from, bool valid) {
-  cp_async_16(to, from, valid);
+template <class KV>
+__device__ __forceinline__ void copy_eight(KV* to, const KV* from, bool valid) {
+  if constexpr (sizeof(KV) == 1) {
+    cp_async_8(to, from, valid);
+  } else {
+    cp_async_16(to, from, valid);
+  }
 }
 
 // Starts the copy of the tokens from `first` on into a stage of shared memory. Lane i of each warp holds the i-th block
@@ -126,7 +129,7 @@ __device__ __forceinline__ void copy_tile(const KvSource& from, int64_t first, u
     copy_eight(v + token * Config::kVPitch + d, static_cast<const KV*>(cache.v) + (valid ? at : 0), valid);
   }
 
-  if constexpr (Config::kInt8) {
+  if constexpr (Config::kScaled) {
     float* k_scale = reinterpret_cast<float*>(stage + Config::kKBytes + Config::kVBytes);
     for (int i = threadIdx.x; i < kTile; i += blockDim.x) {
       const int64_t block = __shfl_sync(kAllLanes, my_block, i >> shift);

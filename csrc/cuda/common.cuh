@@ -4,6 +4,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -20,6 +21,9 @@ constexpr float kLog2E = 1.44269504088896341f;
 
 using f16 = __half;
 using bf16 = __nv_bfloat16;
+struct e4m3 {
+  __nv_fp8_storage_t bits;
+};
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -27,6 +31,10 @@ __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_float(int8_t x) { return static_cast<float>(x); }
+// Its exponent under that of a float, 120 too low. The NaN code is read as 480.
+__device__ __forceinline__ float to_float(e4m3 x) {
+  return __uint_as_float((x.bits & 0x80u) << 24 | (x.bits & 0x7fu) << 20) * 0x1p120f;
+}
 
 template <class T>
 __device__ __forceinline__ T from_float(float x);
@@ -43,12 +51,18 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+template <>
+__device__ __forceinline__ e4m3 from_float<e4m3>(float x) {
+  return {__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)};
+}
+
 // One element of a type known at run time.
 __device__ __forceinline__ float load_as(DType type, const void* p, int64_t i) {
   switch (type) {
     case DType::f32: return static_cast<const float*>(p)[i];
     case DType::f16: return to_float(static_cast<const f16*>(p)[i]);
     case DType::bf16: return to_float(static_cast<const bf16*>(p)[i]);
+    case DType::e4m3: return to_float(static_cast<const e4m3*>(p)[i]);
     default: return to_float(static_cast<const int8_t*>(p)[i]);
   }
 }
@@ -147,6 +161,11 @@ void with_float_type(DType type, const F& f) {
     case DType::f16: return f(static_cast<f16*>(nullptr));
     default: return f(static_cast<bf16*>(nullptr));
   }
+}
+
+template <class F>
+void with_half_type(DType type, const F& f) {
+  type == DType::f16 ? f(static_cast<f16*>(nullptr)) : f(static_cast<bf16*>(nullptr));
 }
 
 }  // namespace pybatch::cuda

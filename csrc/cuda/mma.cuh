@@ -1,12 +1,21 @@
-// Tensor-core arithmetic for the two 16-bit types alike, and int8 widened to them.
+// Tensor-core arithmetic for the two 16-bit types alike, and the 8-bit types widened to them.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/common.cuh"
 
 namespace pybatch::cuda {
 
+// exponent: its bits in both 16-bit floats of a pair; lowest: the lowest of them. Returns the top bits of those zeroed.
+__device__ __forceinline__ uint32_t zero_where_exponent_is_full(uint32_t& pair, uint32_t exponent, uint32_t lowest) {
+  const uint32_t full = ((pair & exponent) + lowest) & 0x80008000u;
+  pair &= ~((full >> 15) * 0xffffu);
+  return full;
+}
+
 template <class T>
-struct Mma;  // d += a * b on 16x8x16; two floats or int8 numbers packed into one register
+struct Mma;  // d += a * b on 16x8x16; two numbers of T packed into one register
 
 template <>
 struct Mma<f16> {
@@ -17,11 +26,22 @@ struct Mma<f16> {
     const __half2 pair = __floats2half2_rn(low, high);
     return reinterpret_cast<const uint32_t&>(pair);
   }
+  // Zeroes those of a pair that are inf or NaN, and tells of them.
+  static __device__ __forceinline__ uint32_t zero_not_finite(uint32_t& pair) {
+    return zero_where_exponent_is_full(pair, 0x7c007c00u, 0x04000400u);
+  }
   // With 128 added, byte u put under 0x64 is the half 1024 + u.
   static __device__ __forceinline__ uint32_t widen(uint32_t bytes, uint32_t selector) {
     const uint32_t biased = prmt(bytes ^ 0x80808080u, 0x64646464u, selector);
     constexpr uint32_t kBias = 0x64806480u;  // 1024 + 128
     const __half2 pair = __hsub2(reinterpret_cast<const __half2&>(biased), reinterpret_cast<const __half2&>(kBias));
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+  // e4m3 in the upper byte of each half: its exponent moved under that of a half is 8 too low.
+  static __device__ __forceinline__ uint32_t widen_e4m3(uint32_t upper) {
+    const uint32_t low = (upper >> 1 & 0x3f803f80u) | (upper & 0x80008000u);
+    constexpr uint32_t kFactor = 0x5c005c00u;  // 2^8
+    const __half2 pair = __hmul2(reinterpret_cast<const __half2&>(low), reinterpret_cast<const __half2&>(kFactor));
     return reinterpret_cast<const uint32_t&>(pair);
   }
 };
@@ -35,6 +55,9 @@ struct Mma<bf16> {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return reinterpret_cast<const uint32_t&>(pair);
   }
+  static __device__ __forceinline__ uint32_t zero_not_finite(uint32_t& pair) {
+    return zero_where_exponent_is_full(pair, 0x7f807f80u, 0x00800080u);
+  }
   // Under 0x43, the low seven bits of a byte make 128 + bits, and the sign bit alone makes 128 or 256.
   static __device__ __forceinline__ uint32_t widen(uint32_t bytes, uint32_t selector) {
     const uint32_t under = prmt(bytes, 0x43434343u, selector);
@@ -43,16 +66,32 @@ struct Mma<bf16> {
         __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits), reinterpret_cast<const __nv_bfloat162&>(sign));
     return reinterpret_cast<const uint32_t&>(pair);
   }
+  // As for a half; the exponent is 120 too low.
+  static __device__ __forceinline__ uint32_t widen_e4m3(uint32_t upper) {
+    const uint32_t low = (upper >> 4 & 0x07f007f0u) | (upper & 0x80008000u);
+    constexpr uint32_t kFactor = 0x7b807b80u;  // 2^120
+    const __nv_bfloat162 pair =
+        __hmul2(reinterpret_cast<const __nv_bfloat162&>(low), reinterpret_cast<const __nv_bfloat162&>(kFactor));
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
 };
 
-// Two int8 numbers of four as a pair of T, exactly.
-template <class T>
+// Two 8-bit numbers of four as a pair of T, exactly.
+template <class T, class Narrow = int8_t>
 __device__ __forceinline__ uint32_t widen_low(uint32_t bytes) {
-  return Mma<T>::widen(bytes, 0x4140);
+  if constexpr (std::is_same_v<Narrow, e4m3>) {
+    return Mma<T>::widen_e4m3(prmt(bytes, 0, 0x1404));
+  } else {
+    return Mma<T>::widen(bytes, 0x4140);
+  }
 }
-template <class T>
+template <class T, class Narrow = int8_t>
 __device__ __forceinline__ uint32_t widen_high(uint32_t bytes) {
-  return Mma<T>::widen(bytes, 0x4342);
+  if constexpr (std::is_same_v<Narrow, e4m3>) {
+    return Mma<T>::widen_e4m3(prmt(bytes, 0, 0x3424));
+  } else {
+    return Mma<T>::widen(bytes, 0x4342);
+  }
 }
 
 }  // namespace pybatch::cuda

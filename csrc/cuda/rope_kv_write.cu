@@ -32,21 +32,31 @@ __device__ __forceinline__ void rotate(float* head, const float* cos_sin, int ro
   __syncwarp();
 }
 
-// Writes one head to the cache: element i goes to to[i * stride]. int8 also writes the head's scale.
+// Writes one head to the cache: element i goes to to[i * stride]. 8-bit types also write the head's scale, NaN where
+// the head is not finite.
 __device__ __forceinline__ void write_to_cache(const float* head, int dim, DType type, void* to, int64_t stride,
                                                float* scale, int lane) {
-  if (type != DType::i8) {
+  if (size_of(type) > 1) {
     for (int i = lane; i < dim; i += kWarp) store_as(type, to, i * stride, head[i]);
     return;
   }
   float max = 0.0f;
-  for (int i = lane; i < dim; i += kWarp) max = fmaxf(max, fabsf(head[i]));
-  const float step = warp_max(max) / 127.0f;
+  bool finite = true;
   for (int i = lane; i < dim; i += kWarp) {
-    const float q = fminf(fmaxf(head[i] / (step > 0.0f ? step : 1.0f), -127.0f), 127.0f);
-    static_cast<int8_t*>(to)[i * stride] = static_cast<int8_t>(__float2int_rn(q));
+    max = fmaxf(max, fabsf(head[i]));
+    finite = finite && isfinite(head[i]);
   }
-  if (lane == 0) *scale = step;
+  const float largest = type == DType::i8 ? 127.0f : 448.0f, step = warp_max(max) / largest;
+  for (int i = lane; i < dim; i += kWarp) {
+    const float q = fminf(fmaxf(head[i] / (step > 0.0f ? step : 1.0f), -largest), largest);
+    if (type == DType::i8) {
+      static_cast<int8_t*>(to)[i * stride] = static_cast<int8_t>(__float2int_rn(q));
+    } else {
+      static_cast<e4m3*>(to)[i * stride] = from_float<e4m3>(q);
+    }
+  }
+  finite = __all_sync(kAllLanes, finite);
+  if (lane == 0) *scale = finite ? step : NAN;
 }
 
 template <class T>

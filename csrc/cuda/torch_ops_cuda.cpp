@@ -36,6 +36,7 @@ struct Cuda {
   static constexpr const char* kDevice = "the CUDA device of the other arguments";
   static constexpr bool kHostReadable = false;
   static constexpr bool kRunsGguf = false;
+  static constexpr bool kHasE4m3 = true;
   struct Scope {
     explicit Scope(const Tensor& t) : guard(t.get_device_index()) {}
     torch::stable::accelerator::DeviceGuard guard;

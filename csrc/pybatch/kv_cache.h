@@ -1,6 +1,7 @@
 // The paged KV cache of one layer. Within a block: K is [kv_heads][head_dim][block_size] (so that scores of
-// neighbouring tokens are neighbouring lanes), V is [kv_heads][block_size][head_dim], and int8 caches keep one fp32
+// neighbouring tokens are neighbouring lanes), V is [kv_heads][block_size][head_dim], and 8-bit caches keep one fp32
 // scale per token and head, [kv_heads][block_size]. Blocks lie block_stride apart (a pool block holds every layer).
+// The 8-bit types are int8 and, on CUDA, e4m3 (Micikevicius et al. 2022); what is not finite is in the scale alone.
 #pragma once
 
 #include "pybatch/types.h"
@@ -10,16 +11,19 @@ namespace pybatch {
 struct KvCache {
   void* k;
   void* v;
-  float* k_scale;                                                                      // i8 only
-  float* v_scale;                                                                      // i8 only
+  float* k_scale;                                                                      // 8-bit types only
+  float* v_scale;                                                                      // 8-bit types only
   int64_t k_block_stride, v_block_stride, k_scale_block_stride, v_scale_block_stride;  // in elements
   int64_t num_blocks, kv_heads, block_size, head_dim;
   DType dtype;
+
+  constexpr bool has_scales() const { return size_of(dtype) == 1; }
 };
 
 // rope_kv_write: rotates q in place, and writes rotated k and plain v to their slots (slot = block * block_size +
 // offset; a negative slot is skipped). The rotary table holds cos in columns [0, rotary_dim/2) and sin in the rest of
-// row `position`. int8: scale = max|x| / 127 over the head, q = round-half-even(x / scale).
+// row `position`. 8-bit types: scale = max|x| / largest over the head, where largest is 127 for int8 and 448 for e4m3,
+// and q = x / scale, rounded half to even.
 struct RopeKvWriteParams {
   Matrix q;                   // [tokens, heads * head_dim]
   ConstMatrix k, v;           // [tokens, kv_heads * head_dim]

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pybatch.engine.arguments import suggest_names
 
-KvCacheDType = Literal["auto", "int8", "float32", "float16", "bfloat16"]
+KvCacheDType = Literal["auto", "int8", "fp8", "float32", "float16", "bfloat16"]
 BatchingPolicy = Literal["continuous", "static", "dynamic", "micro"]
 
 BLOCK_SIZES = (8, 16, 32, 64)
@@ -26,7 +26,7 @@ class EngineConfig:
     memory_utilization: the share of the memory free at the start that the KV pool may grow to; no more than
         max_num_seqs sequences of max_model_len could use. num_kv_blocks: the pool's size, given outright instead.
     kv_cache_dtype: "auto" is the activations' dtype, but float16 for float32 activations of a model with quantised
-        weights; "int8" keeps one scale a token and head.
+        weights; "int8", and on a GPU "fp8" (e4m3), keep one scale a token and head.
     enable_prefix_caching: keep full blocks for requests that begin with the same tokens.
     seed: of the draws of requests that have no seed of their own.
     policy: which sequences may join (policies.py).

@@ -19,7 +19,7 @@ _ALIGNMENT = 64  # bytes, of every piece of a block
 @dataclass(frozen=True, slots=True)
 class KvLayout:
     """Where things lie in a block: for each layer K [kv_heads, head_dim, block_size], then V [kv_heads, block_size,
-    head_dim], then, for int8, the scales of K and of V, float32 [kv_heads, block_size] each."""
+    head_dim], then, for 8-bit types, the scales of K and of V, float32 [kv_heads, block_size] each."""
 
     num_layers: int
     kv_heads: int
@@ -33,7 +33,7 @@ class KvLayout:
 
     @property
     def _scales_bytes(self) -> int:
-        return _aligned(self.kv_heads * self.block_size * 4) if self.dtype == torch.int8 else 0
+        return _aligned(self.kv_heads * self.block_size * 4) if self.dtype.itemsize == 1 else 0
 
     @property
     def layer_bytes(self) -> int:
@@ -51,7 +51,7 @@ class KvLayout:
         heads, dim, block = self.kv_heads, self.head_dim, self.block_size
         k = _view(pool, k_at, (heads, dim, block), self.dtype)
         v = _view(pool, v_at, (heads, block, dim), self.dtype)
-        if self.dtype != torch.int8:
+        if self.dtype.itemsize > 1:
             return LayerCache(k, v, None, None)
         k_scale = _view(pool, scale_at, (heads, block), torch.float32)
         v_scale = _view(pool, scale_at + self._scales_bytes, (heads, block), torch.float32)
@@ -73,10 +73,13 @@ class KvCache:
 
 
 def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
-    """The layout of this model's blocks."""
+    """The layout of this model's blocks. Raises ValueError for a type that its device does not have."""
     model = decoder.config
     name = config.kv_cache_dtype
-    dtype: torch.dtype = decoder.cache_dtype if name == "auto" else getattr(torch, name)
+    if name == "fp8" and decoder.device.type == "cpu":
+        raise ValueError("kv_cache_dtype: 'fp8' runs on GPUs only; expected another on the CPU, such as 'int8'")
+    named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn}
+    dtype: torch.dtype = named[name] if name in named else getattr(torch, name)
     return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
 
 

@@ -33,5 +33,5 @@ class LayerCache(NamedTuple):
 
     k: Tensor  # [blocks, kv_heads, head_dim, block_size]
     v: Tensor  # [blocks, kv_heads, block_size, head_dim]
-    k_scale: Tensor | None = None  # [blocks, kv_heads, block_size] float32, int8 caches only
+    k_scale: Tensor | None = None  # [blocks, kv_heads, block_size] float32, 8-bit caches only
     v_scale: Tensor | None = None

@@ -30,16 +30,16 @@ def test_logits_are_the_cpus(tiny_model: Path, dtype: str, quantization: str | N
     assert error < tolerance
 
 
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize(("quantization", "kv_cache_dtype"), [(None, "auto"), ("int8", "int8"), (None, "fp8")])
 def test_replayed_steps_have_the_bits_of_eager_ones(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, quantization: str | None
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, quantization: str | None, kv_cache_dtype: str
 ) -> None:
     decoder = load_model(tiny_model, quantization=quantization, device="cuda", skip_tokenizer=True).decoder
     prompts = [some_prompt(1 + 11 * i, vocab=250) for i in range(20)]
     params = [SamplingParams(temperature=0, max_tokens=10 + 5 * i, ignore_eos=True, logprobs=1) for i in range(20)]
 
     def outputs() -> list[object]:
-        engine = Engine(decoder, None, EngineConfig(num_kv_blocks=512))
+        engine = Engine(decoder, None, EngineConfig(num_kv_blocks=512, kv_cache_dtype=kv_cache_dtype))
         return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in run(engine, prompts, params)]
 
     replayed = outputs()

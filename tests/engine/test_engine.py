@@ -264,6 +264,11 @@ def test_quantised_weights_go_with_a_float16_cache(decoder: Decoder, int8_decode
     assert kv_layout(int8_decoder, EngineConfig(kv_cache_dtype="float32")).dtype == torch.float32
 
 
+def test_an_fp8_cache_is_refused_on_the_cpu(make_engine: MakeEngine) -> None:
+    with pytest.raises(ValueError, match="kv_cache_dtype: 'fp8' runs on GPUs only"):
+        make_engine(kv_cache_dtype="fp8")
+
+
 def test_an_aborted_request_is_gone(make_engine: MakeEngine) -> None:
     engine = make_engine()
     for i in range(4):

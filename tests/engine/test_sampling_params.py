@@ -63,7 +63,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
         ("block_size", 12),
         ("memory_utilization", 0),
         ("memory_utilization", 1.5),
-        ("kv_cache_dtype", "fp8"),
+        ("kv_cache_dtype", "fp4"),
         ("policy", "greedy"),
         ("num_kv_blocks", -1),
         ("max_model_len", 1.5),

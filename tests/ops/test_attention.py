@@ -16,6 +16,7 @@ from torch import Tensor
 from pybatch import ops
 
 SPLIT = 512  # kAttentionSplit
+LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}  # the largest code of an 8-bit cache
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -39,9 +40,9 @@ class Mask:
 @dataclass
 class Sequence:
     q: Tensor  # [length, heads, D]
-    k: Tensor  # [length, kv_heads, D], as the cache holds it (int8: not yet scaled)
+    k: Tensor  # [length, kv_heads, D], as the cache holds it (8 bits: not yet scaled)
     v: Tensor
-    k_scale: Tensor  # [length, kv_heads], ones unless int8
+    k_scale: Tensor  # [length, kv_heads], ones unless the cache has 8 bits
     v_scale: Tensor
 
 
@@ -53,17 +54,16 @@ def make_sequence(shape: Shape, length: int, seed: int) -> Sequence:
 
     q = (normal(shape.heads) * 2).to(shape.dtype)
     k, v = normal(shape.kv_heads), normal(shape.kv_heads)
-    if shape.cache != torch.int8:
+    if shape.cache not in LARGEST:
         one = torch.ones(length, shape.kv_heads)
         return Sequence(q, k.to(shape.cache), v.to(shape.cache), one, one)
-    k_scale, v_scale = k.abs().amax(-1) / 127, v.abs().amax(-1) / 127
-    return Sequence(
-        q,
-        (k / k_scale[..., None]).round().to(torch.int8),
-        (v / v_scale[..., None]).round().to(torch.int8),
-        k_scale,
-        v_scale,
-    )
+
+    def codes(x: Tensor, scale: Tensor) -> Tensor:
+        x = x / scale[..., None]
+        return (x.round() if shape.cache == torch.int8 else x).to(shape.cache)
+
+    k_scale, v_scale = (x.abs().amax(-1) / LARGEST[shape.cache] for x in (k, v))
+    return Sequence(q, codes(k, k_scale), codes(v, v_scale), k_scale, v_scale)
 
 
 def sinks_of(shape: Shape, mask: Mask) -> Tensor | None:
@@ -98,7 +98,7 @@ def attend(shape: Shape, mask: Mask, work: list[tuple[Sequence, int, int]], seed
     needed = [-(-end // shape.block_size) for _, _, end in work]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(sum(needed) + 3, generator=generator).int()
-    int8 = shape.cache == torch.int8
+    scaled = shape.cache in LARGEST
     size, kv_heads, depth = shape.block_size, shape.kv_heads, shape.head_dim
 
     def pool(*block: int, dtype: torch.dtype = shape.cache) -> Tensor:
@@ -106,7 +106,7 @@ def attend(shape: Shape, mask: Mask, work: list[tuple[Sequence, int, int]], seed
         return torch.full((len(order), 2, *block), filler, dtype=dtype)[:, 1]
 
     k_cache, v_cache = pool(kv_heads, depth, size), pool(kv_heads, size, depth)
-    k_scale, v_scale = (pool(kv_heads, size, dtype=torch.float32) for _ in range(2)) if int8 else (None, None)
+    k_scale, v_scale = (pool(kv_heads, size, dtype=torch.float32) for _ in range(2)) if scaled else (None, None)
     tables = torch.full((len(work), max(needed) + 1), -1, dtype=torch.int32)
     used = 0
     for row, (sequence, _, end) in enumerate(work):
@@ -239,16 +239,20 @@ def test_threads_do_not_show(shape: Shape, mask: Mask) -> None:
         assert all(torch.equal(one, other) for one, other in zip(results[0], result, strict=True))
 
 
+@pytest.mark.parametrize(("part", "value"), [("k", math.nan), ("v", math.nan), ("v", math.inf)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mask", [Mask(), Mask(window=20)])
-def test_a_nan_reaches_only_rows_that_see_it(mask: Mask) -> None:
-    shape = Shape()
-    sequence = make_sequence(shape, 600, seed=0)
-    (clean,) = attend(shape, mask, [(sequence, 0, 600)])
-    sequence.k[530], sequence.v[530] = math.nan, math.nan
-    (dirty,) = attend(shape, mask, [(sequence, 0, 600)])
-    last = 530 + mask.window if mask.window else 600
-    assert torch.equal(dirty[:530], clean[:530])
-    assert dirty[530:last].isnan().all()
+def test_what_is_not_finite_reaches_only_rows_that_see_it(
+    mask: Mask, dtype: torch.dtype, part: str, value: float
+) -> None:
+    shape, begin, bad, end = Shape(head_dim=32, cache=dtype, dtype=dtype), 500, 530, 580
+    sequence = make_sequence(shape, end, seed=0)
+    (clean,) = attend(shape, mask, [(sequence, begin, end)])
+    getattr(sequence, part)[bad] = value
+    (dirty,) = attend(shape, mask, [(sequence, begin, end)])
+    before, last = bad - begin, bad - begin + mask.window if mask.window else end - begin
+    assert torch.equal(dirty[:before], clean[:before])
+    assert not dirty[before:last].isfinite().any()
     assert torch.equal(dirty[last:], clean[last:])
 
 
@@ -264,6 +268,7 @@ def arguments() -> dict[str, Any]:
     }
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -296,6 +301,7 @@ def test_refuses_bad_arguments(change: dict[str, Any], message: str) -> None:
         ops.paged_attention(**{**arguments(), **change})
 
 
+@pytest.mark.host
 def test_an_int8_cache_needs_scales() -> None:
     cache = {name: arguments()[name].to(torch.int8) for name in ("k_cache", "v_cache")}
     with pytest.raises(RuntimeError, match="k_scale, v_scale: expected, since the cache is int8"):
@@ -311,6 +317,7 @@ def test_a_sequence_without_queries() -> None:
     assert attend(shape, mask, [(sequence, 40, 40)])[0].shape[0] == 0
 
 
+@pytest.mark.host
 def test_opcheck() -> None:
     args = arguments()
     caches = (args["k_cache"], args["v_cache"], None, None, args["block_tables"], args["query_start"], args["seq_lens"])

@@ -42,6 +42,7 @@ def test_swaps_between_pools(pairs: list[tuple[int, int]], block_bytes: int) -> 
     assert torch.equal(dst, wanted)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
@@ -57,6 +58,7 @@ def test_refuses_bad_pairs(pairs: list[list[int]], message: str) -> None:
         ops.copy_blocks(pool_of(4, 64), torch.tensor(pairs))
 
 
+@pytest.mark.host
 def test_refuses_pools_of_different_blocks() -> None:
     with pytest.raises(RuntimeError, match=r"dst: expected shape \[\*, 64\], got \[4, 32\]"):
         ops.swap_blocks(pool_of(4, 64), pool_of(4, 32), torch.tensor([[0, 1]]))

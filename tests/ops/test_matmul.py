@@ -149,6 +149,7 @@ def test_an_empty_sum_is_the_bias() -> None:
     assert torch.equal(out, bias.expand(2, 20))
 
 
+@pytest.mark.host
 def test_quantize_int8_is_nearest_and_symmetric() -> None:
     weight = random(9, 100)
     weight[3] = 0
@@ -160,6 +161,7 @@ def test_quantize_int8_is_nearest_and_symmetric() -> None:
     assert ((q * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all()
 
 
+@pytest.mark.host
 @given(n=st.integers(1, 70), k=st.integers(1, 70), dtype=floats)
 @settings(deadline=None)
 def test_pack_dense_layout(n: int, k: int, dtype: torch.dtype) -> None:
@@ -171,6 +173,7 @@ def test_pack_dense_layout(n: int, k: int, dtype: torch.dtype) -> None:
     assert (flat[n:] == 0).all()
 
 
+@pytest.mark.host
 @given(n=st.integers(1, 70), k=st.integers(1, 70))
 @settings(deadline=None)
 def test_pack_int8_layout(n: int, k: int) -> None:
@@ -185,6 +188,7 @@ def test_pack_int8_layout(n: int, k: int) -> None:
     assert torch.equal(sums, flat.sum(1, dtype=torch.int32))
 
 
+@pytest.mark.host
 def test_wrong_arguments_are_named() -> None:
     x, out, scale = torch.zeros(3, 8), torch.zeros(3, 20), torch.zeros(20)
     dense, packed = ops.pack_dense(torch.zeros(20, 8)), ops.pack_int8(torch.zeros(20, 8, dtype=torch.int8))
@@ -210,6 +214,7 @@ def test_wrong_arguments_are_named() -> None:
             call()
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("kernel", ["dense", "w8a16", "w8a8"])
 def test_opcheck(kernel: str) -> None:
     x, out = random(3, 8), torch.zeros(3, 20)

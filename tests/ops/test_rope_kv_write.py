@@ -91,14 +91,14 @@ class Cache:
             return torch.full((blocks, 2, shape.kv_heads, *block), filler, dtype=dtype)[:, 1]
 
         depth, size = shape.head_dim, shape.block_size
-        scales = [full(size, dtype=torch.float32) if shape.cache == torch.int8 else None for _ in range(2)]
+        scales = [full(size, dtype=torch.float32) if shape.cache.itemsize == 1 else None for _ in range(2)]
         return Cache(full(depth, size), full(size, depth), *scales)
 
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.k, self.v, self.k_scale, self.v_scale) if t is not None]
 
     def slots(self) -> tuple[Tensor, Tensor]:
-        """K and V by slot, [slots, kv_heads, D], int8 with its scale applied."""
+        """K and V by slot, [slots, kv_heads, D], 8-bit codes with their scales applied."""
         k, v = self.k.double(), self.v.double()
         if self.k_scale is not None and self.v_scale is not None:
             k, v = k * self.k_scale.double()[:, :, None], v * self.v_scale.double()[..., None]
@@ -283,6 +283,7 @@ def arguments() -> dict[str, Any]:
     }
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -305,6 +306,7 @@ def test_refuses_bad_arguments(change: dict[str, Any], message: str) -> None:
         ops.rope_kv_write(**{**arguments(), **change})
 
 
+@pytest.mark.host
 def test_opcheck() -> None:
     args = arguments()
     inputs = tuple(args[name] for name in ("q", "k", "v", "positions", "slots", "rotary"))

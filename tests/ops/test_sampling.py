@@ -33,6 +33,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 # Known answers published with Random123.
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("counter", "key", "wanted"),
     [

@@ -59,19 +59,30 @@ def runtime() -> Path:
     return _cached("libsimt.so", inputs, RUNTIME, [*RUNTIME, "-shared", "-pthread", f"-I{include}", *sources, "-ldl"])
 
 
-def _object(source: Path, csrc: Path) -> Path:
+def _object(source: Path) -> Path:
+    csrc = source.parent.parent if source.parent.name == "cuda" else CSRC
     include = HERE / "include"
     headers = _headers(include, csrc / "pybatch", csrc / "cuda")
     make = [*KERNEL, "-c", f"-I{include}", f"-I{csrc}", str(source)]
     return _cached(f"{source.stem}.o", [source, *headers], KERNEL, make)
 
 
-def library(sources: Sequence[Path] = KERNEL_SOURCES, csrc: Path = CSRC) -> Path:
-    """A shared library of these .cu files. csrc: where their headers are."""
+def library(sources: Sequence[Path] = KERNEL_SOURCES) -> Path:
+    """A shared library of these .cu files. Those of a csrc/cuda, which may be a copy, take its headers."""
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda source: _object(source, csrc), sources))
+        objects = list(pool.map(_object, sources))
     name = f"{sources[0].stem if len(sources) == 1 else 'kernels'}.so"
     return _cached(name, objects, COMMON, ["-shared", *map(str, objects), str(runtime())])
+
+
+def check(name: str, source: str) -> None:
+    """Compiles C++ source text that includes kernels' headers, for its static assertions alone."""
+    flags = [*COMMON, "-x", "c++", "-fsyntax-only"]
+    done = subprocess.run(
+        [CXX, *flags, f"-I{HERE / 'include'}", f"-I{CSRC}", "-"], input=source, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name}:\n{done.stderr}")
 
 
 if __name__ == "__main__":

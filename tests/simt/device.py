@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import c_bool, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint, c_uint64, c_void_p
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -30,7 +30,7 @@ class SimtFault(Exception):  # noqa: N818  (a fault is what it finds, not an err
 
 # ---- csrc/pybatch/*.h ----
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
 
 
 class Matrix(ctypes.Structure):
@@ -116,6 +116,39 @@ class TokenLogprobsParams(ctypes.Structure):
         ("num_top", c_int64), ("logprob", c_void_p), ("rank", c_void_p), ("top_ids", c_void_p),
         ("top_logprobs", c_void_p),
     ]  # fmt: skip
+
+
+PARAMS = (
+    NormParams, GatedActivationParams, EmbeddingParams, MatmulParams, RopeKvWriteParams, CopyBlocksParams,
+    PagedAttentionParams, AdjustLogitsParams, SampleParams, TokenLogprobsParams,
+)  # fmt: skip
+
+# How many fields a struct has is the longest list of initialisers it takes.
+FIELDS = """
+#include <cstddef>
+#include <utility>
+#include "cuda/kernels.h"
+struct Any { template <class T> operator T() const; };
+template <class T, size_t... I> constexpr bool takes(std::index_sequence<I...>) {
+  return requires { T{(static_cast<void>(I), Any{})...}; };
+}
+template <class T, size_t kCount> constexpr bool has_fields =
+    takes<T>(std::make_index_sequence<kCount>()) && !takes<T>(std::make_index_sequence<kCount + 1>());
+"""
+
+
+@cache
+def check_params(params: tuple[type[ctypes.Structure], ...] = PARAMS) -> None:
+    """RuntimeError unless these have the fields, offsets and sizes of csrc's structs of the same names."""
+    lines = [FIELDS]
+    inner = {kind: None for each in params for _, kind, *_ in each._fields_ if issubclass(kind, ctypes.Structure)}
+    for each in (*inner, *params):
+        name, fields = f"pybatch::{each.__name__}", each._fields_
+        lines.append(f"static_assert(sizeof({name}) == {ctypes.sizeof(each)} && has_fields<{name}, {len(fields)}>);")
+        for field, kind, *_ in fields:
+            place = f"offsetof({name}, {field}) == {getattr(each, field).offset}"
+            lines.append(f"static_assert({place} && sizeof({name}::{field}) == {ctypes.sizeof(kind)});")
+    compile.check("tests/simt/device.py does not have the params of csrc/pybatch", "\n".join(lines))
 
 
 # ---- the runtime ----
@@ -240,6 +273,7 @@ class SimtOps:
 
     @cached_property
     def _lib(self) -> ctypes.CDLL:
+        check_params()
         return ctypes.CDLL(str(self._path or compile.library()))
 
     def __getattr__(self, name: str) -> Any:

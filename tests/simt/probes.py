@@ -14,27 +14,33 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def attention(ops: SimtOps) -> None:
+def attend(ops: SimtOps, cache: torch.dtype, dtype: torch.dtype, window: int) -> None:
     """Prefill, chunked prefill and decode over several splits, in one batch and alone."""
     tests = suite("test_attention")
+    shape = tests.Shape(heads=6, kv_heads=2, head_dim=64, cache=cache, dtype=dtype)
+    mask = tests.Mask(window=window)
+    lengths = ((130, 130), (200, 37), (600, 1), (65, 1))
+    sequences = [tests.make_sequence(shape, length, seed) for seed, (length, _) in enumerate(lengths)]
+    work = [(s, length - last, length) for s, (length, last) in zip(sequences, lengths, strict=True)]
     with running(tests, ops):
-        for cache, dtype, window in (
-            (torch.bfloat16, torch.bfloat16, 0),
-            (torch.float16, torch.float16, 20),
-            (torch.int8, torch.float16, 0),
-        ):
-            shape = tests.Shape(heads=6, kv_heads=2, head_dim=64, cache=cache, dtype=dtype)
-            mask = tests.Mask(window=window)
-            lengths = ((130, 130), (200, 37), (600, 1), (65, 1))
-            sequences = [tests.make_sequence(shape, length, seed) for seed, (length, _) in enumerate(lengths)]
-            work = [(s, length - last, length) for s, (length, last) in zip(sequences, lengths, strict=True)]
-            outs = tests.attend(shape, mask, work)
-            for out, (sequence, begin, _) in zip(outs, work, strict=True):
-                wanted = tests.reference(shape, mask, sequence, None)[begin:]
-                tolerance = tests.TOLERANCE[dtype]
-                torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
-            for out, item in zip(outs, work, strict=True):
-                assert torch.equal(tests.attend(shape, mask, [item])[0], out)
+        outs = tests.attend(shape, mask, work)
+        for out, (sequence, begin, end) in zip(outs, work, strict=True):
+            wanted, tolerance = tests.reference(shape, mask, sequence, begin), tests.TOLERANCE[dtype]
+            torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
+            earlier = max(0, begin - 20)  # as a part of a prefill
+            assert torch.equal(tests.attend(shape, mask, [(sequence, earlier, end)])[0][begin - earlier :], out)
+        sequence, begin, end = work[1]
+        (sequence.v if cache == dtype else sequence.v_scale)[end - 1] = torch.nan
+        assert torch.equal(tests.attend(shape, mask, [work[1]])[0][:-1], outs[1][:-1])
+
+
+def attention(ops: SimtOps) -> None:
+    attend(ops, torch.bfloat16, torch.bfloat16, 0)
+    attend(ops, torch.float16, torch.float16, 20)
+
+
+def attention_e4m3(ops: SimtOps) -> None:
+    attend(ops, torch.float8_e4m3fn, torch.bfloat16, 0)
 
 
 def matmul(ops: SimtOps, kernel: str) -> None:

@@ -28,72 +28,94 @@ class Mutation:
         return self.what
 
 
-SOURCES = {probes.attention: ["attention.cu", "attention_simple.cu"], probes.norm: ["norm.cu"]}
+ATTENTION = ["attention.cu", "attention_plan.cu", "attention_simple.cu", "attention_int8.cu"]
+# The sources that a probe runs: the first is compiled with the mutation, the others as they are.
+SOURCES = {
+    probes.attention: ["attention_16bit.cu", "attention_e4m3.cu", *ATTENTION],
+    probes.attention_e4m3: ["attention_e4m3.cu", "attention_16bit.cu", *ATTENTION],
+    probes.norm: ["norm.cu"],
+}
 MUTATIONS = [
     Mutation(
         "no barrier before a stage is filled again",
-        "attention.cu",
+        "attention_kernel.cuh",
         "      __syncthreads();  // the stage is free\n",
         "",
         probes.attention,
     ),
     Mutation(
         "no barrier after a stage has landed",
-        "attention.cu",
+        "attention_kernel.cuh",
         "      cp_async_wait<1>();\n      __syncthreads();\n",
         "      cp_async_wait<1>();\n",
         probes.attention,
     ),
-    Mutation("no wait for a stage", "attention.cu", "      cp_async_wait<1>();\n", "", probes.attention),
-    Mutation("a wait too short by one", "attention.cu", "cp_async_wait<1>()", "cp_async_wait<2>()", probes.attention),
+    Mutation("no wait for a stage", "attention_kernel.cuh", "      cp_async_wait<1>();\n", "", probes.attention),
+    Mutation(
+        "a wait too short by one", "attention_kernel.cuh", "cp_async_wait<1>()", "cp_async_wait<2>()", probes.attention
+    ),
     Mutation(
         "the causal edge excludes the query itself",
-        "attention.cu",
-        "token <= visible.last[e / 2]",
-        "token < visible.last[e / 2]",
+        "attention_kernel.cuh",
+        "token <= last[row];",
+        "token < last[row];",
         probes.attention,
     ),
     Mutation(
         "the window is one too wide",
-        "attention.cu",
+        "attention_kernel.cuh",
         "position >= p.window ? position - p.window + 1 : 0;",
         "position >= p.window ? position - p.window : 0;",
         probes.attention,
     ),
     Mutation(
         "the last tile is left out",
-        "attention.cu",
+        "attention_kernel.cuh",
         "end_tile = ceil_div(item.end, kTile)",
         "end_tile = item.end / kTile + (item.end < kTile)",
         probes.attention,
     ),
     Mutation(
         "two registers of a fragment are swapped",
-        "attention.cu",
+        "attention_kernel.cuh",
         "Mma<T>::pack(s[j][2], s[j][3]),\n                           Mma<T>::pack(s[j + 1][0], s[j + 1][1])",
         "Mma<T>::pack(s[j + 1][0], s[j + 1][1]),\n                           Mma<T>::pack(s[j][2], s[j][3])",
         probes.attention,
     ),
     Mutation(
         "rows are rescaled by each other's factor",
-        "attention.cu",
+        "attention_kernel.cuh",
         "part.out[j][e] *= rescale[e / 2]",
         "part.out[j][e] *= rescale[e % 2]",
         probes.attention,
     ),
     Mutation(
         "splits begin where the sequence does, not at fixed positions",
-        "attention.cu",
+        "attention_kernel.cuh",
         "if ((tile + 1) % kTilesASplit == 0",
         "if ((tile + 1 - first_tile) % (kTilesASplit - 1) == 0",
         probes.attention,
     ),
     Mutation(
-        "tokens beyond the end are read",
+        "the last token of a block is looked for in the next",
         "attention_tiles.cuh",
-        "const bool valid = first + token < from.end && first + token >= from.begin && d < dim;",
-        "const bool valid = first + token >= from.begin && d < dim;",
+        "__shfl_sync(kAllLanes, my_block, token >> shift);",
+        "__shfl_sync(kAllLanes, my_block, (token + 1) >> shift);",
         probes.attention,
+    ),
+    Mutation(
+        "what is not finite in V reaches rows that do not see it",
+        "attention_kernel.cuh",
+        "if (!whole) {",
+        "if (!whole && dim < 0) {",
+        probes.attention,
+    ),
+    Mutation(
+        "the pairs of an e4m3 word are swapped",
+        "mma.cuh",
+        "widen_e4m3(prmt(bytes, 0, 0x1404))",
+        "widen_e4m3(prmt(bytes, 0, 0x0414))",
+        probes.attention_e4m3,
     ),
     Mutation(
         "a wait too short by one in the pipeline",
@@ -157,8 +179,8 @@ MUTATIONS = [
     Mutation(
         "a norm does not wait for its warp",
         "rope_kv_write.cu",
-        "* inverse * to_float(weight[i]);\n  __syncwarp();",
-        "* inverse * to_float(weight[i]);",
+        "* to_float(weight[i])));\n  __syncwarp();",
+        "* to_float(weight[i])));",
         probes.rope_kv_write,
     ),
     Mutation("V goes where K should", "rope_kv_write.cu", "is_v ? p.v : p.k", "is_v ? p.k : p.v", probes.rope_kv_write),
@@ -173,13 +195,14 @@ MUTATIONS = [
 ]
 
 
-def sources(probe: Callable[[SimtOps], None], csrc: Path) -> list[Path]:
-    return [csrc / "cuda" / name for name in SOURCES.get(probe, [f"{probe.__name__}.cu"])]
+def library(probe: Callable[[SimtOps], None], csrc: Path) -> Path:
+    mutated, *others = SOURCES.get(probe, [f"{probe.__name__}.cu"])
+    return compile.library([csrc / "cuda" / mutated, *(compile.CSRC / "cuda" / name for name in others)])
 
 
 @pytest.mark.parametrize("probe", sorted({m.probe for m in MUTATIONS}, key=lambda p: p.__name__))
 def test_a_kernel_as_it_is_passes_its_probe(probe: Callable[[SimtOps], None]) -> None:
-    probe(SimtOps(compile.library(sources(probe, compile.CSRC))))
+    probe(SimtOps(library(probe, compile.CSRC)))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
@@ -192,5 +215,5 @@ def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     assert mutation.before in text, f"{mutation.file} no longer has the line that this mutation changes"
     file.write_text(text.replace(mutation.before, mutation.after))
     with pytest.raises((SimtFault, AssertionError)) as caught:
-        mutation.probe(SimtOps(compile.library(sources(mutation.probe, csrc), csrc)))
-    print(str(caught.value).strip().splitlines()[0])
+        mutation.probe(SimtOps(library(mutation.probe, csrc)))
+    print(str(caught.value).strip().partition("\n")[0])

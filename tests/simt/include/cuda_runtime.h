@@ -189,6 +189,8 @@ __forceinline__ unsigned atomicInc(unsigned* p, unsigned limit) {
 
 // ---- arithmetic ----
 
+using std::isfinite;
+
 template <class T>
 __forceinline__ T __ldg(const T* p) {
   return *p;

@@ -1,0 +1,389 @@
+// The attention kernel for the tensor cores, and its start for one type of KV cache; see attention.cu.
+//
+// A warp takes sixteen query rows: the query heads that share a KV head lie next to each other, token by token. A block
+// of up to eight warps walks the KV tiles that its rows see.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/attention_plan.cuh"
+#include "cuda/attention_softmax.cuh"
+#include "cuda/attention_tiles.cuh"
+#include "cuda/launch.cuh"
+
+namespace pybatch::cuda {
+namespace {
+
+// The bounds of a piece of work.
+struct Item {
+  int64_t sequence, kv_head, piece;
+  int64_t row, end_row;    // query rows: token * group + head of the group
+  int64_t begin, end;      // tokens that some row sees
+  int64_t first_position;  // of the sequence's first query
+  int64_t group;
+};
+
+__device__ __forceinline__ Item item_of(const PagedAttentionParams& p, const WorkList& work, const int32_t* start,
+                                        int64_t sequence, int64_t index, int64_t rows) {
+  Item item;
+  item.sequence = sequence;
+  item.group = p.heads / p.cache.kv_heads;
+  const int64_t queries = p.query_start[sequence + 1] - p.query_start[sequence];
+  const int64_t all_rows = queries * item.group, row_tiles = ceil_div(all_rows, rows);
+  const int64_t local = index - start[sequence];
+  item.row = (row_tiles - 1 - local % row_tiles) * rows;  // the longest first
+  item.end_row = item.row + rows < all_rows ? item.row + rows : all_rows;
+  item.kv_head = local / row_tiles % p.cache.kv_heads;
+  item.first_position = p.seq_lens[sequence] - queries;
+  const int64_t first = item.first_position + item.row / item.group;
+  const int64_t last = item.first_position + (item.end_row - 1) / item.group;
+  item.begin = p.window > 0 && first >= p.window ? first - p.window + 1 : 0;
+  item.end = last + 1;
+  item.piece = -1;
+  if (work.pieces_start[sequence] >= 0) {
+    const int64_t piece = local / row_tiles / p.cache.kv_heads;
+    const int64_t split = (first_split(p, last) + piece) * kAttentionSplit;
+    item.piece = work.pieces_start[sequence] + piece;
+    item.begin = item.begin > split ? item.begin : split;
+    item.end = item.end < split + kAttentionSplit ? item.end : split + kAttentionSplit;
+  }
+  return item;
+}
+
+// One split of sixteen rows: lane 4 g + t has rows g and g + 8.
+template <int kHeadDim>
+struct Part {
+  float out[kHeadDim / 8][4];
+  float max[2], sum[2];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 8; ++j) {
+      for (int e = 0; e < 4; ++e) out[j][e] = 0.0f;
+    }
+    for (int r = 0; r < 2; ++r) max[r] = -INFINITY, sum[r] = 0.0f;
+  }
+};
+
+// The tokens that the lane's two rows see.
+struct Visible {
+  int64_t first[2], last[2];
+
+  __device__ __forceinline__ bool sees(int row, int64_t token) const {
+    return token >= first[row] && token <= last[row];
+  }
+  // All lanes of a warp call together.
+  __device__ __forceinline__ bool any_sees_from(int64_t token) const {
+    return __any_sync(kAllLanes, token <= last[0] || token <= last[1]);
+  }
+  __device__ __forceinline__ bool all_see(int64_t begin, int64_t end) const {
+    return __all_sync(kAllLanes, sees(0, begin) && sees(0, end - 1) && sees(1, begin) && sees(1, end - 1));
+  }
+};
+
+// Logits of sixteen rows against one tile of K.
+template <class T, class KV, class Config>
+__device__ __forceinline__ void multiply_qk(float (&s)[Config::kTile / 8][4], const T* q, const KV* k, int lane) {
+#pragma unroll
+  for (int j = 0; j < Config::kTile / 8; ++j) {
+    for (int e = 0; e < 4; ++e) s[j][e] = 0.0f;
+  }
+#pragma unroll
+  for (int dim = 0; dim < Config::kHeadDim; dim += 16) {
+    uint32_t a[4];
+    ldmatrix_x4(a, q + lane % 16 * Config::kQPitch + dim + lane / 16 * 8);
+#pragma unroll
+    for (int token = 0; token < Config::kTile; token += 32) {
+      uint32_t b[4][2];
+      TileReader<T, KV>::load_k(b, k, Config::kKPitch, dim, token, lane);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) Mma<T>::multiply(s[token / 8 + i], a, b[i]);
+    }
+  }
+}
+
+// Scales, caps and masks the logits. `first` is the tile's first token; whole: every row sees all of the tile.
+template <class T, class KV, class Config>
+__device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], const PagedAttentionParams& p,
+                                            const float* k_scale, int64_t first, const Visible& visible, bool whole,
+                                            int lane) {
+  const float factor = p.soft_cap > 0.0f ? p.scale / p.soft_cap : p.scale * kLog2E;
+#pragma unroll
+  for (int j = 0; j < Config::kTile / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int column = TileReader<T, KV>::column(j, lane % 4, e % 2);
+      float x = s[j][e] * factor;
+      if constexpr (Config::kScaled) x *= k_scale[column];
+      if (p.soft_cap > 0.0f) {  // cap * tanh(x), in units of log2 e
+        x = p.soft_cap * kLog2E * (1.0f - 2.0f / (1.0f + exp_approx(2.0f * x)));
+      }
+      s[j][e] = whole || visible.sees(e / 2, first + column) ? x : -INFINITY;
+    }
+  }
+}
+
+// Turns logits into weights, and brings the part so far to their common maximum.
+template <int kTile, int kHeadDim>
+__device__ __forceinline__ void softmax_step(float (&s)[kTile / 8][4], Part<kHeadDim>& part) {
+  float rescale[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float max = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) max = fmaxf(max, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+    max = fmaxf(part.max[r], row_max(max));
+    const float base = max == -INFINITY ? 0.0f : max;
+    rescale[r] = max == part.max[r] ? 1.0f : ex2_approx(part.max[r] - base);
+    part.max[r] = max;
+    part.sum[r] *= rescale[r];
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) {
+      for (int e = 2 * r; e < 2 * r + 2; ++e) {
+        s[j][e] = ex2_approx(s[j][e] - base);
+        part.sum[r] += s[j][e];
+      }
+    }
+  }
+  if (__all_sync(kAllLanes, rescale[0] == 1.0f && rescale[1] == 1.0f)) return;
+#pragma unroll
+  for (int j = 0; j < kHeadDim / 8; ++j) {
+    for (int e = 0; e < 4; ++e) part.out[j][e] *= rescale[e / 2];
+  }
+}
+
+// part.out += weights * V for those elements of V that are inf or NaN, where the row sees them.
+template <class T, class KV, class Config>
+__device__ __forceinline__ void add_not_finite(Part<Config::kHeadDim>& part, const float (&s)[Config::kTile / 8][4],
+                                               const KV* v, int64_t first, const Visible& visible, int lane) {
+  float weights[Config::kTile / 8][4];  // indexed at run time, so in memory: this hardly ever runs
+  for (int j = 0; j < Config::kTile / 8; ++j) {
+    for (int e = 0; e < 4; ++e) weights[j][e] = s[j][e];
+  }
+#pragma unroll 1
+  for (int i = 0; i < Config::kTile; ++i) {  // lane i / 2 % 4 of a row has the weight of token i
+    float weight[2];
+    for (int r = 0; r < 2; ++r) {
+      weight[r] = __shfl_sync(kAllLanes, weights[i / 8][2 * r + i % 2], lane / 4 * 4 + i / 2 % 4);
+      weight[r] = to_float(from_float<T>(weight[r]));
+    }
+#pragma unroll
+    for (int j = 0; j < Config::kHeadDim / 8; ++j) {
+      for (int e = 0; e < 4; ++e) {
+        const float x = to_float(v[i * Config::kVPitch + TileReader<T, KV>::column(j, lane % 4, e % 2)]);
+        if (!isfinite(x) && visible.sees(e / 2, first + i)) part.out[j][e] += weight[e / 2] * x;
+      }
+    }
+  }
+}
+
+// part.out += weights * V. Where a row does not see a token its weight is zero, which an inf or NaN in V would turn
+// into NaN: in a tile that is not whole they are left out, and added where they are seen.
+template <class T, class KV, class Config>
+__device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, float (&s)[Config::kTile / 8][4], const KV* v,
+                                            const float* v_scale, int64_t first, const Visible& visible, bool whole,
+                                            int lane) {
+  uint32_t not_finite = 0;
+#pragma unroll
+  for (int j = 0; j < Config::kTile / 8; j += 2) {
+    if constexpr (Config::kScaled) {
+#pragma unroll
+      for (int i = j; i < j + 2; ++i) {
+        for (int e = 0; e < 4; ++e) {
+          const float weight = s[i][e] * v_scale[TileReader<T, KV>::column(i, lane % 4, e % 2)];
+          s[i][e] = s[i][e] == 0.0f ? 0.0f : weight;  // the scale may be inf or NaN too
+        }
+      }
+    }
+    const uint32_t a[4] = {Mma<T>::pack(s[j][0], s[j][1]), Mma<T>::pack(s[j][2], s[j][3]),
+                           Mma<T>::pack(s[j + 1][0], s[j + 1][1]), Mma<T>::pack(s[j + 1][2], s[j + 1][3])};
+#pragma unroll
+    for (int dim = 0; dim < Config::kHeadDim; dim += 32) {
+      uint32_t b[4][2];
+      TileReader<T, KV>::load_v(b, v, Config::kVPitch, 8 * j, dim, lane);
+      if constexpr (!Config::kScaled) {
+        if (!whole) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) not_finite |= Mma<T>::zero_not_finite(b[i / 2][i % 2]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) Mma<T>::multiply(part.out[dim / 8 + i], a, b[i]);
+    }
+  }
+  if constexpr (!Config::kScaled) {
+    if (__any_sync(kAllLanes, not_finite != 0)) add_not_finite<T, KV, Config>(part, s, v, first, visible, lane);
+  }
+}
+
+// The rows' totals: maximum and sum in registers, output in shared memory, each lane its own.
+struct Total {
+  float* out;
+  float max[2], sum[2];
+};
+
+template <int kHeadDim>
+__device__ __forceinline__ void merge_part(Total& total, Part<kHeadDim>& part, int lane) {
+  MergeWeights w[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    w[r] = merge_weights(total.max[r], part.max[r]);
+    total.max[r] = w[r].max;
+    total.sum[r] = merge(w[r], total.sum[r], row_sum(part.sum[r]));
+  }
+#pragma unroll
+  for (int j = 0; j < kHeadDim / 8; ++j) {
+    float4* at = reinterpret_cast<float4*>(total.out) + j * kWarp + lane;
+    const float4 before = *at;
+    *at = make_float4(merge(w[0], before.x, part.out[j][0]), merge(w[0], before.y, part.out[j][1]),
+                      merge(w[1], before.z, part.out[j][2]), merge(w[1], before.w, part.out[j][3]));
+  }
+}
+
+template <class T, class KV, int kHeadDim>
+__global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
+    attention_kernel(PagedAttentionParams p, WorkList work, const int32_t* start) {
+  using Config = AttentionConfig<T, KV, kHeadDim>;
+  using Reader = TileReader<T, KV>;
+  constexpr int kTile = Config::kTile, kTilesASplit = kAttentionSplit / kTile;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  const int dim = static_cast<int>(p.cache.head_dim);
+
+  unsigned char* shared = dynamic_shared<unsigned char>();
+  T* q = reinterpret_cast<T*>(shared + kAttentionStages * Config::kStageBytes + warp * Config::kQBytes);
+  float* total_out = reinterpret_cast<float*>(shared + kAttentionStages * Config::kStageBytes +
+                                              warps * Config::kQBytes + warp * Config::kTotalBytes);
+
+  const int64_t items = start[p.sequences];
+  int64_t sequence = 0;
+  for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
+    sequence = sequence_of(start, p.sequences, index, sequence);
+    const Item item = item_of(p, work, start, sequence, index, warps * kAttentionRows);
+    const KvSource source = {&p.cache, p.block_tables + sequence * p.block_table_stride, item.kv_head, item.begin,
+                             item.end, 31 - __clz(static_cast<int>(p.cache.block_size))};
+    const int64_t first_tile = item.begin / kTile, end_tile = ceil_div(item.end, kTile);
+    copy_tile<Config, KV>(source, first_tile * kTile, shared);
+    cp_async_commit();
+
+    // This warp's rows of Q, zeros where there are none.
+    const int64_t warp_row = item.row + warp * kAttentionRows;
+    auto row_offset = [&](const auto& matrix, int64_t row) {
+      const int64_t token = p.query_start[sequence] + row / item.group;
+      return token * matrix.row_stride + (item.kv_head * item.group + row % item.group) * dim;
+    };
+    for (int i = lane; i < kAttentionRows * kHeadDim / kRun; i += kWarp) {
+      const int row = i / (kHeadDim / kRun), d = i % (kHeadDim / kRun) * kRun;
+      float run[kRun] = {};
+      if (warp_row + row < item.end_row && d < dim) {
+        load_run(static_cast<const T*>(p.q.data) + row_offset(p.q, warp_row + row) + d, kRun, run);
+      }
+      *reinterpret_cast<uint4*>(q + row * Config::kQPitch + d) =
+          make_uint4(Mma<T>::pack(run[0], run[1]), Mma<T>::pack(run[2], run[3]), Mma<T>::pack(run[4], run[5]),
+                     Mma<T>::pack(run[6], run[7]));
+    }
+
+    Visible visible;
+    Total total{total_out, {-INFINITY, -INFINITY}, {0.0f, 0.0f}};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      // Where there is no row, what the last row sees; a warp without rows sees nothing.
+      const int64_t mine = warp_row + lane / 4 + 8 * r, row = mine < item.end_row ? mine : item.end_row - 1;
+      const int64_t position = warp_row < item.end_row ? item.first_position + row / item.group : -1;
+      visible.first[r] = p.window > 0 && position >= p.window ? position - p.window + 1 : 0;
+      visible.last[r] = position < item.end ? position : item.end - 1;
+    }
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 8; ++j) {
+      reinterpret_cast<float4*>(total.out)[j * kWarp + lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+
+    Part<kHeadDim> part;
+    part.clear();
+    for (int64_t tile = first_tile; tile < end_tile; ++tile) {
+      const int stage = static_cast<int>((tile - first_tile) % kAttentionStages);
+      if (tile + 1 < end_tile) {
+        const int next = static_cast<int>((tile + 1 - first_tile) % kAttentionStages);
+        copy_tile<Config, KV>(source, (tile + 1) * kTile, shared + next * Config::kStageBytes);
+      }
+      cp_async_commit();
+      cp_async_wait<1>();
+      __syncthreads();
+
+      const unsigned char* here = shared + stage * Config::kStageBytes;
+      const KV* k = reinterpret_cast<const KV*>(here);
+      const KV* v = reinterpret_cast<const KV*>(here + Config::kKBytes);
+      const float* scales = reinterpret_cast<const float*>(here + Config::kKBytes + Config::kVBytes);
+      const int64_t first = tile * kTile;
+      if (visible.any_sees_from(first)) {
+        const bool whole = visible.all_see(first, first + kTile);
+        float s[kTile / 8][4];
+        multiply_qk<T, KV, Config>(s, q, k, lane);
+        mask_logits<T, KV, Config>(s, p, scales, first, visible, whole, lane);
+        softmax_step<kTile, kHeadDim>(s, part);
+        multiply_pv<T, KV, Config>(part, s, v, scales + kTile, first, visible, whole, lane);
+      }
+      if ((tile + 1) % kTilesASplit == 0 || tile + 1 == end_tile) {
+        merge_part(total, part, lane);
+        part.clear();
+      }
+      __syncthreads();  // the stage is free
+    }
+
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = warp_row + lane / 4 + 8 * r;
+      if (row >= item.end_row) continue;
+      const int64_t head = item.kv_head * item.group + row % item.group;
+      const float* from = total.out + 4 * lane + 2 * r;
+      if (item.piece >= 0) {
+        float* to = work.partials + (item.piece * p.heads + head) * (dim + 2);
+        for (int j = 0; j < kHeadDim / 8; ++j) {
+          for (int half = 0; half < 2; ++half) {
+            const int d = Reader::column(j, lane % 4, half);
+            if (d < dim) to[d] = from[4 * kWarp * j + half];
+          }
+        }
+        if (lane % 4 == 0) to[dim] = total.max[r], to[dim + 1] = total.sum[r];
+      } else {
+        T* to = static_cast<T*>(p.out.data) + row_offset(p.out, row);
+        const float inverse = inverse_sum(p, head, total.max[r], total.sum[r]);
+        for (int j = 0; j < kHeadDim / 8; ++j) {
+          for (int half = 0; half < 2; ++half) {
+            const int d = Reader::column(j, lane % 4, half);
+            if (d < dim) to[d] = from_float<T>(from[4 * kWarp * j + half] * inverse);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class F>
+void with_head_dim(int64_t head_dim, const F& f) {
+  if (head_dim <= 64) return f(std::integral_constant<int, 64>());
+  if (head_dim <= 128) return f(std::integral_constant<int, 128>());
+  return f(std::integral_constant<int, 256>());
+}
+
+// Plans the work and attends; the pieces of what was cut are left in `work`.
+template <class T, class KV>
+void attend(const PagedAttentionParams& p, const WorkList& work, cudaStream_t stream) {
+  with_head_dim(p.cache.head_dim, [&](auto head_dim) {
+    using Config = AttentionConfig<T, KV, head_dim>;
+    int warps = kAttentionMaxWarps;
+    while (warps > 1 && Config::shared_bytes(warps) > max_shared_bytes()) warps /= 2;
+    plan_attention(p, work, kAttentionRows, warps * kAttentionRows, stream);
+
+    auto run = [&](int warps_a_block, const int32_t* start) {
+      const size_t bytes = Config::shared_bytes(warps_a_block);
+      const int64_t blocks = static_cast<int64_t>(multiprocessors()) * (max_shared_bytes() / bytes);
+      launch(attention_kernel<T, KV, head_dim>, dim3(blocks), dim3(warps_a_block * kWarp), bytes, stream, p, work,
+             start);
+    };
+    run(1, work.decode_start);
+    if (p.tokens > p.sequences) run(warps, work.prefill_start);
+  });
+}
+
+}  // namespace
+}  // namespace pybatch::cuda
