@@ -41,10 +41,18 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("embedding(Tensor ids, Tensor table, Tensor? scale, int vocab, Tensor(a!) out) -> ()");
-  m.def("matmul_dense(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
-  m.def("matmul_w8a16(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
-  m.def("matmul_w8a8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
-  m.def("matmul_gguf(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def(
+      "matmul_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, Tensor(a!) out) "
+      "-> ()");
+  m.def(
+      "matmul_w8a16(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "matmul_w8a8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "matmul_gguf(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, Tensor(a!) out) "
+      "-> ()");
   m.def(
       "rope_kv_write(Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor slots, Tensor rotary, "
       "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, "

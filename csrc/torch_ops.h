@@ -265,24 +265,31 @@ struct Ops {
   // ---- matmuls ----
 
   static MatmulParams matmul_params(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                    const Tensor& out) {
+                                    const OptionalTensor& norm, double norm_eps, int64_t epilogue, const Tensor& out) {
     MatmulParams p{};
     p.x = input(x, "x", kAny, kAny);
     p.m = x.size(0);
     p.k = x.size(1);
     p.out = output(out, "out", p.m, kAny);
-    p.n = out.size(1);
+    p.width = out.size(1);
+    EXPECT(epilogue >= 0 && epilogue <= 3,
+           "epilogue: expected 0 (store), 1 (add), 2 (silu_mul) or 3 (gelu_tanh_mul), got ", epilogue);
+    p.epilogue = static_cast<Epilogue>(epilogue);
+    p.n = is_gated(p.epilogue) ? (p.width + kPanel - 1) / kPanel * kPanel * 2 : p.width;
     p.weight = weight.data_ptr();
     if (bias) {
       p.bias_dtype = float_type(*bias, "bias");
       p.bias = vector_like(*bias, "bias", bias->scalar_type(), p.n);
     }
+    if (norm) p.norm = vector_like(*norm, "norm", x.scalar_type(), p.k);
+    p.norm_eps = static_cast<float>(norm_eps);
     return p;
   }
 
-  static void matmul_dense(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Tensor out) {
+  static void matmul_dense(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                           const OptionalTensor& norm, double norm_eps, int64_t epilogue, Tensor out) {
     typename Backend::Scope scope(x);
-    MatmulParams p = matmul_params(x, weight, bias, out);
+    MatmulParams p = matmul_params(x, weight, bias, norm, norm_eps, epilogue, out);
     p.weight_dtype = float_type(weight, "weight");
     check(weight, "weight", weight.scalar_type(), {(p.n + kPanel - 1) / kPanel, p.k, kPanel});
     expect_aligned(weight, "weight");
@@ -291,9 +298,9 @@ struct Ops {
 
   template <void (*kernel)(const MatmulParams&)>
   static void matmul_int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
-                          Tensor out) {
+                          const OptionalTensor& norm, double norm_eps, int64_t epilogue, Tensor out) {
     typename Backend::Scope scope(x);
-    MatmulParams p = matmul_params(x, weight, bias, out);
+    MatmulParams p = matmul_params(x, weight, bias, norm, norm_eps, epilogue, out);
     p.weight_dtype = DType::i8;
     EXPECT(p.k <= 131072, "x: expected at most 131072 columns (int32 sums of int8 products), got ", p.k);
     packed_int8_groups(weight, "weight", p.n, p.k);
@@ -301,9 +308,10 @@ struct Ops {
     kernel(p);
   }
 
-  static void matmul_gguf(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Tensor out) {
+  static void matmul_gguf(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm,
+                          double norm_eps, int64_t epilogue, Tensor out) {
     typename Backend::Scope scope(x);
-    MatmulParams p = matmul_params(x, weight, bias, out);
+    MatmulParams p = matmul_params(x, weight, bias, norm, norm_eps, epilogue, out);
     p.gguf_type = gguf_type(weight, "weight", p.n, p.k);
     Backend::matmul_gguf(p);
   }

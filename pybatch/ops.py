@@ -10,6 +10,7 @@ Every output row depends on its own inputs alone, bit for bit: not on other rows
 
 from __future__ import annotations
 
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,18 @@ if CUDA:
     torch.ops.load_library(Path(__file__).with_name("libpybatch_cuda.so"))  # type: ignore[no-untyped-call]
 
 PANEL = 16  # columns in one panel of packed weights
+
+
+class Epilogue(IntEnum):
+    """What a matmul does with its product, rounded to out's dtype first."""
+
+    STORE = 0  # out = product
+    ADD = 1  # out += product
+    SILU_MUL = 2  # out = silu(gate) * up, the product of weights that interleave_gate_up has interleaved
+    GELU_TANH_MUL = 3  # likewise with the tanh form of GELU
+
+
+STORE = Epilogue.STORE
 
 _CACHED = 1 << 19  # elements whose fp32 copies stay in cache while they are worked on
 
@@ -104,12 +117,35 @@ def pack_dense(weight: Tensor) -> Tensor:
     return packed
 
 
-def matmul_dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+def interleave_gate_up(gate: Tensor, up: Tensor) -> Tensor:
+    """Rows of gate and up, in turns of 16, the last ones padded with zeros: what SILU_MUL and GELU_TANH_MUL multiply.
+
+    gate, up: [N, ...]. Returns [2 * ceil(N/16) * 16, ...].
+    """
+    panels = -(-len(gate) // PANEL)
+    both = gate.new_zeros(2, panels * PANEL, *gate.shape[1:])
+    both[0, : len(gate)], both[1, : len(up)] = gate, up
+    interleaved = both.view(2, panels, PANEL, *gate.shape[1:]).transpose(0, 1)
+    return interleaved.reshape(2 * panels * PANEL, *gate.shape[1:])
+
+
+def matmul_dense(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor,
+    norm: Tensor | None = None,
+    norm_eps: float = 0.0,
+    epilogue: Epilogue = STORE,
+) -> Tensor:
     """x @ weight^T + bias, summed in fp32 in ascending K.
 
-    x: [M, K] F; weight: from pack_dense of [N, K], F; bias: [N] F; out: [M, N] F.
+    x: [M, K] F; weight: from pack_dense of [N, K], F; bias: [N] F; out: [M, N] F, [M, up to N / 2] where the epilogue
+    multiplies gate and up. norm [K] of x's dtype: x is rms_norm(x, norm, norm_eps). epilogue: what becomes of the
+    product. All matmuls take these; their results are bit for bit those of the separate ops.
     """
-    _ops.matmul_dense.default(x, weight, bias, out)
+    _ops.matmul_dense.default(x, weight, bias, norm, norm_eps, epilogue, out)
     return out
 
 
@@ -143,22 +179,42 @@ def pack_int8(q: Tensor) -> Tensor:
     return packed
 
 
-def matmul_w8a16(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+def matmul_w8a16(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor,
+    norm: Tensor | None = None,
+    norm_eps: float = 0.0,
+    epilogue: Epilogue = STORE,
+) -> Tensor:
     """x @ (q * scale)^T + bias with int8 weights and activations as they are; fp32 sums in ascending K.
 
     x: [M, K] F; weight: from pack_int8 of q [N, K]; scale: [N] float32; bias: [N] F; out: [M, N] F.
     """
-    _ops.matmul_w8a16.default(x, weight, scale, bias, out)
+    _ops.matmul_w8a16.default(x, weight, scale, bias, norm, norm_eps, epilogue, out)
     return out
 
 
-def matmul_w8a8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+def matmul_w8a8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor,
+    norm: Tensor | None = None,
+    norm_eps: float = 0.0,
+    epilogue: Epilogue = STORE,
+) -> Tensor:
     """As matmul_w8a16, but each row of x is quantised to int8 first (scale = max|x| / 127, half to even).
 
     The int32 sum is exact, so the result is the same on every instruction set. K: at most 131072. A row with an inf
     or NaN gives NaN only.
     """
-    _ops.matmul_w8a8.default(x, weight, scale, bias, out)
+    _ops.matmul_w8a8.default(x, weight, scale, bias, norm, norm_eps, epilogue, out)
     return out
 
 
@@ -195,14 +251,23 @@ def pack_gguf(data: Tensor, kind: str) -> Tensor:
     return torch.cat([words.view(torch.uint8), *halves], dim=2)
 
 
-def matmul_gguf(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+def matmul_gguf(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor,
+    norm: Tensor | None = None,
+    norm_eps: float = 0.0,
+    epilogue: Epilogue = STORE,
+) -> Tensor:
     """x @ weight^T + bias with the weights of a GGUF file as they are, and activations quantised in blocks of 32.
 
     x: [M, K] F; weight: from pack_gguf; bias: [N] F; out: [M, N] F. Each block of a row of x becomes int8 (scale =
     max|x| / 127, half to even), its dot products are exact, and blocks add up in fp32 in ascending K. A row with an inf
     or NaN gives NaN only.
     """
-    _ops.matmul_gguf.default(x, weight, bias, out)
+    _ops.matmul_gguf.default(x, weight, bias, norm, norm_eps, epilogue, out)
     return out
 
 

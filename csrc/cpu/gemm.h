@@ -4,6 +4,8 @@
 // A sum starts at zero and takes in its products one step of K after another. Tiles, blocks and threads only decide
 // which sums are worked on together; a block that ends mid-K parks its sums unrounded. So they never change a bit.
 //
+// Weights come from memory once, ahead of their use: while the rows pass over one block of them, the next is fetched.
+//
 // An Op says what a step is:
 //   Tile            the largest tile
 //   Sum, X, W       registers: 16 running sums; one row's activations of a step, broadcast; one panel's weights of it
@@ -15,6 +17,8 @@
 
 #include <type_traits>
 
+#include "cpu/activation_lanes.h"
+#include "cpu/norm_rows.h"
 #include "cpu/vec.h"
 #include "pybatch/matmul.h"
 #include "pybatch/parallel.h"
@@ -45,14 +49,16 @@ struct BlockTile {
 };
 #endif
 
-constexpr int64_t kBlockSteps = 512;        // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
-constexpr int64_t kBlockRows = 256;         // rows whose sums are parked between blocks
-constexpr int64_t kMinRows = 32;            // rows that are worth another pass over the weights
-constexpr int64_t kWidenTiles = 4;          // tiles that pay for widening weights to fp32 once, before them
-constexpr int64_t kWorkPerThread = 20'000;  // tile steps (of kStepWork 1) that are worth waking a thread for
+constexpr int64_t kBlockSteps = 512;         // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
+constexpr int64_t kBlockRows = 256;          // rows whose sums are parked between blocks
+constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
+constexpr int64_t kFetchTiles = 3;           // tiles that leave time to fetch the next block of weights
+constexpr int64_t kWidenTiles = 4;           // tiles that pay for widening weights to fp32 once, before them
+constexpr int64_t kRowWorkPerThread = 8192;  // activations to prepare that are worth waking a thread for
+constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that are worth waking a thread for
 
 // Which scratch buffer holds what.
-enum Scratch { kActivations, kRowScales, kSums, kWidened };
+enum Scratch { kActivations, kRowScales, kSums, kWidened, kNormed };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -64,6 +70,7 @@ struct Gemm {
   const void* weight;
   int64_t panel_stride;  // bytes from panel to panel
   int64_t m, panels, steps;
+  int64_t together;  // panels that `finish` needs at once: 1, or 2 where they are gate and up
 };
 
 struct TileArguments {
@@ -73,7 +80,9 @@ struct TileArguments {
   int64_t panel_stride;
   int64_t steps;
   bool resume;  // go on from the sums, do not start at zero
-  void* sums;   // [rows][panels] Sum
+  void* sums;   // [panels][rows] Sum
+  // Bytes from here to the next block of weights, of which this tile fetches every `fetch_every`-th group.
+  int64_t ahead, fetch_first, fetch_every;
 };
 
 using TileFunction = void (*)(const TileArguments&);
@@ -86,10 +95,11 @@ void multiply_tile(const TileArguments& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) sum[r][p] = t.resume ? parked[r * kPanels + p] : Sum{};
+    for (int p = 0; p < kPanels; ++p) sum[r][p] = t.resume ? parked[p * kRows + r] : Sum{};
   }
   const char* x = t.x;
   const char* weight = t.weight;
+  int64_t until_fetch = t.fetch_first;
   auto step = [&](int s) __attribute__((always_inline)) {
     typename Op::W w[kPanels];
 #pragma GCC unroll 8
@@ -104,6 +114,14 @@ void multiply_tile(const TileArguments& t) {
   for (int64_t group = t.steps / Op::kSteps; group > 0; --group) {
 #pragma GCC unroll 4
     for (int s = 0; s < Op::kSteps; ++s) step(s);
+    if (until_fetch-- == 0) {
+      until_fetch = t.fetch_every - 1;
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanels; ++p) {
+        const char* next = weight + p * t.panel_stride + t.ahead;
+        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b);
+      }
+    }
     x += Op::kSteps * Op::kStepBytes;
     weight += Op::kGroupBytes;
   }
@@ -111,7 +129,7 @@ void multiply_tile(const TileArguments& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) parked[r * kPanels + p] = sum[r][p];
+    for (int p = 0; p < kPanels; ++p) parked[p * kRows + r] = sum[r][p];
   }
 }
 
@@ -135,10 +153,11 @@ void widen(const char* weight, int64_t steps, float* out) {
   }
 }
 
-// Multiplies rows by panels, on the calling thread. finish(panel, panels, row, rows, sums) takes complete sums,
-// [rows][panels] of Op::Sum.
+// Multiplies rows by panels, on the calling thread; `more`: the panels behind them are next. finish(panel, panels, row,
+// rows, sums) takes complete sums, [panels][rows] of Op::Sum.
 template <class Op, class Finish>
-void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels, const Finish& finish) {
+void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels, bool more,
+                    const Finish& finish) {
   using Sum = typename Op::Sum;
   constexpr int64_t kMaxRows = Op::Tile::kMaxRows;
   int64_t tiles = ceil_div(rows, kMaxRows);
@@ -149,12 +168,18 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
   int64_t k = 0;
   do {
     bool last = k + block >= g.steps;
+    int64_t done = k / Op::kSteps * Op::kGroupBytes;
     TileArguments t;
     t.x_stride = g.x_stride;
-    t.weight = static_cast<const char*>(g.weight) + panel * g.panel_stride + k / Op::kSteps * Op::kGroupBytes;
+    t.weight = static_cast<const char*>(g.weight) + panel * g.panel_stride + done;
     t.panel_stride = g.panel_stride;
     t.steps = last ? g.steps - k : block;
     t.resume = k > 0;
+    t.ahead = 0;
+    if (tiles >= kFetchTiles) {
+      t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
+    }
+    t.fetch_every = tiles;
     bool widened = Op::kWiden && tiles >= kWidenTiles;
     if constexpr (Op::kWiden) {
       if (widened) {
@@ -164,14 +189,23 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
         }
         t.weight = reinterpret_cast<const char*>(wide);
         t.panel_stride = block * kPanel * 4;
+        t.ahead = 0;  // widening reads ahead by itself
       }
     }
     for (int64_t i = 0; i < tiles; ++i) {  // rows in even shares: 7 rows are 4 + 3, not 6 + 1
       int64_t begin = rows * i / tiles, count = rows * (i + 1) / tiles - begin;
       t.x = static_cast<const char*>(g.x) + (row + begin) * g.x_stride + k * Op::kStepBytes;
-      t.sums = park ? sums + begin * panels : sums;
-      (widened ? tile_function<typename Op::Widened>(count, panels) : tile_function<Op>(count, panels))(t);
-      if (last) finish(panel, panels, row + begin, count, static_cast<const Sum*>(t.sums));
+      t.fetch_first = t.ahead != 0 ? i : t.steps;
+      Sum* tile_sums = park ? sums + begin * panels : sums;
+      int64_t at_once = min(panels, min(Op::Tile::kMaxSums / count, Op::Tile::kMaxPanels));
+      auto multiply = widened ? tile_function<typename Op::Widened>(count, at_once) : tile_function<Op>(count, at_once);
+      TileArguments part = t;
+      for (int64_t p = 0; p < panels; p += at_once) {
+        part.weight = t.weight + p * t.panel_stride;
+        part.sums = tile_sums + p * count;
+        multiply(part);
+      }
+      if (last) finish(panel, panels, row + begin, count, static_cast<const Sum*>(tile_sums));
     }
     k += block;
   } while (k < g.steps);
@@ -182,21 +216,22 @@ void gemm(const Gemm& g, const Finish& finish) {
   if (g.m == 0 || g.panels == 0) return;
   int64_t tile_rows = min(g.m, Op::Tile::kMaxRows);
   int64_t tile_panels = min(Op::Tile::kMaxSums / tile_rows, Op::Tile::kMaxPanels);
+  int64_t groups = g.panels / g.together, block_groups = max(tile_panels / g.together, 1);
   // Ranges of rows: small enough to park their sums, and more of them where panels are too few for the threads.
-  int64_t wanted = ceil_div(4 * executor().num_threads(), g.panels);
+  int64_t wanted = ceil_div(4 * executor().num_threads(), groups);
   int64_t ranges = max(ceil_div(g.m, kBlockRows), min(wanted, g.m / kMinRows));
-  int64_t grain = ceil_div(kWorkPerThread, (g.steps * Op::Tile::kStepWork + 1) * (g.m / ranges + 3));
-  parallel_for(ranges * g.panels, grain, [&](int64_t unit, int64_t end) {
+  int64_t work = g.together * (g.steps * Op::Tile::kStepWork + 1) * (g.m / ranges + 3);
+  parallel_for(ranges * groups, ceil_div(kWorkPerThread, work), [&](int64_t unit, int64_t end) {
     while (unit < end) {
-      int64_t range = unit / g.panels, panel = unit % g.panels;
+      int64_t range = unit / groups, group = unit % groups;
       int64_t row = g.m * range / ranges, rows = g.m * (range + 1) / ranges - row;
-      int64_t panels = min(g.panels - panel, end - unit);
-      int64_t blocks = ceil_div(panels, tile_panels);
+      int64_t count = min(groups - group, end - unit);
+      int64_t blocks = ceil_div(count, block_groups);
       for (int64_t i = 0; i < blocks; ++i) {
-        int64_t first = panels * i / blocks, count = panels * (i + 1) / blocks - first;
-        multiply_block<Op>(g, row, rows, panel + first, count, finish);
+        int64_t first = group + count * i / blocks, last = group + count * (i + 1) / blocks;
+        multiply_block<Op>(g, row, rows, first * g.together, (last - first) * g.together, i + 1 < blocks, finish);
       }
-      unit += panels;
+      unit += count;
     }
   });
 }
@@ -221,24 +256,38 @@ struct FloatOp {
 
 // ---- what the matmuls share before and after ----
 
+namespace {
+
 template <class Pointer>
 using Pointee = std::remove_pointer_t<Pointer>;
 
-// x as fp32 rows, converted into scratch unless it lies so already.
-inline ConstMatrix to_f32(const ConstMatrix& x, int64_t m, int64_t k) {
-  if (x.dtype == DType::f32) return x;
-  int64_t stride = ceil_div(k, kLanes) * kLanes;
-  if (stride % 1024 == 0) stride += kLanes;  // rows a multiple of 4 KiB apart would share one cache set
-  auto* rows = static_cast<float*>(thread_scratch(kActivations, m * stride * 4));
-  with_float_type(x.dtype, [&](auto* type) {
-    auto* data = static_cast<const Pointee<decltype(type)>*>(x.data);
-    parallel_for(m, ceil_div(65536, k + 1), [&](int64_t row, int64_t end) {
+// Calls f(row, its activations) for every row, threads side by side; with p.norm, the row normalised.
+template <class F>
+void for_each_row(const MatmulParams& p, const F& f) {
+  with_float_type(p.x.dtype, [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    parallel_for(p.m, ceil_div(kRowWorkPerThread, p.k + 1), [&](int64_t row, int64_t end) {
       for (; row < end; ++row) {
-        for (int64_t i = 0; i < k; i += kLanes) {
-          store(rows + row * stride + i, load_first(data + row * x.row_stride + i, k - i));
+        auto* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
+        if (p.norm != nullptr) {
+          auto* normed = static_cast<T*>(thread_scratch(kNormed, p.k * static_cast<int64_t>(sizeof(T))));
+          rms_norm_row(x, static_cast<const T*>(p.norm), p.norm_eps, normed, p.k);
+          x = normed;
         }
+        f(row, x);
       }
     });
+  });
+}
+
+// The activations as fp32 rows, in scratch unless they lie so already.
+inline ConstMatrix f32_rows(const MatmulParams& p) {
+  if (p.x.dtype == DType::f32 && p.norm == nullptr) return p.x;
+  int64_t stride = ceil_div(p.k, kLanes) * kLanes;
+  if (stride % 1024 == 0) stride += kLanes;  // rows a multiple of 4 KiB apart would share one cache set
+  auto* rows = static_cast<float*>(thread_scratch(kActivations, p.m * stride * 4));
+  for_each_row(p, [&](int64_t row, auto* x) {
+    for (int64_t i = 0; i < p.k; i += kLanes) store(rows + row * stride + i, load_first(x + i, p.k - i));
   });
   return {rows, stride, DType::f32};
 }
@@ -254,22 +303,41 @@ inline F32x16 bias_at(const MatmulParams& p, int64_t column) {
   return bias;
 }
 
-// out = value(panel's first column)(row, sum) + bias, for a tile's complete sums.
+// Writes a tile's complete sums as p.epilogue says. A product is value(its panel's first column)(row, sum) + bias, and
+// is rounded to out's type before anything is done with it, as if it had been stored first.
 template <class Sum, class Value>
 PYBATCH_INLINE void write_tile(const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
                                const Sum* sums, const Value& value) {
   with_float_type(p.out.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
-    for (int64_t i = 0; i < panels; ++i) {
+    auto products = [&](int64_t i) {  // of panel i, by row
       int64_t column = (panel + i) * kPanel;
       F32x16 bias = bias_at(p, column);
       auto of_row = value(column);
+      return [=](int64_t r) { return rounded_to<T>(of_row(row + r, sums[i * rows + r]) + bias); };
+    };
+    auto write = [&](int64_t column, const auto& result) {
       T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride + column;
-      for (int64_t r = 0; r < rows; ++r, out += p.out.row_stride) {
-        store_first(out, of_row(row + r, sums[r * panels + i]) + bias, p.n - column);
+      for (int64_t r = 0; r < rows; ++r, out += p.out.row_stride) store_first(out, result(r, out), p.width - column);
+    };
+    if (is_gated(p.epilogue)) {
+      for (int64_t i = 0; i < panels; i += 2) {
+        auto gate = products(i), up = products(i + 1);
+        write((panel + i) / 2 * kPanel, [&](int64_t r, const T*) {
+          return (p.epilogue == Epilogue::silu_mul ? silu(gate(r)) : gelu_tanh(gate(r))) * up(r);
+        });
+      }
+    } else {
+      for (int64_t i = 0; i < panels; ++i) {
+        int64_t column = (panel + i) * kPanel;
+        auto product = products(i);
+        write(column, [&](int64_t r, const T* out) {
+          return p.epilogue == Epilogue::add ? load_first(out, p.width - column) + product(r) : product(r);
+        });
       }
     }
   });
 }
 
+}  // namespace
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

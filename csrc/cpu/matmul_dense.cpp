@@ -4,8 +4,9 @@
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
 void matmul_dense(const MatmulParams& p) {
-  ConstMatrix x = to_f32(p.x, p.m, p.k);
-  Gemm g{x.data, x.row_stride * 4, p.weight, p.k * kPanel * size_of(p.weight_dtype), p.m, ceil_div(p.n, kPanel), p.k};
+  ConstMatrix x = f32_rows(p);
+  Gemm g{x.data, x.row_stride * 4,      p.weight, p.k * kPanel * size_of(p.weight_dtype),
+         p.m,    ceil_div(p.n, kPanel), p.k,      is_gated(p.epilogue) ? 2 : 1};
   with_float_type(p.weight_dtype, [&](auto* type) {
     gemm<FloatOp<Pointee<decltype(type)>>>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows,
                                                   const F32x16* sums) {

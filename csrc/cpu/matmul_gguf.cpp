@@ -82,17 +82,12 @@ void multiply(const MatmulParams& p) {
   if (stride * sizeof(ActivationBlock) % 4096 == 0) ++stride;  // such rows would share one cache set
   auto* rows = static_cast<ActivationBlock*>(
       thread_scratch(kActivations, p.m * stride * static_cast<int64_t>(sizeof(ActivationBlock))));
-  with_float_type(p.x.dtype, [&](auto* type) {
-    auto* x = static_cast<const Pointee<decltype(type)>*>(p.x.data);
-    parallel_for(p.m, ceil_div(16384, p.k + 1), [&](int64_t row, int64_t end) {
-      for (; row < end; ++row) quantize_row(x + row * p.x.row_stride, p.k, Type::kOffset, rows + row * stride);
-    });
-  });
+  for_each_row(p, [&](int64_t row, auto* x) { quantize_row(x, p.k, Type::kOffset, rows + row * stride); });
   using Op = BlockOp<Type>;
   Gemm g{rows,     stride * static_cast<int64_t>(sizeof(ActivationBlock)),
          p.weight, p.k / Type::kWeights * Op::kGroupBytes,
          p.m,      ceil_div(p.n, kPanel),
-         blocks};
+         blocks,   is_gated(p.epilogue) ? 2 : 1};
   gemm<Op>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
     write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
   });

@@ -23,9 +23,9 @@ struct Int8WeightOp : FloatOp<float> {
     };
     return {widen(group), widen(group + 32)};
 #else
-    F32x16 w;
-    for (int i = 0; i < kLanes; ++i) w.v[i] = static_cast<float>(static_cast<int8_t>(group[4 * i + step]));
-    return w;
+    float w[kLanes];
+    for (int i = 0; i < kLanes; ++i) w[i] = static_cast<float>(static_cast<int8_t>(group[4 * i + step]));
+    return load(w);
 #endif
   }
 };
@@ -33,9 +33,10 @@ struct Int8WeightOp : FloatOp<float> {
 }  // namespace
 
 void matmul_w8a16(const MatmulParams& p) {
-  ConstMatrix x = to_f32(p.x, p.m, p.k);
+  ConstMatrix x = f32_rows(p);
   int64_t panel_stride = (ceil_div(p.k, 4) + 1) * Int8WeightOp::kGroupBytes;
-  Gemm g{x.data, x.row_stride * 4, p.weight, panel_stride, p.m, ceil_div(p.n, kPanel), p.k};
+  Gemm g{x.data, x.row_stride * 4,      p.weight, panel_stride,
+         p.m,    ceil_div(p.n, kPanel), p.k,      is_gated(p.epilogue) ? 2 : 1};
   gemm<Int8WeightOp>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
     write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
       F32x16 scale = load_first(p.scale + column, p.n - column);

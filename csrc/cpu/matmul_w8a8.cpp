@@ -101,12 +101,12 @@ struct Dot4 {
   }
   static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
     q = round(q);
-    for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int8_t>(q.v[i]);
+    for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int8_t>(q[i]);
   }
   static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t*) {
-    F32x16 r;
-    for (int i = 0; i < kLanes; ++i) r.v[i] = static_cast<float>(sum.v[i]);
-    return r;
+    float r[kLanes];
+    for (int i = 0; i < kLanes; ++i) r[i] = static_cast<float>(sum.v[i]);
+    return load(r);
   }
 };
 
@@ -159,16 +159,13 @@ void matmul_w8a8(const MatmulParams& p) {
   auto* rows = static_cast<Dot4::Stored*>(
       thread_scratch(kActivations, p.m * stride * static_cast<int64_t>(sizeof(Dot4::Stored))));
   auto* row_scales = static_cast<float*>(thread_scratch(kRowScales, p.m * 4));
-  with_float_type(p.x.dtype, [&](auto* type) {
-    auto* x = static_cast<const Pointee<decltype(type)>*>(p.x.data);
-    parallel_for(p.m, ceil_div(32768, p.k + 1), [&](int64_t row, int64_t end) {
-      for (; row < end; ++row) row_scales[row] = quantize_row(x + row * p.x.row_stride, p.k, rows + row * stride);
-    });
-  });
+  for_each_row(p, [&](int64_t row, auto* x) { row_scales[row] = quantize_row(x, p.k, rows + row * stride); });
 
   int64_t groups = ceil_div(p.k, 4), panel_stride = (groups + 1) * Dot4Op::kGroupBytes;
-  Gemm g{rows,  stride * static_cast<int64_t>(sizeof(Dot4::Stored)), p.weight, panel_stride, p.m, ceil_div(p.n, kPanel),
-         groups};
+  Gemm g{rows,     stride * static_cast<int64_t>(sizeof(Dot4::Stored)),
+         p.weight, panel_stride,
+         p.m,      ceil_div(p.n, kPanel),
+         groups,   is_gated(p.epilogue) ? 2 : 1};
   gemm<Dot4Op>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Dot4::Sum* sums) {
     write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
       F32x16 scale = load_first(p.scale + column, p.n - column);

@@ -226,13 +226,20 @@ PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
 
 #else  // portable
 
+using F32x4 = float __attribute__((vector_size(16)));  // GCC's and Clang's vectors: SSE, NEON or what there is
+
 struct F32x16 {
-  float v[kLanes];
+  F32x4 part[4];
+  PYBATCH_INLINE float operator[](int i) const { return part[i / 4][i % 4]; }
 };
 
-#define PYBATCH_LANEWISE(expression)                    \
-  F32x16 r;                                             \
-  for (int i = 0; i < kLanes; ++i) r.v[i] = expression; \
+#define PYBATCH_LANEWISE(expression)                                    \
+  F32x16 r;                                                             \
+  for (int i = 0; i < kLanes; ++i) r.part[i / 4][i % 4] = (expression); \
+  return r
+#define PYBATCH_PARTWISE(expression)                  \
+  F32x16 r;                                           \
+  for (int i = 0; i < 4; ++i) r.part[i] = expression; \
   return r
 
 PYBATCH_INLINE float to_float(float x) { return x; }
@@ -268,23 +275,23 @@ PYBATCH_INLINE float round_half_even(float x) {
   return (x < 4194304.0f && x > -4194304.0f) ? (x + magic) - magic : x;
 }
 
-PYBATCH_INLINE F32x16 broadcast(float x) { PYBATCH_LANEWISE(x); }
+PYBATCH_INLINE F32x16 broadcast(float x) { PYBATCH_PARTWISE((F32x4{x, x, x, x})); }
 PYBATCH_INLINE F32x16 zeros() { return broadcast(0.0f); }
 #if defined(__FP_FAST_FMAF)
-PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { PYBATCH_LANEWISE(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
+PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { PYBATCH_LANEWISE(__builtin_fmaf(a[i], b[i], c[i])); }
 #else  // no fused instruction: two roundings, the same two everywhere
-PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { PYBATCH_LANEWISE(a.v[i] * b.v[i] + c.v[i]); }
+PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { PYBATCH_PARTWISE(a.part[i] * b.part[i] + c.part[i]); }
 #endif
-PYBATCH_INLINE F32x16 operator+(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] + b.v[i]); }
-PYBATCH_INLINE F32x16 operator-(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] - b.v[i]); }
-PYBATCH_INLINE F32x16 operator*(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] * b.v[i]); }
-PYBATCH_INLINE F32x16 operator/(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] / b.v[i]); }
-PYBATCH_INLINE F32x16 max(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-PYBATCH_INLINE F32x16 min(F32x16 a, F32x16 b) { PYBATCH_LANEWISE(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-PYBATCH_INLINE F32x16 abs(F32x16 a) { PYBATCH_LANEWISE(__builtin_fabsf(a.v[i])); }
-PYBATCH_INLINE F32x16 round(F32x16 a) { PYBATCH_LANEWISE(round_half_even(a.v[i])); }
+PYBATCH_INLINE F32x16 operator+(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(a.part[i] + b.part[i]); }
+PYBATCH_INLINE F32x16 operator-(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(a.part[i] - b.part[i]); }
+PYBATCH_INLINE F32x16 operator*(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(a.part[i] * b.part[i]); }
+PYBATCH_INLINE F32x16 operator/(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(a.part[i] / b.part[i]); }
+PYBATCH_INLINE F32x16 max(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(a.part[i] > b.part[i] ? a.part[i] : b.part[i]); }
+PYBATCH_INLINE F32x16 min(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(a.part[i] < b.part[i] ? a.part[i] : b.part[i]); }
+PYBATCH_INLINE F32x16 abs(F32x16 a) { PYBATCH_LANEWISE(__builtin_fabsf(a[i])); }
+PYBATCH_INLINE F32x16 round(F32x16 a) { PYBATCH_LANEWISE(round_half_even(a[i])); }
 PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
-  PYBATCH_LANEWISE(a.v[i] * as_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23));
+  PYBATCH_LANEWISE(a[i] * as_float(static_cast<uint32_t>(static_cast<int32_t>(n[i]) + 127) << 23));
 }
 template <class T>
 PYBATCH_INLINE F32x16 load(const T* p) {
@@ -296,18 +303,19 @@ PYBATCH_INLINE F32x16 load_halves(const T* lo, const T* hi) {
 }
 template <class T>
 PYBATCH_INLINE void store(T* p, F32x16 a) {
-  for (int i = 0; i < kLanes; ++i) from_float(p + i, a.v[i]);
+  for (int i = 0; i < kLanes; ++i) from_float(p + i, a[i]);
 }
-PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) { PYBATCH_LANEWISE(i < n ? a.v[i] : b.v[i]); }
+PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) { PYBATCH_LANEWISE(i < n ? a[i] : b[i]); }
 PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
-  PYBATCH_LANEWISE(x.v[i] < limit.v[i] ? 0.0f : a.v[i]);
+  PYBATCH_LANEWISE(x[i] < limit[i] ? 0.0f : a[i]);
 }
 PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
   uint32_t mask = 0;
-  for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(x.v[i] >= limit.v[i]) << i;
+  for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(x[i] >= limit[i]) << i;
   return mask;
 }
 #undef PYBATCH_LANEWISE
+#undef PYBATCH_PARTWISE
 
 #endif
 

@@ -136,34 +136,38 @@ struct I32x16 {
   uint32_t v[kLanes];
 };
 
-#define PYBATCH_LANEWISE(Vector, expression)            \
-  Vector r;                                             \
+#define PYBATCH_LANEWISE(expression)                    \
+  I32x16 r;                                             \
   for (int i = 0; i < kLanes; ++i) r.v[i] = expression; \
   return r
 
-PYBATCH_INLINE I32x16 broadcast_int(int32_t x) { PYBATCH_LANEWISE(I32x16, static_cast<uint32_t>(x)); }
+PYBATCH_INLINE I32x16 broadcast_int(int32_t x) { PYBATCH_LANEWISE(static_cast<uint32_t>(x)); }
 PYBATCH_INLINE I32x16 load_ints(const void* p) {
   I32x16 r;
   std::memcpy(r.v, p, sizeof(r.v));
   return r;
 }
 PYBATCH_INLINE void store(int32_t* p, I32x16 a) { std::memcpy(p, a.v, sizeof(a.v)); }
-PYBATCH_INLINE I32x16 operator+(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(I32x16, a.v[i] + b.v[i]); }
-PYBATCH_INLINE I32x16 operator&(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(I32x16, a.v[i] & b.v[i]); }
-PYBATCH_INLINE I32x16 operator|(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(I32x16, a.v[i] | b.v[i]); }
-PYBATCH_INLINE I32x16 operator^(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(I32x16, a.v[i] ^ b.v[i]); }
-PYBATCH_INLINE I32x16 operator<<(I32x16 a, int n) { PYBATCH_LANEWISE(I32x16, a.v[i] << n); }
-PYBATCH_INLINE I32x16 operator>>(I32x16 a, int n) { PYBATCH_LANEWISE(I32x16, a.v[i] >> n); }
+PYBATCH_INLINE I32x16 operator+(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(a.v[i] + b.v[i]); }
+PYBATCH_INLINE I32x16 operator&(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(a.v[i] & b.v[i]); }
+PYBATCH_INLINE I32x16 operator|(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(a.v[i] | b.v[i]); }
+PYBATCH_INLINE I32x16 operator^(I32x16 a, I32x16 b) { PYBATCH_LANEWISE(a.v[i] ^ b.v[i]); }
+PYBATCH_INLINE I32x16 operator<<(I32x16 a, int n) { PYBATCH_LANEWISE(a.v[i] << n); }
+PYBATCH_INLINE I32x16 operator>>(I32x16 a, int n) { PYBATCH_LANEWISE(a.v[i] >> n); }
 PYBATCH_INLINE I32x16 signed_top_byte(I32x16 a) {
-  PYBATCH_LANEWISE(I32x16, static_cast<uint32_t>(static_cast<int32_t>(a.v[i]) >> 24));
+  PYBATCH_LANEWISE(static_cast<uint32_t>(static_cast<int32_t>(a.v[i]) >> 24));
 }
-PYBATCH_INLINE F32x16 to_float(I32x16 a) { PYBATCH_LANEWISE(F32x16, static_cast<float>(static_cast<int32_t>(a.v[i]))); }
+PYBATCH_INLINE F32x16 to_float(I32x16 a) {
+  F32x16 r;
+  for (int i = 0; i < kLanes; ++i) r.part[i / 4][i % 4] = static_cast<float>(static_cast<int32_t>(a.v[i]));
+  return r;
+}
 PYBATCH_INLINE I32x16 to_int(F32x16 a) {
-  PYBATCH_LANEWISE(I32x16, static_cast<uint32_t>(static_cast<int32_t>(round_half_even(a.v[i]))));
+  PYBATCH_LANEWISE(static_cast<uint32_t>(static_cast<int32_t>(round_half_even(a[i]))));
 }
-PYBATCH_INLINE I32x16 float_bits(F32x16 a) { PYBATCH_LANEWISE(I32x16, as_bits(a.v[i])); }
+PYBATCH_INLINE I32x16 float_bits(F32x16 a) { PYBATCH_LANEWISE(as_bits(a[i])); }
 PYBATCH_INLINE I32x16 max(I32x16 a, I32x16 b) {
-  PYBATCH_LANEWISE(I32x16, static_cast<int32_t>(a.v[i]) > static_cast<int32_t>(b.v[i]) ? a.v[i] : b.v[i]);
+  PYBATCH_LANEWISE(static_cast<int32_t>(a.v[i]) > static_cast<int32_t>(b.v[i]) ? a.v[i] : b.v[i]);
 }
 #undef PYBATCH_LANEWISE
 PYBATCH_INLINE int32_t reduce_max(I32x16 a) {

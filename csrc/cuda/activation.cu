@@ -1,5 +1,5 @@
 // silu_mul and gelu_tanh_mul: a thread a run of eight columns.
-#include "cuda/common.cuh"
+#include "cuda/activation.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 
@@ -7,23 +7,6 @@ namespace pybatch::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-
-// x / (1 + e^-u), which is 0 where e^-u is infinite, x too.
-__device__ __forceinline__ float times_sigmoid(float x, float u) {
-  const float e = exp_approx(-u);
-  return e == INFINITY ? 0.0f : x / (1.0f + e);
-}
-
-struct Silu {
-  static __device__ __forceinline__ float apply(float x) { return times_sigmoid(x, x); }
-};
-
-struct GeluTanh {  // (1 + tanh u) / 2 is the sigmoid of 2u
-  static __device__ __forceinline__ float apply(float x) {
-    const float u = 0.7978845608028654f * fmaf(0.044715f * x * x, x, x);
-    return times_sigmoid(x, 2.0f * u);
-  }
-};
 
 template <class T, class Activation>
 __global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivationParams p) {

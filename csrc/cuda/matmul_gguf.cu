@@ -44,13 +44,13 @@ __global__ void __launch_bounds__(kQuantizeWarps* kWarp) quantize_kernel(MatmulP
 // Sizes of the kernel for a tile of matmul_config.cuh. A pipeline stage is 256 weights a column.
 template <class Type, class Tile>
 struct GgufConfig {
-  static constexpr int kSteps = 8, kStages = 2;
+  static constexpr int kSteps = 8, kStages = 2, kPanels = kWarpColumns / kPanel;
   static constexpr int kGroupBytes = kPanel * Type::kBytes;
-  static constexpr int kWeightBytes = kSteps * kBlock / Type::kWeights * kGroupBytes;        // of a warp
+  static constexpr int kWeightBytes = kSteps * kBlock / Type::kWeights * kGroupBytes;        // of a panel
   static constexpr int kRowPitch = kSteps * static_cast<int>(sizeof(ActivationBlock)) + 16;  // rows in unlike banks
   static constexpr int kXBytes = Tile::kRows * kRowPitch;
-  static constexpr int kStageBytes = kXBytes + Tile::kWarpsN * kWeightBytes;
-  static constexpr int kPartPitch = kPanel + 4, kPart = Tile::kRows * kPartPitch;
+  static constexpr int kStageBytes = kXBytes + Tile::kWarpsN * kPanels * kWeightBytes;
+  static constexpr int kPart = Tile::kRows * kPartPitch;
 
   static constexpr size_t shared_bytes() {
     const size_t stages = Tile::kWarpsK * kStages * kStageBytes, parts = Tile::kWarps * kPart * sizeof(float);
@@ -94,15 +94,16 @@ __device__ __forceinline__ void multiply_step(float (&sum)[4], const uint32_t (&
 template <class Type, class Tile>
 __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulParams p, const ActivationBlock* x) {
   using Config = GgufConfig<Type, Tile>;
-  constexpr int kSteps = Config::kSteps, kTokenTiles = Tile::kRows / 8, kStages = Config::kStages;
+  constexpr int kSteps = Config::kSteps, kPanels = Config::kPanels, kTokenTiles = Tile::kRows / 8,
+                kStages = Config::kStages;
   constexpr bool kAlone = Tile::kWarpsN == 1;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int warp_n = warp % Tile::kWarpsN, warp_k = warp / Tile::kWarpsN;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kRows;
-  const int64_t panel = static_cast<int64_t>(blockIdx.y) * Tile::kWarpsN + warp_n, blocks = p.k / kBlock;
+  const int64_t first_column = (static_cast<int64_t>(blockIdx.y) * Tile::kWarpsN + warp_n) * kWarpColumns;
+  const int64_t blocks = p.k / kBlock, panels = ceil_div(p.n, kPanel) - first_column / kPanel;
   const int64_t panel_bytes = p.k / Type::kWeights * Config::kGroupBytes;
-  const bool has_panel = panel * kPanel < p.n;
-  const char* weights = static_cast<const char*>(p.weight) + (has_panel ? panel * panel_bytes : 0);
+  const char* weights = static_cast<const char*>(p.weight) + (panels > 0 ? first_column / kPanel * panel_bytes : 0);
   const int thread = kAlone ? lane : static_cast<int>(threadIdx.x);
   char* shared = dynamic_shared<char>() + warp_k * kStages * Config::kStageBytes;
   auto wait_for_others = [] { kAlone ? __syncwarp() : __syncthreads(); };
@@ -117,15 +118,16 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
       const char* from = reinterpret_cast<const char*>(x + (valid ? (first_row + row) * blocks + block : 0));
       cp_async_16(to + row * Config::kRowPitch + part * 16, from + part % 3 * 16, valid);
     }
-    to += Config::kXBytes + warp_n * Config::kWeightBytes;
-    for (int i = lane; i < Config::kWeightBytes / 16; i += kWarp) {
-      const int64_t at = stage * Config::kWeightBytes + i * 16;
-      const bool valid = has_panel && at < panel_bytes;
-      cp_async_16(to + i * 16, weights + (valid ? at : 0), valid);
+    to += Config::kXBytes + warp_n * kPanels * Config::kWeightBytes;
+    for (int i = lane; i < kPanels * Config::kWeightBytes / 16; i += kWarp) {
+      const int64_t panel = i * 16 / Config::kWeightBytes;
+      const int64_t at = stage * Config::kWeightBytes + i * 16 % Config::kWeightBytes;
+      const bool valid = panel < panels && at < panel_bytes;
+      cp_async_16(to + i * 16, weights + (valid ? panel * panel_bytes + at : 0), valid);
     }
   };
 
-  float sum[kTokenTiles][4] = {}, total[kTokenTiles][4] = {};
+  float sum[kPanels][kTokenTiles][4] = {}, total[kPanels][kTokenTiles][4] = {};
   const int64_t all_stages = ceil_div(blocks, kSteps), split = ceil_div(all_stages, kSplits);
   const int64_t begin = warp_k * split < all_stages ? warp_k * split : all_stages;
   const int64_t end = kAlone ? (begin + split < all_stages ? begin + split : all_stages) : all_stages;
@@ -137,57 +139,66 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
     cp_async_wait<1>();
     wait_for_others();
     const char* here = shared + stage % kStages * Config::kStageBytes;
-    const char* here_weights = here + Config::kXBytes + warp_n * Config::kWeightBytes;
+    const char* here_weights = here + Config::kXBytes + warp_n * kPanels * Config::kWeightBytes;
 #pragma unroll 1
     for (int i = 0; i < kSteps; ++i) {
-      const char* group = here_weights + i * kBlock / Type::kWeights * Config::kGroupBytes;
       const int step = i % (Type::kWeights / kBlock);
-      const uint32_t codes[4] = {Type::codes(group, g, step, t), Type::codes(group, g + 8, step, t),
-                                 Type::codes(group, g, step, t + 4), Type::codes(group, g + 8, step, t + 4)};
-      const BlockScales columns[2] = {Type::scales(group, g, step), Type::scales(group, g + 8, step)};
 #pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) {
-        const char* row = here + 8 * j * Config::kRowPitch + i * sizeof(ActivationBlock);
-        multiply_step<Type>(sum[j], codes, columns, row, Config::kRowPitch, g, t);
+      for (int panel = 0; panel < kPanels; ++panel) {
+        const char* group =
+            here_weights + panel * Config::kWeightBytes + i * kBlock / Type::kWeights * Config::kGroupBytes;
+        const uint32_t codes[4] = {Type::codes(group, g, step, t), Type::codes(group, g + 8, step, t),
+                                   Type::codes(group, g, step, t + 4), Type::codes(group, g + 8, step, t + 4)};
+        const BlockScales columns[2] = {Type::scales(group, g, step), Type::scales(group, g + 8, step)};
+#pragma unroll
+        for (int j = 0; j < kTokenTiles; ++j) {
+          const char* row = here + 8 * j * Config::kRowPitch + i * sizeof(ActivationBlock);
+          multiply_step<Type>(sum[panel][j], codes, columns, row, Config::kRowPitch, g, t);
+        }
       }
     }
     if (!kAlone && ((stage + 1) % split == 0 || stage + 1 == end)) {
 #pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) {
-        for (int e = 0; e < 4; ++e) total[j][e] += sum[j][e], sum[j][e] = 0.0f;
+      for (int panel = 0; panel < kPanels; ++panel) {
+        for (int j = 0; j < kTokenTiles; ++j) {
+          for (int e = 0; e < 4; ++e) total[panel][j][e] += sum[panel][j][e], sum[panel][j][e] = 0.0f;
+        }
       }
     }
     wait_for_others();  // the stage is free
   }
 
-  // Through shared memory, where parts of K come together.
+  // Through shared memory, where parts of K come together and a warp's lanes turn into neighbouring columns.
   __syncthreads();
   float* parts = dynamic_shared<float>();
 #pragma unroll
-  for (int j = 0; j < kTokenTiles; ++j) {
+  for (int panel = 0; panel < kPanels; ++panel) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int row = 8 * j + 2 * t + e % 2, column = g + 8 * (e / 2);
-      parts[warp * Config::kPart + row * Config::kPartPitch + column] = kAlone ? sum[j][e] : total[j][e];
+    for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = 8 * j + 2 * t + e % 2, column = panel * kPanel + g + 8 * (e / 2);
+        parts[warp * Config::kPart + row * kPartPitch + column] = kAlone ? sum[panel][j][e] : total[panel][j][e];
+      }
     }
   }
   __syncthreads();
-  const Epilogue epilogue = {nullptr, nullptr, p.bias, p.bias_dtype};
-  constexpr int kAdded = kAlone ? kSplits : 1;
-  for (int i = kAlone ? static_cast<int>(threadIdx.x) : lane; i < Tile::kRows * kPanel; i += kAdded * kWarp) {
-    const int64_t row = first_row + i / kPanel, column = panel * kPanel + i % kPanel;
-    if (row >= p.m || column >= p.n) continue;
-    const float* part = parts + (kAlone ? 0 : warp) * Config::kPart + i / kPanel * Config::kPartPitch + i % kPanel;
-    float result = 0.0f;
+  const int64_t column = first_column + lane;
+  if (column >= p.n) return;
+  const Scaling scaling = {nullptr, nullptr, p.bias, p.bias_dtype};
+  constexpr int kStep = kAlone ? kSplits : 1;
+  for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
+    const float* part = parts + (kAlone ? 0 : warp) * Config::kPart + row * kPartPitch + lane;
+    float x = 0.0f;
 #pragma unroll
-    for (int k = 0; k < kAdded; ++k) result += part[k * Config::kPart];
-    store_as(p.out.dtype, p.out.data, row * p.out.row_stride + column, epilogue.apply(result, row, column));
+    for (int i = 0; i < kStep; ++i) x += part[i * Config::kPart];
+    write_product(p, first_row + row, column, scaling.apply(x, first_row + row, column));
   }
 }
 
 template <class Type, class Tile>
 void run(const MatmulParams& p, const ActivationBlock* x, cudaStream_t stream) {
-  const dim3 grid(ceil_div(p.m, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kPanel));
+  const dim3 grid(ceil_div(p.m, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
   launch(gguf_kernel<Type, Tile>, grid, dim3(Tile::kWarps * kWarp), GgufConfig<Type, Tile>::shared_bytes(), stream, p,
          x);
 }
@@ -207,7 +218,7 @@ void matmul_gguf(const MatmulParams& p, void* workspace, cudaStream_t stream) {
   with_gguf_type(p.gguf_type, [&](auto* type) {
     using Type = std::remove_pointer_t<decltype(type)>;
     if (p.m > 16) return run<Type, MatmulTile<32, 4, 1>>(p, x, stream);
-    if (p.m > 8) return run<Type, FewRows<16>>(p, x, stream);
+    if (p.m > 8) return run<Type, MatmulTile<16, 4, 1>>(p, x, stream);
     run<Type, FewRows<8>>(p, x, stream);
   });
 }

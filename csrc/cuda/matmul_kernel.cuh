@@ -4,14 +4,15 @@
 #pragma once
 
 #include "cuda/launch.cuh"
+#include "cuda/matmul_epilogue.cuh"
 #include "cuda/matmul_ops.cuh"
 
 namespace pybatch::cuda {
 
 constexpr int kPartPitch = kWarpColumns + 4;
 
-// What becomes of a sum: times its column's (and row's) scale, plus its column's bias.
-struct Epilogue {
+// From a sum to the product: times its column's (and row's) scale, plus its column's bias.
+struct Scaling {
   const float* column_scale;  // each may be null
   const float* row_scale;
   const void* bias;
@@ -48,7 +49,7 @@ __device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t 
 }
 
 template <class Op, class Tile>
-__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulParams p, Epilogue epilogue) {
+__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulParams p, Scaling scaling) {
   using Sum = typename Op::Sum;
   constexpr int kStages = Tile::stages(Op::kBytes), kTokenTiles = Tile::kRows / 8;
   constexpr size_t kStageBytes = Tile::stage_bytes(Op::kBytes);
@@ -144,28 +145,27 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
     Sum x = 0;
 #pragma unroll
     for (int i = 0; i < kStep; ++i) x += part[i * kPart];
-    store_as(p.out.dtype, p.out.data, (first_row + row) * p.out.row_stride + column,
-             epilogue.apply(x, first_row + row, column));
+    write_product(p, first_row + row, column, scaling.apply(x, first_row + row, column));
   }
 }
 
 template <class Op, class Tile>
-void run_matmul(const MatmulParams& p, const Epilogue& epilogue, cudaStream_t stream) {
+void run_matmul(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream) {
   const dim3 grid(ceil_div(p.m, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
   const size_t parts = Tile::kWarps * Tile::kRows * kPartPitch * sizeof(typename Op::Sum);
   const size_t stages = Tile::kWarpsK * Tile::stages(Op::kBytes) * Tile::stage_bytes(Op::kBytes);
   launch(matmul_kernel<Op, Tile>, grid, dim3(Tile::kWarps * kWarp), parts > stages ? parts : stages, stream, p,
-         epilogue);
+         scaling);
 }
 
 template <class Op>
-void matmul(const MatmulParams& p, const Epilogue& epilogue, cudaStream_t stream) {
+void matmul(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream) {
   const int64_t blocks = ceil_div(p.m, ManyRows::kRows) * ceil_div(p.n, ManyRows::kWarpsN * kWarpColumns);
-  if (p.m > 32 && blocks >= multiprocessors()) return run_matmul<Op, ManyRows>(p, epilogue, stream);
-  if (p.m > 32) return run_matmul<Op, FewRows<64>>(p, epilogue, stream);
-  if (p.m > 16) return run_matmul<Op, FewRows<32>>(p, epilogue, stream);
-  if (p.m > 8) return run_matmul<Op, FewRows<16>>(p, epilogue, stream);
-  run_matmul<Op, FewRows<8>>(p, epilogue, stream);
+  if (p.m > 32 && blocks >= multiprocessors()) return run_matmul<Op, ManyRows>(p, scaling, stream);
+  if (p.m > 32) return run_matmul<Op, FewRows<64>>(p, scaling, stream);
+  if (p.m > 16) return run_matmul<Op, FewRows<32>>(p, scaling, stream);
+  if (p.m > 8) return run_matmul<Op, FewRows<16>>(p, scaling, stream);
+  run_matmul<Op, FewRows<8>>(p, scaling, stream);
 }
 
 }  // namespace pybatch::cuda

@@ -4,7 +4,7 @@
 
 #include "cuda/common.cuh"
 #include "cuda/launch.cuh"
-#include "pybatch/matmul.h"
+#include "cuda/matmul_epilogue.cuh"
 
 namespace pybatch::cuda {
 
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kSimpleThreads) simple_matmul_kernel(MatmulPar
 #pragma unroll
   for (int r = 0; r < kSimpleRows; ++r) {
     if (first_row + r >= p.m) break;
-    store_as(p.out.dtype, p.out.data, (first_row + r) * p.out.row_stride + column, sum[r] * scale + bias);
+    write_product(p, first_row + r, column, sum[r] * scale + bias);
   }
 }
 

@@ -54,28 +54,55 @@ struct Cuda {
   PYBATCH_RUN(silu_mul, GatedActivationParams)
   PYBATCH_RUN(gelu_tanh_mul, GatedActivationParams)
   PYBATCH_RUN(embedding, EmbeddingParams)
-  PYBATCH_RUN(matmul_dense, MatmulParams)
-  PYBATCH_RUN(matmul_w8a16, MatmulParams)
   PYBATCH_RUN(rope_kv_write, RopeKvWriteParams)
   PYBATCH_RUN(copy_blocks, CopyBlocksParams)
   PYBATCH_RUN(sample, SampleParams)
   PYBATCH_RUN(token_logprobs, TokenLogprobsParams)
 #undef PYBATCH_RUN
 
-// The workspace goes back to torch's allocator when this returns; the stream's order keeps it from being used too
-// early.
-#define PYBATCH_RUN_WITH_WORKSPACE(name, Params)                                               \
-  static void name(const Params& p) {                                                          \
-    const auto bytes = static_cast<int64_t>(cuda::name##_workspace(p));                        \
-    const torch::stable::Device device(torch::headeronly::DeviceType::CUDA, current_device()); \
-    Tensor workspace = torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, device);  \
-    cuda::name(p, workspace.data_ptr(), current_stream());                                     \
+  // Goes back to torch's allocator with the tensor; the stream's order keeps it from being used too early.
+  static Tensor workspace(int64_t bytes) {
+    const torch::stable::Device device(torch::headeronly::DeviceType::CUDA, current_device());
+    return torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, device);
   }
-  PYBATCH_RUN_WITH_WORKSPACE(matmul_w8a8, MatmulParams)
-  PYBATCH_RUN_WITH_WORKSPACE(matmul_gguf, MatmulParams)
+
+#define PYBATCH_RUN_WITH_WORKSPACE(name, Params)                                    \
+  static void name(const Params& p) {                                               \
+    const Tensor room = workspace(static_cast<int64_t>(cuda::name##_workspace(p))); \
+    cuda::name(p, room.data_ptr(), current_stream());                               \
+  }
   PYBATCH_RUN_WITH_WORKSPACE(paged_attention, PagedAttentionParams)
   PYBATCH_RUN_WITH_WORKSPACE(adjust_logits, AdjustLogitsParams)
 #undef PYBATCH_RUN_WITH_WORKSPACE
+
+  // Runs f with x normalised, if the matmul is to have it so.
+  template <class F>
+  static void behind_norm(MatmulParams p, const F& f) {
+    if (p.norm == nullptr) return f(p);
+    const Tensor normed = workspace(p.m * p.k * size_of(p.x.dtype));
+    const Matrix rows{normed.data_ptr(), p.k, p.x.dtype};
+    rms_norm({p.x, {}, rows, p.norm, nullptr, p.norm_eps, p.m, p.k});
+    p.x = {rows.data, rows.row_stride, rows.dtype};
+    f(p);
+  }
+  static void matmul_dense(const MatmulParams& params) {
+    behind_norm(params, [](const MatmulParams& p) { cuda::matmul_dense(p, current_stream()); });
+  }
+  static void matmul_w8a16(const MatmulParams& params) {
+    behind_norm(params, [](const MatmulParams& p) { cuda::matmul_w8a16(p, current_stream()); });
+  }
+  static void matmul_w8a8(const MatmulParams& params) {
+    behind_norm(params, [](const MatmulParams& p) {
+      const Tensor room = workspace(static_cast<int64_t>(cuda::matmul_w8a8_workspace(p)));
+      cuda::matmul_w8a8(p, room.data_ptr(), current_stream());
+    });
+  }
+  static void matmul_gguf(const MatmulParams& params) {
+    behind_norm(params, [](const MatmulParams& p) {
+      const Tensor room = workspace(static_cast<int64_t>(cuda::matmul_gguf_workspace(p)));
+      cuda::matmul_gguf(p, room.data_ptr(), current_stream());
+    });
+  }
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
-// out = x @ weight^T + bias. Every output element is one fp32 (or exact int32) sum over K in ascending order, by the
-// same instructions whatever M is, so a row's bits do not depend on the rows beside it.
+// out = x @ weight^T + bias, with the norm in front and the step behind fused in. Every output element is one fp32 (or
+// exact int32) sum over K in ascending order, by the same instructions whatever M is, so a row's bits do not depend on
+// the rows beside it.
 //
 // Packed weights, the same on every instruction set, N in panels of 16 columns padded with zeros:
 //   dense  [ceil(N/16)][K][16]           fp32, fp16 or bf16
@@ -28,6 +29,15 @@ struct GgufBlock {
 constexpr GgufBlock kGgufBlocks[] = {
     {"Q4_0", 32, 18}, {"Q4_1", 32, 20}, {"Q8_0", 32, 34}, {"Q4_K", 256, 144}, {"Q6_K", 256, 210}};
 
+// What becomes of the product, once rounded to out's dtype:
+//   store          out = product
+//   add            out += product
+//   silu_mul       out = silu(gate) * up, where of every 32 columns of the product 16 are gate and the next 16 up
+//   gelu_tanh_mul  likewise with the tanh form of GELU
+enum class Epilogue { store, add, silu_mul, gelu_tanh_mul };
+
+constexpr bool is_gated(Epilogue e) { return e == Epilogue::silu_mul || e == Epilogue::gelu_tanh_mul; }
+
 // matmul_dense: weights as they are, fp32 sums.
 // matmul_w8a16: int8 weights widened to fp32, activations as they are; the sum times the weight scale, plus bias.
 // matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x / scale) (row scale 0: all
@@ -46,8 +56,12 @@ struct MatmulParams {
   const float* scale;  // [n]; i8 weights only: weight = q * scale
   const void* bias;    // [n], bias_dtype, may be null
   DType bias_dtype;
-  Matrix out;  // [m, n], f32, f16 or bf16
+  const void* norm;  // [k], x's dtype, may be null: x is RMSNorm(x) * norm, rounded as rms_norm rounds it
+  float norm_eps;
+  Epilogue epilogue;
+  Matrix out;  // [m, width], f32, f16 or bf16; shares no memory with x
   int64_t m, n, k;
+  int64_t width;  // n, or where gate and up are multiplied at most n / 2, with n = 2 * width rounded up to whole panels
 };
 
 }  // namespace pybatch

@@ -12,6 +12,7 @@ from pybatch import ops
 from pybatch.model.batch import ForwardBatch, LayerCache
 from pybatch.model.config import ModelConfig
 from pybatch.model.layers import DenseLinear, Linear, Packed
+from pybatch.ops import Epilogue
 
 GROWTH = 16  # buffers grow in steps of this many rows
 
@@ -24,7 +25,7 @@ class Layer:
     k_norm: Tensor | None
     attention_out: Linear
     mlp_norm: Tensor
-    gate_up: Linear
+    gate_up: Linear  # rows as ops.interleave_gate_up puts them
     down: Linear
     window: int
 
@@ -53,7 +54,7 @@ class Decoder:
         self.embedding, self.layers, self.final_norm, self.lm_head = embedding, layers, final_norm, lm_head
         self.rotary = rotary
         self.device = final_norm.device
-        self._activation = {"silu": ops.silu_mul, "gelu_tanh": ops.gelu_tanh_mul}[config.activation]
+        self._activation = {"silu": Epilogue.SILU_MUL, "gelu_tanh": Epilogue.GELU_TANH_MUL}[config.activation]
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self._qkv_split = (q, kv, kv)
         self.make_buffers()
@@ -62,8 +63,8 @@ class Decoder:
         """New buffers for what a step computes: those of a copy of this decoder are to be its own."""
         q, kv, _ = self._qkv_split
         hidden, mlp = self.config.hidden_size, self.config.intermediate_size
-        self._token_buffers = Buffers(self.dtype, self.device, (hidden, hidden, hidden, q + 2 * kv, q, 2 * mlp, mlp))
-        self._row_buffers = Buffers(self.dtype, self.device, (hidden, hidden, hidden))
+        self._token_buffers = Buffers(self.dtype, self.device, (hidden, q + 2 * kv, q, mlp))
+        self._last_rows = Buffers(self.dtype, self.device, (hidden,))
         self._logits = Buffers(torch.float32, self.device, (self.config.vocab_size,))
 
     @property
@@ -78,15 +79,12 @@ class Decoder:
         batch.logits_rows: [L, vocab_size] float32, valid until the next call."""
         config, eps, activation = self.config, self.config.norm_eps, self._activation
         scale = config.head_dim**-0.5
-        residual, update, normed, qkv, attended, gate_up, gated = self._token_buffers.rows(batch.token_ids.shape[0])
+        residual, qkv, attended, gated = self._token_buffers.rows(batch.token_ids.shape[0])
         q, k, v = qkv.split_with_sizes(self._qkv_split, dim=1)
 
-        # Each norm adds the update before it to the residual stream; before the first there is none.
-        self.embedding.embed(batch.token_ids, update)
-        residual.zero_()
+        self.embedding.embed(batch.token_ids, residual)
         for layer, cache in zip(self.layers, caches, strict=True):
-            ops.rms_norm(update, layer.attention_norm, eps, residual, normed)
-            layer.qkv(normed, qkv)
+            layer.qkv(residual, qkv, norm=layer.attention_norm, norm_eps=eps)
             ops.rope_kv_write(
                 q, k, v, batch.positions, batch.slots, self.rotary, cache.k, cache.v, cache.k_scale, cache.v_scale,
                 q_norm=layer.q_norm, k_norm=layer.k_norm, norm_eps=eps,
@@ -95,18 +93,14 @@ class Decoder:
                 q, cache.k, cache.v, batch.block_tables, batch.query_start, batch.seq_lens, scale,
                 k_scale=cache.k_scale, v_scale=cache.v_scale, window=layer.window, out=attended,
             )  # fmt: skip
-            layer.attention_out(attended, update)
-            ops.rms_norm(update, layer.mlp_norm, eps, residual, normed)
-            layer.gate_up(normed, gate_up)
-            activation(gate_up, gated)
-            layer.down(gated, update)
+            layer.attention_out(attended, residual, epilogue=Epilogue.ADD)
+            layer.gate_up(residual, gated, norm=layer.mlp_norm, norm_eps=eps, epilogue=activation)
+            layer.down(gated, residual, epilogue=Epilogue.ADD)
 
         rows = batch.logits_rows
-        row_residual, row_update, row_normed = self._row_buffers.rows(rows.shape[0])
-        torch.index_select(residual, 0, rows, out=row_residual)
-        torch.index_select(update, 0, rows, out=row_update)
-        ops.rms_norm(row_update, self.final_norm, eps, row_residual, row_normed)
-        return self.lm_head(row_normed, self._logits.rows(rows.shape[0])[0])
+        (last,) = self._last_rows.rows(rows.shape[0])
+        torch.index_select(residual, 0, rows, out=last)
+        return self.lm_head(last, self._logits.rows(rows.shape[0])[0], norm=self.final_norm, norm_eps=eps)
 
     def weight_bytes(self) -> int:
         """Bytes of all weights; embeddings tied to the vocabulary projection count once."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from pybatch import ops
 from pybatch.model.batch import ForwardBatch, LayerCache
 from pybatch.model.decoder import Decoder, Layer
-from pybatch.model.layers import Packed
+from pybatch.model.layers import Fused, Packed
 
 TOKENS = 128  # a multiple of BLOCK_SIZE
 BLOCK_SIZE = 32
@@ -30,10 +32,13 @@ class PackedWhenCalled:
     def __init__(self, pack: Callable[[Tensor], Packed]) -> None:
         self._pack = pack
 
-    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        self.scale = channel_scale(x)
+    def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
+        norm = fused.pop("norm")
+        assert norm is not None
+        normed = ops.rms_norm(x, norm, fused.pop("norm_eps"))
+        self.scale = channel_scale(normed)
         self.linear = self._pack(self.scale.cpu())
-        return self.linear((x / self.scale).to(x.dtype), out)
+        return self.linear((normed / self.scale).to(x.dtype), out, **fused)
 
     def nbytes(self) -> int:
         return self.linear.nbytes()

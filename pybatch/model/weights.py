@@ -78,6 +78,23 @@ class Stacked:
         return found[0] if len(found) == 1 else torch.cat(found)
 
 
+class Interleaved:
+    """The rows of gate and up as ops.interleave_gate_up puts them; slices begin and end at multiples of PANEL."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = gate, up = parts
+        self.shape = (-(-gate.shape[0] // ops.PANEL) * ops.PANEL * 2, gate.shape[1])
+        self.dtype = gate.dtype if gate.dtype == up.dtype else torch.float32
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        gate, up = self.parts
+        first, last = rows.start // ops.PANEL, rows.stop // ops.PANEL
+        halves = slice(first // 2 * ops.PANEL, min(-(-last // 2) * ops.PANEL, gate.shape[0]))
+        both = ops.interleave_gate_up(gate[halves], up[halves])
+        skipped = first % 2 * ops.PANEL
+        return both[skipped : skipped + rows.stop - rows.start]
+
+
 class WeightLoader:
     """Builds a decoder of a checkpoint.
 
@@ -139,6 +156,7 @@ class WeightLoader:
                 {f"{layer}.mlp.gate_proj": mlp, f"{layer}.mlp.up_proj": mlp},
                 hidden,
                 bias=config.mlp_bias,
+                gated=True,
             ),
             down=self.linear({f"{layer}.mlp.down_proj": hidden}, mlp, bias=config.mlp_bias),
             window=config.sliding_window[index],
@@ -149,16 +167,21 @@ class WeightLoader:
 
     def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Packed:
         """The projections of these names, with so many rows each, fused into one."""
-        return self._pack(self._stacked(rows, columns), self._biases(rows, bias))
+        return self._pack(Stacked(self._weights(rows, columns)), self._biases(rows, bias))
 
-    def linear_behind_norm(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Linear:
-        """As linear; for W8A8 its packing waits for activations."""
-        stacked, biases = self._stacked(rows, columns), self._biases(rows, bias)
+    def linear_behind_norm(
+        self, rows: Mapping[str, int], columns: int, *, bias: bool = False, gated: bool = False
+    ) -> Linear:
+        """As linear; for W8A8 its packing waits for activations. gated: the names are gate and up, and the product's
+        epilogue multiplies them."""
+        parts = self._weights(rows, columns)
+        if self.quantization == "gguf" and len(set(map(_block_type, parts))) > 1:
+            return self._gguf_parts(parts, self._biases(rows, bias))
+        together = Interleaved(parts) if gated else Stacked(parts)
+        biases = self._biases(rows, bias, gated)
         if self.quantization == "int8":
-            return PackedWhenCalled(lambda scale: self._pack(stacked, biases, scale))
-        if self.quantization == "gguf":
-            return self._gguf_parts(stacked, biases)
-        return self._pack(stacked, biases)
+            return PackedWhenCalled(lambda scale: self._pack(together, biases, scale))
+        return self._pack(together, biases)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
         config = self.config
@@ -169,18 +192,21 @@ class WeightLoader:
             raise ModelError(f"{config.name}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         return tensor
 
-    def _stacked(self, rows: Mapping[str, int], columns: int) -> Stacked:
-        return Stacked([self.tensor(f"{name}.weight", (count, columns)) for name, count in rows.items()])
+    def _weights(self, rows: Mapping[str, int], columns: int) -> list[Rows]:
+        return [self.tensor(f"{name}.weight", (count, columns)) for name, count in rows.items()]
 
-    def _biases(self, rows: Mapping[str, int], wanted: bool) -> Tensor | None:
-        return torch.cat([self.vector(f"{name}.bias", count) for name, count in rows.items()]) if wanted else None
+    def _biases(self, rows: Mapping[str, int], wanted: bool, gated: bool = False) -> Tensor | None:
+        if not wanted:
+            return None
+        parts = [self.vector(f"{name}.bias", count) for name, count in rows.items()]
+        return ops.interleave_gate_up(*parts) if gated else torch.cat(parts)
 
-    def _pack(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None = None) -> Packed:
+    def _pack(self, rows: Stacked | Interleaved, bias: Tensor | None, column_scale: Tensor | None = None) -> Packed:
         if self.quantization is None:
             return self._dense(rows, bias)
         return self._gguf(rows, bias) if self.quantization == "gguf" else self._int8(rows, bias, column_scale)
 
-    def _dense(self, rows: Stacked, bias: Tensor | None) -> DenseLinear:
+    def _dense(self, rows: Rows, bias: Tensor | None) -> DenseLinear:
         n, k = rows.shape
         dtype = rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype
         packed = torch.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype, device=self.device)
@@ -191,7 +217,7 @@ class WeightLoader:
         self._for_chunks(n, k, pack)
         return DenseLinear(packed, n, bias)
 
-    def _int8(self, rows: Stacked, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
+    def _int8(self, rows: Rows, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
         assert self.quantization is not None
         n, k = rows.shape
         packed = torch.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8, device=self.device)
@@ -205,20 +231,18 @@ class WeightLoader:
         self._for_chunks(n, k, pack)
         return Int8Linear(INT8_MATMULS[self.quantization], packed, scale, bias)
 
-    def _gguf_parts(self, rows: Stacked, bias: Tensor | None) -> Linear:
-        """One projection if all parts are of one type, as they mostly are; else one for each run of them."""
-        runs = [Stacked(list(parts)) for _, parts in groupby(rows.parts, _block_type)]
-        widths = [run.shape[0] for run in runs]
-        biases = [None] * len(runs) if bias is None else bias.split_with_sizes(widths)
-        linears = [self._gguf(run, part) for run, part in zip(runs, biases, strict=True)]
-        return linears[0] if len(linears) == 1 else SideBySide(linears)
+    def _gguf_parts(self, parts: Sequence[Rows], bias: Tensor | None) -> SideBySide:
+        """A projection for each run of parts of one type."""
+        runs = [Stacked(list(run)) for _, run in groupby(parts, _block_type)]
+        biases = [None] * len(runs) if bias is None else bias.split_with_sizes([run.shape[0] for run in runs])
+        return SideBySide([self._gguf(run, part) for run, part in zip(runs, biases, strict=True)])
 
-    def _gguf(self, rows: Stacked, bias: Tensor | None) -> DenseLinear | GGUFLinear:
+    def _gguf(self, rows: Stacked | Interleaved, bias: Tensor | None) -> DenseLinear | GGUFLinear:
         kind = _block_type(rows.parts[0])
         if kind is None:
             return self._dense(rows, bias)
         n, k = rows.shape
-        blocks = Stacked([part.blocks for part in rows.parts if isinstance(part, BlockRows)])
+        blocks = type(rows)([part.blocks for part in rows.parts if isinstance(part, BlockRows)])
         block = ops.GGUF_BLOCKS[kind]
         packed = torch.empty(
             -(-n // ops.PANEL), k // block.weights, ops.PANEL * block.bytes, dtype=torch.uint8, device=self.device

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from pybatch import ops
 from pybatch.model import Decoder, load_model
 from pybatch.model.layers import GGUFLinear, Linear, SideBySide
 
@@ -51,7 +52,8 @@ def linears(decoder: Decoder) -> Iterator[Linear]:
 def weights_of(linear: Linear, k: int) -> Tensor:
     """A projection's weights as it has them, each row read as an embedding."""
     if isinstance(linear, SideBySide):
-        return torch.cat([weights_of(part, k) for part in linear.parts])
+        parts = [weights_of(part, k) for part in linear.parts]
+        return ops.interleave_gate_up(*parts) if len(parts) == 2 else torch.cat(parts)
     return linear.embed(torch.arange(linear.width), torch.empty(linear.width, k))
 
 
@@ -89,6 +91,12 @@ def test_parts_of_several_types_write_side_by_side(tmp_path: Path) -> None:
     bias = torch.cat([part.bias for part in qkv.parts])
     expected = x @ weights_of(qkv, 256).t() + bias
     assert torch.cosine_similarity(out, expected).min() > 0.999
+
+    gate_up, norm = decoder.layers[0].gate_up, decoder.layers[0].mlp_norm
+    assert isinstance(gate_up, SideBySide)
+    fused = gate_up(x, torch.empty(5, 512), norm=norm, norm_eps=1e-5, epilogue=ops.Epilogue.SILU_MUL)
+    normed = ops.rms_norm(x, norm, 1e-5)
+    assert torch.equal(fused, ops.silu_mul(torch.cat([part(normed, torch.empty(5, 512)) for part in gate_up.parts], 1)))
 
 
 def test_it_takes_the_memory_of_the_file(tmp_path: Path) -> None:

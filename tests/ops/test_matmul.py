@@ -11,6 +11,7 @@ from ops.rows import FLOATS
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.ops import Epilogue
 
 TOLERANCE = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of one rounding of an output
 KERNELS = ["dense-float32", "dense-float16", "dense-bfloat16", "w8a16", "w8a8"]
@@ -218,8 +219,38 @@ def test_wrong_arguments_are_named() -> None:
 def test_opcheck(kernel: str) -> None:
     x, out = random(3, 8), torch.zeros(3, 20)
     if kernel == "dense":
-        args: tuple[Tensor | None, ...] = (x, ops.pack_dense(random(20, 8)), None, out)
+        args: tuple[Tensor | float | None, ...] = (x, ops.pack_dense(random(20, 8)), None, random(8), 1e-5, 1, out)
     else:
         q, scale = ops.quantize_int8(random(20, 8))
-        args = (x, ops.pack_int8(q), scale, random(20), out)
+        args = (x, ops.pack_int8(q), scale, random(20), None, 0.0, 0, out)
     torch.library.opcheck(getattr(torch.ops.pybatch, f"matmul_{kernel}").default, args)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kernel=st.sampled_from(["dense", "w8a16", "w8a8"]), m=st.integers(1, 40), width=st.integers(1, 100),
+    k=st.integers(1, 700), bias=st.booleans(), dtype=floats,
+)  # fmt: skip
+def test_fused_steps_have_the_bits_of_separate_ops(
+    kernel: str, m: int, width: int, k: int, bias: bool, dtype: torch.dtype
+) -> None:
+    x, norm, residual = random(m, k, dtype=dtype), random(k, dtype=dtype, seed=1), random(m, width, dtype=dtype, seed=2)
+    parts = random(2, width, k, seed=3) * k**-0.5
+    biases = random(2, width, dtype=dtype, seed=4) if bias else None
+
+    def linear(weight: Tensor, b: Tensor | None) -> Callable[..., Tensor]:
+        if kernel == "dense":
+            return lambda x, **fused: ops.matmul_dense(x, ops.pack_dense(weight), b, **fused)
+        q, scale = ops.quantize_int8(weight)
+        return lambda x, **fused: getattr(ops, f"matmul_{kernel}")(x, ops.pack_int8(q), scale, b, **fused)
+
+    normed = ops.rms_norm(x, norm, 1e-5)
+    gate_up = linear(parts.flatten(0, 1), None if biases is None else biases.flatten())
+    interleaved = linear(ops.interleave_gate_up(*parts), None if biases is None else ops.interleave_gate_up(*biases))
+    product = gate_up(normed, out=x.new_empty(m, 2 * width))
+    for activation, epilogue in ((ops.silu_mul, Epilogue.SILU_MUL), (ops.gelu_tanh_mul, Epilogue.GELU_TANH_MUL)):
+        fused = interleaved(x, norm=norm, norm_eps=1e-5, epilogue=epilogue, out=x.new_empty(m, width))
+        assert torch.equal(fused, activation(product))
+    up = linear(parts[1], None if biases is None else biases[1])
+    summed = up(x, norm=norm, norm_eps=1e-5, epilogue=Epilogue.ADD, out=residual.clone())
+    assert torch.equal(summed, residual + product[:, width:])

@@ -13,6 +13,7 @@ from ops.rows import FLOATS, apart, assert_rows_stand_alone, same_bits, threads
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.ops import Epilogue
 
 ROUNDING = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 floats = st.sampled_from(FLOATS)
@@ -149,3 +150,17 @@ def test_wrong_arguments_are_named() -> None:
     for name, call in bad:
         with pytest.raises(RuntimeError, match=f"^{name}expected"):
             call()
+
+
+@each_kind
+def test_fused_steps_have_the_bits_of_separate_ops(kind: str) -> None:
+    k, width = 512, 40
+    parts = torch.from_numpy(random_blocks(kind, 2 * width, k)).unflatten(0, (2, width))
+    x, norm, residual = normal(21, k), normal(k, seed=1), normal(21, width, seed=2)
+    stacked, interleaved = (ops.pack_gguf(rows, kind) for rows in (parts.flatten(0, 1), ops.interleave_gate_up(*parts)))
+    product = ops.matmul_gguf(ops.rms_norm(x, norm, 1e-5), stacked, out=torch.empty(21, 2 * width))
+    fused = {"norm": norm, "norm_eps": 1e-5}
+    gated = ops.matmul_gguf(x, interleaved, out=torch.empty(21, width), epilogue=Epilogue.SILU_MUL, **fused)
+    assert same_bits(gated, ops.silu_mul(product))
+    added = ops.matmul_gguf(x, ops.pack_gguf(parts[0], kind), out=residual.clone(), epilogue=Epilogue.ADD, **fused)
+    assert same_bits(added, residual + product[:, :width])

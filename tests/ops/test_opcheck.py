@@ -44,14 +44,19 @@ def int8_embedding() -> Arguments:
     return embedding(*int8_weights())
 
 
+def linear(k: int) -> Arguments:
+    """What all matmuls take."""
+    fused = {"norm": normal(k), "norm_eps": 1e-5, "epilogue": 1}
+    return {"x": normal(3, k), "bias": normal(32), "out": torch.empty(3, 32)} | fused
+
+
 def matmul_dense() -> Arguments:
-    packed = ops.pack_dense(normal(32, 20))
-    return {"x": normal(3, 20), "weight": packed, "bias": normal(32), "out": torch.empty(3, 32)}
+    return linear(20) | {"weight": ops.pack_dense(normal(32, 20))}
 
 
 def matmul_int8() -> Arguments:
     weight, scale = int8_weights()
-    return {"x": normal(3, 20), "weight": weight, "scale": scale, "bias": normal(32), "out": torch.empty(3, 32)}
+    return linear(20) | {"weight": weight, "scale": scale}
 
 
 def gguf_weights() -> Tensor:
@@ -63,7 +68,7 @@ def gguf_embedding() -> Arguments:
 
 
 def matmul_gguf() -> Arguments:
-    return {"x": normal(3, 64), "weight": gguf_weights(), "bias": normal(32), "out": torch.empty(3, 32)}
+    return linear(64) | {"weight": gguf_weights()}
 
 
 def kv_cache(int8: bool) -> Arguments:
@@ -160,10 +165,10 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
         int8_embedding,
         gguf_embedding,
     ],
-    "matmul_dense": [matmul_dense, lambda: matmul_dense() | {"bias": None}],
-    "matmul_w8a16": [matmul_int8, lambda: matmul_int8() | {"bias": None}],
-    "matmul_w8a8": [matmul_int8, lambda: matmul_int8() | {"bias": None}],
-    "matmul_gguf": [matmul_gguf, lambda: matmul_gguf() | {"bias": None}],
+    "matmul_dense": [matmul_dense, lambda: matmul_dense() | {"bias": None, "norm": None}],
+    "matmul_w8a16": [matmul_int8, lambda: matmul_int8() | {"bias": None, "norm": None}],
+    "matmul_w8a8": [matmul_int8, lambda: matmul_int8() | {"bias": None, "norm": None}],
+    "matmul_gguf": [matmul_gguf, lambda: matmul_gguf() | {"bias": None, "norm": None}],
     "rope_kv_write": [lambda: rope_kv_write(False), lambda: rope_kv_write(True)],
     "copy_blocks": [lambda: {"pool": pool(5), "pairs": torch.tensor([[0, 1], [0, 2]])}],
     "swap_blocks": [lambda: {"src": pool(5), "dst": pool(3), "pairs": torch.tensor([[4, 0], [1, 2]])}],

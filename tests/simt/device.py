@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from ctypes import c_bool, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint, c_uint64, c_void_p
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.model.layers import Fused
 from simt import compile
 
 
@@ -57,8 +58,8 @@ class EmbeddingParams(ctypes.Structure):
 class MatmulParams(ctypes.Structure):
     _fields_ = [
         ("x", Matrix), ("weight", c_void_p), ("weight_dtype", c_int32), ("gguf_type", c_int32),
-        ("scale", c_void_p), ("bias", c_void_p), ("bias_dtype", c_int32), ("out", Matrix),
-        ("m", c_int64), ("n", c_int64), ("k", c_int64),
+        ("scale", c_void_p), ("bias", c_void_p), ("bias_dtype", c_int32), ("norm", c_void_p), ("norm_eps", c_float),
+        ("epilogue", c_int32), ("out", Matrix), ("m", c_int64), ("n", c_int64), ("k", c_int64), ("width", c_int64),
     ]  # fmt: skip
 
 
@@ -393,39 +394,52 @@ class SimtOps:
             )  # fmt: skip
         return out
 
-    def matmul_dense(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
-        with buffers() as b:
-            self._run("matmul_dense", self._matmul(b, x, weight, None, bias, out))
+    def matmul_dense(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor, **fused: Unpack[Fused]
+    ) -> Tensor:
+        with self._matmul(x, weight, None, bias, out, **fused) as (_, params):
+            self._run("matmul_dense", params)
         return out
 
     def matmul_w8a16(
-        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor
-    ) -> Tensor:
-        with buffers() as b:
-            self._run("matmul_w8a16", self._matmul(b, x, weight, scale, bias, out))
+        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor,
+        **fused: Unpack[Fused],
+    ) -> Tensor:  # fmt: skip
+        with self._matmul(x, weight, scale, bias, out, **fused) as (_, params):
+            self._run("matmul_w8a16", params)
         return out
 
     def matmul_w8a8(
-        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor
+        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor,
+        **fused: Unpack[Fused],
+    ) -> Tensor:  # fmt: skip
+        with self._matmul(x, weight, scale, bias, out, **fused) as (b, params):
+            self._run_with_workspace(b, "matmul_w8a8", params)
+        return out
+
+    def matmul_gguf(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor, **fused: Unpack[Fused]
     ) -> Tensor:
-        with buffers() as b:
-            self._run_with_workspace(b, "matmul_w8a8", self._matmul(b, x, weight, scale, bias, out))
+        with self._matmul(x, weight, None, bias, out, **fused) as (b, params):
+            self._run_with_workspace(b, "matmul_gguf", params)
         return out
 
-    def matmul_gguf(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
-        with buffers() as b:
-            self._run_with_workspace(b, "matmul_gguf", self._matmul(b, x, weight, None, bias, out))
-        return out
-
+    @contextmanager
     def _matmul(
-        self, b: Buffers, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor
-    ) -> MatmulParams:
-        return MatmulParams(
-            b.matrix(x, "x"), b.read(weight, "weight"), DTYPES.get(weight.dtype, 0), gguf_type(weight),
-            b.read(scale, "scale"),
-            b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype], b.matrix(out, "out", out=True),
-            x.shape[0], out.shape[1], x.shape[1],
-        )  # fmt: skip
+        self, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor, *,
+        norm: Tensor | None = None, norm_eps: float = 0.0, epilogue: int = 0,
+    ) -> Iterator[tuple[Buffers, MatmulParams]]:  # fmt: skip
+        if norm is not None:  # as the binding does
+            x = self.rms_norm(x, norm, norm_eps)
+        with buffers() as b:
+            width = out.shape[1]
+            yield b, MatmulParams(
+                b.matrix(x, "x"), b.read(weight, "weight"), DTYPES.get(weight.dtype, 0), gguf_type(weight),
+                b.read(scale, "scale"),
+                b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype], None, 0.0, epilogue,
+                b.matrix(out, "out", out=True), x.shape[0], width if epilogue < 2 else -(-width // 16) * 32,
+                x.shape[1], width,
+            )  # fmt: skip
 
     def adjust_logits(
         self, logits: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor, history: Tensor,

@@ -1,0 +1,25 @@
+// The activation functions of gated MLPs.
+#pragma once
+
+#include "cuda/common.cuh"
+
+namespace pybatch::cuda {
+
+// x / (1 + e^-u), which is 0 where e^-u is infinite, x too.
+__device__ __forceinline__ float times_sigmoid(float x, float u) {
+  const float e = exp_approx(-u);
+  return e == INFINITY ? 0.0f : x / (1.0f + e);
+}
+
+struct Silu {
+  static __device__ __forceinline__ float apply(float x) { return times_sigmoid(x, x); }
+};
+
+struct GeluTanh {  // (1 + tanh u) / 2 is the sigmoid of 2u
+  static __device__ __forceinline__ float apply(float x) {
+    const float u = 0.7978845608028654f * fmaf(0.044715f * x * x, x, x);
+    return times_sigmoid(x, 2.0f * u);
+  }
+};
+
+}  // namespace pybatch::cuda
