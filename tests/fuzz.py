@@ -103,14 +103,12 @@ class Fuzzer:
             yield "rope_kv_write", mine[at], theirs[at]
 
     def matmul(self, random: Random) -> tuple[str, Callable[[Tensor], Tensor], Callable[[int], Tensor]]:
-        tests = self._suite("matmul")
-        kernel, n, k = random.choice(tests.KERNELS), random.randint(1, 70), random.randint(1, 300)
+        gguf = random.random() < 0.3
+        tests = self._suite("matmul_gguf" if gguf else "matmul")
+        kernel = random.choice([*self.ops.GGUF_BLOCKS] if gguf else tests.KERNELS)
+        n, k = random.randint(1, 70), random.choice((256, 768)) if gguf else random.randint(1, 300)
         dtype, seed = random.choice(FLOATS), random.randrange(1 << 32)
-        return (
-            f"matmul_{kernel}",
-            tests.matmul(kernel, n, k),
-            lambda rows: tests.random(rows, k, dtype=dtype, seed=seed),
-        )
+        return f"matmul_{kernel}", tests.matmul(kernel, n, k), lambda rows: normal(rows, k, seed).to(dtype)
 
     def norm(self, random: Random) -> tuple[str, Callable[[Tensor], Tensor], Callable[[int], Tensor]]:
         width, dtype, seed = random.randint(1, 600), random.choice(FLOATS), random.randrange(1 << 32)

@@ -84,6 +84,19 @@ def matmul_w8a8(ops: SimtOps) -> None:
     matmul(ops, "w8a8")
 
 
+def matmul_gguf(ops: SimtOps) -> None:
+    tests = suite("test_matmul_gguf")
+    with running(tests, ops):
+        for kind in ops.GGUF_BLOCKS:
+            n, k = 40, 1280
+            blocks, x = tests.random_blocks(kind, n, k), random(20, k)
+            packed = ops.pack_gguf(torch.from_numpy(blocks), kind)
+            out = ops.matmul_gguf(x, packed, out=torch.full((20, n), torch.nan))
+            wanted = tests.quantized(x) @ tests.dequantized(blocks, kind).double().t()
+            torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+            assert torch.equal(ops.matmul_gguf(x[3:4], packed, out=torch.empty(1, n))[0], out[3])
+
+
 def norm(ops: SimtOps) -> None:
     tests = suite("test_norm")
     for rows, width, dtype in ((3, 4100, torch.float32), (2, 70, torch.bfloat16), (5, 576, torch.float16)):

@@ -167,6 +167,27 @@ MUTATIONS = [
         probes.matmul_w8a8,
     ),
     Mutation(
+        "no wait before a stage of a GGUF weight is filled again",
+        "matmul_gguf.cu",
+        "    wait_for_others();  // the stage is free\n",
+        "",
+        probes.matmul_gguf,
+    ),
+    Mutation(
+        "the upper bits of a Q4_K scale are lost",
+        "gguf_blocks.cuh",
+        "scale = (low & 15u) | scale >> 6 << 4;",
+        "scale = low & 15u;",
+        probes.matmul_gguf,
+    ),
+    Mutation(
+        "both halves of a Q6_K block have one scale",
+        "gguf_blocks.cuh",
+        "return {{scale(0), scale(1)}, 0.0f};",
+        "return {{scale(0), scale(0)}, 0.0f};",
+        probes.matmul_gguf,
+    ),
+    Mutation(
         "no barrier before the sums of the warps are read",
         "common.cuh",
         "scratch[threadIdx.x / kWarp] = x;\n  __syncthreads();\n  float sum",
