@@ -11,7 +11,6 @@ using namespace pybatch;
 struct Cpu {
   static constexpr const char* kDevice = "the CPU";
   static constexpr bool kHostReadable = true;
-  static constexpr bool kRunsGguf = true;
   static constexpr bool kHasE4m3 = false;
   struct Scope {
     explicit Scope(const Tensor&) {}

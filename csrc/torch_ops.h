@@ -246,7 +246,7 @@ struct Ops {
       p.scale = static_cast<const float*>(vector_like(*scale, "scale", ScalarType::Float, vocab));
       p.layout = TableLayout::packed_int8;
       p.table_dtype = DType::i8;
-    } else if (Backend::kRunsGguf && table.scalar_type() == ScalarType::Byte) {
+    } else if (table.scalar_type() == ScalarType::Byte) {
       p.gguf_type = gguf_type(table, "table", vocab, p.width);
       p.layout = TableLayout::packed_gguf;
     } else {
@@ -630,7 +630,7 @@ struct Ops {
     m.impl("matmul_dense", TORCH_BOX(&matmul_dense));
     m.impl("matmul_w8a16", TORCH_BOX(&matmul_int8<&Backend::matmul_w8a16>));
     m.impl("matmul_w8a8", TORCH_BOX(&matmul_int8<&Backend::matmul_w8a8>));
-    if constexpr (Backend::kRunsGguf) m.impl("matmul_gguf", TORCH_BOX(&matmul_gguf));
+    m.impl("matmul_gguf", TORCH_BOX(&matmul_gguf));
     m.impl("rope_kv_write", TORCH_BOX(&rope_kv_write));
     m.impl("copy_blocks", TORCH_BOX(&copy_blocks));
     m.impl("swap_blocks", TORCH_BOX(&swap_blocks));

@@ -1,8 +1,7 @@
 // embedding: a block a row, gathering from plain rows or from the panels of a packed matmul weight.
-#include "cuda/common.cuh"
+#include "cuda/gguf_blocks.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
-#include "pybatch/matmul.h"
 
 namespace pybatch::cuda {
 namespace {
@@ -12,6 +11,15 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) {
   const int64_t row = blockIdx.x, id = p.ids[row];
   const int64_t panel = id / kPanel, lane = id % kPanel, groups = ceil_div(p.width, 4);
+  if (p.layout == TableLayout::packed_gguf) {
+    with_gguf_type(p.gguf_type, [&](auto* type) {
+      for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
+        const float x = gguf_weight<std::remove_pointer_t<decltype(type)>>(p.table, p.width, id, k);
+        store_as(p.out.dtype, p.out.data, row * p.out.row_stride + k, x);
+      }
+    });
+    return;
+  }
   const float scale = p.layout == TableLayout::packed_int8 ? p.scale[id] : 1.0f;
   for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
     int64_t at;

@@ -35,6 +35,8 @@ void matmul_dense(const MatmulParams&, cudaStream_t);
 void matmul_w8a16(const MatmulParams&, cudaStream_t);
 size_t matmul_w8a8_workspace(const MatmulParams&);
 void matmul_w8a8(const MatmulParams&, void* workspace, cudaStream_t);
+size_t matmul_gguf_workspace(const MatmulParams&);
+void matmul_gguf(const MatmulParams&, void* workspace, cudaStream_t);
 
 size_t adjust_logits_workspace(const AdjustLogitsParams&);
 void adjust_logits(const AdjustLogitsParams&, void* workspace, cudaStream_t);

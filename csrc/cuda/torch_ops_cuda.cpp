@@ -35,7 +35,6 @@ cudaStream_t current_stream() {
 struct Cuda {
   static constexpr const char* kDevice = "the CUDA device of the other arguments";
   static constexpr bool kHostReadable = false;
-  static constexpr bool kRunsGguf = false;
   static constexpr bool kHasE4m3 = true;
   struct Scope {
     explicit Scope(const Tensor& t) : guard(t.get_device_index()) {}
@@ -96,6 +95,12 @@ struct Cuda {
     behind_norm(params, [](const MatmulParams& p) {
       const Tensor room = workspace(static_cast<int64_t>(cuda::matmul_w8a8_workspace(p)));
       cuda::matmul_w8a8(p, room.data_ptr(), current_stream());
+    });
+  }
+  static void matmul_gguf(const MatmulParams& params) {
+    behind_norm(params, [](const MatmulParams& p) {
+      const Tensor room = workspace(static_cast<int64_t>(cuda::matmul_gguf_workspace(p)));
+      cuda::matmul_gguf(p, room.data_ptr(), current_stream());
     });
   }
 };

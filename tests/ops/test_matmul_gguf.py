@@ -123,6 +123,7 @@ def test_embedding_is_what_gguf_dequantises(kind: str, n: int, blocks: int, dtyp
     assert torch.equal(out, dequantized(data, kind)[ids].to(dtype))
 
 
+@pytest.mark.host
 @each_kind
 def test_packing_keeps_every_bit_and_pads_with_zeros(kind: str) -> None:
     data = torch.from_numpy(random_blocks(kind, 20, 512))
@@ -132,6 +133,7 @@ def test_packing_keeps_every_bit_and_pads_with_zeros(kind: str) -> None:
     assert torch.equal(packed.flatten().sort().values[-data.numel() :], data.flatten().sort().values)
 
 
+@pytest.mark.host
 def test_wrong_arguments_are_named() -> None:
     x, out = torch.zeros(3, 256), torch.zeros(3, 20)
     packed = ops.pack_gguf(torch.from_numpy(random_blocks("Q4_K", 20, 256)), "Q4_K")

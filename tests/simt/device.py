@@ -19,7 +19,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-import pybatch.ops
+from pybatch import ops
 from pybatch.model.layers import Fused
 from simt import compile
 
@@ -292,7 +292,7 @@ class SimtOps:
         return ctypes.CDLL(str(self._path or compile.library()))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(pybatch.ops, name)  # what runs no kernel: packing, quantising
+        return getattr(ops, name)  # what runs no kernel: packing, quantising
 
     def _function(self, name: str, params: ctypes.Structure, *more: str) -> ctypes._NamedFuncPointer:
         """pybatch::cuda::name(const Params&, more..., cudaStream_t), by its mangled name (Itanium C++ ABI)."""
@@ -348,13 +348,15 @@ class SimtOps:
         return out
 
     def embedding(self, ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None) -> Tensor:
-        layout = 0 if table.dim() == 2 else 1 if scale is None else 2
+        gguf = table.dtype == torch.uint8
+        layout = 3 if gguf else 0 if table.dim() == 2 else 1 if scale is None else 2
         with buffers() as b:
             self._run(
                 "embedding",
                 EmbeddingParams(
-                    b.read(ids, "ids"), b.read(table, "table"), b.read(scale, "scale"), layout, DTYPES[table.dtype],
-                    0, b.matrix(out, "out", out=True), len(ids), vocab, out.shape[1],
+                    b.read(ids, "ids"), b.read(table, "table"), b.read(scale, "scale"), layout,
+                    DTYPES.get(table.dtype, 0), gguf_type(table), b.matrix(out, "out", out=True), len(ids), vocab,
+                    out.shape[1],
                 ),
             )  # fmt: skip
         return out
@@ -430,6 +432,13 @@ class SimtOps:
             self._run_with_workspace(b, "matmul_w8a8", params)
         return out
 
+    def matmul_gguf(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor, **fused: Unpack[Fused]
+    ) -> Tensor:
+        with self._matmul(x, weight, None, bias, out, **fused) as (b, params):
+            self._run_with_workspace(b, "matmul_gguf", params)
+        return out
+
     @contextmanager
     def _matmul(
         self, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor, *,
@@ -440,7 +449,8 @@ class SimtOps:
         with buffers() as b:
             width = out.shape[1]
             yield b, MatmulParams(
-                b.matrix(x, "x"), b.read(weight, "weight"), DTYPES[weight.dtype], 0, b.read(scale, "scale"),
+                b.matrix(x, "x"), b.read(weight, "weight"), DTYPES.get(weight.dtype, 0), gguf_type(weight),
+                b.read(scale, "scale"),
                 b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype], None, 0.0, epilogue,
                 b.matrix(out, "out", out=True), x.shape[0], width if epilogue < 2 else -(-width // 16) * 32,
                 x.shape[1], width,
@@ -495,6 +505,14 @@ class SimtOps:
                 ),
             )  # fmt: skip
         return outs
+
+
+def gguf_type(weight: Tensor) -> int:
+    """The place in the enum of a packed GGUF weight's type, which its block size tells."""
+    if weight.dtype != torch.uint8:
+        return 0
+    sizes = [block.bytes for block in ops.GGUF_BLOCKS.values()]
+    return sizes.index(weight.shape[2] // ops.PANEL)
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,226 @@
+// matmul_gguf: an mma step is one block of 32 activations, whose dot products with the codes of the weights are exact;
+// scales then multiply them, block by block in ascending K. Weights are the rows of the product, tokens its columns, as
+// in matmul_kernel.cuh, and so is the way that warps share the work.
+#include "cuda/gguf_blocks.cuh"
+#include "cuda/kernels.h"
+#include "cuda/matmul_kernel.cuh"
+
+namespace pybatch::cuda {
+namespace {
+
+constexpr int kBlock = 32;  // activations that share a scale
+
+struct alignas(16) ActivationBlock {
+  int8_t q[kBlock];
+  float scale;
+  float scaled_sum;  // scale * sum(q), which a weight block's min multiplies
+  int32_t sum[2];    // of each half of q
+};
+
+constexpr int kQuantizeWarps = 8;
+
+// A warp a block. In a row with a value that is not finite that block's scale is NaN, and so are the row's results.
+template <class T>
+__global__ void __launch_bounds__(kQuantizeWarps* kWarp) quantize_kernel(MatmulParams p, ActivationBlock* to) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t blocks = p.k / kBlock, i = static_cast<int64_t>(blockIdx.x) * kQuantizeWarps + threadIdx.x / kWarp;
+  if (i >= p.m * blocks) return;
+  const float x = to_float(static_cast<const T*>(p.x.data)[i / blocks * p.x.row_stride + i % blocks * kBlock + lane]);
+  const bool finite = __all_sync(kAllLanes, isfinite(x));
+  const float scale = warp_max(fabsf(x)) / 127.0f;
+  const bool small = scale < 0x1p-126f;  // below the smallest normal number
+  const int q = small || !finite ? 0 : __float2int_rn(x / scale);
+  int sum = q;
+  for (int offset = kBlock / 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+  const int other = __shfl_xor_sync(kAllLanes, sum, kBlock / 2);
+  to[i].q[lane] = static_cast<int8_t>(q);
+  if (lane != 0) return;
+  to[i].scale = !finite ? NAN : small ? 0.0f : scale;
+  to[i].scaled_sum = to[i].scale * static_cast<float>(sum + other);
+  to[i].sum[0] = sum;
+  to[i].sum[1] = other;
+}
+
+// Sizes of the kernel for a tile of matmul_config.cuh. A pipeline stage is 256 weights a column.
+template <class Type, class Tile>
+struct GgufConfig {
+  static constexpr int kSteps = 8, kStages = 2, kPanels = kWarpColumns / kPanel;
+  static constexpr int kGroupBytes = kPanel * Type::kBytes;
+  static constexpr int kWeightBytes = kSteps * kBlock / Type::kWeights * kGroupBytes;        // of a panel
+  static constexpr int kRowPitch = kSteps * static_cast<int>(sizeof(ActivationBlock)) + 16;  // rows in unlike banks
+  static constexpr int kXBytes = Tile::kRows * kRowPitch;
+  static constexpr int kStageBytes = kXBytes + Tile::kWarpsN * kPanels * kWeightBytes;
+  static constexpr int kPart = Tile::kRows * kPartPitch;
+
+  static constexpr size_t shared_bytes() {
+    const size_t stages = Tile::kWarpsK * kStages * kStageBytes, parts = Tile::kWarps * kPart * sizeof(float);
+    return stages > parts ? stages : parts;
+  }
+};
+
+// sum += the products of one step: 16 columns of weights, the lane's two of them, and eight tokens.
+template <class Type>
+__device__ __forceinline__ void multiply_step(float (&sum)[4], const uint32_t (&codes)[4],
+                                              const BlockScales (&columns)[2], const char* x, int pitch, int g, int t) {
+  const auto* mine = reinterpret_cast<const ActivationBlock*>(x + g * pitch);
+  const uint32_t b[2] = {reinterpret_cast<const uint32_t*>(mine->q)[t],
+                         reinterpret_cast<const uint32_t*>(mine->q)[t + 4]};
+  const ActivationBlock* tokens[2];
+  for (int i = 0; i < 2; ++i) tokens[i] = reinterpret_cast<const ActivationBlock*>(x + (2 * t + i) * pitch);
+#pragma unroll
+  for (int s = 0; s < Type::kScales; ++s) {
+    int32_t dot[4];
+    for (int e = 0; e < 4; ++e) {
+      const ActivationBlock& token = *tokens[e % 2];
+      dot[e] =
+          Type::kOffset == 0 ? 0 : -Type::kOffset * (Type::kScales == 2 ? token.sum[s] : token.sum[0] + token.sum[1]);
+    }
+    if constexpr (Type::kScales == 1) {
+      mma_m16n8k32_s8(dot, codes, b);
+    } else {  // one half of the codes, the other as zeros
+      const uint32_t half[4] = {s == 0 ? codes[0] : 0, s == 0 ? codes[1] : 0, s == 1 ? codes[2] : 0,
+                                s == 1 ? codes[3] : 0};
+      mma_m16n8k32_s8(dot, half, b);
+    }
+    for (int e = 0; e < 4; ++e) {
+      sum[e] = fmaf(static_cast<float>(dot[e]), columns[e / 2].scale[s] * tokens[e % 2]->scale, sum[e]);
+    }
+  }
+  if constexpr (Type::kMin) {
+    for (int e = 0; e < 4; ++e) sum[e] = fmaf(columns[e / 2].min, tokens[e % 2]->scaled_sum, sum[e]);
+  }
+}
+
+template <class Type, class Tile>
+__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulParams p, const ActivationBlock* x) {
+  using Config = GgufConfig<Type, Tile>;
+  constexpr int kSteps = Config::kSteps, kPanels = Config::kPanels, kTokenTiles = Tile::kRows / 8,
+                kStages = Config::kStages;
+  constexpr bool kAlone = Tile::kWarpsN == 1;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int warp_n = warp % Tile::kWarpsN, warp_k = warp / Tile::kWarpsN;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kRows;
+  const int64_t first_column = (static_cast<int64_t>(blockIdx.y) * Tile::kWarpsN + warp_n) * kWarpColumns;
+  const int64_t blocks = p.k / kBlock, panels = ceil_div(p.n, kPanel) - first_column / kPanel;
+  const int64_t panel_bytes = p.k / Type::kWeights * Config::kGroupBytes;
+  const char* weights = static_cast<const char*>(p.weight) + (panels > 0 ? first_column / kPanel * panel_bytes : 0);
+  const int thread = kAlone ? lane : static_cast<int>(threadIdx.x);
+  char* shared = dynamic_shared<char>() + warp_k * kStages * Config::kStageBytes;
+  auto wait_for_others = [] { kAlone ? __syncwarp() : __syncthreads(); };
+
+  auto copy_stage = [&](int64_t stage) {
+    char* to = shared + stage % kStages * Config::kStageBytes;
+    constexpr int kParts = kSteps * static_cast<int>(sizeof(ActivationBlock)) / 16;
+    for (int i = thread; i < Tile::kRows * kParts; i += Tile::kWarpsN * kWarp) {
+      const int row = i / kParts, part = i % kParts;
+      const int64_t block = stage * kSteps + part / 3;
+      const bool valid = first_row + row < p.m && block < blocks;
+      const char* from = reinterpret_cast<const char*>(x + (valid ? (first_row + row) * blocks + block : 0));
+      cp_async_16(to + row * Config::kRowPitch + part * 16, from + part % 3 * 16, valid);
+    }
+    to += Config::kXBytes + warp_n * kPanels * Config::kWeightBytes;
+    for (int i = lane; i < kPanels * Config::kWeightBytes / 16; i += kWarp) {
+      const int64_t panel = i * 16 / Config::kWeightBytes;
+      const int64_t at = stage * Config::kWeightBytes + i * 16 % Config::kWeightBytes;
+      const bool valid = panel < panels && at < panel_bytes;
+      cp_async_16(to + i * 16, weights + (valid ? panel * panel_bytes + at : 0), valid);
+    }
+  };
+
+  float sum[kPanels][kTokenTiles][4] = {}, total[kPanels][kTokenTiles][4] = {};
+  const int64_t all_stages = ceil_div(blocks, kSteps), split = ceil_div(all_stages, kSplits);
+  const int64_t begin = warp_k * split < all_stages ? warp_k * split : all_stages;
+  const int64_t end = kAlone ? (begin + split < all_stages ? begin + split : all_stages) : all_stages;
+  if (begin < end) copy_stage(begin);
+  cp_async_commit();
+  for (int64_t stage = begin; stage < end; ++stage) {
+    if (stage + 1 < end) copy_stage(stage + 1);
+    cp_async_commit();
+    cp_async_wait<1>();
+    wait_for_others();
+    const char* here = shared + stage % kStages * Config::kStageBytes;
+    const char* here_weights = here + Config::kXBytes + warp_n * kPanels * Config::kWeightBytes;
+#pragma unroll 1
+    for (int i = 0; i < kSteps; ++i) {
+      const int step = i % (Type::kWeights / kBlock);
+#pragma unroll
+      for (int panel = 0; panel < kPanels; ++panel) {
+        const char* group =
+            here_weights + panel * Config::kWeightBytes + i * kBlock / Type::kWeights * Config::kGroupBytes;
+        const uint32_t codes[4] = {Type::codes(group, g, step, t), Type::codes(group, g + 8, step, t),
+                                   Type::codes(group, g, step, t + 4), Type::codes(group, g + 8, step, t + 4)};
+        const BlockScales columns[2] = {Type::scales(group, g, step), Type::scales(group, g + 8, step)};
+#pragma unroll
+        for (int j = 0; j < kTokenTiles; ++j) {
+          const char* row = here + 8 * j * Config::kRowPitch + i * sizeof(ActivationBlock);
+          multiply_step<Type>(sum[panel][j], codes, columns, row, Config::kRowPitch, g, t);
+        }
+      }
+    }
+    if (!kAlone && ((stage + 1) % split == 0 || stage + 1 == end)) {
+#pragma unroll
+      for (int panel = 0; panel < kPanels; ++panel) {
+        for (int j = 0; j < kTokenTiles; ++j) {
+          for (int e = 0; e < 4; ++e) total[panel][j][e] += sum[panel][j][e], sum[panel][j][e] = 0.0f;
+        }
+      }
+    }
+    wait_for_others();  // the stage is free
+  }
+
+  // Through shared memory, where parts of K come together and a warp's lanes turn into neighbouring columns.
+  __syncthreads();
+  float* parts = dynamic_shared<float>();
+#pragma unroll
+  for (int panel = 0; panel < kPanels; ++panel) {
+#pragma unroll
+    for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = 8 * j + 2 * t + e % 2, column = panel * kPanel + g + 8 * (e / 2);
+        parts[warp * Config::kPart + row * kPartPitch + column] = kAlone ? sum[panel][j][e] : total[panel][j][e];
+      }
+    }
+  }
+  __syncthreads();
+  const int64_t column = first_column + lane;
+  if (column >= p.n) return;
+  const Scaling scaling = {nullptr, nullptr, p.bias, p.bias_dtype};
+  constexpr int kStep = kAlone ? kSplits : 1;
+  for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
+    const float* part = parts + (kAlone ? 0 : warp) * Config::kPart + row * kPartPitch + lane;
+    float x = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) x += part[i * Config::kPart];
+    write_product(p, first_row + row, column, scaling.apply(x, first_row + row, column));
+  }
+}
+
+template <class Type, class Tile>
+void run(const MatmulParams& p, const ActivationBlock* x, cudaStream_t stream) {
+  const dim3 grid(ceil_div(p.m, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
+  launch(gguf_kernel<Type, Tile>, grid, dim3(Tile::kWarps * kWarp), GgufConfig<Type, Tile>::shared_bytes(), stream, p,
+         x);
+}
+
+}  // namespace
+
+size_t matmul_gguf_workspace(const MatmulParams& p) {
+  return static_cast<size_t>(p.m * (p.k / kBlock)) * sizeof(ActivationBlock);
+}
+
+void matmul_gguf(const MatmulParams& p, void* workspace, cudaStream_t stream) {
+  auto* x = static_cast<ActivationBlock*>(workspace);
+  with_float_type(p.x.dtype, [&](auto* type) {
+    const dim3 grid(ceil_div(p.m * (p.k / kBlock), kQuantizeWarps));
+    launch(quantize_kernel<std::remove_pointer_t<decltype(type)>>, grid, dim3(kQuantizeWarps * kWarp), 0, stream, p, x);
+  });
+  with_gguf_type(p.gguf_type, [&](auto* type) {
+    using Type = std::remove_pointer_t<decltype(type)>;
+    if (p.m > 16) return run<Type, MatmulTile<32, 4, 1>>(p, x, stream);
+    if (p.m > 8) return run<Type, MatmulTile<16, 4, 1>>(p, x, stream);
+    run<Type, FewRows<8>>(p, x, stream);
+  });
+}
+
+}  // namespace pybatch::cuda
