@@ -60,8 +60,6 @@ def load_model(
     compute = DTYPES[dtype] if dtype != "auto" else torch.float32 if place.type == "cpu" else torch.bfloat16
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ModelError(f"quantization: expected None or one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
-    if quantization == "gguf" and place.type != "cpu":
-        raise ModelError(f"quantization: 'gguf' runs on the CPU only; expected another, or device='cpu', for {place}")
     path = find_model(model)
     if quantization == "gguf" and path.is_dir():
         raise ModelError(f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}")

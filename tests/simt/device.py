@@ -199,7 +199,7 @@ class Buffers:
     """The device copies of the tensors of one call."""
 
     def __init__(self) -> None:
-        self._all: list[tuple[int, Tensor | None]] = []
+        self._all: list[tuple[int, Tensor | None, Tensor | None]] = []  # with what is to be written, and how it was
 
     def read(self, t: Tensor | None, name: str) -> int | None:
         """The address of a copy that the kernel may read."""
@@ -212,7 +212,7 @@ class Buffers:
     def workspace(self, size: int) -> int:
         pointer: int = RUNTIME.simt_allocate(size, b"workspace", 1)
         ctypes.memset(pointer, 0xFF, size)
-        self._all.append((pointer, None))
+        self._all.append((pointer, None, None))
         return pointer
 
     def matrix(self, t: Tensor | None, name: str, *, out: bool = False) -> Matrix:
@@ -224,17 +224,32 @@ class Buffers:
     def _place(self, t: Tensor, name: str, writable: bool) -> int:
         pointer: int = RUNTIME.simt_allocate(_span(t), name.encode(), writable)
         ctypes.memmove(pointer, t.data_ptr(), _span(t))
-        self._all.append((pointer, t if writable else None))
+        kept = writable and t.numel() > 0
+        self._all.append((pointer, t, _bytes(pointer, t).clone()) if kept else (pointer, None, None))
         return pointer
 
     def copy_back(self) -> None:
-        for pointer, t in self._all:
-            if t is not None:
-                ctypes.memmove(t.data_ptr(), pointer, _span(t))
+        """Elements only: what lies between them may be another tensor's, and the kernel must have left it alone."""
+        for pointer, t, before in self._all:
+            if t is not None and before is not None:
+                after = _bytes(pointer, t)
+                t.copy_(_elements(after, t))
+                _elements(before, t).copy_(t)
+                if not torch.equal(before, after):
+                    raise SimtFault(f"a kernel wrote between the elements of a tensor of shape {list(t.shape)}")
 
     def release(self) -> None:
-        for pointer, _ in self._all:
+        for pointer, _, _ in self._all:
             RUNTIME.simt_release(pointer)
+
+
+def _bytes(pointer: int, t: Tensor) -> Tensor:
+    return torch.frombuffer((ctypes.c_uint8 * _span(t)).from_address(pointer), dtype=torch.uint8)
+
+
+def _elements(memory: Tensor, t: Tensor) -> Tensor:
+    """What t is a view of, in a copy of its bytes."""
+    return torch.as_strided(memory.view(t.dtype), t.shape, t.stride())
 
 
 def _span(t: Tensor) -> int:

@@ -1,0 +1,58 @@
+"""A whole model on the CUDA kernels: prefill, chunked prefill and decode in one batch, through the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine.runs import run, some_prompt
+from model.paged import logits_of
+
+import pybatch.ops
+from pybatch.engine import Engine, EngineConfig, SamplingParams
+from pybatch.model import load_model, weights
+from simt.device import SimtOps
+from simt.suites import OPS
+
+KERNELS = [name for name in vars(SimtOps) if not name.startswith("_")]
+PRECISIONS = [("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("float16", "int8-weight-only")]
+
+
+@pytest.fixture
+def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KERNELS:
+        monkeypatch.setattr(pybatch.ops, name, getattr(OPS, name))
+    matmuls = {name: getattr(OPS, matmul.__name__) for name, matmul in weights.INT8_MATMULS.items()}
+    monkeypatch.setattr(weights, "INT8_MATMULS", matmuls)
+
+
+@pytest.mark.parametrize(("dtype", "quantization"), PRECISIONS)
+def test_logits_are_the_cpus(
+    tiny_model: Path, request: pytest.FixtureRequest, dtype: str, quantization: str | None
+) -> None:
+    ids = some_prompt(70, vocab=250)
+    wanted = logits_of(load_model(tiny_model, dtype="float32", skip_tokenizer=True).decoder, ids)
+    request.getfixturevalue("cuda_kernels")
+    decoder = load_model(tiny_model, dtype=dtype, quantization=quantization, skip_tokenizer=True).decoder
+    error = (logits_of(decoder, ids, [33, 1, 36]) - wanted).norm() / wanted.norm()
+    assert error < (1e-5 if dtype == "float32" else 0.08)
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_a_batch_changes_no_bit(tiny_model: Path) -> None:
+    decoder = load_model(tiny_model, dtype="bfloat16", quantization="int8", skip_tokenizer=True).decoder
+    prompts = [some_prompt(length, vocab=250) for length in (3, 40, 17)]
+    params = [SamplingParams(temperature=t, max_tokens=4, ignore_eos=True, logprobs=1, seed=1) for t in (0, 0.9, 0.9)]
+
+    def outputs(together: bool) -> list[object]:
+        engine = Engine(
+            decoder, None, EngineConfig(num_kv_blocks=12, max_num_batched_tokens=24, enable_prefix_caching=False)
+        )
+        if together:
+            found = run(engine, prompts, params)
+        else:
+            found = [run(engine, [prompt], each)[0] for prompt, each in zip(prompts, params, strict=True)]
+        engine.check_integrity()
+        return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in found]
+
+    assert outputs(together=True) == outputs(together=False)
