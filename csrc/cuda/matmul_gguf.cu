@@ -27,9 +27,9 @@ __global__ void __launch_bounds__(kQuantizeWarps* kWarp) quantize_kernel(MatmulP
   if (i >= p.m * blocks) return;
   const float x = to_float(static_cast<const T*>(p.x.data)[i / blocks * p.x.row_stride + i % blocks * kBlock + lane]);
   const bool finite = __all_sync(kAllLanes, isfinite(x));
-  const float scale = warp_max(fabsf(x)) / 127.0f;
+  const float most = warp_max(fabsf(x)), scale = most / 127.0f;
   const bool small = scale < 0x1p-126f;  // below the smallest normal number
-  const int q = small || !finite ? 0 : __float2int_rn(x / scale);
+  const int q = small || !finite ? 0 : __float2int_rn(x * (127.0f / most));
   int sum = q;
   for (int offset = kBlock / 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
   const int other = __shfl_xor_sync(kAllLanes, sum, kBlock / 2);
