@@ -47,6 +47,19 @@ template <class... Args>
 #define EXPECT(condition, ...) \
   if (!(condition)) fail(__VA_ARGS__)
 
+constexpr int64_t kAny = -1;
+
+inline std::string shape_of(std::initializer_list<int64_t> wanted) {
+  std::ostringstream out;
+  const char* separator = "[";
+  for (int64_t extent : wanted) {
+    out << separator << (extent == kAny ? "*" : std::to_string(extent));
+    separator = ", ";
+  }
+  out << "]";
+  return out.str();
+}
+
 inline std::string shape_of(const Tensor& t) {
   std::ostringstream out;
   out << "[";
@@ -68,8 +81,6 @@ inline const char* name_of(ScalarType type) {
     default: return "another dtype";
   }
 }
-
-constexpr int64_t kAny = -1;
 
 inline DType float_type(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -109,19 +120,8 @@ struct Ops {
     EXPECT(is_there(t), name, ": expected a tensor on ", Backend::kDevice);
     EXPECT(t.scalar_type() == type, name, ": expected ", name_of(type), ", got ", name_of(t.scalar_type()));
     bool fits = t.dim() == static_cast<int64_t>(shape.size());
-    std::ostringstream wanted;
-    int64_t i = 0;
-    for (int64_t extent : shape) {
-      wanted << (i ? ", " : "");
-      if (extent == kAny) {
-        wanted << "*";
-      } else {
-        wanted << extent;
-        fits = fits && t.size(i) == extent;
-      }
-      ++i;
-    }
-    EXPECT(fits, name, ": expected shape [", wanted.str(), "], got ", shape_of(t));
+    for (int64_t i = 0; fits && i < t.dim(); ++i) fits = shape.begin()[i] == kAny || t.size(i) == shape.begin()[i];
+    EXPECT(fits, name, ": expected shape ", shape_of(shape), ", got ", shape_of(t));
     EXPECT(t.is_contiguous(), name, ": expected a contiguous tensor");
   }
 
@@ -129,8 +129,7 @@ struct Ops {
   static void check_rows(const Tensor& t, const char* name, int64_t rows, int64_t width) {
     EXPECT(Backend::holds(t), name, ": expected a tensor on ", Backend::kDevice);
     EXPECT(t.dim() == 2 && (rows == kAny || t.size(0) == rows) && (width == kAny || t.size(1) == width), name,
-           ": expected shape [", rows == kAny ? "*" : std::to_string(rows), ", ",
-           width == kAny ? "*" : std::to_string(width), "], got ", shape_of(t));
+           ": expected shape ", shape_of({rows, width}), ", got ", shape_of(t));
     EXPECT(t.size(1) <= 1 || t.stride(1) == 1, name, ": expected contiguous rows (stride 1 in the last dimension)");
     EXPECT(t.size(0) <= 1 || t.stride(0) >= t.size(1), name, ": expected rows that do not overlap");
   }
@@ -212,17 +211,19 @@ struct Ops {
   // Packed blocks of a GGUF file's weights; how many bytes a group of them has says their type.
   static GgufType gguf_type(const Tensor& weight, const char* name, int64_t n, int64_t k) {
     check(weight, name, ScalarType::Byte, {kAny, kAny, kAny});
-    int type = 0;
-    std::ostringstream known;
     for (const GgufBlock& block : kGgufBlocks) {
-      if (weight.size(2) == kPanel * block.bytes) {
-        EXPECT(k % block.weights == 0, name, ": expected a multiple of ", block.weights, " weights a column for ",
-               block.name, ", got ", k);
-        check(weight, name, ScalarType::Byte, {(n + kPanel - 1) / kPanel, k / block.weights, kPanel * block.bytes});
-        expect_aligned(weight, name);
-        return static_cast<GgufType>(type);
-      }
-      known << (type++ ? ", " : "") << kPanel * block.bytes << " (" << block.name << ")";
+      if (weight.size(2) != kPanel * block.bytes) continue;
+      EXPECT(k % block.weights == 0, name, ": expected a multiple of ", block.weights, " weights a column for ",
+             block.name, ", got ", k);
+      check(weight, name, ScalarType::Byte, {(n + kPanel - 1) / kPanel, k / block.weights, kPanel * block.bytes});
+      expect_aligned(weight, name);
+      return static_cast<GgufType>(&block - kGgufBlocks);
+    }
+    std::ostringstream known;
+    const char* separator = "";
+    for (const GgufBlock& block : kGgufBlocks) {
+      known << separator << kPanel * block.bytes << " (" << block.name << ")";
+      separator = ", ";
     }
     fail(name, ": expected a last extent of ", known.str(), ", got ", weight.size(2));
   }

@@ -57,6 +57,8 @@ constexpr int64_t kWidenTiles = 4;           // tiles that pay for widening weig
 constexpr int64_t kRowWorkPerThread = 8192;  // activations to prepare that are worth waking a thread for
 constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that are worth waking a thread for
 
+constexpr float kSmallestNormal = 0x1p-126f;  // of the scale of quantised activations
+
 // Which scratch buffer holds what.
 enum Scratch { kActivations, kRowScales, kSums, kWidened, kNormed };
 
@@ -308,33 +310,45 @@ inline F32x16 bias_at(const MatmulParams& p, int64_t column) {
 template <class Sum, class Value>
 PYBATCH_INLINE void write_tile(const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
                                const Sum* sums, const Value& value) {
-  with_float_type(p.out.dtype, [&](auto* type) {
+  with_float_type(p.out.dtype, [&](auto* type) PYBATCH_INLINE_LAMBDA {
     using T = Pointee<decltype(type)>;
-    auto products = [&](int64_t i) {  // of panel i, by row
-      int64_t column = (panel + i) * kPanel;
-      F32x16 bias = bias_at(p, column);
-      auto of_row = value(column);
-      return [=](int64_t r) { return rounded_to<T>(of_row(row + r, sums[i * rows + r]) + bias); };
+    auto product = [&](int64_t i) PYBATCH_INLINE_LAMBDA {  // of panel i, by row
+      const int64_t column = (panel + i) * kPanel;
+      const F32x16 bias = bias_at(p, column);
+      const Sum* panel_sums = sums + i * rows;
+      return [=, of_row = value(column)](int64_t r)
+                 PYBATCH_INLINE_LAMBDA { return rounded_to<T>(of_row(row + r, panel_sums[r]) + bias); };
     };
-    auto write = [&](int64_t column, const auto& result) {
-      T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride + column;
-      for (int64_t r = 0; r < rows; ++r, out += p.out.row_stride) store_first(out, result(r, out), p.width - column);
+    auto write = [&](int64_t column, const auto& result) PYBATCH_INLINE_LAMBDA {
+      const int64_t stride = p.out.row_stride, left = p.width - column, end = rows;
+      T* out = static_cast<T*>(p.out.data) + row * stride + column;
+      if (left >= kLanes) {
+        for (int64_t r = 0; r < end; ++r, out += stride) store(out, result(r, load(out)));
+      } else {
+        for (int64_t r = 0; r < end; ++r, out += stride) store_first(out, result(r, load_first(out, left)), left);
+      }
     };
-    if (is_gated(p.epilogue)) {
+    auto write_gated = [&](const auto& activation) PYBATCH_INLINE_LAMBDA {
       for (int64_t i = 0; i < panels; i += 2) {
-        auto gate = products(i), up = products(i + 1);
-        write((panel + i) / 2 * kPanel, [&](int64_t r, const T*) {
-          return (p.epilogue == Epilogue::silu_mul ? silu(gate(r)) : gelu_tanh(gate(r))) * up(r);
-        });
+        auto gate = product(i), up = product(i + 1);
+        write((panel + i) / 2 * kPanel,
+              [=](int64_t r, F32x16) PYBATCH_INLINE_LAMBDA { return activation(gate(r)) * up(r); });
       }
-    } else {
-      for (int64_t i = 0; i < panels; ++i) {
-        int64_t column = (panel + i) * kPanel;
-        auto product = products(i);
-        write(column, [&](int64_t r, const T* out) {
-          return p.epilogue == Epilogue::add ? load_first(out, p.width - column) + product(r) : product(r);
-        });
-      }
+    };
+    switch (p.epilogue) {
+      case Epilogue::store:
+        for (int64_t i = 0; i < panels; ++i) {
+          write((panel + i) * kPanel, [of = product(i)](int64_t r, F32x16) PYBATCH_INLINE_LAMBDA { return of(r); });
+        }
+        break;
+      case Epilogue::add:
+        for (int64_t i = 0; i < panels; ++i) {
+          write((panel + i) * kPanel,
+                [of = product(i)](int64_t r, F32x16 out) PYBATCH_INLINE_LAMBDA { return out + of(r); });
+        }
+        break;
+      case Epilogue::silu_mul: write_gated([](F32x16 x) PYBATCH_INLINE_LAMBDA { return silu(x); }); break;
+      case Epilogue::gelu_tanh_mul: write_gated([](F32x16 x) PYBATCH_INLINE_LAMBDA { return gelu_tanh(x); }); break;
     }
   });
 }

@@ -54,17 +54,18 @@ struct BlockOp {
 
 template <class T>
 void quantize_row(const T* x, int64_t k, int32_t offset, ActivationBlock* out) {
-  constexpr int32_t kInfinity = 0x7f800000, kSmallestNormal = 0x00800000;
+  constexpr int32_t kInfinity = 0x7f800000;
   for (const T* end = x + k; x < end; x += kBlock, ++out) {
     F32x16 first = load(x), second = load(x + 16);
     int32_t largest = reduce_max(max(float_bits(abs(first)), float_bits(abs(second))));  // as bits, NaN is the largest
-    float scale = as_float(static_cast<uint32_t>(largest)) / 127.0f;
-    if (largest >= kInfinity || as_bits(scale) < kSmallestNormal) {
+    const float most = as_float(static_cast<uint32_t>(largest)), scale = most / 127.0f;
+    if (largest >= kInfinity || scale < kSmallestNormal) {
       std::memset(out, 0, sizeof(*out));
       if (largest >= kInfinity) out->scale = out->scaled_sum = as_float(0x7fc00000);
       continue;
     }
-    I32x16 q0 = to_int(first / broadcast(scale)), q1 = to_int(second / broadcast(scale));
+    const F32x16 inverse = broadcast(127.0f / most);
+    I32x16 q0 = to_int(first * inverse), q1 = to_int(second * inverse);
     int32_t sum0 = reduce_add(q0), sum1 = reduce_add(q1);
     store_bytes(out->q, q0);
     store_bytes(out->q + 16, q1);

@@ -23,9 +23,12 @@ struct Dot4 {
     __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(q.v), _mm512_set1_epi32(kOffset));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(biased));
   }
-  static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t* column_sums) {
-    __m512i extra = _mm512_slli_epi32(_mm512_loadu_si512(column_sums), 7);
-    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, extra))};
+  using Excess = __m512i;
+  static PYBATCH_INLINE Excess excess(const int32_t* column_sums) {
+    return _mm512_slli_epi32(_mm512_loadu_si512(column_sums), 7);
+  }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, Excess excess) {
+    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, excess))};
   }
 };
 
@@ -69,7 +72,9 @@ struct Dot4 {
     packed = _mm256_permute4x64_epi64(packed, 0xd8);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(packed, order));
   }
-  static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t*) {
+  struct Excess {};
+  static PYBATCH_INLINE Excess excess(const int32_t*) { return Excess(); }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, Excess) {
     return {_mm256_cvtepi32_ps(sum.lo), _mm256_cvtepi32_ps(sum.hi)};
   }
 };
@@ -103,7 +108,9 @@ struct Dot4 {
     q = round(q);
     for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int8_t>(q[i]);
   }
-  static PYBATCH_INLINE F32x16 to_float(Sum sum, const int32_t*) {
+  struct Excess {};
+  static PYBATCH_INLINE Excess excess(const int32_t*) { return Excess(); }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, Excess) {
     float r[kLanes];
     for (int i = 0; i < kLanes; ++i) r[i] = static_cast<float>(sum.v[i]);
     return load(r);
@@ -121,8 +128,8 @@ struct Dot4Op : Dot4 {
   using Widened = Dot4Op;
 };
 
-// Symmetric: scale = max|x| / 127, q = x / scale to the nearest integer, ties to even. Returns the scale, which is NaN
-// if x has a value that is not finite, so that the row's results are NaN.
+// Symmetric: scale = max|x| / 127, q = x * (127 / max|x|) to the nearest integer, ties to even. Returns the scale,
+// which is NaN if x has a value that is not finite, so that the row's results are NaN.
 template <class T>
 float quantize_row(const T* x, int64_t k, Dot4::Stored* out) {
   constexpr int kChains = 4;  // more than one, since each waits for its last maximum
@@ -138,16 +145,16 @@ float quantize_row(const T* x, int64_t k, Dot4::Stored* out) {
     for (int c = 0; c < kChains; ++c) take(load(x + i + c * kLanes), c);
   }
   for (; i < k; i += kLanes) take(load_first(x + i, k - i), 0);
-  float scale = reduce_max(max(max(largest[0], largest[1]), max(largest[2], largest[3]))) / 127.0f +
-                reduce_add((poison[0] + poison[1]) + (poison[2] + poison[3]));
+  const float most = reduce_max(max(max(largest[0], largest[1]), max(largest[2], largest[3])));
+  const float scale = most / 127.0f + reduce_add((poison[0] + poison[1]) + (poison[2] + poison[3]));
 
-  if (!(scale > 0)) {
+  if (!(scale >= kSmallestNormal)) {
     for (i = 0; i < k; i += kLanes) Dot4::round_and_store(out + i, zeros());
-    return scale;
+    return scale != scale ? scale : 0.0f;
   }
-  F32x16 divisor = broadcast(scale);
-  for (i = 0; i + kLanes <= k; i += kLanes) Dot4::round_and_store(out + i, load(x + i) / divisor);
-  if (i < k) Dot4::round_and_store(out + i, load_first(x + i, k - i) / divisor);
+  const F32x16 inverse = broadcast(127.0f / most);
+  for (i = 0; i + kLanes <= k; i += kLanes) Dot4::round_and_store(out + i, load(x + i) * inverse);
+  if (i < k) Dot4::round_and_store(out + i, load_first(x + i, k - i) * inverse);
   return scale;
 }
 
@@ -167,13 +174,12 @@ void matmul_w8a8(const MatmulParams& p) {
          p.m,      ceil_div(p.n, kPanel),
          groups,   is_gated(p.epilogue) ? 2 : 1};
   gemm<Dot4Op>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Dot4::Sum* sums) {
-    write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
+    write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) PYBATCH_INLINE_LAMBDA {
       F32x16 scale = load_first(p.scale + column, p.n - column);
       auto* last_group = static_cast<const char*>(p.weight) + (column / kPanel + 1) * panel_stride - 64;
-      auto* column_sums = reinterpret_cast<const int32_t*>(last_group);
-      return [=](int64_t r, Dot4::Sum sum) {
-        return Dot4::to_float(sum, column_sums) * (broadcast(row_scales[r]) * scale);
-      };
+      Dot4::Excess excess = Dot4::excess(reinterpret_cast<const int32_t*>(last_group));
+      return [=](int64_t r, Dot4::Sum sum)
+                 PYBATCH_INLINE_LAMBDA { return Dot4::to_float(sum, excess) * (broadcast(row_scales[r]) * scale); };
     });
   });
 }

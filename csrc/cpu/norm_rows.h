@@ -22,6 +22,7 @@ PYBATCH_INLINE float sum_row(const T* x, int64_t n, F&& add) {
 
 template <class T>
 PYBATCH_INLINE F32x16 rounded_to(F32x16 a) {
+  if constexpr (sizeof(T) == sizeof(float)) return a;
   T buffer[kLanes];
   store(buffer, a);
   return load(buffer);

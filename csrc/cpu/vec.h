@@ -24,6 +24,7 @@
 #endif
 
 #define PYBATCH_INLINE inline __attribute__((always_inline))
+#define PYBATCH_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 

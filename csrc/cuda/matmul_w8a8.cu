@@ -29,11 +29,14 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_kernel(MatmulParams
       poison = fmaf(v[i], 0.0f, poison);
     }
   }
-  const float scale = block_max(max, scratch) / 127.0f + block_sum(poison, scratch);
+  const float most = block_max(max, scratch), inverse = 127.0f / most;
+  const float scale = most / 127.0f + block_sum(poison, scratch);
+  constexpr float kSmallestNormal = 0x1p-126f;
   for (int64_t k = threadIdx.x; k < p.k; k += kQuantizeThreads) {
-    to.rows[row * to.row_stride + k] = static_cast<int8_t>(scale > 0.0f ? __float2int_rn(to_float(x[k]) / scale) : 0);
+    to.rows[row * to.row_stride + k] =
+        static_cast<int8_t>(scale >= kSmallestNormal ? __float2int_rn(to_float(x[k]) * inverse) : 0);
   }
-  if (threadIdx.x == 0) to.scales[row] = scale;
+  if (threadIdx.x == 0) to.scales[row] = scale < kSmallestNormal ? 0.0f : scale;
 }
 
 }  // namespace

@@ -40,11 +40,10 @@ constexpr bool is_gated(Epilogue e) { return e == Epilogue::silu_mul || e == Epi
 
 // matmul_dense: weights as they are, fp32 sums.
 // matmul_w8a16: int8 weights widened to fp32, activations as they are; the sum times the weight scale, plus bias.
-// matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x / scale) (row scale 0: all
-//   q are 0; a value that is not finite: the row's results are NaN); the s32 sum is exact, for k <= 131072; out =
-//   float(sum) * (row scale * weight scale) + bias.
-// matmul_gguf: activations quantised in blocks of 32, scale = max|x| / 127, q = round-half-even(x / scale) (where that
-//   scale is below the smallest normal number it and q are 0; a value that is not finite: the row's results are NaN);
+// matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x * (127 / max|x|)) (a scale
+//   below the smallest normal number: it and all q are 0; a value that is not finite: the row's results are NaN); the
+//   s32 sum is exact, for k <= 131072; out = float(sum) * (row scale * weight scale) + bias.
+// matmul_gguf: activations quantised likewise, in blocks of 32;
 //   dot products of blocks are exact in s32; out = the fp32 sum over blocks in ascending order of, each by one fma,
 //   float(dot) * (weight scale * scale), for either half of a block where weight scales change between them, and
 //   weight min * (scale * sum(q)).

@@ -10,6 +10,7 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.device import free_memory
 from pybatch.engine.config import EngineConfig
+from pybatch.memory import empty_bytes
 from pybatch.model.batch import LayerCache
 from pybatch.model.decoder import Decoder
 
@@ -63,7 +64,7 @@ class KvCache:
     written to cost nothing, and kernels read no slot before it was written."""
 
     def __init__(self, layout: KvLayout, num_blocks: int, device: torch.device) -> None:
-        self.pool = torch.empty(num_blocks, layout.block_bytes, dtype=torch.uint8, device=device)
+        self.pool = empty_bytes(num_blocks * layout.block_bytes, device).view(num_blocks, layout.block_bytes)
         self.layers = [layout.layer_cache(self.pool, layer) for layer in range(layout.num_layers)]
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.memory import WeightMemory
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.errors import ModelError
@@ -115,6 +116,7 @@ class WeightLoader:
     ) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
         self.dtype, self.quantization, self.device, self.advance = dtype, quantization, device, advance
+        self.memory = WeightMemory(device)
 
     def decoder(self, max_model_len: int) -> Decoder:
         """The decoder, with a rotary table of max_model_len positions. Raises ModelError if a tensor is missing or not
@@ -209,7 +211,7 @@ class WeightLoader:
     def _dense(self, rows: Rows, bias: Tensor | None) -> DenseLinear:
         n, k = rows.shape
         dtype = rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype
-        packed = torch.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype, device=self.device)
+        packed = self.memory.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype)
 
         def pack(chunk: slice, panels: slice) -> None:
             packed[panels] = ops.pack_dense(rows[chunk].to(dtype))
@@ -220,7 +222,7 @@ class WeightLoader:
     def _int8(self, rows: Rows, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
         assert self.quantization is not None
         n, k = rows.shape
-        packed = torch.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8, device=self.device)
+        packed = self.memory.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
         scale = torch.empty(n, device=self.device)
 
         def pack(chunk: slice, panels: slice) -> None:
@@ -244,9 +246,7 @@ class WeightLoader:
         n, k = rows.shape
         blocks = type(rows)([part.blocks for part in rows.parts if isinstance(part, BlockRows)])
         block = ops.GGUF_BLOCKS[kind]
-        packed = torch.empty(
-            -(-n // ops.PANEL), k // block.weights, ops.PANEL * block.bytes, dtype=torch.uint8, device=self.device
-        )
+        packed = self.memory.empty(-(-n // ops.PANEL), k // block.weights, ops.PANEL * block.bytes, dtype=torch.uint8)
 
         def pack(chunk: slice, panels: slice) -> None:
             packed[panels] = ops.pack_gguf(blocks[chunk], kind)

@@ -9,8 +9,9 @@ from torch import Tensor
 def exact_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """W8A8 by its definition: fp32 quantisation of each row, an exact integer sum, scales and bias in float64."""
     x = x.float()
-    row_scale = x.abs().amax(1) / 127
-    xq = torch.where(row_scale[:, None] > 0, (x / row_scale[:, None]).round(), 0.0)
+    largest = x.abs().amax(1)
+    row_scale = torch.where(largest / 127 >= torch.finfo(torch.float32).tiny, largest / 127, 0.0)
+    xq = torch.where(row_scale[:, None] > 0, (x * (torch.tensor(127.0) / largest)[:, None]).round(), 0.0)
     total = (xq.double() @ q.double().t()) * (row_scale.double()[:, None] * scale.double())
     return total if bias is None else total + bias.double()
 

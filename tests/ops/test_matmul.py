@@ -126,6 +126,17 @@ def test_w8a8_of_a_zero_row_is_the_bias() -> None:
     assert torch.equal(out, bias.expand(2, 20))
 
 
+def test_w8a8_of_tiny_rows() -> None:
+    """A row whose scale would be no normal number counts as zeros; just above that it is exact."""
+    q, scale = ops.quantize_int8(random(20, 10))[0], torch.full((20,), 1e30)
+    tiny = torch.tensor([2.0**-149, 2.0**-140, -(2.0**-127), 126.9 * 2.0**-126, 127.5 * 2.0**-126, 2.0**-118])
+    x = tiny[:, None] * torch.linspace(-1, 0.8, 10)
+    out = ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=torch.empty(6, 20))
+    assert (out[:4] == 0).all()
+    assert_close(out, exact_int8(x, q, scale, None), out.double().abs(), 0)
+    assert (out[4:] != 0).any(1).all()
+
+
 def test_w8a8_sums_exactly_at_the_extremes() -> None:
     k = 20_000  # largest products, and many of them: nothing may saturate on the way
     x = torch.ones(3, k)

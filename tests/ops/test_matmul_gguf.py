@@ -33,8 +33,8 @@ def matmul(kind: str, n: int, k: int) -> Callable[[Tensor], Tensor]:
 def quantized(x: Tensor) -> Tensor:
     """The activations that a row becomes, in float64: blocks of 32, quantised in fp32."""
     blocks = x.float().unflatten(1, (-1, 32))
-    scale = blocks.abs().amax(2, keepdim=True) / 127
-    q = torch.where(scale > 0, (blocks / scale).round(), 0.0)
+    largest = blocks.abs().amax(2, keepdim=True)
+    scale, q = largest / 127, torch.where(largest > 0, (blocks * (torch.tensor(127.0) / largest)).round(), 0.0)
     return (q.double() * scale.double()).flatten(1)
 
 
