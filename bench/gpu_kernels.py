@@ -263,11 +263,31 @@ def matmuls(quick: bool) -> Iterator[Case]:
             target = ("cuBLAS bf16", 1.7) if m <= 32 else None
             yield Case(f"w8a16 {shape}", w8a16, moved + n * k, operations, cublas, exact, target=target)
             yield Case(f"dense {shape}", plain, moved + 2 * n * k, operations, cublas, exact_dense)
+            if m <= 32:
+                yield gguf(x, n)
             if m >= 512:
                 x8 = x.to(torch.int8)
                 others = cublas | rivals(int_mm=lambda x8=x8, q=q: lambda: torch._int_mm(x8, q.t()))
                 target = ("cuBLAS bf16", 1.3)
                 yield Case(f"w8a8 {shape}", w8a8, moved + n * k, operations, others, exact, 5e-2, target)
+
+
+def gguf(x: Tensor, n: int) -> Case:
+    """Weights in four bits, of a GGUF file's most usual type."""
+    (m, k), block = x.shape, ops.GGUF_BLOCKS["Q4_K"]
+    data = torch.randint(0, 256, (n, k // block.weights, block.bytes), dtype=torch.uint8, device="cuda")
+    for at in block.halves:
+        data[..., at : at + 2] = torch.tensor([0.01], dtype=torch.float16, device="cuda").view(torch.uint8)
+    packed, out = ops.pack_gguf(data.flatten(1), "Q4_K"), torch.empty(m, n, dtype=BF16, device="cuda")
+    weight = ops.embedding(torch.arange(n, device="cuda"), packed, torch.empty(n, k, dtype=BF16, device="cuda"), n)
+
+    def exact() -> Tensor:
+        return functional.linear(x.float(), weight.float())
+
+    cublas: dict[str, Call] = {"cuBLAS bf16": lambda: functional.linear(x, weight)}
+    moved = 2 * m * (n + k) + packed.nbytes
+    name = f"gguf Q4_K {m} x {n} x {k}"
+    return Case(name, lambda: ops.matmul_gguf(x, packed, out=out), moved, 2 * m * n * k, cublas, exact)
 
 
 def copies(quick: bool) -> Iterator[Case]:

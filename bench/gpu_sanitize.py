@@ -43,6 +43,13 @@ def matmuls(dtype: torch.dtype) -> None:
         ops.matmul_dense(x, ops.pack_dense(weight.to(dtype)), out=out)
         ops.matmul_w8a16(x, ops.pack_int8(q), scale, out=out)
         ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=out)
+        ops.matmul_w8a16(x, ops.pack_int8(q), scale, out=out, norm=x[0].clone(), epilogue=ops.Epilogue.ADD)
+        gated = out[:, :96].contiguous()  # of 200 columns, in panels of gate and up
+        ops.matmul_dense(x, ops.pack_dense(weight[:192].to(dtype)), out=gated, epilogue=ops.Epilogue.SILU_MUL)
+        for kind, block in ops.GGUF_BLOCKS.items():
+            data = torch.zeros(n, 512 // block.weights * block.bytes, dtype=torch.uint8, device="cuda")
+            blocks = x.repeat(1, 2)[:, :512].contiguous()
+            ops.matmul_gguf(blocks, ops.pack_gguf(data, kind), out=out)
 
 
 def row_ops(dtype: torch.dtype) -> None:

@@ -50,6 +50,7 @@ class DecodeGraphs:
 
     def _capture(self, size: int) -> tuple[StepInputs, torch.cuda.CUDAGraph, Tensor]:
         inputs, graph = self._inputs(size), torch.cuda.CUDAGraph()
+        self._decoder.forward(inputs.on_device, self._caches)  # kernels are loaded when first run, not in a capture
         torch.cuda.synchronize(self._decoder.device)
         with torch.cuda.graph(graph):
             logits = self._decoder.forward(inputs.on_device, self._caches)

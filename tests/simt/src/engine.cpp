@@ -28,7 +28,7 @@ bool same(const Location& a, const Location& b) {
 
 }  // namespace
 
-// Module and offset, which harness.py turns into a source line.
+// Module and offset, which device.py turns into a source line.
 std::string where(const void* pc) {
   Dl_info info;
   if (!dladdr(pc, &info)) return "an unknown place";
