@@ -76,8 +76,8 @@ void quantize_row(const T* x, int64_t k, int32_t offset, ActivationBlock* out) {
   }
 }
 
-template <class Type>
-void multiply(const MatmulParams& p) {
+template <class Type, class Finish>
+void multiply(const MatmulParams& p, const Finish& finish) {
   int64_t blocks = p.k / kBlock;
   int64_t stride = blocks;
   if (stride * sizeof(ActivationBlock) % 4096 == 0) ++stride;  // such rows would share one cache set
@@ -89,15 +89,17 @@ void multiply(const MatmulParams& p) {
          p.weight, p.k / Type::kWeights * Op::kGroupBytes,
          p.m,      ceil_div(p.n, kPanel),
          blocks,   is_gated(p.epilogue) ? 2 : 1};
-  gemm<Op>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
-    write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
-  });
+  gemm<Op>(g, finish);
 }
 
 }  // namespace
 
 void matmul_gguf(const MatmulParams& p) {
-  with_gguf_type(p.gguf_type, [&](auto* type) { multiply<Pointee<decltype(type)>>(p); });
+  // One function for all types of blocks: it is most of what there is to compile.
+  auto finish = [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
+    write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
+  };
+  with_gguf_type(p.gguf_type, [&](auto* type) { multiply<Pointee<decltype(type)>>(p, finish); });
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

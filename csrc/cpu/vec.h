@@ -294,16 +294,23 @@ PYBATCH_INLINE F32x16 round(F32x16 a) { PYBATCH_LANEWISE(round_half_even(a[i]));
 PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
   PYBATCH_LANEWISE(a[i] * as_float(static_cast<uint32_t>(static_cast<int32_t>(n[i]) + 127) << 23));
 }
+PYBATCH_INLINE F32x16 load(const float* p) {
+  F32x16 r;
+  std::memcpy(&r, p, sizeof(r));
+  return r;
+}
+// Not inlined, like the store below: sixteen conversions lane by lane are long, and called in many places.
 template <class T>
-PYBATCH_INLINE F32x16 load(const T* p) {
+__attribute__((noinline)) F32x16 load(const T* p) {
   PYBATCH_LANEWISE(to_float(p[i]));
 }
 template <class T>
 PYBATCH_INLINE F32x16 load_halves(const T* lo, const T* hi) {
   PYBATCH_LANEWISE(to_float(i < 8 ? lo[i] : hi[i - 8]));
 }
+PYBATCH_INLINE void store(float* p, F32x16 a) { std::memcpy(p, &a, sizeof(a)); }
 template <class T>
-PYBATCH_INLINE void store(T* p, F32x16 a) {
+__attribute__((noinline)) void store(T* p, F32x16 a) {
   for (int i = 0; i < kLanes; ++i) from_float(p + i, a[i]);
 }
 PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) { PYBATCH_LANEWISE(i < n ? a[i] : b[i]); }
