@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from pybatch import _C, ops
+from pybatch import _C
 
 
 def why_no_cuda() -> str:
@@ -25,7 +25,7 @@ def find_device(name: str) -> torch.device:
     Raises ValueError that says what was expected, or why CUDA is not to be had.
     """
     if name == "auto":
-        name = "cuda" if ops.CUDA else "cpu"
+        name = "cpu" if why_no_cuda() else "cuda"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -34,8 +34,8 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}")
     if device.type == "cpu":
         return device
-    if not ops.CUDA:
-        raise ValueError(f"device: expected 'cpu' or 'auto', got {name!r}, but {why_no_cuda()}")
+    if reason := why_no_cuda():
+        raise ValueError(f"device: expected 'cpu' or 'auto', got {name!r}, but {reason}")
     index, count = device.index, torch.cuda.device_count()
     if index is None:
         index = torch.cuda.current_device()

@@ -369,10 +369,10 @@ def test_help_and_version_are_quick(cli: Run) -> None:
 
 
 def test_the_real_model(smollm2_path: Path, cli: Run, tmp_path: Path) -> None:
-    prompts = write(tmp_path / "in.jsonl", {"country": "France"}, {"country": "Italy"})
-    template = ["--prompt-template", "What is the capital of {country}? One word."]
-    flags = ["--model", "smollm2-135m", "--quantization", "int8", "--max-tokens", "10", "--temperature", "0"]
+    prompts = write(tmp_path / "in.jsonl", {"country": "France"}, {"country": "Germany"})
+    template = ["--prompt-template", "What is the capital of {country}?"]
+    flags = ["--model", "smollm2-135m", "--max-tokens", "12", "--temperature", "0"]
     assert cli("run", prompts, "-o", tmp_path / "out.jsonl", *template, *flags, "--num-kv-blocks", "64").code == 0
-    france, italy = read(tmp_path / "out.jsonl")
+    france, germany = read(tmp_path / "out.jsonl")
     assert "Paris" in france["response"]
-    assert "Rome" in italy["response"]
+    assert "Berlin" in germany["response"]
