@@ -1,4 +1,4 @@
-"""Every family gives the logits of transformers in fp32."""
+"""Every family gives the logits of transformers in fp32, and in batches its greedy tokens."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine.runs import run
 from model.families import CONFIGS, make, reference_logits, save, some_ids
 from model.paged import logits_of
 from transformers import PreTrainedModel
 
+from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.model import LoadedModel, load_model
 
 
@@ -32,6 +34,25 @@ def test_logits_equal_those_of_transformers(family: tuple[PreTrainedModel, Loade
     clear = top[:, 0] - top[:, 1] > 1e-3
     assert clear.any()
     assert torch.equal(actual.argmax(1)[clear], expected.argmax(1)[clear])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32])
+def test_greedy_tokens_of_a_batch_are_those_of_transformers(
+    family: tuple[PreTrainedModel, LoadedModel], batch: int
+) -> None:
+    """A first difference counts unless transformers' own top two are within 1e-3."""
+    model, loaded = family
+    prompts = [some_ids(1 + 299 * i // max(batch - 1, 1)) for i in range(batch)]
+    engine = Engine(loaded.decoder, None, EngineConfig(num_kv_blocks=1024))
+    outputs = run(engine, prompts, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        tokens = output.outputs[0].token_ids
+        assert len(tokens) == 8
+        top = reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1].topk(2)
+        for token, best, (first, second) in zip(tokens, top.indices[:, 0], top.values, strict=True):
+            if token != best:
+                assert first - second < 1e-3, f"prompt of {len(prompt)}: {token} where transformers says {best}"
+                break
 
 
 def test_chunked_prefill_and_decode_change_no_bit(family: tuple[PreTrainedModel, LoadedModel]) -> None:
