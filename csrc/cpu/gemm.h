@@ -52,7 +52,6 @@ struct BlockTile {
 constexpr int64_t kBlockSteps = 512;         // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
 constexpr int64_t kBlockRows = 256;          // rows whose sums are parked between blocks
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
-constexpr int64_t kFetchTiles = 3;           // tiles that leave time to fetch the next block of weights
 constexpr int64_t kWidenTiles = 4;           // tiles that pay for widening weights to fp32 once, before them
 constexpr int64_t kRowWorkPerThread = 8192;  // activations to prepare that are worth waking a thread for
 constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that are worth waking a thread for
@@ -121,7 +120,7 @@ void multiply_tile(const TileArguments& t) {
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
         const char* next = weight + p * t.panel_stride + t.ahead;
-        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b);
+        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b, 0, 2);  // to L2
       }
     }
     x += Op::kSteps * Op::kStepBytes;
@@ -177,10 +176,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
     t.panel_stride = g.panel_stride;
     t.steps = last ? g.steps - k : block;
     t.resume = k > 0;
-    t.ahead = 0;
-    if (tiles >= kFetchTiles) {
-      t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
-    }
+    t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
     t.fetch_every = tiles;
     bool widened = Op::kWiden && tiles >= kWidenTiles;
     if constexpr (Op::kWiden) {
