@@ -98,7 +98,12 @@ void multiply_tile(const TileArguments& t) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) sum[r][p] = t.resume ? parked[p * kRows + r] : Sum{};
   }
-  const char* x = t.x;
+  constexpr int kBases = (kRows + 3) / 4;  // with one address for all rows, their offsets would not fit the registers
+  const char* x[kBases];
+  for (int i = 0; i < kBases; ++i) {
+    x[i] = t.x + 4 * i * t.x_stride;
+    asm("" : "+r"(x[i]));  // or the compiler makes them one again
+  }
   const char* weight = t.weight;
   int64_t until_fetch = t.fetch_first;
   auto step = [&](int s) __attribute__((always_inline)) {
@@ -107,7 +112,7 @@ void multiply_tile(const TileArguments& t) {
     for (int p = 0; p < kPanels; ++p) w[p] = Op::weight(weight + p * t.panel_stride, s);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      typename Op::X a = Op::activation(x + r * t.x_stride + s * Op::kStepBytes);
+      typename Op::X a = Op::activation(x[r / 4] + r % 4 * t.x_stride + s * Op::kStepBytes);
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) sum[r][p] = Op::multiply_add(a, w[p], sum[r][p]);
     }
@@ -123,7 +128,7 @@ void multiply_tile(const TileArguments& t) {
         for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b, 0, 2);  // to L2
       }
     }
-    x += Op::kSteps * Op::kStepBytes;
+    for (int i = 0; i < kBases; ++i) x[i] += Op::kSteps * Op::kStepBytes;
     weight += Op::kGroupBytes;
   }
   for (int s = 0; s < t.steps % Op::kSteps; ++s) step(s);
