@@ -66,13 +66,25 @@ constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct Gemm {
-  const void* x;
-  int64_t x_stride;  // bytes from row to row
-  const void* weight;
-  int64_t panel_stride;  // bytes from panel to panel
-  int64_t m, panels, steps;
-  int64_t together;  // panels that `finish` needs at once: 1, or 2 where they are gate and up
+  const MatmulParams& p;
+  const void* x;         // p.x as the Op takes it
+  int64_t x_stride;      // bytes from row to row
+  int64_t panel_stride;  // bytes from panel to panel of p.weight
+  int64_t steps;
+
+  int64_t panels() const { return ceil_div(p.n, kPanel); }
+  int64_t together() const { return is_gated(p.epilogue) ? 2 : 1; }  // panels that `finish` needs at once
 };
+
+// Sends for the part of p.out that a tile is about to write: where rows are many, most of it has left the caches.
+inline void fetch_output(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
+  const Matrix& out = g.p.out;
+  const int64_t bytes = size_of(out.dtype), width = panels * kPanel / g.together() * bytes;
+  const char* at = static_cast<const char*>(out.data) + (row * out.row_stride + panel * kPanel / g.together()) * bytes;
+  for (int64_t r = 0; r < rows; ++r, at += out.row_stride * bytes) {
+    for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(at + b, 1);
+  }
+}
 
 struct TileArguments {
   const char* x;
@@ -177,7 +189,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
     int64_t done = k / Op::kSteps * Op::kGroupBytes;
     TileArguments t;
     t.x_stride = g.x_stride;
-    t.weight = static_cast<const char*>(g.weight) + panel * g.panel_stride + done;
+    t.weight = static_cast<const char*>(g.p.weight) + panel * g.panel_stride + done;
     t.panel_stride = g.panel_stride;
     t.steps = last ? g.steps - k : block;
     t.resume = k > 0;
@@ -202,6 +214,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
       Sum* tile_sums = park ? sums + begin * panels : sums;
       int64_t at_once = min(panels, min(Op::Tile::kMaxSums / count, Op::Tile::kMaxPanels));
       auto multiply = widened ? tile_function<typename Op::Widened>(count, at_once) : tile_function<Op>(count, at_once);
+      if (last) fetch_output(g, row + begin, count, panel, panels);
       TileArguments part = t;
       for (int64_t p = 0; p < panels; p += at_once) {
         part.weight = t.weight + p * t.panel_stride;
@@ -216,23 +229,24 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
 
 template <class Op, class Finish>
 void gemm(const Gemm& g, const Finish& finish) {
-  if (g.m == 0 || g.panels == 0) return;
-  int64_t tile_rows = min(g.m, Op::Tile::kMaxRows);
+  const int64_t m = g.p.m, panels = g.panels(), together = g.together();
+  if (m == 0 || panels == 0) return;
+  int64_t tile_rows = min(m, Op::Tile::kMaxRows);
   int64_t tile_panels = min(Op::Tile::kMaxSums / tile_rows, Op::Tile::kMaxPanels);
-  int64_t groups = g.panels / g.together, block_groups = max(tile_panels / g.together, 1);
+  int64_t groups = panels / together, block_groups = max(tile_panels / together, 1);
   // Ranges of rows: small enough to park their sums, and more of them where panels are too few for the threads.
   int64_t wanted = ceil_div(4 * executor().num_threads(), groups);
-  int64_t ranges = max(ceil_div(g.m, kBlockRows), min(wanted, g.m / kMinRows));
-  int64_t work = g.together * (g.steps * Op::Tile::kStepWork + 1) * (g.m / ranges + 3);
+  int64_t ranges = max(ceil_div(m, kBlockRows), min(wanted, m / kMinRows));
+  int64_t work = together * (g.steps * Op::Tile::kStepWork + 1) * (m / ranges + 3);
   parallel_for(ranges * groups, ceil_div(kWorkPerThread, work), [&](int64_t unit, int64_t end) {
     while (unit < end) {
       int64_t range = unit / groups, group = unit % groups;
-      int64_t row = g.m * range / ranges, rows = g.m * (range + 1) / ranges - row;
+      int64_t row = m * range / ranges, rows = m * (range + 1) / ranges - row;
       int64_t count = min(groups - group, end - unit);
       int64_t blocks = ceil_div(count, block_groups);
       for (int64_t i = 0; i < blocks; ++i) {
         int64_t first = group + count * i / blocks, last = group + count * (i + 1) / blocks;
-        multiply_block<Op>(g, row, rows, first * g.together, (last - first) * g.together, i + 1 < blocks, finish);
+        multiply_block<Op>(g, row, rows, first * together, (last - first) * together, i + 1 < blocks, finish);
       }
       unit += count;
     }
