@@ -272,14 +272,15 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
           weigh_rows(score + tile_row * kScoreStride, kScoreStride, count, granules, depth, larger(begin, from),
                      smaller(end, from + step), out.acc + tile_row * padded_depth, padded_depth);
         };
-        const int64_t common = range_of(tile, row + n - 1, split).begin;
-        const int64_t common_end = larger(common, range_of(tile, row, split).end);
-        for (int64_t r = row; r < row + n; ++r) {
+        const Range top = range_of(tile, row, split), bottom = range_of(tile, row + n - 1, split);
+        const int64_t common = bottom.begin, common_end = larger(common, top.end);
+        const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do by themselves
+        for (int64_t r = row; r < row + ragged; ++r) {
           const Range range = range_of(tile, r, split);
           weigh(r, 1, range.begin, smaller(range.end, common));
         }
         weigh(row, n, common, common_end);
-        for (int64_t r = row; r < row + n; ++r) weigh(r, 1, common_end, range_of(tile, r, split).end);
+        for (int64_t r = row; r < row + ragged; ++r) weigh(r, 1, common_end, range_of(tile, r, split).end);
       }
     }
   }
