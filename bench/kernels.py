@@ -116,13 +116,13 @@ def matmuls(model: Model, quick: bool) -> Iterator[Case]:
         for kind, (op, weights, plain, tolerance, int8) in kinds.items():
             copies = Copies(*weights)
             dense = Copies(plain) if kind == "matmul_dense f32" else None
-            int8_weights = Copies(q) if kind == "matmul_w8a16" else None
+            int8_weights = Copies(q) if kind in ("matmul_w8a16", "matmul_w8a8") else None
             for m in (1, 32) if quick else (1, 8, 32, 64, 512):
                 x, out = rand(m, k, seed=1), torch.empty(m, n)
                 peers: dict[str, Callable[[int], Call]] = {}
                 if dense is not None:
                     peers["mm"] = lambda i, x=x, dense=dense: lambda: torch.mm(x, dense[i][0].t())
-                if int8_weights is not None and m <= 64:
+                if int8_weights is not None:
                     xb, sb = x.to(torch.bfloat16), scale.to(torch.bfloat16)
                     peers["_weight_int8pack_mm"] = lambda i, xb=xb, sb=sb, w=int8_weights: (
                         lambda: torch._weight_int8pack_mm(xb, w[i][0], sb)
