@@ -1,6 +1,8 @@
 // The CPU backend, and the schemas of all ops.
 #include "torch_ops.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include "cpu/kernels.h"
 #include "pybatch/parallel.h"
 
@@ -74,4 +76,4 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "Tensor(d!) top_logprobs) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) { Ops<Cpu>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) { implement_ops<Cpu>(m); }

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
 
 #include "cuda/kernels.h"
 #include "torch_ops.h"
@@ -107,4 +108,4 @@ struct Cuda {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pybatch, CUDA, m) { Ops<Cuda>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(pybatch, CUDA, m) { implement_ops<Cuda>(m); }

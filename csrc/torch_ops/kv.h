@@ -1,0 +1,212 @@
+// The ops on the paged KV cache: writing it, copying its blocks, attention.
+#pragma once
+
+#include <vector>
+
+#include "pybatch/attention.h"
+#include "pybatch/kv_cache.h"
+#include "torch_ops/checks.h"
+
+namespace pybatch {
+
+template <class Backend>
+struct KvOps : Checks<Backend> {
+  using Base = Checks<Backend>;
+  using Base::check, Base::expect_ids_in_range, Base::input, Base::output, Base::vector_like, Base::visible;
+
+  static KvCache kv_cache(const Tensor& k, const Tensor& v, const OptionalTensor& k_scale,
+                          const OptionalTensor& v_scale) {
+    KvCache cache{};
+    auto check_blocks = [](const Tensor& t, const char* name, int64_t dim) {
+      EXPECT(Backend::holds(t), name, ": expected a tensor on ", Backend::kDevice);
+      EXPECT(t.dim() == dim, name, ": expected ", dim, " dimensions, got shape ", shape_of(t));
+      int64_t stride = 1;
+      for (int64_t i = dim - 1; i > 0; stride *= t.size(i), --i) {
+        EXPECT(t.size(i) == 1 || t.stride(i) == stride, name, ": expected contiguous blocks");
+      }
+      EXPECT(t.size(0) <= 1 || t.stride(0) >= stride, name, ": expected blocks that do not overlap");
+    };
+    check_blocks(k, "k_cache", 4);
+    check_blocks(v, "v_cache", 4);
+    cache.num_blocks = k.size(0);
+    cache.kv_heads = k.size(1);
+    cache.head_dim = k.size(2);
+    cache.block_size = k.size(3);
+    EXPECT(v.size(0) == cache.num_blocks && v.size(1) == cache.kv_heads && v.size(2) == cache.block_size &&
+               v.size(3) == cache.head_dim,
+           "v_cache: expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ", cache.block_size, ", ",
+           cache.head_dim, "] (k_cache's with the last two swapped), got ", shape_of(v));
+    EXPECT(cache.head_dim % 8 == 0 && cache.head_dim >= 8 && cache.head_dim <= 256,
+           "k_cache: expected a head dimension that is a multiple of 8 up to 256, got ", cache.head_dim);
+    EXPECT(cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32 || cache.block_size == 64,
+           "k_cache: expected a block size of 8, 16, 32 or 64, got ", cache.block_size);
+    if (k.scalar_type() == ScalarType::Char) {
+      cache.dtype = DType::i8;
+    } else if (k.scalar_type() == ScalarType::Float8_e4m3fn) {
+      EXPECT(Backend::kHasE4m3, "k_cache: expected float32, float16, bfloat16 or int8 on ", Backend::kDevice,
+             ", got float8_e4m3fn");
+      cache.dtype = DType::e4m3;
+    } else {
+      cache.dtype = float_type(k, "k_cache");
+    }
+    EXPECT(v.scalar_type() == k.scalar_type(), "v_cache: expected the dtype of k_cache");
+    cache.k = k.data_ptr();
+    cache.v = v.data_ptr();
+    cache.k_block_stride = k.stride(0);
+    cache.v_block_stride = v.stride(0);
+    if (cache.has_scales()) {
+      EXPECT(k_scale.has_value() && v_scale.has_value(), "k_scale, v_scale: expected, since the cache is ",
+             name_of(k.scalar_type()));
+      auto check_scale = [&](const Tensor& t, const char* name) {
+        check_blocks(t, name, 3);
+        EXPECT(t.scalar_type() == ScalarType::Float, name, ": expected float32");
+        EXPECT(t.size(0) == cache.num_blocks && t.size(1) == cache.kv_heads && t.size(2) == cache.block_size, name,
+               ": expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ", cache.block_size, "], got ",
+               shape_of(t));
+      };
+      check_scale(*k_scale, "k_scale");
+      check_scale(*v_scale, "v_scale");
+      cache.k_scale = mutable_pointer<float>(*k_scale);
+      cache.v_scale = mutable_pointer<float>(*v_scale);
+      cache.k_scale_block_stride = k_scale->stride(0);
+      cache.v_scale_block_stride = v_scale->stride(0);
+    } else {
+      EXPECT(!k_scale.has_value() && !v_scale.has_value(), "k_scale, v_scale: expected none, since the cache is ",
+             name_of(k.scalar_type()));
+    }
+    return cache;
+  }
+
+  static void rope_kv_write(Tensor q, const Tensor& k, const Tensor& v, const Tensor& positions, const Tensor& slots,
+                            const Tensor& rotary, const OptionalTensor& q_norm, const OptionalTensor& k_norm,
+                            double norm_eps, bool interleaved, Tensor k_cache, Tensor v_cache, OptionalTensor k_scale,
+                            OptionalTensor v_scale) {
+    typename Backend::Scope scope(q);
+    RopeKvWriteParams p{};
+    p.cache = kv_cache(k_cache, v_cache, k_scale, v_scale);
+    int64_t d = p.cache.head_dim;
+    p.q = output(q, "q", kAny, kAny);
+    p.tokens = q.size(0);
+    EXPECT(q.size(1) % d == 0, "q: expected a width that is a multiple of the cache's head dimension ", d, ", got ",
+           q.size(1));
+    p.heads = q.size(1) / d;
+    p.k = input(k, "k", p.tokens, p.cache.kv_heads * d);
+    p.v = input(v, "v", p.tokens, p.cache.kv_heads * d);
+    expect_same_type(p.k.dtype, "k", p.q.dtype, "q");
+    expect_same_type(p.v.dtype, "v", p.q.dtype, "q");
+    check(positions, "positions", ScalarType::Long, {p.tokens});
+    check(slots, "slots", ScalarType::Long, {p.tokens});
+    check(rotary, "rotary", ScalarType::Float, {kAny, kAny});
+    p.rotary_dim = rotary.size(1);
+    EXPECT(p.rotary_dim % 2 == 0 && p.rotary_dim <= d, "rotary: expected an even width of at most the head dimension ",
+           d, ", got ", p.rotary_dim);
+    p.positions = pointer<int64_t>(positions);
+    p.slots = pointer<int64_t>(slots);
+    p.rotary = pointer<float>(rotary);
+    expect_ids_in_range(positions, "positions", rotary.size(0));
+    for (int64_t i = 0; i < visible(p.tokens); ++i) {
+      EXPECT(p.slots[i] < p.cache.num_blocks * p.cache.block_size, "slots: expected below ",
+             p.cache.num_blocks * p.cache.block_size, ", got ", p.slots[i], " at ", i);
+    }
+    if (q_norm) p.q_norm_weight = vector_like(*q_norm, "q_norm", q.scalar_type(), d);
+    if (k_norm) p.k_norm_weight = vector_like(*k_norm, "k_norm", q.scalar_type(), d);
+    p.norm_eps = static_cast<float>(norm_eps);
+    p.interleaved = interleaved;
+    Backend::rope_kv_write(p);
+  }
+
+  static void check_block_pairs(const Tensor& pairs, int64_t src_blocks, int64_t dst_blocks) {
+    check(pairs, "pairs", ScalarType::Long, {kAny, 2});
+    const int64_t* pair = pointer<int64_t>(pairs);
+    for (int64_t i = 0; i < visible(pairs.size(0)); ++i) {
+      EXPECT(pair[2 * i] >= 0 && pair[2 * i] < src_blocks, "pairs: expected source blocks in [0, ", src_blocks,
+             "), got ", pair[2 * i], " at ", i);
+      EXPECT(pair[2 * i + 1] >= 0 && pair[2 * i + 1] < dst_blocks, "pairs: expected destination blocks in [0, ",
+             dst_blocks, "), got ", pair[2 * i + 1], " at ", i);
+    }
+  }
+
+  static void copy_between(const Tensor& src, const char* src_name, const Tensor& dst, const char* dst_name,
+                           const Tensor& pairs) {
+    typename Backend::Scope scope(src.is_cpu() ? dst : src);
+    check(src, src_name, ScalarType::Byte, {kAny, kAny}, Backend::reaches);
+    check(dst, dst_name, ScalarType::Byte, {kAny, src.size(1)}, Backend::reaches);
+    check_block_pairs(pairs, src.size(0), dst.size(0));
+    CopyBlocksParams p{src.data_ptr(), dst.data_ptr(), pointer<int64_t>(pairs), pairs.size(0), src.size(1)};
+    Backend::copy_blocks(p);
+  }
+
+  static void copy_blocks(Tensor pool, const Tensor& pairs) {
+    typename Backend::Scope scope(pool);
+    check(pool, "pool", ScalarType::Byte, {kAny, kAny});
+    // Pairs run in parallel, so no block may be both read and written.
+    check_block_pairs(pairs, pool.size(0), pool.size(0));
+    const int64_t* pair = pointer<int64_t>(pairs);
+    std::vector<uint8_t> written(static_cast<size_t>(visible(pool.size(0))));
+    for (int64_t i = 0; i < visible(pairs.size(0)); ++i) {
+      uint8_t& mark = written[static_cast<size_t>(pair[2 * i + 1])];
+      EXPECT(!mark, "pairs: expected each destination block once, got ", pair[2 * i + 1], " twice");
+      mark = 1;
+    }
+    for (int64_t i = 0; i < visible(pairs.size(0)); ++i) {
+      EXPECT(!written[static_cast<size_t>(pair[2 * i])],
+             "pairs: expected no block as both source and destination, got ", pair[2 * i]);
+    }
+    copy_between(pool, "pool", pool, "pool", pairs);
+  }
+
+  static void swap_blocks(const Tensor& src, Tensor dst, const Tensor& pairs) {
+    copy_between(src, "src", dst, "dst", pairs);
+  }
+
+  static void paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                              const OptionalTensor& k_scale, const OptionalTensor& v_scale, const Tensor& block_tables,
+                              const Tensor& query_start, const Tensor& seq_lens, double scale, int64_t window,
+                              double soft_cap, const OptionalTensor& sinks, Tensor out) {
+    typename Backend::Scope scope(q);
+    PagedAttentionParams p{};
+    p.cache = kv_cache(k_cache, v_cache, k_scale, v_scale);
+    int64_t d = p.cache.head_dim;
+    p.q = input(q, "q", kAny, kAny);
+    p.tokens = q.size(0);
+    EXPECT(q.size(1) % (d * p.cache.kv_heads) == 0,
+           "q: expected a width that is a multiple of kv_heads * head_dim = ", d * p.cache.kv_heads, ", got ",
+           q.size(1));
+    p.heads = q.size(1) / d;
+    p.out = output(out, "out", p.tokens, q.size(1));
+    expect_same_type(p.out.dtype, "out", p.q.dtype, "q");
+    check(seq_lens, "seq_lens", ScalarType::Int, {kAny});
+    p.sequences = seq_lens.size(0);
+    check(query_start, "query_start", ScalarType::Int, {p.sequences + 1});
+    check(block_tables, "block_tables", ScalarType::Int, {p.sequences, kAny});
+    p.block_tables = pointer<int32_t>(block_tables);
+    p.block_table_stride = block_tables.size(1);
+    p.query_start = pointer<int32_t>(query_start);
+    p.seq_lens = pointer<int32_t>(seq_lens);
+    EXPECT(!Backend::kHostReadable || (p.query_start[0] == 0 && p.query_start[p.sequences] == p.tokens),
+           "query_start: expected to begin with 0 and end with ", p.tokens, " (the rows of q)");
+    for (int64_t s = 0; s < visible(p.sequences); ++s) {
+      int64_t queries = p.query_start[s + 1] - p.query_start[s];
+      EXPECT(queries >= 0, "query_start: expected ascending values");
+      EXPECT(p.seq_lens[s] >= queries, "seq_lens: expected at least the ", queries, " queries of sequence ", s,
+             ", got ", p.seq_lens[s]);
+      int64_t blocks = (p.seq_lens[s] + p.cache.block_size - 1) / p.cache.block_size;
+      EXPECT(blocks <= p.block_table_stride, "block_tables: expected at least ", blocks, " columns for sequence ", s,
+             ", got ", p.block_table_stride);
+      for (int64_t b = 0; b < blocks; ++b) {
+        int32_t block = p.block_tables[s * p.block_table_stride + b];
+        EXPECT(block >= 0 && block < p.cache.num_blocks, "block_tables: expected blocks in [0, ", p.cache.num_blocks,
+               "), got ", block, " in sequence ", s);
+      }
+    }
+    EXPECT(window >= 0, "window: expected 0 (none) or a positive number of tokens, got ", window);
+    EXPECT(soft_cap >= 0, "soft_cap: expected 0 (none) or a positive number, got ", soft_cap);
+    p.scale = static_cast<float>(scale);
+    p.window = window;
+    p.soft_cap = static_cast<float>(soft_cap);
+    if (sinks) p.sinks = static_cast<const float*>(vector_like(*sinks, "sinks", ScalarType::Float, p.heads));
+    Backend::paged_attention(p);
+  }
+};
+
+}  // namespace pybatch
