@@ -1,4 +1,4 @@
-#include "cpu/attention_tile.h"
+#include "cpu/attention_rows.h"
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
@@ -58,6 +58,14 @@ struct Partial {
   float* acc;  // [rows, padded depth]
 };
 
+// What a thread works with.
+struct Workspace {
+  float* q;        // [rows, padded depth]; of an int8 cache as words in the first half of a row
+  float* q_scale;  // [rows], int8 caches only
+  float* score;    // [rows, kScoreStride], then probabilities; in words as q
+  float* p_scale;  // [rows], int8 caches only
+};
+
 class Attention {
  public:
   explicit Attention(const PagedAttentionParams& p)
@@ -98,17 +106,16 @@ class Attention {
   int64_t head_rows(const Tile& tile) const { return tile.tokens * group; }
   int64_t rows(const Tile& tile) const { return tile.kv_heads * head_rows(tile); }
 
-  void load_queries(const Tile& tile, float* q) const;
-  void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, const float* q, float* score,
-              Partial out) const;
+  void load_queries(const Tile& tile, Workspace work) const;
+  void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work, Partial out) const;
   template <class T>
   void locate(const Tile& tile, int64_t split, Range columns, const Tile& then, int64_t then_split,
               Split<T>& out) const;
   template <class T>
-  void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, const float* q, float* score,
-              Partial out) const;
-  void softmax(float* scores, Range range, const float* const* k_scale, const float* const* v_scale, int64_t offset,
-               float* max, float* sum) const;
+  void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work, Partial out) const;
+  template <class T>
+  void softmax(const Split<T>& at, int64_t kv_head, Range range, Range columns, Workspace work, int64_t row,
+               Partial out) const;
   void merge(const Tile& tile, Partial part, Partial into) const;
   void finish(const Tile& tile, Partial state) const;
 
@@ -135,7 +142,8 @@ Range Attention::range_of(const Tile& tile, int64_t row, int64_t split) const {
   return {begin, larger(smaller(position + 1, kAttentionSplit), begin)};
 }
 
-void Attention::load_queries(const Tile& tile, float* q) const {
+void Attention::load_queries(const Tile& tile, Workspace work) const {
+  float* q = work.q;
   const F32x16 scale = broadcast(p.scale);
   with_float_type(p.q.dtype, [&]<class T>(T*) {
     for (int64_t h = 0; h < tile.kv_heads; ++h) {
@@ -146,37 +154,62 @@ void Attention::load_queries(const Tile& tile, float* q) const {
       }
     }
   });
+  if (!p.cache.has_scales()) return;
+  for (int64_t row = 0; row < rows(tile); ++row) {
+    work.q_scale[row] = narrow(work.q + row * padded_depth, padded_depth);
+  }
 }
 
-// Turns a row of scores into probabilities relative to their own maximum; only lanes in range are read as numbers.
-void Attention::softmax(float* scores, Range range, const float* const* k_scale, const float* const* v_scale,
-                        int64_t offset, float* max_out, float* sum_out) const {
-  auto scales = [&](const float* const* of, int64_t column) {
-    const float* const* at = of + column / kGranule;
-    return load_halves(at[0] + offset, at[1] + offset);
+// Turns a row of scores into probabilities relative to their own maximum; only lanes in range are read as numbers, the
+// others in `columns` become zero.
+template <class T>
+void Attention::softmax(const Split<T>& at, int64_t kv_head, Range range, Range columns, Workspace work, int64_t row,
+                        Partial out) const {
+  constexpr bool scaled = sizeof(T) == 1;
+  float* scores = work.score + row * kScoreStride;
+  auto scales = [&](const float* const* of, int64_t i) {
+    const float* const* granules = of + i / kGranule;
+    return load_halves(granules[0] + kv_head * p.cache.block_size, granules[1] + kv_head * p.cache.block_size);
+  };
+  auto in_range = [&](int64_t i, F32x16 x, F32x16 otherwise) {
+    if (range.end - i < kLanes) x = select_first(range.end - i, x, otherwise);
+    if (range.begin > i) x = select_first(range.begin - i, otherwise, x);
+    return x;
   };
   const F32x16 nothing = broadcast(-__builtin_inff());
   const int64_t first = range.begin / kLanes * kLanes;
   F32x16 largest = nothing;
   for (int64_t i = first; i < range.end; i += kLanes) {
     F32x16 s = load(scores + i);
-    if (k_scale) s = s * scales(k_scale, i);
+    if constexpr (scaled) s = to_float(load_ints(scores + i)) * (scales(at.k_scale, i) * broadcast(work.q_scale[row]));
     if (p.soft_cap > 0) s = soft_capped(s, p.soft_cap);
-    if (range.end - i < kLanes) s = select_first(range.end - i, s, nothing);
-    if (range.begin > i) s = select_first(range.begin - i, nothing, s);
+    s = in_range(i, s, nothing);
     store(scores + i, s);
     largest = max(largest, s);
   }
-  *max_out = reduce_max(largest);
-  const F32x16 shift = broadcast(*max_out);
-  F32x16 sum = zeros();
+  out.max[row] = reduce_max(largest);
+  const F32x16 shift = broadcast(out.max[row]);
+  F32x16 sum = zeros(), most = zeros(), bad = zeros();
   for (int64_t i = first; i < range.end; i += kLanes) {
     F32x16 e = exp(load(scores + i) - shift);
     sum = sum + e;
-    if (v_scale) e = e * scales(v_scale, i);
+    if constexpr (scaled) {
+      e = in_range(i, e * scales(at.v_scale, i), zeros());
+      most = max(most, abs(e));
+      bad = fma(e, zeros(), bad);
+    }
     store(scores + i, e);
   }
-  *sum_out = reduce_add(sum);
+  out.sum[row] = reduce_add(sum);
+  if constexpr (scaled) {
+    const F32x16 factor = broadcast(word_factor(reduce_max(most)));
+    auto* words = reinterpret_cast<int16_t*>(scores);
+    for (int64_t i = columns.begin * kLanes; i < columns.end * kLanes; i += kLanes) {
+      const bool inside = i >= first && i < range.end;
+      store_words(words + i, inside ? load(scores + i) : zeros(), factor);
+    }
+    work.p_scale[row] = reduce_max(most) / kLargestWord + reduce_add(bad);
+  }
 }
 
 // Finds the tokens of a split. A column of sixteen may end past the last token; it then repeats the last granule.
@@ -223,8 +256,8 @@ void Attention::locate(const Tile& tile, int64_t split, Range columns, const Til
 
 // One split of a tile; `then` is what is read after it.
 template <class T>
-void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, const float* q,
-                       float* score, Partial out) const {
+void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work,
+                       Partial out) const {
   const int64_t head_rows = this->head_rows(tile);
   for (int64_t row = 0; row < rows(tile); ++row) out.sum[row] = 0;
   const int64_t begin = range_of(tile, 0, split).begin, end = range_of(tile, head_rows - 1, split).end;
@@ -242,24 +275,22 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
       for (int64_t row = 0, n; row < head_rows; row += n) {
         n = rows_at_once(head_rows - row);
         const int64_t tile_row = h * head_rows + row;
-        score_rows(q + tile_row * padded_depth, padded_depth, n,
+        score_rows(work.q + tile_row * padded_depth, padded_depth, n,
                    Granules<T>{k, row == 0 ? pieces + kAhead : pieces, h * head_stride}, p.cache.block_size, width,
-                   depth, score + tile_row * kScoreStride + c * kLanes, kScoreStride);
+                   depth, work.score + tile_row * kScoreStride + c * kLanes, kScoreStride);
       }
     }
   }
 
   for (int64_t row = 0; row < rows(tile); ++row) {
-    const Range range = range_of(tile, row % head_rows, split);
-    if (range.begin == range.end) continue;
-    const bool scaled = sizeof(T) == 1;
-    softmax(score + row * kScoreStride, range, scaled ? at.k_scale : nullptr, scaled ? at.v_scale : nullptr,
-            row / head_rows * p.cache.block_size, out.max + row, out.sum + row);
     for (int64_t i = 0; i < padded_depth; i += kLanes) store(out.acc + row * padded_depth + i, zeros());
+    const Range range = range_of(tile, row % head_rows, split);
+    if (range.begin < range.end) softmax(at, row / head_rows, range, columns, work, row, out);
   }
 
-  // Values outside a row's range are never multiplied, not even by zero: they may be NaN. What all rows of a block see
-  // is weighed together, what is left before and behind row by row. Several heads take turns, as they did for keys.
+  // Values outside a row's range are never multiplied, not even by zero: they may be NaN, unless they are integers.
+  // What all rows of a block see is weighed together, what is left before and behind row by row. Several heads take
+  // turns, as they did for keys.
   const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
   for (int64_t from = columns.begin * kLanes; from < end; from += step) {
     for (int64_t h = 0; h < tile.kv_heads; ++h) {
@@ -269,10 +300,14 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
         const Granules<T> granules = {v, row == 0 ? v + kAhead : v, h * head_stride};
         auto weigh = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
           const int64_t tile_row = h * head_rows + first;
-          weigh_rows(score + tile_row * kScoreStride, kScoreStride, count, granules, depth, larger(begin, from),
+          weigh_rows(work.score + tile_row * kScoreStride, kScoreStride, count, granules, depth, larger(begin, from),
                      smaller(end, from + step), out.acc + tile_row * padded_depth, padded_depth);
         };
         const Range top = range_of(tile, row, split), bottom = range_of(tile, row + n - 1, split);
+        if constexpr (sizeof(T) == 1) {
+          weigh(row, n, top.begin / kPair * kPair, round_up(bottom.end, kPair));
+          continue;
+        }
         const int64_t common = bottom.begin, common_end = larger(common, top.end);
         const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do by themselves
         for (int64_t r = row; r < row + ragged; ++r) {
@@ -284,12 +319,20 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
       }
     }
   }
+  if constexpr (sizeof(T) == 1) {
+    for (int64_t row = 0; row < rows(tile); ++row) {
+      float* acc = out.acc + row * padded_depth;
+      for (int64_t i = 0; i < depth; i += kLanes) {
+        store(acc + i, to_float(load_ints(acc + i)) * broadcast(work.p_scale[row]));
+      }
+    }
+  }
 }
 
-void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, const float* q,
-                       float* score, Partial out) const {
-  if (p.cache.dtype == DType::i8) return attend<int8_t>(tile, split, then, then_split, q, score, out);
-  with_float_type(p.cache.dtype, [&]<class T>(T*) { attend<T>(tile, split, then, then_split, q, score, out); });
+void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work,
+                       Partial out) const {
+  if (p.cache.dtype == DType::i8) return attend<int8_t>(tile, split, then, then_split, work, out);
+  with_float_type(p.cache.dtype, [&]<class T>(T*) { attend<T>(tile, split, then, then_split, work, out); });
 }
 
 void Attention::merge(const Tile& tile, Partial part, Partial into) const {
@@ -363,11 +406,12 @@ int64_t Attention::make_plan(Plan* plans, int64_t threads) {
 }
 
 void Attention::run_items(const Plan* plans, int64_t items, int64_t* next) {
-  const int64_t q_floats = max_rows * padded_depth;
-  float* const q =
-      static_cast<float*>(thread_scratch(kWork, (q_floats + 2 * partial_floats() + max_rows * kScoreStride) * 4));
-  const Partial state = partial_at(q + q_floats), part = partial_at(q + q_floats + partial_floats());
-  float* const score = q + q_floats + 2 * partial_floats();
+  const int64_t q_floats = max_rows * padded_depth, score_floats = max_rows * kScoreStride;
+  float* const base =
+      static_cast<float*>(thread_scratch(kWork, (q_floats + score_floats + 2 * max_rows + 2 * partial_floats()) * 4));
+  float* const scales = base + q_floats + score_floats;
+  const Workspace work = {base, scales, base + q_floats, scales + max_rows};
+  const Partial state = partial_at(scales + 2 * max_rows), part = partial_at(state.max + partial_floats());
 
   int64_t sequence = 0;
   Item item;
@@ -389,12 +433,12 @@ void Attention::run_items(const Plan* plans, int64_t items, int64_t* next) {
   for (bool more = take(); more;) {
     const Item now = item;
     const Partial into = now.partial < 0 ? state : partial(now.partial);
-    load_queries(now.tile, q);
+    load_queries(now.tile, work);
     for (int64_t split = now.split; split < now.end; ++split) {
       const bool last = split + 1 == now.end;
       if (last) more = take();  // only now, so that it waits for this thread as short as can be
       const int64_t then_split = !last ? split + 1 : more ? item.split : split;
-      attend(now.tile, split, item.tile, then_split, q, score, split == now.split ? into : part);
+      attend(now.tile, split, item.tile, then_split, work, split == now.split ? into : part);
       if (split > now.split) merge(now.tile, part, into);
     }
     if (now.partial < 0) finish(now.tile, into);

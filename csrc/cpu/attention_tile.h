@@ -57,8 +57,8 @@ struct Granules {
 
 // out[r][c] = sum over d of q[r][d] * k[c][d]; two granules a column. split: they lie apart.
 template <int rows, int columns, bool split, class T>
-void scores(const float* q, int64_t q_stride, Granules<T> k, int64_t k_stride, int64_t depth, float* out,
-            int64_t out_stride) {
+__attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules<T> k, int64_t k_stride, int64_t depth,
+                                      float* out, int64_t out_stride) {
   F32x16 sum[rows][columns];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
@@ -97,8 +97,8 @@ void scores(const float* q, int64_t q_stride, Granules<T> k, int64_t k_stride, i
 // out[r][c] += sum over tokens begin .. end of p[r][token] * v[token][c], in ascending order. half: the column has
 // eight elements only.
 template <int rows, int columns, bool half, class T>
-void weigh(const float* p, int64_t p_stride, Granules<T> v, int64_t depth, int64_t column, int64_t begin, int64_t end,
-           float* out, int64_t out_stride) {
+__attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<T> v, int64_t depth, int64_t column,
+                                     int64_t begin, int64_t end, float* out, int64_t out_stride) {
   F32x16 sum[rows][columns];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
@@ -134,36 +134,6 @@ void weigh(const float* p, int64_t p_stride, Granules<T> v, int64_t depth, int64
 #pragma GCC unroll 8
     for (int c = 0; c < columns; ++c) store(out + r * out_stride + column + c * kLanes, sum[r][c]);
   }
-}
-
-// Scores of `count` rows, one block of rows, against up to kColumns columns; sizes as in scores().
-template <class T>
-void score_rows(const float* q, int64_t q_stride, int64_t count, Granules<T> k, int64_t block_size, int64_t columns,
-                int64_t depth, float* out, int64_t out_stride) {
-  with_count<kRows>(count, [&]<int rows>(Count<rows>) {
-    with_count<kColumns>(columns, [&]<int width>(Count<width>) {
-      auto with = [&](auto kernel) { kernel(q, q_stride, k, block_size, depth, out, out_stride); };
-      block_size == kGranule ? with(scores<rows, width, true, T>) : with(scores<rows, width, false, T>);
-    });
-  });
-}
-
-// Adds the weighted values of tokens [begin, end) to `count` rows, one block of rows; sizes as in weigh().
-template <class T>
-void weigh_rows(const float* p, int64_t p_stride, int64_t count, Granules<T> v, int64_t depth, int64_t begin,
-                int64_t end, float* out, int64_t out_stride) {
-  if (begin >= end) return;
-  with_count<kRows>(count, [&]<int rows>(Count<rows>) {
-    auto with = [&](auto kernel, int64_t column) {
-      kernel(p, p_stride, v, depth, column, begin, end, out, out_stride);
-    };
-    int64_t column = 0;
-    for (; column + kColumns * kLanes <= depth; column += kColumns * kLanes) {
-      with(weigh<rows, kColumns, false, T>, column);
-    }
-    for (; column + kLanes <= depth; column += kLanes) with(weigh<rows, 1, false, T>, column);
-    if (column < depth) with(weigh<rows, 1, true, T>, column);
-  });
 }
 
 }  // namespace

@@ -50,6 +50,26 @@ def rows() -> Iterator[tuple[str, Tensor]]:
         yield f"gelu_tanh_mul-{dtype}", ops.gelu_tanh_mul(x[:, 1:])
 
 
+def attention() -> Iterator[tuple[str, Tensor]]:
+    """Prefill and decode, of head dims with remainders, over caches of every type."""
+    starts, lengths = torch.tensor([0, 90, 91], dtype=torch.int32), torch.tensor([90, 600], dtype=torch.int32)
+    for depth, block in ((64, 16), (40, 8), (256, 32)):
+        blocks = 600 // block + 1
+        tables = torch.stack([torch.arange(blocks), torch.arange(blocks).flip(0)]).int()
+        q, k, v = (
+            random(91, 6 * depth),
+            random(blocks, 2, depth, block, seed=1),
+            random(blocks, 2, block, depth, seed=2),
+        )
+        scale = random(blocks, 2, block, seed=3).abs() / 100
+        for dtype in (*FLOATS, torch.int8):
+            caches, scales = [k.to(dtype), v.to(dtype)], {}
+            if dtype == torch.int8:
+                caches, scales = [(x * 30).to(dtype) for x in (k, v)], {"k_scale": scale, "v_scale": scale.flip(0)}
+            out = ops.paged_attention(q, *caches, tables, starts, lengths, depth**-0.5, **scales)
+            yield f"attention-{dtype}-{depth}", out
+
+
 def sampling() -> Iterator[tuple[str, Tensor]]:
     n = 500
     logits, index = random(n, 3001).mul(3), torch.arange(n)
@@ -61,5 +81,5 @@ def sampling() -> Iterator[tuple[str, Tensor]]:
 
 
 if __name__ == "__main__":
-    outputs = {**dict(matmuls()), **dict(gguf_matmuls()), **dict(rows()), **dict(sampling())}
+    outputs = {**dict(matmuls()), **dict(gguf_matmuls()), **dict(rows()), **dict(attention()), **dict(sampling())}
     torch.save({"isa": ops.ISA, "outputs": outputs}, sys.argv[1])

@@ -1,0 +1,189 @@
+// The two products of attention_tile.h over an int8 cache, in integers: queries and probabilities become words of 16
+// bits with a scale for each row, two neighbours are multiplied and added at a time, and the 32-bit sums are exact, in
+// any order.
+#pragma once
+
+#include "cpu/attention_tile.h"
+#include "cpu/vec_int.h"
+#include "pybatch/attention.h"
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+namespace {
+
+constexpr int kPair = 2;
+constexpr float kLargestWord = 32767.0f;
+static_assert(kAttentionSplit * 32767 * 127 <= INT32_MAX, "a split of the largest words and codes fits its sum");
+
+#if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AVX2)
+using Bytes = __m128i;
+
+PYBATCH_INLINE Bytes load_bytes(const int8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+PYBATCH_INLINE Bytes load_bytes(const int8_t* lo, const int8_t* hi) {
+  return _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(lo)),
+                            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(hi)));
+}
+#endif
+
+#if defined(PYBATCH_ISA_AVX512)
+
+// Lane i: a[i] in the lower 16 bits, b[i] in the upper.
+PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {
+  return {_mm512_cvtepi8_epi16(_mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b)))};
+}
+PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, int32_t b, I32x16 sum) {
+  return {_mm512_dpwssd_epi32(sum.v, a.v, _mm512_set1_epi32(b))};
+}
+PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
+}
+
+#elif defined(PYBATCH_ISA_AVX2)
+
+PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {
+  return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};
+}
+PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, int32_t b, I32x16 sum) {
+  const __m256i both = _mm256_set1_epi32(b);
+  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, both)),
+          _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, both))};
+}
+PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8));
+}
+
+#else
+
+struct Bytes {
+  int8_t v[kLanes];
+};
+PYBATCH_INLINE Bytes load_bytes(const int8_t* p) {
+  Bytes r;
+  std::memcpy(r.v, p, kLanes);
+  return r;
+}
+PYBATCH_INLINE Bytes load_bytes(const int8_t* lo, const int8_t* hi) {
+  Bytes r;
+  std::memcpy(r.v, lo, 8);
+  std::memcpy(r.v + 8, hi, 8);
+  return r;
+}
+PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {
+  I32x16 r;
+  for (int i = 0; i < kLanes; ++i) {
+    r.v[i] = static_cast<uint16_t>(a.v[i]) | static_cast<uint32_t>(static_cast<uint16_t>(b.v[i])) << 16;
+  }
+  return r;
+}
+PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, int32_t b, I32x16 sum) {
+  const auto words = static_cast<uint32_t>(b);
+  const int32_t lo = static_cast<int16_t>(words), hi = static_cast<int16_t>(words >> 16);
+  for (int i = 0; i < kLanes; ++i) {
+    sum.v[i] += static_cast<uint32_t>(static_cast<int16_t>(a.v[i]) * lo + static_cast<int16_t>(a.v[i] >> 16) * hi);
+  }
+  return sum;
+}
+PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int16_t>(a.v[i]);
+}
+
+#endif
+
+// x * factor as words, for factor = word_factor(the largest |x|). What is not a number becomes some word.
+PYBATCH_INLINE float word_factor(float largest) { return largest > 0 ? kLargestWord / largest : 0.0f; }
+PYBATCH_INLINE void store_words(int16_t* p, F32x16 x, F32x16 factor) {
+  const F32x16 limit = broadcast(kLargestWord);
+  store_words(p, to_int(min(max(x * factor, zeros() - limit), limit)));
+}
+
+// Rounds x[0..n) to words in its place, x ~ word * scale, and returns the scale: NaN if any x is not finite.
+inline float narrow(float* x, int64_t n) {
+  F32x16 largest = zeros(), bad = zeros();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    largest = max(largest, abs(load(x + i)));
+    bad = fma(load(x + i), zeros(), bad);
+  }
+  const float most = reduce_max(largest);
+  const F32x16 factor = broadcast(word_factor(most));
+  for (int64_t i = 0; i < n; i += kLanes) store_words(reinterpret_cast<int16_t*>(x) + i, load(x + i), factor);
+  return most / kLargestWord + reduce_add(bad);
+}
+
+// As scores() of attention_tile.h, of rows of words; what comes out are 32-bit integers.
+template <int rows, int columns, bool split>
+__attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules<int8_t> k, int64_t k_stride,
+                                      int64_t depth, float* out, int64_t out_stride) {
+  I32x16 sum[rows][columns];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) sum[r][c] = broadcast_int(0);
+  }
+  auto* scores = reinterpret_cast<int32_t*>(out);
+  const int8_t* next = nullptr;
+  for (int64_t d = 0, g = 0; d < depth; d += kPair, next += kPair * columns * kLanes) {
+    if (d >= g * depth / (2 * columns)) next = k.next[g++] + k.offset;
+    fetch<kPair * columns * kLanes>(next);
+    I32x16 key[columns];
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) {
+      const int64_t element = k.offset + d * k_stride;
+      const int8_t *lo = k.at[2 * c] + element, *hi = k.at[2 * c + 1] + element;
+      key[c] = split ? pairs_of(load_bytes(lo, hi), load_bytes(lo + k_stride, hi + k_stride))
+                     : pairs_of(load_bytes(lo), load_bytes(lo + k_stride));
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const int32_t x = load_int(reinterpret_cast<const int16_t*>(q + r * q_stride) + d);
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; ++c) sum[r][c] = dot_pairs(key[c], x, sum[r][c]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) store(scores + r * out_stride + c * kLanes, sum[r][c]);
+  }
+}
+
+// As weigh() of attention_tile.h, of rows of words into 32-bit sums; begin and end are even.
+template <int rows, int columns, bool half>
+__attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<int8_t> v, int64_t depth,
+                                     int64_t column, int64_t begin, int64_t end, float* out, int64_t out_stride) {
+  I32x16 sum[rows][columns];
+  auto sums = [&](int r, int c) { return reinterpret_cast<int32_t*>(out + r * out_stride + column + c * kLanes); };
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) sum[r][c] = load_ints(sums(r, c));
+  }
+  for (int64_t token = begin; token < end;) {
+    const int64_t granule = token / kGranule, next_granule = (granule + 1) * kGranule;
+    const int64_t stop = next_granule < end ? next_granule : end;
+    const int64_t offset = v.offset + (token - granule * kGranule) * depth + column;
+    const int8_t *value = v.at[granule] + offset, *next = v.next[granule] + offset;
+    for (; token < stop; token += kPair, value += kPair * depth, next += kPair * depth) {
+      I32x16 x[columns];
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; ++c) {
+        const int8_t *a = value + c * kLanes, *b = a + depth;
+        x[c] = half ? pairs_of(load_bytes(a, a), load_bytes(b, b)) : pairs_of(load_bytes(a), load_bytes(b));
+      }
+      fetch<columns * kLanes>(next);
+      fetch<columns * kLanes>(next + depth);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        const int32_t weight = load_int(reinterpret_cast<const int16_t*>(p + r * p_stride) + token);
+#pragma GCC unroll 8
+        for (int c = 0; c < columns; ++c) sum[r][c] = dot_pairs(x[c], weight, sum[r][c]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) store(sums(r, c), sum[r][c]);
+  }
+}
+
+}  // namespace
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

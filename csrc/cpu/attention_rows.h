@@ -1,0 +1,43 @@
+// Calls the products of attention for as many rows and columns as there are.
+#pragma once
+
+#include "cpu/attention_int8.h"
+#include "cpu/attention_tile.h"
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+namespace {
+
+// Scores of `count` rows, one block of rows, against up to kColumns columns; sizes as in scores().
+template <class T>
+void score_rows(const float* q, int64_t q_stride, int64_t count, Granules<T> k, int64_t block_size, int64_t columns,
+                int64_t depth, float* out, int64_t out_stride) {
+  with_count<kRows>(count, [&]<int rows>(Count<rows>) {
+    with_count<kColumns>(columns, [&]<int width>(Count<width>) {
+      if (block_size == kGranule) {
+        scores<rows, width, true>(q, q_stride, k, block_size, depth, out, out_stride);
+      } else {
+        scores<rows, width, false>(q, q_stride, k, block_size, depth, out, out_stride);
+      }
+    });
+  });
+}
+
+// Adds the weighted values of tokens [begin, end) to `count` rows, one block of rows; sizes as in weigh().
+template <class T>
+void weigh_rows(const float* p, int64_t p_stride, int64_t count, Granules<T> v, int64_t depth, int64_t begin,
+                int64_t end, float* out, int64_t out_stride) {
+  if (begin >= end) return;
+  with_count<kRows>(count, [&]<int rows>(Count<rows>) {
+    int64_t column = 0;
+    for (; column + kColumns * kLanes <= depth; column += kColumns * kLanes) {
+      weigh<rows, kColumns, false>(p, p_stride, v, depth, column, begin, end, out, out_stride);
+    }
+    for (; column + kLanes <= depth; column += kLanes) {
+      weigh<rows, 1, false>(p, p_stride, v, depth, column, begin, end, out, out_stride);
+    }
+    if (column < depth) weigh<rows, 1, true>(p, p_stride, v, depth, column, begin, end, out, out_stride);
+  });
+}
+
+}  // namespace
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE
