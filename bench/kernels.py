@@ -3,8 +3,9 @@
     python bench/kernels.py [--quick] [--only REGEX] [--json PATH]
 
 The ceilings (fp32 and int8 arithmetic, reading, copying) are measured in the same process, in the same instruction
-set, on the same threads. A case takes at least the longer of its arithmetic and its memory traffic at those ceilings;
-its rate is given in the one that binds it, and its share is that least time over the time it took. Inputs rotate
+set, on the same threads, right before and after each case, since a shared machine's memory has good and bad minutes. A
+case takes at least the longer of its arithmetic and its memory traffic at those ceilings; its rate is given in the one
+that binds it, and its share is that least time over the time it took. Inputs rotate
 through more memory than the caches hold. Each op is checked against torch in float64 before it is timed.
 """
 
@@ -407,35 +408,35 @@ def check(case: Case) -> None:
 
 def measure(case: Case, budget: float) -> dict:
     check(case)
+    memory, compute = "copy_bytes" if case.copies else "read_bytes", "int8_ops" if case.int8 else "fp32_flops"
+    before = {name: _C.measure_ceiling(name, 0.05) for name in (memory, compute)}
     taken = times(case.make, budget)
-    peers = {name: statistics.median(times(make, budget)) for name, make in case.peers.items()}
+    ceilings = {name: (rate + _C.measure_ceiling(name, 0.05)) / 2 for name, rate in before.items()}
+    seconds = statistics.median(taken)
+    memory_time, compute_time = case.bytes / ceilings[memory], case.operations / ceilings[compute]
+    amount, unit = (case.bytes, "GB/s") if memory_time >= compute_time else (case.operations, "GFLOP/s")
     return {
         "case": case.name,
-        "seconds": statistics.median(taken),
+        "seconds": seconds,
         "fastest": min(taken),
-        "torch": peers,
+        "torch": {name: statistics.median(times(make, budget)) for name, make in case.peers.items()},
         "bytes": case.bytes,
         "operations": case.operations,
-        "memory_ceiling": "copy_bytes" if case.copies else "read_bytes",
-        "compute_ceiling": "int8_ops" if case.int8 else "fp32_flops",
+        "ceilings": ceilings,
+        "rate": amount / seconds / 1e9,
+        "unit": "GOP/s" if case.int8 and unit == "GFLOP/s" else unit,
+        "share_of_ceiling": max(memory_time, compute_time) / seconds,
     }
 
 
-def rate(result: dict, ceilings: dict[str, float]) -> dict:
-    compute = result["operations"] / ceilings[result["compute_ceiling"]]
-    memory = result["bytes"] / ceilings[result["memory_ceiling"]]
-    arithmetic = "GOP/s" if result["compute_ceiling"] == "int8_ops" else "GFLOP/s"
-    amount, unit = (result["bytes"], "GB/s") if memory >= compute else (result["operations"], arithmetic)
-    return {
-        "rate": amount / result["seconds"] / 1e9,
-        "unit": unit,
-        "share_of_ceiling": max(memory, compute) / result["seconds"],
-    }
+def typical_ceilings(results: list[dict]) -> dict[str, float]:
+    names = sorted({name for r in results for name in r["ceilings"]})
+    return {name: statistics.median(r["ceilings"][name] for r in results if name in r["ceilings"]) for name in names}
 
 
-def show(results: list[dict], ceilings: dict[str, float]) -> None:
-    title = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in ceilings.items())
-    table = Table(title=f"{ops.ISA}, {torch.get_num_threads()} threads; ceilings: {title}")
+def show(results: list[dict]) -> None:
+    title = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in typical_ceilings(results).items())
+    table = Table(title=f"{ops.ISA}, {torch.get_num_threads()} threads; median ceilings: {title}")
     table.add_column("case")
     for column in ("time", "rate", "of ceiling", "torch", "speed-up"):
         table.add_column(column, justify="right")
@@ -456,7 +457,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    before = _C.measure_ceilings()
     results: list[dict] = []
     with torch.inference_mode():
         for model in MODELS[:1] if args.quick else MODELS:
@@ -465,14 +465,10 @@ def main() -> None:
                     if re.search(args.only, case.name):
                         print(case.name, file=sys.stderr, flush=True)
                         results.append(measure(case, 0.1 if args.quick else 0.5))
-    after = _C.measure_ceilings()
-    ceilings = {name: max(before[name], after[name]) for name in before}
-    for result in results:
-        result |= rate(result, ceilings)
-    show(results, ceilings)
+    show(results)
     if args.json:
         facts = {"date": date.today().isoformat(), "threads": args.threads, "command": " ".join(sys.argv)}
-        facts |= {"ceilings": ceilings, "machine": environment.facts(), "results": results}
+        facts |= {"ceilings": typical_ceilings(results), "machine": environment.facts(), "results": results}
         args.json.write_text(json.dumps(facts, indent=1))
 
 

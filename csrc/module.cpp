@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <stdexcept>
 #include <string>
 
 #include "pybatch/ceilings.h"
@@ -18,14 +19,19 @@ PYBIND11_MODULE(_C, m) {
   m.def("chosen_isa", &pybatch::chosen_isa,
         "The instruction set in use; raises ValueError if PYBATCH_ISA names an impossible one.");
   m.def(
-      "measure_ceilings",
-      [] {
-        pybatch::Ceilings c = pybatch::measure_ceilings();
-        return std::map<std::string, double>{{"fp32_flops", c.fp32_flops},
-                                             {"int8_ops", c.int8_ops},
-                                             {"read_bytes", c.read_bytes},
-                                             {"copy_bytes", c.copy_bytes}};
+      "measure_ceiling",
+      [](const std::string& name, double seconds) {
+        static const std::map<std::string, pybatch::Ceiling> known = {{"fp32_flops", pybatch::Ceiling::fp32_flops},
+                                                                      {"int8_ops", pybatch::Ceiling::int8_ops},
+                                                                      {"read_bytes", pybatch::Ceiling::read_bytes},
+                                                                      {"copy_bytes", pybatch::Ceiling::copy_bytes}};
+        const auto found = known.find(name);
+        if (found == known.end()) {
+          throw std::invalid_argument("name: expected fp32_flops, int8_ops, read_bytes or copy_bytes, got " + name);
+        }
+        return pybatch::measure_ceiling(found->second, seconds);
       },
+      pybind11::arg("name"), pybind11::arg("seconds"),
       "What this processor does at most per second, on torch's threads, in the instruction set in use: fp32_flops, "
-      "int8_ops, read_bytes and copy_bytes (read and written, in memory). Takes about two seconds and 512 MiB.");
+      "int8_ops, read_bytes or copy_bytes (read and written, in memory). Keeps 512 MiB for the next call.");
 }

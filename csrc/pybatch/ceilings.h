@@ -7,16 +7,12 @@
 
 namespace pybatch {
 
-// Per second, on all threads together. int8 operations are the multiplies and adds of the dot product that the int8
-// matmul uses; copied bytes count twice, once read and once written.
-struct Ceilings {
-  double fp32_flops, int8_ops, read_bytes, copy_bytes;
-};
-
-// Takes about two seconds and 512 MiB.
-PYBATCH_EXPORT Ceilings measure_ceilings();
-
+// int8 operations are the multiplies and adds of the dot product that the int8 matmul uses; copied bytes count twice,
+// once read and once written.
 enum class Ceiling { fp32_flops, int8_ops, read_bytes, copy_bytes };
+
+// Per second, on all threads together: the median of the short runs that fit in `seconds`. Keeps 512 MiB for next time.
+PYBATCH_EXPORT double measure_ceiling(Ceiling ceiling, double seconds);
 
 // One thread's loop, which keeps one resource busy and nothing else.
 struct CeilingLoopParams {
