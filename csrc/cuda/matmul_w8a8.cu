@@ -1,5 +1,6 @@
 #include "cuda/kernels.h"
 #include "cuda/matmul_kernel.cuh"
+#include "cuda/sm90/matmul_w8a8.cuh"
 
 namespace pybatch::cuda {
 namespace {
@@ -55,7 +56,9 @@ void matmul_w8a8(const MatmulParams& p, void* workspace, cudaStream_t stream) {
   });
   MatmulParams quantized = p;
   quantized.x = {to.rows, to.row_stride, DType::i8};
-  matmul<Int8Weights>(quantized, {p.scale, to.scales, p.bias, p.bias_dtype}, stream);
+  const Scaling scaling = {p.scale, to.scales, p.bias, p.bias_dtype};
+  if (wgmma_pays(quantized)) return matmul_w8a8_wgmma(quantized, scaling, stream);
+  matmul<Int8Weights>(quantized, scaling, stream);
 }
 
 }  // namespace pybatch::cuda

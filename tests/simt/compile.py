@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 CACHE = HERE.parent.parent / "build" / "simt"
 RUNTIME_SOURCES = sorted((HERE / "src").glob("*.cpp"))
-KERNEL_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+KERNEL_SOURCES = sorted((CSRC / "cuda").rglob("*.cu"))
 
 CXX = os.environ.get("CXX", "g++")
 # As nvcc with --fmad=false: arithmetic is fused only where the source says so.
@@ -60,7 +60,7 @@ def runtime() -> Path:
 
 
 def _object(source: Path) -> Path:
-    csrc = source.parent.parent if source.parent.name == "cuda" else CSRC
+    csrc = next((folder.parent for folder in source.parents if folder.name == "cuda"), CSRC)
     include = HERE / "include"
     headers = _headers(include, csrc / "pybatch", csrc / "cuda")
     make = [*KERNEL, "-c", f"-I{include}", f"-I{csrc}", str(source)]

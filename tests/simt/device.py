@@ -161,6 +161,7 @@ def _load_runtime() -> ctypes.CDLL:
         ("simt_release", None, [c_void_p]),
         ("simt_set_schedule", None, [c_uint64]),
         ("simt_set_os_threads", None, [c_uint]),
+        ("simt_set_compute_capability", None, [ctypes.c_int]),
         ("simt_take_fault", None, [c_char_p, c_size_t]),
     ):
         function = getattr(lib, name)
@@ -282,9 +283,13 @@ def kv_cache(b: Buffers, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: 
 class SimtOps:
     """The ops of one library of kernels; signatures and semantics are those of pybatch.ops."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """path: by default the library of all kernels, compiled when it is first used."""
-        self._path = path
+    def __init__(self, path: Path | None = None, capability: int = 86) -> None:
+        """path: by default the library of all kernels, compiled when it is first used; capability: 86 for 8.6."""
+        self._path, self._capability = path, capability
+
+    def on(self, capability: int) -> SimtOps:
+        """The same library on another chip."""
+        return SimtOps(self._path, capability)
 
     @cached_property
     def _lib(self) -> ctypes.CDLL:
@@ -296,6 +301,7 @@ class SimtOps:
 
     def _function(self, name: str, params: ctypes.Structure, *more: str) -> ctypes._NamedFuncPointer:
         """pybatch::cuda::name(const Params&, more..., cudaStream_t), by its mangled name (Itanium C++ ABI)."""
+        RUNTIME.simt_set_compute_capability(self._capability)
         kind = type(params).__name__
         return getattr(self._lib, f"_ZN7pybatch4cuda{len(name)}{name}ERKNS_{len(kind)}{kind}E{''.join(more)}")
 

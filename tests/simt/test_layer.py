@@ -36,9 +36,9 @@ FAULTS = {
     "mask_names_the_departed": r"__shfl_sync: its mask names lanes that have returned"
     r"|deadlock: \d+ threads wait at __shfl_sync",
     "lane_is_not_in_its_mask": r"__shfl_sync: the calling lane is not in its mask",
-    "never_waits": r"where a cp.async of thread \(\d+, 0, 0\) has not been waited for",
-    "waits_for_the_group_before": r"where a cp.async of thread \(\d+, 0, 0\) has not been waited for",
-    "never_commits": r"where a cp.async of thread \(\d+, 0, 0\) has not been waited for",
+    "never_waits": r"where an asynchronous copy of thread \(\d+, 0, 0\) has not been waited for",
+    "waits_for_the_group_before": r"where an asynchronous copy of thread \(\d+, 0, 0\) has not been waited for",
+    "never_commits": r"where an asynchronous copy of thread \(\d+, 0, 0\) has not been waited for",
     "waits_without_a_barrier": r"races with a write|has not been waited for|that nothing has written",
     "refills_while_others_read": r"races with a (read|write) by thread",
     "copies_past_the_end": r"cp.async of 16 bytes out of bounds: at byte 256 of in",
