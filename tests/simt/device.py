@@ -434,7 +434,7 @@ class SimtOps:
         self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor,
         **fused: Unpack[Fused],
     ) -> Tensor:  # fmt: skip
-        with self._matmul(x, weight, scale, bias, out, **fused) as (b, params):
+        with self._matmul(x, weight, scale, bias, out, norm_apart=False, **fused) as (b, params):
             self._run_with_workspace(b, "matmul_w8a8", params)
         return out
 
@@ -448,18 +448,17 @@ class SimtOps:
     @contextmanager
     def _matmul(
         self, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor, *,
-        norm: Tensor | None = None, norm_eps: float = 0.0, epilogue: int = 0,
+        norm: Tensor | None = None, norm_eps: float = 0.0, epilogue: int = 0, norm_apart: bool = True,
     ) -> Iterator[tuple[Buffers, MatmulParams]]:  # fmt: skip
-        if norm is not None:  # as the binding does
-            x = self.rms_norm(x, norm, norm_eps)
+        if norm is not None and norm_apart:  # as the binding does
+            x, norm = self.rms_norm(x, norm, norm_eps), None
         with buffers() as b:
             width = out.shape[1]
             yield b, MatmulParams(
                 b.matrix(x, "x"), b.read(weight, "weight"), DTYPES.get(weight.dtype, 0), gguf_type(weight),
-                b.read(scale, "scale"),
-                b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype], None, 0.0, epilogue,
-                b.matrix(out, "out", out=True), x.shape[0], width if epilogue < 2 else -(-width // 16) * 32,
-                x.shape[1], width,
+                b.read(scale, "scale"), b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype],
+                b.read(norm, "norm"), norm_eps, epilogue, b.matrix(out, "out", out=True),
+                x.shape[0], width if epilogue < 2 else -(-width // 16) * 32, x.shape[1], width,
             )  # fmt: skip
 
     def adjust_logits(
