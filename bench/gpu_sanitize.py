@@ -43,7 +43,8 @@ def matmuls(dtype: torch.dtype) -> None:
         ops.matmul_dense(x, ops.pack_dense(weight.to(dtype)), out=out)
         ops.matmul_w8a16(x, ops.pack_int8(q), scale, out=out)
         ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=out)
-        ops.matmul_w8a16(x, ops.pack_int8(q), scale, out=out, norm=x[0].clone(), epilogue=ops.Epilogue.ADD)
+        for matmul in (ops.matmul_w8a16, ops.matmul_w8a8):
+            matmul(x, ops.pack_int8(q), scale, out=out, norm=x[0].clone(), epilogue=ops.Epilogue.ADD)
         gated = out[:, :96].contiguous()  # of 200 columns, in panels of gate and up
         ops.matmul_dense(x, ops.pack_dense(weight[:192].to(dtype)), out=gated, epilogue=ops.Epilogue.SILU_MUL)
         for kind, block in ops.GGUF_BLOCKS.items():

@@ -285,16 +285,12 @@ class SimtOps:
 
     def __init__(self, path: Path | None = None, capability: int = 86) -> None:
         """path: by default the library of all kernels, compiled when it is first used; capability: 86 for 8.6."""
-        self._path, self._capability = path, capability
-
-    def on(self, capability: int) -> SimtOps:
-        """The same library on another chip."""
-        return SimtOps(self._path, capability)
+        self.path, self._capability = path, capability
 
     @cached_property
     def _lib(self) -> ctypes.CDLL:
         check_params()
-        return ctypes.CDLL(str(self._path or compile.library()))
+        return ctypes.CDLL(str(self.path or compile.library()))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(ops, name)  # what runs no kernel: packing, quantising

@@ -86,7 +86,7 @@ def matmul_w8a8(ops: SimtOps) -> None:
 
 def matmul_w8a8_hopper(ops: SimtOps) -> None:
     """Both tiles, and remainders in every extent: the bits of mma.sync, which a few rows alone have too."""
-    hopper = ops.on(90)
+    hopper = SimtOps(ops.path, 90)
     for n, k in ((75, 1100), (260, 700), (20, 300)):
         x = random(270, k)
         q, scale = ops.quantize_int8(random(n, k, seed=1))

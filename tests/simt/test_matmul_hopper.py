@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import backends
 import pytest
 import torch
@@ -11,10 +15,12 @@ from ops.rows import FLOATS
 from torch import Tensor
 
 from pybatch.ops import Epilogue
+from simt import compile
+from simt.device import SimtOps
 from simt.suites import OPS
 
 ROWS = 256  # from which on wgmma is chosen
-HOPPER = OPS.on(90)
+HOPPER = SimtOps(capability=90)
 
 
 class ManyRows:
@@ -69,3 +75,20 @@ def test_gated_products_have_the_bits_of_mma_sync(epilogue: Epilogue, m: int, wi
     x, out = TESTS.random(m, k, dtype=torch.bfloat16), torch.empty(m, width, dtype=torch.bfloat16)
     first, second = both(x, -(-width // 16) * 32, None, out, epilogue=epilogue)
     assert torch.equal(first, second)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_ptxas_keeps_the_products_in_flight(tmp_path: Path) -> None:
+    """It only mentions wgmma that it has to serialise (C7510 and on), and a setmaxnreg that it leaves out (C7508)."""
+    source = compile.CSRC / "cuda" / "sm90" / "matmul_w8a8.cu"
+    flags = [
+        "-std=c++20",
+        "-cubin",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "--fmad=false",
+        "--expt-relaxed-constexpr",
+    ]
+    command = ["nvcc", *flags, "-Xptxas=-v", f"-I{compile.CSRC}", "-o", tmp_path / "cubin", source]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert report.count("0 bytes spill stores") == 2
+    assert "(C75" not in report

@@ -58,14 +58,14 @@ __device__ __forceinline__ void write_product(uint32_t* out, const Product& p) {
 
 // ---- right: the rows as they lie in shared memory, or a product ----
 
-__global__ void right_copy(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void right_copy(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map);
   wait();
   write_rows(out);
 }
 
-__global__ void right_copy_beyond_the_edges(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void right_copy_beyond_the_edges(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map, 48, -3);
   wait();
@@ -73,7 +73,7 @@ __global__ void right_copy_beyond_the_edges(const char*, uint32_t* out, CUtensor
 }
 
 // A warp copies the rows a sixteenth at a time, the others read them, and both barriers go through many phases.
-__global__ void right_ring(const char* in, uint32_t* out, CUtensorMap) {
+__global__ void right_ring(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
   constexpr int kPart = kBytes / 16;
   if (thread() == 0) {
     mbarrier_init(barrier(0), 1);
@@ -98,7 +98,7 @@ __global__ void right_ring(const char* in, uint32_t* out, CUtensorMap) {
   }
 }
 
-__global__ void right_product(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void right_product(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   Product p;
   start_product(p, map);
   wgmma_wait<0>();
@@ -124,20 +124,26 @@ __device__ __forceinline__ void multiply(const char* in, uint32_t* out) {
   wgmma_wait<0>();
   for (int i = 0; i < kN / 2; ++i) out[kN / 2 * thread() + i] = static_cast<uint32_t>(d[i]);
 }
-__global__ void multiply_128(const char* in, uint32_t* out, CUtensorMap) { multiply<128, 0>(in, out); }
-__global__ void multiply_128_later(const char* in, uint32_t* out, CUtensorMap) { multiply<128, 3>(in, out); }
-__global__ void multiply_256(const char* in, uint32_t* out, CUtensorMap) { multiply<256, 1>(in, out); }
+__global__ void multiply_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<128, 0>(in, out);
+}
+__global__ void multiply_128_later(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<128, 3>(in, out);
+}
+__global__ void multiply_256(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<256, 1>(in, out);
+}
 
 // ---- faults of copies and barriers ----
 
-__global__ void reads_before_the_copy_has_landed(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void reads_before_the_copy_has_landed(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map);
   __syncthreads();
   write_rows(out);
 }
 
-__global__ void waits_for_the_phase_before(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void waits_for_the_phase_before(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map);
   __syncthreads();
@@ -145,14 +151,14 @@ __global__ void waits_for_the_phase_before(const char*, uint32_t* out, CUtensorM
   write_rows(out);
 }
 
-__global__ void one_thread_waits_for_all(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void one_thread_waits_for_all(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map);
   if (thread() == 64) wait();
   write_rows(out);
 }
 
-__global__ void expects_too_few_bytes(const char* in, uint32_t* out, CUtensorMap) {
+__global__ void expects_too_few_bytes(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
   make_barriers();
   if (thread() == 0) {
     mbarrier_arrive_expect_tx(barrier(), kBytes / 2);
@@ -162,7 +168,7 @@ __global__ void expects_too_few_bytes(const char* in, uint32_t* out, CUtensorMap
   write_rows(out);
 }
 
-__global__ void expects_too_many_bytes(const char* in, uint32_t* out, CUtensorMap) {
+__global__ void expects_too_many_bytes(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
   make_barriers();
   if (thread() == 0) {
     mbarrier_arrive_expect_tx(barrier(), kBytes + 16);
@@ -172,7 +178,7 @@ __global__ void expects_too_many_bytes(const char* in, uint32_t* out, CUtensorMa
   write_rows(out);
 }
 
-__global__ void barrier_is_not_fenced(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void barrier_is_not_fenced(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   if (thread() == 0) mbarrier_init(barrier(), 1);
   __syncthreads();
   start_copy(map);
@@ -180,9 +186,11 @@ __global__ void barrier_is_not_fenced(const char*, uint32_t* out, CUtensorMap ma
   write_rows(out);
 }
 
-__global__ void nobody_made_the_barrier(const char*, uint32_t*, CUtensorMap map) { start_copy(map); }
+__global__ void nobody_made_the_barrier(const char*, uint32_t*, const __grid_constant__ CUtensorMap map) {
+  start_copy(map);
+}
 
-__global__ void all_arrive_for_one(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void all_arrive_for_one(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map);
   __syncthreads();
@@ -190,27 +198,27 @@ __global__ void all_arrive_for_one(const char*, uint32_t* out, CUtensorMap map) 
   write_rows(out);
 }
 
-__global__ void bulk_copy_is_misaligned(const char* in, uint32_t*, CUtensorMap) {
+__global__ void bulk_copy_is_misaligned(const char* in, uint32_t*, const __grid_constant__ CUtensorMap) {
   make_barriers();
   if (thread() == 0) cp_async_bulk(rows(), in + 8, 16, barrier());
 }
 
-__global__ void bulk_copy_has_an_odd_size(const char* in, uint32_t*, CUtensorMap) {
+__global__ void bulk_copy_has_an_odd_size(const char* in, uint32_t*, const __grid_constant__ CUtensorMap) {
   make_barriers();
   if (thread() == 0) cp_async_bulk(rows(), in, 24, barrier());
 }
 
-__global__ void bulk_copy_past_the_end(const char* in, uint32_t*, CUtensorMap) {
+__global__ void bulk_copy_past_the_end(const char* in, uint32_t*, const __grid_constant__ CUtensorMap) {
   make_barriers();
   if (thread() == 0) cp_async_bulk(rows(), in + kBytes - 16, 32, barrier());
 }
 
-__global__ void ends_during_a_copy(const char*, uint32_t*, CUtensorMap map) {
+__global__ void ends_during_a_copy(const char*, uint32_t*, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map);
 }
 
-__global__ void copies_over_what_others_read(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void copies_over_what_others_read(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map);
   wait();
@@ -219,7 +227,7 @@ __global__ void copies_over_what_others_read(const char*, uint32_t* out, CUtenso
   wait(1);
 }
 
-__global__ void copies_over_stores(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void copies_over_stores(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   make_barriers();
   rows()[thread()] = 0;
   __syncthreads();
@@ -230,7 +238,7 @@ __global__ void copies_over_stores(const char*, uint32_t* out, CUtensorMap map) 
 
 // ---- faults of wgmma ----
 
-__global__ void stores_are_not_fenced(const char* in, uint32_t* out, CUtensorMap) {
+__global__ void stores_are_not_fenced(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
   for (int i = thread(); i < kBytes; i += kThreads) rows()[i] = in[i];
   __syncthreads();
   Product p = {};
@@ -241,7 +249,8 @@ __global__ void stores_are_not_fenced(const char* in, uint32_t* out, CUtensorMap
   write_product(out, p);
 }
 
-__global__ void multiplies_before_the_copy_has_landed(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void multiplies_before_the_copy_has_landed(const char*, uint32_t* out,
+                                                      const __grid_constant__ CUtensorMap map) {
   make_barriers();
   start_copy(map);
   __syncthreads();
@@ -253,7 +262,7 @@ __global__ void multiplies_before_the_copy_has_landed(const char*, uint32_t* out
   write_product(out, p);
 }
 
-__global__ void group_has_no_fence(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void group_has_no_fence(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   Product p;
   start_product(p, map);
   wgmma_wait<0>();
@@ -264,7 +273,7 @@ __global__ void group_has_no_fence(const char*, uint32_t* out, CUtensorMap map) 
   write_product(out, p);
 }
 
-__global__ void a_changes_too_soon(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void a_changes_too_soon(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   Product p;
   start_product(p, map);
   p.a[1] = 7;
@@ -272,7 +281,7 @@ __global__ void a_changes_too_soon(const char*, uint32_t* out, CUtensorMap map) 
   write_product(out, p);
 }
 
-__global__ void d_changes_too_soon(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void d_changes_too_soon(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   Product p;
   start_product(p, map);
   p.d[5] += 7;
@@ -280,7 +289,7 @@ __global__ void d_changes_too_soon(const char*, uint32_t* out, CUtensorMap map) 
   write_product(out, p);
 }
 
-__global__ void b_changes_too_soon(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void b_changes_too_soon(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   Product p;
   start_product(p, map);
   start_copy(map);
@@ -289,13 +298,13 @@ __global__ void b_changes_too_soon(const char*, uint32_t* out, CUtensorMap map) 
   write_product(out, p);
 }
 
-__global__ void returns_before_the_wait(const char*, uint32_t*, CUtensorMap map) {
+__global__ void returns_before_the_wait(const char*, uint32_t*, const __grid_constant__ CUtensorMap map) {
   Product p;
   start_product(p, map);
   wgmma_wait<1>();
 }
 
-__global__ void a_warp_stays_away(const char* in, uint32_t* out, CUtensorMap) {
+__global__ void a_warp_stays_away(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
   for (int i = thread(); i < kBytes; i += kThreads) rows()[i] = in[i];
   fence_proxy_async();
   __syncthreads();
@@ -308,7 +317,7 @@ __global__ void a_warp_stays_away(const char* in, uint32_t* out, CUtensorMap) {
   write_product(out, p);
 }
 
-__global__ void warps_disagree(const char* in, uint32_t* out, CUtensorMap) {
+__global__ void warps_disagree(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
   for (int i = thread(); i < kBytes; i += kThreads) rows()[i] = in[i];
   fence_proxy_async();
   __syncthreads();
@@ -320,10 +329,12 @@ __global__ void warps_disagree(const char* in, uint32_t* out, CUtensorMap) {
   write_product(out, p);
 }
 
-__global__ void wants_more_registers_than_there_are(const char*, uint32_t*, CUtensorMap) { setmaxnreg_inc<240>(); }
+__global__ void wants_more_registers_than_there_are(const char*, uint32_t*, const __grid_constant__ CUtensorMap) {
+  setmaxnreg_inc<240>();
+}
 
 // Not a fault that is reported: what is read before the wait is rubbish.
-__global__ void reads_the_sum_too_soon(const char*, uint32_t* out, CUtensorMap map) {
+__global__ void reads_the_sum_too_soon(const char*, uint32_t* out, const __grid_constant__ CUtensorMap map) {
   Product p;
   start_product(p, map);
   write_product(out, p);

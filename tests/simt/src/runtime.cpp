@@ -231,7 +231,7 @@ uint8_t __tsan_atomic8_load(const volatile uint8_t* p, int) { return __atomic_lo
     if (simt::current) simt::current->worker->fail(message, __builtin_return_address(0));            \
     simt::record_fault(std::string(message) + " on the host at " + simt::where(__builtin_return_address(0))); \
   }
-SIMT_UB(type_mismatch_v1, "misaligned or null pointer")
+SIMT_UB(type_mismatch_v1, "access through a pointer that is misaligned, null or outside its array")
 SIMT_UB(out_of_bounds, "index outside an array")
 SIMT_UB(shift_out_of_bounds, "shift by more than the width, or of a negative number")
 SIMT_UB(divrem_overflow, "division by zero")
