@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/common.cuh"
 #include "pybatch/matmul.h"
 
 namespace pybatch::cuda {
@@ -34,7 +35,16 @@ struct WgmmaTile {
   static_assert(sum_bytes() <= stage_bytes(), "the sums take the place of the stages");
 };
 
+using LargeTile = WgmmaTile<256>;
+using SmallTile = WgmmaTile<128>;
+
 // From so many rows on wgmma pays: fewer leave most of a tile empty.
 constexpr int64_t kWgmmaRows = 256;
+
+// Tiles run in waves of one a multiprocessor. The large one reads three quarters as many bytes for its work.
+constexpr bool large_tile_pays(int64_t m, int64_t n, int64_t multiprocessors) {
+  auto waves = [&](int64_t rows) { return ceil_div(ceil_div(m, rows) * ceil_div(n, kTileColumns), multiprocessors); };
+  return 3 * waves(LargeTile::kRows) <= 2 * waves(SmallTile::kRows);
+}
 
 }  // namespace pybatch::cuda

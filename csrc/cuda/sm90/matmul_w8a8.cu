@@ -69,8 +69,8 @@ __device__ __forceinline__ void copy_stages(const MatmulParams& p, const CUtenso
   }
 }
 
-// The A operand of the step-th 32 bytes of K: row g of the fragment is column g of the panel. The lanes of a group of
-// four columns would meet in a bank, so half of them load their second row first.
+// The A operand of the step-th 32 bytes of K: row g of the fragment is column g of the panel. Lanes two apart would
+// meet in a bank, so half of them load their second row first.
 __device__ __forceinline__ void load_weights(uint32_t (&a)[4], const char* panel, int step, int lane) {
   const int g = lane / 4, t = lane % 4, first = g + t / 2 * 8, second = first ^ 8;
   const auto* words = reinterpret_cast<const uint32_t*>(panel);
@@ -105,7 +105,7 @@ __device__ __forceinline__ void multiply_stages(int32_t (&sum)[Tile::kRows / 2],
       wgmma_fence();
 #pragma unroll
       for (int step = half * kSteps / 2; step < (half + 1) * kSteps / 2; ++step) {
-        wgmma_m64k32_s8<Tile::kRows>(sum, a[step], wgmma_descriptor(rows + step * 32));
+        wgmma_m64k32_s8<Tile::kRows>(sum, a[step], wgmma_descriptor(rows + step * 32), i > 0 || step > 0);
       }
       wgmma_commit();
       wgmma_wait<1>();
@@ -118,34 +118,11 @@ __device__ __forceinline__ void multiply_stages(int32_t (&sum)[Tile::kRows / 2],
   wgmma_wait<0>();
 }
 
+// Sums go through the memory of the stages, so that a warp's lanes turn into neighbouring columns.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 1)
-    wgmma_kernel(MatmulParams p, Scaling scaling, const __grid_constant__ CUtensorMap rows) {
-  char* shared = dynamic_shared<char>();
-  auto* barriers = reinterpret_cast<uint64_t*>(shared + Tile::stage_bytes());
-  const Pipeline pipeline = {shared, barriers, barriers + Tile::kStages};
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < Tile::kStages; ++i) {
-      mbarrier_init(pipeline.filled + i, 1);
-      mbarrier_init(pipeline.emptied + i, kConsumers * kWarpgroup / kWarp);
-    }
-    fence_proxy_async();
-  }
-  __syncthreads();
-  const Place place = place_of_block<Tile>(p);
-
-  if (threadIdx.x < kWarpgroup) {
-    setmaxnreg_dec<kCopyRegisters>();
-    if (warp == 0) copy_stages<Tile>(p, rows, pipeline, place);
-    return;
-  }
-  setmaxnreg_inc<kMultiplyRegisters>();
-  const int panel = warp - kWarpgroup / kWarp;
-  int32_t sum[Tile::kRows / 2] = {};
-  multiply_stages<Tile>(sum, pipeline, static_cast<uint32_t>(ceil_div(p.k, kStageK)), panel);
-
-  // Through shared memory, so that a warp's lanes turn into neighbouring columns.
+__device__ __forceinline__ void write_tile(const MatmulParams& p, const Scaling& scaling, char* shared,
+                                           const int32_t (&sum)[Tile::kRows / 2], Place place, int panel) {
+  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   named_barrier_sync(1, kConsumers * kWarpgroup);
   const int group = panel / 4, column_of_warp = panel % 4 * kPanel;
   int32_t* sums = reinterpret_cast<int32_t*>(shared) + group * Tile::kRows * Tile::kPitch;
@@ -192,6 +169,36 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 }
 
 template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    wgmma_kernel(MatmulParams p, Scaling scaling, const __grid_constant__ CUtensorMap rows) {
+  char* shared = dynamic_shared<char>();
+  auto* barriers = reinterpret_cast<uint64_t*>(shared + Tile::stage_bytes());
+  const Pipeline pipeline = {shared, barriers, barriers + Tile::kStages};
+  const int warp = threadIdx.x / kWarp;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Tile::kStages; ++i) {
+      mbarrier_init(pipeline.filled + i, 1);
+      mbarrier_init(pipeline.emptied + i, kConsumers * kWarpgroup / kWarp);
+    }
+    fence_proxy_async();
+  }
+  __syncthreads();
+  const Place place = place_of_block<Tile>(p);
+
+  if (threadIdx.x < kWarpgroup) {
+    setmaxnreg_dec<kCopyRegisters>();
+    if (warp == 0) copy_stages<Tile>(p, rows, pipeline, place);
+    return;
+  }
+  setmaxnreg_inc<kMultiplyRegisters>();
+  const int panel = warp - kWarpgroup / kWarp;
+  int32_t sum[Tile::kRows / 2];
+  multiply_stages<Tile>(sum, pipeline, static_cast<uint32_t>(ceil_div(p.k, kStageK)), panel);
+
+  write_tile<Tile>(p, scaling, shared, sum, place, panel);
+}
+
+template <class Tile>
 void run(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream) {
   const dim3 grid(ceil_div(p.m, Tile::kRows) * ceil_div(p.n, kTileColumns));
   const CUtensorMap rows = byte_matrix_map(p.x.data, p.m, p.k, p.x.row_stride, Tile::kRows);
@@ -205,9 +212,8 @@ bool wgmma_pays(const MatmulParams& p) {
 }
 
 void matmul_w8a8_wgmma(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream) {
-  const int64_t blocks = ceil_div(p.m, 256) * ceil_div(p.n, kTileColumns);
-  if (blocks >= multiprocessors()) return run<WgmmaTile<256>>(p, scaling, stream);
-  run<WgmmaTile<128>>(p, scaling, stream);
+  if (large_tile_pays(p.m, p.n, multiprocessors())) return run<LargeTile>(p, scaling, stream);
+  run<SmallTile>(p, scaling, stream);
 }
 
 }  // namespace pybatch::cuda

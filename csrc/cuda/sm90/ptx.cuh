@@ -88,33 +88,34 @@ __device__ __forceinline__ void wgmma_wait() {
 #define PYBATCH_60 \
   PYBATCH_10() ", " PYBATCH_10(1) ", " PYBATCH_10(2) ", " PYBATCH_10(3) ", " PYBATCH_10(4) ", " PYBATCH_10(5)
 
-// d += a * b for 64 x kN x 32, b by its descriptor (wgmma.cuh). Each warp has the registers of sixteen rows: a as
-// mma.m16n8k32 takes it, d[4 j..4 j + 3] as the d of columns 8 j to 8 j + 7. Neither may be touched until a wait has
-// ended the group.
+// d = a * b, plus d if `accumulate`, for 64 x kN x 32, b by its descriptor (wgmma.cuh). Each warp has the registers of
+// sixteen rows: a as mma.m16n8k32 takes it, d[4 j..4 j + 3] as the d of columns 8 j to 8 j + 7. Neither may be touched
+// until a wait has ended the group.
 template <int kN>
-__device__ __forceinline__ void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
+                                                bool accumulate) {
   static_assert(kN == 128 || kN == 256);
   if constexpr (kN == 128) {
     asm volatile(
         "{\n"
         ".reg .pred accumulate;\n"
-        "setp.eq.u32 accumulate, 0, 0;\n"
+        "setp.ne.b32 accumulate, %69, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" PYBATCH_60
         ", %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, accumulate;\n"
         "}"
         : PYBATCH_D64(0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
   } else {
     asm volatile(
         "{\n"
         ".reg .pred accumulate;\n"
-        "setp.eq.u32 accumulate, 0, 0;\n"
+        "setp.ne.b32 accumulate, %133, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" PYBATCH_60 ", " PYBATCH_10(6) ", " PYBATCH_10(
             7) ", " PYBATCH_10(8) ", " PYBATCH_10(9) ", " PYBATCH_10(10) ", " PYBATCH_10(11)
         ", %120, %121, %122, %123, %124, %125, %126, %127}, {%128, %129, %130, %131}, %132, accumulate;\n"
         "}"
         : PYBATCH_D64(0), PYBATCH_D64(64)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
   }
 }
 

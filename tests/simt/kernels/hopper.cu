@@ -49,7 +49,7 @@ __device__ __forceinline__ void start_product(Product& p, const CUtensorMap& map
   for (int i = 0; i < 4; ++i) p.a[i] = 0x01010101;
   for (int i = 0; i < 64; ++i) p.d[i] = 0;
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
   wgmma_commit();
 }
 __device__ __forceinline__ void write_product(uint32_t* out, const Product& p) {
@@ -106,7 +106,7 @@ __global__ void right_product(const char*, uint32_t* out, const __grid_constant_
 }
 
 // in: shared memory as it is to be, then a [thread][4], then d [thread][kN / 2], for the step-th 32 bytes of K.
-template <int kN, int kStep>
+template <int kN, int kStep, bool kAccumulate>
 __device__ __forceinline__ void multiply(const char* in, uint32_t* out) {
   for (int i = thread(); i < kN * 128 / 4; i += kThreads) {
     reinterpret_cast<uint32_t*>(rows())[i] = reinterpret_cast<const uint32_t*>(in)[i];
@@ -119,19 +119,19 @@ __device__ __forceinline__ void multiply(const char* in, uint32_t* out) {
   for (int i = 0; i < 4; ++i) a[i] = registers[4 * thread() + i];
   for (int i = 0; i < kN / 2; ++i) d[i] = static_cast<int32_t>(registers[4 * kThreads + kN / 2 * thread() + i]);
   wgmma_fence();
-  wgmma_m64k32_s8<kN>(d, a, wgmma_descriptor(rows() + 32 * kStep));
+  wgmma_m64k32_s8<kN>(d, a, wgmma_descriptor(rows() + 32 * kStep), kAccumulate);
   wgmma_commit();
   wgmma_wait<0>();
   for (int i = 0; i < kN / 2; ++i) out[kN / 2 * thread() + i] = static_cast<uint32_t>(d[i]);
 }
 __global__ void multiply_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<128, 0>(in, out);
+  multiply<128, 0, true>(in, out);
 }
 __global__ void multiply_128_later(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<128, 3>(in, out);
+  multiply<128, 3, false>(in, out);
 }
 __global__ void multiply_256(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<256, 1>(in, out);
+  multiply<256, 1, true>(in, out);
 }
 
 // ---- faults of copies and barriers ----
@@ -243,7 +243,7 @@ __global__ void stores_are_not_fenced(const char* in, uint32_t* out, const __gri
   __syncthreads();
   Product p = {};
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -256,7 +256,7 @@ __global__ void multiplies_before_the_copy_has_landed(const char*, uint32_t* out
   __syncthreads();
   Product p = {};
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -267,7 +267,7 @@ __global__ void group_has_no_fence(const char*, uint32_t* out, const __grid_cons
   start_product(p, map);
   wgmma_wait<0>();
   for (auto& a : p.a) a = 2;
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -311,7 +311,7 @@ __global__ void a_warp_stays_away(const char* in, uint32_t* out, const __grid_co
   if (thread() >= 96) return;
   Product p = {};
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -323,7 +323,7 @@ __global__ void warps_disagree(const char* in, uint32_t* out, const __grid_const
   __syncthreads();
   Product p = {};
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows() + thread() / 96 * 32));
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows() + thread() / 96 * 32), true);
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);

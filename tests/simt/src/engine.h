@@ -32,6 +32,7 @@ struct Wgmma {
   const uint32_t* a;
   uint32_t a_at_issue[4];
   uint64_t descriptor;
+  bool accumulate;
 };
 struct Accumulator {
   int32_t* d;

@@ -66,7 +66,7 @@ void multiply(void* const operands[kWarp]) {
       const int8_t *row = a[i / 4 + 8 * (r / 2 % 2)], *column = b[r / 4 * 8 + 2 * (i % 4) + r % 2];
       int32_t sum = 0;
       for (int k = 0; k < kDepth; ++k) sum += row[k] * column[k];
-      values[r] += sum;
+      values[r] = first.accumulate ? values[r] + sum : sum;
     }
   }
 }
@@ -99,12 +99,12 @@ void wgmma_fence(Location at) {
   together("wgmma.fence", at);
 }
 
-void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, Location at) {
+void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, bool accumulate, Location at) {
   Thread& t = needs_hopper("wgmma", at);
   Worker& w = *t.worker;
   if (!t.wgmma_fenced) w.fail("wgmma: no wgmma.fence since the group before", at);
   check_descriptor(w, descriptor, at);
-  Wgmma issued{d, n, a, {}, descriptor};
+  Wgmma issued{d, n, a, {}, descriptor, accumulate};
   std::memcpy(issued.a_at_issue, a, sizeof issued.a_at_issue);
   t.wgmmas.push_back(issued);
   if (!accumulator(t, d)) {

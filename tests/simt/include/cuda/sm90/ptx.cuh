@@ -46,8 +46,9 @@ void wgmma_wait(Location at = Location::current()) {
   simt::wgmma_wait(N, at);
 }
 template <int kN>
-void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, Location at = Location::current()) {
-  simt::wgmma_s8(d, kN, a, b, at);
+void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate,
+                     Location at = Location::current()) {
+  simt::wgmma_s8(d, kN, a, b, accumulate, at);
 }
 
 // ---- registers ----
