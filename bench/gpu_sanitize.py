@@ -53,6 +53,14 @@ def matmuls(dtype: torch.dtype) -> None:
             ops.matmul_gguf(blocks, ops.pack_gguf(data, kind), out=out)
 
 
+def large_matmul() -> None:
+    """W8A8 in the large tile of Hopper, which pays for many blocks alone."""
+    m, n, k = 2304, 2000, 300
+    q, scale = ops.quantize_int8(torch.randn(n, k, device="cuda"))
+    x, out = torch.randn(m, k, device="cuda"), torch.empty(m, n, device="cuda")
+    ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=out)
+
+
 def row_ops(dtype: torch.dtype) -> None:
     x = torch.randn(3, 1002, device="cuda").to(dtype)
     weight = x[0].clone()
@@ -87,6 +95,7 @@ def main() -> None:
                 attention_and_kv(dtype, cache, head_dim)
         matmuls(dtype)
         row_ops(dtype)
+    large_matmul()
     sampling()
     torch.cuda.synchronize()
 
