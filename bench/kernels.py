@@ -16,8 +16,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -28,8 +28,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pybatch import _C, environment, ops
+from pybatch.engine.kv_cache import KvCache, KvLayout
+from pybatch.model.batch import LayerCache
 
 CACHE_BYTES = 128 << 20  # more than the last-level caches of most machines
+BLOCK = 16  # tokens in a KV block
 Call = Callable[[], Tensor]
 
 
@@ -113,13 +116,13 @@ def matmuls(model: Model, quick: bool) -> Iterator[Case]:
         for kind, (op, weights, plain, tolerance, int8) in kinds.items():
             copies = Copies(*weights)
             dense = Copies(plain) if kind == "matmul_dense f32" else None
-            int8_weights = Copies(q) if kind == "matmul_w8a16" else None
+            int8_weights = Copies(q) if kind in ("matmul_w8a16", "matmul_w8a8") else None
             for m in (1, 32) if quick else (1, 8, 32, 64, 512):
                 x, out = rand(m, k, seed=1), torch.empty(m, n)
                 peers: dict[str, Callable[[int], Call]] = {}
                 if dense is not None:
                     peers["mm"] = lambda i, x=x, dense=dense: lambda: torch.mm(x, dense[i][0].t())
-                if int8_weights is not None and m <= 64:
+                if int8_weights is not None:
                     xb, sb = x.to(torch.bfloat16), scale.to(torch.bfloat16)
                     peers["_weight_int8pack_mm"] = lambda i, xb=xb, sb=sb, w=int8_weights: (
                         lambda: torch._weight_int8pack_mm(xb, w[i][0], sb)
@@ -136,51 +139,88 @@ def matmuls(model: Model, quick: bool) -> Iterator[Case]:
                 )
 
 
+def kv_pool(model: Model, dtype: torch.dtype, blocks: int) -> KvCache:
+    """A pool as the engine has it, every layer with the same keys and values; of as many layers as it takes for the
+    first to be out of the caches again."""
+    one = KvLayout(1, model.kv_heads, model.head_dim, BLOCK, dtype)
+    layout = replace(one, num_layers=1 + CACHE_BYTES // (blocks * one.layer_bytes))
+    cache = KvCache(layout, blocks, torch.device("cpu"))
+    k, v = rand(*cache.layers[0].k.shape, seed=1), rand(*cache.layers[0].v.shape, seed=2)
+    if dtype == torch.int8:
+        k, v = ((x * 30).round().clamp(-127, 127) for x in (k, v))
+    for layer in cache.layers:
+        layer.k.copy_(k)
+        layer.v.copy_(v)
+        if layer.k_scale is not None and layer.v_scale is not None:
+            layer.k_scale.fill_(1 / 30)
+            layer.v_scale.fill_(1 / 30)
+    return cache
+
+
 def attention(model: Model, quick: bool) -> Iterator[Case]:
-    block, d = 16, model.head_dim
-    workloads = {"decode 8x1024": [(1, 1024)] * 8, "prefill 512": [(512, 512)]}
+    short = [(1, 60 + 37 * i % 81) for i in range(64)]  # 60 to 140 tokens
+    workloads = {"decode 8x1024": [(1, 1024)] * 8, "decode 64x100": short, "prefill 512": [(512, 512)]}
+    if not quick:
+        workloads |= {f"decode {n}x100": short[:n] for n in (1, 8, 32)}
+    if not quick and model is MODELS[0]:
+        workloads |= {"chunk of 8k": [(449, 8192)], "chunk of 8k, 63x100": [(449, 8192), *short[:63]]}
     for label, sequences in workloads.items():
-        rows, cached = sum(new for new, _ in sequences), sum(total for _, total in sequences)
-        blocks = cached // block
-        q = rand(rows, model.heads * d)
+        rows = sum(new for new, _ in sequences)
+        q = rand(rows, model.heads * model.head_dim)
         starts = torch.tensor([0, *(new for new, _ in sequences)]).cumsum(0).to(torch.int32)
         lengths = torch.tensor([total for _, total in sequences], dtype=torch.int32)
-        tables = torch.arange(blocks, dtype=torch.int32).view(len(sequences), -1)
-        k, v = rand(blocks, model.kv_heads, d, block, seed=1), rand(blocks, model.kv_heads, block, d, seed=2)
+        counts = [-(-total // BLOCK) for _, total in sequences]
+        owned = torch.randperm(sum(counts), dtype=torch.int32).split(counts)
+        tables = torch.nn.utils.rnn.pad_sequence(list(owned), batch_first=True)
         for dtype in (torch.float32, torch.int8) if quick else (torch.float32, torch.float16, torch.int8):
-            scales: dict[str, Tensor] = {}
-            cache_k, cache_v = k.to(dtype), v.to(dtype)
-            if dtype == torch.int8:
-                cache_k, cache_v = ((t * 30).round().clamp(-127, 127).to(dtype) for t in (k, v))
-                scales = {s: torch.full((blocks, model.kv_heads, block), 1 / 30) for s in ("k_scale", "v_scale")}
-            plain = [t.double() / (30 if scales else 1) for t in (cache_k, cache_v)]
-            # [sequences, kv_heads, tokens, head_dim], as torch has it
-            by_token = [plain[0].transpose(2, 3), plain[1]]
-            dense_k, dense_v = (
-                t.reshape(len(sequences), -1, model.kv_heads, block, d).transpose(1, 2).flatten(2, 3) for t in by_token
-            )
-            dense_q = q.view(len(sequences), -1, model.heads, d).transpose(1, 2)
-            causal = rows > len(sequences)
+            cache = kv_pool(model, dtype, sum(counts))
 
-            def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = causal) -> Tensor:
-                return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+            def call(i: int, cache: KvCache = cache, q: Tensor = q, batch: tuple = (tables, starts, lengths)) -> Call:
+                k, v, k_scale, v_scale = cache.layers[i % len(cache.layers)]
+                scale = model.head_dim**-0.5
+                return lambda: ops.paged_attention(q, k, v, *batch, scale, k_scale=k_scale, v_scale=v_scale)
 
-            copies, dense = Copies(cache_k, cache_v), Copies(dense_k.float(), dense_v.float())
+            plain = [t.double() / (30 if dtype == torch.int8 else 1) for t in cache.layers[0][:2]]
+            dense = list(dense_attention(model, sequences, q, *plain, owned))
+            peer = Copies(*(t.float() for part in dense for t in part[:3]))
+            masks = [mask for *_, mask in dense]
+
+            def sdpa(tensors: Iterable[Tensor], masks: list[Tensor | None] = masks) -> Tensor:
+                parts = zip(*[iter(tensors)] * 3, masks, strict=True)
+                return torch.cat([attend(*part).transpose(1, 2).flatten(0, 1).flatten(1) for part in parts])
+
             pairs = sum(new * total - new * (new - 1) // 2 for new, total in sequences)
+            cached = sum(total for _, total in sequences) * cache.layers[0].k[0, ..., 0].numel()
+            values = 2 * cached * (dtype.itemsize + (4 / model.head_dim if dtype == torch.int8 else 0))
             yield Case(
                 f"paged_attention {model.name} {label} KV {str(dtype)[6:]}",
-                lambda i, q=q, copies=copies, tables=tables, starts=starts, lengths=lengths, scales=scales: (
-                    lambda: ops.paged_attention(q, *copies[i], tables, starts, lengths, d**-0.5, **scales)
-                ),
-                size(cache_k, cache_v, *scales.values(), q, q),
-                4 * pairs * model.heads * d,
+                call,
+                int(values) + size(q, q),
+                4 * pairs * model.heads * model.head_dim,
                 False,
-                lambda q=dense_q, k=dense_k, v=dense_v, rows=rows: (
-                    attend(q.double(), k, v).transpose(1, 2).reshape(rows, -1)
-                ),
+                lambda sdpa=sdpa, dense=dense: sdpa(t for part in dense for t in part[:3]),
                 1e-3,
-                {"sdpa": lambda i, q=dense_q, dense=dense: lambda: attend(q, *dense[i])},
+                {"sdpa": lambda i, sdpa=sdpa, peer=peer: lambda: sdpa(peer[i])},
             )
+
+
+def dense_attention(
+    model: Model, sequences: list[tuple[int, int]], q: Tensor, k: Tensor, v: Tensor, owned: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """The queries, keys, values and mask that torch wants for the same; sequences of one shape in one batch."""
+    queries = q.double().view(len(q), model.heads, -1).transpose(0, 1).split([new for new, _ in sequences], 1)
+    shapes = sequences if len(set(sequences)) > 1 else sequences[:1]
+    each = len(sequences) // len(shapes)
+    for s, (new, total) in enumerate(shapes):
+        mine = range(s * each, (s + 1) * each)
+        keys = [k[owned[i]].permute(1, 0, 3, 2).flatten(1, 2)[:, :total] for i in mine]
+        values = [v[owned[i]].transpose(0, 1).flatten(1, 2)[:, :total] for i in mine]
+        mask = torch.ones(new, total, dtype=torch.bool).tril(total - new) if new > 1 else None
+        yield torch.stack([queries[i] for i in mine]), torch.stack(keys), torch.stack(values), mask
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
 
 def small_ops(model: Model, quick: bool) -> Iterator[Case]:
@@ -234,21 +274,30 @@ def small_ops(model: Model, quick: bool) -> Iterator[Case]:
 
 
 def kv_ops(model: Model, rows: int) -> Iterator[Case]:
-    d, block = model.head_dim, 16
+    d = model.head_dim
     q, k, v = rand(rows, model.heads * d), rand(rows, model.kv_heads * d), rand(rows, model.kv_heads * d)
-    caches = Copies(torch.zeros(256, model.kv_heads, d, block), torch.zeros(256, model.kv_heads, block, d))
-    positions, slots = torch.arange(rows), torch.arange(rows) * 7 * block + 3
+    positions, slots = torch.arange(rows), torch.arange(rows) * 7 * BLOCK + 3
     angles = torch.arange(rows)[:, None] * 10000 ** -(torch.arange(0, d, 2) / d)
     rotary = torch.cat([angles.cos(), angles.sin()], dim=1)
+    for dtype in (torch.float32, torch.float16):
+        layers = kv_pool(model, dtype, 7 * rows).layers
 
-    def write(i: int) -> Call:
-        def call() -> Tensor:
-            ops.rope_kv_write(q.clone() if i == 0 else q, k, v, positions, slots, rotary, *caches[i])
-            return caches[i][1][slots // block, :, slots % block].flatten(1) if i == 0 else q
+        def write(i: int, layers: list[LayerCache] = layers) -> Call:
+            layer = layers[i % len(layers)]
 
-        return call
+            def call() -> Tensor:
+                ops.rope_kv_write(q.clone() if i == 0 else q, k, v, positions, slots, rotary, layer.k, layer.v)
+                return layer.v[slots // BLOCK, :, slots % BLOCK].flatten(1) if i == 0 else q
 
-    yield Case(f"rope_kv_write {model.name} {rows} rows", write, 2 * size(q, k, v), wanted=lambda: v.double())
+            return call
+
+        yield Case(
+            f"rope_kv_write {model.name} {rows} rows KV {str(dtype)[6:]}",
+            write,
+            2 * size(q, k, v),
+            wanted=lambda: v.double(),
+            tolerance=1e-3,
+        )
     pool = torch.arange(2048, dtype=torch.uint8)[:, None].repeat(1, 65536)
     pairs = torch.stack([torch.arange(1024), torch.arange(1024, 2048)], dim=1)
 

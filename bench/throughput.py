@@ -1,8 +1,8 @@
 """End-to-end throughput of pybatch, and of other engines on the same work, interleaved in one run.
 
     python bench/throughput.py --engine pybatch:int8 --engine pybatch:fp32 \\
-        --engine llamacpp:q8_0,python=PATH/python,model=smollm2-q8_0.gguf \\
-        --engine transformers:fp32,python=PATH/python,model=smollm2-hf --json result.json
+        --against llamacpp:q8_0,python=PATH/python,model=smollm2-q8_0.gguf \\
+        --against transformers:fp32,python=PATH/python,model=smollm2-hf --json result.json
 
 Each engine lives in a process of its own, in the Python environment where it is installed, and stays loaded; each
 round runs every engine once on every case, so that a slow spell of the machine hits all alike. The work is fixed:
@@ -32,6 +32,7 @@ MODULES = {
     "transformers": "transformers_static",
     "openvino": "openvino_genai_batching",
     "ctranslate2": "ctranslate2_static",
+    "vllm": "vllm_llm",
 }
 
 
@@ -43,9 +44,7 @@ class Worker:
         name, _, precision = self.label.partition(":")
         settings = dict(option.split("=", 1) for option in options)
         if name not in MODULES or not settings.keys() <= {"python", "model"}:
-            raise SystemExit(
-                f"--engine {spec!r}: expected NAME:PRECISION[,python=PATH][,model=PATH], NAME in {[*MODULES]}"
-            )
+            raise SystemExit(f"{spec!r}: expected NAME:PRECISION[,python=PATH][,model=PATH], NAME in {[*MODULES]}")
         self.process = subprocess.Popen(
             [
                 settings.get("python", sys.executable),
@@ -126,7 +125,9 @@ def cpu_model() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", action="append", help="NAME:PRECISION[,python=PATH][,model=PATH]; repeatable")
+    spec = {"action": "append", "default": [], "metavar": "NAME:PRECISION[,python=PATH][,model=PATH]"}
+    parser.add_argument("--engine", **spec, help="repeatable (default: pybatch:int8 and pybatch:fp32)")
+    parser.add_argument("--against", **spec, help="another one to compare with; repeatable")
     parser.add_argument("--workload", type=Path, default=HERE / "workloads/smollm2.json")
     parser.add_argument("--case", action="append", help="a case of the workload; repeatable (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -139,7 +140,8 @@ def main() -> None:
     if unknown:
         parser.error(f"--case: unknown {sorted(unknown)}; the workload has {[*cases]}")
     cases = {name: cases[name] for name in args.case or cases}
-    workers = [Worker(spec, args.threads) for spec in args.engine or ["pybatch:int8", "pybatch:fp32"]]
+    specs = (args.engine or ["pybatch:int8", "pybatch:fp32"]) + args.against
+    workers = [Worker(spec, args.threads) for spec in specs]
     results = measure(workers, cases, args.rounds)
     show(results, cases)
     if args.json:

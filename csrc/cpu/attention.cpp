@@ -29,9 +29,10 @@ PYBATCH_INLINE F32x16 soft_capped(F32x16 x, float cap) {
   return broadcast(cap) * (one - broadcast(2.0f) / (e + one));
 }
 
-// Rows of queries that share one KV head: row r is token first + r / group, head kv_head * group + r % group.
+// Queries that go through the same tokens together, a block of rows for each of their KV heads: row r of KV head h is
+// token first + r / group, head (kv_head + h) * group + r % group.
 struct Tile {
-  int64_t sequence, kv_head, first, rows;
+  int64_t sequence, kv_head, kv_heads, first, tokens;
   int64_t position;  // of the first token
 };
 
@@ -40,11 +41,14 @@ struct Range {
   int64_t begin, end;
 };
 
-// Where the granules of a split, and those read after them, lie: the first element of the tile's KV head.
+// Where the granules of a split lie: the first element of the tile's first KV head.
 template <class T>
 struct Split {
-  const T* k[kSplitGranules + kAhead];
-  const T* v[kSplitGranules + kAhead];
+  const T* k[kSplitGranules];
+  const float* k_scale[kSplitGranules];
+  const float* v_scale[kSplitGranules];
+  // As pieces of memory in the order in which they are read: keys, values, and what is read after this split.
+  const T* pieces[2 * kSplitGranules + kAhead];
 };
 
 // Softmax over a part of the tokens, not yet normalised. sum = 0: the row has seen no token.
@@ -57,7 +61,12 @@ struct Partial {
 class Attention {
  public:
   explicit Attention(const PagedAttentionParams& p)
-      : p(p), group(p.heads / p.cache.kv_heads), depth(p.cache.head_dim), padded_depth(round_up(depth, kLanes)) {
+      : p(p),
+        group(p.heads / p.cache.kv_heads),
+        depth(p.cache.head_dim),
+        padded_depth(round_up(depth, kLanes)),
+        head_stride(depth * p.cache.block_size),
+        block_shift(__builtin_ctzll(static_cast<unsigned long long>(p.cache.block_size))) {
     tile_tokens = larger(kTileRows / group, 1);
     max_rows = round_up(tile_tokens * group, kLanes);
   }
@@ -67,9 +76,14 @@ class Attention {
  private:
   // What is to do for one sequence: an item is a tile, or (spread) one split of a tile.
   struct Plan {
-    int64_t first_item, tiles, first_split, splits;
+    int64_t first_item, tiles, tile_heads, head_tiles, first_split, splits;
     bool spread;
     int64_t first_partial;
+  };
+  // The splits [split, end) of a tile; partial: where the result waits to be merged, or -1.
+  struct Item {
+    Tile tile;
+    int64_t split, end, partial;
   };
 
   int64_t make_plan(Plan* plans, int64_t threads);
@@ -81,27 +95,38 @@ class Attention {
   int64_t partial_floats() const { return max_rows * (padded_depth + 2); }
   Partial partial(int64_t index) const { return partial_at(partials + index * partial_floats()); }
   Partial partial_at(float* base) const { return {base, base + max_rows, base + 2 * max_rows}; }
+  int64_t head_rows(const Tile& tile) const { return tile.tokens * group; }
+  int64_t rows(const Tile& tile) const { return tile.kv_heads * head_rows(tile); }
 
   void load_queries(const Tile& tile, float* q) const;
-  void attend(const Tile& tile, int64_t split, const float* q, float* scratch, Partial out) const;
+  void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, const float* q, float* score,
+              Partial out) const;
   template <class T>
-  void locate(const Tile& tile, int64_t split, Range columns, Split<T>& out, float* k_scale, float* v_scale) const;
+  void locate(const Tile& tile, int64_t split, Range columns, const Tile& then, int64_t then_split,
+              Split<T>& out) const;
   template <class T>
-  void attend(const Tile& tile, int64_t split, const float* q, float* scratch, Partial out) const;
-  void softmax(float* scores, Range range, const float* k_scale, const float* v_scale, float* max, float* sum) const;
+  void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, const float* q, float* score,
+              Partial out) const;
+  void softmax(float* scores, Range range, const float* const* k_scale, const float* const* v_scale, int64_t offset,
+               float* max, float* sum) const;
   void merge(const Tile& tile, Partial part, Partial into) const;
   void finish(const Tile& tile, Partial state) const;
 
   const PagedAttentionParams& p;
-  int64_t group, depth, padded_depth, tile_tokens, max_rows;
+  int64_t group, depth, padded_depth, head_stride, block_shift, tile_tokens, max_rows;
   float* partials = nullptr;
 };
 
 Tile Attention::tile_of(const Plan& plan, int64_t sequence, int64_t index) const {
   const int64_t begin = p.query_start[sequence], queries = p.query_start[sequence + 1] - begin;
   const int64_t token = (plan.tiles - 1 - index % plan.tiles) * tile_tokens;  // the longest first
-  const int64_t tokens = smaller(queries - token, tile_tokens);
-  return {sequence, index / plan.tiles, begin + token, tokens * group, p.seq_lens[sequence] - queries + token};
+  const int64_t kv_head = index / plan.tiles * plan.tile_heads;
+  return {sequence,
+          kv_head,
+          smaller(plan.tile_heads, p.cache.kv_heads - kv_head),
+          begin + token,
+          smaller(queries - token, tile_tokens),
+          p.seq_lens[sequence] - queries + token};
 }
 
 Range Attention::range_of(const Tile& tile, int64_t row, int64_t split) const {
@@ -113,23 +138,29 @@ Range Attention::range_of(const Tile& tile, int64_t row, int64_t split) const {
 void Attention::load_queries(const Tile& tile, float* q) const {
   const F32x16 scale = broadcast(p.scale);
   with_float_type(p.q.dtype, [&]<class T>(T*) {
-    for (int64_t row = 0; row < tile.rows; ++row, q += padded_depth) {
-      const T* from = static_cast<const T*>(p.q.data) + (tile.first + row / group) * p.q.row_stride +
-                      (tile.kv_head * group + row % group) * depth;
-      for (int64_t i = 0; i < depth; i += kLanes) store(q + i, load_first(from + i, depth - i) * scale);
+    for (int64_t h = 0; h < tile.kv_heads; ++h) {
+      for (int64_t row = 0; row < head_rows(tile); ++row, q += padded_depth) {
+        const T* from = static_cast<const T*>(p.q.data) + (tile.first + row / group) * p.q.row_stride +
+                        ((tile.kv_head + h) * group + row % group) * depth;
+        for (int64_t i = 0; i < depth; i += kLanes) store(q + i, load_first(from + i, depth - i) * scale);
+      }
     }
   });
 }
 
 // Turns a row of scores into probabilities relative to their own maximum; only lanes in range are read as numbers.
-void Attention::softmax(float* scores, Range range, const float* k_scale, const float* v_scale, float* max_out,
-                        float* sum_out) const {
+void Attention::softmax(float* scores, Range range, const float* const* k_scale, const float* const* v_scale,
+                        int64_t offset, float* max_out, float* sum_out) const {
+  auto scales = [&](const float* const* of, int64_t column) {
+    const float* const* at = of + column / kGranule;
+    return load_halves(at[0] + offset, at[1] + offset);
+  };
   const F32x16 nothing = broadcast(-__builtin_inff());
   const int64_t first = range.begin / kLanes * kLanes;
   F32x16 largest = nothing;
   for (int64_t i = first; i < range.end; i += kLanes) {
     F32x16 s = load(scores + i);
-    if (k_scale) s = s * load(k_scale + i);
+    if (k_scale) s = s * scales(k_scale, i);
     if (p.soft_cap > 0) s = soft_capped(s, p.soft_cap);
     if (range.end - i < kLanes) s = select_first(range.end - i, s, nothing);
     if (range.begin > i) s = select_first(range.begin - i, nothing, s);
@@ -142,111 +173,127 @@ void Attention::softmax(float* scores, Range range, const float* k_scale, const 
   for (int64_t i = first; i < range.end; i += kLanes) {
     F32x16 e = exp(load(scores + i) - shift);
     sum = sum + e;
-    if (v_scale) e = e * load(v_scale + i);
+    if (v_scale) e = e * scales(v_scale, i);
     store(scores + i, e);
   }
   *sum_out = reduce_add(sum);
 }
 
-// Finds the tokens of a split. A column of sixteen may end past the last token; it then repeats the last granule. The
-// lists run on, kAhead granules, to what is read next, in the layout of what they list: from keys to values, and from
-// values to the keys of the next split.
+// Finds the tokens of a split. A column of sixteen may end past the last token; it then repeats the last granule.
 template <class T>
-void Attention::locate(const Tile& tile, int64_t split, Range columns, Split<T>& out, float* k_scale,
-                       float* v_scale) const {
+void Attention::locate(const Tile& tile, int64_t split, Range columns, const Tile& then, int64_t then_split,
+                       Split<T>& out) const {
   const KvCache& cache = p.cache;
-  const int32_t* table = p.block_tables + tile.sequence * p.block_table_stride;
-  const int64_t origin = split * kAttentionSplit, last = p.seq_lens[tile.sequence] - 1;
   struct Place {
     int64_t block, offset;
   };
-  auto place_of = [&](int64_t granule) -> Place {
-    const int64_t wanted = origin + granule * kGranule, token = smaller(wanted, last);
-    return {table[token / cache.block_size], token % cache.block_size / kGranule * kGranule};
+  auto place_of = [&](const Tile& tile, int64_t split, int64_t granule) -> Place {
+    const int64_t wanted = split * kAttentionSplit + granule * kGranule;
+    const int64_t token = smaller(wanted, p.seq_lens[tile.sequence] - 1);
+    return {p.block_tables[tile.sequence * p.block_table_stride + (token >> block_shift)],
+            token & (cache.block_size - 1) & -kGranule};
   };
-  auto key_or_value = [&](const void* base, int64_t block_stride, Place at, int64_t token_stride) {
-    return static_cast<const T*>(base) + at.block * block_stride + tile.kv_head * depth * cache.block_size +
-           at.offset * token_stride;
-  };
-  auto key = [&](Place at, int64_t token_stride) {
-    return key_or_value(cache.k, cache.k_block_stride, at, token_stride);
-  };
-  auto value = [&](Place at, int64_t token_stride) {
-    return key_or_value(cache.v, cache.v_block_stride, at, token_stride);
+  auto key = [&](const Tile& tile, Place at) {
+    return static_cast<const T*>(cache.k) + at.block * cache.k_block_stride + tile.kv_head * head_stride;
   };
   const int64_t first = columns.begin * kColumnGranules, end = columns.end * kColumnGranules;
+  const T** pieces = out.pieces + end;
   for (int64_t g = first; g < end; ++g) {
-    const Place at = place_of(g);
-    out.k[g] = key(at, 1);
-    out.v[g] = value(at, depth);
-    if (k_scale) {
+    const Place at = place_of(tile, split, g);
+    out.k[g] = key(tile, at) + at.offset;
+    out.pieces[g] = key(tile, at) + at.offset * depth;
+    *pieces++ = static_cast<const T*>(cache.v) + at.block * cache.v_block_stride + tile.kv_head * head_stride +
+                at.offset * depth;
+    if constexpr (sizeof(T) == 1) {
       const int64_t scale = tile.kv_head * cache.block_size + at.offset;
-      std::memcpy(k_scale + g * kGranule, cache.k_scale + at.block * cache.k_scale_block_stride + scale, kGranule * 4);
-      std::memcpy(v_scale + g * kGranule, cache.v_scale + at.block * cache.v_scale_block_stride + scale, kGranule * 4);
+      out.k_scale[g] = cache.k_scale + at.block * cache.k_scale_block_stride + scale;
+      out.v_scale[g] = cache.v_scale + at.block * cache.v_scale_block_stride + scale;
+      for (int64_t h = 0; h < tile.kv_heads; ++h) {
+        fetch<64>(out.k_scale[g] + h * cache.block_size);
+        fetch<64>(out.v_scale[g] + h * cache.block_size);
+      }
     }
   }
+  const int64_t then_first = range_of(then, 0, then_split).begin / kGranule;
   for (int64_t i = 0; i < kAhead; ++i) {
-    out.k[end + i] = value(place_of(first + i), 1);
-    out.v[end + i] = key(place_of(kSplitGranules + i), depth);
+    const Place at = place_of(then, then_split, then_first + i);
+    *pieces++ = key(then, at) + at.offset * depth;
   }
 }
 
+// One split of a tile; `then` is what is read after it.
 template <class T>
-void Attention::attend(const Tile& tile, int64_t split, const float* q, float* scratch, Partial out) const {
-  for (int64_t row = 0; row < tile.rows; ++row) out.sum[row] = 0;
-  const int64_t begin = range_of(tile, 0, split).begin, end = range_of(tile, tile.rows - 1, split).end;
+void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, const float* q,
+                       float* score, Partial out) const {
+  const int64_t head_rows = this->head_rows(tile);
+  for (int64_t row = 0; row < rows(tile); ++row) out.sum[row] = 0;
+  const int64_t begin = range_of(tile, 0, split).begin, end = range_of(tile, head_rows - 1, split).end;
   if (begin >= end) return;
 
-  float* const score = scratch;
-  float* const k_scale = p.cache.dtype == DType::i8 ? score + max_rows * kScoreStride : nullptr;
-  float* const v_scale = p.cache.dtype == DType::i8 ? k_scale + kAttentionSplit : nullptr;
   const Range columns = {begin / kLanes, (end + kLanes - 1) / kLanes};
   Split<T> at;
-  locate(tile, split, columns, at, k_scale, v_scale);
+  locate(tile, split, columns, then, then_split, at);
+  const int64_t values = (columns.end - columns.begin) * kColumnGranules;  // where they begin among the pieces
 
   for (int64_t c = columns.begin, width; c < columns.end; c += width) {
-    width = columns.end - c >= kColumns ? kColumns : 1;
-    const T* const* k = at.k + c * kColumnGranules;
-    for (int64_t row = 0, n; row < tile.rows; row += n) {
-      n = rows_at_once(tile.rows - row);
-      score_rows(q + row * padded_depth, padded_depth, n, k, row == 0 ? k + kAhead : k, p.cache.block_size, width,
-                 depth, score + row * kScoreStride + c * kLanes, kScoreStride);
+    width = smaller(columns.end - c, kColumns);
+    for (int64_t h = 0; h < tile.kv_heads; ++h) {
+      const T *const *k = at.k + c * kColumnGranules, *const *pieces = at.pieces + c * kColumnGranules;
+      for (int64_t row = 0, n; row < head_rows; row += n) {
+        n = rows_at_once(head_rows - row);
+        const int64_t tile_row = h * head_rows + row;
+        score_rows(q + tile_row * padded_depth, padded_depth, n,
+                   Granules<T>{k, row == 0 ? pieces + kAhead : pieces, h * head_stride}, p.cache.block_size, width,
+                   depth, score + tile_row * kScoreStride + c * kLanes, kScoreStride);
+      }
     }
   }
 
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    const Range range = range_of(tile, row, split);
+  for (int64_t row = 0; row < rows(tile); ++row) {
+    const Range range = range_of(tile, row % head_rows, split);
     if (range.begin == range.end) continue;
-    softmax(score + row * kScoreStride, range, k_scale, v_scale, out.max + row, out.sum + row);
+    const bool scaled = sizeof(T) == 1;
+    softmax(score + row * kScoreStride, range, scaled ? at.k_scale : nullptr, scaled ? at.v_scale : nullptr,
+            row / head_rows * p.cache.block_size, out.max + row, out.sum + row);
     for (int64_t i = 0; i < padded_depth; i += kLanes) store(out.acc + row * padded_depth + i, zeros());
   }
 
   // Values outside a row's range are never multiplied, not even by zero: they may be NaN. What all rows of a block see
-  // is weighed together, what is left before and behind row by row.
-  for (int64_t row = 0, n; row < tile.rows; row += n) {
-    n = rows_at_once(tile.rows - row);
-    auto weigh = [&](int64_t first, int64_t count, int64_t from, int64_t to) {
-      weigh_rows(score + first * kScoreStride, kScoreStride, count, at.v, row == 0 ? at.v + kAhead : at.v, depth, from,
-                 to, out.acc + first * padded_depth, padded_depth);
-    };
-    const int64_t common = range_of(tile, row + n - 1, split).begin;
-    const int64_t common_end = larger(common, range_of(tile, row, split).end);
-    for (int64_t r = row; r < row + n; ++r) {
-      const Range range = range_of(tile, r, split);
-      weigh(r, 1, range.begin, smaller(range.end, common));
+  // is weighed together, what is left before and behind row by row. Several heads take turns, as they did for keys.
+  const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
+  for (int64_t from = columns.begin * kLanes; from < end; from += step) {
+    for (int64_t h = 0; h < tile.kv_heads; ++h) {
+      for (int64_t row = 0, n; row < head_rows; row += n) {
+        n = rows_at_once(head_rows - row);
+        const T* const* v = at.pieces + values;
+        const Granules<T> granules = {v, row == 0 ? v + kAhead : v, h * head_stride};
+        auto weigh = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
+          const int64_t tile_row = h * head_rows + first;
+          weigh_rows(score + tile_row * kScoreStride, kScoreStride, count, granules, depth, larger(begin, from),
+                     smaller(end, from + step), out.acc + tile_row * padded_depth, padded_depth);
+        };
+        const Range top = range_of(tile, row, split), bottom = range_of(tile, row + n - 1, split);
+        const int64_t common = bottom.begin, common_end = larger(common, top.end);
+        const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do by themselves
+        for (int64_t r = row; r < row + ragged; ++r) {
+          const Range range = range_of(tile, r, split);
+          weigh(r, 1, range.begin, smaller(range.end, common));
+        }
+        weigh(row, n, common, common_end);
+        for (int64_t r = row; r < row + ragged; ++r) weigh(r, 1, common_end, range_of(tile, r, split).end);
+      }
     }
-    weigh(row, n, common, common_end);
-    for (int64_t r = row; r < row + n; ++r) weigh(r, 1, common_end, range_of(tile, r, split).end);
   }
 }
 
-void Attention::attend(const Tile& tile, int64_t split, const float* q, float* scratch, Partial out) const {
-  if (p.cache.dtype == DType::i8) return attend<int8_t>(tile, split, q, scratch, out);
-  with_float_type(p.cache.dtype, [&]<class T>(T*) { attend<T>(tile, split, q, scratch, out); });
+void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, const float* q,
+                       float* score, Partial out) const {
+  if (p.cache.dtype == DType::i8) return attend<int8_t>(tile, split, then, then_split, q, score, out);
+  with_float_type(p.cache.dtype, [&]<class T>(T*) { attend<T>(tile, split, then, then_split, q, score, out); });
 }
 
 void Attention::merge(const Tile& tile, Partial part, Partial into) const {
-  for (int64_t row = 0; row < tile.rows; ++row) {
+  for (int64_t row = 0; row < rows(tile); ++row) {
     if (part.sum[row] == 0) continue;
     float* acc = into.acc + row * padded_depth;
     const float* more = part.acc + row * padded_depth;
@@ -267,8 +314,9 @@ void Attention::merge(const Tile& tile, Partial part, Partial into) const {
 }
 
 void Attention::finish(const Tile& tile, Partial state) const {
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    const int64_t head = tile.kv_head * group + row % group;
+  for (int64_t row = 0; row < rows(tile); ++row) {
+    const int64_t of_head = row % head_rows(tile);
+    const int64_t head = (tile.kv_head + row / head_rows(tile)) * group + of_head % group;
     float sum = state.sum[row], keep = 1.0f;
     if (p.sinks) {
       const float a = state.max[row], b = p.sinks[head], top = a > b ? a : b;
@@ -278,29 +326,34 @@ void Attention::finish(const Tile& tile, Partial state) const {
     const F32x16 factor = broadcast(keep / sum);
     const float* acc = state.acc + row * padded_depth;
     with_float_type(p.out.dtype, [&]<class T>(T*) {
-      T* to = static_cast<T*>(p.out.data) + (tile.first + row / group) * p.out.row_stride + head * depth;
+      T* to = static_cast<T*>(p.out.data) + (tile.first + of_head / group) * p.out.row_stride + head * depth;
       for (int64_t i = 0; i < depth; i += kLanes) store_first(to + i, load(acc + i) * factor, depth - i);
     });
   }
 }
 
 int64_t Attention::make_plan(Plan* plans, int64_t threads) {
-  int64_t total = 0;
+  int64_t heads = 0, total = 0;  // units of a head, a tile and a split: in items that are as large as can be, and all
   for (int64_t s = 0; s < p.sequences; ++s) {
     const int64_t queries = p.query_start[s + 1] - p.query_start[s], position = p.seq_lens[s] - queries;
     Plan& plan = plans[s];
     plan.tiles = (queries + tile_tokens - 1) / tile_tokens;
     plan.first_split = p.window > 0 ? larger(position + 1 - p.window, 0) / kAttentionSplit : 0;
     plan.splits = queries > 0 ? (p.seq_lens[s] - 1) / kAttentionSplit + 1 - plan.first_split : 0;
+    const int64_t head_rows = larger(smaller(queries, tile_tokens), 1) * group;
+    plan.tile_heads = smaller(larger(max_rows / head_rows, 1), p.cache.kv_heads);
+    heads += plan.tiles * plan.splits * ((p.cache.kv_heads + plan.tile_heads - 1) / plan.tile_heads);
     total += plan.tiles * plan.splits * p.cache.kv_heads;
   }
   int64_t items = 0, parts = 0;
   for (int64_t s = 0; s < p.sequences; ++s) {
     Plan& plan = plans[s];
+    if (heads < 2 * threads) plan.tile_heads = 1;
+    plan.head_tiles = (p.cache.kv_heads + plan.tile_heads - 1) / plan.tile_heads;
     plan.first_item = items;
     plan.first_partial = parts;
-    plan.spread = threads > 1 && plan.splits > 1 && plan.splits * threads * 4 > total;
-    const int64_t tiles = plan.tiles * p.cache.kv_heads;
+    plan.spread = threads > 1 && plan.splits > 1 && plan.splits * plan.tile_heads * threads * 4 > total;
+    const int64_t tiles = plan.tiles * plan.head_tiles;
     if (plan.spread) parts += tiles * plan.splits;
     items += plan.spread ? tiles * plan.splits : tiles;
   }
@@ -311,32 +364,40 @@ int64_t Attention::make_plan(Plan* plans, int64_t threads) {
 
 void Attention::run_items(const Plan* plans, int64_t items, int64_t* next) {
   const int64_t q_floats = max_rows * padded_depth;
-  float* const q = static_cast<float*>(
-      thread_scratch(kWork, (q_floats + 2 * partial_floats() + max_rows * kScoreStride + 2 * kAttentionSplit) * 4));
+  float* const q =
+      static_cast<float*>(thread_scratch(kWork, (q_floats + 2 * partial_floats() + max_rows * kScoreStride) * 4));
   const Partial state = partial_at(q + q_floats), part = partial_at(q + q_floats + partial_floats());
-  float* const scratch = q + q_floats + 2 * partial_floats();
+  float* const score = q + q_floats + 2 * partial_floats();
 
   int64_t sequence = 0;
-  while (true) {
-    const int64_t item = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-    if (item >= items) return;
-    while (plans[sequence + 1].first_item <= item) ++sequence;
+  Item item;
+  auto take = [&] {
+    const int64_t taken = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+    if (taken >= items) return false;
+    while (plans[sequence + 1].first_item <= taken) ++sequence;
     const Plan& plan = plans[sequence];
-    const int64_t index = item - plan.first_item;
+    const int64_t index = taken - plan.first_item;
     if (plan.spread) {
-      const Tile tile = tile_of(plan, sequence, index / plan.splits);
-      load_queries(tile, q);
-      attend(tile, plan.first_split + index % plan.splits, q, scratch, partial(plan.first_partial + index));
-      continue;
+      const int64_t split = plan.first_split + index % plan.splits;
+      item = {tile_of(plan, sequence, index / plan.splits), split, split + 1, plan.first_partial + index};
+    } else {
+      item = {tile_of(plan, sequence, index), plan.first_split, plan.first_split + plan.splits, -1};
     }
-    const Tile tile = tile_of(plan, sequence, index);
-    load_queries(tile, q);
-    for (int64_t row = 0; row < tile.rows; ++row) state.sum[row] = 0;
-    for (int64_t split = plan.first_split; split < plan.first_split + plan.splits; ++split) {
-      attend(tile, split, q, scratch, part);
-      merge(tile, part, state);
+    return true;
+  };
+
+  for (bool more = take(); more;) {
+    const Item now = item;
+    const Partial into = now.partial < 0 ? state : partial(now.partial);
+    load_queries(now.tile, q);
+    for (int64_t split = now.split; split < now.end; ++split) {
+      const bool last = split + 1 == now.end;
+      if (last) more = take();  // only now, so that it waits for this thread as short as can be
+      const int64_t then_split = !last ? split + 1 : more ? item.split : split;
+      attend(now.tile, split, item.tile, then_split, q, score, split == now.split ? into : part);
+      if (split > now.split) merge(now.tile, part, into);
     }
-    finish(tile, state);
+    if (now.partial < 0) finish(now.tile, into);
   }
 }
 
@@ -344,7 +405,7 @@ void Attention::merge_spread(const Plan* plans) {
   for (int64_t s = 0; s < p.sequences; ++s) {
     const Plan& plan = plans[s];
     if (!plan.spread) continue;
-    parallel_for(plan.tiles * p.cache.kv_heads, 4, [&](int64_t begin, int64_t end) {
+    parallel_for(plan.tiles * plan.head_tiles, 4, [&](int64_t begin, int64_t end) {
       for (int64_t index = begin; index < end; ++index) {
         const Tile tile = tile_of(plan, s, index);
         const int64_t first = plan.first_partial + index * plan.splits;

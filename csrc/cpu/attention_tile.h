@@ -16,7 +16,7 @@ constexpr int kColumns = 1;  // a vector is two registers of 16
 #endif
 
 constexpr int64_t kGranule = 8;  // tokens that surely lie side by side: the smallest block
-constexpr int64_t kAhead = 8;    // granules between what is prefetched and what is multiplied
+constexpr int64_t kAhead = 8;    // granules between what is multiplied and what is fetched
 
 template <int n>
 struct Count {
@@ -29,47 +29,62 @@ PYBATCH_INLINE int64_t rows_at_once(int64_t left) {
   return (left + takes - 1) / takes;
 }
 
-template <class F>
-PYBATCH_INLINE void with_rows(int64_t rows, F&& f) {
-  switch (rows) {
-    case 1: return f(Count<1>{});
-    case 2: return f(Count<2>{});
-    case 3: return f(Count<3>{});
-    case 4: return f(Count<4>{});
-    case 5: return f(Count<5>{});
-    default: return f(Count<kRows>{});
+// Calls f with n, from 1 to most, as a constant.
+template <int most, class F>
+PYBATCH_INLINE void with_count(int64_t n, F&& f) {
+  if constexpr (most > 1) {
+    if (n < most) return with_count<most - 1>(n, f);
   }
+  f(Count<most>{});
 }
 
-// out[r][c] = sum over d of q[r][d] * k[c][d]. k: the granules of the columns, two a column; element d of a granule
-// lies at d * k_stride. split: the two granules of a column lie apart. What lies kAhead granules on is prefetched from
-// `ahead`, which has the layout of k.
+// Asks for `bytes` to be in the second-level cache soon. The first level can wait for too few lines at a time to keep
+// memory busy.
+template <int64_t bytes>
+PYBATCH_INLINE void fetch(const void* p) {
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
+}
+
+// The granules of one list of tokens, and those to be fetched while each is multiplied. Keys: element d of a granule
+// lies d * block_size on. Values: a token lies depth on. What is fetched is one piece of kGranule * depth elements.
+template <class T>
+struct Granules {
+  const T* const* at;
+  const T* const* next;
+  int64_t offset;  // in elements, of the head
+};
+
+// out[r][c] = sum over d of q[r][d] * k[c][d]; two granules a column. split: they lie apart.
 template <int rows, int columns, bool split, class T>
-void scores(const float* q, int64_t q_stride, const T* const* k, const T* const* ahead, int64_t k_stride, int64_t depth,
-            float* out, int64_t out_stride) {
+void scores(const float* q, int64_t q_stride, Granules<T> k, int64_t k_stride, int64_t depth, float* out,
+            int64_t out_stride) {
   F32x16 sum[rows][columns];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int c = 0; c < columns; ++c) sum[r][c] = zeros();
   }
-  for (int64_t d = 0; d < depth; ++d) {
-    F32x16 key[columns];
+  for (int64_t g = 0, d = 0; g < 2 * columns; ++g) {
+    const T* next = k.next[g] + k.offset;
+    for (const int64_t end = (g + 1) * depth / (2 * columns); d < end; ++d, next += columns * kLanes) {
+      fetch<columns * kLanes * sizeof(T)>(next);
+      F32x16 key[columns];
 #pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) {
-      const T* lo = k[2 * c] + d * k_stride;
-      if constexpr (sizeof(T) < 4) __builtin_prefetch(ahead[2 * c] + d * k_stride);
-      if constexpr (split) {
-        key[c] = load_halves(lo, k[2 * c + 1] + d * k_stride);
-      } else {
-        key[c] = load(lo);
+      for (int c = 0; c < columns; ++c) {
+        const int64_t element = k.offset + d * k_stride;
+        if constexpr (split) {
+          key[c] = load_halves(k.at[2 * c] + element, k.at[2 * c + 1] + element);
+        } else {
+          key[c] = load(k.at[2 * c] + element);
+        }
       }
-    }
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const F32x16 x = broadcast(q[r * q_stride + d]);
+      for (int r = 0; r < rows; ++r) {
+        const F32x16 x = broadcast(q[r * q_stride + d]);
 #pragma GCC unroll 8
-      for (int c = 0; c < columns; ++c) sum[r][c] = fma(x, key[c], sum[r][c]);
+        for (int c = 0; c < columns; ++c) sum[r][c] = fma(x, key[c], sum[r][c]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -79,11 +94,11 @@ void scores(const float* q, int64_t q_stride, const T* const* k, const T* const*
   }
 }
 
-// out[r][c] += sum over tokens begin .. end of p[r][token] * v[token][c], in ascending order. v: the granules, a token
-// every v_stride; half: the column has eight elements only.
+// out[r][c] += sum over tokens begin .. end of p[r][token] * v[token][c], in ascending order. half: the column has
+// eight elements only.
 template <int rows, int columns, bool half, class T>
-void weigh(const float* p, int64_t p_stride, const T* const* v, const T* const* ahead, int64_t v_stride, int64_t column,
-           int64_t begin, int64_t end, float* out, int64_t out_stride) {
+void weigh(const float* p, int64_t p_stride, Granules<T> v, int64_t depth, int64_t column, int64_t begin, int64_t end,
+           float* out, int64_t out_stride) {
   F32x16 sum[rows][columns];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
@@ -91,10 +106,11 @@ void weigh(const float* p, int64_t p_stride, const T* const* v, const T* const* 
     for (int c = 0; c < columns; ++c) sum[r][c] = load(out + r * out_stride + column + c * kLanes);
   }
   for (int64_t token = begin; token < end;) {
-    const int64_t granule = token / kGranule, next = (granule + 1) * kGranule, stop = next < end ? next : end;
-    const int64_t offset = (token - granule * kGranule) * v_stride + column;
-    const T *value = v[granule] + offset, *next_value = ahead[granule] + offset;
-    for (; token < stop; ++token, value += v_stride, next_value += v_stride) {
+    const int64_t granule = token / kGranule, next_granule = (granule + 1) * kGranule;
+    const int64_t stop = next_granule < end ? next_granule : end;
+    const int64_t offset = v.offset + (token - granule * kGranule) * depth + column;
+    const T *value = v.at[granule] + offset, *next = v.next[granule] + offset;
+    for (; token < stop; ++token, value += depth, next += depth) {
       F32x16 x[columns];
 #pragma GCC unroll 8
       for (int c = 0; c < columns; ++c) {
@@ -102,9 +118,9 @@ void weigh(const float* p, int64_t p_stride, const T* const* v, const T* const* 
           x[c] = load_halves(value, value);
         } else {
           x[c] = load(value + c * kLanes);
-          if constexpr (sizeof(T) < 4) __builtin_prefetch(next_value + c * kLanes);
         }
       }
+      fetch<columns * kLanes * sizeof(T)>(next);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const F32x16 weight = broadcast(p[r * p_stride + token]);
@@ -120,29 +136,26 @@ void weigh(const float* p, int64_t p_stride, const T* const* v, const T* const* 
   }
 }
 
-// Scores of `count` rows, one block of rows, against the columns [0, columns) of k; sizes as in scores().
+// Scores of `count` rows, one block of rows, against up to kColumns columns; sizes as in scores().
 template <class T>
-void score_rows(const float* q, int64_t q_stride, int64_t count, const T* const* k, const T* const* ahead,
-                int64_t block_size, int64_t columns, int64_t depth, float* out, int64_t out_stride) {
-  with_rows(count, [&]<int rows>(Count<rows>) {
-    auto with = [&](auto kernel) { kernel(q, q_stride, k, ahead, block_size, depth, out, out_stride); };
-    const bool wide = columns == kColumns, split = block_size == kGranule;
-    if (wide) {
-      split ? with(scores<rows, kColumns, true, T>) : with(scores<rows, kColumns, false, T>);
-    } else {
-      split ? with(scores<rows, 1, true, T>) : with(scores<rows, 1, false, T>);
-    }
+void score_rows(const float* q, int64_t q_stride, int64_t count, Granules<T> k, int64_t block_size, int64_t columns,
+                int64_t depth, float* out, int64_t out_stride) {
+  with_count<kRows>(count, [&]<int rows>(Count<rows>) {
+    with_count<kColumns>(columns, [&]<int width>(Count<width>) {
+      auto with = [&](auto kernel) { kernel(q, q_stride, k, block_size, depth, out, out_stride); };
+      block_size == kGranule ? with(scores<rows, width, true, T>) : with(scores<rows, width, false, T>);
+    });
   });
 }
 
 // Adds the weighted values of tokens [begin, end) to `count` rows, one block of rows; sizes as in weigh().
 template <class T>
-void weigh_rows(const float* p, int64_t p_stride, int64_t count, const T* const* v, const T* const* ahead,
-                int64_t depth, int64_t begin, int64_t end, float* out, int64_t out_stride) {
+void weigh_rows(const float* p, int64_t p_stride, int64_t count, Granules<T> v, int64_t depth, int64_t begin,
+                int64_t end, float* out, int64_t out_stride) {
   if (begin >= end) return;
-  with_rows(count, [&]<int rows>(Count<rows>) {
+  with_count<kRows>(count, [&]<int rows>(Count<rows>) {
     auto with = [&](auto kernel, int64_t column) {
-      kernel(p, p_stride, v, ahead, depth, column, begin, end, out, out_stride);
+      kernel(p, p_stride, v, depth, column, begin, end, out, out_stride);
     };
     int64_t column = 0;
     for (; column + kColumns * kLanes <= depth; column += kColumns * kLanes) {

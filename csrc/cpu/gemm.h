@@ -52,7 +52,6 @@ struct BlockTile {
 constexpr int64_t kBlockSteps = 512;         // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
 constexpr int64_t kBlockRows = 256;          // rows whose sums are parked between blocks
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
-constexpr int64_t kFetchTiles = 3;           // tiles that leave time to fetch the next block of weights
 constexpr int64_t kWidenTiles = 4;           // tiles that pay for widening weights to fp32 once, before them
 constexpr int64_t kRowWorkPerThread = 8192;  // activations to prepare that are worth waking a thread for
 constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that are worth waking a thread for
@@ -67,13 +66,25 @@ constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct Gemm {
-  const void* x;
-  int64_t x_stride;  // bytes from row to row
-  const void* weight;
-  int64_t panel_stride;  // bytes from panel to panel
-  int64_t m, panels, steps;
-  int64_t together;  // panels that `finish` needs at once: 1, or 2 where they are gate and up
+  const MatmulParams& p;
+  const void* x;         // p.x as the Op takes it
+  int64_t x_stride;      // bytes from row to row
+  int64_t panel_stride;  // bytes from panel to panel of p.weight
+  int64_t steps;
+
+  int64_t panels() const { return ceil_div(p.n, kPanel); }
+  int64_t together() const { return is_gated(p.epilogue) ? 2 : 1; }  // panels that `finish` needs at once
 };
+
+// Sends for the part of p.out that a tile is about to write: where rows are many, most of it has left the caches.
+inline void fetch_output(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
+  const Matrix& out = g.p.out;
+  const int64_t bytes = size_of(out.dtype), width = panels * kPanel / g.together() * bytes;
+  const char* at = static_cast<const char*>(out.data) + (row * out.row_stride + panel * kPanel / g.together()) * bytes;
+  for (int64_t r = 0; r < rows; ++r, at += out.row_stride * bytes) {
+    for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(at + b, 1);
+  }
+}
 
 struct TileArguments {
   const char* x;
@@ -99,7 +110,12 @@ void multiply_tile(const TileArguments& t) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) sum[r][p] = t.resume ? parked[p * kRows + r] : Sum{};
   }
-  const char* x = t.x;
+  constexpr int kBases = (kRows + 3) / 4;  // with one address for all rows, their offsets would not fit the registers
+  const char* x[kBases];
+  for (int i = 0; i < kBases; ++i) {
+    x[i] = t.x + 4 * i * t.x_stride;
+    asm("" : "+r"(x[i]));  // or the compiler makes them one again
+  }
   const char* weight = t.weight;
   int64_t until_fetch = t.fetch_first;
   auto step = [&](int s) __attribute__((always_inline)) {
@@ -108,7 +124,7 @@ void multiply_tile(const TileArguments& t) {
     for (int p = 0; p < kPanels; ++p) w[p] = Op::weight(weight + p * t.panel_stride, s);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      typename Op::X a = Op::activation(x + r * t.x_stride + s * Op::kStepBytes);
+      typename Op::X a = Op::activation(x[r / 4] + r % 4 * t.x_stride + s * Op::kStepBytes);
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) sum[r][p] = Op::multiply_add(a, w[p], sum[r][p]);
     }
@@ -121,10 +137,10 @@ void multiply_tile(const TileArguments& t) {
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
         const char* next = weight + p * t.panel_stride + t.ahead;
-        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b);
+        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b, 0, 2);  // to L2
       }
     }
-    x += Op::kSteps * Op::kStepBytes;
+    for (int i = 0; i < kBases; ++i) x[i] += Op::kSteps * Op::kStepBytes;
     weight += Op::kGroupBytes;
   }
   for (int s = 0; s < t.steps % Op::kSteps; ++s) step(s);
@@ -173,14 +189,11 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
     int64_t done = k / Op::kSteps * Op::kGroupBytes;
     TileArguments t;
     t.x_stride = g.x_stride;
-    t.weight = static_cast<const char*>(g.weight) + panel * g.panel_stride + done;
+    t.weight = static_cast<const char*>(g.p.weight) + panel * g.panel_stride + done;
     t.panel_stride = g.panel_stride;
     t.steps = last ? g.steps - k : block;
     t.resume = k > 0;
-    t.ahead = 0;
-    if (tiles >= kFetchTiles) {
-      t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
-    }
+    t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
     t.fetch_every = tiles;
     bool widened = Op::kWiden && tiles >= kWidenTiles;
     if constexpr (Op::kWiden) {
@@ -201,6 +214,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
       Sum* tile_sums = park ? sums + begin * panels : sums;
       int64_t at_once = min(panels, min(Op::Tile::kMaxSums / count, Op::Tile::kMaxPanels));
       auto multiply = widened ? tile_function<typename Op::Widened>(count, at_once) : tile_function<Op>(count, at_once);
+      if (last) fetch_output(g, row + begin, count, panel, panels);
       TileArguments part = t;
       for (int64_t p = 0; p < panels; p += at_once) {
         part.weight = t.weight + p * t.panel_stride;
@@ -215,23 +229,24 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
 
 template <class Op, class Finish>
 void gemm(const Gemm& g, const Finish& finish) {
-  if (g.m == 0 || g.panels == 0) return;
-  int64_t tile_rows = min(g.m, Op::Tile::kMaxRows);
+  const int64_t m = g.p.m, panels = g.panels(), together = g.together();
+  if (m == 0 || panels == 0) return;
+  int64_t tile_rows = min(m, Op::Tile::kMaxRows);
   int64_t tile_panels = min(Op::Tile::kMaxSums / tile_rows, Op::Tile::kMaxPanels);
-  int64_t groups = g.panels / g.together, block_groups = max(tile_panels / g.together, 1);
+  int64_t groups = panels / together, block_groups = max(tile_panels / together, 1);
   // Ranges of rows: small enough to park their sums, and more of them where panels are too few for the threads.
   int64_t wanted = ceil_div(4 * executor().num_threads(), groups);
-  int64_t ranges = max(ceil_div(g.m, kBlockRows), min(wanted, g.m / kMinRows));
-  int64_t work = g.together * (g.steps * Op::Tile::kStepWork + 1) * (g.m / ranges + 3);
+  int64_t ranges = max(ceil_div(m, kBlockRows), min(wanted, m / kMinRows));
+  int64_t work = together * (g.steps * Op::Tile::kStepWork + 1) * (m / ranges + 3);
   parallel_for(ranges * groups, ceil_div(kWorkPerThread, work), [&](int64_t unit, int64_t end) {
     while (unit < end) {
       int64_t range = unit / groups, group = unit % groups;
-      int64_t row = g.m * range / ranges, rows = g.m * (range + 1) / ranges - row;
+      int64_t row = m * range / ranges, rows = m * (range + 1) / ranges - row;
       int64_t count = min(groups - group, end - unit);
       int64_t blocks = ceil_div(count, block_groups);
       for (int64_t i = 0; i < blocks; ++i) {
         int64_t first = group + count * i / blocks, last = group + count * (i + 1) / blocks;
-        multiply_block<Op>(g, row, rows, first * g.together, (last - first) * g.together, i + 1 < blocks, finish);
+        multiply_block<Op>(g, row, rows, first * together, (last - first) * together, i + 1 < blocks, finish);
       }
       unit += count;
     }

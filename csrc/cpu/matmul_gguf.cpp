@@ -85,10 +85,8 @@ void multiply(const MatmulParams& p, const Finish& finish) {
       thread_scratch(kActivations, p.m * stride * static_cast<int64_t>(sizeof(ActivationBlock))));
   for_each_row(p, [&](int64_t row, auto* x) { quantize_row(x, p.k, Type::kOffset, rows + row * stride); });
   using Op = BlockOp<Type>;
-  Gemm g{rows,     stride * static_cast<int64_t>(sizeof(ActivationBlock)),
-         p.weight, p.k / Type::kWeights * Op::kGroupBytes,
-         p.m,      ceil_div(p.n, kPanel),
-         blocks,   is_gated(p.epilogue) ? 2 : 1};
+  Gemm g{p, rows, stride * static_cast<int64_t>(sizeof(ActivationBlock)), p.k / Type::kWeights * Op::kGroupBytes,
+         blocks};
   gemm<Op>(g, finish);
 }
 

@@ -169,10 +169,7 @@ void matmul_w8a8(const MatmulParams& p) {
   for_each_row(p, [&](int64_t row, auto* x) { row_scales[row] = quantize_row(x, p.k, rows + row * stride); });
 
   int64_t groups = ceil_div(p.k, 4), panel_stride = (groups + 1) * Dot4Op::kGroupBytes;
-  Gemm g{rows,     stride * static_cast<int64_t>(sizeof(Dot4::Stored)),
-         p.weight, panel_stride,
-         p.m,      ceil_div(p.n, kPanel),
-         groups,   is_gated(p.epilogue) ? 2 : 1};
+  Gemm g{p, rows, stride * static_cast<int64_t>(sizeof(Dot4::Stored)), panel_stride, groups};
   gemm<Dot4Op>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Dot4::Sum* sums) {
     write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) PYBATCH_INLINE_LAMBDA {
       F32x16 scale = load_first(p.scale + column, p.n - column);

@@ -103,8 +103,9 @@ void write_head(Head& head, int64_t depth, DType dtype, void* base, int64_t offs
 }
 
 // Fetches one of `parts` equal parts of the lines that a token will be written to: a key has one for almost every
-// element, too many to be fetched at once.
-void prefetch_slot(const KvCache& c, int64_t slot, int64_t part, int64_t parts) {
+// element, too many to be fetched at once, and too many for the first-level cache to wait for. Inlined, since GCC drops
+// calls of a function that does nothing but prefetch.
+PYBATCH_INLINE void prefetch_slot(const KvCache& c, int64_t slot, int64_t part, int64_t parts) {
   if (slot < 0) return;
   const int64_t block = slot / c.block_size, offset = slot % c.block_size;
   const int64_t bytes = size_of(c.dtype);
@@ -112,12 +113,12 @@ void prefetch_slot(const KvCache& c, int64_t slot, int64_t part, int64_t parts) 
   const int64_t row_bytes = c.block_size * bytes, rows = c.kv_heads * c.head_dim;
   const int64_t rows_a_line = row_bytes < kLineBytes ? kLineBytes / row_bytes : 1;
   for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row += rows_a_line) {
-    __builtin_prefetch(k + row * row_bytes, 1);
+    __builtin_prefetch(k + row * row_bytes, 0, 2);
   }
   if (part >= c.kv_heads) return;
   const char* v =
       static_cast<const char*>(c.v) + (block * c.v_block_stride + (part * c.block_size + offset) * c.head_dim) * bytes;
-  for (int64_t i = 0; i < c.head_dim * bytes; i += kLineBytes) __builtin_prefetch(v + i, 1);
+  for (int64_t i = 0; i < c.head_dim * bytes; i += kLineBytes) __builtin_prefetch(v + i, 0, 2);
 }
 
 template <class T>

@@ -37,6 +37,7 @@ struct bf16 {
 };
 
 constexpr int kLanes = 16;
+using F32x4 = float __attribute__((vector_size(16)));  // GCC's and Clang's vectors: SSE, NEON or what there is
 
 PYBATCH_INLINE float as_float(uint32_t bits) {
   float x;
@@ -227,8 +228,6 @@ PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
 
 #else  // portable
 
-using F32x4 = float __attribute__((vector_size(16)));  // GCC's and Clang's vectors: SSE, NEON or what there is
-
 struct F32x16 {
   F32x4 part[4];
   PYBATCH_INLINE float operator[](int i) const { return part[i / 4][i % 4]; }
@@ -344,22 +343,24 @@ PYBATCH_INLINE void store_first(T* p, F32x16 a, int64_t n) {  // writes n elemen
   std::memcpy(static_cast<void*>(p), buffer, static_cast<size_t>(n) * sizeof(T));
 }
 
-// Sums and maxima over the lanes, pairwise in one fixed tree.
+// Sums and maxima over the lanes, pairwise in one fixed tree: i with i + 8, then + 4, + 2, + 1.
+template <class F>
+PYBATCH_INLINE float reduce(F32x16 a, F&& f) {
+  float lanes[kLanes];
+  store(lanes, a);
+  F32x4 v[4];
+  std::memcpy(v, lanes, sizeof(v));
+  v[0] = f(f(v[0], v[2]), f(v[1], v[3]));
+  const F32x4 swapped = {v[0][2], v[0][3], v[0][0], v[0][1]};
+  v[0] = f(v[0], swapped);
+  const F32x4 odd = {v[0][1], v[0][0], v[0][3], v[0][2]};
+  return f(v[0], odd)[0];
+}
 PYBATCH_INLINE float reduce_add(F32x16 a) {
-  float v[kLanes];
-  store(v, a);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
-  }
-  return v[0];
+  return reduce(a, [](F32x4 x, F32x4 y) PYBATCH_INLINE_LAMBDA { return x + y; });
 }
 PYBATCH_INLINE float reduce_max(F32x16 a) {
-  float v[kLanes];
-  store(v, a);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
-  }
-  return v[0];
+  return reduce(a, [](F32x4 x, F32x4 y) PYBATCH_INLINE_LAMBDA { return x > y ? x : y; });
 }
 
 // exp to about 1 ulp for x <= 88: x = n ln2 + r, a polynomial of degree 6 in r (Cephes expf), times 2^n.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -38,8 +39,7 @@ class Sampler:
         if any(adjusted):
             _adjust(logits, sequences, adjusted)
         tokens = _draw(logits, sequences)
-        chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])
-        valid = chosen.squeeze(1).isfinite().tolist()
+        valid = [math.isfinite(chosen) for (chosen,) in logits.gather(1, tokens[:, None]).tolist()]
         logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
         if wanted:
             counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
