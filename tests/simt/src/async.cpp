@@ -12,11 +12,6 @@ namespace {
 constexpr int64_t kMaxBytes = (1 << 20) - 1;  // that a phase can wait for
 constexpr uint32_t kMaxCount = (1 << 20) - 1;
 
-Thread& needs_hopper(const char* name, Location at) {
-  if (compute_capability() != 90) current->worker->fail(std::string(name) + " needs sm_90a", at);
-  return *current;
-}
-
 size_t offset_in_shared(Thread& t, const void* p, const char* what, Location at) {
   auto address = reinterpret_cast<uintptr_t>(p);
   if (!t.worker->is_shared(address)) t.worker->fail(std::string(what) + " is not in shared memory", at);
@@ -135,7 +130,7 @@ void bulk_copy(void* shared, const void* global, uint32_t bytes, uint64_t* barri
   if (bytes == 0) t.worker->fail("cp.async.bulk of no bytes", at);
   t.worker->global_access(reinterpret_cast<uintptr_t>(global), bytes, false, nullptr, "cp.async.bulk");
   char* to = static_cast<char*>(shared);
-  t.worker->start_copy(t, {offset_in_shared(t, barrier, "the mbarrier", at), offset, bytes, t.linear,
+  t.worker->start_copy(t, {offset_in_shared(t, barrier, "the mbarrier", at), offset, bytes,
                            [=] { std::memcpy(to, global, bytes); }}, at);
 }
 
@@ -172,7 +167,7 @@ void tensor_copy(void* shared, const CUtensorMap& map, int32_t x, int32_t y, uin
       }
     }
   };
-  w.start_copy(t, {offset_in_shared(t, barrier, "the mbarrier", at), offset, map.box[0] * map.box[1], t.linear, land}, at);
+  w.start_copy(t, {offset_in_shared(t, barrier, "the mbarrier", at), offset, map.box[0] * map.box[1], land}, at);
 }
 
 }  // namespace simt

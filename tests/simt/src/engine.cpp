@@ -43,6 +43,11 @@ std::string where(Location at) {
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(at.line());
 }
 
+Thread& needs_hopper(const char* name, Location at) {
+  if (compute_capability() != 90) current->worker->fail(std::string(name) + " needs sm_90a", at);
+  return *current;
+}
+
 Worker::Worker() {
   void* memory = mmap(nullptr, kWindowBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();

@@ -91,7 +91,7 @@ struct Mbarrier {
 
 struct BulkCopy {
   size_t barrier, offset;     // in shared memory
-  uint32_t bytes, thread;     // that come to the barrier; that issued it
+  uint32_t bytes;             // that come to the barrier
   std::function<void()> land;
 };
 
@@ -104,8 +104,7 @@ class Worker {
   // Called on the fiber of a thread. These return once the thread may go on.
   void barrier(Thread&, int id, unsigned threads, Location);
   void collective(Thread&, unsigned mask, const char* name, void* operand, Apply, Location);
-  // Returns once the four warps of the warpgroup have come with the same operand; The one that comes last
-  // calls `last`.
+  // All threads of the warpgroup come with the same operand; the one that comes last calls `last`.
   void warpgroup(Thread&, const char* name, uint64_t operand, const std::function<void()>& last, Location);
   void exit(Thread&);
 
@@ -160,6 +159,7 @@ class Worker {
 
 extern thread_local Thread* current __attribute__((tls_model("initial-exec")));  // null outside kernels
 
+Thread& needs_hopper(const char* name, Location);  // the calling thread; a fault on other chips
 std::string where(const void* pc);
 std::string where(Location);
 void record_fault(const std::string&);

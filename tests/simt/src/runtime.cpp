@@ -222,7 +222,8 @@ void __tsan_write_range(void* p, size_t n) {
   simt::access(p, n, simt::Stamp::kPlain, __builtin_return_address(0), "write");
 }
 void __tsan_init() {}
-uint8_t __tsan_atomic8_load(const volatile uint8_t* p, int) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }  // of host code
+// Host code asks with it whether a local static has been made.
+uint8_t __tsan_atomic8_load(const volatile uint8_t* p, int) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 
 // ---- undefined behaviour: the calls that -fsanitize=alignment,bounds,... compiles in ----
 

@@ -13,8 +13,8 @@ constexpr unsigned kRegistersOfAnSm = 64 << 10;
 constexpr int kDepth = 32;  // K of an s8 product
 
 // Where element k (bytes) of column n of B lies, by its descriptor: K-major, rows of 128 swizzled bytes in groups of
-// eight. In units of 16 bytes: start address bits 0 to 13, stride between groups bits 32 to 45 (the leading dimension's,
-// bits 16 to 29, is not used so), base offset bits 49 to 51, swizzle mode bits 62 and 63.
+// eight. In units of 16 bytes: start address bits 0 to 13, stride between groups bits 32 to 45 (that of the leading
+// dimension, bits 16 to 29, is not used so), base offset bits 49 to 51, swizzle mode bits 62 and 63.
 uint32_t place_in_b(uint64_t descriptor, int n, int k) {
   auto field = [&](int at) { return static_cast<uint32_t>(descriptor >> at & 0x3fff) << 4; };
   uint32_t address = field(0) + static_cast<uint32_t>(n / 8) * field(32) + static_cast<uint32_t>(n % 8 * 128 + k);
@@ -83,11 +83,6 @@ void finish_oldest(Thread& t) {
   t.accumulators.erase(t.accumulators.begin() + (sums - t.accumulators.data()));
 }
 
-Thread& needs_hopper(const char* name, Location at) {
-  if (compute_capability() != 90) current->worker->fail(std::string(name) + " needs sm_90a", at);
-  return *current;
-}
-
 void together(const char* name, Location at) {
   aligned(name, nullptr, [](void* const[32], unsigned) {}, at);
 }
@@ -148,7 +143,8 @@ void Worker::set_registers(Thread& t, const char* name, unsigned count, Location
   unsigned sum = 0, known = 0, warpgroups = count_ / kWarpgroup;
   for (unsigned i = 0; i < warpgroups; ++i) sum += registers_[i] * kWarpgroup, known += registers_[i] != 0;
   if (known == warpgroups && sum > kRegistersOfAnSm) {
-    fail(std::string(name) + ": the block's threads would have " + std::to_string(sum) + " registers, more than an SM", at);
+    fail(std::string(name) + ": the block's threads would have " + std::to_string(sum) +
+             " registers, more than an SM has", at);
   }
 }
 

@@ -16,9 +16,9 @@ void fence_proxy_async();
 void bulk_copy(void* shared, const void* global, uint32_t bytes, uint64_t* barrier, Location);
 void tensor_copy(void* shared, const CUtensorMap&, int32_t x, int32_t y, uint64_t* barrier, Location);
 
-// d = a * b, plus d if `accumulate`, for 64 x n x 32, b by its descriptor. Shared memory and a are read, and d is written, when the group is
-// waited for; till then d holds rubbish. Every group has to begin with a fence (the ISA asks for one only where
-// registers have been touched, which this layer cannot see).
+// d = a * b, plus d if `accumulate`, for 64 x n x 32, b by its descriptor. Shared memory and a are read, and d is
+// written, when the group is waited for; till then d holds rubbish. Every group has to begin with a fence (the ISA asks
+// for one only where registers have been touched, which this layer cannot see).
 void wgmma_fence(Location);
 void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, bool accumulate, Location);
 void wgmma_commit(Location);
