@@ -43,13 +43,22 @@ def matmuls(dtype: torch.dtype) -> None:
         ops.matmul_dense(x, ops.pack_dense(weight.to(dtype)), out=out)
         ops.matmul_w8a16(x, ops.pack_int8(q), scale, out=out)
         ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=out)
-        ops.matmul_w8a16(x, ops.pack_int8(q), scale, out=out, norm=x[0].clone(), epilogue=ops.Epilogue.ADD)
+        for matmul in (ops.matmul_w8a16, ops.matmul_w8a8):
+            matmul(x, ops.pack_int8(q), scale, out=out, norm=x[0].clone(), epilogue=ops.Epilogue.ADD)
         gated = out[:, :96].contiguous()  # of 200 columns, in panels of gate and up
         ops.matmul_dense(x, ops.pack_dense(weight[:192].to(dtype)), out=gated, epilogue=ops.Epilogue.SILU_MUL)
         for kind, block in ops.GGUF_BLOCKS.items():
             data = torch.zeros(n, 512 // block.weights * block.bytes, dtype=torch.uint8, device="cuda")
             blocks = x.repeat(1, 2)[:, :512].contiguous()
             ops.matmul_gguf(blocks, ops.pack_gguf(data, kind), out=out)
+
+
+def large_matmul() -> None:
+    """W8A8 in the large tile of Hopper, which pays for many blocks alone."""
+    m, n, k = 2304, 2000, 300
+    q, scale = ops.quantize_int8(torch.randn(n, k, device="cuda"))
+    x, out = torch.randn(m, k, device="cuda"), torch.empty(m, n, device="cuda")
+    ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=out)
 
 
 def row_ops(dtype: torch.dtype) -> None:
@@ -86,6 +95,7 @@ def main() -> None:
                 attention_and_kv(dtype, cache, head_dim)
         matmuls(dtype)
         row_ops(dtype)
+    large_matmul()
     sampling()
     torch.cuda.synchronize()
 

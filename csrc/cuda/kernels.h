@@ -30,7 +30,7 @@ void copy_blocks(const CopyBlocksParams&, cudaStream_t);  // either side may be 
 size_t paged_attention_workspace(const PagedAttentionParams&);
 void paged_attention(const PagedAttentionParams&, void* workspace, cudaStream_t);
 
-// Matmuls take x as it is: rms_norm runs before them where p.norm is set.
+// Matmuls but W8A8's, which normalises as it quantises, take x as it is: rms_norm runs before them where p.norm is set.
 void matmul_dense(const MatmulParams&, cudaStream_t);
 void matmul_w8a16(const MatmulParams&, cudaStream_t);
 size_t matmul_w8a8_workspace(const MatmulParams&);

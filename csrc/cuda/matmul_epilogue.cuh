@@ -1,4 +1,4 @@
-// What becomes of a product, for every matmul.
+// What becomes of a sum, for every matmul.
 #pragma once
 
 #include "cuda/activation.cuh"
@@ -6,27 +6,66 @@
 
 namespace pybatch::cuda {
 
-// The lanes of a warp call it together, each with one of 32 neighbouring columns of a row, the first a multiple of 32:
-// where gate and up are multiplied, the lower lanes have gates and the upper ones what they gate.
-__device__ __forceinline__ void write_product(const MatmulParams& p, int64_t row, int64_t column, float product) {
-  auto rounded = [&](float x) {
-    switch (p.out.dtype) {
-      case DType::f32: return x;
-      case DType::f16: return to_float(from_float<f16>(x));
-      default: return to_float(from_float<bf16>(x));
-    }
-  };
-  float x = rounded(product);
-  if (is_gated(p.epilogue)) {
-    const float up = __shfl_down_sync(kAllLanes, x, kPanel);
-    const int64_t panel = column / kPanel;
-    column = panel / 2 * kPanel + column % kPanel;
-    if (panel % 2 != 0 || column >= p.width) return;
-    x = (p.epilogue == Epilogue::silu_mul ? Silu::apply(x) : GeluTanh::apply(x)) * up;
+// From a column's sums to its products.
+struct ColumnScaling {
+  float scale, bias;
+  const float* row_scale;  // may be null
+
+  template <class Sum>
+  __device__ __forceinline__ float apply(Sum sum, int64_t row) const {
+    return static_cast<float>(sum) * (row_scale != nullptr ? row_scale[row] * scale : scale) + bias;
   }
-  const int64_t at = row * p.out.row_stride + column;
-  if (p.epilogue == Epilogue::add) x += load_as(p.out.dtype, p.out.data, at);
-  store_as(p.out.dtype, p.out.data, at, x);
+};
+
+// From a sum to the product: times its column's (and row's) scale, plus its column's bias.
+struct Scaling {
+  const float* column_scale;  // each may be null
+  const float* row_scale;
+  const void* bias;
+  DType bias_dtype;
+
+  // What is missing leaves every float as it is: 1 as a factor, -0 as a summand.
+  __device__ __forceinline__ ColumnScaling column(int64_t column) const {
+    return {column_scale != nullptr ? column_scale[column] : 1.0f,
+            bias != nullptr ? load_as(bias_dtype, bias, column) : -0.0f, row_scale};
+  }
+};
+
+// Below, `type` is p.out.dtype; a caller that gives it as a constant has no switches in its loop.
+
+__device__ __forceinline__ float rounded(DType type, float x) {
+  switch (type) {
+    case DType::f32: return x;
+    case DType::f16: return to_float(from_float<f16>(x));
+    default: return to_float(from_float<bf16>(x));
+  }
+}
+
+// Epilogue::add and store. What the product is added to: for store -0, which changes no float.
+__device__ __forceinline__ float load_residual(const MatmulParams& p, DType type, int64_t row, int64_t column) {
+  return p.epilogue == Epilogue::add ? load_as(type, p.out.data, row * p.out.row_stride + column) : -0.0f;
+}
+__device__ __forceinline__ void write_sum(const MatmulParams& p, DType type, int64_t row, int64_t column, float product,
+                                          float residual) {
+  store_as(type, p.out.data, row * p.out.row_stride + column, rounded(type, product) + residual);
+}
+
+// Where gate and up are multiplied: the lanes of a warp call it together, each with one of 32 neighbouring columns of a
+// row, the first a multiple of 32. The lower lanes have gates and the upper ones what they gate.
+__device__ __forceinline__ void write_gated(const MatmulParams& p, DType type, int64_t row, int64_t column,
+                                            float product) {
+  const float x = rounded(type, product), up = __shfl_down_sync(kAllLanes, x, kPanel);
+  const int64_t panel = column / kPanel, to = panel / 2 * kPanel + column % kPanel;
+  if (panel % 2 != 0 || to >= p.width) return;
+  const float gate = p.epilogue == Epilogue::silu_mul ? Silu::apply(x) : GeluTanh::apply(x);
+  store_as(type, p.out.data, row * p.out.row_stride + to, gate * up);
+}
+
+// Any epilogue; the lanes of a warp call it as they do write_gated.
+__device__ __forceinline__ void write_product(const MatmulParams& p, int64_t row, int64_t column, float product) {
+  const DType type = p.out.dtype;
+  if (is_gated(p.epilogue)) return write_gated(p, type, row, column, product);
+  write_sum(p, type, row, column, product, load_residual(p, type, row, column));
 }
 
 }  // namespace pybatch::cuda

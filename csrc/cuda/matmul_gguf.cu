@@ -185,14 +185,14 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
   __syncthreads();
   const int64_t column = first_column + lane;
   if (column >= p.n) return;
-  const Scaling scaling = {nullptr, nullptr, p.bias, p.bias_dtype};
+  const ColumnScaling of_column = Scaling{nullptr, nullptr, p.bias, p.bias_dtype}.column(column);
   constexpr int kStep = kAlone ? kSplits : 1;
   for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
     const float* part = parts + (kAlone ? 0 : warp) * Config::kPart + row * kPartPitch + lane;
     float x = 0.0f;
 #pragma unroll
     for (int i = 0; i < kStep; ++i) x += part[i * Config::kPart];
-    write_product(p, first_row + row, column, scaling.apply(x, first_row + row, column));
+    write_product(p, first_row + row, column, of_column.apply(x, first_row + row));
   }
 }
 

@@ -11,23 +11,6 @@ namespace pybatch::cuda {
 
 constexpr int kPartPitch = kWarpColumns + 4;
 
-// From a sum to the product: times its column's (and row's) scale, plus its column's bias.
-struct Scaling {
-  const float* column_scale;  // each may be null
-  const float* row_scale;
-  const void* bias;
-  DType bias_dtype;
-
-  template <class Sum>
-  __device__ __forceinline__ float apply(Sum sum, int64_t row, int64_t column) const {
-    float x = static_cast<float>(sum);
-    if (column_scale != nullptr) {
-      x *= row_scale != nullptr ? row_scale[row] * column_scale[column] : column_scale[column];
-    }
-    return bias != nullptr ? x + load_as(bias_dtype, bias, column) : x;
-  }
-};
-
 // Starts the copy of a stage's slabs of the block's rows of x: sixteen bytes a thread and turn.
 template <class Op, class Tile>
 __device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t first_row, int64_t stage, int thread,
@@ -139,13 +122,14 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
   __syncthreads();
   const int64_t column = first_column + lane;
   if (column >= p.n) return;
+  const ColumnScaling of_column = scaling.column(column);
   constexpr int kStep = kAlone ? kSplits : 1;
   for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
     const Sum* part = parts + (kAlone ? 0 : warp) * kPart + row * kPartPitch + lane;
     Sum x = 0;
 #pragma unroll
     for (int i = 0; i < kStep; ++i) x += part[i * kPart];
-    write_product(p, first_row + row, column, scaling.apply(x, first_row + row, column));
+    write_product(p, first_row + row, column, of_column.apply(x, first_row + row));
   }
 }
 

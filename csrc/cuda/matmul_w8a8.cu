@@ -1,42 +1,63 @@
 #include "cuda/kernels.h"
 #include "cuda/matmul_kernel.cuh"
+#include "cuda/norm_rows.cuh"
+#include "cuda/sm90/matmul_w8a8.cuh"
 
 namespace pybatch::cuda {
 namespace {
 
-constexpr int kQuantizeThreads = 256;
-
 struct Workspace {
-  int8_t* rows;  // [m, row_stride]
-  int64_t row_stride;
-  float* scales;  // [m]
+  int8_t* rows;        // [m, row_stride]
+  int64_t row_stride;  // a multiple of 16
+  float* scales;       // [m]
 };
 
 int64_t quantized_stride(const MatmulParams& p) { return ceil_div(p.k, 16) * 16; }
 
-// A block a row. The scale is NaN if x has a value that is not finite, so that the row's results are NaN.
-template <class T>
-__global__ void __launch_bounds__(kQuantizeThreads) quantize_kernel(MatmulParams p, Workspace to) {
+// A block a row. The scale is NaN if the row has a value that is not finite, so that its results are NaN.
+template <class T, bool kNorm>
+__global__ void __launch_bounds__(kMaxRowThreads) quantize_kernel(MatmulParams p, Workspace to) {
   float* scratch = dynamic_shared<float>();
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
+  const float rms = kNorm ? inverse_deviation(x, p.k, 0.0f, p.norm_eps, scratch) : 1.0f;
+  // What rms_norm would have left in memory, if there is to be a norm.
+  auto for_normed_runs = [&](const auto& f) {
+    for_runs(x, p.k, [&](int64_t column, int64_t n, float (&v)[kRun]) {
+      if constexpr (kNorm) {
+        float weight[kRun];
+        load_run(static_cast<const T*>(p.norm) + column, n, weight);
+        for (int i = 0; i < kRun; ++i) v[i] = to_float(from_float<T>(rms_normed<T>(v[i], rms, weight[i])));
+      }
+      f(column, n, v);
+    });
+  };
   float max = 0.0f, poison = 0.0f;
-  for (int64_t k = threadIdx.x * kRun; k < p.k; k += kQuantizeThreads * kRun) {
-    float v[kRun];
-    load_run(x + k, p.k - k, v);
+  for_normed_runs([&](int64_t, int64_t, float (&v)[kRun]) {
     for (int i = 0; i < kRun; ++i) {
       max = fmaxf(max, fabsf(v[i]));
       poison = fmaf(v[i], 0.0f, poison);
     }
-  }
+  });
   const float most = block_max(max, scratch), inverse = 127.0f / most;
   const float scale = most / 127.0f + block_sum(poison, scratch);
   constexpr float kSmallestNormal = 0x1p-126f;
-  for (int64_t k = threadIdx.x; k < p.k; k += kQuantizeThreads) {
-    to.rows[row * to.row_stride + k] =
-        static_cast<int8_t>(scale >= kSmallestNormal ? __float2int_rn(to_float(x[k]) * inverse) : 0);
-  }
+  for_normed_runs([&](int64_t column, int64_t, float (&v)[kRun]) {
+    alignas(8) int8_t q[kRun];  // rows are padded to whole runs
+    for (int i = 0; i < kRun; ++i) {
+      q[i] = static_cast<int8_t>(scale >= kSmallestNormal ? __float2int_rn(v[i] * inverse) : 0);
+    }
+    *reinterpret_cast<uint2*>(to.rows + row * to.row_stride + column) = *reinterpret_cast<const uint2*>(q);
+  });
   if (threadIdx.x == 0) to.scales[row] = scale < kSmallestNormal ? 0.0f : scale;
+}
+
+template <bool kNorm>
+void quantize(const MatmulParams& p, const Workspace& to, cudaStream_t stream) {
+  with_float_type(p.x.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(quantize_kernel<T, kNorm>, dim3(p.m), dim3(row_threads(p.k)), kRowScratchBytes, stream, p, to);
+  });
 }
 
 }  // namespace
@@ -48,14 +69,12 @@ size_t matmul_w8a8_workspace(const MatmulParams& p) {
 void matmul_w8a8(const MatmulParams& p, void* workspace, cudaStream_t stream) {
   auto* rows = static_cast<int8_t*>(workspace);
   const Workspace to = {rows, quantized_stride(p), reinterpret_cast<float*>(rows + p.m * quantized_stride(p))};
-  with_float_type(p.x.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    launch(quantize_kernel<T>, dim3(p.m), dim3(kQuantizeThreads), kQuantizeThreads / kWarp * sizeof(float), stream, p,
-           to);
-  });
+  p.norm != nullptr ? quantize<true>(p, to, stream) : quantize<false>(p, to, stream);
   MatmulParams quantized = p;
   quantized.x = {to.rows, to.row_stride, DType::i8};
-  matmul<Int8Weights>(quantized, {p.scale, to.scales, p.bias, p.bias_dtype}, stream);
+  const Scaling scaling = {p.scale, to.scales, p.bias, p.bias_dtype};
+  if (wgmma_pays(quantized)) return matmul_w8a8_wgmma(quantized, scaling, stream);
+  matmul<Int8Weights>(quantized, scaling, stream);
 }
 
 }  // namespace pybatch::cuda

@@ -1,23 +1,10 @@
-// rms_norm and layer_norm: one block a row. The row is read again for each pass; it is in the cache by then.
-#include "cuda/common.cuh"
+// rms_norm and layer_norm: one block a row.
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/norm_rows.cuh"
 
 namespace pybatch::cuda {
 namespace {
-
-constexpr int kMaxThreads = 512;
-
-// Calls f(column, n, values) on each run of the row that this thread owns.
-template <class T, class F>
-__device__ __forceinline__ void for_runs(const T* row, int64_t width, const F& f) {
-  for (int64_t column = threadIdx.x * kRun; column < width; column += blockDim.x * kRun) {
-    const int64_t n = width - column < kRun ? width - column : kRun;
-    float v[kRun];
-    load_run(row + column, n, v);
-    f(column, n, v);
-  }
-}
 
 // residual += x, rounded to T. The thread that writes a run is the one that reads it later.
 template <class T>
@@ -31,7 +18,7 @@ __device__ __forceinline__ void add_to_residual(const T* x, T* residual, int64_t
 }
 
 template <class T, bool kLayerNorm>
-__global__ void __launch_bounds__(kMaxThreads) norm_kernel(NormParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(NormParams p) {
   float* scratch = dynamic_shared<float>();
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
@@ -40,23 +27,15 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(NormParams p) {
     add_to_residual(x, residual, p.width);
     x = residual;
   }
-  const float width = static_cast<float>(p.width);
   float mean = 0.0f;
   if (kLayerNorm) {
     float sum = 0.0f;
     for_runs(x, p.width, [&](int64_t, int64_t, float (&v)[kRun]) {
       for (int i = 0; i < kRun; ++i) sum += v[i];
     });
-    mean = block_sum(sum, scratch) / width;
+    mean = block_sum(sum, scratch) / static_cast<float>(p.width);
   }
-  float squares = 0.0f;
-  for_runs(x, p.width, [&](int64_t, int64_t n, float (&v)[kRun]) {
-    for (int i = 0; i < kRun; ++i) {
-      const float centred = i < n ? v[i] - mean : 0.0f;
-      squares = fmaf(centred, centred, squares);
-    }
-  });
-  const float inverse = 1.0f / sqrtf(block_sum(squares, scratch) / width + p.eps);
+  const float inverse = inverse_deviation(x, p.width, mean, p.eps, scratch);
 
   const T* weight = static_cast<const T*>(p.weight);
   const T* bias = static_cast<const T*>(p.bias);
@@ -66,9 +45,7 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(NormParams p) {
     load_run(weight + column, n, w);
     if (kLayerNorm && bias != nullptr) load_run(bias + column, n, b);
     for (int i = 0; i < kRun; ++i) {
-      const float normalised = (v[i] - mean) * inverse;
-      // RMSNorm rounds before the weight, as the models were trained.
-      v[i] = kLayerNorm ? fmaf(normalised, w[i], b[i]) : to_float(from_float<T>(normalised)) * w[i];
+      v[i] = kLayerNorm ? fmaf((v[i] - mean) * inverse, w[i], b[i]) : rms_normed<T>(v[i], inverse, w[i]);
     }
     store_run(out + column, n, v);
   });
@@ -76,12 +53,9 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(NormParams p) {
 
 template <bool kLayerNorm>
 void norm(const NormParams& p, cudaStream_t stream) {
-  // The number of threads sets the order of the sums: it depends on the width alone.
-  const int64_t warps = ceil_div(ceil_div(p.width, kRun), kWarp);
-  const int threads = static_cast<int>(warps * kWarp < kMaxThreads ? warps * kWarp : kMaxThreads);
   with_float_type(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(norm_kernel<T, kLayerNorm>, dim3(p.rows), dim3(threads), kMaxThreads / kWarp * sizeof(float), stream, p);
+    launch(norm_kernel<T, kLayerNorm>, dim3(p.rows), dim3(row_threads(p.width)), kRowScratchBytes, stream, p);
   });
 }
 

@@ -8,10 +8,10 @@
 
 namespace pybatch::cuda {
 
-// The block's dynamic shared memory, 128-byte aligned.
+// The block's dynamic shared memory, aligned as tensor copies with a 128-byte swizzle ask.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
-  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
   return reinterpret_cast<T*>(shared_bytes);
 }
 

@@ -74,6 +74,7 @@ struct Cuda {
   }
   PYBATCH_RUN_WITH_WORKSPACE(paged_attention, PagedAttentionParams)
   PYBATCH_RUN_WITH_WORKSPACE(adjust_logits, AdjustLogitsParams)
+  PYBATCH_RUN_WITH_WORKSPACE(matmul_w8a8, MatmulParams)
 #undef PYBATCH_RUN_WITH_WORKSPACE
 
   // Runs f with x normalised, if the matmul is to have it so.
@@ -91,12 +92,6 @@ struct Cuda {
   }
   static void matmul_w8a16(const MatmulParams& params) {
     behind_norm(params, [](const MatmulParams& p) { cuda::matmul_w8a16(p, current_stream()); });
-  }
-  static void matmul_w8a8(const MatmulParams& params) {
-    behind_norm(params, [](const MatmulParams& p) {
-      const Tensor room = workspace(static_cast<int64_t>(cuda::matmul_w8a8_workspace(p)));
-      cuda::matmul_w8a8(p, room.data_ptr(), current_stream());
-    });
   }
   static void matmul_gguf(const MatmulParams& params) {
     behind_norm(params, [](const MatmulParams& p) {

@@ -161,6 +161,7 @@ def _load_runtime() -> ctypes.CDLL:
         ("simt_release", None, [c_void_p]),
         ("simt_set_schedule", None, [c_uint64]),
         ("simt_set_os_threads", None, [c_uint]),
+        ("simt_set_compute_capability", None, [ctypes.c_int]),
         ("simt_take_fault", None, [c_char_p, c_size_t]),
     ):
         function = getattr(lib, name)
@@ -282,20 +283,21 @@ def kv_cache(b: Buffers, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: 
 class SimtOps:
     """The ops of one library of kernels; signatures and semantics are those of pybatch.ops."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """path: by default the library of all kernels, compiled when it is first used."""
-        self._path = path
+    def __init__(self, path: Path | None = None, capability: int = 86) -> None:
+        """path: by default the library of all kernels, compiled when it is first used; capability: 86 for 8.6."""
+        self.path, self._capability = path, capability
 
     @cached_property
     def _lib(self) -> ctypes.CDLL:
         check_params()
-        return ctypes.CDLL(str(self._path or compile.library()))
+        return ctypes.CDLL(str(self.path or compile.library()))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(ops, name)  # what runs no kernel: packing, quantising
 
     def _function(self, name: str, params: ctypes.Structure, *more: str) -> ctypes._NamedFuncPointer:
         """pybatch::cuda::name(const Params&, more..., cudaStream_t), by its mangled name (Itanium C++ ABI)."""
+        RUNTIME.simt_set_compute_capability(self._capability)
         kind = type(params).__name__
         return getattr(self._lib, f"_ZN7pybatch4cuda{len(name)}{name}ERKNS_{len(kind)}{kind}E{''.join(more)}")
 
@@ -428,7 +430,7 @@ class SimtOps:
         self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor,
         **fused: Unpack[Fused],
     ) -> Tensor:  # fmt: skip
-        with self._matmul(x, weight, scale, bias, out, **fused) as (b, params):
+        with self._matmul(x, weight, scale, bias, out, norm_apart=False, **fused) as (b, params):
             self._run_with_workspace(b, "matmul_w8a8", params)
         return out
 
@@ -442,18 +444,17 @@ class SimtOps:
     @contextmanager
     def _matmul(
         self, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor, *,
-        norm: Tensor | None = None, norm_eps: float = 0.0, epilogue: int = 0,
+        norm: Tensor | None = None, norm_eps: float = 0.0, epilogue: int = 0, norm_apart: bool = True,
     ) -> Iterator[tuple[Buffers, MatmulParams]]:  # fmt: skip
-        if norm is not None:  # as the binding does
-            x = self.rms_norm(x, norm, norm_eps)
+        if norm is not None and norm_apart:  # as the binding does
+            x, norm = self.rms_norm(x, norm, norm_eps), None
         with buffers() as b:
             width = out.shape[1]
             yield b, MatmulParams(
                 b.matrix(x, "x"), b.read(weight, "weight"), DTYPES.get(weight.dtype, 0), gguf_type(weight),
-                b.read(scale, "scale"),
-                b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype], None, 0.0, epilogue,
-                b.matrix(out, "out", out=True), x.shape[0], width if epilogue < 2 else -(-width // 16) * 32,
-                x.shape[1], width,
+                b.read(scale, "scale"), b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype],
+                b.read(norm, "norm"), norm_eps, epilogue, b.matrix(out, "out", out=True),
+                x.shape[0], width if epilogue < 2 else -(-width // 16) * 32, x.shape[1], width,
             )  # fmt: skip
 
     def adjust_logits(

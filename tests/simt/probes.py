@@ -84,6 +84,21 @@ def matmul_w8a8(ops: SimtOps) -> None:
     matmul(ops, "w8a8")
 
 
+def matmul_w8a8_hopper(ops: SimtOps) -> None:
+    """Both tiles, and remainders in every extent: the bits of mma.sync, which a few rows alone have too."""
+    hopper = SimtOps(ops.path, 90)
+    for n, k in ((75, 1100), (260, 700), (20, 300)):
+        x = random(270, k)
+        q, scale = ops.quantize_int8(random(n, k, seed=1))
+        packed, bias = ops.pack_int8(q), random(n, seed=3)
+        out = hopper.matmul_w8a8(x, packed, scale, bias, out=torch.full((len(x), n), torch.nan))
+        wanted = exact_int8(x, q, scale, bias)
+        torch.testing.assert_close(out.double(), wanted, rtol=1e-6, atol=1e-6)
+        for rows in (slice(0, 3), slice(266, 270)):
+            alone = ops.matmul_w8a8(x[rows], packed, scale, bias, out=torch.empty(len(x[rows]), n))
+            assert torch.equal(alone, out[rows])
+
+
 def matmul_gguf(ops: SimtOps) -> None:
     tests = suite("test_matmul_gguf")
     with running(tests, ops):

@@ -35,6 +35,26 @@ __global__ void leaves_a_local_array(const float* in, float* out, int n) {
   out[thread()] = local[(thread() + n) % 5];
 }
 
+__global__ void points_past_a_local_array(const float* in, float* out, int n) {
+  float local[4];
+  float* end = local + 4;
+  for (int i = 0; i < 4; ++i) local[i] = in[thread()];
+  end[n > 0] = in[0];
+  out[thread()] = local[n % 4];
+}
+
+__global__ void shifts_too_far(const float*, float* out, int n) {
+  out[thread()] = static_cast<float>(1 << (n + thread()));
+}
+
+__global__ void divides_by_zero(const float*, float* out, int n) {
+  out[thread()] = static_cast<float>(n / thread());
+}
+
+__global__ void adds_too_much(const float*, float* out, int n) {
+  out[thread()] = static_cast<float>(0x7fffff00 + thread() * n);
+}
+
 // ---- shared memory: 64 floats ----
 
 __global__ void leaves_shared_memory(const float* in, float* out, int) {
@@ -295,6 +315,10 @@ constexpr Case kCases[] = {
     CASE(vector_load_is_misaligned),
     CASE(struct_load_is_misaligned),
     CASE(leaves_a_local_array),
+    CASE(points_past_a_local_array),
+    CASE(shifts_too_far),
+    CASE(divides_by_zero),
+    CASE(adds_too_much),
     CASE(leaves_shared_memory),
     CASE(reads_what_nothing_wrote),
     CASE(reads_without_a_barrier),

@@ -43,6 +43,11 @@ std::string where(Location at) {
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(at.line());
 }
 
+Thread& needs_hopper(const char* name, Location at) {
+  if (compute_capability() != 90) current->worker->fail(std::string(name) + " needs sm_90a", at);
+  return *current;
+}
+
 Worker::Worker() {
   void* memory = mmap(nullptr, kWindowBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -70,6 +75,11 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
   std::memset(shared, 0xff, l.shared_bytes);  // NaN in every floating-point format
   shadow.begin_block(count_);
   for (auto& b : barriers_) b.waiting.clear();
+  for (auto& w : warpgroups_) w.name = nullptr, w.waiting.clear();
+  std::fill(std::begin(registers_), std::end(registers_), 0);
+  mbarriers_.clear();
+  copies_.clear();
+  newest_first_ = seed % 2;
   for (unsigned w = 0; w * kWarp < count_; ++w) {
     pending_[w].clear();
     unsigned lanes = std::min(kWarp, count_ - w * kWarp);
@@ -92,6 +102,10 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
     t.exited = false;
     t.copies.clear();
     t.groups.clear();
+    t.wgmmas.clear();
+    t.wgmma_groups.clear();
+    t.accumulators.clear();
+    t.wgmma_fenced = false;
     wake(t);
   }
   failed_ = false;
@@ -117,9 +131,11 @@ void Worker::wake(Thread& t) {
 }
 
 void Worker::run_next() {
+  while (head_ == tail_ && live_ && !copies_.empty()) land_a_copy();
   if (head_ == tail_) {
     current = nullptr;
     if (live_) fail("deadlock: " + stuck());
+    if (!copies_.empty()) fail("the block ends while bulk copies are on their way");
     _longjmp(main_, 1);
   }
   current = ready_[head_++ % kMaxThreads];
@@ -133,6 +149,7 @@ void Worker::block_thread(Thread& t, const char* what, Location at) {
 }
 
 void Worker::exit(Thread& t) {
+  if (!t.wgmmas.empty()) fail("the thread returns while a wgmma is unfinished");
   t.exited = true;
   --live_;
   exited_lanes_[t.warp()] |= 1u << t.lane();
@@ -206,6 +223,28 @@ void Worker::collective(Thread& t, unsigned mask, const char* name, void* operan
   }
 }
 
+void Worker::warpgroup(Thread& t, const char* name, uint64_t operand, const std::function<void()>& last, Location at) {
+  WarpgroupPending& p = warpgroups_[t.linear / kWarpgroup];
+  if (t.linear / kWarpgroup * kWarpgroup + kWarpgroup > count_) fail(std::string(name) + ": not in a warpgroup", at);
+  if (p.name == nullptr) {
+    p.name = name, p.at = at, p.operand = operand;
+  } else if (std::strcmp(p.name, name) || p.operand != operand || !same(p.at, at)) {
+    fail("divergent warpgroup: other threads of it wait at " + std::string(p.name) + " at " + where(p.at) +
+             ", this one comes to " + name + (std::strcmp(p.name, name) ? "" : " with other operands"), at);
+  }
+  p.waiting.push_back(&t);
+  if (p.waiting.size() < kWarpgroup) {
+    block_thread(t, name, at);
+    return;
+  }
+  last();
+  for (Thread* other : p.waiting) {
+    if (other != &t) wake(*other);
+  }
+  p.waiting.clear();
+  p.name = nullptr;
+}
+
 std::string Worker::stuck() const {
   std::map<std::string, unsigned> waits;
   for (unsigned i = 0; i < count_; ++i) {
@@ -214,7 +253,13 @@ std::string Worker::stuck() const {
   }
   std::string out;
   for (const auto& [what, n] : waits) out += (out.empty() ? "" : ", ") + std::to_string(n) + " threads wait at " + what;
-  return out + (live_ < count_ ? ", " + std::to_string(count_ - live_) + " have returned" : "");
+  if (live_ < count_) out += ", " + std::to_string(count_ - live_) + " have returned";
+  for (const auto& [offset, b] : mbarriers_) {
+    if (b.waiting.empty()) continue;
+    out += "; the mbarrier at byte " + std::to_string(offset) + " waits for " + std::to_string(b.pending) +
+           " arrivals and " + std::to_string(b.bytes) + " bytes";
+  }
+  return out;
 }
 
 void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc, const char* what) {
@@ -239,23 +284,27 @@ void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc
   fail(message, pc);
 }
 
-void Worker::shared_access(Thread& t, uintptr_t p, size_t bytes, int kind, const void* pc, const char* what) {
+void Worker::shared_access(Thread& t, uintptr_t p, size_t bytes, int kind, const void* pc, const char* what,
+                           bool by_proxy) {
   size_t offset = p - reinterpret_cast<uintptr_t>(shared);
-  std::string access = std::string(what) + " of " + std::to_string(bytes) + " bytes of shared memory ";
+  auto access = [&] { return std::string(what) + " of " + std::to_string(bytes) + " bytes of shared memory "; };
   if (offset + bytes > launch->shared_bytes || offset + bytes < bytes) {
-    fail(access + "out of bounds: at byte " + std::to_string(static_cast<int64_t>(offset)) + " of " +
+    fail(access() + "out of bounds: at byte " + std::to_string(static_cast<int64_t>(offset)) + " of " +
              std::to_string(launch->shared_bytes), pc);
   }
-  Conflict c = kind < 0 ? shadow.read(t.linear, offset, bytes)
-                        : shadow.write(t.linear, offset, bytes, static_cast<Stamp::Kind>(kind));
+  Conflict c = kind < 0 ? shadow.read(t.linear, offset, bytes, by_proxy)
+                        : shadow.write(t.linear, offset, bytes, static_cast<Stamp::Kind>(kind), by_proxy);
   if (!c.what) return;
-  access += "at byte " + std::to_string(c.offset) + " ";
-  std::string other = "thread " + text(unflatten(c.thread, launch->block));
+  std::string place = access() + "at byte " + std::to_string(c.offset) + " ";
+  std::string other = c.thread == shadow.clocks.copier() ? "an asynchronous copy"
+                                                         : "thread " + text(unflatten(c.thread, launch->block));
   switch (c.what) {
-    case Conflict::kNeverWritten: fail(access + "that nothing has written", pc);
-    case Conflict::kInFlight: fail(access + "where a cp.async of " + other + " has not been waited for", pc);
+    case Conflict::kNeverWritten: fail(place + "that nothing has written", pc);
+    case Conflict::kInFlight: fail(place + "where an asynchronous copy of " + other + " has not been waited for", pc);
+    case Conflict::kNotFenced:
+      fail(place + "that " + other + " wrote with no fence.proxy.async after it", pc);
     default:
-      fail(access + "races with a " + (c.earlier_write ? "write" : "read") + " by " + other +
+      fail(place + "races with a " + (c.earlier_write ? "write" : "read") + " by " + other +
                ": no barrier lies between them", pc);
   }
 }

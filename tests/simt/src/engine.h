@@ -1,6 +1,8 @@
 // Runs the blocks of a launch: one fiber a thread, first come first served, until each has returned or none can run.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,7 +15,7 @@
 namespace simt {
 
 constexpr size_t kMaxSharedBytes = 227 << 10;  // of sm_90, the largest
-constexpr unsigned kMaxThreads = 1024, kWarp = 32;
+constexpr unsigned kMaxThreads = 1024, kWarp = 32, kWarpgroup = 128;
 
 class Worker;
 
@@ -21,6 +23,20 @@ struct AsyncCopy {
   const void* source;
   size_t offset;
   unsigned bytes, source_bytes;
+};
+
+// A wgmma that has been issued and not waited for, and an accumulator that such ones add to.
+struct Wgmma {
+  int32_t* d;
+  int n;
+  const uint32_t* a;
+  uint32_t a_at_issue[4];
+  uint64_t descriptor;
+  bool accumulate;
+};
+struct Accumulator {
+  int32_t* d;
+  std::vector<int32_t> values;
 };
 
 struct Thread {
@@ -33,6 +49,10 @@ struct Thread {
   Location waits_at;
   std::vector<AsyncCopy> copies;  // issued and not landed, oldest first
   std::vector<size_t> groups;     // how many of them each committed group holds, oldest first
+  std::vector<Wgmma> wgmmas;      // likewise
+  std::vector<size_t> wgmma_groups;
+  std::vector<Accumulator> accumulators;
+  bool wgmma_fenced;
 
   unsigned warp() const { return linear / kWarp; }
   unsigned lane() const { return linear % kWarp; }
@@ -46,25 +66,57 @@ struct Pending {
   void* operands[kWarp];
 };
 
+// A warpgroup-wide one.
+struct WarpgroupPending {
+  const char* name = nullptr;  // null: no thread has
+  Location at;
+  uint64_t operand;  // that all threads have to agree on
+  std::vector<Thread*> waiting;
+};
+
 struct Barrier {
   unsigned expected = 0;
   Location at;
   std::vector<Thread*> waiting;
 };
 
+// A barrier object in shared memory.
+struct Mbarrier {
+  uint32_t count, pending;  // arrivals that each phase waits for, and that the current one still does
+  int64_t bytes;            // of copies, that the current phase waits for
+  uint32_t parity;          // of the current phase
+  Moment arriving, completed;
+  std::vector<Thread*> waiting;
+};
+
+struct BulkCopy {
+  size_t barrier, offset;     // in shared memory
+  uint32_t bytes;             // that come to the barrier
+  std::function<void()> land;
+};
+
 class Worker {
  public:
   Worker();
   ~Worker();
-  void run_block(const Launch&, uint3 block, uint64_t seed);
+  void run_block(const Launch&, uint3 block, uint64_t seed);  // seed 0: in order
 
   // Called on the fiber of a thread. These return once the thread may go on.
   void barrier(Thread&, int id, unsigned threads, Location);
   void collective(Thread&, unsigned mask, const char* name, void* operand, Apply, Location);
+  // All threads of the warpgroup come with the same operand; the one that comes last calls `last`.
+  void warpgroup(Thread&, const char* name, uint64_t operand, const std::function<void()>& last, Location);
   void exit(Thread&);
 
+  void mbarrier_init(Thread&, size_t offset, uint32_t count, Location);
+  void mbarrier_arrive(Thread&, size_t offset, uint32_t expected_bytes, Location);
+  void mbarrier_wait(Thread&, size_t offset, uint32_t parity, Location);
+  void start_copy(Thread&, BulkCopy, Location);
+  void set_registers(Thread&, const char* name, unsigned count, Location);
+
   void global_access(uintptr_t p, size_t bytes, bool write, const void* pc, const char* what);
-  void shared_access(Thread&, uintptr_t p, size_t bytes, int kind, const void* pc, const char* what);
+  void shared_access(Thread&, uintptr_t p, size_t bytes, int kind, const void* pc, const char* what,
+                     bool by_proxy = false);
   bool is_shared(uintptr_t p) const { return p - window_ < kWindowBytes; }
 
   // Records the fault and gives the block up.
@@ -79,6 +131,9 @@ class Worker {
  private:
   static constexpr size_t kWindowBytes = 4 << 20;  // around shared memory: an access here was meant for it
   static void run_thread(void*);
+  Mbarrier& mbarrier(Thread&, size_t offset, const char* what, Location);
+  void end_phase_if_complete(Mbarrier&);
+  void land_a_copy();
   void block_thread(Thread&, const char* what, Location);
   void wake(Thread&);
   [[noreturn]] void run_next();
@@ -91,6 +146,11 @@ class Worker {
   std::vector<Pending> pending_[kMaxThreads / kWarp];
   unsigned exited_lanes_[kMaxThreads / kWarp];
   Barrier barriers_[16];
+  WarpgroupPending warpgroups_[kMaxThreads / kWarpgroup];
+  unsigned registers_[kMaxThreads / kWarpgroup];  // of a thread; 0: as at the launch
+  std::map<size_t, Mbarrier> mbarriers_;          // by where they lie
+  std::vector<BulkCopy> copies_;                  // that have not landed, oldest first
+  bool newest_first_ = false;
   jmp_buf main_;
   bool failed_ = false;
   uintptr_t window_;
@@ -99,6 +159,7 @@ class Worker {
 
 extern thread_local Thread* current __attribute__((tls_model("initial-exec")));  // null outside kernels
 
+Thread& needs_hopper(const char* name, Location);  // the calling thread; a fault on other chips
 std::string where(const void* pc);
 std::string where(Location);
 void record_fault(const std::string&);

@@ -17,6 +17,7 @@ std::string fault;
 std::atomic<bool> faulty;
 std::atomic<uint64_t> schedule_seed;
 std::atomic<unsigned> os_threads = 2;
+std::atomic<int> device_capability = 86;
 
 Thread& self() { return *current; }
 
@@ -29,6 +30,9 @@ void record_fault(const std::string& message) {
 }
 
 bool has_fault() { return faulty; }
+
+int compute_capability() { return device_capability; }
+size_t max_shared_bytes() { return device_capability == 90 ? kMaxSharedBytes : 99 << 10; }
 
 uint3 thread_index() { return self().index; }
 uint3 block_index() { return self().worker->block; }
@@ -66,6 +70,11 @@ void collective(unsigned mask, const char* name, void* operand, Apply apply, Loc
 }
 
 void* shared_memory() { return self().worker->shared; }
+
+uint32_t shared_address(const void* p) {
+  constexpr uint32_t kReserved = 1024;  // bytes that a block's own lie behind, on Hopper
+  return static_cast<uint32_t>(static_cast<const char*>(p) - self().worker->shared) + kReserved;
+}
 
 namespace {
 
@@ -142,7 +151,8 @@ void async_wait(unsigned groups_left) {
     char* to = t.worker->shared + copy.offset;
     std::memcpy(to, copy.source, copy.source_bytes);
     std::memset(to + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
-    t.worker->shadow.land(t.linear, copy.offset, copy.bytes);
+    Shadow& shadow = t.worker->shadow;
+    shadow.land({shadow.clocks.time(t.linear), Stamp::kPlain, t.linear}, copy.offset, copy.bytes);
   }
   t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<ptrdiff_t>(landing));
 }
@@ -152,7 +162,7 @@ void launch(const Launch& l) {
   if (has_fault()) return;  // as on a GPU, an error sticks until somebody takes it
   uint64_t threads = uint64_t{l.block.x} * l.block.y * l.block.z, blocks = uint64_t{l.grid.x} * l.grid.y * l.grid.z;
   if (threads == 0 || threads > kMaxThreads || l.block.z > 64 || blocks == 0 || l.grid.x >> 31 || l.grid.y > 65535 ||
-      l.grid.z > 65535 || l.shared_bytes > kMaxSharedBytes) {
+      l.grid.z > 65535 || l.shared_bytes > max_shared_bytes()) {
     record_fault("launch of " + where(l.kernel) + ": no GPU takes a grid of " + std::to_string(blocks) + " blocks, " +
                  std::to_string(threads) + " threads a block and " + std::to_string(l.shared_bytes) +
                  " bytes of shared memory");
@@ -212,6 +222,8 @@ void __tsan_write_range(void* p, size_t n) {
   simt::access(p, n, simt::Stamp::kPlain, __builtin_return_address(0), "write");
 }
 void __tsan_init() {}
+// Host code asks with it whether a local static has been made.
+uint8_t __tsan_atomic8_load(const volatile uint8_t* p, int) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 
 // ---- undefined behaviour: the calls that -fsanitize=alignment,bounds,... compiles in ----
 
@@ -220,7 +232,7 @@ void __tsan_init() {}
     if (simt::current) simt::current->worker->fail(message, __builtin_return_address(0));            \
     simt::record_fault(std::string(message) + " on the host at " + simt::where(__builtin_return_address(0))); \
   }
-SIMT_UB(type_mismatch_v1, "misaligned or null pointer")
+SIMT_UB(type_mismatch_v1, "access through a pointer that is misaligned, null or outside its array")
 SIMT_UB(out_of_bounds, "index outside an array")
 SIMT_UB(shift_out_of_bounds, "shift by more than the width, or of a negative number")
 SIMT_UB(divrem_overflow, "division by zero")
@@ -237,6 +249,7 @@ void* simt_allocate(size_t bytes, const char* name, int writable) { return simt:
 void simt_release(void* p) { simt::release(p); }
 void simt_set_schedule(uint64_t seed) { simt::schedule_seed = seed; }
 void simt_set_os_threads(unsigned n) { simt::os_threads = n; }
+void simt_set_compute_capability(int capability) { simt::device_capability = capability; }
 
 // Copies the first fault since the last call, and forgets it; empty if there was none.
 void simt_take_fault(char* out, size_t bytes) {

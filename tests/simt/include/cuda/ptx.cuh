@@ -14,6 +14,8 @@ T* dynamic_shared() {
   return static_cast<T*>(simt::shared_memory());
 }
 
+inline uint32_t shared_address(const void* p) { return simt::shared_address(p); }
+
 // ---- global memory ----
 
 __forceinline__ uint4 load_global_16(const void* p) {

@@ -42,6 +42,7 @@ unsigned vote(unsigned mask, bool predicate, const char* name, Location);
 
 // ---- memory ----
 void* shared_memory();
+uint32_t shared_address(const void*);  // in the shared window
 // Checks an access of the calling thread as an access by a kernel is checked: bounds, alignment, races.
 void check_read(const void* p, size_t bytes, const char* what);
 void check_write(void* p, size_t bytes, const char* what);
@@ -52,6 +53,11 @@ void check_alignment(const void* p, size_t alignment, const char* what);
 void async_copy(void* shared, const void* global, unsigned bytes, unsigned source_bytes);
 void async_commit();
 void async_wait(unsigned groups_left);
+
+// ---- the device ----
+int compute_capability();  // 86 for 8.6, unless a test has asked for another
+size_t max_shared_bytes();  // of a block
+void* driver_function(const char* symbol);  // null: there is none
 
 // ---- launches ----
 struct Launch {

@@ -1,0 +1,139 @@
+// The instructions that Hopper has beyond those of cuda/ptx.cuh: barriers in shared memory, bulk and tensor copies, and
+// matrix products of a warpgroup (four warps, the first of them a multiple of four). tests/simt has their host twins.
+#pragma once
+
+#include <cuda.h>
+
+#include "cuda/ptx.cuh"
+
+namespace pybatch::cuda {
+
+// ---- mbarrier: a phase ends once `count` threads have arrived and all expected bytes have come; then the next begins
+
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Arrives, and has the phase wait for this many more bytes of copies.
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+
+// Whether the phase of this parity (the first phase has 0) has ended; may wait a while for it.
+__device__ __forceinline__ bool mbarrier_try_wait_parity(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// Orders this thread's writes to shared memory before accesses by copies and wgmma: those go by another way, the
+// asynchronous proxy.
+__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- copies, global to shared, by one thread: their bytes come to the barrier as they land ----
+
+// Addresses and bytes are multiples of 16.
+__device__ __forceinline__ void cp_async_bulk(void* smem, const void* gmem, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(smem)),
+               "l"(gmem), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// The map's box whose first element is column x of row y; zeros, which count as bytes, for what lies outside the
+// matrix.
+__device__ __forceinline__ void cp_async_bulk_tensor_2d(void* smem, const CUtensorMap& map, int32_t x, int32_t y,
+                                                        uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          shared_address(smem)),
+      "l"(&map), "r"(x), "r"(y), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// ---- wgmma ----
+
+// Before the first wgmma of a group: orders it after what wrote the registers that it takes.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most N of the latest groups are unfinished; the others' registers may be touched again.
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+#define PYBATCH_D8(i)                                                                                         \
+  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), \
+      "+r"(d[i + 7])
+#define PYBATCH_D64(i)                                                                                              \
+  PYBATCH_D8(i), PYBATCH_D8(i + 8), PYBATCH_D8(i + 16), PYBATCH_D8(i + 24), PYBATCH_D8(i + 32), PYBATCH_D8(i + 40), \
+      PYBATCH_D8(i + 48), PYBATCH_D8(i + 56)
+#define PYBATCH_10(t) \
+  "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9"
+#define PYBATCH_60 \
+  PYBATCH_10() ", " PYBATCH_10(1) ", " PYBATCH_10(2) ", " PYBATCH_10(3) ", " PYBATCH_10(4) ", " PYBATCH_10(5)
+
+// d = a * b, plus d if `accumulate`, for 64 x kN x 32, b by its descriptor (wgmma.cuh). Each warp has the registers of
+// sixteen rows: a as mma.m16n8k32 takes it, d[4 j..4 j + 3] as the d of columns 8 j to 8 j + 7. Neither may be touched
+// until a wait has ended the group.
+template <int kN>
+__device__ __forceinline__ void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
+                                                bool accumulate) {
+  static_assert(kN == 128 || kN == 256);
+  if constexpr (kN == 128) {
+    asm volatile(
+        "{\n"
+        ".reg .pred accumulate;\n"
+        "setp.ne.b32 accumulate, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" PYBATCH_60
+        ", %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, accumulate;\n"
+        "}"
+        : PYBATCH_D64(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+  } else {
+    asm volatile(
+        "{\n"
+        ".reg .pred accumulate;\n"
+        "setp.ne.b32 accumulate, %133, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" PYBATCH_60 ", " PYBATCH_10(6) ", " PYBATCH_10(
+            7) ", " PYBATCH_10(8) ", " PYBATCH_10(9) ", " PYBATCH_10(10) ", " PYBATCH_10(11)
+        ", %120, %121, %122, %123, %124, %125, %126, %127}, {%128, %129, %130, %131}, %132, accumulate;\n"
+        "}"
+        : PYBATCH_D64(0), PYBATCH_D64(64)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+}
+
+#undef PYBATCH_60
+#undef PYBATCH_10
+#undef PYBATCH_D64
+#undef PYBATCH_D8
+
+// ---- registers, by all warps of a warpgroup alike: gives some back, or waits for more ----
+
+template <int kCount>
+__device__ __forceinline__ void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+template <int kCount>
+__device__ __forceinline__ void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+}  // namespace pybatch::cuda

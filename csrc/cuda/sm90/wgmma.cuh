@@ -1,0 +1,16 @@
+// What wgmma reads from shared memory.
+#pragma once
+
+#include "cuda/ptx.cuh"
+
+namespace pybatch::cuda {
+
+// The descriptor of a B operand whose columns are rows of 128 bytes along K, as a tensor copy with 128-byte swizzle
+// leaves them from a multiple of 1024 bytes on (PTX ISA, "Matrix descriptor"). A product's K is 32 bytes of each row:
+// `rows` points at the first row's.
+__device__ __forceinline__ uint64_t wgmma_descriptor(const void* rows) {
+  constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
+  return (shared_address(rows) & 0x3ffff) >> 4 | kEightRows << 32 | kSwizzle128 << 62;
+}
+
+}  // namespace pybatch::cuda

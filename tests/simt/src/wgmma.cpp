@@ -1,0 +1,156 @@
+// wgmma and setmaxnreg (PTX ISA 8.5, sections 9.7.15 and 9.7.19.5).
+#include <algorithm>
+#include <cstring>
+
+#include "engine.h"
+#include "simt/async.h"
+
+namespace simt {
+namespace {
+
+constexpr int32_t kRubbish = 0x5badf00d;  // in a register that a wgmma is still to write
+constexpr unsigned kRegistersOfAnSm = 64 << 10;
+constexpr int kDepth = 32;  // K of an s8 product
+
+// Where element k (bytes) of column n of B lies, by its descriptor: K-major, rows of 128 swizzled bytes in groups of
+// eight. In units of 16 bytes: start address bits 0 to 13, stride between groups bits 32 to 45 (that of the leading
+// dimension, bits 16 to 29, is not used so), base offset bits 49 to 51, swizzle mode bits 62 and 63.
+uint32_t place_in_b(uint64_t descriptor, int n, int k) {
+  auto field = [&](int at) { return static_cast<uint32_t>(descriptor >> at & 0x3fff) << 4; };
+  uint32_t address = field(0) + static_cast<uint32_t>(n / 8) * field(32) + static_cast<uint32_t>(n % 8 * 128 + k);
+  return address ^ (address >> 7 & 7) << 4;
+}
+
+void check_descriptor(Worker& w, uint64_t descriptor, Location at) {
+  if (descriptor >> 62 != 1) w.fail("wgmma: this layer knows descriptors with a 128-byte swizzle alone", at);
+  if (descriptor >> 49 & 7) w.fail("wgmma: this layer knows descriptors of base offset 0 alone", at);
+}
+
+// Reads B as the warpgroup does; the accesses are those of t.
+void read_b(Thread& t, uint64_t descriptor, int n, int8_t (*b)[kDepth]) {
+  Worker& w = *t.worker;
+  auto base = reinterpret_cast<uintptr_t>(w.shared) - shared_address(w.shared);
+  for (int column = 0; column < n; ++column) {
+    for (int k = 0; k < kDepth; k += 16) {
+      uintptr_t from = base + place_in_b(descriptor, column, k);
+      w.shared_access(t, from, 16, -1, nullptr, "a wgmma's read", true);
+      if (b != nullptr) std::memcpy(b[column] + k, reinterpret_cast<void*>(from), 16);
+    }
+  }
+}
+
+Accumulator* accumulator(Thread& t, const int32_t* d) {
+  auto found = std::find_if(t.accumulators.begin(), t.accumulators.end(), [&](auto& a) { return a.d == d; });
+  return found == t.accumulators.end() ? nullptr : &*found;
+}
+
+// The oldest wgmma of all lanes. Rows of A and D: lane / 4 and 8 more; a register of A holds four elements of K from
+// 4 (lane % 4) on, its upper two 16 further; D: columns 8 j + 2 (lane % 4) and 1 more, for registers 4 j and on.
+void multiply(void* const operands[kWarp]) {
+  auto lane = [&](int i) -> Thread& { return *static_cast<Thread*>(operands[i]); };
+  const Wgmma first = lane(0).wgmmas.front();
+  int8_t a[16][kDepth];
+  for (int i = 0; i < 32; ++i) {
+    const Wgmma& mine = lane(i).wgmmas.front();
+    if (std::memcmp(mine.a, mine.a_at_issue, sizeof mine.a_at_issue)) {
+      lane(i).worker->fail("wgmma: registers of A were written while it was not finished");
+    }
+    for (int r = 0; r < 4; ++r) std::memcpy(&a[i / 4 + 8 * (r % 2)][4 * (i % 4) + 16 * (r / 2)], &mine.a[r], 4);
+  }
+  std::vector<int8_t> memory(static_cast<size_t>(first.n) * kDepth);
+  auto* b = reinterpret_cast<int8_t(*)[kDepth]>(memory.data());
+  read_b(lane(0), first.descriptor, first.n, b);
+  for (int i = 0; i < 32; ++i) {
+    int32_t* values = accumulator(lane(i), lane(i).wgmmas.front().d)->values.data();
+    for (int r = 0; r < first.n / 2; ++r) {
+      const int8_t *row = a[i / 4 + 8 * (r / 2 % 2)], *column = b[r / 4 * 8 + 2 * (i % 4) + r % 2];
+      int32_t sum = 0;
+      for (int k = 0; k < kDepth; ++k) sum += row[k] * column[k];
+      values[r] = first.accumulate ? values[r] + sum : sum;
+    }
+  }
+}
+
+void finish_oldest(Thread& t) {
+  int32_t* d = t.wgmmas.front().d;
+  t.wgmmas.erase(t.wgmmas.begin());
+  if (std::any_of(t.wgmmas.begin(), t.wgmmas.end(), [&](const Wgmma& w) { return w.d == d; })) return;
+  Accumulator* sums = accumulator(t, d);
+  if (std::any_of(d, d + sums->values.size(), [](int32_t x) { return x != kRubbish; })) {
+    t.worker->fail("wgmma: registers of D were written while it was not finished");
+  }
+  std::copy(sums->values.begin(), sums->values.end(), d);
+  t.accumulators.erase(t.accumulators.begin() + (sums - t.accumulators.data()));
+}
+
+void together(const char* name, Location at) {
+  aligned(name, nullptr, [](void* const[32], unsigned) {}, at);
+}
+
+}  // namespace
+
+void wgmma_fence(Location at) {
+  needs_hopper("wgmma.fence", at).wgmma_fenced = true;
+  together("wgmma.fence", at);
+}
+
+void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, bool accumulate, Location at) {
+  Thread& t = needs_hopper("wgmma", at);
+  Worker& w = *t.worker;
+  if (!t.wgmma_fenced) w.fail("wgmma: no wgmma.fence since the group before", at);
+  check_descriptor(w, descriptor, at);
+  Wgmma issued{d, n, a, {}, descriptor, accumulate};
+  std::memcpy(issued.a_at_issue, a, sizeof issued.a_at_issue);
+  t.wgmmas.push_back(issued);
+  if (!accumulator(t, d)) {
+    t.accumulators.push_back({d, {d, d + n / 2}});
+    std::fill_n(d, n / 2, kRubbish);
+  }
+  // It may read B as soon as it is issued.
+  w.warpgroup(t, "wgmma", descriptor, [&] { read_b(t, descriptor, n, nullptr); }, at);
+}
+
+void wgmma_commit(Location at) {
+  Thread& t = needs_hopper("wgmma.commit_group", at);
+  size_t committed = 0;
+  for (size_t n : t.wgmma_groups) committed += n;
+  t.wgmma_groups.push_back(t.wgmmas.size() - committed);
+  t.wgmma_fenced = false;
+  together("wgmma.commit_group", at);
+}
+
+void wgmma_wait(unsigned groups_left, Location at) {
+  Thread& t = needs_hopper("wgmma.wait_group", at);
+  size_t finished = 0;
+  while (t.wgmma_groups.size() > groups_left) {
+    finished += t.wgmma_groups.front();
+    t.wgmma_groups.erase(t.wgmma_groups.begin());
+  }
+  for (size_t i = 0; i < finished; ++i) {
+    aligned("wgmma.wait_group", &t, [](void* const operands[32], unsigned) { multiply(operands); }, at);
+    finish_oldest(t);
+  }
+}
+
+// ---- registers ----
+
+void Worker::set_registers(Thread& t, const char* name, unsigned count, Location at) {
+  if (count < 24 || count > 256 || count % 8) {
+    fail(std::string(name) + ": expected a multiple of 8 from 24 to 256, not " + std::to_string(count), at);
+  }
+  warpgroup(t, name, count, [] {}, at);
+  registers_[t.linear / kWarpgroup] = count;
+  unsigned sum = 0, known = 0, warpgroups = count_ / kWarpgroup;
+  for (unsigned i = 0; i < warpgroups; ++i) sum += registers_[i] * kWarpgroup, known += registers_[i] != 0;
+  if (known == warpgroups && sum > kRegistersOfAnSm) {
+    fail(std::string(name) + ": the block's threads would have " + std::to_string(sum) +
+             " registers, more than an SM has", at);
+  }
+}
+
+void set_registers(const char* name, unsigned count, Location at) {
+  Thread& t = needs_hopper(name, at);
+  t.worker->set_registers(t, name, count, at);
+}
+
+}  // namespace simt

@@ -1,0 +1,94 @@
+"""W8A8 by wgmma: the bits of mma.sync, and with them of the CPU, and the tests of the op with more rows."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import backends
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops.rows import FLOATS
+from torch import Tensor
+
+from pybatch.ops import Epilogue
+from simt import compile
+from simt.device import SimtOps
+from simt.suites import OPS
+
+ROWS = 256  # from which on wgmma is chosen
+HOPPER = SimtOps(capability=90)
+
+
+class ManyRows:
+    """The ops on Hopper; W8A8 with its rows repeated until they are enough for wgmma, and all repetitions alike."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(HOPPER, name)
+
+    def matmul_w8a8(self, x: Tensor, *weights: Tensor, out: Tensor, **fused: object) -> Tensor:
+        times = -(-ROWS // max(1, len(x)))
+        many = HOPPER.matmul_w8a8(x.repeat(times, 1), *weights, out=out.repeat(times, 1), **fused)
+        for repetition in many.split(max(1, len(x))):
+            assert torch.equal(repetition.nan_to_num(7), many[: len(x)].nan_to_num(7))
+        return out.copy_(many[: len(x)])
+
+
+TESTS = backends.suite("test_matmul", ManyRows())
+test_of_a_zero_row = TESTS.test_w8a8_of_a_zero_row_is_the_bias
+test_of_tiny_rows = TESTS.test_w8a8_of_tiny_rows
+test_sums_at_the_extremes = TESTS.test_w8a8_sums_exactly_at_the_extremes
+
+
+def test_a_row_that_is_not_finite_stays_alone() -> None:
+    TESTS.test_a_row_that_is_not_finite_stays_alone("w8a8")
+
+
+def both(x: Tensor, n: int, bias: Tensor | None, out: Tensor, **fused: object) -> tuple[Tensor, Tensor]:
+    """By mma.sync and by wgmma."""
+    q, scale = OPS.quantize_int8(TESTS.random(n, x.shape[1], seed=1))
+    packed = OPS.pack_int8(q)
+    first, second = (ops.matmul_w8a8(x, packed, scale, bias, out=out.clone(), **fused) for ops in (OPS, HOPPER))
+    return first, second
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    m=st.integers(ROWS, 400), n=st.integers(1, 200), k=st.integers(1, 400), bias=st.booleans(),
+    x_type=st.sampled_from(FLOATS), out_type=st.sampled_from(FLOATS), add=st.booleans(),
+)  # fmt: skip
+def test_the_bits_are_those_of_mma_sync(
+    m: int, n: int, k: int, bias: bool, x_type: torch.dtype, out_type: torch.dtype, add: bool
+) -> None:
+    x, out = TESTS.random(m, k, dtype=x_type), TESTS.random(m, n, dtype=out_type, seed=2)
+    b = TESTS.random(n, seed=3) if bias else None
+    first, second = both(x, n, b, out, epilogue=Epilogue.ADD if add else Epilogue.STORE)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("epilogue", [Epilogue.SILU_MUL, Epilogue.GELU_TANH_MUL])
+@pytest.mark.parametrize(("m", "width", "k"), [(257, 40, 130), (300, 128, 260)])  # in tiles of 128 rows, and of 256
+def test_gated_products_have_the_bits_of_mma_sync(epilogue: Epilogue, m: int, width: int, k: int) -> None:
+    x, out = TESTS.random(m, k, dtype=torch.bfloat16), torch.empty(m, width, dtype=torch.bfloat16)
+    first, second = both(x, -(-width // 16) * 32, None, out, epilogue=epilogue)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_ptxas_keeps_the_products_in_flight(tmp_path: Path) -> None:
+    """It only mentions wgmma that it has to serialise (C7510 and on), and a setmaxnreg that it leaves out (C7508)."""
+    source = compile.CSRC / "cuda" / "sm90" / "matmul_w8a8.cu"
+    flags = [
+        "-std=c++20",
+        "-cubin",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "--fmad=false",
+        "--expt-relaxed-constexpr",
+    ]
+    command = ["nvcc", *flags, "-Xptxas=-v", f"-I{compile.CSRC}", "-o", tmp_path / "cubin", source]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert report.count("0 bytes spill stores") == 2
+    assert "(C75" not in report
