@@ -65,9 +65,11 @@ class CMakeBuild(build_ext):
             "PYBATCH_WERROR": "ON" if os.environ.get("CI") else "OFF",
             **cuda_definitions(),
         }
-        configure = ["cmake", "-G", "Ninja", str(source), *(f"-D{k}={v}" for k, v in definitions.items())]
+        # PyPI's, also where its environment is not on the PATH: a system's may be too old for its nvcc.
+        cmake = [sys.executable, "-m", "cmake"] if importlib.util.find_spec("cmake") else ["cmake"]
+        configure = [*cmake, "-G", "Ninja", str(source), *(f"-D{k}={v}" for k, v in definitions.items())]
         subprocess.run(configure, cwd=build, check=True)
-        subprocess.run(["cmake", "--build", ".", "--target", "install"], cwd=build, check=True)
+        subprocess.run([*cmake, "--build", ".", "--target", "install"], cwd=build, check=True)
 
 
 setup(ext_modules=[Extension("pybatch._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
