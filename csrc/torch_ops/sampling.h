@@ -11,10 +11,17 @@ struct SamplingOps : Checks<Backend> {
   using Base = Checks<Backend>;
   using Base::check, Base::check_rows, Base::expect_ids_in_range, Base::visible;
 
-  static void check_logits(const Tensor& logits) {
+  template <class Params>
+  static Params params_of(const Tensor& logits) {
     check_rows(logits, "logits", kAny, kAny);
     EXPECT(logits.scalar_type() == ScalarType::Float, "logits: expected float32, got ", name_of(logits.scalar_type()));
     EXPECT(logits.size(1) > 0, "logits: expected at least one column");
+    Params p{};
+    p.logits = mutable_pointer<float>(logits);
+    p.row_stride = logits.stride(0);
+    p.rows = logits.size(0);
+    p.vocab = logits.size(1);
+    return p;
   }
 
   // Offsets of a ragged list: ascending, from 0 to the list's length.
@@ -31,12 +38,7 @@ struct SamplingOps : Checks<Backend> {
                             const Tensor& history, const Tensor& history_start, const Tensor& output_start,
                             const Tensor& bias_ids, const Tensor& bias_values, const Tensor& bias_start) {
     typename Backend::Scope scope(logits);
-    check_logits(logits);
-    AdjustLogitsParams p{};
-    p.logits = mutable_pointer<float>(logits);
-    p.row_stride = logits.stride(0);
-    p.rows = logits.size(0);
-    p.vocab = logits.size(1);
+    auto p = params_of<AdjustLogitsParams>(logits);
     check(repetition, "repetition", ScalarType::Float, {p.rows});
     check(presence, "presence", ScalarType::Float, {p.rows});
     check(frequency, "frequency", ScalarType::Float, {p.rows});
@@ -65,12 +67,7 @@ struct SamplingOps : Checks<Backend> {
   static void sample(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
                      const Tensor& min_p, const Tensor& seeds, const Tensor& positions, Tensor out) {
     typename Backend::Scope scope(logits);
-    check_logits(logits);
-    SampleParams p{};
-    p.logits = pointer<float>(logits);
-    p.row_stride = logits.stride(0);
-    p.rows = logits.size(0);
-    p.vocab = logits.size(1);
+    auto p = params_of<SampleParams>(logits);
     check(temperature, "temperature", ScalarType::Float, {p.rows});
     check(top_k, "top_k", ScalarType::Long, {p.rows});
     check(top_p, "top_p", ScalarType::Float, {p.rows});
@@ -96,12 +93,7 @@ struct SamplingOps : Checks<Backend> {
   static void token_logprobs(const Tensor& logits, const Tensor& tokens, Tensor logprob, Tensor rank, Tensor top_ids,
                              Tensor top_logprobs) {
     typename Backend::Scope scope(logits);
-    check_logits(logits);
-    TokenLogprobsParams p{};
-    p.logits = pointer<float>(logits);
-    p.row_stride = logits.stride(0);
-    p.rows = logits.size(0);
-    p.vocab = logits.size(1);
+    auto p = params_of<TokenLogprobsParams>(logits);
     check(tokens, "tokens", ScalarType::Long, {p.rows});
     expect_ids_in_range(tokens, "tokens", p.vocab);
     check(logprob, "logprob", ScalarType::Float, {p.rows});
