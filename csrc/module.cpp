@@ -25,6 +25,8 @@ PYBIND11_MODULE(_C, m) {
       .def(pybind11::init())
       .def("__enter__", &pybatch::Graph::begin)
       .def("__exit__", [](pybatch::Graph& graph, const pybind11::args&) { graph.end(); })
+      .def("timed_replay", &pybatch::Graph::timed_replay, pybind11::call_guard<pybind11::gil_scoped_release>(),
+           "As replay(), but returns the seconds spent in each kernel, by name.")
       .def("replay", &pybatch::Graph::replay, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def(
       "measure_ceiling",

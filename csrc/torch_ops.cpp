@@ -24,13 +24,13 @@ struct Cpu {
   }
   static bool reaches(const Tensor& t) { return t.is_cpu(); }
 
-#define PYBATCH_RUN(name, Params)            \
-  static void name(const Params& p) {        \
-    if (Graph* graph = Graph::recording()) { \
-      graph->add(cpu::kernels().name, p);    \
-    } else {                                 \
-      cpu::kernels().name(p);                \
-    }                                        \
+#define PYBATCH_RUN(name, Params)                \
+  static void name(const Params& p) {            \
+    if (Graph* graph = Graph::recording()) {     \
+      graph->add(#name, cpu::kernels().name, p); \
+    } else {                                     \
+      cpu::kernels().name(p);                    \
+    }                                            \
   }
   PYBATCH_CPU_KERNELS(PYBATCH_RUN)
 #undef PYBATCH_RUN

@@ -27,6 +27,8 @@ CUDA: bool = not _C.why_no_cuda and torch.cuda.is_available()  # the ops take CU
 if CUDA:
     torch.ops.load_library(Path(__file__).with_name("libpybatch_cuda.so"))  # type: ignore[no-untyped-call]
 
+CpuGraph = _C.Graph  # `with graph:` records the CPU ops called in it instead of running them; graph.replay() does
+
 PANEL = 16  # columns in one panel of packed weights
 
 

@@ -15,7 +15,7 @@ from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.engine.decode_graphs import DecodeGraphs
 from pybatch.model import load_model
 
-Graph = ops._C.Graph
+Graph = ops.CpuGraph
 
 
 def test_ops_are_recorded_not_run_and_replayed_on_the_values_of_the_day() -> None:

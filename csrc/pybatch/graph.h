@@ -4,7 +4,9 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -20,17 +22,22 @@ class PYBATCH_EXPORT Graph {
   static Graph* recording();  // the calling thread's, or null
 
   template <class Params>
-  void add(void (*kernel)(const Params&), const Params& params) {
-    calls_.emplace_back([kernel, params] { kernel(params); });
+  void add(const char* name, void (*kernel)(const Params&), const Params& params) {
+    calls_.push_back({name, [kernel, params] { kernel(params); }});
   }
 
   // What the calls use lives as long as the graph.
   void keep(std::shared_ptr<const void> owner) { kept_.push_back(std::move(owner)); }
 
   void replay() const;
+  std::map<std::string, double> timed_replay() const;  // seconds by kernel
 
  private:
-  std::vector<std::function<void()>> calls_;
+  struct Call {
+    const char* name;
+    std::function<void()> run;
+  };
+  std::vector<Call> calls_;
   std::vector<std::shared_ptr<const void>> kept_;
 };
 

@@ -9,11 +9,11 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from pybatch._C import Graph as CpuGraph
 from pybatch.engine.kv_cache import KvCache
 from pybatch.engine.scheduler import Chunk
 from pybatch.model.batch import ForwardBatch
 from pybatch.model.decoder import Decoder
+from pybatch.ops import CpuGraph
 
 
 class DecodeGraphs:
