@@ -117,6 +117,8 @@ class Attention {
   void softmax(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const;
   template <class T>
   void weigh(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const;
+  template <int write, class Rows>
+  void fetch_rows(const Rows& of, const Tile& tile, int64_t first, int64_t end) const;
   void merge(const Tile& tile, Partial part, Partial into) const;
   void finish(const Tile& tile, Partial state) const;
 
@@ -202,6 +204,16 @@ void Attention::locate(const Tile& tile, int64_t split, Range columns, const Til
   for (int64_t i = 0; i < kAhead; ++i) {
     const Place at = place_of(then, then_split, then_first + i);
     *pieces++ = key(then, at) + at.offset * depth;
+  }
+}
+
+// Sends for the queries, or (write) the place of the output, of a tile's tokens [first, end).
+template <int write, class Rows>
+PYBATCH_INLINE void Attention::fetch_rows(const Rows& of, const Tile& tile, int64_t first, int64_t end) const {
+  const int64_t size = size_of(of.dtype), bytes = tile.kv_heads * group * depth * size;
+  for (int64_t token = tile.first + first; token < tile.first + smaller(end, tile.tokens); ++token) {
+    const char* row = static_cast<const char*>(of.data) + (token * of.row_stride + tile.kv_head * group * depth) * size;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, write, 2);
   }
 }
 
@@ -300,6 +312,9 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
     block.rows = rows_at_once(head_rows - block.row);
     for (int64_t r = 0; r < block.rows; ++r) block.ranges[r] = range_of(tile, block.row + r, split);
     block.columns = {block.ranges[0].begin / kLanes * kLanes, round_up(block.ranges[block.rows - 1].end, kLanes)};
+    // A few at a time: the first-level cache can wait for few lines.
+    fetch_rows<0>(p.q, then, block.row / group, (block.row + block.rows) / group);
+    fetch_rows<1>(p.out, tile, block.row / group, (block.row + block.rows) / group);
     score(tile, at, block, work);
     softmax(tile, at, block, work, out);
     weigh(tile, at, block, work, out);
