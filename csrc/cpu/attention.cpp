@@ -1,4 +1,5 @@
 #include "cpu/attention_rows.h"
+#include "cpu/attention_softmax.h"
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
@@ -17,28 +18,11 @@ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-float exp1(float x) {
-  float lanes[kLanes];
-  store(lanes, exp(broadcast(x)));
-  return lanes[0];
-}
-
-// c * tanh(x / c), with tanh(y) = 1 - 2 / (exp(2y) + 1).
-PYBATCH_INLINE F32x16 soft_capped(F32x16 x, float cap) {
-  const F32x16 e = exp(x * broadcast(2.0f / cap)), one = broadcast(1.0f);
-  return broadcast(cap) * (one - broadcast(2.0f) / (e + one));
-}
-
 // Queries that go through the same tokens together, a block of rows for each of their KV heads: row r of KV head h is
 // token first + r / group, head (kv_head + h) * group + r % group.
 struct Tile {
   int64_t sequence, kv_head, kv_heads, first, tokens;
   int64_t position;  // of the first token
-};
-
-// The tokens [begin, end) that a row sees, counted from the start of a split.
-struct Range {
-  int64_t begin, end;
 };
 
 // Where the granules of a split lie: the first element of the tile's first KV head.
@@ -47,6 +31,7 @@ struct Split {
   const T* k[kSplitGranules];
   const float* k_scale[kSplitGranules];
   const float* v_scale[kSplitGranules];
+  const T* const* v;  // among the pieces
   // As pieces of memory in the order in which they are read: keys, values, and what is read after this split.
   const T* pieces[2 * kSplitGranules + kAhead];
 };
@@ -58,11 +43,19 @@ struct Partial {
   float* acc;  // [rows, padded depth]
 };
 
+// Rows [row, row + rows) of every KV head of a tile. They go through a split together, so that their scores stay in the
+// first-level cache.
+struct Block {
+  int64_t row, rows;
+  Range ranges[kRows];
+  Range columns;  // what any of them sees, as whole vectors
+};
+
 // What a thread works with.
 struct Workspace {
   float* q;        // [rows, padded depth]; of an int8 cache as words in the first half of a row
   float* q_scale;  // [rows], int8 caches only
-  float* score;    // [rows, kScoreStride], then probabilities; in words as q
+  float* score;    // of one block, [rows, kScoreStride], then probabilities; in words as q
   float* p_scale;  // [rows], int8 caches only
 };
 
@@ -98,6 +91,11 @@ class Attention {
   void run_items(const Plan* plans, int64_t items, int64_t* next);
   void merge_spread(const Plan* plans);
 
+  float* scores_of(Workspace work, const Block& block, int64_t h) const {
+    return work.score + h * block.rows * kScoreStride;
+  }
+  int64_t row_of(const Tile& tile, const Block& block, int64_t h) const { return h * head_rows(tile) + block.row; }
+
   Tile tile_of(const Plan& plan, int64_t sequence, int64_t index) const;
   Range range_of(const Tile& tile, int64_t row, int64_t split) const;
   int64_t partial_floats() const { return max_rows * (padded_depth + 2); }
@@ -114,8 +112,13 @@ class Attention {
   template <class T>
   void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work, Partial out) const;
   template <class T>
-  void softmax(const Split<T>& at, int64_t kv_head, Range range, Range columns, Workspace work, int64_t row,
-               Partial out) const;
+  void score(const Tile& tile, const Split<T>& at, const Block& block, Workspace work) const;
+  template <class T>
+  void softmax(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const;
+  template <class T>
+  void weigh(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const;
+  template <int write, class Rows>
+  void fetch_rows(const Rows& of, const Tile& tile, int64_t first, int64_t end) const;
   void merge(const Tile& tile, Partial part, Partial into) const;
   void finish(const Tile& tile, Partial state) const;
 
@@ -143,72 +146,21 @@ Range Attention::range_of(const Tile& tile, int64_t row, int64_t split) const {
 }
 
 void Attention::load_queries(const Tile& tile, Workspace work) const {
-  float* q = work.q;
-  const F32x16 scale = broadcast(p.scale);
+  float* to = work.q;
+  const F32x16 scale = broadcast(p.scale * kLog2E);
   with_float_type(p.q.dtype, [&]<class T>(T*) {
     for (int64_t h = 0; h < tile.kv_heads; ++h) {
-      for (int64_t row = 0; row < head_rows(tile); ++row, q += padded_depth) {
+      for (int64_t row = 0; row < head_rows(tile); ++row, to += padded_depth) {
         const T* from = static_cast<const T*>(p.q.data) + (tile.first + row / group) * p.q.row_stride +
                         ((tile.kv_head + h) * group + row % group) * depth;
-        for (int64_t i = 0; i < depth; i += kLanes) store(q + i, load_first(from + i, depth - i) * scale);
+        for (int64_t i = 0; i < depth; i += kLanes) store(to + i, load_first(from + i, depth - i) * scale);
       }
     }
   });
   if (!p.cache.has_scales()) return;
   for (int64_t row = 0; row < rows(tile); ++row) {
-    work.q_scale[row] = narrow(work.q + row * padded_depth, padded_depth);
-  }
-}
-
-// Turns a row of scores into probabilities relative to their own maximum; only lanes in range are read as numbers, the
-// others in `columns` become zero.
-template <class T>
-void Attention::softmax(const Split<T>& at, int64_t kv_head, Range range, Range columns, Workspace work, int64_t row,
-                        Partial out) const {
-  constexpr bool scaled = sizeof(T) == 1;
-  float* scores = work.score + row * kScoreStride;
-  auto scales = [&](const float* const* of, int64_t i) {
-    const float* const* granules = of + i / kGranule;
-    return load_halves(granules[0] + kv_head * p.cache.block_size, granules[1] + kv_head * p.cache.block_size);
-  };
-  auto in_range = [&](int64_t i, F32x16 x, F32x16 otherwise) {
-    if (range.end - i < kLanes) x = select_first(range.end - i, x, otherwise);
-    if (range.begin > i) x = select_first(range.begin - i, otherwise, x);
-    return x;
-  };
-  const F32x16 nothing = broadcast(-__builtin_inff());
-  const int64_t first = range.begin / kLanes * kLanes;
-  F32x16 largest = nothing;
-  for (int64_t i = first; i < range.end; i += kLanes) {
-    F32x16 s = load(scores + i);
-    if constexpr (scaled) s = to_float(load_ints(scores + i)) * (scales(at.k_scale, i) * broadcast(work.q_scale[row]));
-    if (p.soft_cap > 0) s = soft_capped(s, p.soft_cap);
-    s = in_range(i, s, nothing);
-    store(scores + i, s);
-    largest = max(largest, s);
-  }
-  out.max[row] = reduce_max(largest);
-  const F32x16 shift = broadcast(out.max[row]);
-  F32x16 sum = zeros(), most = zeros(), bad = zeros();
-  for (int64_t i = first; i < range.end; i += kLanes) {
-    F32x16 e = exp(load(scores + i) - shift);
-    sum = sum + e;
-    if constexpr (scaled) {
-      e = in_range(i, e * scales(at.v_scale, i), zeros());
-      most = max(most, abs(e));
-      bad = fma(e, zeros(), bad);
-    }
-    store(scores + i, e);
-  }
-  out.sum[row] = reduce_add(sum);
-  if constexpr (scaled) {
-    const F32x16 factor = broadcast(word_factor(reduce_max(most)));
-    auto* words = reinterpret_cast<int16_t*>(scores);
-    for (int64_t i = columns.begin * kLanes; i < columns.end * kLanes; i += kLanes) {
-      const bool inside = i >= first && i < range.end;
-      store_words(words + i, inside ? load(scores + i) : zeros(), factor);
-    }
-    work.p_scale[row] = reduce_max(most) / kLargestWord + reduce_add(bad);
+    float* q = work.q + row * padded_depth;
+    work.q_scale[row] = narrow(q, reinterpret_cast<int16_t*>(q), padded_depth);
   }
 }
 
@@ -231,6 +183,7 @@ void Attention::locate(const Tile& tile, int64_t split, Range columns, const Til
   };
   const int64_t first = columns.begin * kColumnGranules, end = columns.end * kColumnGranules;
   const T** pieces = out.pieces + end;
+  out.v = pieces - first;
   for (int64_t g = first; g < end; ++g) {
     const Place at = place_of(tile, split, g);
     out.k[g] = key(tile, at) + at.offset;
@@ -254,70 +207,117 @@ void Attention::locate(const Tile& tile, int64_t split, Range columns, const Til
   }
 }
 
+// Sends for the queries, or (write) the place of the output, of a tile's tokens [first, end).
+template <int write, class Rows>
+PYBATCH_INLINE void Attention::fetch_rows(const Rows& of, const Tile& tile, int64_t first, int64_t end) const {
+  const int64_t size = size_of(of.dtype), bytes = tile.kv_heads * group * depth * size;
+  for (int64_t token = tile.first + first; token < tile.first + smaller(end, tile.tokens); ++token) {
+    const char* row = static_cast<const char*>(of.data) + (token * of.row_stride + tile.kv_head * group * depth) * size;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, write, 2);
+  }
+}
+
+// Several heads take turns at columns and tokens that lie side by side in memory.
+template <class T>
+void Attention::score(const Tile& tile, const Split<T>& at, const Block& block, Workspace work) const {
+  const int64_t ahead = block.row == 0 ? kAhead : 0;  // the first block brings the split into the second-level cache
+  for (int64_t i = block.columns.begin, width; i < block.columns.end; i += width * kLanes) {
+    width = smaller((block.columns.end - i) / kLanes, kColumns);
+    const int64_t g = i / kGranule;
+    for (int64_t h = 0; h < tile.kv_heads; ++h) {
+      const Granules<T> keys = {at.k + g, at.pieces + g + ahead, h * head_stride};
+      score_rows(work.q + row_of(tile, block, h) * padded_depth, padded_depth, block.rows, keys, p.cache.block_size,
+                 width, depth, scores_of(work, block, h) + i, kScoreStride);
+    }
+  }
+}
+
+// Turns scores into probabilities, not yet divided by their sum. Those of an int8 cache come and go as integers.
+template <class T>
+void Attention::softmax(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const {
+  const Range columns = block.columns;
+  for (int64_t h = 0; h < tile.kv_heads; ++h) {
+    const int64_t row = row_of(tile, block, h);
+    float* scores = scores_of(work, block, h);
+    [[maybe_unused]] auto scales = [&](const float* const* of) {
+      return [of = of, offset = h * p.cache.block_size](int64_t i) PYBATCH_INLINE_LAMBDA {
+        const float* const* granules = of + i / kGranule;
+        return load_halves(granules[0] + offset, granules[1] + offset);
+      };
+    };
+    with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
+      if constexpr (sizeof(T) == 1) {
+        scale_scores<rows>(scores, kScoreStride, columns, work.q_scale + row, scales(at.k_scale));
+      }
+      for (int r = 0; r < rows; ++r) {
+        float* of_row = scores + r * kScoreStride;
+        if (p.soft_cap > 0) soft_cap(of_row, columns, p.soft_cap * kLog2E);
+        mask(of_row, columns, block.ranges[r]);
+      }
+      softmax_rows<rows>(scores, kScoreStride, columns, block.ranges, out.max + row, out.sum + row);
+      if constexpr (sizeof(T) == 1) {
+        narrow_probabilities<rows>(scores, kScoreStride, columns, block.ranges, scales(at.v_scale), work.p_scale + row);
+      }
+    });
+  }
+}
+
+// Values outside a row's range are never multiplied, not even by zero: they may be NaN, unless they are integers. What
+// all rows of a block see is weighed together, what is left before and behind row by row.
+template <class T>
+void Attention::weigh(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const {
+  const int64_t n = block.rows, ahead = block.row == 0 ? kAhead : 0;
+  for (int64_t h = 0; h < tile.kv_heads; ++h) {
+    float* acc = out.acc + row_of(tile, block, h) * padded_depth;
+    for (int64_t i = 0; i < n * padded_depth; i += kLanes) store(acc + i, zeros());
+  }
+  const Range *ranges = block.ranges, top = ranges[0], bottom = ranges[n - 1];
+  const Range common = {bottom.begin, larger(bottom.begin, top.end)};
+  const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do by themselves
+  const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
+  for (int64_t from = block.columns.begin; from < bottom.end; from += step) {
+    for (int64_t h = 0; h < tile.kv_heads; ++h) {
+      const Granules<T> values = {at.v, at.v + ahead, h * head_stride};
+      const float* scores = scores_of(work, block, h);
+      float* acc = out.acc + row_of(tile, block, h) * padded_depth;
+      auto weigh = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
+        weigh_rows(scores + first * kScoreStride, kScoreStride, count, values, depth, larger(begin, from),
+                   smaller(end, from + step), acc + first * padded_depth, padded_depth);
+      };
+      if constexpr (sizeof(T) == 1) {
+        weigh(0, n, top.begin / kPair * kPair, round_up(bottom.end, kPair));
+        continue;
+      }
+      for (int64_t r = 0; r < ragged; ++r) weigh(r, 1, ranges[r].begin, smaller(ranges[r].end, common.begin));
+      weigh(0, n, common.begin, common.end);
+      for (int64_t r = 0; r < ragged; ++r) weigh(r, 1, common.end, ranges[r].end);
+    }
+  }
+}
+
 // One split of a tile; `then` is what is read after it.
 template <class T>
 void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work,
                        Partial out) const {
   const int64_t head_rows = this->head_rows(tile);
-  for (int64_t row = 0; row < rows(tile); ++row) out.sum[row] = 0;
   const int64_t begin = range_of(tile, 0, split).begin, end = range_of(tile, head_rows - 1, split).end;
-  if (begin >= end) return;
-
-  const Range columns = {begin / kLanes, (end + kLanes - 1) / kLanes};
+  if (begin >= end) {
+    for (int64_t row = 0; row < rows(tile); ++row) out.sum[row] = 0;
+    return;
+  }
   Split<T> at;
-  locate(tile, split, columns, then, then_split, at);
-  const int64_t values = (columns.end - columns.begin) * kColumnGranules;  // where they begin among the pieces
-
-  for (int64_t c = columns.begin, width; c < columns.end; c += width) {
-    width = smaller(columns.end - c, kColumns);
-    for (int64_t h = 0; h < tile.kv_heads; ++h) {
-      const T *const *k = at.k + c * kColumnGranules, *const *pieces = at.pieces + c * kColumnGranules;
-      for (int64_t row = 0, n; row < head_rows; row += n) {
-        n = rows_at_once(head_rows - row);
-        const int64_t tile_row = h * head_rows + row;
-        score_rows(work.q + tile_row * padded_depth, padded_depth, n,
-                   Granules<T>{k, row == 0 ? pieces + kAhead : pieces, h * head_stride}, p.cache.block_size, width,
-                   depth, work.score + tile_row * kScoreStride + c * kLanes, kScoreStride);
-      }
-    }
-  }
-
-  for (int64_t row = 0; row < rows(tile); ++row) {
-    for (int64_t i = 0; i < padded_depth; i += kLanes) store(out.acc + row * padded_depth + i, zeros());
-    const Range range = range_of(tile, row % head_rows, split);
-    if (range.begin < range.end) softmax(at, row / head_rows, range, columns, work, row, out);
-  }
-
-  // Values outside a row's range are never multiplied, not even by zero: they may be NaN, unless they are integers.
-  // What all rows of a block see is weighed together, what is left before and behind row by row. Several heads take
-  // turns, as they did for keys.
-  const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
-  for (int64_t from = columns.begin * kLanes; from < end; from += step) {
-    for (int64_t h = 0; h < tile.kv_heads; ++h) {
-      for (int64_t row = 0, n; row < head_rows; row += n) {
-        n = rows_at_once(head_rows - row);
-        const T* const* v = at.pieces + values;
-        const Granules<T> granules = {v, row == 0 ? v + kAhead : v, h * head_stride};
-        auto weigh = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
-          const int64_t tile_row = h * head_rows + first;
-          weigh_rows(work.score + tile_row * kScoreStride, kScoreStride, count, granules, depth, larger(begin, from),
-                     smaller(end, from + step), out.acc + tile_row * padded_depth, padded_depth);
-        };
-        const Range top = range_of(tile, row, split), bottom = range_of(tile, row + n - 1, split);
-        if constexpr (sizeof(T) == 1) {
-          weigh(row, n, top.begin / kPair * kPair, round_up(bottom.end, kPair));
-          continue;
-        }
-        const int64_t common = bottom.begin, common_end = larger(common, top.end);
-        const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do by themselves
-        for (int64_t r = row; r < row + ragged; ++r) {
-          const Range range = range_of(tile, r, split);
-          weigh(r, 1, range.begin, smaller(range.end, common));
-        }
-        weigh(row, n, common, common_end);
-        for (int64_t r = row; r < row + ragged; ++r) weigh(r, 1, common_end, range_of(tile, r, split).end);
-      }
-    }
+  locate(tile, split, {begin / kLanes, (end + kLanes - 1) / kLanes}, then, then_split, at);
+  Block block;
+  for (block.row = 0; block.row < head_rows; block.row += block.rows) {
+    block.rows = rows_at_once(head_rows - block.row);
+    for (int64_t r = 0; r < block.rows; ++r) block.ranges[r] = range_of(tile, block.row + r, split);
+    block.columns = {block.ranges[0].begin / kLanes * kLanes, round_up(block.ranges[block.rows - 1].end, kLanes)};
+    // A few at a time: the first-level cache can wait for few lines.
+    fetch_rows<0>(p.q, then, block.row / group, (block.row + block.rows) / group);
+    fetch_rows<1>(p.out, tile, block.row / group, (block.row + block.rows) / group);
+    score(tile, at, block, work);
+    softmax(tile, at, block, work, out);
+    weigh(tile, at, block, work, out);
   }
   if constexpr (sizeof(T) == 1) {
     for (int64_t row = 0; row < rows(tile); ++row) {
@@ -347,7 +347,7 @@ void Attention::merge(const Tile& tile, Partial part, Partial into) const {
       continue;
     }
     const float a = into.max[row], b = part.max[row], top = a > b ? a : b;
-    const float keep = exp1(a - top), add = exp1(b - top);
+    const float keep = exp2(a - top), add = exp2(b - top);
     into.max[row] = top;
     into.sum[row] = into.sum[row] * keep + part.sum[row] * add;
     for (int64_t i = 0; i < depth; i += kLanes) {
@@ -362,9 +362,9 @@ void Attention::finish(const Tile& tile, Partial state) const {
     const int64_t head = (tile.kv_head + row / head_rows(tile)) * group + of_head % group;
     float sum = state.sum[row], keep = 1.0f;
     if (p.sinks) {
-      const float a = state.max[row], b = p.sinks[head], top = a > b ? a : b;
-      keep = exp1(a - top);
-      sum = sum * keep + exp1(b - top);
+      const float a = state.max[row], b = p.sinks[head] * kLog2E, top = a > b ? a : b;
+      keep = exp2(a - top);
+      sum = sum * keep + exp2(b - top);
     }
     const F32x16 factor = broadcast(keep / sum);
     const float* acc = state.acc + row * padded_depth;
