@@ -19,12 +19,12 @@ def deferred_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    held: list[tuple[int, FrameType | None]] = []
+    held: list[int] = []  # without the frame, which would keep its variables alive: views of arrays that are to grow
 
     def hold(signum: int, frame: FrameType | None) -> None:
         if held:
             handler(signum, frame)
-        held.append((signum, frame))
+        held.append(signum)
 
     signal.signal(signal.SIGINT, hold)
     try:
@@ -32,4 +32,4 @@ def deferred_interrupts() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, handler)
         if len(held) == 1:
-            handler(*held[0])
+            handler(held[0], None)

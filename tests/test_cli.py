@@ -279,7 +279,7 @@ def test_ctrl_c_keeps_whole_rows(tiny_model: Path, tmp_path: Path) -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert results.read_text().endswith("\n")
     rows = read(results)
     assert 0 < len(rows) < 20_000

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,20 @@ def test_an_interrupt_is_deferred_to_the_end_of_the_block() -> None:
         block(2)
     assert reached == [1, 2]  # the second one is not held back
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_deferred_interrupt_keeps_no_variable_alive() -> None:
+    tokens = array("q", [1])
+
+    def step() -> None:
+        view = memoryview(tokens)  # while there is one, an array cannot grow
+        signal.raise_signal(signal.SIGINT)
+        assert view[0] == 1
+
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+        step()
+        tokens.append(2)
+    assert tokens.tolist() == [1, 2]
 
 
 def test_importing_is_light() -> None:
