@@ -288,14 +288,18 @@ def test_an_interrupt_is_deferred_to_the_end_of_the_block() -> None:
 def test_a_deferred_interrupt_keeps_no_variable_alive() -> None:
     tokens = array("q", [1])
 
-    def step() -> None:
+    def interrupted() -> None:
         view = memoryview(tokens)  # while there is one, an array cannot grow
         signal.raise_signal(signal.SIGINT)
         assert view[0] == 1
 
-    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
-        step()
-        tokens.append(2)
+    def block() -> None:
+        with deferred_interrupts():
+            interrupted()
+            tokens.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert tokens.tolist() == [1, 2]
 
 
