@@ -5,8 +5,9 @@
 The ceilings (fp32 and int8 arithmetic, reading, copying) are measured in the same process, in the same instruction
 set, on the same threads, right before and after each case, since a shared machine's memory has good and bad minutes. A
 case takes at least the longer of its arithmetic and its memory traffic at those ceilings; its rate is given in the one
-that binds it, and its share is that least time over the time it took. Inputs rotate
-through more memory than the caches hold. Each op is checked against torch in float64 before it is timed.
+that binds it, and its share is that least time over the time it took. Inputs rotate through more memory than the
+caches hold. Matmuls and attention are replayed from a graph, one after the other, as the engine runs its decode steps;
+the other ops, and torch, are called from Python. Each op is checked against torch in float64 before it is timed.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Case:
     wanted: Call | None = None  # the result of copy 0 in float64
     tolerance: float = 1e-4
     peers: dict[str, Callable[[int], Call]] = field(default_factory=dict)
+    rotation: int = 0  # copies that make one graph; 0: called from Python
     copies: bool = False  # writes as much as it reads, so that the copying ceiling is its own
 
 
@@ -81,6 +83,9 @@ class Copies:
     def __init__(self, *tensors: Tensor) -> None:
         count = 1 + CACHE_BYTES // size(*tensors)
         self.sets = [tensors] + [tuple(t.clone() for t in tensors) for _ in range(count - 1)]
+
+    def __len__(self) -> int:
+        return len(self.sets)
 
     def __getitem__(self, i: int) -> tuple[Tensor, ...]:
         return self.sets[i % len(self.sets)]
@@ -137,6 +142,7 @@ def matmuls(model: Model, quick: bool) -> Iterator[Case]:
                     lambda x=x, plain=plain: x.double() @ plain.double().t(),
                     tolerance,
                     peers,
+                    rotation=len(copies),
                 )
 
 
@@ -202,6 +208,7 @@ def attention(model: Model, quick: bool) -> Iterator[Case]:
                 lambda sdpa=sdpa, dense=dense: sdpa(t for part in dense for t in part[:3]),
                 1e-3,
                 {"sdpa": lambda i, sdpa=sdpa, peer=peer: lambda: sdpa(peer[i])},
+                rotation=len(cache.layers),
             )
 
 
@@ -384,7 +391,7 @@ def sampling(model: Model, rows: int) -> Iterator[Case]:
     yield Case(f"adjust_logits 1000 ids {model.name} {rows} rows", adjust, 72 * len(history), wanted=first.double)
 
 
-def times(make: Callable[[int], Call], budget: float) -> list[float]:
+def times(make: Callable[[int], Callable[[], object]], budget: float) -> list[float]:
     """Seconds of each of several calls, each on the next copy of the inputs."""
     taken: list[float] = []
     make(1)()
@@ -395,6 +402,17 @@ def times(make: Callable[[int], Call], budget: float) -> list[float]:
         call()
         taken.append(time.perf_counter() - start)
     return taken
+
+
+def case_times(case: Case, budget: float) -> list[float]:
+    """Seconds of a call, several times: in a graph the mean of each replay."""
+    if not case.rotation:
+        return times(case.make, budget)
+    graph = ops.CpuGraph()
+    with graph:
+        for i in range(case.rotation):
+            case.make(i)()
+    return [seconds / case.rotation for seconds in times(lambda i: graph.replay, budget)]
 
 
 def check(case: Case) -> None:
@@ -410,7 +428,7 @@ def measure(case: Case, budget: float) -> dict:
     check(case)
     memory, compute = "copy_bytes" if case.copies else "read_bytes", "int8_ops" if case.int8 else "fp32_flops"
     before = {name: _C.measure_ceiling(name, 0.05) for name in (memory, compute)}
-    taken = times(case.make, budget)
+    taken = case_times(case, budget)
     ceilings = {name: (rate + _C.measure_ceiling(name, 0.05)) / 2 for name, rate in before.items()}
     seconds = statistics.median(taken)
     memory_time, compute_time = case.bytes / ceilings[memory], case.operations / ceilings[compute]

@@ -1,10 +1,9 @@
-"""Where a decode step's time goes: each op, what dispatching the ops costs, and the Python around them.
+"""Where a decode step's time goes: each kernel, and the Python around them.
 
     python bench/step_profile.py [--precision int8] [--sequences 1,8,32,64] [--json PATH]
 
-Prompts of 32 tokens, 64 new ones each, greedy. Steps that only decode are counted, and of them medians are shown. An
-op's time is its whole call; `dispatch` is what of it is spent outside the kernel: the calls of a step times what the op
-takes on no rows at all.
+Prompts of 32 tokens, 64 new ones each, greedy. Steps that only decode are counted, and of them medians are shown.
+`other` is what of the step is in none of the parts above it.
 """
 
 from __future__ import annotations
@@ -17,35 +16,29 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import pybatch
-from pybatch import ops
+from pybatch.engine import decode_graphs
 from pybatch.engine.engine import Engine
-from pybatch.engine.runner import Runner
 from pybatch.engine.sampler import Sampler
 from pybatch.engine.scheduler import Scheduler
-from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear
+from pybatch.ops import CpuGraph
 
 PROMPT, NEW = 32, 64
-OPS: dict[str, list[tuple[object, str]]] = {
-    "embedding": [(ops, "embedding")],
-    "matmuls": [(linear, "__call__") for linear in (DenseLinear, Int8Linear, GGUFLinear)],
-    "rope_kv_write": [(ops, "rope_kv_write")],
-    "paged_attention": [(ops, "paged_attention")],
-    "sample": [(ops, "sample")],
+PARTS = {
+    "schedule": (Scheduler, "schedule"),
+    "inputs": (decode_graphs.StepInputs, "fill"),
+    "sampler": (Sampler, "sample"),
 }
-PARTS = {"schedule": (Scheduler, "schedule"), "build batch": (Runner, "build"), "sampler": (Sampler, "sample")}
 
 
 class Stopwatch:
-    """Adds up, by name, the time spent in functions it has wrapped; `calls` counts them."""
+    """Adds up, by name, the time spent in functions it has wrapped and in the kernels of the graphs it has made."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.calls: defaultdict[str, int] = defaultdict(int)
 
     def wrap(self, owner: object, attribute: str, name: str) -> None:
         function: Callable[..., object] = getattr(owner, attribute)
@@ -56,22 +49,21 @@ class Stopwatch:
                 return function(*args, **kwargs)
             finally:
                 self.seconds[name] += time.perf_counter() - start
-                self.calls[name] += 1
 
         setattr(owner, attribute, timed)
 
+    def graph(self) -> CpuGraph:
+        watch = self
 
-def dispatch_seconds(rounds: int = 2000) -> float:
-    """One op's call on a matrix of no rows."""
-    nothing, weight = torch.empty(0, 64), ops.pack_dense(torch.zeros(16, 64))
-    out = torch.empty(0, 16)
-    start = time.perf_counter()
-    for _ in range(rounds):
-        ops.matmul_dense(nothing, weight, out=out)
-    return (time.perf_counter() - start) / rounds
+        class TimedGraph(CpuGraph):
+            def replay(self) -> None:
+                for name, seconds in self.timed_replay().items():
+                    watch.seconds[name] += seconds
+
+        return TimedGraph()
 
 
-def profile(llm: pybatch.LLM, watch: Stopwatch, sequences: int, dispatch: float) -> dict[str, float]:
+def profile(llm: pybatch.LLM, watch: Stopwatch, sequences: int) -> dict[str, float]:
     """Milliseconds of each part of the median decode step."""
     params = pybatch.SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, detokenize=False)
     prompts = [[2 + (i * PROMPT + j) % 10_000 for j in range(PROMPT)] for i in range(sequences)]
@@ -80,17 +72,11 @@ def profile(llm: pybatch.LLM, watch: Stopwatch, sequences: int, dispatch: float)
 
     def step(engine: Engine) -> object:
         watch.seconds.clear()
-        watch.calls.clear()
         start = time.perf_counter()
         outputs = inner(engine)
         total = time.perf_counter() - start
         parts = dict(watch.seconds)
-        in_ops = sum(parts.get(op, 0.0) for op in OPS)
-        parts["sampler"] = parts.get("sampler", 0.0) - parts.get("sample", 0.0)
-        parts["other Python"] = total - in_ops - sum(parts.get(part, 0.0) for part in PARTS)
-        parts["step"] = total
-        parts["of it dispatch"] = dispatch * sum(watch.calls[op] for op in OPS)
-        steps.append(parts)
+        steps.append({**parts, "other": total - sum(parts.values()), "step": total})
         return outputs
 
     Engine._step = step  # type: ignore[method-assign,assignment]
@@ -113,11 +99,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    dispatch = dispatch_seconds()
     watch = Stopwatch()
-    for op, places in OPS.items():
-        for owner, attribute in places:
-            watch.wrap(owner, attribute, op)
+    decode_graphs.CpuGraph = watch.graph  # type: ignore[misc,assignment]
     for name, (owner, attribute) in PARTS.items():
         watch.wrap(owner, attribute, name)
     llm = pybatch.LLM(
@@ -127,7 +110,7 @@ def main() -> None:
         enable_prefix_caching=False,
         threads=args.threads,
     )
-    results = {n: profile(llm, watch, n, dispatch) for n in map(int, args.sequences.split(","))}
+    results = {n: profile(llm, watch, n) for n in map(int, args.sequences.split(","))}
 
     table = Table(title=f"ms of a decode step, {args.model} {args.precision}, by sequences")
     table.add_column("part")

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "pybatch/ceilings.h"
+#include "pybatch/graph.h"
 #include "pybatch/isa.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -18,6 +19,15 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets compiled in that this processor can run, best first.");
   m.def("chosen_isa", &pybatch::chosen_isa,
         "The instruction set in use; raises ValueError if PYBATCH_ISA names an impossible one.");
+  pybind11::class_<pybatch::Graph>(m, "Graph",
+                                   "CPU ops called inside `with graph:` are recorded, with the tensors they were given,"
+                                   " instead of run; replay() runs them.")
+      .def(pybind11::init())
+      .def("__enter__", &pybatch::Graph::begin)
+      .def("__exit__", [](pybatch::Graph& graph, const pybind11::args&) { graph.end(); })
+      .def("timed_replay", &pybatch::Graph::timed_replay, pybind11::call_guard<pybind11::gil_scoped_release>(),
+           "As replay(), but returns the seconds spent in each kernel, by name.")
+      .def("replay", &pybatch::Graph::replay, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def(
       "measure_ceiling",
       [](const std::string& name, double seconds) {

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/kernels.h"
+#include "pybatch/graph.h"
 #include "pybatch/parallel.h"
 
 namespace {
@@ -17,11 +18,20 @@ struct Cpu {
   struct Scope {
     explicit Scope(const Tensor&) {}
   };
-  static bool holds(const Tensor& t) { return t.is_cpu(); }
+  static bool holds(const Tensor& t) {
+    if (Graph* graph = Graph::recording()) graph->keep(std::make_shared<Tensor>(t));
+    return t.is_cpu();
+  }
   static bool reaches(const Tensor& t) { return t.is_cpu(); }
 
-#define PYBATCH_RUN(name, Params) \
-  static void name(const Params& p) { cpu::kernels().name(p); }
+#define PYBATCH_RUN(name, Params)                \
+  static void name(const Params& p) {            \
+    if (Graph* graph = Graph::recording()) {     \
+      graph->add(#name, cpu::kernels().name, p); \
+    } else {                                     \
+      cpu::kernels().name(p);                    \
+    }                                            \
+  }
   PYBATCH_CPU_KERNELS(PYBATCH_RUN)
 #undef PYBATCH_RUN
 };

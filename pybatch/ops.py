@@ -27,6 +27,8 @@ CUDA: bool = not _C.why_no_cuda and torch.cuda.is_available()  # the ops take CU
 if CUDA:
     torch.ops.load_library(Path(__file__).with_name("libpybatch_cuda.so"))  # type: ignore[no-untyped-call]
 
+CpuGraph = _C.Graph  # `with graph:` records the CPU ops called in it instead of running them; graph.replay() does
+
 PANEL = 16  # columns in one panel of packed weights
 
 
@@ -372,7 +374,7 @@ def adjust_logits(
 def sample(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
-    """One token id per row, [R] int64.
+    """One token id per row, [R] int64; -1 where its logit is not finite.
 
     logits: [R, vocab] float32; temperature: [R] float32, 0: the largest logit, lowest id first; top_k: [R] int64, 0 or
     less: all; top_p: [R] float32 in (0, 1]; min_p: [R] float32 in [0, 1]; seeds, positions: [R] int64, key and counter

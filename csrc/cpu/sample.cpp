@@ -126,7 +126,10 @@ int64_t sample_row(const SampleParams& p, int64_t row) {
 
 void sample(const SampleParams& p) {
   parallel_for(p.rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) p.out[row] = sample_row(p, row);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t token = sample_row(p, row);
+      p.out[row] = __builtin_isfinite(p.logits[row * p.row_stride + token]) ? token : -1;
+    }
   });
 }
 

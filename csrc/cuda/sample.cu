@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kMaxLogitThreads) sample_kernel(SampleParams p
     const auto target = static_cast<uint64_t>(u * static_cast<double>(mass));
     token = token_above(p.vocab, target < mass ? target : mass - 1, weight, scratch);
   }
-  if (threadIdx.x == 0) p.out[r] = token;
+  if (threadIdx.x == 0) p.out[r] = isfinite(row.logits[token]) ? token : -1;
 }
 
 }  // namespace

@@ -239,15 +239,15 @@ class Engine:
 
     def _take(self, sequences: list[Sequence], samples: Samples) -> None:
         now = time.perf_counter()
-        rows = zip(sequences, samples.tokens, samples.valid, samples.logprobs, strict=True)
-        for sequence, token, valid, logprobs in rows:
+        rows = zip(sequences, samples.tokens, samples.logprobs, strict=True)
+        for sequence, token, logprobs in rows:
             request = sequence.request
             if request.error is not None:  # by another of its samples
                 continue
             if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = now
             try:
-                if not valid:
+                if token < 0:
                     raise ArithmeticError("the model's logits are not finite")
                 self._append(sequence, token, logprobs)
             except Exception as error:  # whatever it is, it is this request's and nobody else's

@@ -25,16 +25,13 @@ class Runner:
         self._block_size = block_size
         self._token_ids = np.empty(max_tokens, np.int64)
         self._block_tables = np.empty(max_seqs * max_blocks, np.int32)
-        self._graphs: DecodeGraphs | None = None
-        if decoder.device.type == "cuda":
-            self._graphs = DecodeGraphs(decoder, kv_cache, max_seqs=max_seqs, max_blocks=max_blocks)
+        self._graphs = DecodeGraphs(decoder, kv_cache, block_size=block_size, max_seqs=max_seqs, max_blocks=max_blocks)
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """One forward pass. Returns logits, [L, vocab] float32: of each chunk in turn the rows of logits_rows."""
-        batch = self.build(chunks)
-        if self._graphs is not None and self._graphs.takes(batch):
-            return self._graphs.run(batch)
-        return self._decoder.forward(batch.to(self._decoder.device), self._kv_cache.layers)
+        if self._graphs.takes(chunks):
+            return self._graphs.run(chunks)
+        return self._decoder.forward(self.build(chunks).to(self._decoder.device), self._kv_cache.layers)
 
     def build(self, chunks: list[Chunk]) -> ForwardBatch:
         count = len(chunks)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -18,10 +18,9 @@ from pybatch.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Per row: the token, whether its logits were numbers at all, and its log-probabilities if they were asked for."""
+    """Per row: the token, -1 if its logits were no numbers, and its log-probabilities if they were asked for."""
 
     tokens: list[int]
-    valid: list[bool]
     logprobs: list[TokenLogprobs | None]
 
 
@@ -39,13 +38,12 @@ class Sampler:
         if any(adjusted):
             _adjust(logits, sequences, adjusted)
         tokens = _draw(logits, sequences)
-        valid = [math.isfinite(chosen) for (chosen,) in logits.gather(1, tokens[:, None]).tolist()]
         logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
         if wanted:
             counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
-            for i, entry in zip(wanted, self.logprobs(raw, tokens[wanted], counts), strict=True):
+            for i, entry in zip(wanted, self.logprobs(raw, tokens[wanted].clamp_(min=0), counts), strict=True):
                 logprobs[i] = entry
-        return Samples(tokens.tolist(), valid, logprobs)
+        return Samples(tokens.tolist(), logprobs)
 
     def logprobs(self, logits: Tensor, tokens: Tensor, counts: list[int]) -> list[TokenLogprobs]:
         """Per row of logits: the token's log-probability, and those of the counts[row] likeliest tokens."""
@@ -85,9 +83,7 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     rows, device = len(sequences), logits.device
     params = [sequence.request.params for sequence in sequences]
     if all(p.greedy for p in params):
-        zeros, ones = torch.zeros(rows, device=device), torch.ones(rows, device=device)
-        ids = torch.zeros(rows, dtype=torch.int64, device=device)
-        return ops.sample(logits, zeros, ids, ones, zeros, ids, ids)
+        return ops.sample(logits, *_greedy(rows, device))
     return ops.sample(
         logits,
         _floats([0.0 if p.greedy else p.temperature for p in params], device),
@@ -97,6 +93,14 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
         _ints([sequence.seed for sequence in sequences], device),
         _ints([len(sequence.tokens) for sequence in sequences], device),
     )
+
+
+@lru_cache(maxsize=256)
+def _greedy(rows: int, device: torch.device) -> tuple[Tensor, ...]:
+    """What ops.sample takes after the logits where all rows are greedy, so that nothing is cut and nothing drawn."""
+    zeros, ones = torch.zeros(rows, device=device), torch.ones(rows, device=device)
+    ids = torch.zeros(rows, dtype=torch.int64, device=device)
+    return zeros, ids, ones, zeros, ids, ids
 
 
 def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> None:

@@ -59,13 +59,14 @@ class Decoder:
         self._qkv_split = (q, kv, kv)
         self.make_buffers()
 
-    def make_buffers(self) -> None:
-        """New buffers for what a step computes: those of a copy of this decoder are to be its own."""
+    def make_buffers(self, rows: int = 0) -> None:
+        """New buffers for what a step of at most this many tokens computes (more make them grow, and move): those of a
+        copy of this decoder are to be its own."""
         q, kv, _ = self._qkv_split
         hidden, mlp = self.config.hidden_size, self.config.intermediate_size
-        self._token_buffers = Buffers(self.dtype, self.device, (hidden, q + 2 * kv, q, mlp))
-        self._last_rows = Buffers(self.dtype, self.device, (hidden,))
-        self._logits = Buffers(torch.float32, self.device, (self.config.vocab_size,))
+        self._token_buffers = Buffers(self.dtype, self.device, (hidden, q + 2 * kv, q, mlp), rows)
+        self._last_rows = Buffers(self.dtype, self.device, (hidden,), rows)
+        self._logits = Buffers(torch.float32, self.device, (self.config.vocab_size,), rows)
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -98,8 +99,10 @@ class Decoder:
             layer.down(gated, residual, epilogue=Epilogue.ADD)
 
         rows = batch.logits_rows
-        (last,) = self._last_rows.rows(rows.shape[0])
-        torch.index_select(residual, 0, rows, out=last)
+        last = residual
+        if len(rows) < len(residual):
+            (last,) = self._last_rows.rows(rows.shape[0])
+            torch.index_select(residual, 0, rows, out=last)
         return self.lm_head(last, self._logits.rows(rows.shape[0])[0], norm=self.final_norm, norm_eps=eps)
 
     def weight_bytes(self) -> int:
@@ -112,9 +115,9 @@ class Decoder:
 class Buffers:
     """Matrices of equally many rows that grow to the most rows ever asked for."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, widths: Sequence[int]) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, widths: Sequence[int], rows: int) -> None:
         self._dtype, self._device, self._widths = dtype, device, widths
-        self._storage = self._views = self._allocate(0)
+        self._storage = self._views = self._allocate(rows)
 
     def _allocate(self, rows: int) -> tuple[Tensor, ...]:
         return tuple(torch.empty(rows, width, dtype=self._dtype, device=self._device) for width in self._widths)

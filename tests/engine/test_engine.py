@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from transformers import LlamaForCausalLM
 from pybatch.engine import EngineConfig, SamplingParams
 from pybatch.engine.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.model import Decoder, ForwardBatch, Tokenizer
+from pybatch.model import Decoder, Tokenizer
+from pybatch.model.layers import DenseLinear
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
@@ -286,23 +288,21 @@ def test_an_aborted_request_is_gone(make_engine: MakeEngine) -> None:
     assert not engine.has_unfinished()
 
 
-class Sick(Decoder):
-    """A decoder whose logits are no numbers wherever the last token is 13."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        vars(self).update(vars(decoder))
-
-    def forward(self, batch: ForwardBatch, caches: Any) -> torch.Tensor:
-        logits = super().forward(batch, caches)
-        logits[batch.token_ids[batch.logits_rows] == 13] = math.nan
-        return logits
+def sick(decoder: Decoder) -> Decoder:
+    """A decoder whose logits are no numbers from token 13 on."""
+    assert isinstance(decoder.embedding, DenseLinear)
+    table = decoder.embedding.weight.clone()
+    table[0, :, 13] = math.nan
+    changed = copy(decoder)
+    changed.embedding = DenseLinear(table, decoder.embedding.width)
+    return changed
 
 
 def test_a_request_whose_logits_are_no_numbers_fails_alone(make_engine: MakeEngine, decoder: Decoder) -> None:
     prompts = [[5, 6], [7, 13], [8, 9]]
     bad = SamplingParams(temperature=1.0, seed=1, n=2, max_tokens=5)
     good = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logit_bias={13: -100})
-    outputs = run(make_engine(Sick(decoder)), prompts, [good, bad, good])
+    outputs = run(make_engine(sick(decoder)), prompts, [good, bad, good])
     assert [output.error for output in outputs] == [None, "ArithmeticError: the model's logits are not finite", None]
     assert [sample.finish_reason for sample in outputs[1].outputs] == ["error", "error"]
     healthy = run(make_engine(), prompts, good)
@@ -310,7 +310,7 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone(make_engine: MakeEngi
 
 
 def test_a_failing_sample_takes_along_those_that_wait(make_engine: MakeEngine, decoder: Decoder) -> None:
-    engine = make_engine(Sick(decoder), max_num_seqs=2)
+    engine = make_engine(sick(decoder), max_num_seqs=2)
     params = SamplingParams(temperature=5.0, seed=1, n=4, max_tokens=500, ignore_eos=True)
     output = run(engine, [[7, 8]], params)[0]
     assert output.error is not None

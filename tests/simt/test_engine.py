@@ -10,6 +10,7 @@ from model.paged import logits_of
 
 import pybatch.ops
 from pybatch.engine import Engine, EngineConfig, SamplingParams
+from pybatch.engine.decode_graphs import DecodeGraphs
 from pybatch.model import load_model, weights
 from simt.device import SimtOps
 from simt.suites import OPS
@@ -24,6 +25,9 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pybatch.ops, name, getattr(OPS, name))
     matmuls = {name: getattr(OPS, matmul.__name__) for name, matmul in weights.INT8_MATMULS.items()}
     monkeypatch.setattr(weights, "INT8_MATMULS", matmuls)
+    monkeypatch.setattr(
+        DecodeGraphs, "takes", staticmethod(lambda chunks: False)
+    )  # a CPU's graph records the CPU's kernels alone
 
 
 @pytest.mark.parametrize(("dtype", "quantization"), PRECISIONS)
