@@ -2,8 +2,9 @@
 
     cd tests && python -m fuzz {simt,cuda} [--batches N] [--seconds S] [--seed SEED] [--jobs J]
 
-simt runs the CUDA kernels on the CPU, blocks and threads in another order each time; cuda runs them on the GPU. A batch
-is made from its seed alone. Prints each batch in which bits differ, then the totals; exits with 1 if there were any.
+simt runs the CUDA kernels on the CPU, as on sm_86 or on sm_90, blocks and threads in another order each time; cuda runs
+them on the GPU. A batch is made from its seed alone. Prints each batch in which bits differ, then the totals; exits
+with 1 if there were any.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from random import Random
 from types import ModuleType
@@ -28,10 +29,10 @@ Pairs = Iterator[tuple[str, Tensor, Tensor]]  # kernel, bits in the batch, bits 
 
 
 class Fuzzer:
-    """ops: the functions of pybatch.ops. shuffle: called with a number that sets the order of blocks and threads."""
+    """chips: the functions of pybatch.ops on each. shuffle: called with what sets the order of blocks and threads."""
 
-    def __init__(self, ops: Any, shuffle: Callable[[int], None]) -> None:
-        self.ops, self.shuffle = ops, shuffle
+    def __init__(self, chips: Sequence[Any], shuffle: Callable[[int], None]) -> None:
+        self.chips, self.ops, self.shuffle = chips, chips[0], shuffle
 
     def _suite(self, name: str) -> ModuleType:
         return suite(f"test_{name}", self.ops)
@@ -39,6 +40,7 @@ class Fuzzer:
     def batch(self, seed: int) -> Pairs:
         """One ragged batch through attention and the KV cache, and as many rows through the rest of a step."""
         random = Random(seed)
+        self.ops = random.choice(self.chips)
         self.shuffle(random.randrange(1 << 32))
         counts = [1 if random.random() < 0.5 else random.randint(1, 30) for _ in range(random.randint(2, 5))]
         yield from self.attention(random, counts)
@@ -105,10 +107,14 @@ class Fuzzer:
     def matmul(self, random: Random) -> tuple[str, Callable[[Tensor], Tensor], Callable[[int], Tensor]]:
         gguf = random.random() < 0.3
         tests = self._suite("matmul_gguf" if gguf else "matmul")
-        kernel = random.choice([*self.ops.GGUF_BLOCKS] if gguf else tests.KERNELS)
+        many = "w8a8, many rows"  # from 256 rows on Hopper has another kernel
+        kernel = random.choice([*self.ops.GGUF_BLOCKS] if gguf else [*tests.KERNELS, many])
         n, k = random.randint(1, 70), random.choice((256, 768)) if gguf else random.randint(1, 300)
-        dtype, seed = random.choice(FLOATS), random.randrange(1 << 32)
-        return f"matmul_{kernel}", tests.matmul(kernel, n, k), lambda rows: normal(rows, k, seed).to(dtype)
+        if kernel == many:
+            n, k = random.randint(1, 200), random.randint(1, 900)
+        dtype, seed, more = random.choice(FLOATS), random.randrange(1 << 32), 256 if kernel == many else 0
+        op = tests.matmul(kernel.partition(",")[0], n, k)
+        return f"matmul_{kernel}", op, lambda rows: normal(rows + more, k, seed).to(dtype)
 
     def norm(self, random: Random) -> tuple[str, Callable[[Tensor], Tensor], Callable[[int], Tensor]]:
         width, dtype, seed = random.randint(1, 600), random.choice(FLOATS), random.randrange(1 << 32)
@@ -148,11 +154,11 @@ def fuzzer(backend: str) -> Fuzzer:
     if backend == "cuda":
         from on_cuda import OnCuda
 
-        return Fuzzer(OnCuda(), lambda seed: None)
-    from simt import device, suites
+        return Fuzzer([OnCuda()], lambda seed: None)
+    from simt import device
 
     device.RUNTIME.simt_set_os_threads(1)  # a job is one thread
-    return Fuzzer(suites.OPS, device.set_schedule)
+    return Fuzzer([device.SimtOps(capability=capability) for capability in (86, 90)], device.set_schedule)
 
 
 def work(backend: str, seeds: range, deadline: float) -> tuple[int, Counter[str], Counter[str]]:

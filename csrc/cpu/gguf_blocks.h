@@ -1,7 +1,5 @@
 // The weight blocks of GGUF files (ggml's quantised types), 16 columns' blocks packed into a group as
-// pybatch/matmul.h says. A group holds kWeights / 32 steps of 32 weights a column; unpack(group, step) gives one:
-//
-//   weight = scale * (code - kOffset) + min,  scale[0] for weights 0-15 and scale[1] for 16-31 where kScales is 2
+// pybatch/matmul.h says; unpack(group, step) gives the 32 weights of a step.
 #pragma once
 
 #include "cpu/vec_int.h"
@@ -36,9 +34,8 @@ PYBATCH_INLINE void unpack_nibbles(const char* group, I32x16* codes) {
   }
 }
 
-struct Q4_0 {
-  static constexpr int kWeights = 32, kBytes = 18, kOffset = 8, kMaxCode = 15, kScales = 1;
-  static constexpr bool kMin = false;
+struct Q4_0 : GgufConstants<GgufType::q4_0> {
+  static constexpr int kOffset = 8, kMaxCode = 15;
   static PYBATCH_INLINE Unpacked unpack(const char* group, int) {
     Unpacked w;
     unpack_nibbles(group, w.codes);
@@ -47,9 +44,8 @@ struct Q4_0 {
   }
 };
 
-struct Q4_1 {
-  static constexpr int kWeights = 32, kBytes = 20, kOffset = 0, kMaxCode = 15, kScales = 1;
-  static constexpr bool kMin = true;
+struct Q4_1 : GgufConstants<GgufType::q4_1> {
+  static constexpr int kOffset = 0, kMaxCode = 15;
   static PYBATCH_INLINE Unpacked unpack(const char* group, int) {
     Unpacked w;
     unpack_nibbles(group, w.codes);
@@ -59,9 +55,8 @@ struct Q4_1 {
   }
 };
 
-struct Q8_0 {
-  static constexpr int kWeights = 32, kBytes = 34, kOffset = kSignedOffset, kMaxCode = 255, kScales = 1;
-  static constexpr bool kMin = false;
+struct Q8_0 : GgufConstants<GgufType::q8_0> {
+  static constexpr int kOffset = kSignedOffset, kMaxCode = 255;
   static PYBATCH_INLINE Unpacked unpack(const char* group, int) {
     Unpacked w;
 #pragma GCC unroll 8
@@ -72,9 +67,8 @@ struct Q8_0 {
 };
 
 // Words: 0-2 the scales and mins of eight steps, 6 bits each; then, for two steps at a time, 8 of nibbles.
-struct Q4_K {
-  static constexpr int kWeights = 256, kBytes = 144, kOffset = 0, kMaxCode = 15, kScales = 1;
-  static constexpr bool kMin = true;
+struct Q4_K : GgufConstants<GgufType::q4_k> {
+  static constexpr int kOffset = 0, kMaxCode = 15;
   static PYBATCH_INLINE Unpacked unpack(const char* group, int step) {
     Unpacked w;
 #pragma GCC unroll 8
@@ -96,9 +90,8 @@ struct Q4_K {
 
 // Words, for each half of 128 weights: low nibbles in 0-31, upper two bits in 32-47, int8 scales of 16 weights in
 // 48-51.
-struct Q6_K {
-  static constexpr int kWeights = 256, kBytes = 210, kOffset = 32, kMaxCode = 63, kScales = 2;
-  static constexpr bool kMin = false;
+struct Q6_K : GgufConstants<GgufType::q6_k> {
+  static constexpr int kOffset = 32, kMaxCode = 63;
   static PYBATCH_INLINE Unpacked unpack(const char* group, int step) {
     Unpacked w;
     int half = step / 4, quarter = step % 4;

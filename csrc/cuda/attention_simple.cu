@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) simple_attention_kernel(PagedAt
       if (p.soft_cap > 0.0f) logit = p.soft_cap * tanhf(logit / p.soft_cap);
     }
     const float before = max;
-    max = fmaxf(max, warp_max(logit));
+    max = fmaxf(max, warp_reduce<Largest>(logit));
     const float rescale = expf(before - max);
     float weight = seen ? expf(logit - max) : 0.0f;
     sum = fmaf(sum, rescale, weight);
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) simple_attention_kernel(PagedAt
       }
     }
   }
-  const float inverse = 1.0f / warp_sum(sum);
+  const float inverse = 1.0f / warp_reduce<Add>(sum);
 #pragma unroll
   for (int j = 0; j < kDimsALane; ++j) {
     const int d = lane + j * kWarp;

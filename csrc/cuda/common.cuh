@@ -116,37 +116,38 @@ __device__ __forceinline__ void store_run(T* p, int64_t n, const float (&v)[kRun
   }
 }
 
-// ---- reductions: every lane (thread) gets the result; the order of the sum is fixed ----
+// ---- reductions: every lane (thread) gets the result; the order is fixed ----
 
-__device__ __forceinline__ float warp_sum(float x) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
+struct Add {
+  template <class T>
+  static __device__ __forceinline__ T apply(T a, T b) {
+    return a + b;
+  }
+};
+struct Largest {
+  static __device__ __forceinline__ float apply(float a, float b) { return fmaxf(a, b); }
+  static __device__ __forceinline__ uint64_t apply(uint64_t a, uint64_t b) { return a > b ? a : b; }
+};
+struct Smallest {
+  static __device__ __forceinline__ uint64_t apply(uint64_t a, uint64_t b) { return a < b ? a : b; }
+};
+
+template <class Op, class T>
+__device__ __forceinline__ T warp_reduce(T x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x = Op::apply(x, __shfl_xor_sync(kAllLanes, x, offset));
   return x;
 }
-__device__ __forceinline__ float warp_max(float x) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
-  return x;
-}
 
-// scratch: shared memory for one float a warp. All threads of the block call together.
-__device__ __forceinline__ float block_sum(float x, float* scratch) {
-  x = warp_sum(x);
-  const int warps = blockDim.x / kWarp;
+// scratch: shared memory for one number a warp. All threads of the block call together.
+template <class Op, class T>
+__device__ __forceinline__ T block_reduce(T x, T* scratch) {
+  x = warp_reduce<Op>(x);
   __syncthreads();
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
   __syncthreads();
-  float sum = scratch[0];
-  for (int i = 1; i < warps; ++i) sum += scratch[i];
-  return sum;
-}
-__device__ __forceinline__ float block_max(float x, float* scratch) {
-  x = warp_max(x);
-  const int warps = blockDim.x / kWarp;
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  float max = scratch[0];
-  for (int i = 1; i < warps; ++i) max = fmaxf(max, scratch[i]);
-  return max;
+  x = scratch[0];
+  for (unsigned i = 1; i < blockDim.x / kWarp; ++i) x = Op::apply(x, scratch[i]);
+  return x;
 }
 
 __device__ __forceinline__ float exp_approx(float x) { return ex2_approx(x * kLog2E); }

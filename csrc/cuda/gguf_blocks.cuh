@@ -1,9 +1,5 @@
 // The weight blocks of GGUF files (ggml's quantised types), 16 columns' blocks packed into a group as pybatch/matmul.h
-// says. A group holds kWeights / 32 steps of 32 weights a column:
-//
-//   weight = scale * (code - kOffset) + min,  scale[0] for weights 0-15 and scale[1] for 16-31 where kScales is 2
-//
-// codes() gives the codes of four weights, 4 j to 4 j + 3 of a step, a byte each: of int8 numbers.
+// says. codes() gives the codes of four weights, 4 j to 4 j + 3 of a step, a byte each: of int8 numbers.
 #pragma once
 
 #include "cuda/common.cuh"
@@ -26,9 +22,8 @@ __device__ __forceinline__ uint32_t byte(uint32_t word, int b) { return word >> 
 __device__ __forceinline__ uint32_t low_nibbles(uint32_t word) { return word & 0x0f0f0f0fu; }
 
 // 32 weights: the low nibbles of 16 bytes, then the high ones.
-struct Q4_0 {
-  static constexpr int kWeights = 32, kBytes = 18, kOffset = 8, kScales = 1;
-  static constexpr bool kMin = false;
+struct Q4_0 : GgufConstants<GgufType::q4_0> {
+  static constexpr int kOffset = 8;
   static __device__ __forceinline__ uint32_t codes(const char* group, int column, int, int j) {
     return low_nibbles(word(group, j % 4, column) >> j / 4 * 4);
   }
@@ -38,9 +33,8 @@ struct Q4_0 {
   }
 };
 
-struct Q4_1 {
-  static constexpr int kWeights = 32, kBytes = 20, kOffset = 0, kScales = 1;
-  static constexpr bool kMin = true;
+struct Q4_1 : GgufConstants<GgufType::q4_1> {
+  static constexpr int kOffset = 0;
   static __device__ __forceinline__ uint32_t codes(const char* group, int column, int step, int j) {
     return Q4_0::codes(group, column, step, j);
   }
@@ -50,9 +44,8 @@ struct Q4_1 {
   }
 };
 
-struct Q8_0 {
-  static constexpr int kWeights = 32, kBytes = 34, kOffset = 0, kScales = 1;
-  static constexpr bool kMin = false;
+struct Q8_0 : GgufConstants<GgufType::q8_0> {
+  static constexpr int kOffset = 0;
   static __device__ __forceinline__ uint32_t codes(const char* group, int column, int, int j) {
     return word(group, j, column);
   }
@@ -63,9 +56,8 @@ struct Q8_0 {
 };
 
 // Words: 0-2 the scales and mins of eight steps, 6 bits each; then, for two steps at a time, 8 of nibbles.
-struct Q4_K {
-  static constexpr int kWeights = 256, kBytes = 144, kOffset = 0, kScales = 1;
-  static constexpr bool kMin = true;
+struct Q4_K : GgufConstants<GgufType::q4_k> {
+  static constexpr int kOffset = 0;
   static __device__ __forceinline__ uint32_t codes(const char* group, int column, int step, int j) {
     return low_nibbles(word(group, 3 + step / 2 * 8 + j, column) >> step % 2 * 4);
   }
@@ -86,9 +78,8 @@ struct Q4_K {
 
 // Words, for each half of 128 weights: low nibbles in 0-31, upper two bits in 32-47, int8 scales of 16 weights in
 // 48-51.
-struct Q6_K {
-  static constexpr int kWeights = 256, kBytes = 210, kOffset = 32, kScales = 2;
-  static constexpr bool kMin = false;
+struct Q6_K : GgufConstants<GgufType::q6_k> {
+  static constexpr int kOffset = 32;
   static __device__ __forceinline__ uint32_t codes(const char* group, int column, int step, int j) {
     const int half = step / 4, quarter = step % 4;
     const uint32_t low = word(group, half * 16 + quarter % 2 * 8 + j, column) >> quarter / 2 * 4;

@@ -50,30 +50,6 @@ __device__ __forceinline__ uint64_t softmax_weight(float x, float largest, float
   return static_cast<uint64_t>(expf(t) * 0x1p40f);
 }
 
-struct Add {
-  static __device__ __forceinline__ uint64_t apply(uint64_t a, uint64_t b) { return a + b; }
-};
-struct Largest {
-  static __device__ __forceinline__ uint64_t apply(uint64_t a, uint64_t b) { return a > b ? a : b; }
-};
-struct Smallest {
-  static __device__ __forceinline__ uint64_t apply(uint64_t a, uint64_t b) { return a < b ? a : b; }
-};
-
-// Over the threads of the block, for all of them. scratch: shared memory for one number a warp.
-template <class Op>
-__device__ __forceinline__ uint64_t block_reduce(uint64_t x, uint64_t* scratch) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    x = Op::apply(x, __shfl_xor_sync(kAllLanes, static_cast<unsigned long long>(x), offset));
-  }
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  x = scratch[0];
-  for (unsigned i = 1; i < blockDim.x / kWarp; ++i) x = Op::apply(x, scratch[i]);
-  return x;
-}
-
 // The largest key below `limit`; 0 if there is none.
 __device__ __forceinline__ uint64_t largest_key(const LogitRow& row, uint64_t limit, uint64_t* scratch) {
   uint64_t largest = 0;

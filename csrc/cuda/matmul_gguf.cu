@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kQuantizeWarps* kWarp) quantize_kernel(MatmulP
   if (i >= p.m * blocks) return;
   const float x = to_float(static_cast<const T*>(p.x.data)[i / blocks * p.x.row_stride + i % blocks * kBlock + lane]);
   const bool finite = __all_sync(kAllLanes, isfinite(x));
-  const float most = warp_max(fabsf(x)), scale = most / 127.0f;
+  const float most = warp_reduce<Largest>(fabsf(x)), scale = most / 127.0f;
   const bool small = scale < 0x1p-126f;  // below the smallest normal number
   const int q = small || !finite ? 0 : __float2int_rn(x * (127.0f / most));
   int sum = q;

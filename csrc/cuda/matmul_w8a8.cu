@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kMaxRowThreads) quantize_kernel(MatmulParams p
       poison = fmaf(v[i], 0.0f, poison);
     }
   });
-  const float most = block_max(max, scratch), inverse = 127.0f / most;
-  const float scale = most / 127.0f + block_sum(poison, scratch);
+  const float most = block_reduce<Largest>(max, scratch), inverse = 127.0f / most;
+  const float scale = most / 127.0f + block_reduce<Add>(poison, scratch);
   constexpr float kSmallestNormal = 0x1p-126f;
   for_normed_runs([&](int64_t column, int64_t, float (&v)[kRun]) {
     alignas(8) int8_t q[kRun];  // rows are padded to whole runs

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(NormParams p) {
     for_runs(x, p.width, [&](int64_t, int64_t, float (&v)[kRun]) {
       for (int i = 0; i < kRun; ++i) sum += v[i];
     });
-    mean = block_sum(sum, scratch) / static_cast<float>(p.width);
+    mean = block_reduce<Add>(sum, scratch) / static_cast<float>(p.width);
   }
   const float inverse = inverse_deviation(x, p.width, mean, p.eps, scratch);
 

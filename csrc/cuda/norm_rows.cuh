@@ -39,7 +39,7 @@ __device__ __forceinline__ float inverse_deviation(const T* row, int64_t width, 
       squares = fmaf(centred, centred, squares);
     }
   });
-  return 1.0f / sqrtf(block_sum(squares, scratch) / static_cast<float>(width) + eps);
+  return 1.0f / sqrtf(block_reduce<Add>(squares, scratch) / static_cast<float>(width) + eps);
 }
 
 // RMSNorm of one element, in fp32. It rounds to T before the weight, as the models were trained.

@@ -15,7 +15,7 @@ template <class T>
 __device__ __forceinline__ void normalise(float* head, int dim, const T* weight, float eps, int lane) {
   float squares = 0.0f;
   for (int i = lane; i < dim; i += kWarp) squares = fmaf(head[i], head[i], squares);
-  const float inverse = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
+  const float inverse = 1.0f / sqrtf(warp_reduce<Add>(squares) / static_cast<float>(dim) + eps);
   for (int i = lane; i < dim; i += kWarp)
     head[i] = to_float(from_float<T>(to_float(from_float<T>(head[i] * inverse)) * to_float(weight[i])));
   __syncwarp();
@@ -46,7 +46,7 @@ __device__ __forceinline__ void write_to_cache(const float* head, int dim, DType
     max = fmaxf(max, fabsf(head[i]));
     finite = finite && isfinite(head[i]);
   }
-  const float largest = type == DType::i8 ? 127.0f : 448.0f, step = warp_max(max) / largest;
+  const float largest = type == DType::i8 ? 127.0f : 448.0f, step = warp_reduce<Largest>(max) / largest;
   for (int i = lane; i < dim; i += kWarp) {
     const float q = fminf(fmaxf(head[i] / (step > 0.0f ? step : 1.0f), -largest), largest);
     if (type == DType::i8) {

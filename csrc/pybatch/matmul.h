@@ -22,12 +22,24 @@ constexpr int64_t kPanel = 16;
 // Types of quantised tensors in GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 enum class GgufType { q4_0, q4_1, q8_0, q4_k, q6_k };
 
+// 32 weights are a step: weight = scale * (code - offset) + min, of one scale, or of two for 16 weights each.
 struct GgufBlock {
   const char* name;
-  int64_t weights, bytes;
+  int weights, bytes;
+  int scales;  // of a step
+  bool min;    // or without one
 };
-constexpr GgufBlock kGgufBlocks[] = {
-    {"Q4_0", 32, 18}, {"Q4_1", 32, 20}, {"Q8_0", 32, 34}, {"Q4_K", 256, 144}, {"Q6_K", 256, 210}};
+constexpr GgufBlock kGgufBlocks[] = {{"Q4_0", 32, 18, 1, false},
+                                     {"Q4_1", 32, 20, 1, true},
+                                     {"Q8_0", 32, 34, 1, false},
+                                     {"Q4_K", 256, 144, 1, true},
+                                     {"Q6_K", 256, 210, 2, false}};
+template <GgufType kType>
+struct GgufConstants {
+  static constexpr GgufBlock kBlock = kGgufBlocks[static_cast<int>(kType)];
+  static constexpr int kWeights = kBlock.weights, kBytes = kBlock.bytes, kScales = kBlock.scales;
+  static constexpr bool kMin = kBlock.min;
+};
 
 // What becomes of the product, once rounded to out's dtype:
 //   store          out = product

@@ -21,14 +21,20 @@ CXX = os.environ.get("CXX", "g++")
 # As nvcc with --fmad=false: arithmetic is fused only where the source says so.
 COMMON = ["-std=c++20", "-g1", "-march=native", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror"]
 RUNTIME = [*COMMON, "-O2", "-fwrapv", "-U_FORTIFY_SOURCE"]
-# The sanitizers only put in their calls; src/runtime.cpp answers them. AddressSanitizer goes with none of these. What
-# it would find is found so: in global and shared memory each access is checked, by the thread sanitizer's calls,
-# against the buffers that the kernel may touch; in local arrays bounds checks an index, and object-size a pointer where
-# the compiler sees which array it is into.
+# Which sanitizer watches the kernels' accesses; the compiler takes one at a time.
+# thread: it only puts in its calls. src/runtime.cpp answers them: an access to global or shared memory has to be in a
+# buffer that the kernel may touch so, aligned, ordered by barriers and after a write. Local arrays it does not see.
+# address: the real one, which has to be preloaded. It finds what leaves a local array, a kernel's parameters or a
+# buffer, and what touches a buffer that has been freed; but no race, nothing unwritten and no write to an input.
+# In both, calls for undefined behaviour, answered there too, tell of misaligned pointers and of indices outside arrays.
+SANITIZER = os.environ.get("SIMT_SANITIZER", "thread")
 KERNEL = [
     *COMMON, "-O1", "-x", "c++", "-fno-strict-aliasing", "-Wno-unknown-pragmas",
-    "-fsanitize=thread,alignment,bounds,object-size,shift,signed-integer-overflow,integer-divide-by-zero",
-    "--param=tsan-instrument-func-entry-exit=0",
+    "-fsanitize=alignment,bounds,object-size,shift,signed-integer-overflow,integer-divide-by-zero",
+    *{
+        "thread": ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],
+        "address": ["-fsanitize=address", "-fsanitize-recover=address"],
+    }[SANITIZER],
 ]  # fmt: skip
 
 
@@ -76,7 +82,8 @@ def library(sources: Sequence[Path] = KERNEL_SOURCES) -> Path:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(_object, sources))
     name = f"{sources[0].stem if len(sources) == 1 else 'kernels'}.so"
-    return _cached(name, objects, COMMON, ["-shared", *map(str, objects), str(runtime())])
+    parts = [*objects, runtime()]
+    return _cached(name, parts, COMMON, ["-shared", *map(str, parts)])
 
 
 def check(name: str, source: str) -> None:

@@ -23,7 +23,7 @@ FAULTS = {
     "shifts_too_far": r"shift by more than the width",
     "divides_by_zero": r"division by zero",
     "adds_too_much": r"overflow of a signed addition",
-    "leaves_shared_memory": r"write of 4 bytes of shared memory out of bounds: at byte 256 of 256",
+    "leaves_shared_memory": r"write of 4 bytes out of bounds: at byte 256 of shared memory, which has 256 bytes",
     "reads_what_nothing_wrote": r"at byte 252 that nothing has written",
     "reads_without_a_barrier": r"read .* races with a write by thread \(\d+, 0, 0\)|that nothing has written",
     "writes_again_without_a_barrier": r"races with a (read|write) by thread",

@@ -313,8 +313,8 @@ MUTATIONS = [
     Mutation(
         "no barrier before the sums of the warps are read",
         "common.cuh",
-        "scratch[threadIdx.x / kWarp] = x;\n  __syncthreads();\n  float sum",
-        "scratch[threadIdx.x / kWarp] = x;\n  float sum",
+        "scratch[threadIdx.x / kWarp] = x;\n  __syncthreads();\n  x = scratch[0]",
+        "scratch[threadIdx.x / kWarp] = x;\n  x = scratch[0]",
         probes.norm,
     ),
     Mutation(
@@ -331,7 +331,7 @@ MUTATIONS = [
     Mutation("one run too many", "copy_blocks.cu", "if (at < end) store", "if (at <= end) store", probes.copy_blocks),
     Mutation(
         "no barrier before the scratch is used again",
-        "logits.cuh",
+        "common.cuh",
         "  __syncthreads();\n  if (threadIdx.x % kWarp == 0)",
         "  if (threadIdx.x % kWarp == 0)",
         probes.token_logprobs,

@@ -26,10 +26,11 @@ struct WgmmaTile {
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
   static constexpr int kStages = kRows == 256 ? 4 : 6;
   static constexpr int kWeightBytes = kTilePanels * kStagePanelBytes, kRowBytes = kRows * kStageK;
+  static constexpr int kStageBytes = kRowBytes + kWeightBytes;  // rows first
   static constexpr int kPitch = 64 + 4;  // of the sums of a row in shared memory: in unlike banks
 
   static constexpr size_t sum_bytes() { return size_t{kConsumers} * kRows * kPitch * sizeof(int32_t); }
-  static constexpr size_t stage_bytes() { return size_t{kStages} * (kWeightBytes + kRowBytes); }
+  static constexpr size_t stage_bytes() { return size_t{kStages} * kStageBytes; }
   static constexpr size_t shared_bytes() { return stage_bytes() + 2 * kStages * sizeof(uint64_t); }
   static_assert(kRowBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
   static_assert(sum_bytes() <= stage_bytes(), "the sums take the place of the stages");

@@ -46,7 +46,7 @@ __device__ __forceinline__ void copy_stages(const MatmulParams& p, const CUtenso
   for (uint32_t i = 0; i < count; ++i) {
     const uint32_t stage = i % Tile::kStages, round = i / Tile::kStages;
     if (round > 0) wait_for(pipeline.emptied + stage, round - 1);
-    char* to = pipeline.stages + stage * (Tile::kRowBytes + Tile::kWeightBytes);
+    char* to = pipeline.stages + stage * Tile::kStageBytes;
     char* to_weights = to + Tile::kRowBytes;
     const int64_t first = int64_t{i} * kStageK / 4, left = groups - first;
     const int bytes = static_cast<int>(left * group_bytes < kStagePanelBytes ? left * group_bytes : kStagePanelBytes);
@@ -93,7 +93,7 @@ __device__ __forceinline__ void multiply_stages(int32_t (&sum)[Tile::kRows / 2],
   for (uint32_t i = 0; i < count; ++i) {
     const uint32_t stage = i % Tile::kStages;
     wait_for(pipeline.filled + stage, i / Tile::kStages);
-    const char* rows = pipeline.stages + stage * (Tile::kRowBytes + Tile::kWeightBytes);
+    const char* rows = pipeline.stages + stage * Tile::kStageBytes;
     const char* weights = rows + Tile::kRowBytes + panel * kStagePanelBytes;
     // Half a stage is multiplied while the weights of the next half are loaded.
 #pragma unroll

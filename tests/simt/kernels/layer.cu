@@ -43,6 +43,18 @@ __global__ void points_past_a_local_array(const float* in, float* out, int n) {
   out[thread()] = local[n % 4];
 }
 
+// Only AddressSanitizer sees this one: where the access is, nothing tells which array it is in.
+__device__ __noinline__ float sum(const float* values, int n) {
+  float total = 0;
+  for (int i = 0; i < n; ++i) total += values[i];
+  return total;
+}
+
+__global__ void reads_past_a_local_array_elsewhere(const float* in, float* out, int) {
+  float local[4] = {in[0], in[1], in[2], in[3]};
+  out[thread()] = sum(local, 5);
+}
+
 __global__ void shifts_too_far(const float*, float* out, int n) {
   out[thread()] = static_cast<float>(1 << (n + thread()));
 }
@@ -316,6 +328,7 @@ constexpr Case kCases[] = {
     CASE(struct_load_is_misaligned),
     CASE(leaves_a_local_array),
     CASE(points_past_a_local_array),
+    CASE(reads_past_a_local_array_elsewhere),
     CASE(shifts_too_far),
     CASE(divides_by_zero),
     CASE(adds_too_much),

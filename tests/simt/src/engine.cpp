@@ -53,16 +53,21 @@ Worker::Worker() {
   if (memory == MAP_FAILED) throw std::bad_alloc();
   window_ = reinterpret_cast<uintptr_t>(memory);
   shared = static_cast<char*>(memory) + kWindowBytes / 2;
+  poison(memory, kWindowBytes);
 }
 
 Worker::~Worker() { munmap(reinterpret_cast<void*>(window_), kWindowBytes); }
 
-void Worker::fail(const std::string& message, const void* pc) {
+void Worker::record(const std::string& message, const void* pc) {
   record_fault(message + "\n  in kernel " + where(launch->kernel) + ", block " + text(block) +
                (current ? ", thread " + text(current->index) : "") + (pc ? "\n  at " + where(pc) : ""));
+}
+
+void Worker::fail(const std::string& message, const void* pc) {
+  record(message, pc);
   failed_ = true;
   current = nullptr;
-  _longjmp(main_, 1);
+  jump(main_);
 }
 
 void Worker::fail(const std::string& message, Location at) { fail(message + " at " + where(at)); }
@@ -72,6 +77,7 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
   block = index;
   last_ = {};
   count_ = live_ = l.block.x * l.block.y * l.block.z;
+  unpoison(shared, l.shared_bytes);
   std::memset(shared, 0xff, l.shared_bytes);  // NaN in every floating-point format
   shadow.begin_block(count_);
   for (auto& b : barriers_) b.waiting.clear();
@@ -109,7 +115,10 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
     wake(t);
   }
   failed_ = false;
-  if (_setjmp(main_) == 0) run_next();
+  main_.stack = nullptr;
+  if (_setjmp(main_.state) == 0) run_next();
+  landed();
+  poison(shared, l.shared_bytes);
   current = nullptr;
   if (failed_) {  // fibers were left in the middle of the kernel
     for (unsigned i = 0; i < count_; ++i) threads_[i]->fiber.prepare(run_thread, threads_[i].get(), i);
@@ -118,6 +127,7 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
 
 void Worker::run_thread(void* argument) {
   Thread& t = *static_cast<Thread*>(argument);
+  t.worker->thread_landed();
   for (;;) {
     const Launch& l = *t.worker->launch;
     l.call(l.kernel, l.arguments);
@@ -136,16 +146,19 @@ void Worker::run_next() {
     current = nullptr;
     if (live_) fail("deadlock: " + stuck());
     if (!copies_.empty()) fail("the block ends while bulk copies are on their way");
-    _longjmp(main_, 1);
+    jump(main_);
   }
   current = ready_[head_++ % kMaxThreads];
-  _longjmp(current->fiber.state, 1);
+  jump(current->fiber.context);
 }
+
+void Worker::thread_landed() { landed(main_.stack ? nullptr : &main_); }
 
 void Worker::block_thread(Thread& t, const char* what, Location at) {
   t.waits_for = what;
   t.waits_at = at;
-  if (_setjmp(t.fiber.state) == 0) run_next();
+  if (_setjmp(t.fiber.context.state) == 0) run_next();
+  thread_landed();
 }
 
 void Worker::exit(Thread& t) {
@@ -158,7 +171,8 @@ void Worker::exit(Thread& t) {
       fail("divergent barrier: the thread returns while others wait for it at the barrier", b.at);
     }
   }
-  if (_setjmp(t.fiber.state) == 0) run_next();
+  if (_setjmp(t.fiber.context.state) == 0) run_next();
+  thread_landed();
 }
 
 void Worker::barrier(Thread& t, int id, unsigned threads, Location at) {
@@ -245,6 +259,17 @@ void Worker::warpgroup(Thread& t, const char* name, uint64_t operand, const std:
   p.name = nullptr;
 }
 
+std::string Worker::locate(uintptr_t p) const {
+  constexpr size_t kNear = 4096;
+  auto within = [p](uintptr_t begin, const std::string& name, size_t bytes) {
+    return "at byte " + std::to_string(static_cast<int64_t>(p - begin)) + " of " + name + ", which has " +
+           std::to_string(bytes) + " bytes";
+  };
+  if (is_shared(p)) return within(reinterpret_cast<uintptr_t>(shared), "shared memory", launch->shared_bytes);
+  const Range* range = find_range(p);
+  return range && p < range->end + kNear ? within(range->begin, range->name, range->end - range->begin) : "";
+}
+
 std::string Worker::stuck() const {
   std::map<std::string, unsigned> waits;
   for (unsigned i = 0; i < count_; ++i) {
@@ -272,12 +297,11 @@ void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc
   Dl_info info;
   if (!write && dladdr(reinterpret_cast<void*>(p), &info)) return;  // a constant of the kernel's own module
   std::string message = std::string(what) + " of " + std::to_string(bytes) + " bytes ";
-  constexpr size_t kNear = 4096;
-  if (!range || p >= range->end + kNear) {
+  std::string at = locate(p);
+  if (at.empty()) {
     message += "outside every buffer";
   } else if (p + bytes > range->end) {
-    message += "out of bounds: at byte " + std::to_string(p - range->begin) + " of " + range->name + ", which has " +
-               std::to_string(range->end - range->begin) + " bytes";
+    message += "out of bounds: " + at;
   } else {
     message += "to " + range->name + ", which is an input";
   }
@@ -287,15 +311,15 @@ void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc
 void Worker::shared_access(Thread& t, uintptr_t p, size_t bytes, int kind, const void* pc, const char* what,
                            bool by_proxy) {
   size_t offset = p - reinterpret_cast<uintptr_t>(shared);
-  auto access = [&] { return std::string(what) + " of " + std::to_string(bytes) + " bytes of shared memory "; };
   if (offset + bytes > launch->shared_bytes || offset + bytes < bytes) {
-    fail(access() + "out of bounds: at byte " + std::to_string(static_cast<int64_t>(offset)) + " of " +
-             std::to_string(launch->shared_bytes), pc);
+    fail(std::string(what) + " of " + std::to_string(bytes) + " bytes out of bounds: " + locate(p), pc);
   }
+  if (under_address_sanitizer()) return;  // the kernel's own accesses, which the shadow would have to know, go past it
   Conflict c = kind < 0 ? shadow.read(t.linear, offset, bytes, by_proxy)
                         : shadow.write(t.linear, offset, bytes, static_cast<Stamp::Kind>(kind), by_proxy);
   if (!c.what) return;
-  std::string place = access() + "at byte " + std::to_string(c.offset) + " ";
+  std::string place = std::string(what) + " of " + std::to_string(bytes) + " bytes of shared memory at byte " +
+                      std::to_string(c.offset) + " ";
   std::string other = c.thread == shadow.clocks.copier() ? "an asynchronous copy"
                                                          : "thread " + text(unflatten(c.thread, launch->block));
   switch (c.what) {

@@ -119,6 +119,9 @@ class Worker {
                      bool by_proxy = false);
   bool is_shared(uintptr_t p) const { return p - window_ < kWindowBytes; }
 
+  // Where an address in global or shared memory is; empty if it is near no buffer.
+  std::string locate(uintptr_t p) const;
+  void record(const std::string& message, const void* pc);
   // Records the fault and gives the block up.
   [[noreturn]] void fail(const std::string& message, const void* pc = nullptr);
   [[noreturn]] void fail(const std::string& message, Location);
@@ -136,6 +139,7 @@ class Worker {
   void land_a_copy();
   void block_thread(Thread&, const char* what, Location);
   void wake(Thread&);
+  void thread_landed();  // each time that run_next() has chosen it
   [[noreturn]] void run_next();
   std::string stuck() const;
 
@@ -151,7 +155,7 @@ class Worker {
   std::map<size_t, Mbarrier> mbarriers_;          // by where they lie
   std::vector<BulkCopy> copies_;                  // that have not landed, oldest first
   bool newest_first_ = false;
-  jmp_buf main_;
+  Context main_;
   bool failed_ = false;
   uintptr_t window_;
   Range last_;  // the range that the last global access hit

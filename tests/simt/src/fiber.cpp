@@ -14,7 +14,7 @@ Fiber::~Fiber() {
 
 void Fiber::first_entry(unsigned high, unsigned low) {
   auto* self = reinterpret_cast<Fiber*>(static_cast<uintptr_t>(high) << 32 | low);
-  if (_setjmp(self->state) == 0) swapcontext(&self->start_, &self->creator_);
+  if (_setjmp(self->context.state) == 0) swapcontext(&self->start_, &self->creator_);
   self->entry_(self->argument_);
 }
 
@@ -24,6 +24,8 @@ void Fiber::prepare(void (*entry)(void*), void* argument, unsigned color) {
     if (memory == MAP_FAILED) throw std::bad_alloc();
     stack_ = static_cast<char*>(memory);
     mprotect(stack_, static_cast<size_t>(sysconf(_SC_PAGESIZE)), PROT_NONE);
+    context.stack = stack_;
+    context.stack_bytes = kStackBytes;
   }
   entry_ = entry;
   argument_ = argument;

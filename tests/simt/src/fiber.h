@@ -1,10 +1,11 @@
 // Stackful coroutines: ucontext gives each its stack, _setjmp/_longjmp switch without a system call, as QEMU does.
 #pragma once
 
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstddef>
+
+#include "address_sanitizer.h"
 
 namespace simt {
 
@@ -16,7 +17,7 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   ~Fiber();
 
-  // Makes the next switch_to() call entry(argument), which must never return. `color` staggers the stacks of many
+  // Makes the next jump(context) call entry(argument), which must never return. `color` staggers the stacks of many
   // fibers, whose tops would else share the same cache sets.
   void prepare(void (*entry)(void*), void* argument, unsigned color);
 
@@ -24,11 +25,7 @@ class Fiber {
     return static_cast<size_t>(static_cast<const char*>(p) - stack_) < kStackBytes;
   }
 
-  static void switch_from_to(jmp_buf& from, jmp_buf& to) {
-    if (_setjmp(from) == 0) _longjmp(to, 1);
-  }
-
-  jmp_buf state;
+  Context context;
 
  private:
   static void first_entry(unsigned high, unsigned low);

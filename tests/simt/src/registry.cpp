@@ -4,6 +4,8 @@
 #include <map>
 #include <new>
 
+#include "address_sanitizer.h"
+
 namespace simt {
 namespace {
 
@@ -20,6 +22,8 @@ void* allocate(size_t bytes, const char* name, bool writable) {
   size_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   auto* base = static_cast<char*>(std::aligned_alloc(kAlignment, padded + 2 * kRedZone));
   if (!base) throw std::bad_alloc();
+  poison(base, kRedZone);
+  poison(base + kRedZone + bytes, padded - bytes + kRedZone);
   auto begin = reinterpret_cast<uintptr_t>(base + kRedZone);
   ranges()[begin] = {begin, begin + bytes, writable, name};
   return base + kRedZone;
