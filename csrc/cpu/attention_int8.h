@@ -89,6 +89,24 @@ PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
 
 #endif
 
+template <>
+struct Product<int8_t> {
+  using Sum = I32x16;
+  static constexpr int kStep = kPair;
+  static PYBATCH_INLINE Sum load_sum(const float* p) { return load_ints(p); }
+  static PYBATCH_INLINE void store_sum(float* p, Sum sum) { store(reinterpret_cast<int32_t*>(p), sum); }
+  static PYBATCH_INLINE int32_t multiplier(const float* row, int64_t i) {
+    return load_int(reinterpret_cast<const int16_t*>(row) + i);
+  }
+  static PYBATCH_INLINE I32x16 columns(const int8_t* p, int64_t stride) {
+    return pairs_of(load_bytes(p), load_bytes(p + stride));
+  }
+  static PYBATCH_INLINE I32x16 columns(const int8_t* lo, const int8_t* hi, int64_t stride) {
+    return pairs_of(load_bytes(lo, hi), load_bytes(lo + stride, hi + stride));
+  }
+  static PYBATCH_INLINE Sum multiply_add(int32_t x, I32x16 y, Sum sum) { return dot_pairs(y, x, sum); }
+};
+
 // x * factor as words, for factor = word_factor(the largest |x|). What is not a number becomes some word.
 PYBATCH_INLINE float word_factor(float largest) { return largest > 0 ? kLargestWord / largest : 0.0f; }
 PYBATCH_INLINE void store_words(int16_t* p, F32x16 x, F32x16 factor) {
@@ -142,83 +160,6 @@ void narrow_probabilities(float* p, int64_t stride, Range columns, const Range* 
     float* row = p + r * stride;
     p_scale[r] =
         narrow(row + columns.begin, reinterpret_cast<int16_t*>(row) + columns.begin, columns.end - columns.begin);
-  }
-}
-
-// As scores() of attention_tile.h, of rows of words; what comes out are 32-bit integers.
-template <int rows, int columns, bool split>
-__attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules<int8_t> k, int64_t k_stride,
-                                      int64_t depth, float* out, int64_t out_stride) {
-  I32x16 sum[rows][columns];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) sum[r][c] = broadcast_int(0);
-  }
-  auto* scores = reinterpret_cast<int32_t*>(out);
-  const int8_t* next = nullptr;
-  for (int64_t d = 0, g = 0; d < depth; d += kPair, next += kPair * columns * kLanes) {
-    if (d >= g * depth / (2 * columns)) next = k.next[g++] + k.offset;
-    fetch<kPair * columns * kLanes>(next);
-    I32x16 key[columns];
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) {
-      const int64_t element = k.offset + d * k_stride;
-      const int8_t *lo = k.at[2 * c] + element, *hi = k.at[2 * c + 1] + element;
-      key[c] = split ? pairs_of(load_bytes(lo, hi), load_bytes(lo + k_stride, hi + k_stride))
-                     : pairs_of(load_bytes(lo), load_bytes(lo + k_stride));
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const int32_t x = load_int(reinterpret_cast<const int16_t*>(q + r * q_stride) + d);
-#pragma GCC unroll 8
-      for (int c = 0; c < columns; ++c) sum[r][c] = dot_pairs(key[c], x, sum[r][c]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) store(scores + r * out_stride + c * kLanes, sum[r][c]);
-  }
-}
-
-// As weigh() of attention_tile.h, of rows of words into 32-bit sums; begin and end are even.
-template <int rows, int columns, bool half>
-__attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<int8_t> v, int64_t depth,
-                                     int64_t column, int64_t begin, int64_t end, float* out, int64_t out_stride) {
-  I32x16 sum[rows][columns];
-  auto sums = [&](int r, int c) { return reinterpret_cast<int32_t*>(out + r * out_stride + column + c * kLanes); };
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) sum[r][c] = load_ints(sums(r, c));
-  }
-  for (int64_t token = begin; token < end;) {
-    const int64_t granule = token / kGranule, next_granule = (granule + 1) * kGranule;
-    const int64_t stop = next_granule < end ? next_granule : end;
-    const int64_t offset = v.offset + (token - granule * kGranule) * depth + column;
-    const int8_t *value = v.at[granule] + offset, *next = v.next[granule] + offset;
-    for (; token < stop; token += kPair, value += kPair * depth, next += kPair * depth) {
-      I32x16 x[columns];
-#pragma GCC unroll 8
-      for (int c = 0; c < columns; ++c) {
-        const int8_t *a = value + c * kLanes, *b = a + depth;
-        x[c] = half ? pairs_of(load_bytes(a, a), load_bytes(b, b)) : pairs_of(load_bytes(a), load_bytes(b));
-      }
-      fetch<columns * kLanes>(next);
-      fetch<columns * kLanes>(next + depth);
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        const int32_t weight = load_int(reinterpret_cast<const int16_t*>(p + r * p_stride) + token);
-#pragma GCC unroll 8
-        for (int c = 0; c < columns; ++c) sum[r][c] = dot_pairs(x[c], weight, sum[r][c]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) store(sums(r, c), sum[r][c]);
   }
 }
 

@@ -1,5 +1,5 @@
 // The two register-blocked products of attention: scores of query rows against sixteen tokens a column, and the sum of
-// values weighted by probabilities. Each element of a result is one chain of fma in ascending depth (or token),
+// values weighted by probabilities. Each element of a result is one chain of sums in ascending depth (or token),
 // whatever rows and columns share the registers.
 #pragma once
 
@@ -55,85 +55,102 @@ struct Granules {
   int64_t offset;  // in elements, of the head
 };
 
+// How keys and values of type T are multiplied: kStep of depth, or tokens, at a time. That of an int8 cache is in
+// attention_int8.h.
+template <class T>
+struct Product {
+  using Sum = F32x16;
+  static constexpr int kStep = 1;
+  static PYBATCH_INLINE Sum load_sum(const float* p) { return load(p); }
+  static PYBATCH_INLINE void store_sum(float* p, Sum sum) { store(p, sum); }
+  static PYBATCH_INLINE F32x16 multiplier(const float* row, int64_t i) { return broadcast(row[i]); }
+  // Sixteen columns, in one or two pieces, of which a step's next would lie `stride` on.
+  static PYBATCH_INLINE F32x16 columns(const T* p, int64_t) { return load(p); }
+  static PYBATCH_INLINE F32x16 columns(const T* lo, const T* hi, int64_t) { return load_halves(lo, hi); }
+  static PYBATCH_INLINE Sum multiply_add(F32x16 x, F32x16 y, Sum sum) { return fma(x, y, sum); }
+};
+
+// The sums of a block of rows and columns, in registers.
+template <class Product, int rows, int columns>
+struct Sums {
+  typename Product::Sum sum[rows][columns];
+
+  PYBATCH_INLINE void load(const float* from, int64_t stride) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; ++c) sum[r][c] = Product::load_sum(from + r * stride + c * kLanes);
+    }
+  }
+  PYBATCH_INLINE void store(float* to, int64_t stride) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; ++c) Product::store_sum(to + r * stride + c * kLanes, sum[r][c]);
+    }
+  }
+  // Adds the products of one step, the i-th of every row.
+  template <class Columns>
+  PYBATCH_INLINE void add(const float* row, int64_t stride, int64_t i, const Columns (&y)[columns]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const auto x = Product::multiplier(row + r * stride, i);
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; ++c) sum[r][c] = Product::multiply_add(x, y[c], sum[r][c]);
+    }
+  }
+};
+
 // out[r][c] = sum over d of q[r][d] * k[c][d]; two granules a column. split: they lie apart.
 template <int rows, int columns, bool split, class T>
 __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules<T> k, int64_t k_stride, int64_t depth,
                                       float* out, int64_t out_stride) {
-  F32x16 sum[rows][columns];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) sum[r][c] = zeros();
-  }
+  using P = Product<T>;
+  Sums<P, rows, columns> sums{};
   for (int64_t g = 0, d = 0; g < 2 * columns; ++g) {
     const T* next = k.next[g] + k.offset;
-    for (const int64_t end = (g + 1) * depth / (2 * columns); d < end; ++d, next += columns * kLanes) {
-      fetch<columns * kLanes * sizeof(T)>(next);
-      F32x16 key[columns];
+    for (const int64_t end = (g + 1) * depth / (2 * columns); d < end; d += P::kStep) {
+      fetch<P::kStep * columns * kLanes * sizeof(T)>(next);
+      next += P::kStep * columns * kLanes;
+      const int64_t element = k.offset + d * k_stride;
+      decltype(P::columns(next, k_stride)) keys[columns];
 #pragma GCC unroll 8
       for (int c = 0; c < columns; ++c) {
-        const int64_t element = k.offset + d * k_stride;
-        if constexpr (split) {
-          key[c] = load_halves(k.at[2 * c] + element, k.at[2 * c + 1] + element);
-        } else {
-          key[c] = load(k.at[2 * c] + element);
-        }
+        const T *lo = k.at[2 * c] + element, *hi = k.at[2 * c + 1] + element;
+        keys[c] = split ? P::columns(lo, hi, k_stride) : P::columns(lo, k_stride);
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        const F32x16 x = broadcast(q[r * q_stride + d]);
-#pragma GCC unroll 8
-        for (int c = 0; c < columns; ++c) sum[r][c] = fma(x, key[c], sum[r][c]);
-      }
+      sums.add(q, q_stride, d, keys);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) store(out + r * out_stride + c * kLanes, sum[r][c]);
-  }
+  sums.store(out, out_stride);
 }
 
-// out[r][c] += sum over tokens begin .. end of p[r][token] * v[token][c], in ascending order. half: the column has
+// out[r][c] += sum over tokens begin .. end, multiples of a step, of p[r][token] * v[token][c]. half: the column has
 // eight elements only.
 template <int rows, int columns, bool half, class T>
 __attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<T> v, int64_t depth, int64_t column,
                                      int64_t begin, int64_t end, float* out, int64_t out_stride) {
-  F32x16 sum[rows][columns];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) sum[r][c] = load(out + r * out_stride + column + c * kLanes);
-  }
+  using P = Product<T>;
+  Sums<P, rows, columns> sums;
+  sums.load(out + column, out_stride);
   for (int64_t token = begin; token < end;) {
     const int64_t granule = token / kGranule, next_granule = (granule + 1) * kGranule;
     const int64_t stop = next_granule < end ? next_granule : end;
     const int64_t offset = v.offset + (token - granule * kGranule) * depth + column;
     const T *value = v.at[granule] + offset, *next = v.next[granule] + offset;
-    for (; token < stop; ++token, value += depth, next += depth) {
-      F32x16 x[columns];
+    for (; token < stop; token += P::kStep, value += P::kStep * depth, next += P::kStep * depth) {
+      decltype(P::columns(value, depth)) values[columns];
 #pragma GCC unroll 8
       for (int c = 0; c < columns; ++c) {
-        if constexpr (half) {
-          x[c] = load_halves(value, value);
-        } else {
-          x[c] = load(value + c * kLanes);
-        }
+        const T* at = value + c * kLanes;
+        values[c] = half ? P::columns(at, at, depth) : P::columns(at, depth);
       }
-      fetch<columns * kLanes * sizeof(T)>(next);
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        const F32x16 weight = broadcast(p[r * p_stride + token]);
-#pragma GCC unroll 8
-        for (int c = 0; c < columns; ++c) sum[r][c] = fma(weight, x[c], sum[r][c]);
-      }
+#pragma GCC unroll 2
+      for (int i = 0; i < P::kStep; ++i) fetch<columns * kLanes * sizeof(T)>(next + i * depth);
+      sums.add(p, p_stride, token, values);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) store(out + r * out_stride + column + c * kLanes, sum[r][c]);
-  }
+  sums.store(out + column, out_stride);
 }
 
 }  // namespace
