@@ -27,7 +27,7 @@ from rich.table import Table
 
 from pybatch import ops
 from pybatch.engine import Engine, EngineConfig, SamplingParams
-from pybatch.engine.kv_cache import KvCache, kv_layout
+from pybatch.engine.execution.kv_cache import KvCache, kv_layout
 from pybatch.model.batch import ForwardBatch
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder, Layer

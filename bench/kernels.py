@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pybatch import _C, environment, ops
-from pybatch.engine.kv_cache import KvCache, KvLayout
+from pybatch.engine.execution.kv_cache import KvCache, KvLayout
 from pybatch.model.batch import LayerCache
 
 CACHE_BYTES = 128 << 20  # more than the last-level caches of most machines

@@ -22,8 +22,8 @@ from rich.table import Table
 import pybatch
 from pybatch.engine import decode_graphs
 from pybatch.engine.engine import Engine
-from pybatch.engine.sampler import Sampler
-from pybatch.engine.scheduler import Scheduler
+from pybatch.engine.execution.sampler import Sampler
+from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.ops import CpuGraph
 
 PROMPT, NEW = 32, 64

@@ -11,21 +11,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pybatch.async_llm import AsyncLLM
+    from pybatch.api.async_llm import AsyncLLM
+    from pybatch.api.llm import LLM, generate
     from pybatch.engine import CompletionOutput, RequestOutput, SamplingParams
-    from pybatch.llm import LLM, generate
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__", "generate"]
 
 # Loaded when first used: torch takes seconds, and `pybatch --help` needs none of it.
 _HOMES = {
-    "AsyncLLM": "pybatch.async_llm",
+    "AsyncLLM": "pybatch.api.async_llm",
     "CompletionOutput": "pybatch.engine",
-    "LLM": "pybatch.llm",
+    "LLM": "pybatch.api.llm",
     "RequestOutput": "pybatch.engine",
     "SamplingParams": "pybatch.engine",
-    "generate": "pybatch.llm",
+    "generate": "pybatch.api.llm",
 }
 
 

@@ -7,7 +7,7 @@ from tiny_model import save_tiny_model
 
 import pybatch
 from pybatch.model import ModelError
-from pybatch.model.find import find_model
+from pybatch.model.checkpoints.find import find_model
 
 
 @pytest.fixture(autouse=True)

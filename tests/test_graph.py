@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.engine import Engine, EngineConfig, SamplingParams
-from pybatch.engine.decode_graphs import DecodeGraphs
+from pybatch.engine.execution.decode_graphs import DecodeGraphs
 from pybatch.model import load_model
 
 Graph = ops.CpuGraph

@@ -9,20 +9,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pybatch.engine.block_pool import BlockPool
 from pybatch.engine.config import EngineConfig
-from pybatch.engine.detokenizer import Detokenizer
-from pybatch.engine.kv_cache import KvCache, capacity, kv_layout
+from pybatch.engine.execution.detokenizer import Detokenizer
+from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
+from pybatch.engine.execution.model_runner import ModelRunner, logit_positions
+from pybatch.engine.execution.sampler import Sampler, Samples, derived_seed, sample_seed
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-from pybatch.engine.policies import POLICIES
-from pybatch.engine.runner import Runner, logit_positions
-from pybatch.engine.sampler import Sampler, Samples, derived_seed, sample_seed
 from pybatch.engine.sampling_params import SamplingParams
-from pybatch.engine.scheduler import Chunk, Scheduler
-from pybatch.engine.sequence import Request, Sequence, Status
+from pybatch.engine.scheduling.block_pool import BlockPool
+from pybatch.engine.scheduling.policies import POLICIES
+from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
+from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.model.decoder import Decoder
-from pybatch.model.tokenizer import Tokenizer
+from pybatch.model.text.tokenizer import Tokenizer
 
 _IDLE_SLEEP = 0.001  # seconds, where a policy holds back all there is
 
@@ -43,7 +43,7 @@ class Engine:
         layout = kv_layout(decoder, config)
         self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
         self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device)
-        self._runner = Runner(
+        self._runner = ModelRunner(
             decoder,
             self._kv_cache,
             block_size=config.block_size,

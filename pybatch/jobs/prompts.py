@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pybatch.inputs import Conversation, Message, Prompt
+from pybatch.api.inputs import Conversation, Message, Prompt
 from pybatch.jobs.reader import Row
 
 

@@ -7,24 +7,24 @@ import sys
 
 from rich.table import Table
 
+from pybatch.api.progress import BatchProgress, clock
 from pybatch.engine.metrics import MetricsSummary
-from pybatch.progress import Work, clock
 
 
-def summary_table(work: Work, metrics: MetricsSummary) -> Table:
-    """work: of the job. metrics: of an engine that has run this job alone."""
-    seconds = work.seconds
+def summary_table(progress: BatchProgress, metrics: MetricsSummary) -> Table:
+    """progress: of the job. metrics: of an engine that has run this job alone."""
+    seconds = progress.seconds
     table = Table(title="Summary", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    failed = f" ({work.rows_failed:,} failed)" if work.rows_failed else ""
+    failed = f" ({progress.rows_failed:,} failed)" if progress.rows_failed else ""
     for name, value in (
-        ("rows", f"{work.rows_done:,}{failed}"),
+        ("rows", f"{progress.rows_done:,}{failed}"),
         ("wall time", clock(seconds) if seconds >= 60 else f"{seconds:.2f} s"),
-        ("prompt tokens", f"{work.prompt_tokens:,}"),
-        ("output tokens", f"{work.output_tokens:,}"),
-        ("output throughput", f"{work.output_tokens / seconds:,.1f} tok/s"),
-        ("total throughput", f"{(work.prompt_tokens + work.output_tokens) / seconds:,.1f} tok/s"),
+        ("prompt tokens", f"{progress.prompt_tokens:,}"),
+        ("output tokens", f"{progress.output_tokens:,}"),
+        ("output throughput", f"{progress.output_tokens / seconds:,.1f} tok/s"),
+        ("total throughput", f"{(progress.prompt_tokens + progress.output_tokens) / seconds:,.1f} tok/s"),
         ("TTFT p50 / p99", f"{duration(metrics.ttft_p50)} / {duration(metrics.ttft_p99)}"),
         ("TPOT p50 / p99", f"{duration(metrics.tpot_p50)} / {duration(metrics.tpot_p99)}"),
         ("sequences in a step", f"{metrics.batch_occupancy:.1f} (peak {metrics.peak_batch})"),

@@ -5,7 +5,7 @@ from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
 from pybatch.model.loader import LoadedModel, load_model
-from pybatch.model.tokenizer import Tokenizer
+from pybatch.model.text.tokenizer import Tokenizer
 
 __all__ = [
     "Decoder",

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from pybatch.device import find_device, free_memory
+from pybatch.machine.device import find_device, free_memory
+from pybatch.model.checkpoints.find import find_model
+from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.config import ModelConfig, merge_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
-from pybatch.model.find import find_model
-from pybatch.model.safetensors_checkpoint import SafetensorsCheckpoint
-from pybatch.model.tokenizer import Tokenizer
+from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, count_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,7 +84,7 @@ def load_model(
 def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         return SafetensorsCheckpoint(path)
-    from pybatch.model.gguf_checkpoint import GGUFCheckpoint  # gguf takes a while to import
+    from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint  # gguf takes a while to import
 
     return GGUFCheckpoint(path)
 
@@ -93,7 +93,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model directory or GGUF file."""
     if path.is_dir():
         return Tokenizer.from_directory(path)
-    from pybatch.model.gguf_tokenizer import tokenizer_from_gguf
+    from pybatch.model.text.gguf_tokenizer import tokenizer_from_gguf
 
     return tokenizer_from_gguf(path)
 

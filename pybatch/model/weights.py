@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.memory import WeightMemory
+from pybatch.machine.huge_pages import WeightMemory
+from pybatch.model.calibration import PackedWhenCalled, pack_by_running
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.errors import ModelError
 from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, Packed, SideBySide
 from pybatch.model.rope import rotary_table
-from pybatch.model.smooth import PackedWhenCalled, pack_by_running
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")

@@ -43,7 +43,7 @@ def test_replayed_steps_have_the_bits_of_eager_ones(
         return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in run(engine, prompts, params)]
 
     replayed = outputs()
-    monkeypatch.setattr("pybatch.engine.decode_graphs.DecodeGraphs.takes", staticmethod(lambda chunks: False))
+    monkeypatch.setattr("pybatch.engine.execution.decode_graphs.DecodeGraphs.takes", staticmethod(lambda chunks: False))
     assert outputs() == replayed
 
 

@@ -10,7 +10,7 @@ from engine.runs import EOS, MakeEngine, drain, run, some_prompt
 from transformers import LlamaForCausalLM
 
 from pybatch.engine import EngineConfig, SamplingParams
-from pybatch.engine.kv_cache import kv_layout
+from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.model import Decoder, Tokenizer
 from pybatch.model.layers import DenseLinear

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pybatch.inputs import Conversation
+from pybatch.api.inputs import Conversation
 from pybatch.jobs.prompts import PromptMaker, Template
 from pybatch.jobs.reader import Row
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from model.families import make, save, some_ids
 from model.paged import logits_of
-from model.test_tokenizer import word_level
+from model.text.test_tokenizer import word_level
 
 from pybatch.model import ModelError, load_model
 

@@ -10,7 +10,7 @@ from model.families import make, reference_logits, save, some_ids
 from model.paged import logits_of
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from pybatch.model import load_model, smooth
+from pybatch.model import load_model, smoothquant
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3"])
@@ -67,7 +67,7 @@ def test_large_channels_do_not_spoil_w8a8(tmp_path: Path, monkeypatch: pytest.Mo
         return float(torch.cosine_similarity(logits_of(decoder, ids), expected).mean())
 
     smoothed = closeness()
-    monkeypatch.setattr(smooth, "STRENGTH", 0.0)
+    monkeypatch.setattr(smoothquant, "STRENGTH", 0.0)
     assert smoothed > 0.95 > closeness() + 0.1
 
 
@@ -75,9 +75,9 @@ def test_channel_scale() -> None:
     x = torch.ones(4, 100)
     x[2, 7] = -64.0  # 39 times the mean of the largest
     x[:, 9] = 0.0
-    scale = smooth.channel_scale(x)
+    scale = smoothquant.channel_scale(x)
     assert scale[7] == 8
     assert scale[9] == 2**-5  # a silent channel's weights are not blown up without end
     assert scale[0] == 0.5 or scale[0] == 1
     assert torch.equal(scale, scale.log2().round().exp2())
-    assert torch.equal(smooth.channel_scale(torch.zeros(4, 8)), torch.full((8,), 2.0**-5))
+    assert torch.equal(smoothquant.channel_scale(torch.zeros(4, 8)), torch.full((8,), 2.0**-5))

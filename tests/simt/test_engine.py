@@ -10,7 +10,7 @@ from model.paged import logits_of
 
 import pybatch.ops
 from pybatch.engine import Engine, EngineConfig, SamplingParams
-from pybatch.engine.decode_graphs import DecodeGraphs
+from pybatch.engine.execution.decode_graphs import DecodeGraphs
 from pybatch.model import load_model, weights
 from simt.device import SimtOps
 from simt.suites import OPS

@@ -1,0 +1,88 @@
+// The CPU backend, and the schemas of all ops.
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/kernels.h"
+#include "pybatch/graph.h"
+#include "pybatch/parallel.h"
+#include "torch_ops/ops.h"
+
+namespace {
+
+using namespace pybatch;
+
+struct Cpu {
+  static constexpr const char* kDevice = "the CPU";
+  static constexpr bool kHostReadable = true;
+  static constexpr bool kHasE4m3 = false;
+  struct Scope {
+    explicit Scope(const Tensor&) {}
+  };
+  static bool holds(const Tensor& t) {
+    if (Graph* graph = Graph::recording()) graph->keep(std::make_shared<Tensor>(t));
+    return t.is_cpu();
+  }
+  static bool reaches(const Tensor& t) { return t.is_cpu(); }
+
+#define PYBATCH_RUN(name, Params)                \
+  static void name(const Params& p) {            \
+    if (Graph* graph = Graph::recording()) {     \
+      graph->add(#name, cpu::kernels().name, p); \
+    } else {                                     \
+      cpu::kernels().name(p);                    \
+    }                                            \
+  }
+  PYBATCH_CPU_KERNELS(PYBATCH_RUN)
+#undef PYBATCH_RUN
+};
+
+// Kernels run on torch's own thread pool.
+const bool kExecutorInstalled = [] {
+  executor() = {[](int64_t begin, int64_t end, int64_t grain, Executor::Range f, void* context) {
+                  torch_parallel_for(begin, end, grain, f, context);
+                },
+                [] { return static_cast<int>(torch::stable::get_num_threads()); }};
+  return true;
+}();
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(pybatch, m) {
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
+  m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
+  m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
+  m.def("gelu_tanh_mul(Tensor x, Tensor(a!) out) -> ()");
+  m.def("embedding(Tensor ids, Tensor table, Tensor? scale, int vocab, Tensor(a!) out) -> ()");
+  m.def(
+      "matmul_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, Tensor(a!) out) "
+      "-> ()");
+  m.def(
+      "matmul_w8a16(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "matmul_w8a8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "matmul_gguf(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, Tensor(a!) out) "
+      "-> ()");
+  m.def(
+      "rope_kv_write(Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor slots, Tensor rotary, "
+      "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, "
+      "Tensor(d!)? k_scale, Tensor(e!)? v_scale) -> ()");
+  m.def("copy_blocks(Tensor(a!) pool, Tensor pairs) -> ()");
+  m.def("swap_blocks(Tensor src, Tensor(a!) dst, Tensor pairs) -> ()");
+  m.def(
+      "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? k_scale, Tensor? v_scale, "
+      "Tensor block_tables, Tensor query_start, Tensor seq_lens, float scale, int window, float soft_cap, "
+      "Tensor? sinks, Tensor(a!) out) -> ()");
+  m.def(
+      "adjust_logits(Tensor(a!) logits, Tensor repetition, Tensor presence, Tensor frequency, Tensor history, "
+      "Tensor history_start, Tensor output_start, Tensor bias_ids, Tensor bias_values, Tensor bias_start) -> ()");
+  m.def(
+      "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seeds, "
+      "Tensor positions, Tensor(a!) out) -> ()");
+  m.def(
+      "token_logprobs(Tensor logits, Tensor tokens, Tensor(a!) logprob, Tensor(b!) rank, Tensor(c!) top_ids, "
+      "Tensor(d!) top_logprobs) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) { implement_ops<Cpu>(m); }

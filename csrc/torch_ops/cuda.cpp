@@ -1,0 +1,106 @@
+// The CUDA backend: kernels run on torch's current stream, on the device of their tensors. Values are not checked,
+// since looking at them would make the host wait and could not be captured in a CUDA graph.
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "cuda/kernels.h"
+#include "torch_ops/ops.h"
+
+namespace {
+
+using namespace pybatch;
+
+int32_t current_device() {
+  int32_t index = 0;
+  EXPECT(aoti_torch_get_current_device_index(&index) == 0, "torch has no current CUDA device");
+  return index;
+}
+
+// libtorch_cuda's, found at run time so that no torch with CUDA is needed to build.
+cudaStream_t current_stream() {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const auto get = [] {
+    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return torch_cuda == nullptr ? nullptr
+                                 : reinterpret_cast<Function>(dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream"));
+  }();
+  void* stream = nullptr;
+  EXPECT(get != nullptr && get(current_device(), &stream) == 0,
+         "torch gave no CUDA stream; is this a CUDA build of it?");
+  return static_cast<cudaStream_t>(stream);
+}
+
+struct Cuda {
+  static constexpr const char* kDevice = "the CUDA device of the other arguments";
+  static constexpr bool kHostReadable = false;
+  static constexpr bool kHasE4m3 = true;
+  struct Scope {
+    explicit Scope(const Tensor& t) : guard(t.get_device_index()) {}
+    torch::stable::accelerator::DeviceGuard guard;
+  };
+  static bool holds(const Tensor& t) { return t.is_cuda() && t.get_device_index() == current_device(); }
+  static bool reaches(const Tensor& t) {
+    cudaPointerAttributes attributes{};
+    return holds(t) || (cudaPointerGetAttributes(&attributes, t.data_ptr()) == cudaSuccess &&
+                        attributes.type == cudaMemoryTypeHost);
+  }
+
+#define PYBATCH_RUN(name, Params) \
+  static void name(const Params& p) { cuda::name(p, current_stream()); }
+  PYBATCH_RUN(rms_norm, NormParams)
+  PYBATCH_RUN(layer_norm, NormParams)
+  PYBATCH_RUN(silu_mul, GatedActivationParams)
+  PYBATCH_RUN(gelu_tanh_mul, GatedActivationParams)
+  PYBATCH_RUN(embedding, EmbeddingParams)
+  PYBATCH_RUN(rope_kv_write, RopeKvWriteParams)
+  PYBATCH_RUN(copy_blocks, CopyBlocksParams)
+  PYBATCH_RUN(sample, SampleParams)
+  PYBATCH_RUN(token_logprobs, TokenLogprobsParams)
+#undef PYBATCH_RUN
+
+  // Goes back to torch's allocator with the tensor; the stream's order keeps it from being used too early.
+  static Tensor workspace(int64_t bytes) {
+    const torch::stable::Device device(torch::headeronly::DeviceType::CUDA, current_device());
+    return torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, device);
+  }
+
+#define PYBATCH_RUN_WITH_WORKSPACE(name, Params)                                    \
+  static void name(const Params& p) {                                               \
+    const Tensor room = workspace(static_cast<int64_t>(cuda::name##_workspace(p))); \
+    cuda::name(p, room.data_ptr(), current_stream());                               \
+  }
+  PYBATCH_RUN_WITH_WORKSPACE(paged_attention, PagedAttentionParams)
+  PYBATCH_RUN_WITH_WORKSPACE(adjust_logits, AdjustLogitsParams)
+  PYBATCH_RUN_WITH_WORKSPACE(matmul_w8a8, MatmulParams)
+#undef PYBATCH_RUN_WITH_WORKSPACE
+
+  // Runs f with x normalised, if the matmul is to have it so.
+  template <class F>
+  static void behind_norm(MatmulParams p, const F& f) {
+    if (p.norm == nullptr) return f(p);
+    const Tensor normed = workspace(p.m * p.k * size_of(p.x.dtype));
+    const Matrix rows{normed.data_ptr(), p.k, p.x.dtype};
+    rms_norm({p.x, {}, rows, p.norm, nullptr, p.norm_eps, p.m, p.k});
+    p.x = {rows.data, rows.row_stride, rows.dtype};
+    f(p);
+  }
+  static void matmul_dense(const MatmulParams& params) {
+    behind_norm(params, [](const MatmulParams& p) { cuda::matmul_dense(p, current_stream()); });
+  }
+  static void matmul_w8a16(const MatmulParams& params) {
+    behind_norm(params, [](const MatmulParams& p) { cuda::matmul_w8a16(p, current_stream()); });
+  }
+  static void matmul_gguf(const MatmulParams& params) {
+    behind_norm(params, [](const MatmulParams& p) {
+      const Tensor room = workspace(static_cast<int64_t>(cuda::matmul_gguf_workspace(p)));
+      cuda::matmul_gguf(p, room.data_ptr(), current_stream());
+    });
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pybatch, CUDA, m) { implement_ops<Cuda>(m); }

@@ -1,0 +1,1 @@
+"""The Python interface: LLM and AsyncLLM, and what a prompt may be."""

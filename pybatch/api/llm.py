@@ -1,0 +1,231 @@
+"""LLM: many prompts through one model, with vLLM's offline interface."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, expect_tokenizer, size_of
+from pybatch.api.interrupts import deferred_interrupts
+from pybatch.api.progress import BatchProgress, ProgressReporter
+from pybatch.api.session import Session
+from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from pybatch.engine.arguments import expect_known
+from pybatch.machine.threads import set_threads
+from pybatch.model.loader import load_model
+from pybatch.model.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Params = SamplingParams | Iterable[SamplingParams] | None
+
+
+def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments: Any) -> list[RequestOutput]:
+    """Loads the model, answers the prompts and returns the outputs in their order.
+
+    arguments: those of LLM and of SamplingParams, by name; ``seed`` is LLM's. For more than one call keep an LLM.
+    """
+    of_llm = set(signature(LLM).parameters) - {"model", "unknown"}
+    of_sampling = {field.name for field in fields(SamplingParams)}
+    expect_known("generate", arguments, of_llm | of_sampling)
+    params = SamplingParams(**{name: value for name, value in arguments.items() if name not in of_llm})
+    llm = LLM(model, **{name: value for name, value in arguments.items() if name in of_llm})
+    return llm.generate(prompts, params)
+
+
+class LLM:
+    """A loaded model with its engine.
+
+    model: a Hugging Face directory or hub name, a GGUF file, or "smollm2-135m".
+    tokenizer: where to take it from, if not from the model. skip_tokenizer_init: go without one; prompts are then
+        token ids, and outputs have no text.
+    dtype: "auto", "float32", "bfloat16" or "float16". quantization: None, "int8" (8-bit weights and activations),
+        "int8-weight-only" or "gguf" (a GGUF file's weights in its own 4 to 8 bits). kv_cache_dtype: "float32",
+        "bfloat16", "float16", "int8", on a GPU "fp8" too, or "auto": the activations', but float16 for float32
+        activations of a quantised model.
+    device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one that pybatch was built for.
+    max_model_len: tokens of prompt and output together; None: the model's context.
+    max_num_seqs, max_num_batched_tokens: the most sequences and tokens in one step. block_size: tokens in a KV block.
+    memory_utilization: the share of free memory that the KV pool may take (gpu_memory_utilization, vLLM's name, is
+        taken too); num_kv_blocks: the pool's size in blocks, given outright instead.
+    enable_prefix_caching: prompts that begin alike share the blocks of their beginning. policy: the batching policy.
+    seed: of the draws of requests that have no seed of their own.
+    threads: of the kernels; None: OMP_NUM_THREADS, else the physical cores. No result depends on it.
+
+    An unknown argument raises TypeError, an impossible value ValueError.
+
+    A prompt that cannot be run (too long, empty, no prompt at all) never stops the others: its RequestOutput has
+    ``error`` set, and one completion without text whose finish_reason is "error"; a warning is logged. So it is with a
+    lone prompt too. Ctrl-C raises KeyboardInterrupt after the step under way and drops the requests of the call; the
+    LLM stays usable. An LLM may be used by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        skip_tokenizer_init: bool = False,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        device: str = "auto",
+        kv_cache_dtype: str = EngineConfig.kv_cache_dtype,
+        max_model_len: int | None = None,
+        max_num_seqs: int = EngineConfig.max_num_seqs,
+        max_num_batched_tokens: int = EngineConfig.max_num_batched_tokens,
+        block_size: int = EngineConfig.block_size,
+        memory_utilization: float | None = None,
+        gpu_memory_utilization: float | None = None,
+        num_kv_blocks: int | None = None,
+        enable_prefix_caching: bool = EngineConfig.enable_prefix_caching,
+        policy: str = EngineConfig.policy,
+        seed: int = EngineConfig.seed,
+        threads: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        expect_known("LLM", unknown, set(signature(LLM).parameters) - {"unknown"})
+        if memory_utilization is not None and gpu_memory_utilization is not None:
+            raise ValueError("memory_utilization and gpu_memory_utilization are two names of one argument: give one")
+        share = memory_utilization if gpu_memory_utilization is None else gpu_memory_utilization
+        config = EngineConfig(
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=block_size,
+            memory_utilization=EngineConfig.memory_utilization if share is None else share,
+            num_kv_blocks=num_kv_blocks,
+            kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]
+            enable_prefix_caching=enable_prefix_caching,
+            seed=seed,
+            policy=policy,  # type: ignore[arg-type]
+        )
+        set_threads(threads)
+        loaded = load_model(
+            model,
+            dtype=dtype,
+            quantization=quantization,
+            device=device,
+            max_model_len=max_model_len,
+            tokenizer=tokenizer,
+            skip_tokenizer=skip_tokenizer_init,
+        )
+        self.engine = Engine(loaded.decoder, loaded.tokenizer, config)
+        self.session = Session(self.engine, loaded.tokenizer)
+        self._in_flight = 2 * max_num_seqs  # so that the batching policy has some to choose from
+
+    def generate(
+        self, prompts: Prompt | Iterable[Prompt], sampling_params: Params = None, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
+        """Answers every prompt. The outputs are in the order of the prompts; request_id is the place in it, from 0.
+
+        prompts: one or several of: text, a list of token ids, {"prompt": text}, {"prompt_token_ids": ids}.
+        sampling_params: one for all or one for each; None: get_default_sampling_params().
+        use_tqdm: show a progress bar, if stderr is a terminal.
+        """
+        return self._collect(list(as_prompts(prompts)), sampling_params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Iterable[Sequence[Message]],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """As generate, for one conversation or several, each a list of {"role": ..., "content": ...}.
+
+        chat_template: a Jinja template in place of the model's own; chat_template_kwargs: further variables for it.
+        add_generation_prompt: end the prompt with the opening of the assistant's answer.
+        """
+        options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
+        options |= chat_template_kwargs or {}
+        conversations = [Conversation(each, options) for each in as_conversations(messages)]
+        return self._collect(conversations, sampling_params, use_tqdm)
+
+    def stream(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: Params = None,
+        *,
+        partial: bool = False,
+    ) -> Generator[RequestOutput, None, None]:
+        """Yields the outputs as they finish; request_id is the prompt's place among the prompts, from 0.
+
+        prompts may be an iterator of any length, and sampling_params too: both are drawn from as there is room.
+        partial: yield unfinished outputs too, each with everything so far. Leaving the loop drops what is unfinished.
+        """
+        return self._run(self._pair(as_prompts(prompts), sampling_params), partial)
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. ValueError if it was loaded without one."""
+        return expect_tokenizer(self.session.tokenizer)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What is used where no SamplingParams are given."""
+        return SamplingParams()
+
+    def _collect(self, prompts: Sequence[Prompt], params: Params, show_progress: bool) -> list[RequestOutput]:
+        outputs: dict[int, RequestOutput] = {}
+        sizes = [size_of(prompt) for prompt in prompts]
+        progress = BatchProgress(
+            self.engine.metrics, len(prompts), sum(sizes), max_output_tokens=most_output_tokens(params)
+        )
+        with ProgressReporter("Generating", progress, lines=False) if show_progress else nullcontext():
+            for output in self._run(self._pair(prompts, params), partial=False):
+                index = int(output.request_id)
+                outputs[index] = output
+                progress.finish(sizes[index], len(output.prompt_token_ids), failed=output.error is not None)
+                if output.error is not None:
+                    logger.warning("prompt %d: %s", index, output.error)
+        return [outputs[index] for index in range(len(prompts))]
+
+    def _pair(self, prompts: Iterable[Prompt], params: Params) -> Iterator[tuple[Prompt, SamplingParams]]:
+        if params is None or isinstance(params, SamplingParams):
+            return zip(prompts, itertools.repeat(params or self.get_default_sampling_params()))
+        if isinstance(params, Sized) and isinstance(prompts, Sized) and len(params) != len(prompts):
+            raise ValueError(
+                f"sampling_params: expected one, or one for each of {len(prompts)} prompts, got {len(params)}"
+            )
+        return zip(prompts, params, strict=True)
+
+    def _run(
+        self, requests: Iterator[tuple[Prompt, SamplingParams]], partial: bool
+    ) -> Generator[RequestOutput, None, None]:
+        """Keeps the engine supplied from the requests, and yields what comes back."""
+        numbered = enumerate(requests)
+        inbox: deque[RequestOutput] = deque()
+        pending: dict[str, int] = {}  # the engine's request id -> the place among the requests
+        try:
+            while True:
+                for index, (prompt, params) in itertools.islice(numbered, self._in_flight - len(pending)):
+                    with deferred_interrupts():
+                        pending[self.session.submit(prompt, params, inbox.append, partial=partial)] = index
+                if not pending:
+                    return
+                if not inbox:
+                    with deferred_interrupts():
+                        self.session.step()
+                while inbox:
+                    output = inbox.popleft()
+                    index = pending.pop(output.request_id) if output.finished else pending[output.request_id]
+                    yield replace(output, request_id=str(index))
+        finally:
+            with deferred_interrupts():
+                for request_id in pending:
+                    self.session.abort(request_id)
+
+
+def most_output_tokens(params: Params) -> int | None:
+    """The most that any one prompt may generate; None where there is no saying."""
+    if not isinstance(params, SamplingParams) or params.max_tokens is None:
+        return None
+    return params.n * params.max_tokens

@@ -1,0 +1,5 @@
+"""The pybatch command, one module a command."""
+
+from pybatch.cli.main import main
+
+__all__ = ["main"]

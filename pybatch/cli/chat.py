@@ -1,0 +1,107 @@
+"""pybatch chat: a conversation on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pybatch.cli.command import load, usage_errors
+from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
+
+if TYPE_CHECKING:
+    from pybatch.api.llm import LLM
+    from pybatch.engine import SamplingParams
+
+
+@takes(sampling=SamplingFlags, engine=EngineFlags)
+def chat(
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    *,
+    sampling: SamplingFlags,
+    engine: EngineFlags,
+) -> None:
+    """Talk with a model.
+
+    /clear begins a new conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer. Where standard input is no
+    terminal, all of it is one message, and the answer is printed.
+    """
+    llm, params = load(engine, sampling)
+    conversation = Chat(llm, params, system)
+    with usage_errors():
+        if sys.stdin.isatty():
+            converse(conversation)
+        else:
+            answer_once(conversation, sys.stdin.read())
+
+
+class Chat:
+    """A conversation with its history."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        self._llm, self._params = llm, params
+        self._opening = [] if system is None else [{"role": "system", "content": system}]
+        self.clear()
+
+    def clear(self) -> None:
+        self._messages = list(self._opening)
+
+    def ask(self, text: str) -> Generator[str, None, None]:
+        """Yields the answer in pieces. What has come of it when the iterator is closed stays in the history; ValueError
+        for a message that cannot be answered, which does not."""
+        from pybatch.api.inputs import Conversation
+
+        question = {"role": "user", "content": text}
+        answer = ""
+        with closing(
+            self._llm.stream(Conversation([*self._messages, question]), self._params, partial=True)
+        ) as outputs:
+            try:
+                for output in outputs:
+                    if output.error is not None:
+                        raise ValueError(output.error)
+                    text = output.outputs[0].text
+                    yield text[len(answer) :]
+                    answer = text
+            finally:
+                if answer:
+                    self._messages += [question, {"role": "assistant", "content": answer}]
+
+
+def answer_once(chat: Chat, text: str) -> None:
+    """Prints the answer to one message as it comes."""
+    with closing(chat.ask(text)) as pieces:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    print()
+
+
+def converse(chat: Chat) -> None:
+    """Reads messages from the terminal until /exit or the end of input."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  (gives input() line editing and history)
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D leaves)")
+            continue
+        if text == "/exit":
+            return
+        if text == "/clear":
+            chat.clear()
+        elif text.startswith("/"):
+            print(f"{text}: expected /clear or /exit", file=sys.stderr)
+        elif text:
+            try:
+                answer_once(chat, text)
+            except KeyboardInterrupt:
+                print(" (stopped)")
+            except ValueError as error:
+                print(f"{error}\n(/clear begins a new conversation)", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""A scheduled step on the device: batch, model, KV cache, sampling, text."""

@@ -1,0 +1,126 @@
+"""The KV pool: one tensor, block-major, in which a block holds all layers of block_size tokens in one piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pybatch import ops
+from pybatch.engine.config import EngineConfig
+from pybatch.machine.device import free_memory
+from pybatch.machine.huge_pages import empty_bytes
+from pybatch.model.batch import LayerCache
+from pybatch.model.decoder import Decoder
+
+_ALIGNMENT = 64  # bytes, of every piece of a block
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """Where things lie in a block: for each layer K [kv_heads, head_dim, block_size], then V [kv_heads, block_size,
+    head_dim], then, for 8-bit types, the scales of K and of V, float32 [kv_heads, block_size] each."""
+
+    num_layers: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+
+    @property
+    def _values_bytes(self) -> int:
+        return _aligned(self.kv_heads * self.head_dim * self.block_size * self.dtype.itemsize)
+
+    @property
+    def _scales_bytes(self) -> int:
+        return _aligned(self.kv_heads * self.block_size * 4) if self.dtype.itemsize == 1 else 0
+
+    @property
+    def layer_bytes(self) -> int:
+        return 2 * (self._values_bytes + self._scales_bytes)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.num_layers * self.layer_bytes
+
+    def layer_cache(self, pool: Tensor, layer: int) -> LayerCache:
+        """Views of one layer's pieces over all blocks of pool, [num_blocks, block_bytes] uint8."""
+        k_at = layer * self.layer_bytes
+        v_at = k_at + self._values_bytes
+        scale_at = v_at + self._values_bytes
+        heads, dim, block = self.kv_heads, self.head_dim, self.block_size
+        k = _view(pool, k_at, (heads, dim, block), self.dtype)
+        v = _view(pool, v_at, (heads, block, dim), self.dtype)
+        if self.dtype.itemsize > 1:
+            return LayerCache(k, v, None, None)
+        k_scale = _view(pool, scale_at, (heads, block), torch.float32)
+        v_scale = _view(pool, scale_at + self._scales_bytes, (heads, block), torch.float32)
+        return LayerCache(k, v, k_scale, v_scale)
+
+
+class KvCache:
+    """The pool's memory and its views a layer. It is not filled with anything: pages of memory that no block has been
+    written to cost nothing, and kernels read no slot before it was written."""
+
+    def __init__(self, layout: KvLayout, num_blocks: int, device: torch.device) -> None:
+        self.pool = empty_bytes(num_blocks * layout.block_bytes, device).view(num_blocks, layout.block_bytes)
+        self.layers = [layout.layer_cache(self.pool, layer) for layer in range(layout.num_layers)]
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies block source to block destination for each (source, destination)."""
+        if pairs:
+            ops.copy_blocks(self.pool, torch.tensor(pairs, dtype=torch.int64, device=self.pool.device))
+
+
+def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
+    """The layout of this model's blocks. Raises ValueError for a type that its device does not have."""
+    model = decoder.config
+    name = config.kv_cache_dtype
+    if name == "fp8" and decoder.device.type == "cpu":
+        raise ValueError("kv_cache_dtype: 'fp8' runs on GPUs only; expected another on the CPU, such as 'int8'")
+    named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn}
+    dtype: torch.dtype = named[name] if name in named else getattr(torch, name)
+    return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
+
+
+def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[int, int]:
+    """(max_model_len, num_kv_blocks), such that one sequence always fits by itself. Raises ValueError if none can."""
+    context = decoder.config.max_position
+    if config.max_model_len is not None and config.max_model_len > context:
+        raise ValueError(
+            f"max_model_len: expected at most the model's context of {context}, got {config.max_model_len}"
+        )
+    length = config.max_model_len or context
+    longest = -(-length // config.block_size)
+    blocks = config.num_kv_blocks
+    if blocks is None:
+        memory = int(free_memory(decoder.device) * config.memory_utilization)
+        blocks = min(memory // layout.block_bytes, config.max_num_seqs * longest)
+        if blocks == 0:
+            raise ValueError(
+                f"memory_utilization: {config.memory_utilization} of the free memory is {memory:,} bytes, "
+                f"less than one KV block of {layout.block_bytes:,} bytes"
+            )
+    if blocks < longest:
+        if config.max_model_len is not None:
+            raise ValueError(
+                f"max_model_len: {length} tokens need {longest} KV blocks of {config.block_size} tokens, "
+                f"but the pool has {blocks}"
+            )
+        length = blocks * config.block_size
+    return length, blocks
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _view(pool: Tensor, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    elements = pool.view(dtype)
+    strides = [1]
+    for extent in reversed(shape[1:]):
+        strides.insert(0, strides[0] * extent)
+    return elements.as_strided(
+        (pool.shape[0], *shape), (elements.stride(0), *strides), elements.storage_offset() + at // dtype.itemsize
+    )

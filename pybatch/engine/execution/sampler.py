@@ -1,0 +1,151 @@
+"""Logits to tokens and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pybatch import ops
+from pybatch.engine.outputs import Logprob, TokenLogprobs
+from pybatch.engine.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Per row: the token, -1 if its logits were no numbers, and its log-probabilities if they were asked for."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+class Sampler:
+    """Samples a step's rows in one call an op. A draw depends on its sequence's seed and length alone."""
+
+    def __init__(self, decode_token: Callable[[int], str | None]) -> None:
+        self._decode_token = decode_token
+
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> Samples:
+        """One token a row. logits: [rows, vocab] float32, changed where a sequence asks for it."""
+        wanted = [i for i, sequence in enumerate(sequences) if sequence.request.params.logprobs is not None]
+        adjusted = [_is_adjusted(sequence) for sequence in sequences]
+        raw = logits[wanted] if wanted and (any(adjusted) or len(wanted) < len(sequences)) else logits
+        if any(adjusted):
+            _adjust(logits, sequences, adjusted)
+        tokens = _draw(logits, sequences)
+        logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
+        if wanted:
+            counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
+            for i, entry in zip(wanted, self.logprobs(raw, tokens[wanted].clamp_(min=0), counts), strict=True):
+                logprobs[i] = entry
+        return Samples(tokens.tolist(), logprobs)
+
+    def logprobs(self, logits: Tensor, tokens: Tensor, counts: list[int]) -> list[TokenLogprobs]:
+        """Per row of logits: the token's log-probability, and those of the counts[row] likeliest tokens."""
+        most = min(max(counts), logits.shape[1])
+        columns = ops.token_logprobs(logits, tokens, most)
+        rows = zip(tokens.tolist(), counts, *(column.tolist() for column in columns), strict=True)
+        return [self._entry(*row) for row in rows]
+
+    def _entry(
+        self, token: int, count: int, logprob: float, rank: int, top_ids: list[int], top_logprobs: list[float]
+    ) -> TokenLogprobs:
+        entry = {token: Logprob(logprob, rank, self._decode_token(token))}
+        for i, (top, top_logprob) in enumerate(zip(top_ids[:count], top_logprobs[:count], strict=True)):
+            if top != token:
+                entry[top] = Logprob(top_logprob, i + 1, self._decode_token(top))
+        return entry
+
+
+def derived_seed(engine_seed: int, prompt_token_ids: list[int], occurrence: int) -> int:
+    """The seed of a request that was given none. It follows from the prompt, and from how many equal prompts came
+    before, so that the rows of a job get the same answers in whatever order and company they run."""
+    data = np.array([engine_seed, occurrence, *prompt_token_ids], np.int64).tobytes()
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
+
+
+def sample_seed(request_seed: int, index: int) -> int:
+    """The seed of sample `index`: request_seed + index, as an int64 that wraps around."""
+    return (request_seed + index + 2**63) % 2**64 - 2**63
+
+
+def _is_adjusted(sequence: Sequence) -> bool:
+    params = sequence.request.params
+    return params.penalizes or bool(params.logit_bias) or sequence.num_output < params.min_tokens
+
+
+def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    rows, device = len(sequences), logits.device
+    params = [sequence.request.params for sequence in sequences]
+    if all(p.greedy for p in params):
+        return ops.sample(logits, *_greedy(rows, device))
+    return ops.sample(
+        logits,
+        _floats([0.0 if p.greedy else p.temperature for p in params], device),
+        _ints([p.top_k for p in params], device),
+        _floats([p.top_p for p in params], device),
+        _floats([p.min_p for p in params], device),
+        _ints([sequence.seed for sequence in sequences], device),
+        _ints([len(sequence.tokens) for sequence in sequences], device),
+    )
+
+
+@lru_cache(maxsize=256)
+def _greedy(rows: int, device: torch.device) -> tuple[Tensor, ...]:
+    """What ops.sample takes after the logits where all rows are greedy, so that nothing is cut and nothing drawn."""
+    zeros, ones = torch.zeros(rows, device=device), torch.ones(rows, device=device)
+    ids = torch.zeros(rows, dtype=torch.int64, device=device)
+    return zeros, ids, ones, zeros, ids, ids
+
+
+def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> None:
+    """Penalties, biases and min_tokens, in one call; rows that ask for none of these are left as they are."""
+    repetition, presence, frequency = [], [], []
+    histories: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+    history_start, output_start, bias_start = [0], [], [0]
+    bias_ids: list[int] = []
+    bias_values: list[float] = []
+    for sequence, is_adjusted in zip(sequences, adjusted, strict=True):
+        params = sequence.request.params
+        repetition.append(params.repetition_penalty)
+        presence.append(params.presence_penalty)
+        frequency.append(params.frequency_penalty)
+        length = 0
+        if params.penalizes:
+            histories.append(np.array(sequence.tokens, np.int64))
+            length = len(sequence.tokens)
+        output_start.append(history_start[-1] + min(length, len(sequence.request.prompt_token_ids)))
+        history_start.append(history_start[-1] + length)
+        if is_adjusted:
+            bias = dict(params.logit_bias or {})
+            if sequence.num_output < params.min_tokens:
+                bias.update(dict.fromkeys(sequence.request.stop_ids, -torch.inf))
+            bias_ids.extend(bias.keys())
+            bias_values.extend(bias.values())
+        bias_start.append(len(bias_ids))
+    device = logits.device
+    ops.adjust_logits(
+        logits,
+        _floats(repetition, device),
+        _floats(presence, device),
+        _floats(frequency, device),
+        torch.from_numpy(np.concatenate(histories) if histories else np.empty(0, np.int64)).to(device),
+        _ints(history_start, device),
+        _ints(output_start, device),
+        _ints(bias_ids, device),
+        _floats(bias_values, device),
+        _ints(bias_start, device),
+    )
+
+
+def _floats(values: list[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _ints(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)

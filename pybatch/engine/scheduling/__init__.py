@@ -1,0 +1,1 @@
+"""Who runs when, and in which KV blocks: plain Python, without torch."""

@@ -1,0 +1,1 @@
+"""What the machine has: devices, threads, memory."""

@@ -1,0 +1,57 @@
+"""What `pybatch env` tells: the facts that a report of a problem should have."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import pybatch
+from pybatch import _C
+from pybatch.machine.device import why_no_cuda
+from pybatch.machine.threads import usable_cores
+
+
+def facts() -> dict[str, Any]:
+    """Versions, processor, instruction sets, memory and devices, as JSON values. Sizes in bytes."""
+    memory = psutil.virtual_memory()
+    return {
+        "pybatch": pybatch.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "usable_cores": usable_cores(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "isa_possible": _C.possible_isas(),
+        "PYBATCH_ISA": os.environ.get("PYBATCH_ISA"),
+        **chosen_isa(),
+        "compiler": _C.compiler,
+        "memory_total": memory.total,
+        "memory_available": memory.available,
+        "cuda": not why_no_cuda(),
+        "cuda_why": why_no_cuda() or torch.cuda.get_device_name(),
+    }
+
+
+def chosen_isa() -> dict[str, str | None]:
+    try:
+        return {"isa_chosen": _C.chosen_isa()}
+    except ValueError as error:
+        return {"isa_chosen": None, "isa_error": str(error)}
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "cpu model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Where weights come from: safetensors and GGUF files, and where those are."""

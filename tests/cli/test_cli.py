@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pybatch
+from pybatch import LLM, SamplingParams
+from pybatch.cli import main
+from pybatch.cli.flags import EngineFlags, SamplingFlags
+
+COMMAND = [sys.executable, "-P", "-c", "from pybatch.cli import main; main()"]
+FAST = ["--num-kv-blocks", "128", "--max-tokens", "8", "--temperature", "0", "--threads", "1"]
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process."""
+
+    def run(*arguments: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["pybatch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return Ran(int(exit.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write(tmp_path / "prompts.jsonl", *({"id": f"r{i}", "prompt": f"Say {i}", "tag": [i]} for i in range(6)))
+
+
+def write(path: Path, *rows: dict[str, Any] | str) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows in the order of the input."""
+    return sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda row: row["row"])
+
+
+def test_every_row_is_answered_and_keeps_its_fields(cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    ran = cli("run", prompts, "-o", results, "--model", tiny_model, *FAST)
+    assert ran.code == 0
+    rows = read(results)
+    llm = LLM(tiny_model, num_kv_blocks=128)
+    expected = llm.chat(
+        [[{"role": "user", "content": f"Say {i}"}] for i in range(6)], SamplingParams(temperature=0, max_tokens=8)
+    )
+    for i, (row, output) in enumerate(zip(rows, expected, strict=True)):
+        assert row == {
+            "id": f"r{i}",
+            "prompt": f"Say {i}",
+            "tag": [i],
+            "row": i,
+            "response": output.outputs[0].text,
+            "finish_reason": output.outputs[0].finish_reason,
+            "usage": {
+                "prompt_tokens": len(output.prompt_token_ids),
+                "completion_tokens": len(output.outputs[0].token_ids),
+            },
+        }
+    for figure in ("wall time", "output throughput", "TTFT p50 / p99", "TPOT p50 / p99", "preemptions", "peak memory"):
+        assert figure in ran.err
+    assert ran.out == ""
+
+
+def test_bad_rows_become_errors_and_the_others_go_on(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    good = {"prompt": "Hello"}
+    prompts = write(
+        tmp_path / "prompts.jsonl",
+        good,
+        '{"prompt": "cut',
+        {"id": 1},
+        "",
+        {"prompt": "x" * 600, "id": 2},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "user", "content": "Hello"}], "error": "mine"},
+    )
+    ran = cli("run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, *FAST)
+    rows = read(tmp_path / "out.jsonl")
+    assert ran.code == 1
+    assert "4 of 6 rows failed" in ran.err
+    assert [("error" in row, "response" in row) for row in rows] == [
+        (False, True), (True, False), (True, False), (True, False), (True, False), (False, True),
+    ]  # fmt: skip
+    for row, says in zip(rows[1:5], ("line 2: not valid JSON", "neither", "tokens and one", "no tools"), strict=True):
+        assert says in row["error"]
+    assert rows[3]["id"] == 2
+    assert rows[5]["input_error"] == "mine"
+    assert rows[5]["response"] == rows[0]["response"]
+
+
+def test_template_and_system_message(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "in.jsonl", {"text": "fine"}, {"txt": "no"})
+    arguments = ["--prompt-template", "Classify: {text}", "--system", "Be brief.", "--model", tiny_model, *FAST]
+    assert cli("run", prompts, "-o", tmp_path / "out.jsonl", *arguments).code == 1
+    first, second = read(tmp_path / "out.jsonl")
+    text = "<|role|>system: Be brief.<|end|><|role|>user: Classify: fine<|end|><|role|>assistant: "
+    (output,) = LLM(tiny_model, num_kv_blocks=128).generate(text, SamplingParams(temperature=0, max_tokens=8))
+    assert first["response"] == output.outputs[0].text
+    assert second["error"] == "the template asks for 'text'; the row has 'txt'"
+
+
+def test_sampling_flags_reach_the_model(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "in.txt", "Hello", "", "There")
+    flags = ["--raw", "-n", "3", "--temperature", "0.9", "--seed", "5", "--max-tokens", "9", "--ignore-eos"]
+    flags += ["--logprobs", "2", "--prompt-logprobs", "0", "--logit-bias", '{"40": -100}', "--top-k", "20"]
+    engine = ["--model", tiny_model, "--num-kv-blocks", "128", "--quantization", "int8", "--no-enable-prefix-caching"]
+    assert cli("run", prompts, "-o", tmp_path / "out.jsonl", *flags, *engine).code == 0
+    rows = read(tmp_path / "out.jsonl")
+    params = SamplingParams(
+        n=3,
+        temperature=0.9,
+        max_tokens=9,
+        ignore_eos=True,
+        logprobs=2,
+        prompt_logprobs=0,
+        logit_bias={40: -100},
+        top_k=20,
+    )
+    llm = LLM(tiny_model, num_kv_blocks=128, quantization="int8", enable_prefix_caching=False, seed=5)
+    for row, output in zip(rows, llm.generate(["Hello", "There"], params), strict=True):
+        assert row["prompt"] == output.prompt
+        assert row["response"] == [sample.text for sample in output.outputs]
+        assert row["usage"]["completion_tokens"] == 27
+        assert [len(positions) for positions in row["logprobs"]] == [9, 9, 9]
+        for sample, positions in zip(output.outputs, row["logprobs"], strict=True):
+            assert [at[0]["token_id"] for at in positions] == sample.token_ids
+        assert row["prompt_logprobs"][0] is None
+        assert [at[0]["token_id"] for at in row["prompt_logprobs"][1:]] == output.prompt_token_ids[1:]
+
+
+def test_there_is_a_flag_for_every_argument() -> None:
+    def names(group: Any) -> set[str]:
+        return {field.name for field in fields(group)}
+
+    assert names(SamplingFlags) == names(SamplingParams) - {"seed", "detokenize"}
+    assert names(EngineFlags) == {*signature(LLM).parameters} - {
+        "gpu_memory_utilization",
+        "skip_tokenizer_init",
+        "unknown",
+    }
+
+
+def test_stop_strings(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "in.jsonl", {"prompt": "Hello"})
+    arguments = [
+        "run",
+        prompts,
+        "--overwrite",
+        "-o",
+        tmp_path / "out.jsonl",
+        "--model",
+        tiny_model,
+        *FAST,
+        "--ignore-eos",
+    ]
+    cli(*arguments)
+    (whole,) = read(tmp_path / "out.jsonl")
+    stop = whole["response"][3:5]
+    cli(*arguments, "--stop", stop, "--stop", "never there")
+    (stopped,) = read(tmp_path / "out.jsonl")
+    assert stopped["response"] == whole["response"][: whole["response"].index(stop)]
+    assert stopped["finish_reason"] == "stop"
+    assert whole["finish_reason"] == "length"
+
+
+def test_an_existing_file_is_not_overwritten_unasked(cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    results = write(tmp_path / "results.jsonl", {"row": 0, "kept": True})
+    ran = cli("run", prompts, "-o", results, "--model", tiny_model, *FAST)
+    assert ran.code == 2
+    assert "exists; --overwrite replaces it" in ran.err
+    assert read(results) == [{"row": 0, "kept": True}]
+    assert cli("run", prompts, "-o", results, "--model", "no-such-model", "--overwrite").code == 2
+    assert read(results) == [{"row": 0, "kept": True}]
+    assert cli("run", prompts, "-o", results, "--model", tiny_model, *FAST, "--overwrite").code == 0
+    assert len(read(results)) == 6
+    ran = cli("run", prompts, "-o", prompts, "--model", tiny_model, "--overwrite")
+    assert ran.code == 2
+    assert len(prompts.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "missing.jsonl", "-o", "out"], "missing.jsonl: No such file or directory"),
+        (["run", "prompts.jsonl"], "Missing option '--output'"),
+        (["run", "prompts.jsonl", "-o", "no/folder/out"], "there is no folder no/folder"),
+        (["run", "prompts.jsonl", "-o", "out", "--model", "no-such-model"], "no-such-model"),
+        (["run", "prompts.jsonl", "-o", "out", "--temprature", "1"], "--temperature"),
+        (["run", "prompts.jsonl", "-o", "out", "--temperature", "hot"], "--temperature"),
+        (["run", "prompts.jsonl", "-o", "out", "--temperature", "-1"], "temperature: expected a number of at least 0"),
+        (["run", "prompts.jsonl", "-o", "out", "--logit-bias", "1"], "--logit-bias"),
+        (["run", "prompts.jsonl", "-o", "out", "--quantization", "int3"], "quantization: expected"),
+        (["run", "prompts.jsonl", "-o", "out", "--prompt-template", "{"], "for braces that are text"),
+        (["run", "prompts.jsonl", "-o", "out", "--raw", "--system", "x"], "--system"),
+        (["rn"], "Did you mean 'run'"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(
+    cli: Run, prompts: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(prompts.parent)
+    if arguments[0] == "run" and "--model" not in arguments:
+        arguments = [*arguments, "--model", str(tiny_model)]
+    ran = cli(*arguments)
+    assert ran.code == 2
+    assert ran.err.startswith("pybatch: ")
+    assert ran.err.count("\n") == 1
+    assert says in ran.err
+    assert ran.out == ""
+    assert not Path("out").exists()
+
+
+def test_a_full_disk_ends_the_job_with_one_line(cli: Run, tiny_model: Path, prompts: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    ran = cli("run", prompts, "-o", "/dev/full", "--model", tiny_model, *FAST)
+    assert ran.code == 1
+    assert ran.err == "pybatch: /dev/full: No space left on device; 0 rows are saved\n"
+
+
+def test_pipes(tiny_model: Path) -> None:
+    rows = "".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(3))
+    ran = subprocess.run(
+        [*COMMAND, "run", "-", "-o", "-", "--model", tiny_model, *FAST], input=rows, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(json.loads(line)["prompt"] for line in ran.stdout.splitlines()) == ["Say 0", "Say 1", "Say 2"]
+    assert "Summary" in ran.stderr
+
+
+def test_a_reader_that_goes_away_ends_the_job(tiny_model: Path, prompts: Path) -> None:
+    command = [*COMMAND, "run", prompts, "-o", "-", "--model", tiny_model, *FAST]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
+    assert err == "pybatch: -: Broken pipe; 0 rows are saved\n"
+
+
+def test_ctrl_c_keeps_whole_rows(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "in.jsonl", *({"prompt": f"Say {i}", "pad": "x" * 2000} for i in range(20_000)))
+    results = tmp_path / "out.jsonl"
+    arguments = ["run", prompts, "-o", results, "--model", tiny_model, *FAST]
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (results.exists() and results.stat().st_size > 10_000):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert results.read_text().endswith("\n")
+    rows = read(results)
+    assert 0 < len(rows) < 20_000
+    assert all(set(row) == {"prompt", "pad", "row", "response", "finish_reason", "usage"} for row in rows)
+    assert f"Interrupted: {len(rows):,} rows are done and saved" in err
+    assert "Traceback" not in err
+
+
+def on_terminal(*arguments: str | Path, typed: str | None = None) -> tuple[int, str]:
+    """Runs the command with standard error, and standard input and output if something is ``typed``, on a terminal.
+    Returns the exit code and what the terminal showed."""
+    ours, theirs = pty.openpty()
+    inout = subprocess.DEVNULL if typed is None else theirs
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([*COMMAND, *arguments], stdin=inout, stdout=inout, stderr=theirs, env=environment)
+    os.close(theirs)
+    if typed is not None:
+        os.write(ours, typed.encode())
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux's way to say that the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    return process.wait(), shown.decode(errors="replace")
+
+
+def test_a_terminal_gets_a_bar(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    code, shown = on_terminal("run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, *FAST)
+    assert code == 0
+    assert "6/6 rows" in shown
+    assert "━" in shown
+    assert "tok/s · KV " in shown
+
+
+def test_chat_on_a_terminal(tiny_model: Path) -> None:
+    code, shown = on_terminal("chat", "--model", tiny_model, *FAST, typed="Hello\n/what\n/clear\n/exit\n")
+    assert code == 0
+    assert "expected /clear or /exit" in shown
+    assert "Traceback" not in shown
+
+
+def test_chat_answers_once_where_there_is_no_terminal(tiny_model: Path) -> None:
+    ran = subprocess.run(
+        [*COMMAND, "chat", "--model", tiny_model, "--system", "Be brief.", *FAST],
+        input="Hello",
+        capture_output=True,
+        text=True,
+    )
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    (output,) = LLM(tiny_model, num_kv_blocks=128).chat(messages, SamplingParams(temperature=0, max_tokens=8))
+    assert (ran.returncode, ran.stdout) == (0, output.outputs[0].text + "\n")
+
+
+def test_env(cli: Run) -> None:
+    ran = cli("env", "--json")
+    facts = json.loads(ran.out)
+    assert ran.code == 0
+    assert facts["pybatch"] == pybatch.__version__
+    assert facts["isa_chosen"] in facts["isa_possible"]
+    assert facts["usable_cores"] >= 1
+    assert not facts["cuda"]
+    assert "CUDA" in facts["cuda_why"]
+    table = cli("env").out
+    assert facts["torch"] in table
+
+
+def test_env_tells_of_an_impossible_isa() -> None:
+    ran = subprocess.run(
+        [*COMMAND, "env", "--json"], env={**os.environ, "PYBATCH_ISA": "mmx"}, capture_output=True, text=True
+    )
+    facts = json.loads(ran.stdout)
+    assert facts["isa_chosen"] is None
+    assert "mmx" in facts["isa_error"]
+
+
+def test_help_and_version_are_quick(cli: Run) -> None:
+    code = "import sys; from pybatch.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    ran = subprocess.run([sys.executable, "-P", "-c", code, "run", "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "--prompt-template" in ran.stdout
+    assert cli("--version").out.strip() == pybatch.__version__
+
+
+def test_the_real_model(smollm2_path: Path, cli: Run, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "in.jsonl", {"country": "France"}, {"country": "Germany"})
+    template = ["--prompt-template", "What is the capital of {country}?"]
+    flags = ["--model", "smollm2-135m", "--max-tokens", "12", "--temperature", "0"]
+    assert cli("run", prompts, "-o", tmp_path / "out.jsonl", *template, *flags, "--num-kv-blocks", "64").code == 0
+    france, germany = read(tmp_path / "out.jsonl")
+    assert "Paris" in france["response"]
+    assert "Berlin" in germany["response"]

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
+
+NUM_BLOCKS = 8
+
+
+def chain(tokens: list[int]) -> list[BlockKey]:
+    """One block a token."""
+    keys: list[BlockKey] = []
+    for token in tokens:
+        keys.append(BlockKey.chained(keys[-1] if keys else None, bytes([token])))
+    return keys
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Owners take, share and give back tables of blocks; what a block was registered for stays in it until it is
+    allocated again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(NUM_BLOCKS)
+        self.tables: list[list[int]] = []
+        self.content: dict[int, BlockKey] = {}
+
+    @precondition(lambda self: self.pool.num_free > 0)
+    @rule(tokens=st.lists(st.integers(0, 2), min_size=1, max_size=4))
+    def compute_prefix(self, tokens: list[int]) -> None:
+        keys = chain(tokens)
+        table = self.pool.match(keys)
+        for block, key in zip(table, keys, strict=False):
+            assert self.content[block] == key
+        for key in keys[len(table) :]:
+            if self.pool.num_free == 0:
+                break
+            block = self.pool.allocate()
+            assert all(block not in other for other in (*self.tables, table))
+            self.content[block] = key
+            self.pool.register(block, key)
+            table.append(block)
+        self.tables.append(table)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        table = data.draw(st.sampled_from(self.tables))
+        for block in table:
+            self.pool.share(block)
+        self.tables.append(list(table))
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        table = self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1)))
+        self.pool.release(table)
+
+    @invariant()
+    def is_whole(self) -> None:
+        self.pool.check_integrity(self.tables)
+        assert self.pool.num_used == len({block for table in self.tables for block in table})
+
+    def teardown(self) -> None:
+        for table in self.tables:
+            self.pool.release(table)
+        self.pool.check_integrity([])
+        assert self.pool.num_free == NUM_BLOCKS
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_prefix_is_found_again_until_its_blocks_are_needed_least_recently_used_first() -> None:
+    pool = BlockPool(4)
+    old, new = chain([1, 2]), chain([3, 4])
+    for keys in (old, new):
+        blocks = [pool.allocate() for _ in keys]
+        for block, key in zip(blocks, keys, strict=True):
+            pool.register(block, key)
+        pool.release(blocks)
+    assert pool.num_free == 4
+    pool.release([pool.allocate()])  # evicts the end of the older prefix
+    assert pool.num_evictions == 1
+    found = pool.match(old)
+    assert len(found) == 1
+    pool.release(found)
+    found = pool.match(new)
+    assert len(found) == 2
+    pool.release(found)
+
+
+def test_equal_digests_of_other_tokens_are_no_hit() -> None:
+    pool = BlockPool(1)
+    key = chain([1])[0]
+    block = pool.allocate()
+    pool.register(block, key)
+    assert pool.match([key._replace(tokens=b"\2")]) == []
+    pool.release([block])
+
+
+def test_an_empty_pool_says_so() -> None:
+    pool = BlockPool(1)
+    pool.allocate()
+    with pytest.raises(IndexError, match="all 1 blocks are in use"):
+        pool.allocate()
+
+
+def test_integrity_check_finds_a_lost_block() -> None:
+    pool = BlockPool(2)
+    pool.allocate()
+    with pytest.raises(IntegrityError, match="1 references and 0 owners"):
+        pool.check_integrity([])

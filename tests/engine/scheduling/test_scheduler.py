@@ -1,0 +1,237 @@
+"""The scheduler over a simulated memory, where each slot holds the prefix it was computed for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pybatch.engine import SamplingParams
+from pybatch.engine.scheduling.block_pool import BlockPool
+from pybatch.engine.scheduling.policies import POLICIES
+from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
+from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+
+BLOCK = 4
+
+
+@dataclass
+class Simulation:
+    """Runs a scheduler to the end. The 'model' answers with a number that follows from the tokens before it."""
+
+    num_blocks: int = 32
+    max_num_seqs: int = 4
+    max_num_batched_tokens: int = 16
+    policy: str = "continuous"
+    prefix_caching: bool = True
+    memory: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    batches: list[list[tuple[str, int]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.pool = BlockPool(self.num_blocks)
+        self.scheduler = Scheduler(
+            self.pool,
+            POLICIES[self.policy](),
+            block_size=BLOCK,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            prefix_caching=self.prefix_caching,
+        )
+        self.requests: list[Request] = []
+
+    def add(self, prompt: list[int], max_tokens: int, n: int = 1) -> Request:
+        request = Request(
+            str(len(self.requests)),
+            None,
+            prompt,
+            SamplingParams(n=n, max_tokens=max_tokens),
+            max_total_tokens=len(prompt) + max_tokens,
+            stop_ids=frozenset(),
+            stream=False,
+            arrival_time=0.0,
+        )
+        request.sequences = [Sequence(request, i, i, None) for i in range(n)]
+        self.requests.append(request)
+        self.scheduler.add(request.sequences[0])
+        return request
+
+    def step(self) -> None:
+        chunks = self.scheduler.schedule()
+        assert sum(chunk.num_tokens for chunk in chunks) <= self.max_num_batched_tokens
+        assert len(chunks) <= self.max_num_seqs
+        assert len({chunk.sequence for chunk in chunks}) == len(chunks)
+        self.batches.append([(chunk.sequence.request.request_id, chunk.num_tokens) for chunk in chunks])
+        self.write(chunks)
+        self.read(chunks)
+        ready = [chunk.sequence for chunk in chunks if chunk.complete]
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.num_tokens
+        for sequence in ready:
+            self.extend(sequence)
+        assert len(self.scheduler.running) <= self.max_num_seqs
+        self.scheduler.check_integrity()
+
+    def slots(self, sequence: Sequence, begin: int, end: int) -> list[int]:
+        return [sequence.blocks[i // BLOCK] * BLOCK + i % BLOCK for i in range(begin, end)]
+
+    def write(self, chunks: list[Chunk]) -> None:
+        written: set[int] = set()
+        for chunk in chunks:
+            begin = chunk.sequence.num_computed
+            for i, slot in enumerate(self.slots(chunk.sequence, begin, begin + chunk.num_tokens), begin + 1):
+                assert slot not in written, "two sequences write to one slot"
+                written.add(slot)
+                self.memory[slot] = tuple(chunk.sequence.tokens[:i])
+
+    def read(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            end = chunk.sequence.num_computed + chunk.num_tokens
+            for i, slot in enumerate(self.slots(chunk.sequence, 0, end), 1):
+                assert self.memory[slot] == tuple(chunk.sequence.tokens[:i]), "attention would read another's tokens"
+
+    def extend(self, sequence: Sequence) -> None:
+        request = sequence.request
+        samples = [sequence] if request.forked else request.sequences
+        for sample in samples:
+            sample.tokens.append(self.next_token(sample))
+        if not request.forked:
+            request.forked = True
+            for source, destination in self.scheduler.fork(sequence, samples[1:]):
+                for i in range(BLOCK):
+                    self.memory[destination * BLOCK + i] = self.memory.get(source * BLOCK + i, ())
+        for sample in samples:
+            if len(sample.tokens) == request.max_total_tokens:
+                self.scheduler.finish(sample)
+
+    @staticmethod
+    def next_token(sequence: Sequence) -> int:
+        return (sum(sequence.tokens) * 31 + len(sequence.tokens) + sequence.index) % 5
+
+    def run(self) -> None:
+        for _ in range(5000):
+            if all(request.finished for request in self.requests):
+                break
+            self.step()
+        assert all(request.finished for request in self.requests), "requests wait for ever"
+        assert self.pool.num_used == 0
+        for request in self.requests:
+            for sequence in request.sequences:
+                expected = Sequence(request, sequence.index, 0, None)
+                while len(expected.tokens) < request.max_total_tokens:
+                    expected.tokens.append(self.next_token(expected))
+                assert sequence.tokens == expected.tokens
+
+
+prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    requests=st.lists(st.tuples(prompts, st.integers(1, 12), st.integers(1, 3)), min_size=1, max_size=10),
+    num_blocks=st.integers(8, 24),
+    max_num_seqs=st.integers(1, 6),
+    max_num_batched_tokens=st.integers(1, 24),
+    policy=st.sampled_from(sorted(POLICIES)),
+    prefix_caching=st.booleans(),
+    aborted=st.integers(0, 30),
+)
+def test_every_sequence_reads_its_own_tokens_and_ends(
+    requests: list[tuple[list[int], int, int]],
+    num_blocks: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    policy: str,
+    prefix_caching: bool,
+    aborted: int,
+) -> None:
+    simulation = Simulation(num_blocks, max_num_seqs, max_num_batched_tokens, policy, prefix_caching)
+    for prompt, max_tokens, n in requests:
+        simulation.add(prompt, max_tokens, n)
+    if aborted < len(requests):
+        simulation.step()
+        for sequence in simulation.requests.pop(aborted).sequences:
+            if sequence.status is not Status.FINISHED:
+                simulation.scheduler.finish(sequence)
+    simulation.run()
+
+
+def test_decodes_go_first_and_prompts_fill_the_rest_of_the_budget() -> None:
+    simulation = Simulation(max_num_batched_tokens=10)
+    simulation.add([1] * 4, max_tokens=5)
+    simulation.step()
+    simulation.add([2] * 13, max_tokens=1)
+    simulation.run()
+    assert simulation.batches == [[("0", 4)], [("0", 1), ("1", 9)], [("0", 1), ("1", 4)], [("0", 1)], [("0", 1)]]
+
+
+def test_the_least_computed_sequence_is_preempted() -> None:
+    simulation = Simulation(num_blocks=6, prefix_caching=False)
+    long = simulation.add([1] * 8, max_tokens=9)
+    short = simulation.add([2] * 4, max_tokens=9)
+    late = simulation.add([3], max_tokens=1)
+    simulation.run()
+    assert simulation.scheduler.num_preemptions == 1
+    assert (long.metrics.num_preemptions, short.metrics.num_preemptions, late.metrics.num_preemptions) == (0, 1, 0)
+
+
+def test_sequences_of_one_step_share_a_prefix_that_it_computes() -> None:
+    simulation = Simulation()
+    for last in range(3):
+        simulation.add([1] * 8 + [last], max_tokens=1)
+    simulation.step()
+    assert simulation.batches == [[("0", 9), ("1", 1), ("2", 1)]]
+    assert [request.metrics.num_cached_tokens for request in simulation.requests] == [0, 8, 8]
+
+
+def test_samples_share_the_prompts_full_blocks_and_copy_the_last() -> None:
+    simulation = Simulation()
+    simulation.add([1] * 10, max_tokens=4, n=3)
+    simulation.step()
+    first, second, third = (list(sequence.blocks) for sequence in simulation.requests[0].sequences)
+    assert first[:2] == second[:2] == third[:2]
+    assert len({first[2], second[2], third[2]}) == 3
+    assert simulation.pool.num_used == 5
+    simulation.run()
+    assert simulation.batches[1:] == [[("0", 1)] * 3] * 3
+
+
+def test_a_static_batch_lets_nobody_in_until_it_has_ended() -> None:
+    simulation = Simulation(policy="static", max_num_seqs=2)
+    for tokens in (2, 4, 1):
+        simulation.add([tokens], max_tokens=tokens)
+    simulation.run()
+    assert [[name for name, _ in batch] for batch in simulation.batches] == [
+        ["0", "1"], ["0", "1"], ["1"], ["1"], ["2"],
+    ]  # fmt: skip
+
+
+def test_a_dynamic_batch_starts_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    simulation = Simulation(policy="dynamic", max_num_seqs=2)
+    simulation.add([1], max_tokens=1)
+    simulation.step()
+    simulation.add([2], max_tokens=1)
+    simulation.run()
+    assert [[name for name, _ in batch] for batch in simulation.batches] == [[], ["0", "1"]]
+
+
+def test_a_dynamic_batch_starts_when_the_first_has_waited_long_enough() -> None:
+    simulation = Simulation(policy="dynamic", max_num_seqs=2)  # arrival_time 0.0 is long ago
+    simulation.add([1], max_tokens=1)
+    simulation.run()
+    assert simulation.batches == [[("0", 1)]]
+
+
+def test_micro_batches_join_one_after_the_other() -> None:
+    simulation = Simulation(policy="micro", max_num_seqs=8, max_num_batched_tokens=8)
+    for i in range(4):
+        simulation.add([i] * 6, max_tokens=3)
+    simulation.run()
+    assert simulation.batches[:4] == [
+        [("0", 6), ("1", 2)],
+        [("0", 1), ("1", 4)],
+        [("0", 1), ("1", 1), ("2", 6)],
+        [("1", 1), ("2", 1), ("3", 6)],
+    ]

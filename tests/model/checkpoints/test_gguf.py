@@ -1,0 +1,128 @@
+"""A GGUF file is the same model as the Hugging Face directory that it was made from."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFReader, GGUFWriter
+from model.families import CONFIGS, LLAMA3_ROPE, SMALL, make, reference_logits, save, some_ids
+from model.gguf_writing import begin, finish, write_tensors
+from model.paged import logits_of
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from pybatch.model import LoadedModel, ModelError, load_model
+from pybatch.model.checkpoints.gguf_file import GGUFFile
+
+SHAPE = {**SMALL, "intermediate_size": 96}  # quantisation blocks are 32 long
+CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SHAPE),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=True),
+}
+
+
+def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    monkeypatch.setitem(CONFIGS, arch, CONFIGS_BY_ARCH[arch])
+    return make(arch)
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [
+        *(("llama", k) for k in (Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)),
+        ("qwen2", Kind.Q8_0),
+        ("qwen3", Kind.Q5_1),
+    ],
+)  # fmt: skip
+def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(arch, monkeypatch)
+    path = tmp_path / "model.gguf"
+    writer = begin(path, arch, model)
+    write_tensors(writer, arch, model, kind)
+    finish(writer)
+    from_file = load_model(path, skip_tokenizer=True)
+    from_directory = load_model(save(model, tmp_path / "hf"), skip_tokenizer=True)
+    ids = some_ids(40)
+    assert torch.equal(logits_of(from_file.decoder, ids), logits_of(from_directory.decoder, ids))
+    assert from_file.config.name == "a small model"
+    assert (from_file.config.bos_token_id, from_file.config.eos_token_ids) == (1, (2,))
+
+
+def test_rope_freqs_scale_as_llama3_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model("llama", monkeypatch)
+    scaled = copy.deepcopy(model.config)
+    scaled.rope_parameters = LLAMA3_ROPE
+    scaled_model = type(model)(scaled).eval()
+    scaled_model.load_state_dict(model.state_dict())
+    model.config.rope_parameters["rope_theta"] = LLAMA3_ROPE["rope_theta"]
+    plain = type(model)(model.config)
+
+    path = tmp_path / "model.gguf"
+    writer = begin(path, "llama", model)
+    write_tensors(writer, "llama", model, Kind.F32)
+    divisors = plain.model.rotary_emb.inv_freq / scaled_model.model.rotary_emb.inv_freq
+    writer.add_tensor("rope_freqs.weight", divisors.numpy().astype(np.float32))
+    finish(writer)
+    ids = some_ids(200)
+    actual = logits_of(load_model(path, skip_tokenizer=True).decoder, ids)
+    torch.testing.assert_close(actual, reference_logits(scaled_model, ids), rtol=2e-4, atol=2e-4)
+
+
+def test_smollm2_logits_equal_those_of_transformers(smollm2: LoadedModel, smollm2_path: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(
+        smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32
+    )
+    assert smollm2.tokenizer is not None
+    ids = smollm2.tokenizer.encode("A farmer rose when there was light to work by, and stopped when there was not.")
+    actual, expected = logits_of(smollm2.decoder, ids), reference_logits(reference, ids)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-3)
+    assert torch.equal(actual.argmax(1), expected.argmax(1))
+
+
+def test_header_equals_that_of_the_gguf_package(smollm2_path: Path) -> None:
+    ours, theirs = GGUFFile(smollm2_path), GGUFReader(smollm2_path)
+    fields = {k: v.contents() for k, v in theirs.fields.items() if not k.startswith("GGUF.")}
+    assert ours.metadata == fields
+    for tensor in theirs.tensors:
+        info = ours.tensors[tensor.name]
+        assert (info.shape, info.kind, info.offset) == (
+            tuple(reversed(tensor.shape.tolist())),
+            tensor.tensor_type,
+            tensor.data_offset,
+        )
+
+
+def test_unknown_architectures_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    finish(GGUFWriter(path, "mamba"))
+    with pytest.raises(ModelError, match="architecture mamba, which is not known here; known: llama, qwen2, qwen3"):
+        load_model(path)
+    writer = GGUFWriter(path, "llama")
+    writer.add_expert_count(8)
+    finish(writer)
+    with pytest.raises(ModelError, match="architecture llama with experts"):
+        load_model(path)
+
+
+def test_files_that_are_cut_short_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model("llama", monkeypatch)
+    path = tmp_path / "model.gguf"
+    writer = begin(path, "llama", model)
+    write_tensors(writer, "llama", model, Kind.F32)
+    finish(writer)
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    with pytest.raises(ModelError, match=f"expected {len(content)} bytes, found {len(content) - 100}"):
+        load_model(path)
+    path.write_bytes(content[:200])
+    with pytest.raises(ModelError, match="header is damaged or cut short"):
+        load_model(path)
+    path.write_bytes(b"PK" + content[2:])
+    with pytest.raises(ModelError, match="expected a GGUF file"):
+        load_model(path)
