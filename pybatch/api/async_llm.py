@@ -11,13 +11,15 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pybatch.api.inputs import Conversation, Message, Prompt
-from pybatch.api.llm import LLM
+from pybatch.api.engine_args import EngineArgs
+from pybatch.api.inputs import Conversation, Message, Prompt, expect_tokenizer
+from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine.arguments import takes_fields_of
+from pybatch.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +31,13 @@ class AsyncLLM:
     ...     async for output in llm.generate("Once upon a time"):
     ...         print(output.outputs[0].text)
 
-    Takes LLM's arguments. Close it with close(), or use it as an async context manager.
+    Takes the arguments of EngineArgs, as LLM does. Close it with close(), or use it as an async context manager.
     """
 
-    def __init__(self, model: str | Path, **arguments: Any) -> None:
-        llm = LLM(model, **arguments)
-        self.engine = llm.engine
-        self.get_tokenizer = llm.get_tokenizer
-        self.get_default_sampling_params = llm.get_default_sampling_params
-        self._session = llm.session
+    @takes_fields_of(EngineArgs)
+    def __init__(self, arguments: EngineArgs) -> None:
+        self._session = Session.open(arguments)
+        self.engine = self._session.engine
         self._numbers = itertools.count()
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # over the two below
@@ -90,6 +90,14 @@ class AsyncLLM:
         return self.generate(
             Conversation(messages, {**options, **(chat_template_kwargs or {})}), sampling_params, request_id
         )
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises ValueError if it was loaded without one."""
+        return expect_tokenizer(self._session.tokenizer)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What is used where no SamplingParams are given."""
+        return SamplingParams()
 
     def close(self) -> None:
         """Stops the engine after the step under way. Unfinished requests raise RuntimeError where they are awaited."""

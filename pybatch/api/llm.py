@@ -12,14 +12,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, expect_tokenizer, size_of
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.progress import BatchProgress, ProgressReporter
 from pybatch.api.session import Session
-from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from pybatch.engine.arguments import expect_known
-from pybatch.machine.threads import set_threads
-from pybatch.model.loader import load_model
+from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine.arguments import expect_known, takes_fields_of
 from pybatch.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments:
 
     arguments: those of LLM and of SamplingParams, by name; ``seed`` is LLM's. For more than one call keep an LLM.
     """
-    of_llm = set(signature(LLM).parameters) - {"model", "unknown"}
+    of_llm = set(signature(LLM).parameters) - {"model"}
     of_sampling = {field.name for field in fields(SamplingParams)}
     expect_known("generate", arguments, of_llm | of_sampling)
     params = SamplingParams(**{name: value for name, value in arguments.items() if name not in of_llm})
@@ -43,23 +42,7 @@ def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments:
 class LLM:
     """A loaded model with its engine.
 
-    model: a Hugging Face directory or hub name, a GGUF file, or "smollm2-135m".
-    tokenizer: where to take it from, if not from the model. skip_tokenizer_init: go without one; prompts are then
-        token ids, and outputs have no text.
-    dtype: "auto", "float32", "bfloat16" or "float16". quantization: None, "int8" (8-bit weights and activations),
-        "int8-weight-only" or "gguf" (a GGUF file's weights in its own 4 to 8 bits). kv_cache_dtype: "float32",
-        "bfloat16", "float16", "int8", on a GPU "fp8" too, or "auto": the activations', but float16 for float32
-        activations of a quantised model.
-    device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one that pybatch was built for.
-    max_model_len: tokens of prompt and output together; None: the model's context.
-    max_num_seqs, max_num_batched_tokens: the most sequences and tokens in one step. block_size: tokens in a KV block.
-    memory_utilization: the share of free memory that the KV pool may take (gpu_memory_utilization, vLLM's name, is
-        taken too); num_kv_blocks: the pool's size in blocks, given outright instead.
-    enable_prefix_caching: prompts that begin alike share the blocks of their beginning. policy: the batching policy.
-    seed: of the draws of requests that have no seed of their own.
-    threads: of the kernels; None: OMP_NUM_THREADS, else the physical cores. No result depends on it.
-
-    An unknown argument raises TypeError, an impossible value ValueError.
+    Takes the arguments of EngineArgs: ``help(pybatch.EngineArgs)``.
 
     A prompt that cannot be run (too long, empty, no prompt at all) never stops the others: its RequestOutput has
     ``error`` set, and one completion without text whose finish_reason is "error"; a warning is logged. So it is with a
@@ -67,58 +50,10 @@ class LLM:
     LLM stays usable. An LLM may be used by one thread at a time.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        tokenizer: str | Path | None = None,
-        skip_tokenizer_init: bool = False,
-        dtype: str = "auto",
-        quantization: str | None = None,
-        device: str = "auto",
-        kv_cache_dtype: str = EngineConfig.kv_cache_dtype,
-        max_model_len: int | None = None,
-        max_num_seqs: int = EngineConfig.max_num_seqs,
-        max_num_batched_tokens: int = EngineConfig.max_num_batched_tokens,
-        block_size: int = EngineConfig.block_size,
-        memory_utilization: float | None = None,
-        gpu_memory_utilization: float | None = None,
-        num_kv_blocks: int | None = None,
-        enable_prefix_caching: bool = EngineConfig.enable_prefix_caching,
-        policy: str = EngineConfig.policy,
-        seed: int = EngineConfig.seed,
-        threads: int | None = None,
-        **unknown: Any,
-    ) -> None:
-        expect_known("LLM", unknown, set(signature(LLM).parameters) - {"unknown"})
-        if memory_utilization is not None and gpu_memory_utilization is not None:
-            raise ValueError("memory_utilization and gpu_memory_utilization are two names of one argument: give one")
-        share = memory_utilization if gpu_memory_utilization is None else gpu_memory_utilization
-        config = EngineConfig(
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_size=block_size,
-            memory_utilization=EngineConfig.memory_utilization if share is None else share,
-            num_kv_blocks=num_kv_blocks,
-            kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]
-            enable_prefix_caching=enable_prefix_caching,
-            seed=seed,
-            policy=policy,  # type: ignore[arg-type]
-        )
-        set_threads(threads)
-        loaded = load_model(
-            model,
-            dtype=dtype,
-            quantization=quantization,
-            device=device,
-            max_model_len=max_model_len,
-            tokenizer=tokenizer,
-            skip_tokenizer=skip_tokenizer_init,
-        )
-        self.engine = Engine(loaded.decoder, loaded.tokenizer, config)
-        self.session = Session(self.engine, loaded.tokenizer)
-        self._in_flight = 2 * max_num_seqs  # so that the batching policy has some to choose from
+    @takes_fields_of(EngineArgs)
+    def __init__(self, arguments: EngineArgs) -> None:
+        self.session = Session.open(arguments)
+        self.engine = self.session.engine
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], sampling_params: Params = None, use_tqdm: bool = True
@@ -202,11 +137,12 @@ class LLM:
     ) -> Generator[RequestOutput, None, None]:
         """Keeps the engine supplied from the requests, and yields what comes back."""
         numbered = enumerate(requests)
+        in_flight = 2 * self.engine.config.max_num_seqs  # so that the batching policy has some to choose from
         inbox: deque[RequestOutput] = deque()
         pending: dict[str, int] = {}  # the engine's request id -> the place among the requests
         try:
             while True:
-                for index, (prompt, params) in itertools.islice(numbered, self._in_flight - len(pending)):
+                for index, (prompt, params) in itertools.islice(numbered, in_flight - len(pending)):
                     with deferred_interrupts():
                         pending[self.session.submit(prompt, params, inbox.append, partial=partial)] = index
                 if not pending:

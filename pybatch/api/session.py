@@ -6,9 +6,12 @@ import itertools
 import time
 from collections.abc import Callable
 
+from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Prompt, encode
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
 from pybatch.engine.metrics import RequestMetrics
+from pybatch.machine.threads import set_threads
+from pybatch.model.loader import load_model
 from pybatch.model.text.tokenizer import Tokenizer
 
 Receiver = Callable[[RequestOutput], None]
@@ -22,6 +25,21 @@ class Session:
         self.tokenizer = tokenizer
         self._ids = itertools.count()
         self._receivers: dict[str, Receiver] = {}
+
+    @classmethod
+    def open(cls, arguments: EngineArgs) -> Session:
+        """Loads the model and makes its engine."""
+        set_threads(arguments.threads)
+        loaded = load_model(
+            arguments.model,
+            dtype=arguments.dtype,
+            quantization=arguments.quantization,
+            device=arguments.device,
+            max_model_len=arguments.max_model_len,
+            tokenizer=arguments.tokenizer,
+            skip_tokenizer=arguments.skip_tokenizer_init,
+        )
+        return cls(Engine(loaded.decoder, loaded.tokenizer, arguments), loaded.tokenizer)
 
     def submit(self, prompt: Prompt, params: SamplingParams, receive: Receiver, *, partial: bool = False) -> str:
         """Adds a request and returns its id. ``receive`` gets its output when it has finished, and if ``partial`` after

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, make_dataclass
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, get_type_hints
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+
+from pybatch.api.engine_args import EngineArgs
+from pybatch.engine.arguments import described_fields
+
+G = TypeVar("G")
 
 
 def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -102,36 +109,41 @@ class SamplingFlags(Given):
     skip_special_tokens: Annotated[bool | None, sampling("Leave special tokens out of the text. Default: yes.")] = None
 
 
+def flags_of(
+    arguments: type, *, without: Sequence[str] = (), names: Mapping[str, Sequence[str]] | None = None
+) -> Callable[[type[G]], type[G]]:
+    """Decorates a group: every field of the dataclass `arguments` becomes a flag with the field's own description.
+
+    names: of flags that have others than the field's. Fields that the group has already keep their default.
+    """
+
+    def decorate(group: type[G]) -> type[G]:
+        flags: list[tuple[str, Any, Any]] = []
+        for field in described_fields(arguments):
+            if field.name not in without:
+                kind, default = flag_type(field.type), getattr(group, field.name, None)
+                help = field.help if field.default in (None, MISSING) else f"{field.help} Default: {field.default}."
+                flag = engine(help, *(names or {}).get(field.name, ()))
+                flags.append((field.name, Annotated[kind if default is not None else kind | None, flag], default))
+        return make_dataclass(group.__name__, flags, bases=(group,), namespace={"__doc__": group.__doc__})
+
+    return decorate
+
+
+def flag_type(hint: Any) -> Any:
+    """The type of an argument that is given. Paths and names that the library chooses from are text here."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    (kind,) = {str if each is Path or get_origin(each) is Literal else each for each in kinds} - {NoneType}
+    return kind
+
+
+@flags_of(
+    EngineArgs,
+    without=("skip_tokenizer_init",),
+    names={"memory_utilization": ("--memory-utilization", "--gpu-memory-utilization")},
+)
 @dataclass
 class EngineFlags(Given):
     """The arguments of LLM."""
 
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Model directory or hub name (safetensors), GGUF file, or smollm2-135m.",
-            rich_help_panel="Model and engine",
-        ),
-    ] = "smollm2-135m"
-    tokenizer: Annotated[str | None, engine("Where to take the tokenizer from, if not from the model.")] = None
-    dtype: Annotated[str | None, engine("auto, float32, bfloat16 or float16.")] = None
-    quantization: Annotated[
-        str | None, engine("int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own bits).")
-    ] = None
-    device: Annotated[str | None, engine("cpu, cuda or cuda:N. Default: a GPU if there is one.")] = None
-    kv_cache_dtype: Annotated[str | None, engine("auto, float32, bfloat16, float16, int8 or, on a GPU, fp8.")] = None
-    max_model_len: Annotated[int | None, engine("Tokens of prompt and answer together. Default: the context.")] = None
-    max_num_seqs: Annotated[int | None, engine("The most sequences in one step.")] = None
-    max_num_batched_tokens: Annotated[int | None, engine("The most tokens in one step.")] = None
-    block_size: Annotated[int | None, engine("Tokens in a KV block: 8, 16, 32 or 64.")] = None
-    memory_utilization: Annotated[
-        float | None,
-        engine("Share of free memory for the KV pool.", "--memory-utilization", "--gpu-memory-utilization"),
-    ] = None
-    num_kv_blocks: Annotated[int | None, engine("The KV pool's size in blocks, given outright.")] = None
-    enable_prefix_caching: Annotated[bool | None, engine("Prompts that begin alike share KV blocks. Default: yes.")] = (
-        None
-    )
-    policy: Annotated[str | None, engine("Batching policy: continuous, static, dynamic or micro.")] = None
-    seed: Annotated[int | None, engine("Of the random draws. Default: 0.")] = None
-    threads: Annotated[int | None, engine("Default: OMP_NUM_THREADS, else the physical cores.")] = None
+    model: str = "smollm2-135m"

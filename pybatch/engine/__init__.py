@@ -1,8 +1,28 @@
 """The engine: a scheduler over a paged KV cache that answers many requests at once."""
 
-from pybatch.engine.config import EngineConfig
-from pybatch.engine.engine import Engine
-from pybatch.engine.outputs import CompletionOutput, Logprob, RequestOutput
-from pybatch.engine.sampling_params import SamplingParams
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pybatch.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pybatch.engine.config import EngineConfig
+    from pybatch.engine.engine import Engine
+    from pybatch.engine.outputs import CompletionOutput, Logprob, RequestOutput
+    from pybatch.engine.sampling_params import SamplingParams
 
 __all__ = ["CompletionOutput", "Engine", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams"]
+
+# Of these only Engine needs torch.
+__getattr__, __dir__ = lazy_names(
+    globals(),
+    {
+        "CompletionOutput": "pybatch.engine.outputs",
+        "Engine": "pybatch.engine.engine",
+        "EngineConfig": "pybatch.engine.config",
+        "Logprob": "pybatch.engine.outputs",
+        "RequestOutput": "pybatch.engine.outputs",
+        "SamplingParams": "pybatch.engine.sampling_params",
+    },
+)

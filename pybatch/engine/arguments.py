@@ -1,18 +1,25 @@
-"""Keyword arguments that are wrong by name: an error that suggests the nearest right one."""
+"""Arguments that are the fields of a dataclass: one place for their names, types, defaults and descriptions.
+
+A field is described by the text in its annotation: ``max_num_seqs: Annotated[int, "The most sequences in a step."]``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable
-from typing import Any, TypeVar
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+Self = TypeVar("Self")
+P = ParamSpec("P")
 
 
 def expect_known(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """TypeError for the first name in `given` that is not in `known`; `where` says whose argument it is."""
+    """Raises TypeError for the first name in `given` that is not in `known`; `where` says whose argument it is."""
     known = sorted(known)
     for name in given:
         if name not in known:
@@ -22,14 +29,72 @@ def expect_known(where: str, given: Iterable[str], known: Iterable[str]) -> None
 
 
 def suggest_names(cls: type[T]) -> type[T]:
-    """Decorates a keyword-only dataclass: an unknown keyword raises TypeError with the nearest field's name."""
+    """Decorates a dataclass: an unknown keyword raises TypeError with the nearest field's name."""
     init = cls.__init__
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = [name for name in inspect.signature(init).parameters if name != "self"]
 
     @functools.wraps(init)
-    def checked(self: T, **kwargs: Any) -> None:
+    def checked(self: T, *args: Any, **kwargs: Any) -> None:
         expect_known(cls.__name__, kwargs, known)
-        init(self, **kwargs)
+        init(self, *args, **kwargs)
 
     cls.__init__ = checked  # type: ignore[assignment]
     return cls
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedField:
+    """default: dataclasses.MISSING if the argument must be given. help: empty if there is none."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def described_fields(cls: type) -> list[DescribedField]:
+    """The fields of a dataclass, in the order in which it takes them."""
+    hints = get_type_hints(cls, include_extras=True)
+    described = []
+    for field in sorted(dataclasses.fields(cls), key=lambda field: bool(field.kw_only)):
+        hint, help = hints[field.name], ""
+        if get_origin(hint) is Annotated:
+            hint, help = get_args(hint)
+        described.append(DescribedField(field.name, hint, field.default, help))
+    return described
+
+
+def list_fields(cls: type[T]) -> type[T]:
+    """Decorates a dataclass: its docstring lists the described fields, and its signature has their types alone."""
+    fields = described_fields(cls)
+    listed = [
+        textwrap.fill(f"{field.name}: {field.help}", 116, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        for field in fields
+        if field.help
+    ]
+    cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", *listed, ""])
+    types = {field.name: field.type for field in fields}
+    taken = inspect.signature(cls.__init__)
+    _, *parameters = taken.parameters.values()
+    plain = [each.replace(annotation=types.get(each.name, each.annotation)) for each in parameters]
+    cls.__signature__ = taken.replace(parameters=plain)  # type: ignore[attr-defined]
+    return cls
+
+
+def takes_fields_of(
+    arguments: Callable[P, T],
+) -> Callable[[Callable[[Self, T], None]], Callable[Concatenate[Self, P], None]]:
+    """Decorates a method that takes one `arguments`, a dataclass: its callers give the dataclass's fields instead."""
+
+    def decorate(method: Callable[[Self, T], None]) -> Callable[Concatenate[Self, P], None]:
+        def with_fields(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            method(self, arguments(*args, **kwargs))
+
+        functools.update_wrapper(with_fields, method)
+        taken = inspect.signature(arguments)
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        with_fields.__signature__ = taken.replace(parameters=[own, *taken.parameters.values()])  # type: ignore[attr-defined]
+        with_fields.__doc__ = arguments.__doc__
+        return with_fields
+
+    return decorate

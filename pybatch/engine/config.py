@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pybatch.engine.arguments import suggest_names
+from pybatch.engine.arguments import list_fields, suggest_names
 
 KvCacheDType = Literal["auto", "int8", "fp8", "float32", "float16", "bfloat16"]
 BatchingPolicy = Literal["continuous", "static", "dynamic", "micro"]
@@ -13,35 +13,33 @@ BatchingPolicy = Literal["continuous", "static", "dynamic", "micro"]
 BLOCK_SIZES = (8, 16, 32, 64)
 
 
+@list_fields
 @suggest_names
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Settings of an Engine. A bad value raises ValueError, an unknown keyword TypeError.
+    """Settings of an Engine. A bad value raises ValueError, an unknown keyword TypeError."""
 
-    max_model_len: the most tokens of prompt and output together. None: the model's context, or what the KV pool holds
-        if that is less.
-    max_num_seqs: the most sequences in one step. max_num_batched_tokens: the most tokens in one step; a prompt longer
-        than what is left goes over several steps. Where it is the smaller of the two, it bounds the sequences too.
-    block_size: tokens in a KV block: 8, 16, 32 or 64.
-    memory_utilization: the share of the memory free at the start that the KV pool may grow to; no more than
-        max_num_seqs sequences of max_model_len could use. num_kv_blocks: the pool's size, given outright instead.
-    kv_cache_dtype: "auto" is the activations' dtype, but float16 for float32 activations of a model with quantised
-        weights; "int8", and on a GPU "fp8" (e4m3), keep one scale a token and head.
-    enable_prefix_caching: keep full blocks for requests that begin with the same tokens.
-    seed: of the draws of requests that have no seed of their own.
-    policy: which sequences may join (policies.py).
-    """
-
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    block_size: int = 16
-    memory_utilization: float = 0.5
-    num_kv_blocks: int | None = None
-    kv_cache_dtype: KvCacheDType = "auto"
-    enable_prefix_caching: bool = True
-    seed: int = 0
-    policy: BatchingPolicy = "continuous"
+    max_model_len: Annotated[
+        int | None,
+        "Tokens of prompt and output together. Default: the model's context, or what the KV pool holds if less.",
+    ] = None
+    max_num_seqs: Annotated[int, "The most sequences in one step."] = 64
+    max_num_batched_tokens: Annotated[
+        int, "The most tokens in one step, and so the most sequences; a longer prompt takes several steps."
+    ] = 512
+    block_size: Annotated[int, "Tokens in a KV block: 8, 16, 32 or 64."] = 16
+    memory_utilization: Annotated[float, "Share of the memory free at the start that the KV pool may grow to."] = 0.5
+    num_kv_blocks: Annotated[int | None, "The KV pool's size in blocks, in place of memory_utilization."] = None
+    kv_cache_dtype: Annotated[
+        KvCacheDType,
+        "float32, bfloat16 or float16; int8 or, on a GPU, fp8 (e4m3) with a scale a token and head; auto: the "
+        "activations' type, but float16 for float32 activations of a quantised model.",
+    ] = "auto"
+    enable_prefix_caching: Annotated[bool, "Prompts that begin alike share the KV blocks of their beginning."] = True
+    seed: Annotated[int, "Of the draws of requests that have no seed of their own."] = 0
+    policy: Annotated[BatchingPolicy, "Which sequences may join a batch: continuous, static, dynamic or micro."] = (
+        "continuous"
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_kv_blocks"):

@@ -8,14 +8,17 @@ import sys
 import threading
 from array import array
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pybatch
-from pybatch import LLM, RequestOutput, SamplingParams
+from pybatch import LLM, AsyncLLM, EngineArgs, RequestOutput, SamplingParams
 from pybatch.api.interrupts import deferred_interrupts
+from pybatch.engine import EngineConfig
+from pybatch.engine.arguments import described_fields
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -157,6 +160,20 @@ def test_unknown_and_impossible_engine_arguments(tiny_model: Path) -> None:
         LLM(tiny_model, memory_utilization=0.1, gpu_memory_utilization=0.1)
     with pytest.raises(ValueError, match="nowhere"):
         LLM("nowhere/to/be found")
+
+
+def test_engine_arguments_are_written_once() -> None:
+    """What LLM takes, says and passes on are the fields of EngineArgs."""
+    takes = signature(LLM).parameters
+    assert takes == signature(AsyncLLM).parameters == signature(EngineArgs).parameters
+    assert takes["max_num_seqs"].default == EngineConfig().max_num_seqs
+    assert takes["max_num_seqs"].annotation is int
+    described = {field.name: field.help for field in described_fields(EngineArgs)}
+    assert {*described, "gpu_memory_utilization"} == set(takes)
+    assert all(described.values())
+    said = " ".join(str(LLM.__init__.__doc__).split())
+    assert all(f"{name}: {help}" in said for name, help in described.items())
+    assert EngineArgs("m", gpu_memory_utilization=0.2).memory_utilization == 0.2
 
 
 def test_generate_takes_arguments_of_both(tiny_model: Path, llm: LLM) -> None:
@@ -305,8 +322,9 @@ def test_a_deferred_interrupt_keeps_no_variable_alive() -> None:
 
 def test_importing_is_light() -> None:
     code = (
-        "import sys, pybatch; assert 'torch' not in sys.modules; "
-        "pybatch.LLM; pybatch.AsyncLLM; import pybatch.cli; assert 'transformers' not in sys.modules; "
+        "import sys, pybatch, pybatch.cli; pybatch.SamplingParams; pybatch.EngineArgs; "
+        "assert 'torch' not in sys.modules; "
+        "pybatch.LLM; pybatch.AsyncLLM; assert 'transformers' not in sys.modules; "
         "assert set(pybatch.__all__) <= set(dir(pybatch))"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)

@@ -9,14 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pybatch
-from pybatch import LLM, SamplingParams
+from pybatch import LLM, EngineArgs, SamplingParams
 from pybatch.cli import main
 from pybatch.cli.flags import EngineFlags, SamplingFlags
 
@@ -161,11 +160,7 @@ def test_there_is_a_flag_for_every_argument() -> None:
         return {field.name for field in fields(group)}
 
     assert names(SamplingFlags) == names(SamplingParams) - {"seed", "detokenize"}
-    assert names(EngineFlags) == {*signature(LLM).parameters} - {
-        "gpu_memory_utilization",
-        "skip_tokenizer_init",
-        "unknown",
-    }
+    assert names(EngineFlags) == names(EngineArgs) - {"skip_tokenizer_init"}
 
 
 def test_stop_strings(cli: Run, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""What LLM and AsyncLLM take: the engine's settings, and how the model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, InitVar, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pybatch.engine.arguments import list_fields, suggest_names
+from pybatch.engine.config import EngineConfig
+
+
+@list_fields
+@suggest_names
+@dataclass(frozen=True)
+class EngineArgs(EngineConfig):
+    """The arguments of LLM, AsyncLLM and the command. gpu_memory_utilization is vLLM's name of memory_utilization.
+
+    An unknown argument raises TypeError, an impossible value ValueError.
+    """
+
+    model: Annotated[str | Path, "A Hugging Face directory or hub name (safetensors), a GGUF file, or smollm2-135m."]
+    _: KW_ONLY
+    tokenizer: Annotated[str | Path | None, "Where to take the tokenizer from, if not from the model."] = None
+    skip_tokenizer_init: Annotated[
+        bool, "Go without a tokenizer: prompts are then token ids, and outputs have no text."
+    ] = False
+    dtype: Annotated[str, "Of the activations: auto (float32; on a GPU bfloat16), float32, bfloat16 or float16."] = (
+        "auto"
+    )
+    quantization: Annotated[
+        str | None, "int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own 4 to 8 bits)."
+    ] = None
+    device: Annotated[str, "cpu, cuda, cuda:N, or auto: a GPU if there is one that pybatch was built for."] = "auto"
+    threads: Annotated[
+        int | None,
+        "Of the kernels. Default: OMP_NUM_THREADS, else the physical cores. No result depends on it.",
+    ] = None
+    gpu_memory_utilization: InitVar[float | None] = None
+
+    def __post_init__(self, gpu_memory_utilization: float | None) -> None:
+        if gpu_memory_utilization is not None:
+            if self.memory_utilization != EngineConfig.memory_utilization:
+                raise ValueError(
+                    "memory_utilization and gpu_memory_utilization are two names of one argument: give one"
+                )
+            object.__setattr__(self, "memory_utilization", gpu_memory_utilization)
+        super().__post_init__()
