@@ -96,8 +96,8 @@ class AsyncLLM:
         return expect_tokenizer(self._session.tokenizer)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What is used where no SamplingParams are given."""
-        return SamplingParams()
+        """What is used where no SamplingParams are given: vLLM's defaults, but an output may fill the context."""
+        return SamplingParams(max_tokens=None)
 
     def close(self) -> None:
         """Stops the engine after the step under way. Unfinished requests raise RuntimeError where they are awaited."""

@@ -29,12 +29,14 @@ Params = SamplingParams | Iterable[SamplingParams] | None
 def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments: Any) -> list[RequestOutput]:
     """Loads the model, answers the prompts and returns the outputs in their order.
 
-    arguments: those of LLM and of SamplingParams, by name; ``seed`` is LLM's. For more than one call keep an LLM.
+    arguments: those of LLM and of SamplingParams, by name; ``seed`` is LLM's, and without ``max_tokens`` an output may
+    fill the context. For more than one call keep an LLM.
     """
     of_llm = set(signature(LLM).parameters) - {"model"}
     of_sampling = {field.name for field in fields(SamplingParams)}
     expect_known("generate", arguments, of_llm | of_sampling)
-    params = SamplingParams(**{name: value for name, value in arguments.items() if name not in of_llm})
+    of_params = {name: value for name, value in arguments.items() if name not in of_llm}
+    params = SamplingParams(**{"max_tokens": None, **of_params})
     llm = LLM(model, **{name: value for name, value in arguments.items() if name in of_llm})
     return llm.generate(prompts, params)
 
@@ -105,8 +107,8 @@ class LLM:
         return expect_tokenizer(self.session.tokenizer)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What is used where no SamplingParams are given."""
-        return SamplingParams()
+        """What is used where no SamplingParams are given: vLLM's defaults, but an output may fill the context."""
+        return SamplingParams(max_tokens=None)
 
     def _collect(self, prompts: Sequence[Prompt], params: Params, show_progress: bool) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}

@@ -41,5 +41,5 @@ def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingPar
     from pybatch.engine import SamplingParams
 
     with usage_errors():
-        params = SamplingParams(**sampling.given())
+        params = SamplingParams(**{"max_tokens": None, **sampling.given()})
         return LLM(**engine.given()), params

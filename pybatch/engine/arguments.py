@@ -9,8 +9,9 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import reprlib
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -29,17 +30,34 @@ def expect_known(where: str, given: Iterable[str], known: Iterable[str]) -> None
 
 
 def suggest_names(cls: type[T]) -> type[T]:
-    """Decorates a dataclass: an unknown keyword raises TypeError with the nearest field's name."""
+    """Decorates a dataclass: an unknown keyword raises TypeError with the nearest field's name.
+
+    Where the class has a table ``VLLM_ONLY``, those arguments of vLLM's pass if they ask for nothing special.
+    """
     init = cls.__init__
-    known = [name for name in inspect.signature(init).parameters if name != "self"]
+    known = inspect.signature(init).parameters.keys() - {"self"}
+    vllm_only: Mapping[str, Collection[Any]] = getattr(cls, "VLLM_ONLY", {})
 
     @functools.wraps(init)
     def checked(self: T, *args: Any, **kwargs: Any) -> None:
-        expect_known(cls.__name__, kwargs, known)
+        if not kwargs.keys() <= known:
+            kwargs = without_vllm_only(cls.__name__, kwargs, vllm_only)
+            expect_known(cls.__name__, kwargs, known)
         init(self, *args, **kwargs)
 
     cls.__init__ = checked  # type: ignore[assignment]
     return cls
+
+
+def without_vllm_only(where: str, given: Mapping[str, Any], vllm_only: Mapping[str, Collection[Any]]) -> dict[str, Any]:
+    """`given` without those arguments of vLLM's that are not here, as far as their values ask for nothing special.
+
+    vllm_only: by name, the values that ask for nothing. Raises TypeError for any other value.
+    """
+    for name in given.keys() & vllm_only.keys():
+        if given[name] not in vllm_only[name]:
+            raise TypeError(f"{where}: {name} = {reprlib.repr(given[name])}: known in vLLM, not here")
+    return {name: value for name, value in given.items() if name not in vllm_only}
 
 
 @dataclasses.dataclass(frozen=True)

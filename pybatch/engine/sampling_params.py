@@ -1,79 +1,112 @@
-"""How one request is sampled and when it stops; field names and defaults follow vLLM."""
+"""How one request is sampled and when it stops; field names, their order and their defaults follow vLLM."""
 
 from __future__ import annotations
 
+import copy
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 from pybatch.engine.arguments import suggest_names
 
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is greedy
+MAX_SAMPLES = 16384  # of one request, as in vLLM
 
 
 @suggest_names
-@dataclass(kw_only=True)
+@dataclass
 class SamplingParams:
     """Sampling parameters of one request. A bad value raises ValueError, an unknown keyword TypeError.
 
-    n: samples a prompt. Sample i draws as a request of its own with seed + i would.
+    n: samples a prompt, at most 16384. Sample i draws as a request of its own with seed + i would.
+    presence_penalty, frequency_penalty: in [-2, 2], over the output; repetition_penalty: above 0, over prompt and
+        output, 1 for none.
     temperature: 0 is greedy. top_p in (0, 1]; top_k: 0 or -1 for all; min_p in [0, 1], a share of the largest
         probability.
-    presence_penalty, frequency_penalty: in [-2, 2], over the output; repetition_penalty: above 0, over prompt and
-        output, 1 for none; logit_bias: token id -> value in [-100, 100] added to its logit.
-    seed: of the random draws. None: derived from the engine's seed and the prompt.
+    seed: of the random draws. None or -1: derived from the engine's seed and the prompt.
     stop: strings that end the output; stop_token_ids: tokens that do, besides the model's own end-of-sequence tokens;
         ignore_eos: go on past the latter. include_stop_str_in_output: keep what ended the output in the text.
-    max_tokens: None fills the context. min_tokens: no stop before so many tokens.
+    max_tokens: of output; None fills the context. min_tokens: no stop before so many tokens.
     logprobs, prompt_logprobs: None, or how many of the likeliest tokens to report at each position, besides the
         actual one; taken from the raw logits, before penalties and temperature.
     detokenize: False leaves the text empty. skip_special_tokens: leave them out of the text.
+    logit_bias: token id -> value in [-100, 100] added to its logit.
     """
 
     n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    max_tokens: int | None = None
+    max_tokens: int | None = 16
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: dict[int, float] | None = None
+
+    VLLM_ONLY: ClassVar[dict[str, tuple[Any, ...]]] = {  # by name, the values that ask for nothing
+        "best_of": (None, 1),
+        "early_stopping": (False,),
+        "extra_args": (None, {}),
+        "flat_logprobs": (False,),
+        "guided_decoding": (None,),
+        "length_penalty": (1.0,),
+        "logits_processors": (None, []),
+        "logprob_token_ids": (None,),
+        "prompt_logprob_start": (None,),
+        "prompt_logprob_token_ids": (None,),
+        "repetition_detection": (None,),
+        "skip_clone": (False, True),
+        "skip_reading_prefix_cache": (None, False),
+        "spaces_between_special_tokens": (True,),
+        "stream_interval": (None, 1),
+        "structured_outputs": (None,),
+        "thinking_token_budget": (None, -1),
+        "use_beam_search": (False,),
+    }
 
     def __post_init__(self) -> None:
-        self._integer("n", 1)
+        self._integer("n", 1, MAX_SAMPLES)
+        self._number("presence_penalty", -2, 2)
+        self._number("frequency_penalty", -2, 2)
+        self._number("repetition_penalty", 0, math.inf, above=True)
         self._number("temperature", 0, math.inf)
         self._number("top_p", 0, 1, above=True)
         self._integer("top_k", -1)
         self._number("min_p", 0, 1)
-        self._number("presence_penalty", -2, 2)
-        self._number("frequency_penalty", -2, 2)
-        self._number("repetition_penalty", 0, math.inf, above=True)
         if self.seed is not None:
             self._integer("seed", -(2**63), 2**63 - 1)
+            self.seed = None if self.seed == -1 else self.seed
         if self.max_tokens is not None:
             self._integer("max_tokens", 1)
         self._integer("min_tokens", 0)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 self._integer(name, 0)
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+            if not _is_bool(getattr(self, name)):
+                self._fail(name, "True or False", getattr(self, name))
         self._check_stops()
-        self._check_bias()
+        self._check_tokens()
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             self._fail("min_tokens", f"at most max_tokens = {self.max_tokens}", self.min_tokens)
+
+    def clone(self) -> SamplingParams:
+        """A deep copy."""
+        return copy.deepcopy(self)
 
     @property
     def greedy(self) -> bool:
@@ -89,17 +122,17 @@ class SamplingParams:
 
     def _check_stops(self) -> None:
         stop = self.stop
-        if not (stop is None or isinstance(stop, str) or _is_list_of(stop, lambda s: isinstance(s, str))):
+        if not (stop is None or isinstance(stop, str) or _is_list_of(stop, _is_text)):
             self._fail("stop", "a string or a list of strings", stop)
         if "" in self.stop_strings:
             self._fail("stop", "strings that are not empty", self.stop)
         if self.stop_strings and not self.detokenize:
             self._fail("detokenize", "True, since stop strings are looked for in the text", self.detokenize)
+
+    def _check_tokens(self) -> None:
         ids = self.stop_token_ids
         if ids is not None and not _is_list_of(ids, _is_token_id):
             self._fail("stop_token_ids", "a list of token ids", ids)
-
-    def _check_bias(self) -> None:
         bias = self.logit_bias
         if bias is None:
             return
@@ -116,13 +149,12 @@ class SamplingParams:
 
     def _number(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         value = getattr(self, name)
-        fits = _is_number(value) and math.isfinite(value) and low <= value <= high and not (above and value == low)
-        if not fits:
+        if not _is_number(value) or not low <= value <= high or (above and value == low):
             bound = f"{'above' if above else 'of at least'} {low}"
             self._fail(name, f"a number {bound}" + ("" if math.isinf(high) else f" and at most {high}"), value)
 
     def _fail(self, name: str, expected: str, value: Any) -> None:
-        raise ValueError(f"SamplingParams: {name}: expected {expected}, got {value!r}")
+        raise ValueError(f"SamplingParams: {name}: expected {expected}, got {reprlib.repr(value)}")
 
 
 def _is_integer(value: Any) -> bool:
@@ -133,9 +165,23 @@ def _is_token_id(value: Any) -> bool:
     return _is_integer(value) and value >= 0
 
 
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # numpy's
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_list_of(value: Any, is_item: Callable[[Any], bool]) -> bool:
     return isinstance(value, (list, tuple)) and all(map(is_item, value))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """A finite one that a float can hold."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -102,6 +102,14 @@ def test_a_lone_bad_prompt_does_not_raise_either(llm: LLM) -> None:
     assert "max_model_len = 512" in output.error
 
 
+def test_without_params_an_output_fills_the_context(llm: LLM) -> None:
+    (output,) = llm.generate("x" * 490)
+    assert len(output.outputs[0].token_ids) == 512 - 490
+    assert output.outputs[0].finish_reason == "length"
+    (output,) = llm.generate("x" * 490, SamplingParams())
+    assert len(output.outputs[0].token_ids) == 16
+
+
 def test_wrong_arguments_raise(llm: LLM) -> None:
     with pytest.raises(TypeError, match="prompts: expected text, token ids"):
         llm.generate(5, GREEDY)  # type: ignore[arg-type]

@@ -159,7 +159,11 @@ def test_stop_strings_cut_the_text(make_engine: MakeEngine, tokenizer: Tokenizer
 
 
 def test_max_tokens_none_fills_the_context(make_engine: MakeEngine) -> None:
-    output = run(make_engine(max_model_len=50), [some_prompt(20)], SamplingParams(temperature=0, ignore_eos=True))[0]
+    output = run(
+        make_engine(max_model_len=50),
+        [some_prompt(20)],
+        SamplingParams(temperature=0, max_tokens=None, ignore_eos=True),
+    )[0]
     assert len(output.outputs[0].token_ids) == 30
     assert output.outputs[0].finish_reason == "length"
 

@@ -35,11 +35,57 @@ from pybatch.engine import EngineConfig, SamplingParams
         ("min_tokens", -1),
         ("logprobs", -1),
         ("prompt_logprobs", 0.5),
+        ("n", 16385),
+        ("temperature", 10**400),
+        ("ignore_eos", "no"),
+        ("detokenize", None),
     ],
 )
 def test_a_bad_value_names_the_field_what_was_expected_and_what_came(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"SamplingParams: {name}: expected .*, got "):
         SamplingParams(**{name: value})
+
+
+def test_names_order_and_defaults_are_vllms() -> None:
+    assert SamplingParams().max_tokens == 16
+    given = SamplingParams(2, 0.1, 0.2, 1.1, 0.8, 0.9, 5, 0.05, 7, "x", [3], True, 20, 1, 2, 3)
+    named = SamplingParams(
+        n=2,
+        presence_penalty=0.1,
+        frequency_penalty=0.2,
+        repetition_penalty=1.1,
+        temperature=0.8,
+        top_p=0.9,
+        top_k=5,
+        min_p=0.05,
+        seed=7,
+        stop="x",
+        stop_token_ids=[3],
+        ignore_eos=True,
+        max_tokens=20,
+        min_tokens=1,
+        logprobs=2,
+        prompt_logprobs=3,
+    )
+    assert given == named
+    assert SamplingParams(seed=-1).seed is None
+
+
+def test_what_only_vllm_has_passes_if_it_asks_for_nothing() -> None:
+    assert SamplingParams(best_of=1, use_beam_search=False, logits_processors=None) == SamplingParams()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="SamplingParams: best_of = 3: known in vLLM, not here"):
+        SamplingParams(best_of=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"structured_outputs = .*: known in vLLM, not here"):
+        SamplingParams(max_tokens=3, structured_outputs={"json": "{}"})  # type: ignore[call-arg]
+
+
+def test_a_clone_shares_nothing() -> None:
+    params = SamplingParams(stop=["a"], logit_bias={1: 2.0})
+    clone = params.clone()
+    assert clone == params
+    assert isinstance(clone.stop, list)
+    clone.stop.append("b")
+    assert params.stop == ["a"]
 
 
 def test_values_that_contradict_each_other_are_refused() -> None:
