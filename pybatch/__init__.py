@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pybatch.api.async_llm import AsyncLLM
     from pybatch.api.engine_args import EngineArgs
     from pybatch.api.llm import LLM, generate
-    from pybatch.engine import CompletionOutput, RequestOutput, SamplingParams
+    from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "CompletionOutput",
     "EngineArgs",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "__version__",
     "generate",
@@ -38,6 +39,7 @@ __getattr__, __dir__ = lazy_names(
         "EngineArgs": "pybatch.api.engine_args",
         "LLM": "pybatch.api.llm",
         "RequestOutput": "pybatch.engine.outputs",
+        "RequestOutputKind": "pybatch.engine.sampling_params",
         "SamplingParams": "pybatch.engine.sampling_params",
         "generate": "pybatch.api.llm",
     },

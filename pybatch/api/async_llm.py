@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ from typing import Any, Self
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Conversation, Message, Prompt, expect_tokenizer
 from pybatch.api.session import Session
-from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.arguments import takes_fields_of
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -50,14 +51,16 @@ class AsyncLLM:
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
     ) -> AsyncIterator[RequestOutput]:
-        """Yields the prompt's output as it grows, each time with everything so far; the last one is ``finished``.
+        """Yields the prompt's output as it grows, each time with everything so far, or what sampling_params.output_kind
+        asks for; the last one is ``finished``.
 
-        Who reads slowly gets fewer outputs, each the newest. Leaving the loop, or the cancellation of its task, drops
-        the request. A prompt that cannot be run yields one output with ``error`` set, as LLM does.
+        A slow reader skips to the newest output, and gets deltas in larger pieces. Leaving the loop, or cancelling its
+        task, drops the request. A prompt that cannot be run yields one output with ``error`` set, as LLM does.
         """
         request_id = str(next(self._numbers)) if request_id is None else request_id
-        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        mailbox = Mailbox(asyncio.get_running_loop())
+        params = self.get_default_sampling_params() if sampling_params is None else copy(sampling_params)
+        kind = getattr(params, "output_kind", None)
+        mailbox = Mailbox(asyncio.get_running_loop(), deltas=kind is RequestOutputKind.DELTA)
         with self._lock:
             if self._ended:
                 raise closed()
@@ -137,15 +140,24 @@ def closed() -> RuntimeError:
 
 
 class Mailbox:
-    """Holds the newest item that one thread puts in for one task to get."""
+    """Holds the newest item that one thread puts in for one task to get.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    deltas: what has not been taken yet is not replaced by a newer output but goes on with it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, deltas: bool = False) -> None:
         self._loop = loop
+        self._deltas = deltas
         self._arrived = asyncio.Event()
+        self._lock = threading.Lock()  # over the item
         self._item: RequestOutput | Exception | None = None
 
     def put(self, item: RequestOutput | Exception) -> None:
-        self._item = item
+        with self._lock:
+            if self._deltas and isinstance(self._item, RequestOutput) and isinstance(item, RequestOutput):
+                self._item.add(item)
+            else:
+                self._item = item
         with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
             self._loop.call_soon_threadsafe(self._arrived.set)
 
@@ -154,7 +166,8 @@ class Mailbox:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            item, self._item = self._item, None
+            with self._lock:
+                item, self._item = self._item, None
             if isinstance(item, Exception):
                 raise item
             if item is not None:

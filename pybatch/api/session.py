@@ -44,11 +44,12 @@ class Session:
     def submit(self, prompt: Prompt, params: SamplingParams, receive: Receiver, *, partial: bool = False) -> str:
         """Adds a request and returns its id. ``receive`` gets its output when it has finished, and if ``partial`` after
         every step. A prompt that cannot be run is received at once, as an output with ``error`` set."""
-        request_id = str(next(self._ids))
+        number = next(self._ids)
+        request_id = str(number)
         text, ids = prompt if isinstance(prompt, str) else None, list[int]()
         try:
             text, ids = encode(prompt, self.tokenizer)
-            self.engine.add_request(request_id, ids, params, prompt=text, stream=partial)
+            self.engine.add_request(request_id, ids, params, prompt=text, stream=partial, index=number)
         except ValueError as error:
             receive(failed(request_id, text, ids, str(error)))
         else:

@@ -106,6 +106,15 @@ class SamplingFlags(Given):
     ] = None
     logprobs: Annotated[int | None, sampling("Report log-probabilities of the token and so many others.")] = None
     prompt_logprobs: Annotated[int | None, sampling("The same for the prompt's tokens.")] = None
+    truncate_prompt_tokens: Annotated[
+        int | None, sampling("Keep so many of the prompt's last tokens; -1: as many as fit.")
+    ] = None
+    allowed_token_ids: Annotated[
+        list[int] | None, sampling("Sample from these tokens alone; may be repeated.", "--allowed-token-id")
+    ] = None
+    bad_words: Annotated[
+        list[str] | None, sampling("Text that is not to be generated; may be repeated.", "--bad-word")
+    ] = None
     skip_special_tokens: Annotated[bool | None, sampling("Leave special tokens out of the text. Default: yes.")] = None
 
 

@@ -10,9 +10,17 @@ if TYPE_CHECKING:
     from pybatch.engine.config import EngineConfig
     from pybatch.engine.engine import Engine
     from pybatch.engine.outputs import CompletionOutput, Logprob, RequestOutput
-    from pybatch.engine.sampling_params import SamplingParams
+    from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 
-__all__ = ["CompletionOutput", "Engine", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "CompletionOutput",
+    "Engine",
+    "EngineConfig",
+    "Logprob",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+]
 
 # Of these only Engine needs torch.
 __getattr__, __dir__ = lazy_names(
@@ -23,6 +31,7 @@ __getattr__, __dir__ = lazy_names(
         "EngineConfig": "pybatch.engine.config",
         "Logprob": "pybatch.engine.outputs",
         "RequestOutput": "pybatch.engine.outputs",
+        "RequestOutputKind": "pybatch.engine.sampling_params",
         "SamplingParams": "pybatch.engine.sampling_params",
     },
 )

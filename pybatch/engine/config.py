@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Annotated, Literal, get_args
 
 from pybatch.engine.arguments import list_fields, suggest_names
@@ -36,7 +37,7 @@ class EngineConfig:
         "activations' type, but float16 for float32 activations of a quantised model.",
     ] = "auto"
     enable_prefix_caching: Annotated[bool, "Prompts that begin alike share the KV blocks of their beginning."] = True
-    seed: Annotated[int, "Of the draws of requests that have no seed of their own."] = 0
+    seed: Annotated[int | None, "Of the draws of requests that have no seed of their own; None is 0."] = 0
     policy: Annotated[BatchingPolicy, "Which sequences may join a batch: continuous, static, dynamic or micro."] = (
         "continuous"
     )
@@ -44,10 +45,16 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_kv_blocks"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-        if not 0 < self.memory_utilization <= 1:
-            raise ValueError(f"memory_utilization: expected above 0 and at most 1, got {self.memory_utilization!r}")
+            if value is not None or name.startswith("max_num"):
+                self._expect_integer(name, 1, 2**31 - 1, "a positive integer below 2**31")
+        self._expect_integer("block_size", 1, max(BLOCK_SIZES), f"one of {', '.join(map(str, BLOCK_SIZES))}")
+        if self.seed is not None:
+            self._expect_integer("seed", -(2**63), 2**64 - 1, "an integer of 64 bits or None")
+        share = self.memory_utilization
+        if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
+            raise ValueError(f"memory_utilization: expected a number above 0 and at most 1, got {share!r}")
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise ValueError(f"enable_prefix_caching: expected True or False, got {self.enable_prefix_caching!r}")
         for name, choices in (
             ("block_size", BLOCK_SIZES),
             ("kv_cache_dtype", get_args(KvCacheDType)),
@@ -56,3 +63,9 @@ class EngineConfig:
             if getattr(self, name) not in choices:
                 expected = ", ".join(map(repr, choices))
                 raise ValueError(f"{name}: expected one of {expected}; got {getattr(self, name)!r}")
+
+    def _expect_integer(self, name: str, low: int, high: int, expected: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+            raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        object.__setattr__(self, name, int(value))  # numpy's too

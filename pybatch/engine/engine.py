@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from array import array
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import torch
@@ -16,7 +17,8 @@ from pybatch.engine.execution.model_runner import ModelRunner, logit_positions
 from pybatch.engine.execution.sampler import Sampler, Samples, derived_seed, sample_seed
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-from pybatch.engine.sampling_params import SamplingParams
+from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, resolve, truncated
+from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.policies import POLICIES
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
@@ -51,10 +53,10 @@ class Engine:
             max_seqs=config.max_num_seqs,
             max_blocks=-(-self.max_model_len // config.block_size),
         )
-        self._sampler = Sampler(lru_cache(maxsize=65536)(self._decode_token))
+        self._sampler = Sampler(token_decoder(tokenizer))
         own_ids = () if tokenizer is None else tokenizer.eos_token_ids
-        self._eos_ids = frozenset((*decoder.config.eos_token_ids, *own_ids))
-        self._occurrences: Counter[int] = Counter()  # of prompts that were given no seed
+        all_ids = {*decoder.config.eos_token_ids, *own_ids}
+        self._eos_ids = frozenset(token for token in all_ids if 0 <= token < decoder.config.vocab_size)
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._start_afresh()
 
@@ -75,31 +77,44 @@ class Engine:
         *,
         prompt: str | None = None,
         stream: bool = False,
+        index: int = 0,
     ) -> None:
-        """Queues a request. Raises ValueError, with the numbers, if it can never be run.
+        """Queues a request. Raises ValueError, with the numbers, if it can never be run; nothing is left of it then.
 
-        prompt: the text, handed through to the outputs. stream: an output after every step that brought something new,
-        each with all that has come so far.
+        params: copied. prompt: the text, handed through to the outputs. stream: an output after every step that brought
+        something new, as params.output_kind has it. index: the prompt's place among the caller's prompts, so that equal
+        prompts without a seed draw differently.
         """
-        self._check(request_id, prompt_token_ids, params)
-        total = self.max_model_len
-        if params.max_tokens is not None:
-            total = min(total, len(prompt_token_ids) + params.max_tokens)
+        if request_id in self._requests:
+            raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
+        own = checked(params)
+        tokens = array("q", truncated(self._token_ids(prompt_token_ids), own, self.max_model_len))
+        self._expect_room(len(tokens))
+        resolved = resolve(
+            own,
+            prompt_tokens=len(tokens),
+            max_model_len=self.max_model_len,
+            vocab_size=self._decoder.config.vocab_size,
+            encode=None if self._tokenizer is None else self._encode_word,
+        )
+        stream = stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY
         request = Request(
             request_id,
             prompt,
-            prompt_token_ids,
-            params,
-            max_total_tokens=total,
-            stop_ids=frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self._eos_ids),
+            tokens.tolist(),
+            resolved,
+            max_total_tokens=resolved.max_total_tokens,
+            stop_ids=resolved.stop_token_ids | (frozenset() if resolved.ignore_eos else self._eos_ids),
             stream=stream,
             arrival_time=time.perf_counter(),
         )
-        seed = self._seed_for(prompt_token_ids) if params.seed is None else int(params.seed)
-        for i in range(params.n):
-            request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(params, stream)))
-        self._requests[request_id] = request
+        seed = resolved.seed
+        if seed is None:
+            seed = 0 if resolved.greedy else derived_seed(self.config.seed or 0, index, tokens)
+        for i in range(resolved.n):
+            request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(resolved, stream)))
         self._scheduler.add(request.sequences[0])
+        self._requests[request_id] = request
 
     def step(self) -> list[RequestOutput]:
         """One step of the batch. Returns every request that finished, and what is new of those that stream."""
@@ -141,32 +156,31 @@ class Engine:
 
     # ---- a request comes in ----
 
-    def _check(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
-        vocab = self._decoder.config.vocab_size
-        if request_id in self._requests:
-            raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
-        if not prompt_token_ids:
+    def _token_ids(self, prompt: Iterable[int]) -> list[int]:
+        """A copy."""
+        try:
+            ids = array("q", list(prompt)).tolist()
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"prompt: expected token ids: {error}") from error
+        if not ids:
             raise ValueError("prompt: expected at least one token, got none")
-        if len(prompt_token_ids) >= self.max_model_len:
+        vocab_size = self._decoder.config.vocab_size
+        if not (min(ids) >= 0 and max(ids) < vocab_size):
+            expect_in_vocabulary("prompt", ids, vocab_size)
+        return ids
+
+    def _expect_room(self, num_tokens: int) -> None:
+        if num_tokens >= self.max_model_len:
             raise ValueError(
-                f"prompt: {len(prompt_token_ids)} tokens and one of output do not fit max_model_len = "
+                f"prompt: {num_tokens} tokens and one of output do not fit max_model_len = "
                 f"{self.max_model_len} ({self.num_kv_blocks} KV blocks of {self.config.block_size} tokens)"
             )
-        named = {"prompt": prompt_token_ids, "stop_token_ids": params.stop_token_ids, "logit_bias": params.logit_bias}
-        for name, ids in named.items():
-            if ids and not (min(ids) >= 0 and max(ids) < vocab):
-                wrong = next(i for i in ids if not 0 <= i < vocab)
-                raise ValueError(f"{name}: token id {wrong} is not in the vocabulary of {vocab}")
-        if params.stop_strings and self._tokenizer is None:
-            raise ValueError("stop: expected no stop strings, since the engine has no tokenizer")
 
-    def _seed_for(self, prompt_token_ids: list[int]) -> int:
-        first = derived_seed(self.config.seed, prompt_token_ids, 0)
-        occurrence = self._occurrences[first]
-        self._occurrences[first] += 1
-        return derived_seed(self.config.seed, prompt_token_ids, occurrence)
+    def _encode_word(self, text: str) -> list[int]:
+        assert self._tokenizer is not None
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def _detokenizer(self, params: SamplingParams, stream: bool) -> Detokenizer | None:
+    def _detokenizer(self, params: RequestParams, stream: bool) -> Detokenizer | None:
         """None where the text is wanted at the end only: it costs least there."""
         if self._tokenizer is None or not params.detokenize or not (stream or params.stop_strings):
             return None
@@ -176,9 +190,6 @@ class Engine:
             skip_special_tokens=params.skip_special_tokens,
             min_tokens=params.min_tokens,
         )
-
-    def _decode_token(self, token: int) -> str | None:
-        return None if self._tokenizer is None else self._tokenizer.decode([token], skip_special_tokens=False)
 
     # ---- a step ----
 
@@ -248,7 +259,7 @@ class Engine:
                 request.metrics.first_token_time = now
             try:
                 if token < 0:
-                    raise ArithmeticError("the model's logits are not finite")
+                    raise ArithmeticError(no_token(request.params))
                 self._append(sequence, token, logprobs)
             except Exception as error:  # whatever it is, it is this request's and nobody else's
                 self._fail(request, error)
@@ -316,12 +327,14 @@ class Engine:
             metrics.finished_time = time.perf_counter()
             self.metrics.finished(metrics, failed=request.error is not None)
             del self._requests[request.request_id]
+        delta = request.stream and request.params.output_kind is RequestOutputKind.DELTA
+        first = request.delivered[0] == (0, 0)
         return RequestOutput(
             request_id=request.request_id,
             prompt=request.prompt,
             prompt_token_ids=request.prompt_token_ids,
-            prompt_logprobs=request.prompt_logprobs,
-            outputs=[_completion(sequence) for sequence in request.sequences],
+            prompt_logprobs=request.prompt_logprobs if first else None,
+            outputs=[_completion(sequence, delta) for sequence in request.sequences],
             finished=finished,
             metrics=metrics,
             error=request.error,
@@ -329,14 +342,37 @@ class Engine:
         )
 
 
-def _completion(sequence: Sequence) -> CompletionOutput:
-    wants_logprobs = sequence.request.params.logprobs is not None
+def _completion(sequence: Sequence, delta: bool) -> CompletionOutput:
+    """delta: only what is new since the last output."""
+    request = sequence.request
+    wants_logprobs = request.params.logprobs is not None
+    tokens, characters = request.delivered[sequence.index]
+    if delta:
+        request.delivered[sequence.index] = sequence.num_output, len(sequence.text)
     return CompletionOutput(
         index=sequence.index,
-        text=sequence.text,
-        token_ids=sequence.output.tolist(),
+        text=sequence.text[characters:],
+        token_ids=sequence.output[tokens:].tolist(),
         cumulative_logprob=sequence.cumulative_logprob if wants_logprobs else None,
-        logprobs=list(sequence.logprobs) if wants_logprobs else None,
+        logprobs=sequence.logprobs[tokens:] if wants_logprobs else None,
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
     )
+
+
+def token_decoder(tokenizer: Tokenizer | None) -> Callable[[int], str | None]:
+    """The text of one token, for log-probabilities."""
+
+    @lru_cache(maxsize=65536)
+    def decode(token: int) -> str | None:
+        return None if tokenizer is None else tokenizer.decode([token], skip_special_tokens=False)
+
+    return decode
+
+
+def no_token(params: RequestParams) -> str:
+    """Why none could be drawn."""
+    reason = "the model's logits are not finite"
+    if params.disallowed is None and not params.bad_words and not params.min_tokens:
+        return reason
+    return f"allowed_token_ids, bad_words and min_tokens leave no token to draw, or {reason}"

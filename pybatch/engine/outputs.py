@@ -42,7 +42,8 @@ class CompletionOutput:
 class RequestOutput:
     """A request's prompt and samples so far. prompt_logprobs[0] is None: nothing precedes the first token.
 
-    error says why finish_reason is "error". num_cached_tokens: prompt tokens found in the prefix cache.
+    error says why finish_reason is "error". num_cached_tokens: prompt tokens found in the prefix cache. A stream of
+    RequestOutputKind.DELTA holds in each output what is new: text, tokens and log-probabilities.
     """
 
     request_id: str
@@ -54,3 +55,20 @@ class RequestOutput:
     metrics: RequestMetrics
     error: str | None = None
     num_cached_tokens: int = 0
+
+    def add(self, following: RequestOutput) -> None:
+        """Takes in the next output of a stream of deltas: this one then holds what is new in both."""
+        samples = {sample.index: sample for sample in self.outputs}
+        for more in following.outputs:
+            sample = samples.get(more.index)
+            if sample is None:
+                self.outputs.append(more)
+                continue
+            sample.text += more.text
+            sample.token_ids += more.token_ids
+            sample.cumulative_logprob = more.cumulative_logprob
+            if more.logprobs is not None:
+                sample.logprobs = [*(sample.logprobs or ()), *more.logprobs]
+            sample.finish_reason, sample.stop_reason = more.finish_reason, more.stop_reason
+        self.prompt_logprobs = self.prompt_logprobs or following.prompt_logprobs
+        self.finished, self.metrics, self.error = following.finished, following.metrics, following.error

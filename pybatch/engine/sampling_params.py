@@ -7,6 +7,7 @@ import math
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -14,6 +15,14 @@ from pybatch.engine.arguments import suggest_names
 
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is greedy
 MAX_SAMPLES = 16384  # of one request, as in vLLM
+
+
+class RequestOutputKind(Enum):
+    """What each output of a stream holds: everything so far, what is new, or there is only the final one."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
 
 
 @suggest_names
@@ -26,14 +35,19 @@ class SamplingParams:
         output, 1 for none.
     temperature: 0 is greedy. top_p in (0, 1]; top_k: 0 or -1 for all; min_p in [0, 1], a share of the largest
         probability.
-    seed: of the random draws. None or -1: derived from the engine's seed and the prompt.
+    seed: of the random draws, 64 bits. None or -1: derived from the engine's seed and the prompt.
     stop: strings that end the output; stop_token_ids: tokens that do, besides the model's own end-of-sequence tokens;
         ignore_eos: go on past the latter. include_stop_str_in_output: keep what ended the output in the text.
     max_tokens: of output; None fills the context. min_tokens: no stop before so many tokens.
     logprobs, prompt_logprobs: None, or how many of the likeliest tokens to report at each position, besides the
-        actual one; taken from the raw logits, before penalties and temperature.
+        actual one, -1 for all; taken from the raw logits, before penalties and temperature.
     detokenize: False leaves the text empty. skip_special_tokens: leave them out of the text.
+    truncate_prompt_tokens: keep only so many of the prompt's last tokens; -1: as many as leave room for one of output.
+    output_kind: what the outputs of a stream hold; without a stream there is one output, with everything.
     logit_bias: token id -> value in [-100, 100] added to its logit.
+    allowed_token_ids: sample from these alone, so add the end-of-sequence token if the output may end by itself.
+    bad_words: texts that are not to be generated: a token that would complete one, at the start of a word or inside
+        it, is not drawn.
     """
 
     n: int = 1
@@ -55,7 +69,11 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    truncate_prompt_tokens: int | None = None
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
 
     VLLM_ONLY: ClassVar[dict[str, tuple[Any, ...]]] = {  # by name, the values that ask for nothing
         "best_of": (None, 1),
@@ -88,17 +106,23 @@ class SamplingParams:
         self._integer("top_k", -1)
         self._number("min_p", 0, 1)
         if self.seed is not None:
-            self._integer("seed", -(2**63), 2**63 - 1)
+            self._integer("seed", -(2**63), 2**64 - 1)
             self.seed = None if self.seed == -1 else self.seed
         if self.max_tokens is not None:
             self._integer("max_tokens", 1)
         self._integer("min_tokens", 0)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                self._integer(name, 0)
+                self._integer(name, -1)
+        if self.truncate_prompt_tokens is not None:
+            self._integer("truncate_prompt_tokens", -1)
+            if self.truncate_prompt_tokens == 0:
+                self._fail("truncate_prompt_tokens", "-1 or a positive integer", 0)
         for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
             if not _is_bool(getattr(self, name)):
                 self._fail(name, "True or False", getattr(self, name))
+        if not isinstance(self.output_kind, RequestOutputKind):
+            self._fail("output_kind", "a RequestOutputKind", self.output_kind)
         self._check_stops()
         self._check_tokens()
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -107,14 +131,6 @@ class SamplingParams:
     def clone(self) -> SamplingParams:
         """A deep copy."""
         return copy.deepcopy(self)
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature < GREEDY_TEMPERATURE
-
-    @property
-    def penalizes(self) -> bool:
-        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -128,11 +144,17 @@ class SamplingParams:
             self._fail("stop", "strings that are not empty", self.stop)
         if self.stop_strings and not self.detokenize:
             self._fail("detokenize", "True, since stop strings are looked for in the text", self.detokenize)
+        words = self.bad_words
+        if words is not None and not (_is_list_of(words, _is_text) and all(words)):
+            self._fail("bad_words", "a list of strings that are not empty", words)
 
     def _check_tokens(self) -> None:
-        ids = self.stop_token_ids
-        if ids is not None and not _is_list_of(ids, _is_token_id):
-            self._fail("stop_token_ids", "a list of token ids", ids)
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            ids = getattr(self, name)
+            if ids is not None and not _is_list_of(ids, _is_token_id):
+                self._fail(name, "a list of token ids", ids)
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            self._fail("allowed_token_ids", "at least one token id", self.allowed_token_ids)
         bias = self.logit_bias
         if bias is None:
             return

@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pybatch import LLM, AsyncLLM, RequestOutput, SamplingParams
+from pybatch import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -49,6 +50,39 @@ def test_concurrent_requests_get_what_llm_gives(llm: AsyncLLM, tiny_model: Path)
             assert later.outputs[0].text.startswith(earlier.outputs[0].text)
             assert len(later.outputs[0].token_ids) > len(earlier.outputs[0].token_ids)
     assert llm.engine.metrics.peak_batch > 1
+
+
+def test_a_stream_of_deltas_adds_up_however_slowly_it_is_read(llm: AsyncLLM) -> None:
+    delta = SamplingParams(n=2, seed=1, max_tokens=60, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+
+    async def main() -> tuple[RequestOutput, list[RequestOutput], list[RequestOutput]]:
+        whole = (await collect(llm, "a prompt", replace(delta, output_kind=RequestOutputKind.CUMULATIVE)))[-1]
+        quick, slow = await collect(llm, "a prompt", delta), []
+        async for output in llm.generate("a prompt", delta):
+            slow.append(output)
+            await asyncio.sleep(0.05)
+        return whole, quick, slow
+
+    whole, quick, slow = asyncio.run(main())
+    assert 1 < len(slow) < len(quick)
+    for stream in (quick, slow):
+        for i, sample in enumerate(whole.outputs):
+            assert "".join(output.outputs[i].text for output in stream) == sample.text
+            assert [token for output in stream for token in output.outputs[i].token_ids] == sample.token_ids
+    (only,) = asyncio.run(collect(llm, "a prompt", replace(delta, output_kind=RequestOutputKind.FINAL_ONLY)))
+    assert only.outputs == whole.outputs
+
+
+def test_parameters_changed_after_the_call_change_nothing(llm: AsyncLLM) -> None:
+    async def main() -> tuple[list[RequestOutput], list[RequestOutput]]:
+        params = replace(GREEDY)
+        task = asyncio.create_task(collect(llm, "a prompt", params))
+        await asyncio.sleep(0)
+        params.max_tokens = "5"  # type: ignore[assignment]
+        return await task, await collect(llm, "a prompt")
+
+    changed, expected = asyncio.run(main())
+    assert changed[-1].outputs == expected[-1].outputs
 
 
 def test_leaving_the_loop_or_cancelling_the_task_drops_the_request(llm: AsyncLLM) -> None:

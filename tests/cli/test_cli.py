@@ -159,7 +159,7 @@ def test_there_is_a_flag_for_every_argument() -> None:
     def names(group: Any) -> set[str]:
         return {field.name for field in fields(group)}
 
-    assert names(SamplingFlags) == names(SamplingParams) - {"seed", "detokenize"}
+    assert names(SamplingFlags) == names(SamplingParams) - {"seed", "detokenize", "output_kind"}
     assert names(EngineFlags) == names(EngineArgs) - {"skip_tokenizer_init"}
 
 

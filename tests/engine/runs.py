@@ -35,10 +35,10 @@ def run(
     params: SamplingParams | list[SamplingParams],
     order: list[int] | None = None,
 ) -> list[RequestOutput]:
-    """Runs prompts to their end, added in `order`; outputs in the order of prompts."""
+    """Runs prompts to their end, added in `order`; outputs in the order of prompts, whose place is each one's index."""
     each = params if isinstance(params, list) else [params] * len(prompts)
     for i in order or range(len(prompts)):
-        engine.add_request(str(i), prompts[i], each[i])
+        engine.add_request(str(i), prompts[i], each[i], index=i)
     outputs = {output.request_id: output for output in drain(engine)}
     return [outputs[str(i)] for i in range(len(prompts))]
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import random
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from engine.runs import EOS, MakeEngine, drain, run, some_prompt
 from transformers import LlamaForCausalLM
 
-from pybatch.engine import EngineConfig, SamplingParams
+from pybatch.engine import EngineConfig, RequestOutputKind, SamplingParams
 from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.model import Decoder, Tokenizer
@@ -221,6 +223,21 @@ def test_whole_numbers_will_do(make_engine: MakeEngine) -> None:
     assert outputs[0].outputs == outputs[1].outputs
 
 
+@pytest.mark.parametrize("seed", [None, -1, 2**63, 2**64 - 1, -(2**63)])
+def test_engine_seeds_of_64_bits_are_taken(make_engine: MakeEngine, seed: int | None) -> None:
+    params = SamplingParams(max_tokens=6, ignore_eos=True)
+    first, again = (run(make_engine(seed=seed), [[1, 2]] * 2, params) for _ in range(2))
+    assert first[0].outputs == again[0].outputs
+    assert first[0].outputs != first[1].outputs
+    assert (first[0].outputs == run(make_engine(), [[1, 2]], params)[0].outputs) == (seed is None)
+
+
+def test_a_request_seed_of_64_bits_is_taken_modulo_2_to_64(make_engine: MakeEngine) -> None:
+    large, wrapped = (SamplingParams(n=3, max_tokens=6, seed=seed) for seed in (2**64 - 2, -2))
+    outputs = run(make_engine(), [[1, 2]] * 2, [large, wrapped])
+    assert outputs[0].outputs == outputs[1].outputs
+
+
 def test_each_sample_may_end_by_itself(make_engine: MakeEngine) -> None:
     engine = make_engine()
     output = run(engine, [some_prompt(9)], SamplingParams(n=8, seed=0, max_tokens=40, stop=["a", "e", "t"]))[0]
@@ -229,6 +246,110 @@ def test_each_sample_may_end_by_itself(make_engine: MakeEngine) -> None:
     assert output.finished
     once = run(engine, [some_prompt(9)], SamplingParams(n=3, seed=0, max_tokens=1))[0]
     assert [len(sample.token_ids) for sample in once.outputs] == [1, 1, 1]
+
+
+# ---- what may be drawn ----
+
+
+def test_only_allowed_tokens_are_drawn(make_engine: MakeEngine) -> None:
+    allowed = [5, 77, 120]
+    some = {"max_tokens": 12, "ignore_eos": True, "allowed_token_ids": allowed}
+    greedy, drawn, plain = run(
+        make_engine(),
+        [some_prompt(9)] * 3,
+        [
+            SamplingParams(temperature=0, logprobs=1, **some),
+            SamplingParams(n=4, seed=1, temperature=3.0, repetition_penalty=1.5, **some),
+            GREEDY,
+        ],
+    )
+    assert set(greedy.outputs[0].token_ids) <= set(allowed)
+    assert {token for sample in drawn.outputs for token in sample.token_ids} == set(allowed)
+    assert plain.outputs == run(make_engine(), [some_prompt(9)], GREEDY)[0].outputs
+    assert greedy.outputs[0].logprobs is not None
+    rank = greedy.outputs[0].logprobs[0][greedy.outputs[0].token_ids[0]].rank
+    assert rank > 1, "log-probabilities are of the raw logits"
+
+
+def test_bad_words_are_not_completed(make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
+    engine, prompt = make_engine(), some_prompt(12)
+    plain = run(engine, [prompt], GREEDY)[0].outputs[0].token_ids
+    for length in (1, 2):
+        at = next(
+            i for i in range(24) if tokenizer.encode(tokenizer.decode(plain[i : i + length])) == plain[i : i + length]
+        )
+        ids = plain[at : at + length]
+        word = tokenizer.decode(ids)
+        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, bad_words=[word])
+        changed = run(engine, [prompt], params)[0].outputs[0].token_ids
+        assert changed[: at + length - 1] == plain[: at + length - 1]
+        assert all(changed[i : i + length] != ids for i in range(len(changed)))
+
+
+def test_a_bad_word_is_one_after_a_space_too(make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
+    inside, after_space = tokenizer.encode("the"), tokenizer.encode(" the")
+    assert len(inside) == len(after_space) == 1, "this test needs another word"
+    for token in (*inside, *after_space):
+        params = [
+            SamplingParams(temperature=0, max_tokens=1, logit_bias={token: 100}, bad_words=words)
+            for words in ([], ["the"])
+        ]
+        outputs = run(make_engine(), [some_prompt(5)] * 2, params)
+        assert [output.outputs[0].token_ids == [token] for output in outputs] == [True, False]
+
+
+def test_where_no_token_may_be_drawn_the_request_fails_alone(make_engine: MakeEngine) -> None:
+    nothing = SamplingParams(temperature=0, min_tokens=2, stop_token_ids=[7], allowed_token_ids=[7])
+    outputs = run(make_engine(), [[5, 6]] * 2, [nothing, GREEDY])
+    assert "leave no token to draw" in (outputs[0].error or "")
+    assert outputs[1].error is None
+
+
+def test_minus_one_logprobs_are_all(make_engine: MakeEngine) -> None:
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, prompt_logprobs=-1)
+    output = run(make_engine(), [[5, 6]], params)[0]
+    assert output.outputs[0].logprobs is not None
+    assert output.prompt_logprobs is not None
+    assert len(output.outputs[0].logprobs[0]) == len(output.prompt_logprobs[1] or ()) == 300
+
+
+def test_a_prompt_may_be_truncated_to_its_end(make_engine: MakeEngine) -> None:
+    engine, prompt = make_engine(max_model_len=64), some_prompt(100)
+    for keep, kept in ((10, 10), (-1, 63)):
+        params = SamplingParams(temperature=0, max_tokens=1, truncate_prompt_tokens=keep)
+        output = run(engine, [prompt], params)[0]
+        assert output.prompt_token_ids == prompt[-kept:]
+        assert output.outputs == run(engine, [prompt[-kept:]], params)[0].outputs
+    long = SamplingParams(temperature=0, max_tokens=1, truncate_prompt_tokens=500)
+    assert len(run(engine, [prompt[:20]], long)[0].prompt_token_ids) == 20
+
+
+# ---- streams ----
+
+
+def test_deltas_add_up_to_the_whole(make_engine: MakeEngine) -> None:
+    engine, prompt = make_engine(), some_prompt(30)
+    wanted: dict[str, Any] = {"n": 2, "seed": 3, "max_tokens": 30, "logprobs": 1, "prompt_logprobs": 1, "stop": ["e"]}
+    whole = run(engine, [prompt], SamplingParams(**wanted))[0]
+    delta = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
+    assert run(engine, [prompt], delta)[0].outputs == whole.outputs, "without a stream there is one output"
+    engine.add_request("0", prompt, delta, stream=True)
+    outputs = list(drain(engine))
+    assert len(outputs) > 2
+    assert all(len(sample.token_ids) <= 1 for output in outputs for sample in output.outputs)
+    assert [output.prompt_logprobs is None for output in outputs] == [False] + [True] * (len(outputs) - 1)
+    total = outputs[0]
+    for output in outputs[1:]:
+        total.add(output)
+    assert (total.outputs, total.prompt_logprobs, total.finished) == (whole.outputs, whole.prompt_logprobs, True)
+
+
+def test_a_stream_of_the_final_output_only_has_one(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    params = SamplingParams(temperature=0, max_tokens=5, output_kind=RequestOutputKind.FINAL_ONLY)
+    engine.add_request("0", [5, 6], params, stream=True)
+    (output,) = drain(engine)
+    assert output.finished
 
 
 # ---- what goes wrong ----
@@ -258,6 +379,124 @@ def test_what_can_never_run_is_refused_with_the_numbers(make_engine: MakeEngine)
         make_engine(num_kv_blocks=4, max_model_len=512)
     with pytest.raises(ValueError, match="max_model_len: expected at most the model's context of 512, got 513"):
         make_engine(max_model_len=513)
+
+
+BAD_PARAMS: dict[str, tuple[dict[str, Any], str]] = {
+    "max_tokens text": ({"max_tokens": "5"}, "max_tokens"),
+    "max_tokens 0": ({"max_tokens": 0}, "max_tokens"),
+    "n None": ({"n": None}, "n"),
+    "n 0": ({"n": 0}, "n"),
+    "n beyond all memory": ({"n": 10**9}, "n"),
+    "temperature text": ({"temperature": "hot"}, "temperature"),
+    "top_p none": ({"top_p": None}, "top_p"),
+    "seed text": ({"seed": "x"}, "seed"),
+    "stop a number": ({"stop": 5}, "stop"),
+    "stop of numbers": ({"stop": ["a", 5]}, "stop"),
+    "stop ids text": ({"stop_token_ids": "12"}, "stop_token_ids"),
+    "stop ids beyond": ({"stop_token_ids": [2**70]}, "stop_token_ids"),
+    "allowed beyond": ({"allowed_token_ids": [300]}, "allowed_token_ids"),
+    "bias text": ({"logit_bias": {5: "x"}}, "logit_bias"),
+    "bias beyond": ({"logit_bias": {300: 1.0}}, "logit_bias"),
+    "repetition_penalty 1e-300": ({"repetition_penalty": 1e-300}, "repetition_penalty"),
+    "repetition_penalty 1e300": ({"repetition_penalty": 1e300}, "repetition_penalty"),
+    "logprobs text": ({"logprobs": "all"}, "logprobs"),
+    "detokenize none": ({"detokenize": None}, "detokenize"),
+    "output_kind": ({"output_kind": "delta"}, "output_kind"),
+    "min above max": ({"min_tokens": 9}, "min_tokens"),
+}
+
+
+@pytest.mark.parametrize(("fields", "name"), BAD_PARAMS.values(), ids=list(BAD_PARAMS))
+def test_bad_parameters_are_refused_by_name_and_leave_nothing(
+    make_engine: MakeEngine, fields: dict[str, Any], name: str
+) -> None:
+    engine = make_engine()
+    params = SamplingParams(max_tokens=5)
+    for field, value in fields.items():
+        setattr(params, field, value)
+    with pytest.raises(ValueError, match=f"{name}: "):
+        engine.add_request("0", [1, 2], params)
+    assert not engine.has_unfinished()
+    assert engine.step() == []
+    engine.add_request("0", [1, 2], GREEDY)
+    assert len(list(drain(engine))) == 1
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, "greedy", None, object()])
+def test_what_is_no_sampling_params_is_refused(make_engine: MakeEngine, params: Any) -> None:
+    with pytest.raises(ValueError, match="sampling_params: expected SamplingParams, got "):
+        make_engine().add_request("0", [1, 2], params)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["a"], [1.0], [math.nan], [2**70], [-1], [[1]], "ab"])
+def test_what_is_no_prompt_is_refused(make_engine: MakeEngine, prompt: Any) -> None:
+    with pytest.raises(ValueError, match="prompt: "):
+        make_engine().add_request("0", prompt, GREEDY)
+
+
+def test_random_bad_requests_leave_nothing(make_engine: MakeEngine) -> None:
+    engine, draw = make_engine(max_num_seqs=2), random.Random(0)
+    for i in range(300):
+        params = SamplingParams(n=draw.choice((1, 5)), max_tokens=5)
+        fields, _ = draw.choice(list(BAD_PARAMS.values()))
+        for field, value in fields.items():
+            setattr(params, field, value)
+        prompt = draw.choice(([1, 2], some_prompt(50), [1, 9999], []))
+        with pytest.raises(ValueError, match=": "):
+            engine.add_request(str(i), prompt, params)
+    assert engine.num_unfinished() == 0
+    assert engine.step() == []
+    engine.check_integrity()
+
+
+def test_values_beyond_the_kernels_numbers_mean_the_nearest(make_engine: MakeEngine) -> None:
+    """Beside a request that draws, so that every value goes to the kernels."""
+    engine, prompt = make_engine(max_model_len=60), some_prompt(20)
+    drawn = {"seed": 1, "max_tokens": 8, "ignore_eos": True}
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"top_p": 1e-50}, {"temperature": 0.0}),
+        ({"top_p": 1e-300}, {"temperature": 0.0}),
+        ({"top_k": 2**63}, {}),
+        ({"top_k": 2**70}, {"top_k": -1}),
+        ({"min_p": 1e-300}, {}),
+        ({"max_tokens": 2**70}, {"max_tokens": None}),
+        ({"min_tokens": 2**70, "max_tokens": None}, {"max_tokens": None}),
+        ({"logprobs": 2**70}, {"logprobs": 300}),
+        ({"prompt_logprobs": 2**70}, {"prompt_logprobs": -1}),
+        ({"temperature": 1e300}, {"temperature": 3e38}),
+        ({"presence_penalty": 1e-300}, {}),
+    ]
+    extreme, plain = ([SamplingParams(**{**drawn, **pair[i]}) for pair in pairs] for i in (0, 1))
+    found, expected = run(engine, [prompt] * len(pairs), extreme), run(engine, [prompt] * len(pairs), plain)
+    assert [output.error for output in found] == [None] * len(pairs)
+    for got, want in zip(found, expected, strict=True):
+        assert (got.outputs, got.prompt_logprobs) == (want.outputs, want.prompt_logprobs)
+
+
+def test_changes_after_submission_change_nothing(make_engine: MakeEngine) -> None:
+    engine, prompt = make_engine(), some_prompt(8)
+    params = SamplingParams(max_tokens=12, ignore_eos=True, logit_bias={5: 1.0}, stop_token_ids=[290], seed=3)
+    expected = run(engine, [prompt], params)[0]
+    given = list(prompt)
+    engine.add_request("0", given, params)
+    engine.step()
+    assert params.logit_bias is not None
+    params.logit_bias[2**70] = math.nan
+    params.max_tokens = params.stop_token_ids = params.temperature = params.seed = None  # type: ignore[assignment]
+    given.clear()
+    (output,) = drain(engine)
+    assert output.outputs == expected.outputs
+    assert output.prompt_token_ids == prompt
+
+
+def test_an_end_of_sequence_outside_the_vocabulary_is_no_end(make_engine: MakeEngine, decoder: Decoder) -> None:
+    odd = copy(decoder)
+    odd.config = replace(decoder.config, eos_token_ids=(*decoder.config.eos_token_ids, 300, 2**70, -5))
+    params = SamplingParams(temperature=0, max_tokens=5, min_tokens=3)
+    outputs = run(make_engine(odd), [[5, 6], [7, 8]], [params, GREEDY])
+    assert [output.outputs for output in outputs] == [
+        output.outputs for output in run(make_engine(), [[5, 6], [7, 8]], [params, GREEDY])
+    ]
 
 
 def test_the_pool_takes_no_more_memory_than_sequences_can_use(make_engine: MakeEngine) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pybatch.engine import EngineConfig, SamplingParams
@@ -25,7 +26,7 @@ from pybatch.engine import EngineConfig, SamplingParams
         ("repetition_penalty", 0),
         ("logit_bias", {5: 101}),
         ("logit_bias", {"five": 1}),
-        ("seed", 2**63),
+        ("seed", 2**64),
         ("stop", ""),
         ("stop", ["a", ""]),
         ("stop", [1]),
@@ -33,12 +34,18 @@ from pybatch.engine import EngineConfig, SamplingParams
         ("stop_token_ids", 7),
         ("max_tokens", 0),
         ("min_tokens", -1),
-        ("logprobs", -1),
+        ("logprobs", -2),
         ("prompt_logprobs", 0.5),
         ("n", 16385),
         ("temperature", 10**400),
         ("ignore_eos", "no"),
         ("detokenize", None),
+        ("truncate_prompt_tokens", 0),
+        ("output_kind", "delta"),
+        ("allowed_token_ids", []),
+        ("allowed_token_ids", [1.5]),
+        ("bad_words", "word"),
+        ("bad_words", [""]),
     ],
 )
 def test_a_bad_value_names_the_field_what_was_expected_and_what_came(name: str, value: Any) -> None:
@@ -106,6 +113,17 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     ("name", "value"),
     [
         ("max_num_seqs", 0),
+        ("max_num_seqs", True),
+        ("max_num_seqs", None),
+        ("max_num_batched_tokens", 2**70),
+        ("max_num_batched_tokens", 8.0),
+        ("block_size", 16.0),
+        ("block_size", "16"),
+        ("memory_utilization", float("nan")),
+        ("memory_utilization", "half"),
+        ("enable_prefix_caching", "no"),
+        ("seed", 2**64),
+        ("seed", 1.0),
         ("block_size", 12),
         ("memory_utilization", 0),
         ("memory_utilization", 1.5),
@@ -118,6 +136,10 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
 def test_bad_engine_settings_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected "):
         EngineConfig(**{name: value})
+
+
+def test_engine_settings_may_be_numpys() -> None:
+    assert type(EngineConfig(max_num_seqs=np.int64(3)).max_num_seqs) is int
 
 
 def test_stops_may_be_one_string_or_several() -> None:

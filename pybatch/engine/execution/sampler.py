@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.engine.outputs import Logprob, TokenLogprobs
+from pybatch.engine.request_params import as_int64
 from pybatch.engine.scheduling.sequence import Sequence
 
 
@@ -62,21 +64,21 @@ class Sampler:
         return entry
 
 
-def derived_seed(engine_seed: int, prompt_token_ids: list[int], occurrence: int) -> int:
-    """The seed of a request that was given none. It follows from the prompt, and from how many equal prompts came
-    before, so that the rows of a job get the same answers in whatever order and company they run."""
-    data = np.array([engine_seed, occurrence, *prompt_token_ids], np.int64).tobytes()
+def derived_seed(engine_seed: int, index: int, prompt: array[int]) -> int:
+    """The seed of a request that was given none: an int64 of the prompt's tokens and its place among its caller's
+    prompts, whatever the order and company in which they run."""
+    data = array("q", (as_int64(engine_seed), as_int64(index))).tobytes() + prompt.tobytes()
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def sample_seed(request_seed: int, index: int) -> int:
     """The seed of sample `index`: request_seed + index, as an int64 that wraps around."""
-    return (request_seed + index + 2**63) % 2**64 - 2**63
+    return as_int64(request_seed + index)
 
 
 def _is_adjusted(sequence: Sequence) -> bool:
     params = sequence.request.params
-    return params.penalizes or bool(params.logit_bias) or sequence.num_output < params.min_tokens
+    return params.adjusts or sequence.num_output < params.min_tokens
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
@@ -86,7 +88,7 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
         return ops.sample(logits, *_greedy(rows, device))
     return ops.sample(
         logits,
-        _floats([0.0 if p.greedy else p.temperature for p in params], device),
+        _floats([p.temperature for p in params], device),
         _ints([p.top_k for p in params], device),
         _floats([p.top_p for p in params], device),
         _floats([p.min_p for p in params], device),
@@ -104,14 +106,17 @@ def _greedy(rows: int, device: torch.device) -> tuple[Tensor, ...]:
 
 
 def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> None:
-    """Penalties, biases and min_tokens, in one call; rows that ask for none of these are left as they are."""
+    """Penalties, biases, allowed tokens, bad words and min_tokens; rows that ask for none of these are left as they
+    are."""
     repetition, presence, frequency = [], [], []
     histories: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     history_start, output_start, bias_start = [0], [], [0]
     bias_ids: list[int] = []
     bias_values: list[float] = []
-    for sequence, is_adjusted in zip(sequences, adjusted, strict=True):
+    for row, (sequence, is_adjusted) in enumerate(zip(sequences, adjusted, strict=True)):
         params = sequence.request.params
+        if params.disallowed is not None:
+            logits[row].masked_fill_(torch.from_numpy(params.disallowed).to(logits.device), -torch.inf)
         repetition.append(params.repetition_penalty)
         presence.append(params.presence_penalty)
         frequency.append(params.frequency_penalty)
@@ -122,7 +127,7 @@ def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> 
         output_start.append(history_start[-1] + min(length, len(sequence.request.prompt_token_ids)))
         history_start.append(history_start[-1] + length)
         if is_adjusted:
-            bias = dict(params.logit_bias or {})
+            bias = params.logit_bias | dict.fromkeys(_completing(sequence), -torch.inf)
             if sequence.num_output < params.min_tokens:
                 bias.update(dict.fromkeys(sequence.request.stop_ids, -torch.inf))
             bias_ids.extend(bias.keys())
@@ -141,6 +146,13 @@ def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> 
         _floats(bias_values, device),
         _ints(bias_start, device),
     )
+
+
+def _completing(sequence: Sequence) -> list[int]:
+    """The tokens that would complete one of the sequence's bad words."""
+    words = sequence.request.params.bad_words
+    output = sequence.output.tolist() if any(len(word) > 1 for word in words) else []
+    return [last for *before, last in words if before == output[len(output) - len(before) :]]
 
 
 def _floats(values: list[float], device: torch.device) -> Tensor:

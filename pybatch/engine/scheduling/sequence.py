@@ -8,7 +8,7 @@ from enum import Enum, auto
 from pybatch.engine.execution.detokenizer import Detokenizer
 from pybatch.engine.metrics import RequestMetrics
 from pybatch.engine.outputs import FinishReason, TokenLogprobs
-from pybatch.engine.sampling_params import SamplingParams
+from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.block_pool import BlockKey
 
 
@@ -84,6 +84,7 @@ class Request:
     """A prompt, how to sample it, and its n sequences. The first sequence computes the prompt for all of them."""
 
     __slots__ = (
+        "delivered",
         "error",
         "forked",
         "max_total_tokens",
@@ -103,7 +104,7 @@ class Request:
         request_id: str,
         prompt: str | None,
         prompt_token_ids: list[int],
-        params: SamplingParams,
+        params: RequestParams,
         *,
         max_total_tokens: int,
         stop_ids: frozenset[int],
@@ -122,6 +123,7 @@ class Request:
         self.forked = params.n == 1
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         self.error: str | None = None
+        self.delivered = [(0, 0)] * params.n  # of each sample the tokens and characters that are out, where deltas are
 
     @property
     def finished(self) -> bool:

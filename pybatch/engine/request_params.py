@@ -1,0 +1,162 @@
+"""Sampling parameters as the engine runs them: a copy that never changes, in numbers that the kernels hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pybatch.engine.sampling_params import GREEDY_TEMPERATURE, RequestOutputKind, SamplingParams
+
+FLOAT32_LEAST, FLOAT32_MOST = 2.0**-126, float(np.finfo(np.float32).max)
+
+Encode = Callable[[str], list[int]]
+"""Text to token ids, without special tokens."""
+
+_FIELDS = [field.name for field in fields(SamplingParams)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestParams:
+    """The fields of SamplingParams, checked. What differs is said here."""
+
+    n: int
+    greedy: bool
+    temperature: float  # 0 where greedy
+    top_p: float
+    top_k: int
+    """0 for all."""
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    penalizes: bool
+    """A penalty is not neutral."""
+    adjusts: bool
+    """A penalty, bias, bad word or disallowed token changes the logits at every token, besides min_tokens."""
+    seed: int | None
+    """As an int64."""
+    stop_strings: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    ignore_eos: bool
+    max_total_tokens: int
+    """Of prompt and output, no more than the context holds."""
+    min_tokens: int
+    logprobs: int | None
+    """No more than the vocabulary; so is prompt_logprobs."""
+    prompt_logprobs: int | None
+    detokenize: bool
+    skip_special_tokens: bool
+    include_stop_str_in_output: bool
+    output_kind: RequestOutputKind
+    logit_bias: dict[int, float]
+    disallowed: NDArray[np.bool_] | None
+    """[vocab], of allowed_token_ids: the others."""
+    bad_words: tuple[tuple[int, ...], ...]
+    """As token ids; of each the last is not drawn after the others."""
+
+
+def truncated(prompt: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
+    """The tokens of the prompt that truncate_prompt_tokens keeps."""
+    keep = params.truncate_prompt_tokens
+    return prompt if keep is None else prompt[-int(max_model_len - 1 if keep == -1 else keep) :]
+
+
+def checked(params: SamplingParams) -> SamplingParams:
+    """A copy, with the checks of its making done again: fields may have been set since. Raises ValueError."""
+    if not isinstance(params, SamplingParams):
+        raise ValueError(f"sampling_params: expected SamplingParams, got {type(params).__name__}")
+    return SamplingParams(**{name: getattr(params, name) for name in _FIELDS})
+
+
+def resolve(
+    params: SamplingParams, *, prompt_tokens: int, max_model_len: int, vocab_size: int, encode: Encode | None
+) -> RequestParams:
+    """Takes checked parameters into the kernels' numbers. Raises ValueError for what they cannot hold or do.
+
+    A value beyond the vocabulary or the context means all of it, and a top_p below float32's least the likeliest token.
+    encode: None if there is no tokenizer.
+    """
+    logit_bias = {int(token): float(bias) for token, bias in (params.logit_bias or {}).items()}
+    stop_token_ids = frozenset(int(token) for token in params.stop_token_ids or ())
+    allowed = params.allowed_token_ids
+    for name, ids in (("stop_token_ids", stop_token_ids), ("logit_bias", logit_bias), ("allowed_token_ids", allowed)):
+        expect_in_vocabulary(name, ids or (), vocab_size)
+    if params.stop_strings and encode is None:
+        raise ValueError("stop: expected no stop strings, since the engine has no tokenizer")
+    if params.bad_words and encode is None:
+        raise ValueError("bad_words: expected none, since the engine has no tokenizer")
+    bad_words = () if not params.bad_words or encode is None else _token_sequences(params.bad_words, encode, vocab_size)
+    repetition = float(params.repetition_penalty)
+    if not FLOAT32_LEAST <= repetition <= FLOAT32_MOST:
+        raise ValueError(
+            f"repetition_penalty: expected a number that float32 holds, {FLOAT32_LEAST:.3g} to {FLOAT32_MOST:.3g}, "
+            f"got {repetition!r}"
+        )
+    greedy = params.temperature < GREEDY_TEMPERATURE
+    penalizes = params.presence_penalty != 0 or params.frequency_penalty != 0 or repetition != 1
+    most = max_model_len if params.max_tokens is None else prompt_tokens + int(params.max_tokens)
+    return RequestParams(
+        n=int(params.n),
+        greedy=greedy,
+        temperature=0.0 if greedy else min(float(params.temperature), FLOAT32_MOST),
+        top_p=max(float(params.top_p), FLOAT32_LEAST),
+        top_k=int(params.top_k) if 0 < params.top_k < vocab_size else 0,
+        min_p=float(params.min_p),
+        presence_penalty=float(params.presence_penalty),
+        frequency_penalty=float(params.frequency_penalty),
+        repetition_penalty=repetition,
+        penalizes=penalizes,
+        adjusts=penalizes or bool(logit_bias) or bool(bad_words) or allowed is not None,
+        seed=None if params.seed is None else as_int64(int(params.seed)),
+        stop_strings=params.stop_strings,
+        stop_token_ids=stop_token_ids,
+        ignore_eos=bool(params.ignore_eos),
+        max_total_tokens=min(most, max_model_len),
+        min_tokens=min(int(params.min_tokens), max_model_len),
+        logprobs=_count(params.logprobs, vocab_size),
+        prompt_logprobs=_count(params.prompt_logprobs, vocab_size),
+        detokenize=bool(params.detokenize),
+        skip_special_tokens=bool(params.skip_special_tokens),
+        include_stop_str_in_output=bool(params.include_stop_str_in_output),
+        output_kind=params.output_kind,
+        logit_bias=logit_bias,
+        disallowed=None if allowed is None else _all_but(allowed, vocab_size),
+        bad_words=bad_words,
+    )
+
+
+def as_int64(value: int) -> int:
+    """The value modulo 2**64, in two's complement."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def expect_in_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Raises ValueError, with the first id that is not there."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"{name}: token id {token} is not in the vocabulary of {vocab_size}")
+
+
+def _count(logprobs: int | None, vocab_size: int) -> int | None:
+    return None if logprobs is None else vocab_size if logprobs == -1 else min(int(logprobs), vocab_size)
+
+
+def _all_but(allowed: Iterable[int], vocab_size: int) -> NDArray[np.bool_]:
+    disallowed = np.ones(vocab_size, np.bool_)
+    disallowed[list(allowed)] = False
+    return disallowed
+
+
+def _token_sequences(words: Iterable[str], encode: Encode, vocab_size: int) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is written inside a text, and after a space where that is one other token (vLLM's rule)."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        inside = tuple(encode(word.lstrip() or word))
+        spaced = tuple(encode(f" {word.lstrip()}"))
+        found[inside] = None
+        if inside and len(spaced) == len(inside) and spaced[0] != inside[0]:
+            found[spaced] = None
+    return tuple(ids for ids in found if ids and max(ids) < vocab_size)
