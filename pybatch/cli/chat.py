@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from contextlib import closing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pybatch.cli.command import load, usage_errors
 from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
+from pybatch.cli.signals import interrupting
+from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
     from pybatch.api.llm import LLM
@@ -31,7 +34,7 @@ def chat(
     """
     llm, params = load(engine, sampling)
     conversation = Chat(llm, params, system)
-    with usage_errors():
+    with usage_errors(), interrupting():
         if sys.stdin.isatty():
             converse(conversation)
         else:
@@ -50,8 +53,8 @@ class Chat:
         self._messages = list(self._opening)
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """Yields the answer in pieces. What has come of it when the iterator is closed stays in the history; ValueError
-        for a message that cannot be answered, which does not."""
+        """Yields the answer in pieces. If the iterator is closed early, what has come of the answer stays in the
+        history. Raises ValueError if the message cannot be answered; it then does not enter the history."""
         from pybatch.api.inputs import Conversation
 
         question = {"role": "user", "content": text}
@@ -72,10 +75,11 @@ class Chat:
 
 
 def answer_once(chat: Chat, text: str) -> None:
-    """Prints the answer to one message as it comes."""
+    """Prints the answer to one message as it comes; on a terminal, with escapes in place of control characters."""
+    shown = partial(printable, keep="\n\t") if sys.stdout.isatty() else str
     with closing(chat.ask(text)) as pieces:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
     print()
 
 
@@ -97,11 +101,11 @@ def converse(chat: Chat) -> None:
         if text == "/clear":
             chat.clear()
         elif text.startswith("/"):
-            print(f"{text}: expected /clear or /exit", file=sys.stderr)
+            print(f"{printable(text)}: expected /clear or /exit", file=sys.stderr)
         elif text:
             try:
                 answer_once(chat, text)
             except KeyboardInterrupt:
                 print(" (stopped)")
             except ValueError as error:
-                print(f"{error}\n(/clear begins a new conversation)", file=sys.stderr)
+                print(f"{printable(str(error))}\n(/clear begins a new conversation)", file=sys.stderr)

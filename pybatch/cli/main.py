@@ -1,47 +1,51 @@
-"""The pybatch command: its commands are in the modules of their names."""
+"""The pybatch command's way in and out: streams, signals and exit codes."""
 
 from __future__ import annotations
 
+import atexit
+import signal
 import sys
-from typing import Annotated
 
-import typer
-
-import pybatch
-from pybatch.cli.chat import chat
-from pybatch.cli.command import EXIT_INTERRUPTED
-from pybatch.cli.env import env
-from pybatch.cli.run import run
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+from pybatch.cli import exit_codes
+from pybatch.cli.signals import ending_at_once, exit_code
+from pybatch.cli.streams import flush_output, printable, standard_streams_mended
 
 
 def main() -> None:
-    """Exits with 0, 1 (some rows failed), 2 (usage) or 130 (Ctrl-C)."""
+    """Runs the command that sys.argv names and exits; exit_codes.py lists the codes."""
+    with standard_streams_mended(), ending_at_once():
+        code = run_command()
+        try:
+            flush_output()
+        except BrokenPipeError:  # without a word, as other tools
+            code = exit_codes.BROKEN_PIPE
+        except OSError as error:
+            complain(f"standard output: {error.strerror}")
+            code = exit_codes.FAILED
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # no traceback out of the interpreter's own end
+    sys.exit(code)
+
+
+def run_command() -> int:
+    """Returns the exit code."""
+    import typer  # these imports take a while, in which a Ctrl-C is no traceback either
+
+    from pybatch.cli.app import app
+
     try:
-        sys.exit(app(prog_name="pybatch", standalone_mode=False))
+        return int(app(prog_name="pybatch", standalone_mode=False) or exit_codes.OK)
     except typer.TyperException as error:
         if message := error.format_message():
-            print(f"pybatch: {message}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(EXIT_INTERRUPTED)
+            complain(message)
+        return int(error.exit_code)
+    except typer.Abort:
+        return exit_code(signal.SIGINT)
+    except SystemExit as end:  # typer's, where standard output is gone
+        return int(end.code or exit_codes.OK)
+    except OSError as error:
+        complain(f"{error.filename or 'standard output'}: {error.strerror}")
+        return exit_codes.FAILED
 
 
-def print_version(wanted: bool) -> None:
-    if wanted:
-        print(pybatch.__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def top(
-    version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Run language models over many prompts at once."""
-
-
-for command in (run, chat, env):
-    app.command()(command)
+def complain(message: str) -> None:
+    print(f"pybatch: {printable(message)}", file=sys.stderr)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import errno
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pybatch.cli.command import EXIT_FAILED_ROWS, EXIT_INTERRUPTED, UsageError, load, stderr, usage_errors
+from pybatch.cli import exit_codes
+from pybatch.cli.command import CommandError, UsageError, load, one_line, stderr, usage_errors
 from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
+from pybatch.cli.signals import ending_at_once, ending_in_order, exit_code
+from pybatch.cli.streams import printable
+
+if TYPE_CHECKING:
+    from pybatch.api.progress import BatchProgress
 
 
 class InputFormat(StrEnum):
@@ -39,8 +47,8 @@ def run(
     """Answer a file of prompts.
 
     A row is a JSON object with "messages" (a conversation) or "prompt" (text), or with the fields that
-    --prompt-template names; in a text file it is a line. Text is put to the model as a user's message where the model
-    has a chat template; --raw has it completed as it is.
+    --prompt-template names; in a text file it is a line. Text becomes a user's message where the model has a chat
+    template; with --raw the model completes it as it is.
 
     A result is the row's own fields and: "row", its number from 0, since results come in the order in which they
     finish; "response"; "finish_reason"; "usage" with "prompt_tokens" and "completion_tokens"; with --logprobs and
@@ -48,45 +56,66 @@ def run(
     "error" instead, and the others go on. A field of the row that has one of these names is kept as "input_response"
     and so on.
 
-    Exit code: 0; 1 if rows failed; 2 for wrong usage; 130 after Ctrl-C, which keeps the results so far.
+    Exit code: 0, all rows are answered; 1, some have errors; 2, wrong usage: arguments, files, a limit on their size,
+    or a model that cannot be used; 3, the job could not go on: the disk, memory or a step of the model; 130 after
+    Ctrl-C, 143 after SIGTERM; 141, nobody reads the results any more. Rows that have finished are in the results, all
+    of them whole. A second Ctrl-C does not wait for the step under way.
     """
-    from pybatch.api.llm import most_output_tokens
     from pybatch.api.progress import BatchProgress, ProgressReporter
-    from pybatch.jobs.files import STANDARD, expect_free, measure, open_results, open_rows
+    from pybatch.jobs.files import expect_apart, measure, open_results, open_rows, standard_streams_reserved
     from pybatch.jobs.prompts import PromptMaker, Template
+    from pybatch.jobs.read_ahead import ReadAhead
     from pybatch.jobs.reader import read_rows
-    from pybatch.jobs.row_runner import run_job
-    from pybatch.jobs.summary import summary_table
+    from pybatch.jobs.result_file import discard_unused_files
 
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
     format = input_format or (InputFormat.text if prompts.endswith(".txt") else InputFormat.jsonl)
-    with usage_errors():
-        template = None if prompt_template is None else Template(prompt_template)
-        expect_free(output, overwrite=overwrite, rows=prompts)
-        rows, size = measure(prompts)
-        lines = open_rows(prompts)
+    with ending_at_once(discard_unused_files), ExitStack() as opened:
+        with usage_errors():
+            template = None if prompt_template is None else Template(prompt_template)
+            expect_apart(output, rows=prompts, others=(engine.model, engine.given().get("tokenizer")))
+            lines = open_rows(prompts)
+            results = opened.enter_context(open_results(output, overwrite=overwrite))
+            opened.enter_context(standard_streams_reserved())
+            rows = ReadAhead(read_rows(lines, format.value), name=prompts)
+            count, size = measure(prompts)
         llm, params = load(engine, sampling)
         chat = not raw and llm.get_tokenizer().chat_template is not None
         if system is not None and not chat:
             raise UsageError(f"--system: {engine.model} has no chat template")
-        results = open_results(output)
-    progress = BatchProgress(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
-    interrupted = False
-    bar = output != STANDARD or not sys.stdout.isatty()  # rows and a bar on one terminal would be in each other's way
-    try:
-        with lines, results, ProgressReporter("Answering", progress, lines=True, bar=bar):
-            run_job(llm, read_rows(lines, format.value), PromptMaker(template, system, chat), params, results, progress)
-    except KeyboardInterrupt:
-        interrupted = True
-    except OSError as error:
-        raise typer.TyperException(f"{output}: {error.strerror}; {progress.rows_done:,} rows are saved") from error
-    stderr.print(summary_table(progress, llm.engine.metrics.summary()))
-    if interrupted:
-        stderr.print(f"Interrupted: {progress.rows_done:,} rows are done and saved in {output}.")
-        raise typer.Exit(EXIT_INTERRUPTED)
+        from pybatch.api.llm import most_output_tokens
+        from pybatch.jobs.row_runner import run_job
+        from pybatch.jobs.summary import summary_table
+
+        progress = BatchProgress(llm.engine.metrics, count, size, max_output_tokens=most_output_tokens(params))
+        make_prompt = PromptMaker(template, system, chat)
+        with ending_in_order() as stop:
+            with job_errors(progress):
+                results.begin()
+                with ProgressReporter("Answering", progress, lines=True, bar=not results.isatty()):
+                    run_job(llm, rows, make_prompt, params, results, progress, stop.requested)
+            stderr.print(summary_table(progress, llm.engine.metrics.summary()))
+            if stop.signum is not None:
+                tell(f"Interrupted: {progress.rows_done:,} rows are done and saved in {output}.")
+                raise typer.Exit(exit_code(stop.signum))
     if progress.rows_failed:
-        stderr.print(
-            f'{progress.rows_failed:,} of {progress.rows_done:,} rows failed: each has an "error" in {output}.'
-        )
-        raise typer.Exit(EXIT_FAILED_ROWS)
+        tell(f'{progress.rows_failed:,} of {progress.rows_done:,} rows failed: each has an "error" in {output}.')
+        raise typer.Exit(exit_codes.FAILED_ROWS)
+
+
+@contextmanager
+def job_errors(progress: BatchProgress) -> Iterator[None]:
+    """Turns what ends a job before its time into one line, with the count of the rows that are saved."""
+    try:
+        yield
+    except Exception as error:
+        reason, code = f"the job cannot go on: {one_line(error)}", exit_codes.FAILED
+        if isinstance(error, OSError) and error.filename is not None:
+            reason = f"{error.filename}: {error.strerror}"
+            code = {errno.EPIPE: exit_codes.BROKEN_PIPE, errno.EFBIG: exit_codes.USAGE}.get(error.errno or 0, code)
+        raise CommandError(f"{reason}; {progress.rows_done:,} rows are saved", code) from error
+
+
+def tell(message: str) -> None:
+    stderr.print(printable(message))

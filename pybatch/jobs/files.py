@@ -1,17 +1,31 @@
-"""Opens what a job reads and writes; "-" is standard input or output."""
+"""Opens what a job reads and writes; "-" is standard input or output. Nothing that exists is changed here."""
 
 from __future__ import annotations
 
 import os
+import signal
+import stat
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from pybatch.jobs.result_file import ResultFile
 
 STANDARD = "-"
 
 
 def open_rows(path: str) -> BinaryIO:
-    return sys.stdin.buffer if path == STANDARD else Path(path).open("rb")
+    """Raises OSError, with the path, if it cannot be read."""
+    try:
+        fd = os.dup(0) if path == STANDARD else os.open(path, os.O_RDONLY)
+        os.set_blocking(fd, True)  # who gave us a pipe may have left it non-blocking
+        os.read(fd, 0)  # a folder, or a stream that is closed
+    except OSError as error:
+        error.filename = "standard input" if path == STANDARD else path
+        raise
+    return open(fd, "rb")
 
 
 def measure(path: str) -> tuple[int | None, int | None]:
@@ -22,19 +36,105 @@ def measure(path: str) -> tuple[int | None, int | None]:
         return sum(1 for line in file if line.strip()), os.fstat(file.fileno()).st_size
 
 
-def expect_free(path: str, *, overwrite: bool, rows: str) -> None:
-    """FileExistsError if results may not go to ``path``: it is a file, and not to be overwritten, or it holds the rows;
-    FileNotFoundError if its folder does not exist."""
-    target = Path(path)
+def expect_apart(results: str, *, rows: str, others: Iterable[str | None] = ()) -> None:
+    """Raises FileExistsError if the results would go into the file that the rows, or others, are read from, by
+    whatever name or stream it is reached."""
+    output = status(results, stream=1)
+    for path in (rows, *others):
+        read = None if path is None else status(path, stream=0)
+        if output is not None and read is not None and is_fed_back(read, output):
+            what = "the prompts" if path == rows else path
+            raise FileExistsError(f"{results} holds {what}; the results need a file of their own")
+
+
+def status(path: str, *, stream: int) -> os.stat_result | None:
+    try:
+        return os.fstat(stream) if path == STANDARD else os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def is_fed_back(read: os.stat_result, written: os.stat_result) -> bool:
+    """Whether what is written is read again. A terminal and a socket have two directions."""
+    mode = read.st_mode
+    return os.path.samestat(read, written) and not (stat.S_ISCHR(mode) or stat.S_ISSOCK(mode))
+
+
+def open_results(path: str, *, overwrite: bool) -> ResultFile:
+    """Opens a new file, one that may be overwritten, a pipe or a device.
+
+    The old lines of a file to be overwritten stay until ResultFile.begin. Raises FileExistsError if the file exists and
+    may not be overwritten, FileNotFoundError if its folder does not exist, OSError if it takes no bytes.
+    """
+    try:
+        return standard_output(path) if is_standard_output(path) else open_file(path, overwrite=overwrite)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = "standard output" if path == STANDARD else path
+        raise
+
+
+def standard_output(path: str) -> ResultFile:
+    fd = os.dup(1)
+    os.set_blocking(fd, True)
+    os.write(fd, b"")  # a stream that is closed, or a full device
+    return ResultFile(path, fd)
+
+
+def is_standard_output(path: str) -> bool:
+    """Whether results for the path go to standard output: it is "-", or a name of the file that is open there already
+    (/dev/stdout). Opened once more, such a file would lose what stands in it."""
     if path == STANDARD:
-        return
-    if target.is_file() and Path(rows).is_file() and target.samefile(rows):
-        raise FileExistsError(f"{path} holds the prompts; the results need a file of their own")
-    if target.is_file() and not overwrite:
-        raise FileExistsError(f"{path} exists; --overwrite replaces it")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {target.parent}")
+        return True
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    except OSError:
+        return False
 
 
-def open_results(path: str) -> BinaryIO:
-    return sys.stdout.buffer if path == STANDARD else Path(path).open("wb")
+def open_file(path: str, *, overwrite: bool) -> ResultFile:
+    target = os.path.realpath(path) if os.path.islink(path) and not os.path.exists(path) else path
+    folder = os.path.dirname(target) or "."
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{path}: there is no folder {folder}")
+    flags = os.O_WRONLY | os.O_APPEND
+    try:
+        with signals_blocked():  # or one could come before the ResultFile knows what to remove
+            fd = os.open(target, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            return ResultFile(path, fd, path=target, created=True)
+    except FileExistsError:
+        if os.path.isfile(target) and not overwrite:
+            raise FileExistsError(f"{path} exists; --overwrite replaces it") from None
+    fd = os.open(target, flags)
+    os.write(fd, b"")  # a full device
+    return ResultFile(path, fd, path=target)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def standard_streams_reserved() -> Iterator[None]:
+    """While a job runs, whatever else reads standard input finds it empty, and what else is printed goes to standard
+    error: rows are no answers to a library's question, and its messages no results. For use after the files have been
+    opened."""
+    saved = os.dup(0), os.dup(1)
+    sys.stdout.flush()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+        for fd, own in enumerate(saved):
+            os.dup2(own, fd)
+            os.close(own)

@@ -15,24 +15,25 @@ Format = Literal["jsonl", "text"]
 class Row:
     """One row of the input.
 
-    index: its position among the rows, from 0 (blank lines are none). size: in bytes. error: why it has no fields,
-    which then hold the line as it was under "line".
+    index: its position among the rows, from 0; blank lines are not counted. line: its number in the file, from 1.
+    size: in bytes. error: why the line is not a row; fields then holds its text as "line".
     """
 
     index: int
+    line: int
     size: int
     fields: dict[str, Any]
     error: str | None = None
 
 
 def read_rows(lines: Iterable[bytes], format: Format) -> Iterator[Row]:
-    """The rows of an open file. A line of text is a row with the field "prompt"; a JSON line is an object."""
+    """The rows of an open file. A text file's line becomes a row with the field "prompt"; a JSON line is the row."""
     index = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         fields, error = parse(line, format)
-        yield Row(index, len(line), fields, None if error is None else f"line {number}: {error}")
+        yield Row(index, number, len(line), fields, error)
         index += 1
 
 

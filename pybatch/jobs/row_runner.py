@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
-from typing import Any, BinaryIO
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from pybatch.api.inputs import Prompt
-from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.llm import LLM
 from pybatch.api.progress import BatchProgress
-from pybatch.engine import SamplingParams
+from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.jobs.prompts import PromptMaker
+from pybatch.jobs.read_ahead import ReadAhead
 from pybatch.jobs.reader import Row
-from pybatch.jobs.writer import answer, result_row, write_row
+from pybatch.jobs.result_file import ResultFile
+from pybatch.jobs.writer import answer, result_line
+
+WAIT = 0.05  # seconds between two looks at `stopped` while no row comes
 
 
 def run_job(
     llm: LLM,
-    rows: Iterable[Row],
+    rows: ReadAhead,
     make_prompt: PromptMaker,
     params: SamplingParams,
-    results: BinaryIO,
+    results: ResultFile,
     progress: BatchProgress,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Answers every row. Rows are read as there is room for them; a bad one is written with an "error".
+    """Answers every row, in the order in which they finish. A row that cannot be answered is written with an "error".
 
-    results: gets the rows in the order in which they finish. progress: counts them. KeyboardInterrupt ends the job
-    between two rows.
+    progress: counts the rows. stopped: asked between two steps; once it is true the job ends, and the rows that have
+    finished are in the results.
+
+    Raises OSError, with the file's name, if rows cannot be read or results not be written, and whatever a step of the
+    engine raises. The results then hold every row that had finished.
     """
-    numbers = itertools.count()
-    running: dict[int, Row] = {}
+    session = llm.session
+    room = 2 * llm.engine.config.max_num_seqs  # so that the batching policy has some to choose from
+    inbox: deque[RequestOutput] = deque()
+    running: dict[str, Row] = {}
 
     def save(row: Row, result: Mapping[str, Any], prompt_tokens: int = 0) -> None:
-        with deferred_interrupts():
-            write_row(results, result_row(row, result))
-            progress.finish(row.size, prompt_tokens, failed="error" in result)
+        if "error" in result:
+            result = {"error": f"line {row.line}: {result['error']}"}
+        try:
+            line = result_line(row, result)
+        except (ValueError, RecursionError) as error:  # nested as deep as can be read, but not written
+            result = {"error": f"line {row.line}: the row cannot be written: {error}"}
+            line = result_line(Row(row.index, row.line, row.size, {}), result)
+        results.append(line)
+        progress.finish(row.size, prompt_tokens, failed="error" in result)
 
-    def prompts() -> Iterator[Prompt]:
-        for row in rows:
-            try:
-                prompt = make_prompt(row)
-            except ValueError as error:
-                save(row, {"error": str(error)})
-            else:
-                running[next(numbers)] = row
-                yield prompt
+    def submit(row: Row) -> None:
+        try:
+            prompt = make_prompt(row)
+        except ValueError as error:
+            save(row, {"error": str(error)})
+        else:
+            running[session.submit(prompt, params, inbox.append)] = row
 
-    with closing(llm.stream(prompts(), params)) as outputs:
-        for output in outputs:
-            save(running.pop(int(output.request_id)), answer(output), len(output.prompt_token_ids))
+    def save_finished() -> None:
+        while inbox:
+            output = inbox.popleft()
+            save(running.pop(output.request_id), answer(output), len(output.prompt_token_ids))
+
+    try:
+        while not stopped() and (running or not rows.ended):
+            while len(running) < room and not stopped():
+                row = rows.take(0 if running else WAIT)
+                if row is not None:
+                    submit(row)
+                elif running or rows.ended:
+                    break
+            if running and not inbox:
+                session.step()
+            save_finished()
+    finally:
+        for request_id in running:
+            session.abort(request_id)

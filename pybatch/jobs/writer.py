@@ -1,11 +1,11 @@
-"""Result rows, each in the file as soon as it is there."""
+"""Result rows: what they hold, and how they are written down."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pybatch.engine import RequestOutput
@@ -16,7 +16,7 @@ RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "logprobs", "promp
 
 
 def answer(output: RequestOutput) -> dict[str, Any]:
-    """What a result row tells of a finished request. With n > 1 what there is once a sample is a list."""
+    """The result fields of a finished request. With n > 1 those of a single sample become lists, one item a sample."""
     if output.error is not None:
         return {"error": output.error}
     samples = output.outputs
@@ -40,7 +40,7 @@ def one_or_all(items: list[Any]) -> Any:
 
 
 def positions(logprobs: Sequence[TokenLogprobs | None]) -> list[list[dict[str, Any]] | None]:
-    """At each position the actual token and then the likeliest; None before a prompt's first token."""
+    """At each position the actual token, then the likeliest ones; None at a prompt's first token."""
     return [None if at is None else [{"token_id": token, **asdict(of)} for token, of in at.items()] for at in logprobs]
 
 
@@ -60,8 +60,7 @@ def result_row(row: Row, result: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "row": row.index, **result}
 
 
-def write_row(file: BinaryIO, row: Mapping[str, Any]) -> None:
-    """Writes one line and flushes it, so that whatever stops the job leaves whole lines."""
+def result_line(row: Row, result: Mapping[str, Any]) -> bytes:
+    """The result row as a line of JSON in UTF-8."""
     # An unpaired surrogate has no UTF-8 form; backslashreplace makes it the JSON escape that it came from.
-    file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
-    file.flush()
+    return json.dumps(result_row(row, result), ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

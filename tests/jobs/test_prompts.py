@@ -12,7 +12,7 @@ USER = [{"role": "user", "content": "Hello"}]
 
 
 def row(**fields: Any) -> Row:
-    return Row(0, 1, fields)
+    return Row(0, 1, 1, fields)
 
 
 def test_a_template_takes_text_as_it_is_and_the_rest_as_json() -> None:

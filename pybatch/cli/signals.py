@@ -1,0 +1,88 @@
+"""How SIGINT (Ctrl-C), SIGTERM and SIGHUP end a command: at once, or between two steps of a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar has hidden
+
+
+def exit_code(signum: int) -> int:
+    """As shells count."""
+    return 128 + signum
+
+
+@contextmanager
+def handled(handler: Any, signums: Iterable[signal.Signals] = ENDING) -> Iterator[None]:
+    """Sets the handler for a while. A signal that the caller ignores (nohup) stays ignored, and off the main thread,
+    where Python delivers no signals, nothing is changed."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {signum: signal.getsignal(signum) for signum in signums}
+    before = {signum: old for signum, old in before.items() if old is not signal.SIG_IGN}
+    try:
+        for signum in before:
+            signal.signal(signum, handler)
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
+
+
+def leave(signum: int) -> NoReturn:
+    """Ends the process. Nothing is unwound: an exception in the middle of an import or of a library's C++ comes out as
+    a traceback, or as something else than what was raised."""
+    if os.isatty(2):
+        os.write(2, SHOW_CURSOR)
+    os._exit(exit_code(signum))
+
+
+@contextmanager
+def ending_at_once(clean_up: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """A signal ends the process, after clean_up."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        try:
+            clean_up()
+        finally:
+            leave(signum)
+
+    with handled(end):
+        yield
+
+
+class Stop:
+    """The signal that asked a job to end, if one has come."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def requested(self) -> bool:
+        return self.signum is not None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            leave(self.signum)
+        self.signum = signum
+
+
+@contextmanager
+def ending_in_order() -> Iterator[Stop]:
+    """A signal is noted for the block to end by itself; a second one ends the process."""
+    stop = Stop()
+    with handled(stop):
+        yield stop
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt."""
+    with handled(signal.default_int_handler, [signal.SIGINT]):
+        yield

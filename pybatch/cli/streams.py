@@ -1,0 +1,81 @@
+"""Standard streams that are closed, full or of another encoding than the text."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+# Control characters and those that change the direction of text: a terminal obeys them.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with escapes in place of control characters, which may come from a model's or a row's own words."""
+    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
+@contextmanager
+def standard_streams_mended() -> Iterator[None]:
+    """While a command runs, standard error takes everything, and what a stream's encoding lacks is replaced.
+
+    A closed stream is opened on a null device that refuses to be read or written: otherwise the next file to be opened
+    would become standard output, and get what is printed.
+    """
+    before = sys.stdin, sys.stdout, sys.stderr
+    for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)  # gets the lowest number that is free, which is fd
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        encoding = "utf-8" if sys.stderr is None else sys.stderr.encoding
+        sys.stderr = io.TextIOWrapper(Unfailing(2), encoding=encoding, errors="backslashreplace", write_through=True)
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+class Unfailing(io.RawIOBase):
+    """Writes what can be written. A message that is lost (a full disk, a closed terminal) is no reason to stop."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        left = memoryview(data)
+        with suppress(OSError):
+            while left:
+                left = left[os.write(self._fd, left) :]
+        return len(data)
+
+
+def flush_output() -> None:
+    """Raises OSError if standard output does not take what was printed, which is then forgotten."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # the interpreter flushes once more at its end
+        os.close(null)
+        raise

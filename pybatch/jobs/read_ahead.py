@@ -1,0 +1,63 @@
+"""Reads rows beside the engine, so that a slow producer does not hold up those that are running."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+from pybatch.jobs.reader import Row
+
+
+class ReadAhead:
+    """Draws rows on a thread of its own and keeps some of them ready.
+
+    name: of where they come from, for errors, which `take` raises. limit: the thread pauses while it holds rows of so
+    many bytes.
+    """
+
+    def __init__(self, rows: Iterable[Row], name: str, limit: int = 1 << 20) -> None:
+        self._name, self._limit = name, limit
+        self._ready: deque[Row] = deque()
+        self._size = 0
+        self._done = False
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
+        # A daemon: reading cannot be interrupted, and must not keep alive a process whose input stays open.
+        threading.Thread(target=self._read, args=(rows,), daemon=True).start()
+
+    def take(self, timeout: float) -> Row | None:
+        """The next row. None if there is none after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._done, timeout)
+            if self._ready:
+                row = self._ready.popleft()
+                self._size -= row.size
+                self._changed.notify_all()
+                return row
+            if self._error is not None:
+                raise self._error
+            return None
+
+    @property
+    def ended(self) -> bool:
+        """Whether every row has been taken."""
+        with self._changed:
+            return self._done and not self._ready and self._error is None
+
+    def _read(self, rows: Iterable[Row]) -> None:
+        error: Exception | None = None
+        try:
+            for row in rows:
+                with self._changed:
+                    self._ready.append(row)
+                    self._size += row.size
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._size < self._limit)
+        except Exception as caught:
+            error = caught
+            if isinstance(error, OSError):
+                error.filename = self._name
+        with self._changed:
+            self._done, self._error = True, error
+            self._changed.notify_all()

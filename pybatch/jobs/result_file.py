@@ -1,0 +1,97 @@
+"""Where a job's result rows go."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+_unused: set[ResultFile] = set()  # created, for jobs that have not begun
+
+
+class ResultFile:
+    """An open output that takes whole lines only: what was written of a line that did not fit is taken back.
+
+    A process that is killed (SIGKILL) in the middle of a line of many megabytes may leave a part of it, as the last
+    line of the file and without a newline; a pipe or device keeps what it has got.
+
+    name: for messages. path: of a file that this job opened; None for standard output. created: there was no such file
+    before. A created file is removed again if the job never begins.
+    """
+
+    def __init__(self, name: str, fd: int, *, path: str | None = None, created: bool = False) -> None:
+        self.name = name
+        self._fd, self._path = fd, path
+        status = os.fstat(fd)
+        self._regular = stat.S_ISREG(status.st_mode)
+        self._linked = status.st_nlink > 0
+        if created:
+            _unused.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.discard_unused()
+        os.close(self._fd)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def begin(self) -> None:
+        """Empties a file that is to be replaced; until now its old lines were still there."""
+        try:
+            self._expect_linked()
+            if self._regular and self._path is not None:
+                os.ftruncate(self._fd, 0)
+        except OSError as error:
+            raise self._named(error) from None
+        _unused.discard(self)
+
+    def append(self, line: bytes) -> None:
+        """Writes a line. Raises OSError, with our name, if it could not be written whole."""
+        left = memoryview(line)
+        try:
+            self._expect_linked()
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError as error:
+            self._take_back(len(line) - len(left))
+            raise self._named(error) from None
+
+    def discard_unused(self) -> None:
+        """Removes a file that was created for a job which has not begun."""
+        if self in _unused and self._path is not None:
+            _unused.remove(self)
+            with suppress(OSError):  # it is gone, or its folder is
+                if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
+                    os.unlink(self._path)
+
+    def _expect_linked(self) -> None:
+        """Rows that go to a deleted file are lost in silence."""
+        if self._linked and os.fstat(self._fd).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "deleted or replaced while the job was running")
+
+    def _take_back(self, written: int) -> None:
+        """Cuts off the last bytes, if they are ours and nobody has written behind them."""
+        if written and self._regular:
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            if os.fstat(self._fd).st_size == end:
+                os.ftruncate(self._fd, end - written)
+                os.lseek(self._fd, end - written, os.SEEK_SET)
+
+    def _named(self, error: OSError) -> OSError:
+        error.filename = self.name
+        return error
+
+
+def discard_unused_files() -> None:
+    """For a process that ends at once."""
+    for file in list(_unused):
+        file.discard_unused()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cli_command import COMMAND, FAST
+
+ROWS = 20_000
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@contextmanager
+def job(model: Path, results: Path, *, rows: int = ROWS) -> Iterator[subprocess.Popen[str]]:
+    prompts = results.with_suffix(".in")
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {i}", "pad": "x" * 2000}) + "\n" for i in range(rows)))
+    command = [*COMMAND, "run", prompts, "-o", results, "--model", model, *FAST]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+def check_end(process: subprocess.Popen[str], results: Path, code: int) -> None:
+    """The rows are whole, and the summary counts them."""
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    text = results.read_text()
+    assert text.endswith("\n")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert 0 < len(rows) < ROWS
+    assert all(set(row) == {"prompt", "pad", "row", "response", "finish_reason", "usage"} for row in rows)
+    assert f"Interrupted: {len(rows):,} rows are done and saved" in err
+    assert "output throughput" in err
+
+
+def test_ctrl_c_and_sigterm_end_a_job_with_whole_rows_and_a_summary(tiny_model: Path, tmp_path: Path) -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        results = tmp_path / f"{number}.jsonl"
+        with job(tiny_model, results) as process:
+            wait_for(lambda: results.exists() and results.stat().st_size > 10_000, process)  # noqa: B023
+            process.send_signal(number)
+            check_end(process, results, code)
+
+
+def test_many_signals_end_a_job_without_a_traceback(tiny_model: Path, tmp_path: Path) -> None:
+    results = tmp_path / "out.jsonl"
+    with job(tiny_model, results) as process:
+        wait_for(lambda: results.exists() and results.stat().st_size > 10_000, process)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.002)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)  # the latter where the interpreter was at its end
+    assert "Traceback" not in err
+    assert all(json.loads(line)["response"] is not None for line in results.read_text().splitlines())
+
+
+def test_a_signal_while_the_model_loads_leaves_no_empty_file(tiny_model: Path, tmp_path: Path) -> None:
+    results = tmp_path / "out.jsonl"
+    with job(tiny_model, results, rows=1) as process:
+        wait_for(results.exists, process)  # before torch is imported, let alone the model loaded
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "")
+    assert not results.exists()
+
+
+def test_a_slow_producer_is_answered_at_once_and_ctrl_c_ends_the_wait_for_more(tiny_model: Path) -> None:
+    command = [*COMMAND, "run", "-", "-o", "-", "--model", tiny_model, *FAST]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for i in range(2):
+            process.stdin.write(json.dumps({"prompt": f"Say {i}"}).encode() + b"\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["row"] == i
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr is not None
+        assert b"Interrupted: 2 rows are done" in process.stderr.read()
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored_and_handlers_are_restored() -> None:
+    code = """
+import os, signal, sys
+from pybatch.cli.signals import ending_at_once, ending_in_order, interrupting
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with ending_at_once(lambda: print("cleaned up", flush=True)):
+    os.kill(os.getpid(), signal.SIGHUP)
+    with ending_in_order() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+    with interrupting():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    ran = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "interrupted\ncleaned up\n", "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert os.getpid()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from pybatch.jobs.files import open_results
+from pybatch.jobs.result_file import ResultFile
+
+
+def test_a_line_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_results(str(path), overwrite=False) as results:
+        results.begin()
+        results.append(b"first\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # as a disk that is full in the middle of a line
+        try:
+            with pytest.raises(OSError, match="out") as error:
+                results.append(b"x" * 10_000 + b"\n")
+            results.append(b"second\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG
+    assert path.read_bytes() == b"first\nsecond\n"
+
+
+def test_lines_behind_ours_are_not_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    with ResultFile("out", fd) as results:
+        os.write(fd, b"half")
+        path.open("ab").write(b"of another\n")
+        results._take_back(4)
+    assert path.read_bytes() == b"halfof another\n"
+
+
+def test_a_deleted_file_ends_the_job_but_a_renamed_one_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with open_results(str(folder / "out"), overwrite=False) as results:
+        results.begin()
+        (folder / "out").rename(folder / "moved")
+        results.append(b"row\n")
+        assert (folder / "moved").read_bytes() == b"row\n"
+        shutil.rmtree(folder)
+        with pytest.raises(FileNotFoundError, match="deleted or replaced while the job was running"):
+            results.append(b"row\n")
+
+
+def test_a_pipe_that_is_slow_gets_whole_lines(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    pieces: list[bytes] = []
+
+    def drain() -> None:
+        while piece := os.read(read, 1000):
+            pieces.append(piece)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    with ResultFile("-", write) as results:
+        results.append(b"x" * 200_000 + b"\n")
+    thread.join()
+    os.close(read)
+    assert b"".join(pieces) == b"x" * 200_000 + b"\n"

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybatch import LLM, SamplingParams
+from pybatch.api.progress import BatchProgress
+from pybatch.jobs.files import open_results
+from pybatch.jobs.prompts import PromptMaker
+from pybatch.jobs.read_ahead import ReadAhead
+from pybatch.jobs.reader import read_rows
+from pybatch.jobs.row_runner import run_job
+
+PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model: Path) -> LLM:
+    return LLM(tiny_model, num_kv_blocks=128, max_num_seqs=4, threads=1)
+
+
+class Job:
+    """A job whose rows come through a pipe."""
+
+    def __init__(self, llm: LLM, path: Path) -> None:
+        self.llm, self.path = llm, path
+        read, self.pipe = os.pipe()
+        self.rows = ReadAhead(read_rows(open(read, "rb"), "jsonl"), "rows")  # noqa: SIM115
+        self.progress = BatchProgress(llm.engine.metrics, None, None)
+
+    def feed(self, *rows: dict[str, Any] | bytes) -> None:
+        for row in rows:
+            os.write(self.pipe, row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n")
+
+    def run(self, params: SamplingParams = PARAMS, **options: Any) -> None:
+        with open_results(str(self.path), overwrite=True) as results:
+            results.begin()
+            run_job(self.llm, self.rows, PromptMaker(), params, results, self.progress, **options)
+
+    def results(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+@pytest.fixture
+def job(llm: LLM, tmp_path: Path) -> Iterator[Job]:
+    yield Job(llm, tmp_path / "out")
+    assert llm.session.idle
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_rows_of_an_open_pipe_are_answered_as_they_come(job: Job) -> None:
+    seen = list[int]()
+
+    def produce() -> None:
+        for i in range(3):
+            job.feed({"prompt": f"Say {i}"})
+            wait_for(lambda: job.path.exists() and len(job.results()) == i + 1)  # noqa: B023
+            seen.append(i)
+        os.close(job.pipe)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    job.run()
+    producer.join()
+    assert seen == [0, 1, 2]
+
+
+def test_a_job_stops_while_its_pipe_is_silent(job: Job) -> None:
+    job.feed({"prompt": "Say 0"})
+    job.run(stopped=lambda: job.progress.rows_done == 1)
+    assert [row["row"] for row in job.results()] == [0]
+    os.close(job.pipe)
+
+
+def test_rows_that_finish_in_the_last_step_are_written(job: Job) -> None:
+    job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
+    os.close(job.pipe)
+    steps = job.llm.engine.metrics.steps
+    job.run(stopped=lambda: job.llm.engine.metrics.steps >= steps + PARAMS.max_tokens)  # a signal in the last step
+    assert len(job.results()) == job.progress.rows_done == 4
+
+
+def test_what_finished_before_a_step_that_fails_is_written(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
+    os.close(job.pipe)
+    run, steps = job.llm.session.step, iter(range(6))
+
+    def step() -> None:
+        if next(steps) == 5:
+            raise MemoryError("no memory for the step")
+        run()
+
+    monkeypatch.setattr(job.llm.session, "step", step)
+    with pytest.raises(MemoryError, match="no memory for the step"):
+        job.run()
+    assert len(job.results()) == 4
+    assert all("response" in row for row in job.results())
+
+
+def test_a_row_that_is_too_deep_to_be_written_is_an_error(job: Job) -> None:
+    deep = next(depth for depth in range(2000, 0, -1) if readable(b'{"a":' * depth + b"1" + b"}" * depth))
+    job.feed(b'{"prompt": "Hello", "deep": ' + b'{"a":' * (deep - 1) + b"1" + b"}" * (deep - 1) + b"}\n")
+    job.feed({"prompt": "Hello"})
+    os.close(job.pipe)
+    job.run()
+    by_row = {row["row"]: row for row in job.results()}
+    assert "response" in by_row[1]
+    assert "response" in by_row[0] or by_row[0]["error"].startswith("line 1: ")
+
+
+def readable(line: bytes) -> bool:
+    """On a thread, as the job reads."""
+    rows = ReadAhead(read_rows(io.BytesIO(line), "jsonl"), "rows")
+    row = rows.take(30)
+    return row is not None and row.error is None
