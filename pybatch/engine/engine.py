@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ class Engine:
             max_seqs=config.max_num_seqs,
             max_blocks=-(-self.max_model_len // config.block_size),
         )
-        self._sampler = Sampler(token_decoder(tokenizer))
+        self._sampler = Sampler((lambda token: None) if tokenizer is None else tokenizer.token_text)
         own_ids = () if tokenizer is None else tokenizer.eos_token_ids
         all_ids = {*decoder.config.eos_token_ids, *own_ids}
         self._eos_ids = frozenset(token for token in all_ids if 0 <= token < decoder.config.vocab_size)
@@ -112,7 +111,7 @@ class Engine:
         if seed is None:
             seed = 0 if resolved.greedy else derived_seed(self.config.seed or 0, index, tokens)
         for i in range(resolved.n):
-            request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(resolved, stream)))
+            request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(request)))
         self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request
 
@@ -180,16 +179,13 @@ class Engine:
         assert self._tokenizer is not None
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def _detokenizer(self, params: RequestParams, stream: bool) -> Detokenizer | None:
+    def _detokenizer(self, request: Request) -> Detokenizer | None:
         """None where the text is wanted at the end only: it costs least there."""
-        if self._tokenizer is None or not params.detokenize or not (stream or params.stop_strings):
+        params = request.params
+        if self._tokenizer is None or not params.detokenize or not (request.stream or params.stop_strings):
             return None
-        return Detokenizer(
-            self._tokenizer,
-            params.stop_strings,
-            skip_special_tokens=params.skip_special_tokens,
-            min_tokens=params.min_tokens,
-        )
+        stream = self._tokenizer.text_stream(params.skip_special_tokens, after=request.prompt_token_ids)
+        return Detokenizer(stream, params.stop_strings, min_tokens=params.min_tokens)
 
     # ---- a step ----
 
@@ -285,16 +281,17 @@ class Engine:
             self._update_text(sequence)
 
     def _update_text(self, sequence: Sequence) -> None:
-        params, ids, detokenizer = sequence.request.params, sequence.output, sequence.detokenizer
-        if sequence.finish_reason == "stop" and not params.include_stop_str_in_output:
-            ids = ids[:-1]
+        """Takes the newest token into the text, or all of them at the end where there is no detokenizer."""
+        request, params, detokenizer = sequence.request, sequence.request.params, sequence.detokenizer
+        hidden = 1 if sequence.finish_reason == "stop" and not params.include_stop_str_in_output else 0
         if detokenizer is not None:
-            last = sequence.finish_reason is not None
-            if detokenizer.update(ids, last=last, include_stop=params.include_stop_str_in_output):
+            last, newest = sequence.finish_reason is not None, sequence.tokens[-1:][hidden:]
+            if detokenizer.add(newest, last=last, include_stop=params.include_stop_str_in_output):
                 sequence.finish_reason, sequence.stop_reason = "stop", detokenizer.stop
             sequence.text = detokenizer.text if sequence.finish_reason else detokenizer.settled_text()
         elif params.detokenize and self._tokenizer is not None:
-            sequence.text = self._tokenizer.decode(ids, params.skip_special_tokens)
+            ids = sequence.output[: sequence.num_output - hidden]
+            sequence.text = self._tokenizer.decode(ids, params.skip_special_tokens, after=request.prompt_token_ids)
 
     def _fail(self, request: Request, error: Exception) -> None:
         request.error = f"{type(error).__name__}: {error}"
@@ -358,16 +355,6 @@ def _completion(sequence: Sequence, delta: bool) -> CompletionOutput:
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
     )
-
-
-def token_decoder(tokenizer: Tokenizer | None) -> Callable[[int], str | None]:
-    """The text of one token, for log-probabilities."""
-
-    @lru_cache(maxsize=65536)
-    def decode(token: int) -> str | None:
-        return None if tokenizer is None else tokenizer.decode([token], skip_special_tokens=False)
-
-    return decode
 
 
 def no_token(params: RequestParams) -> str:

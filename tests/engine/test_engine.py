@@ -16,6 +16,7 @@ from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.model import Decoder, Tokenizer
 from pybatch.model.layers import DenseLinear
+from pybatch.model.text.token_text import TextStream
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
@@ -564,12 +565,21 @@ def test_a_failing_sample_takes_along_those_that_wait(make_engine: MakeEngine, d
 def test_a_request_whose_text_cannot_be_decoded_fails_alone(
     make_engine: MakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(self: Tokenizer, ids: Any, skip_special_tokens: bool = True) -> str:
-        if not skip_special_tokens:
-            raise UnicodeError("broken")
-        return ""
+    text_stream, add = Tokenizer.text_stream, TextStream.add
+    broken: list[TextStream] = []
 
-    monkeypatch.setattr(Tokenizer, "decode", decode)
+    def of_which_one_kind_breaks(self: Tokenizer, skip_special_tokens: bool = True, **after: Any) -> TextStream:
+        stream = text_stream(self, skip_special_tokens, **after)
+        broken.extend([] if skip_special_tokens else [stream])
+        return stream
+
+    def add_or_break(self: TextStream, ids: Any, *, last: bool = False) -> str:
+        if any(self is stream for stream in broken):
+            raise UnicodeError("broken")
+        return add(self, ids, last=last)
+
+    monkeypatch.setattr(Tokenizer, "text_stream", of_which_one_kind_breaks)
+    monkeypatch.setattr(TextStream, "add", add_or_break)
     at_each_token = SamplingParams(temperature=0, max_tokens=5, stop="x", skip_special_tokens=False)
     at_the_end = SamplingParams(temperature=0, max_tokens=5, skip_special_tokens=False)
     outputs = run(make_engine(), [[5, 6]] * 3, [GREEDY, at_each_token, at_the_end])

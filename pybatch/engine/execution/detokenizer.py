@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-
-class TextDecoder(Protocol):
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+from pybatch.model.text.token_text import TextStream
 
 
 class StopFinder:
-    """Finds the first stop string to be complete in a growing text, wherever the pieces of the text begin and end.
+    """Finds the stop string that is complete first in a growing text, wherever the text's pieces begin and end.
 
-    Where two are complete at the same character, the longer one counts.
+    Of two that are complete at the same character, the longer one counts.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -30,7 +27,7 @@ class StopFinder:
         return best
 
     def held_back(self, text: str) -> int:
-        """How many characters at the end of the text may be the beginning of a stop string."""
+        """The number of characters at the end of the text that may begin a stop string."""
         for length in range(min(self._longest - 1, len(text)), 0, -1):
             end = text[-length:]
             if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
@@ -39,38 +36,29 @@ class StopFinder:
 
 
 class Detokenizer:
-    """The text of one growing sequence: at every moment what decoding all its output ids at once would give, but for
-    an unfinished character at the end.
+    """The text of one growing sequence, up to its first stop string.
 
-    Only a window of the last few tokens is decoded again: from `_context` on, since decoders treat the first token
-    they see differently, and `_done` tokens of it are already in the text.
+    min_tokens: a stop string counts from the character on that these tokens end with.
     """
 
-    def __init__(self, decoder: TextDecoder, stops: Sequence[str], *, skip_special_tokens: bool, min_tokens: int = 0):
+    def __init__(self, stream: TextStream, stops: Sequence[str], *, min_tokens: int = 0) -> None:
         self.text = ""
         self.stop: str | None = None
-        self._decoder = decoder
-        self._skip_special_tokens = skip_special_tokens
+        self._stream = stream
         self._finder = StopFinder(stops)
-        self._min_tokens = min_tokens
+        self._tokens_before_stops = min_tokens
         self._floor = 0  # stop strings count from this character on
-        self._context = 0
-        self._done = 0
 
-    def update(self, ids: Sequence[int], *, last: bool, include_stop: bool) -> bool:
-        """Takes all output ids so far; True if a stop string ended the text, which is then cut there.
+    def add(self, ids: Sequence[int], *, last: bool, include_stop: bool) -> bool:
+        """Takes the next ids. Returns True if a stop string ended the text, which is then cut there.
 
-        last: no token will follow, so an unfinished character comes out as it is (U+FFFD).
+        last: no token will follow, so an unfinished character comes out as U+FFFD.
+        include_stop: keep the stop string in the text.
         """
         before = len(self.text)
-        text = self._decode(ids[self._context :])
-        if last or not text.endswith("\ufffd"):
-            added = text[len(self._decode(ids[self._context : self._done])) :]
-            if added:  # else the context would be tokens without text, which is as good as none
-                self._context = self._done
-            self._done = len(ids)
-            self.text += added
-        if len(ids) < self._min_tokens:
+        self.text += self._stream.add(ids, last=last)
+        self._tokens_before_stops -= len(ids)
+        if self._tokens_before_stops > 0:
             self._floor = len(self.text)
             return False
         match = self._finder.find(self.text, before, self._floor)
@@ -82,8 +70,5 @@ class Detokenizer:
         return True
 
     def settled_text(self) -> str:
-        """The text that no stop string can take back any more."""
+        """The text without an end that may turn out to begin a stop string."""
         return self.text[: len(self.text) - self._finder.held_back(self.text)]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._decoder.decode(ids, self._skip_special_tokens) if ids else ""

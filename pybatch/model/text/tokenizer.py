@@ -11,6 +11,7 @@ import tokenizers
 from pybatch.model.checkpoints.safetensors import read_json
 from pybatch.model.errors import ModelError
 from pybatch.model.text import chat_template as templates
+from pybatch.model.text.token_text import TextStream, TokenBytes
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -32,6 +33,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
+        self._token_bytes = TokenBytes(backend)
         self.special_tokens = dict(special_tokens or {})
         self.chat_template = chat_template
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
@@ -59,10 +61,17 @@ class Tokenizer:
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids. Bytes that are no whole UTF-8 character come out as U+FFFD."""
-        text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return text
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, *, after: Sequence[int] = ()) -> str:
+        """The text of token ids, where they stand after others. Bytes that are no character come out as U+FFFD."""
+        return self.text_stream(skip_special_tokens, after=after).add(ids, last=True)
+
+    def text_stream(self, skip_special_tokens: bool = True, *, after: Sequence[int] = ()) -> TextStream:
+        """The same for ids that come a few at a time."""
+        return TextStream(self._token_bytes, skip_special_tokens=skip_special_tokens, after=after)
+
+    def token_text(self, token: int) -> str:
+        """The text of one token in the midst of others."""
+        return self._token_bytes.after(token, token).decode(errors="replace")
 
     def apply_chat_template(
         self,
