@@ -26,7 +26,7 @@ def facts_table(known: dict[str, Any]) -> Table:
     for name, value in known.items():
         if isinstance(value, list):
             value = ", ".join(value)
-        elif name.startswith("memory_"):
+        elif name.startswith("memory_") and isinstance(value, int):
             value = f"{value / 2**30:.1f} GiB"
         table.add_row(name.replace("_", " ") if name.islower() else name, "not set" if value is None else str(value))
     return table

@@ -1,10 +1,7 @@
-"""Where a model runs: names of devices, and what is free there."""
+"""Where a model runs: names of devices."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import psutil
 import torch
 
 from pybatch import _C
@@ -42,17 +39,3 @@ def find_device(name: str) -> torch.device:
     if index >= count:
         raise ValueError(f"device: expected at most 'cuda:{count - 1}', got {name!r}")
     return torch.device("cuda", index)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that may still be used there; the machine's: or of the container (cgroup v2) where that is less."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else min(available, max(int(limit) - used, 0))

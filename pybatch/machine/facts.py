@@ -13,12 +13,13 @@ import torch
 import pybatch
 from pybatch import _C
 from pybatch.machine.device import why_no_cuda
+from pybatch.machine.memory import free_memory, tightest_limit
 from pybatch.machine.threads import usable_cores
 
 
 def facts() -> dict[str, Any]:
     """Versions, processor, instruction sets, memory and devices, as JSON values. Sizes in bytes."""
-    memory = psutil.virtual_memory()
+    memory, limit = psutil.virtual_memory(), tightest_limit()
     return {
         "pybatch": pybatch.__version__,
         "python": platform.python_version(),
@@ -34,7 +35,9 @@ def facts() -> dict[str, Any]:
         **chosen_isa(),
         "compiler": _C.compiler,
         "memory_total": memory.total,
-        "memory_available": memory.available,
+        "memory_available": free_memory(torch.device("cpu")),
+        "memory_limit": None if limit is None else limit.size,
+        "memory_limited_by": None if limit is None else limit.name,
         "cuda": not why_no_cuda(),
         "cuda_why": why_no_cuda() or torch.cuda.get_device_name(),
     }

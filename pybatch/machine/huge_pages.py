@@ -8,16 +8,21 @@ from math import prod
 import torch
 from torch import Tensor
 
+from pybatch.machine.memory import advice
+
 HUGE_PAGE = 2 << 20
 CHUNK = 64 << 20  # bytes mapped at a time for weights; of them, what is never written takes no memory
 ALIGNMENT = 64  # as the kernels want packed weights
 
 
 def empty_bytes(size: int, device: torch.device) -> Tensor:
-    """[size] uint8, uninitialised; on a CPU it begins with a huge page."""
+    """[size] uint8, uninitialised; on a CPU it begins with a huge page. Raises MemoryError if there is no room."""
     if device.type != "cpu":
         return torch.empty(size, dtype=torch.uint8, device=device)
-    memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no memory for {size:,} bytes{advice(device)}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
         memory.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(memory, dtype=torch.uint8)

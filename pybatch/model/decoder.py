@@ -69,6 +69,11 @@ class Decoder:
         self._logits = Buffers(torch.float32, self.device, (self.config.vocab_size,), rows)
 
     @property
+    def context_length(self) -> int:
+        """The positions that it was loaded for."""
+        return self.rotary.shape[0]
+
+    @property
     def cache_dtype(self) -> torch.dtype:
         """The KV cache's, if nobody says otherwise: next to what quantised weights lose float16 loses nothing, and
         decode attention is as fast as its bytes come."""

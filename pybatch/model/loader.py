@@ -6,19 +6,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pybatch.machine.device import find_device, free_memory
+from pybatch.machine.device import find_device
+from pybatch.machine.memory import advice, free_memory
+from pybatch.machine.torch_state import neutral_torch
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
-from pybatch.model.config import ModelConfig, merge_ids
+from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
 from pybatch.model.text.tokenizer import Tokenizer
-from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, count_weights
+from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan, count_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TABLE_COPIES = 3  # of the rotary table, while it is made
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "start new thread", "mmap")
 
 
 @dataclass
@@ -26,6 +31,7 @@ class LoadedModel:
     decoder: Decoder
     tokenizer: Tokenizer | None
     config: ModelConfig
+    generation_config: dict[str, Any]  # of generation_config.json: the defaults that the model's makers give
 
 
 def load_model(
@@ -48,7 +54,8 @@ def load_model(
     quantization: None, "int8" (weights and activations), "int8-weight-only" or "gguf": the weights of a GGUF file in
       its own 4 to 8 bits (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K; tensors of other types in dtype), activations in int8.
     device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one.
-    max_model_len: the positions to prepare for; None: the model's context length.
+    max_model_len: the positions to prepare for; None: the model's context length (of a model with dynamic rope
+      scaling, the one before scaling).
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
     progress: whether to show a bar on stderr; None: if it is a terminal.
 
@@ -60,25 +67,31 @@ def load_model(
     compute = DTYPES[dtype] if dtype != "auto" else torch.float32 if place.type == "cpu" else torch.bfloat16
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ModelError(f"quantization: expected None or one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
-    path = find_model(model)
-    if quantization == "gguf" and path.is_dir():
-        raise ModelError(f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}")
-    checkpoint = open_checkpoint(path)
-    config = checkpoint.config
-    length = config.max_position if max_model_len is None else max_model_len
-    if not 0 < length <= config.max_position:
-        raise ModelError(
-            f"max_model_len: expected at most {config.max_position}, the context length of {config.name}, got {length}"
-        )
-    loaded_tokenizer = None
-    if not skip_tokenizer:
-        loaded_tokenizer = load_tokenizer(path if tokenizer is None else find_model(tokenizer))
-        config = replace(config, eos_token_ids=merge_ids(config.eos_token_ids, loaded_tokenizer.eos_token_ids))
-        checkpoint.config = config
-    _expect_room(path, config, compute, quantization, place)
-    with _progress_bar(f"Loading {config.name}", count_weights(config), progress) as advance:
-        decoder = WeightLoader(checkpoint, compute, quantization, place, advance).decoder(length)
-    return LoadedModel(decoder, loaded_tokenizer, config)
+    with neutral_torch(), _errors_in_words(place):
+        path = find_model(model)
+        if quantization == "gguf" and path.is_dir():
+            raise ModelError(
+                f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}"
+            )
+        checkpoint = open_checkpoint(path)
+        config = checkpoint.config
+        length = config.plain_context if max_model_len is None else max_model_len
+        if not 0 < length <= config.max_position:
+            raise ModelError(
+                f"max_model_len: expected at most {config.max_position}, the context length of {config.name}, "
+                f"got {length}"
+            )
+        loaded_tokenizer = None
+        if not skip_tokenizer:
+            loaded_tokenizer = load_tokenizer(path if tokenizer is None else find_model(tokenizer))
+            ends = merge_ids(config.eos_token_ids, loaded_tokenizer.eos_token_ids)
+            config = without_unknown_ids(replace(config, eos_token_ids=ends))
+            loaded_tokenizer.eos_token_ids = tuple(i for i in loaded_tokenizer.eos_token_ids if i < config.vocab_size)
+            checkpoint.config = config
+        _expect_room(checkpoint, length, compute, quantization, place)
+        with _progress_bar(f"Loading {config.name}", count_weights(config), progress) as advance:
+            decoder = WeightLoader(checkpoint, compute, quantization, place, advance).decoder(length)
+    return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -99,23 +112,39 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _expect_room(
-    path: Path, config: ModelConfig, dtype: torch.dtype, quantization: str | None, device: torch.device
+    checkpoint: Checkpoint, length: int, dtype: torch.dtype, quantization: str | None, device: torch.device
 ) -> None:
-    if quantization == "gguf":
-        needed = path.stat().st_size
-    else:
-        needed = count_weights(config) * (dtype.itemsize if quantization is None else 1)
+    config = checkpoint.config
+    weights = WeightPlan(checkpoint, dtype, quantization).weight_bytes()
+    table = length * config.rope.rotary_dim * TABLE_COPIES * 4
     available = free_memory(device)
-    if needed > available:
-        raise ModelError(
-            f"{config.name}: its weights take {needed / 1e6:,.1f} MB as {quantization or str(dtype).split('.')[-1]}, "
-            f"and {available / 1e6:,.1f} MB of memory are free on {device}"
-        )
+    if weights + table <= available:
+        return
+    kept = f"its weights take {weights / 1e6:,.1f} MB as {quantization or str(dtype).split('.')[-1]}"
+    if table > weights:
+        kept += f" and {length:,} positions {table / 1e6:,.1f} MB (a smaller max_model_len takes less)"
+    raise ModelError(
+        f"{config.name}: {kept}, and {available / 1e6:,.1f} MB of memory are free on {device}{advice(device)}"
+    )
+
+
+@contextmanager
+def _errors_in_words(device: torch.device) -> Iterator[None]:
+    """Files that cannot be read and memory that runs out are a ModelError."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{error.filename or 'the model'}: {error.strerror or error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
+        raise ModelError(f"the model cannot be loaded: memory ran out ({str(error)[:200]}{advice(device)})") from error
 
 
 @contextmanager
 def _progress_bar(title: str, total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
@@ -124,5 +153,5 @@ def _progress_bar(title: str, total: int, show: bool | None) -> Iterator[Callabl
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
+        task = bar.add_task(escape(title), total=total)
         yield lambda count: bar.advance(task, count)

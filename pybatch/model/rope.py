@@ -11,15 +11,43 @@ import torch
 from torch import Tensor
 
 from pybatch.model.errors import ModelError
+from pybatch.model.fields import Fields, short
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+MAX_POSITIONS = 1 << 28
+ROPE_KEYS = frozenset(
+    [
+        "rope_type",
+        "type",
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "low_freq_factor",
+        "high_freq_factor",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "partial_rotary_factor",
+        "finetuned",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """kind: default; linear (positions divided by factor); dynamic (NTK-aware base, taken for the length of the table,
-    so that a token's rotation does not depend on how long its sequence grows); llama3 (Llama 3.1's frequency bands);
-    yarn (Peng et al. 2023)."""
+    """How positions turn into angles.
+
+    kind: "default"; "linear": positions divided by factor; "dynamic": NTK-aware, the base grows with the length;
+    "llama3": Llama 3.1's frequency bands; "yarn": Peng et al. 2023.
+
+    A dynamic table is made for one length, and all its rows have that length's base: the rotation of a token may depend
+    on its position alone, never on how long its sequence has grown, and keys of two bases cannot be compared. Up to
+    the original context the base is the plain one, as in transformers; only a longer table is stretched, so the context
+    is the original one unless a longer max_model_len is asked for.
+    """
 
     rotary_dim: int  # the first elements of each head, which turn
     theta: float = 10000.0
@@ -35,44 +63,76 @@ class RopeConfig:
     frequency_divisors: tuple[float, ...] = ()  # per frequency, as GGUF files give llama3 and longrope scaling
 
     @staticmethod
-    def from_hf(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
-        """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-        rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-        kind = rope.get("rope_type") or rope.get("type") or "default"
+    def from_hf(
+        config: Mapping[str, Any], head_dim: int, default_context: int = 2048, where: str = "config.json"
+    ) -> RopeConfig:
+        """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before). As in transformers,
+        `rope_scaling` stands in place of all of `rope_parameters` where a config has both, and a top-level
+        `original_max_position_embeddings` comes before that of the scaling."""
+        fields = Fields(config, where)
+        max_position = fields.integer("max_position_embeddings", default_context, high=MAX_POSITIONS)
+        name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
+        rope = Fields(fields.mapping(name), f"{name} in {fields.where}")
+        kind = rope.text("rope_type", rope.text("type", "default"))
         if kind not in KINDS:
-            raise ModelError(f"rope_type: expected one of {', '.join(KINDS)}, got {kind!r}")
-        max_position = config.get("max_position_embeddings", 2048)
-        original = rope.get("original_max_position_embeddings") or max_position
-        partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-        factor = rope.get("factor") or (max_position / original if kind == "yarn" else 1.0)
-        return RopeConfig(
+            raise ModelError(f"{rope.where}: rope_type: expected one of {', '.join(KINDS)}, got {short(kind)}")
+        unread = sorted(set(fields.mapping(name)) - ROPE_KEYS)
+        if unread:
+            raise ModelError(f"{rope.where}: {unread[0]} changes the rotation of positions and is not known here")
+
+        original = rope.integer("original_max_position_embeddings", max_position, high=MAX_POSITIONS, nullable=True)
+        if kind != "dynamic":
+            original = fields.integer("original_max_position_embeddings", original, high=MAX_POSITIONS, nullable=True)
+        factor = rope.number("factor", None, high=1e6, nullable=True)
+        if factor is None:
+            if kind in ("linear", "dynamic", "llama3"):
+                raise ModelError(f"{rope.where}: rope_type {kind} needs a factor")
+            factor = max_position / original if kind == "yarn" else 1.0
+        partial = fields.number("partial_rotary_factor", 1.0, high=1.0, nullable=True)
+        found = RopeConfig(
             kind=kind,
-            rotary_dim=int(head_dim * partial),
-            theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-            factor=float(factor),
+            rotary_dim=int(head_dim * rope.number("partial_rotary_factor", partial, high=1.0, nullable=True)),
+            theta=rope.number("rope_theta", fields.number("rope_theta", 10000.0, above=1.0), above=1.0),
+            factor=factor,
             original_max_position=max_position if kind == "dynamic" else original,
-            low_freq_factor=rope.get("low_freq_factor", 1.0),
-            high_freq_factor=rope.get("high_freq_factor", 4.0),
-            beta_fast=rope.get("beta_fast") or 32.0,
-            beta_slow=rope.get("beta_slow") or 1.0,
-            truncate=rope.get("truncate", True),
+            low_freq_factor=rope.number("low_freq_factor", 1.0),
+            high_freq_factor=rope.number("high_freq_factor", 4.0),
+            beta_fast=rope.number("beta_fast", 32.0, nullable=True),
+            beta_slow=rope.number("beta_slow", 1.0, nullable=True),
+            truncate=rope.flag("truncate", True),
             attention_factor=_yarn_attention_factor(rope, factor) if kind == "yarn" else 1.0,
         )
+        found.check(rope.where)
+        return found
+
+    def check(self, where: str) -> None:
+        """Raises ModelError for numbers that give no rotation."""
+        if self.rotary_dim < 4 or self.rotary_dim % 2:
+            raise ModelError(f"{where}: expected an even number of at least 4 elements to turn, got {self.rotary_dim}")
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ModelError(
+                f"{where}: expected low_freq_factor below high_freq_factor, "
+                f"got {self.low_freq_factor:g} and {self.high_freq_factor:g}"
+            )
 
     def context_length(self, max_position: int) -> int:
         """The longest context that this stretching is made for, given the config's max_position_embeddings."""
         if self.kind in ("linear", "dynamic"):
-            return int(max_position * self.factor)
+            return max(max_position, int(max_position * self.factor))
         if self.kind == "yarn":
             return max(max_position, int(self.original_max_position * self.factor))
         return max_position
+
+    def plain_length(self, longest: int) -> int:
+        """The context where no length is asked for, out of the longest there is."""
+        return min(self.original_max_position, longest) if self.kind == "dynamic" else longest
 
 
 def rotary_table(rope: RopeConfig, length: int) -> Tensor:
     """[length, rotary_dim] float32: cos of each position's angles in the first half of the columns, sin in the rest."""
     frequencies = _frequencies(rope, length)
     if rope.frequency_divisors:
-        frequencies = frequencies / torch.tensor(rope.frequency_divisors)
+        frequencies = frequencies / torch.tensor(rope.frequency_divisors, dtype=torch.float32)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return torch.cat([angles.cos(), angles.sin()], dim=1) * rope.attention_factor
 
@@ -115,13 +175,13 @@ def _yarn(rope: RopeConfig, frequencies: Tensor) -> Tensor:
     return frequencies / rope.factor * stretched + frequencies * (1 - stretched)
 
 
-def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
-    if rope.get("attention_factor") is not None:
-        return float(rope["attention_factor"])
+def _yarn_attention_factor(rope: Fields, factor: float) -> float:
+    given = rope.number("attention_factor", None, nullable=True)
+    if given is not None:
+        return given
 
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return scale(rope["mscale"]) / scale(rope["mscale_all_dim"])
-    return scale(1.0)
+    mscale, of_all = (rope.number(key, 0.0, above=-1.0, nullable=True) for key in ("mscale", "mscale_all_dim"))
+    return scale(mscale) / scale(of_all) if mscale and of_all else scale(1.0)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from math import prod
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class Checkpoint(Protocol):
     """Tensors under their Hugging Face names, mapped from a file and not yet read."""
 
     config: ModelConfig
+
+    generation_config: dict[str, Any]  # of generation_config.json
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -223,7 +225,7 @@ class WeightLoader:
         assert self.quantization is not None
         n, k = rows.shape
         packed = self.memory.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
-        scale = torch.empty(n, device=self.device)
+        scale = torch.empty(n, dtype=torch.float32, device=self.device)
 
         def pack(chunk: slice, panels: slice) -> None:
             weight = rows[chunk] if column_scale is None else rows[chunk] * column_scale
@@ -264,6 +266,22 @@ class WeightLoader:
 
         for _ in self.pool.map(run, range(0, panels, step)):
             pass
+
+
+class WeightPlan(WeightLoader):
+    """Goes through the motions of a WeightLoader and takes no memory: what it makes has shapes and dtypes alone."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str | None) -> None:
+        # Of the same size as "int8", which would run the model to scale its weights.
+        quantization = "int8-weight-only" if quantization == "int8" else quantization
+        super().__init__(checkpoint, dtype, quantization, torch.device("meta"))
+
+    def weight_bytes(self) -> int:
+        """Bytes that the weights will take, tensor by tensor. Raises ModelError as WeightLoader.decoder does."""
+        return self.decoder(1).weight_bytes()
+
+    def _for_chunks(self, n: int, k: int, pack: Callable[[slice, slice], None]) -> None:
+        pass
 
 
 def _block_type(rows: Rows) -> str | None:

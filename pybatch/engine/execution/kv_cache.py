@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.engine.config import EngineConfig
-from pybatch.machine.device import free_memory
 from pybatch.machine.huge_pages import empty_bytes
+from pybatch.machine.memory import advice, free_memory
 from pybatch.model.batch import LayerCache
 from pybatch.model.decoder import Decoder
 
@@ -64,7 +64,14 @@ class KvCache:
     written to cost nothing, and kernels read no slot before it was written."""
 
     def __init__(self, layout: KvLayout, num_blocks: int, device: torch.device) -> None:
-        self.pool = empty_bytes(num_blocks * layout.block_bytes, device).view(num_blocks, layout.block_bytes)
+        size = num_blocks * layout.block_bytes
+        try:
+            self.pool = empty_bytes(size, device).view(num_blocks, layout.block_bytes)
+        except MemoryError as error:
+            raise ValueError(
+                f"num_kv_blocks: no memory for {num_blocks:,} KV blocks of {layout.block_bytes:,} bytes: give fewer, "
+                f"or a smaller memory_utilization, max_num_seqs or max_model_len{advice(device)}"
+            ) from error
         self.layers = [layout.layer_cache(self.pool, layer) for layer in range(layout.num_layers)]
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
@@ -86,7 +93,7 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
 
 def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[int, int]:
     """(max_model_len, num_kv_blocks), such that one sequence always fits by itself. Raises ValueError if none can."""
-    context = decoder.config.max_position
+    context = decoder.context_length
     if config.max_model_len is not None and config.max_model_len > context:
         raise ValueError(
             f"max_model_len: expected at most the model's context of {context}, got {config.max_model_len}"

@@ -8,22 +8,61 @@ from typing import Any
 
 import gguf
 
-from pybatch.model.checkpoints.gguf_file import GGUFFile
-from pybatch.model.config import ModelConfig, merge_ids, unknown_architecture
-from pybatch.model.errors import ModelError
-from pybatch.model.rope import RopeConfig
+from pybatch.model.checkpoints.gguf_ends import end_of_generation_ids
+from pybatch.model.checkpoints.gguf_file import FLOATS, GGUFFile
+from pybatch.model.config import (
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    ModelConfig,
+    unknown_architecture,
+    without_unknown_ids,
+)
+from pybatch.model.errors import ModelError, one_line
+from pybatch.model.fields import Fields, short
+from pybatch.model.rope import MAX_POSITIONS, RopeConfig
+from pybatch.model.unread_keys import check_unread_keys
 from pybatch.model.weights import Rows
 
 # Mistral, SmolLM2 and TinyLlama files call themselves llama.
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+MAX_NAME = 200  # characters
+READ = frozenset(
+    [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "vocab_size",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.sliding_window",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.attn_factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.finetuned",
+        "rope.scaling.yarn_log_multiplier",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+    ]
+)
 
 
 class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.file = GGUFFile(path)
-        if self.file.metadata.get("split.count", 1) > 1:
+        self.generation_config: dict[str, Any] = {}
+        if Fields(self.file.metadata, str(path)).integer("split.count", 1, low=0, high=MAX_VOCAB) > 1:
             raise ModelError(f"{path} is one of several parts: join them first with llama-gguf-split --merge")
-        self.config = _config(self.file)
+        self.config = without_unknown_ids(_config(self.file))
         arch = self.file.metadata["general.architecture"]
         number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
         self._names = gguf.get_tensor_name_map(number, self.config.num_layers)
@@ -43,60 +82,98 @@ class GGUFCheckpoint:
 
 def _config(file: GGUFFile) -> ModelConfig:
     metadata, tensors = file.metadata, file.tensors
-    arch = metadata.get("general.architecture", "(none)")
-    name = metadata.get("general.name", file.path.stem)
-    if arch not in ARCHITECTURES or metadata.get(f"{arch}.expert_count"):
-        kind = f"{arch} with experts" if arch in ARCHITECTURES else arch
+    arch = metadata.get("general.architecture")
+    if not isinstance(arch, str) or arch not in ARCHITECTURES or metadata.get(f"{arch}.expert_count"):
+        kind = f"{arch} with experts" if arch in list(ARCHITECTURES) else short(arch).strip("'")
         raise unknown_architecture(kind, str(file.path), tuple(ARCHITECTURES))
+    general, fields = Fields(metadata, str(file.path)), Fields(metadata, str(file.path), f"{arch}.")
 
-    def get(key: str, *default: Any) -> Any:
-        full = f"{arch}.{key}"
-        if full not in metadata and not default:
-            raise ModelError(f"{file.path}: expected {full} in the metadata")
-        return metadata.get(full, *default)
-
-    layers, hidden, heads = get("block_count"), get("embedding_length"), get("attention.head_count")
-    head_dim = get("attention.key_length", hidden // heads)
+    layers = fields.integer("block_count", high=MAX_LAYERS)
+    hidden = fields.integer("embedding_length", high=MAX_WIDTH)
+    heads = fields.integer("attention.head_count", high=MAX_HEADS)
+    head_dim = fields.integer("attention.key_length", hidden // heads, high=MAX_WIDTH)
+    if fields.integer("attention.value_length", head_dim, high=MAX_WIDTH) != head_dim:
+        raise ModelError(f"{file.path}: expected attention.value_length to be that of keys, {head_dim}")
+    own = {key.removeprefix(f"{arch}."): value for key, value in metadata.items() if key.startswith(f"{arch}.")}
+    check_unread_keys(own, READ, head_dim, str(file.path))
+    if "token_embd.weight" not in tensors:
+        raise ModelError(f"{file.path}: expected the tensor token_embd.weight, which is not there")
+    vocab = tensors["token_embd.weight"].shape[0]
+    if vocab > MAX_VOCAB:
+        raise ModelError(f"{file.path}: token_embd.weight: expected at most {MAX_VOCAB} tokens, got {vocab}")
+    context = fields.integer("context_length", high=MAX_POSITIONS)
+    bos = general.ids("tokenizer.ggml.bos_token_id")
     return ModelConfig(
-        name=name,
+        name=one_line(general.text("general.name", file.path.stem)[:MAX_NAME]),
         architecture=ARCHITECTURES[arch],
-        vocab_size=tensors["token_embd.weight"].shape[0],
+        vocab_size=vocab,
         hidden_size=hidden,
-        intermediate_size=get("feed_forward_length"),
+        intermediate_size=fields.integer("feed_forward_length", high=MAX_WIDTH),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=get("attention.head_count_kv", heads),
+        num_kv_heads=fields.integer("attention.head_count_kv", heads, high=MAX_HEADS),
         head_dim=head_dim,
-        norm_eps=get("attention.layer_norm_rms_epsilon"),
-        rope=_rope(file, get, head_dim),
-        max_position=get("context_length"),
+        norm_eps=fields.number("attention.layer_norm_rms_epsilon", high=1.0),
+        rope=_rope(file, fields, arch, head_dim, context),
+        max_position=context,
         tie_word_embeddings="output.weight" not in tensors,
         attention_bias="blk.0.attn_q.bias" in tensors,
         attention_out_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
         qk_norm="blk.0.attn_q_norm.weight" in tensors,
-        sliding_window=(get("attention.sliding_window", 0),) * layers,
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=merge_ids(*(metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))),
+        sliding_window=(fields.integer("attention.sliding_window", 0, low=0, high=MAX_POSITIONS),) * layers,
+        bos_token_id=bos[0] if bos else None,
+        eos_token_ids=end_of_generation_ids(metadata, str(file.path)),
     )
 
 
-def _rope(file: GGUFFile, get: Any, head_dim: int) -> RopeConfig:
-    kind, factor = get("rope.scaling.type", "none"), get("rope.scaling.factor", 1.0)
+def _rope(file: GGUFFile, fields: Fields, arch: str, head_dim: int, context: int) -> RopeConfig:
+    """As llama.cpp reads it: a factor without a type is linear, scale_linear is an older name of the factor, a factor
+    of 0 is none, and attn_factor counts for every type."""
+    kind = fields.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn"):
-        raise ModelError(f"{file.path}: rope.scaling.type: expected none, linear or yarn, got {kind!r}")
-    divisors: tuple[float, ...] = ()
-    if "rope_freqs.weight" in file.tensors:
-        divisors = tuple(file.rows("rope_freqs.weight")[:].tolist())
-    stretch = get("rope.scaling.attn_factor", 1.0) * (0.1 * math.log(factor) + 1) if kind == "yarn" else 1.0
-    return RopeConfig(
-        kind="default" if kind == "none" else kind,
-        rotary_dim=get("rope.dimension_count", head_dim),
-        theta=get("rope.freq_base", 10000.0),
+        raise ModelError(f"{file.path}: rope.scaling.type: expected none, linear or yarn, got {short(kind)}")
+    name = "rope.scaling.factor" if "rope.scaling.factor" in fields else "rope.scale_linear"
+    factor = 1.0
+    if fields.get(name) != 0 and kind != "none":
+        factor = fields.number(name, 1.0, high=1e6)
+    rotary_dim = fields.integer("rope.dimension_count", head_dim, high=head_dim)
+    if arch == "llama" and rotary_dim != head_dim:
+        raise ModelError(
+            f"{file.path}: rope.dimension_count: expected {head_dim}, the size of a head, got {rotary_dim}"
+        )
+    stretch = fields.number("rope.scaling.attn_factor", 1.0)
+    if kind == "yarn":
+        weight = fields.number("rope.scaling.yarn_log_multiplier", 0.0, above=-1.0)
+        stretch *= _yarn_scale(factor, 1.0) / (_yarn_scale(factor, weight) if weight else 1.0)
+    rope = RopeConfig(
+        kind="default" if factor == 1.0 and kind != "yarn" else kind,
+        rotary_dim=rotary_dim,
+        theta=fields.number("rope.freq_base", 10000.0, above=1.0),
         factor=factor,
-        original_max_position=get("rope.scaling.original_context_length", get("context_length")),
-        beta_fast=get("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=get("rope.scaling.yarn_beta_slow", 1.0),
+        original_max_position=fields.integer("rope.scaling.original_context_length", context, low=0, high=MAX_POSITIONS)
+        or context,
+        beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
         attention_factor=stretch,
-        frequency_divisors=divisors,
+        frequency_divisors=_frequency_divisors(file, rotary_dim),
     )
+    rope.check(str(file.path))
+    return rope
+
+
+def _yarn_scale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _frequency_divisors(file: GGUFFile, rotary_dim: int) -> tuple[float, ...]:
+    info = file.tensors.get("rope_freqs.weight")
+    if info is None:
+        return ()
+    divisors = file.rows("rope_freqs.weight")[:].tolist() if info.kind in FLOATS else []
+    if info.shape != (rotary_dim // 2,) or not all(math.isfinite(each) and each > 0 for each in divisors):
+        raise ModelError(
+            f"{file.path}: rope_freqs.weight: expected {rotary_dim // 2} positive numbers as F32, "
+            f"got {short(list(info.shape))} as {info.kind.name}"
+        )
+    return tuple(divisors)

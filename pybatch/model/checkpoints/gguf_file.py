@@ -9,7 +9,8 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from gguf.constants import GGML_QUANT_SIZES
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.model.checkpoints.files import unreadable
 from pybatch.model.errors import ModelError
+from pybatch.model.fields import short
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
+MAX_DIMENSIONS = 4
+MAX_ARRAY = 1 << 24  # values of one metadata array; vocabularies have less than a million
 FLOATS = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
@@ -43,6 +48,10 @@ class TensorInfo:
         """The shape of the tensor as bytes."""
         block, size = GGML_QUANT_SIZES[self.kind]
         return (*self.shape[:-1], self.shape[-1] // block * size)
+
+    @property
+    def end(self) -> int:
+        return self.offset + prod(self.data_shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +78,32 @@ class QuantizedRows:
         # The same bits, in less than half the time.
         count = len(data)
         packed = ops.pack_gguf(torch.from_numpy(data), self.block_type)
-        return ops.embedding(torch.arange(count), packed, torch.empty(count, self.shape[1]), count)
+        out = torch.empty(count, self.shape[1], dtype=torch.float32)
+        return ops.embedding(torch.arange(count), packed, out, count)
 
 
 class GGUFFile:
-    """metadata: every key and value of the header; tensors: what is where. Data is mapped when asked for."""
+    """metadata: every key and value of the header; tensors: what is where. Data is mapped when asked for.
+
+    Raises ModelError for a file whose header or whose tensors' places are not as the format has them.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as header:
-            self._bytes, self._at = header, 0
-            try:
-                self._read_header()
-            except (struct.error, UnicodeDecodeError, KeyError) as error:
-                raise ModelError(f"{path}: the GGUF header is damaged or cut short ({error})") from error
-            finally:
-                del self._bytes
-        end = max((info.offset + int(np.prod(info.data_shape)) for info in self.tensors.values()), default=0)
+        try:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as header:
+                self._bytes, self._at = header, 0
+                try:
+                    self._read_header()
+                finally:
+                    del self._bytes
+        except ModelError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            raise unreadable(path, "a GGUF file", error) from error
+        end = max((info.end for info in self.tensors.values()), default=0)
         if end > path.stat().st_size:
             raise ModelError(f"{path}: expected {end} bytes, found {path.stat().st_size}: the file is cut short")
 
@@ -99,57 +115,104 @@ class GGUFFile:
             self.path, np.uint8, "c", info.offset, info.data_shape
         )  # "c": torch wants it writable
         if turned_heads is not None:
+            if info.shape[0] % (2 * turned_heads):
+                raise ModelError(
+                    f"{self.path}: {short(name)}: expected rows of {turned_heads} heads, got {info.shape[0]}"
+                )
             row_bytes = data.shape[1:] if data.ndim > 1 else (GGML_QUANT_SIZES[info.kind][1],)
             data = data.reshape(turned_heads, -1, 2, *row_bytes).swapaxes(1, 2).reshape(data.shape)
         if info.kind in FLOATS:
             return torch.from_numpy(data).view(FLOATS[info.kind])
-        if info.kind not in quants._type_traits:
-            raise ModelError(f"{self.path}: tensor {name} is {info.kind.name}, which gguf.quants cannot dequantise")
+        if info.kind not in quants._type_traits or len(info.shape) != 2:
+            raise ModelError(
+                f"{self.path}: tensor {short(name)} is {info.kind.name} of {len(info.shape)} dimensions, which "
+                "gguf.quants cannot dequantise"
+            )
         return QuantizedRows(data, info.kind, info.shape)
 
     def _read_header(self) -> None:
         if self._bytes[:4] != b"GGUF":
-            raise ModelError(f"{self.path}: expected a GGUF file, but it does not begin with 'GGUF'")
+            raise unreadable(self.path, "a GGUF file", ValueError("it does not begin with 'GGUF'"))
         self._at = 4
         version = self._scalar("<I")
         if version not in (2, 3):
             raise ModelError(f"{self.path}: expected little-endian GGUF version 2 or 3, got version {version}")
         tensor_count, metadata_count = self._scalar("<Q"), self._scalar("<Q")
+        self._expect_left(tensor_count, 24, "tensors")
+        self._expect_left(metadata_count, 13, "metadata entries")
         for _ in range(metadata_count):
             key = self._string()
+            if key in self.metadata:
+                raise self._damaged(f"the key {short(key)} twice")
             self.metadata[key] = self._value(self._scalar("<I"))
-        infos = [self._tensor_info() for _ in range(tensor_count)]
         alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
+            raise ModelError(f"{self.path}: general.alignment: expected a power of two, got {short(alignment)}")
+        infos = [self._tensor_info() for _ in range(tensor_count)]
         start = -(-self._at // alignment) * alignment
-        self.tensors = {name: TensorInfo(shape, kind, start + offset) for name, shape, kind, offset in infos}
+        for name, info in infos:
+            if name in self.tensors:
+                raise self._damaged(f"the tensor {short(name)} twice")
+            if info.offset % alignment:
+                raise self._damaged(f"{short(name)} at {info.offset}, which is no multiple of {alignment}")
+            self.tensors[name] = replace(info, offset=start + info.offset)
 
-    def _tensor_info(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+    def _tensor_info(self) -> tuple[str, TensorInfo]:
         name = self._string()
-        shape = tuple(self._scalar("<Q") for _ in range(self._scalar("<I")))[::-1]
+        dimensions = self._scalar("<I")
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise self._damaged(f"{short(name)} with {dimensions} dimensions")
+        shape = tuple(self._scalar("<Q") for _ in range(dimensions))[::-1]
         kind = self._scalar("<I")
         if kind not in GGMLQuantizationType._value2member_map_:
-            raise ModelError(f"{self.path}: tensor {name} is of type {kind}, which the gguf package does not know")
-        return name, shape, GGMLQuantizationType(kind), self._scalar("<Q")
+            raise ModelError(
+                f"{self.path}: tensor {short(name)} is of type {kind}, which the gguf package does not know"
+            )
+        info = TensorInfo(shape, GGMLQuantizationType(kind), self._scalar("<Q"))
+        if 0 in shape or shape[-1] % GGML_QUANT_SIZES[info.kind][0]:
+            raise self._damaged(f"{short(name)} of shape {short(list(shape))} as {info.kind.name}")
+        return name, info
 
     def _scalar(self, form: str) -> Any:
+        size = struct.calcsize(form)
+        self._expect_left(1, size, "value")
         value = struct.unpack_from(form, self._bytes, self._at)[0]
-        self._at += struct.calcsize(form)
+        self._at += size
         return value
 
     def _string(self) -> str:
         length = self._scalar("<Q")
+        self._expect_left(length, 1, "bytes of text")
         self._at += length
         return self._bytes[self._at - length : self._at].decode("utf-8")
 
     def _value(self, kind: int) -> Any:
         if kind == STRING:
             return self._string()
-        if kind != ARRAY:
+        if kind in SCALARS:
             return self._scalar(SCALARS[kind])
+        if kind != ARRAY:
+            raise self._damaged(f"metadata of type {kind}")
         kind, count = self._scalar("<I"), self._scalar("<Q")
-        if kind in (STRING, ARRAY):
-            return [self._value(kind) for _ in range(count)]
+        if count > MAX_ARRAY:
+            raise self._damaged(f"an array of {count:,} values")
+        if kind == STRING:
+            self._expect_left(count, 8, "texts")
+            return [self._string() for _ in range(count)]
+        if kind not in SCALARS:
+            raise self._damaged(f"an array of type {kind}")
         form = np.dtype(SCALARS[kind])
+        self._expect_left(count, form.itemsize, "values")
         values = np.frombuffer(self._bytes[self._at : self._at + count * form.itemsize], form)
         self._at += values.nbytes
         return values.tolist()
+
+    def _expect_left(self, count: int, size: int, what: str) -> None:
+        """Raises ModelError unless the file still has so many things of so many bytes: before memory is taken for
+        them."""
+        left = len(self._bytes) - self._at
+        if count * size > left:
+            raise self._damaged(f"{count:,} {what} where {left:,} bytes are left")
+
+    def _damaged(self, found: str) -> ModelError:
+        return ModelError(f"{self.path}: the GGUF header is damaged or cut short: it has {found}")

@@ -2,61 +2,168 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pybatch.model.config import config_from_hf
-from pybatch.model.errors import ModelError
+from pybatch.model.checkpoints.files import read_json, unreadable
+from pybatch.model.config import config_from_hf, without_unknown_ids
+from pybatch.model.errors import ModelError, one_line
+from pybatch.model.fields import short
 
+logger = logging.getLogger(__name__)
+
+WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+NO_PARTS = re.compile(r"(consolidated|optimizer|adapter|training)", re.IGNORECASE)  # of a Hugging Face model
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+FLOATS = ("F32", "F16", "BF16")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+CHUNK = 4096  # rows compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a tensor is."""
+
+    path: Path
+    name: str  # in that file
 
 
 class SafetensorsCheckpoint:
-    """Opens a directory; tensors are mapped when asked for and unmapped when dropped."""
+    """Opens a directory; tensors are mapped when asked for and unmapped when dropped.
+
+    Weights come from model.safetensors, or from the shards that model.safetensors.index.json names; without either,
+    from the one file or the one whole set of shards that there is. Other files in the directory are no part of the
+    model. A model with tied embeddings may store either of the two tensors; where it stores both and they differ, both
+    count, as in transformers.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.config = config_from_hf(
-            read_json(directory / "config.json"), read_json(directory / "generation_config.json"), name=directory.name
-        )
-        self.files = self._files()
+        self.generation_config: dict[str, Any] = read_json(directory / "generation_config.json")
+        name = one_line(directory.name or directory.resolve().name)
+        config = config_from_hf(read_json(directory / "config.json"), self.generation_config, name=name)
+        self.tensors = self._tensors()
+        if config.tie_word_embeddings and not self._is_tied():
+            config = replace(config, tie_word_embeddings=False)
+        self.config = without_unknown_ids(config)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.files
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self.files[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        if not tensor.is_floating_point() or tensor.itemsize == 1:
-            raise ModelError(
-                f"{self.directory}: tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16"
-            )
+        stored = self.tensors[name]
+        with _opened(stored.path) as file:
+            dtype = file.get_slice(stored.name).get_dtype()
+            if dtype not in FLOATS:
+                raise ModelError(f"{self.directory}: tensor {name!r} is {dtype}; expected one of {', '.join(FLOATS)}")
+            tensor: Tensor = file.get_tensor(stored.name)
         return tensor
 
-    def _files(self) -> dict[str, Path]:
+    def _tensors(self) -> dict[str, Stored]:
+        adapters = [name for name in ADAPTERS if (self.directory / name).exists()]
+        if adapters:
+            raise ModelError(
+                f"{self.directory}: {adapters[0]} is of an adapter, which would be left out here: merge it into the "
+                "model (merge_and_unload in peft), or move it elsewhere to run the model without it"
+            )
+        paths = self._paths()
+        stored = {name: Stored(path, name) for path in paths for name in _names(path)}
         if (self.directory / INDEX).exists():
-            shards: dict[str, str] = read_json(self.directory / INDEX)["weight_map"]
-            missing = sorted({shard for shard in shards.values() if not (self.directory / shard).exists()})
+            wanted = self._index()
+            missing = sorted(name for name, path in wanted.items() if stored.get(name) != Stored(path, name))
             if missing:
-                raise ModelError(f"{self.directory}: {INDEX} names {missing[0]}, which is not there")
-            return {name: self.directory / shard for name, shard in shards.items()}
-        files = sorted(self.directory.glob("*.safetensors"))
+                raise ModelError(
+                    f"{self.directory}: {INDEX} says that {wanted[missing[0]].name} holds {short(missing[0])}, "
+                    "but it does not"
+                )
+            stored = {name: stored[name] for name in wanted}
+        return stored
+
+    def _paths(self) -> list[Path]:
+        """The files with the weights."""
+        whole = self.directory / WHOLE
+        if (self.directory / INDEX).exists():
+            paths = sorted(set(self._index().values()))
+            if whole.exists() and whole not in paths:
+                raise ModelError(f"{self.directory}: {WHOLE} is there and {INDEX} names other files: expected only one")
+            absent = [path.name for path in paths if not path.exists()]
+            if absent:
+                raise ModelError(f"{self.directory}: {INDEX} names {absent[0]}, which is not there")
+            return paths
+        if whole.exists():
+            return [whole]
+        found = sorted(self.directory.glob("*.safetensors"))
+        files = [path for path in found if not NO_PARTS.match(path.name)]
         if not files:
-            raise ModelError(f"{self.directory}: expected *.safetensors beside config.json, found none")
-        tensors: dict[str, Path] = {}
-        for path in files:
-            with safe_open(path, framework="pt") as file:
-                tensors.update(dict.fromkeys(file.keys(), path))
-        return tensors
+            others = found + sorted(self.directory.glob("*.bin")) + sorted(self.directory.glob("*.pt*"))
+            instead = f", only {others[0].name}" if others else ""
+            raise ModelError(f"{self.directory}: expected *.safetensors beside config.json, found none{instead}")
+        if len(files) > 1 and not _is_one_set(files):
+            raise ModelError(
+                f"{self.directory}: expected {WHOLE} or {INDEX}, or one file, and cannot tell which of these are the "
+                f"model: {short(', '.join(path.name for path in files), 200)}"
+            )
+        return files
+
+    def _index(self) -> dict[str, Path]:
+        shards = read_json(self.directory / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelError(f"{self.directory / INDEX}: expected weight_map, an object of tensors and their files")
+        for shard in shards.values():
+            if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
+                raise ModelError(f"{self.directory / INDEX}: weight_map: expected names of files, got {short(shard)}")
+        return {name: self.directory / shard for name, shard in shards.items()}
+
+    def _is_tied(self) -> bool:
+        """Whether embedding and head are one; where only the head is stored, it is the embedding too."""
+        tensors = self.tensors
+        if HEAD not in tensors:
+            return True
+        if EMBEDDING not in tensors:
+            tensors[EMBEDDING] = tensors[HEAD]
+            return True
+        embedding, head = self[EMBEDDING], self[HEAD]
+        equal = embedding.shape == head.shape and all(
+            torch.equal(embedding[i : i + CHUNK].float(), head[i : i + CHUNK].float())
+            for i in range(0, len(embedding), CHUNK)
+        )
+        if not equal:
+            logger.warning(
+                "%s: config.json says that embeddings are tied, but %s and %s differ: both are used",
+                self.directory, EMBEDDING, HEAD,
+            )  # fmt: skip
+        return equal
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is no such file."""
-    if not path.exists():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _opened(path: Path) -> Any:
+    """safe_open, with errors in words. A context manager."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise unreadable(path, "a safetensors file", error) from error
+
+
+def _names(path: Path) -> list[str]:
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+def _is_one_set(files: list[Path]) -> bool:
+    """Whether these are all the shards of one model."""
+    shards = [SHARD.fullmatch(path.name) for path in files]
+    names = {(shard[1], int(shard[3])) for shard in shards if shard}
+    numbers = {int(shard[2]) for shard in shards if shard}
+    return all(shards) and len(names) == 1 and numbers == set(range(1, names.pop()[1] + 1))

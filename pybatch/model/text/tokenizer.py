@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from pybatch.model.checkpoints.safetensors import read_json
+from pybatch.model.checkpoints.files import read_json
 from pybatch.model.errors import ModelError
 from pybatch.model.text import chat_template as templates
 from pybatch.model.text.token_text import TextStream, TokenBytes

@@ -1,0 +1,115 @@
+"""How much memory may still be used: the machine's, and that of every limit this process is under."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+ROOT = Path("/")
+UNLIMITED = 1 << 60  # cgroup v1 says so in a number near 2^63
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Sizes in bytes."""
+
+    name: str  # such as "memory.max of the control group /job" or "ulimit -v"
+    size: int
+    used: int  # without what the kernel gives back when asked: cached files
+
+    @property
+    def free(self) -> int:
+        return max(self.size - self.used, 0)
+
+
+def free_memory(device: torch.device, root: Path = ROOT) -> int:
+    """Bytes that may still be used on a device. On a CPU: what the machine has left (cached files count as free), or
+    what the tightest limit leaves if that is less. root: where /proc and /sys are found."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limit = tightest_limit(root)
+    available = int(psutil.virtual_memory().available)
+    return available if limit is None else min(available, limit.free)
+
+
+def tightest_limit(root: Path = ROOT) -> Limit | None:
+    """The limit that leaves least, among the process's resource limits (ulimit -v and -d) and those of its control
+    groups, versions 1 and 2, each with all the groups around it."""
+    return min([*_resource_limits(root), *_group_limits(root)], key=lambda limit: limit.free, default=None)
+
+
+def advice(device: torch.device, root: Path = ROOT) -> str:
+    """For the end of an error about memory: which limit counts, if one leaves less than the machine has."""
+    limit = tightest_limit(root) if device.type == "cpu" else None
+    if limit is None or limit.free >= psutil.virtual_memory().available:
+        return ""
+    return f"; {limit.name} allows this process {limit.size / 1e6:,.1f} MB and leaves {limit.free / 1e6:,.1f} MB"
+
+
+def _resource_limits(root: Path) -> Iterator[Limit]:
+    pages = [int(field) for field in _read(root / "proc/self/statm").split()]
+    for kind, name, field in ((resource.RLIMIT_AS, "ulimit -v", 0), (resource.RLIMIT_DATA, "ulimit -d", 5)):
+        size = resource.getrlimit(kind)[0]
+        if size != resource.RLIM_INFINITY and len(pages) > field:
+            yield Limit(name, size, pages[field] * resource.getpagesize())
+
+
+def _group_limits(root: Path) -> Iterator[Limit]:
+    mounts = dict(_mounts(root))
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        version = 2 if not controllers else 1
+        if version == 1 and "memory" not in controllers.split(","):
+            continue
+        mounted_group, mount = mounts.get(version, ("/", "/sys/fs/cgroup" if version == 2 else "/sys/fs/cgroup/memory"))
+        top = root / mount.lstrip("/")
+        inside = path.removeprefix(mounted_group.rstrip("/")).lstrip("/")
+        group = top if ".." in inside.split("/") else top / inside
+        while group.is_relative_to(top):
+            name = f"the control group /{group.relative_to(top)}".replace("/.", "/")
+            yield from _limits_of_group(group, name, version)
+            group = group.parent
+
+
+def _mounts(root: Path) -> Iterator[tuple[int, tuple[str, str]]]:
+    """For each version of control groups: which group is mounted, and where."""
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, (kind, *rest) = before.split(), after.split()
+        if kind == "cgroup2":
+            yield 2, (fields[3], fields[4])
+        elif kind == "cgroup" and "memory" in rest[-1].split(","):
+            yield 1, (fields[3], fields[4])
+
+
+def _limits_of_group(group: Path, name: str, version: int) -> Iterator[Limit]:
+    files, usage, inactive, active = {
+        1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file", "total_active_file"),
+        2: (("memory.max", "memory.high"), "memory.current", "inactive_file", "active_file"),
+    }[version]
+    used = _number(group / usage)
+    if used is None:
+        return
+    parts = dict(line.split()[:2] for line in _read(group / "memory.stat").splitlines() if len(line.split()) == 2)
+    cached = sum(int(parts.get(part, 0)) for part in (inactive, active))
+    for file in files:
+        size = _number(group / file)
+        if size is not None and size < UNLIMITED:
+            yield Limit(f"{file} of {name}", size, max(used - cached, 0))
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

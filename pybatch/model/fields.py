@@ -1,0 +1,110 @@
+"""Values out of a file's metadata, each checked for its type and range: such files hold anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn, TypeVar, cast
+
+from pybatch.model.errors import ModelError
+
+D = TypeVar("D")
+MAX_IDS = 4096  # of a list of token ids
+
+
+class _Required:
+    """Stands for the default of a key that must be there."""
+
+
+REQUIRED: Final = _Required()
+
+
+class Fields:
+    """The keys and values of `where`, such as "config.json of llama-7b". Every method raises ModelError, with the key
+    and what was expected, for a value that is not of its kind.
+
+    A key that is absent gives the default; null does so only where nullable, and for flags.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+        self._values, self.where, self._prefix = values, where, prefix
+
+    def __contains__(self, key: str) -> bool:
+        return self._prefix + key in self._values
+
+    def get(self, key: str) -> Any:
+        """The value as it is; None if there is none."""
+        return self._values.get(self._prefix + key)
+
+    def integer(
+        self, key: str, default: D | _Required = REQUIRED, *, low: int = 1, high: int, nullable: bool = False
+    ) -> int | D:
+        value = self._value(key, default, nullable)
+        if value is default:
+            return cast("D", value)
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if not whole or isinstance(value, bool) or not low <= value <= high:
+            self._refuse(key, f"an integer from {low} to {high}", value)
+        return int(value)
+
+    def number(
+        self,
+        key: str,
+        default: D | _Required = REQUIRED,
+        *,
+        above: float = 0.0,
+        high: float = 1e30,
+        nullable: bool = False,
+    ) -> float | D:
+        value = self._value(key, default, nullable)
+        if value is default:
+            return cast("D", value)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not above < value <= high:
+            self._refuse(key, f"a number above {above:g} and at most {high:g}", value)
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self._value(key, default, nullable=True)
+        if not isinstance(value, bool):
+            self._refuse(key, "true or false", value)
+        return value
+
+    def text(self, key: str, default: D | _Required = REQUIRED) -> str | D:
+        value = self._value(key, default, nullable=True)
+        if value is not default and not isinstance(value, str):
+            self._refuse(key, "text", value)
+        return cast("str", value)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """{} if there is none."""
+        value = self._value(key, {}, nullable=True)
+        if not isinstance(value, Mapping):
+            self._refuse(key, "an object", value)
+        return value
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """Token ids: one, a list of them, or none. Whether the vocabulary has them is not checked here."""
+        value = self._value(key, None, nullable=True)
+        found = [] if value is None else value if isinstance(value, list) else [value]
+        if len(found) > MAX_IDS or not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+            self._refuse(key, "a token id or a list of token ids", value)
+        return tuple(found)
+
+    def _value(self, key: str, default: object, nullable: bool) -> Any:
+        value = self._values.get(self._prefix + key, default)
+        if value is None and nullable:
+            value = default
+        if isinstance(value, _Required):
+            raise ModelError(f"{self.where}: expected {self._prefix}{key}, which is not there")
+        return value
+
+    def _refuse(self, key: str, expected: str, value: object) -> NoReturn:
+        raise ModelError(f"{self.where}: {self._prefix}{key}: expected {expected}, got {short(value)}")
+
+
+def short(value: object, most: int = 60) -> str:
+    """A value as an error names it."""
+    try:
+        text = "null" if value is None else repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= most else text[:most] + "..."

@@ -1,0 +1,185 @@
+"""A config.json means what it means to transformers, or is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from model.families import SMALL
+from transformers import AutoConfig, MistralConfig, Qwen2Config
+
+from pybatch.model import ModelError
+from pybatch.model.config import FAMILIES, ModelConfig, config_from_hf, without_unknown_ids
+from pybatch.model.rope import rotary_table
+
+LLAMA: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SMALL}
+
+
+def read(**changes: Any) -> ModelConfig:
+    """... removes a key."""
+    return config_from_hf({k: v for k, v in {**LLAMA, **changes}.items() if v is not ...})
+
+
+# Configs of other architectures that say so in no key but model_type (and in the names of their tensors).
+LIKE_LLAMA = ("arcee", "cwm", "gemma", "glm", "helium", "ministral", "olmo2", "phi3", "qwen2_5_vl")
+UNLIKE_LLAMA = (
+    "bamba", "cohere", "cohere2", "deepseek_v3", "falcon_h1", "gemma2", "gemma3_text", "gpt_oss", "granite",
+    "granitemoe", "llama4_text", "minicpm3", "mixtral", "nemotron", "phi", "qwen3_moe", "smollm3", "stablelm",
+    "starcoder2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*LIKE_LLAMA, *UNLIKE_LLAMA])
+def test_other_architectures_under_the_class_name_of_llama_are_refused_by_name(kind: str) -> None:
+    with pytest.raises(ModelError, match=f"model_type '{kind}', which is not known here; known: llama, mistral"):
+        read(model_type=kind)
+
+
+@pytest.mark.parametrize("kind", UNLIKE_LLAMA)
+def test_keys_that_change_the_numbers_are_refused_by_name(kind: str) -> None:
+    config = AutoConfig.for_model(kind).to_dict()
+    head_dim = config.get("head_dim") or 64
+    with pytest.raises(ModelError, match=r"(\w+ = .* changes what the model computes|hidden_act: expected|rope_)"):
+        config_from_hf({**config, **LLAMA, "head_dim": head_dim, "hidden_act": config.get("hidden_act", "silu")})
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_all_keys_of_the_known_families_are_known(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = {**AutoConfig.for_model(kind).to_dict(), "architectures": [FAMILIES[kind]]}
+    assert config_from_hf(config).architecture == FAMILIES[kind]
+    assert not caplog.records
+
+
+def test_neutral_values_and_keys_of_training_pass_and_unknown_ones_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    harmless = {
+        "logit_scale": 1.0,
+        "attention_multiplier": 16**-0.5,
+        "num_experts": 0,
+        "no_rope_layers": None,
+        "use_qk_norm": False,
+        "unsloth_version": "2025.1",
+        "torch_dtype": "bfloat16",
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+        "attention_dropout": 0.1,
+        "_attn_implementation_autoset": True,
+    }
+    plain = read()
+    assert read(**harmless) == plain
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert read(favourite_colour="blue") == plain
+    assert "favourite_colour" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"residual_multiplier": 0.22}, "residual_multiplier = 0.22"),
+        ({"attention_multiplier": 1.0}, "attention_multiplier"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"clip_qkv": 8.0}, "clip_qkv"),
+        ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"is_causal": False, "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"mup_width_scale": 0.5}, "mup_width_scale"),
+        ({"quantization": {"bits": 4}}, "quantization"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [2, 3, 3]}}, "mrope_section changes the rotation"),
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types names sliding_attention"),
+        ({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "layer_types: expected a list of"),
+    ],
+)
+def test_what_changes_the_numbers_is_refused(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ModelError, match=key):
+        read(**changes)
+
+
+SIZES = [key for key in SMALL if key not in ("initializer_range", "pad_token_id", "bos_token_id")]
+NO_SIZES = ["7", -1, 0, 10**12, 1.5, True, [], {}, float("nan"), float("inf"), pytest.param(10**5000, id="huge")]
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize("value", NO_SIZES)
+def test_values_that_no_model_has_are_refused(key: str, value: Any) -> None:
+    if key == "eos_token_id" and (value == [] or type(value) is int):
+        assert without_unknown_ids(read(**{key: value})).eos_token_ids in ((), (0,))
+        return
+    with pytest.raises(ModelError, match=key):
+        read(**{key: value})
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", [None, "1e-5", 0, -1.0, float("nan"), float("inf"), [1e-5], False])
+def test_numbers_that_no_model_has_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=key):
+        read(**{key: value})
+
+
+def test_special_ids_outside_the_vocabulary_are_dropped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    config = without_unknown_ids(read(eos_token_id=[2, 211, -1, 10**30], bos_token_id=5000))
+    assert (config.bos_token_id, config.eos_token_ids) == (None, (2,))
+    assert len(caplog.records) == 1
+    assert "5000, 211, -1" in caplog.text
+
+
+def test_absent_keys_are_the_defaults_of_transformers() -> None:
+    """The window, key-value heads and context, for each class of config."""
+    base = {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "max_position_embeddings")}
+    base |= {"hidden_size": 256, "num_attention_heads": 32}
+    for kind, name in FAMILIES.items():
+        theirs = AutoConfig.for_model(kind, **base)
+        ours = config_from_hf({**base, "model_type": kind})
+        assert ours.architecture == name
+        assert ours.num_kv_heads == theirs.num_key_value_heads
+        assert ours.max_position == theirs.max_position_embeddings
+        windowed = kind == "mistral"
+        assert ours.sliding_window == ((theirs.sliding_window if windowed else 0) or 0,) * 3
+    assert read(model_type="mistral", sliding_window=None).sliding_window == (0, 0, 0)
+    windows = read(model_type="qwen2", use_sliding_window=True, max_window_layers=2).sliding_window
+    theirs = Qwen2Config(**SMALL, use_sliding_window=True, max_window_layers=2)
+    assert windows == tuple(
+        theirs.sliding_window if kind == "sliding_attention" else 0 for kind in theirs.layer_types or []
+    )
+    assert MistralConfig().sliding_window == 4096
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+ROPES: dict[str, dict[str, Any]] = {
+    "rope_scaling beside rope_parameters": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "rope_scaling": YARN,
+    },
+    "rope_scaling, and theta in rope_parameters": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        "rope_scaling": YARN,
+    },
+    "rope_scaling empty": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": {}},
+    "original context on top": {
+        "rope_scaling": {"type": "yarn", "factor": 4.0},
+        "original_max_position_embeddings": 64,
+    },
+    "original context on top and inside": {"rope_scaling": YARN, "original_max_position_embeddings": 128},
+    "factor without a type": {"rope_scaling": {"factor": 4.0}},
+    "theta on top": {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+}
+
+
+@pytest.mark.parametrize("case", ROPES)
+def test_rope_of_a_config_is_that_of_transformers(case: str) -> None:
+    values = {**LLAMA, **copy.deepcopy(ROPES[case])}
+    config = transformers.LlamaConfig(**{**SMALL, **copy.deepcopy(ROPES[case])})
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+    cos, sin = rotary(torch.zeros(1, 300, 16), torch.arange(300)[None])
+    expected = torch.cat([cos[0, :, :8], sin[0, :, :8]], dim=1)
+    torch.testing.assert_close(rotary_table(config_from_hf(values).rope, 300), expected, rtol=0, atol=2e-4)
+
+
+def test_dynamic_rope_is_plain_up_to_the_original_context() -> None:
+    config = read(rope_scaling={"type": "dynamic", "factor": 4.0})
+    assert (config.plain_context, config.max_position) == (512, 2048)
+    plain = rotary_table(read().rope, 512)
+    assert torch.equal(rotary_table(config.rope, config.plain_context), plain)
+    assert not torch.equal(rotary_table(config.rope, 513)[:512], plain)
