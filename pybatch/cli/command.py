@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,24 +43,38 @@ def usage_errors() -> Iterator[None]:
     except BrokenPipeError:  # nobody reads the output any more
         raise
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+        raise UsageError(
+            f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        ) from error
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
 
 
 def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingParams]:
     """Raises UsageError for flags or a model that cannot be used, CommandError where memory runs out."""
-    from pybatch.api.llm import LLM
-    from pybatch.engine import SamplingParams
-
     leave_deleted_folder()
-    with usage_errors():
+    with usage_errors(), memory_errors(engine.model):
+        from pybatch.api.llm import LLM
+        from pybatch.engine import SamplingParams
+
         params = SamplingParams(**{"max_tokens": None, **sampling.given()})
-        try:
-            llm = LLM(**engine.given())
-        except (MemoryError, RuntimeError) as error:  # torch has a RuntimeError for memory that it was refused
-            raise CommandError(f"{engine.model}: the model cannot be loaded: {one_line(error)}") from error
+        llm = LLM(**engine.given())
+        # What this model cannot do with any prompt (a token id that it lacks) is known before the first one.
+        llm.engine.add_request("flags", [0], params)
+        llm.engine.abort("flags")
         return llm, params
+
+
+@contextmanager
+def memory_errors(model: str) -> Iterator[None]:
+    """Turns the many forms of refused memory (torch's is a RuntimeError, a library's that cannot be mapped an
+    ImportError or an OSError without a number) into a CommandError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM):
+            raise
+        raise CommandError(f"{model}: the model cannot be loaded: {one_line(error)}") from error
 
 
 def leave_deleted_folder() -> None:

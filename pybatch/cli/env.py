@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pybatch.cli.streams import printable
+
 
 def env(json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Show versions, processor, instruction sets, memory and devices."""
@@ -18,7 +20,7 @@ def env(json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = 
     if json_output:
         print(json.dumps(known, indent=2))
     else:
-        Console(highlight=False).print(facts_table(known))
+        Console(highlight=False, markup=False).print(facts_table(known))
 
 
 def facts_table(known: dict[str, Any]) -> Table:
@@ -28,5 +30,7 @@ def facts_table(known: dict[str, Any]) -> Table:
             value = ", ".join(value)
         elif name.startswith("memory_") and isinstance(value, int):
             value = f"{value / 2**30:.1f} GiB"
-        table.add_row(name.replace("_", " ") if name.islower() else name, "not set" if value is None else str(value))
+        table.add_row(
+            name.replace("_", " ") if name.islower() else name, "not set" if value is None else printable(str(value))
+        )
     return table

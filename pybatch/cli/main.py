@@ -20,8 +20,9 @@ def main() -> None:
         except BrokenPipeError:  # without a word, as other tools
             code = exit_codes.BROKEN_PIPE
         except OSError as error:
-            complain(f"standard output: {error.strerror}")
-            code = exit_codes.FAILED
+            if code == exit_codes.OK:
+                complain(f"standard output: {error.strerror}")
+                code = exit_codes.FAILED
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # no traceback out of the interpreter's own end
     sys.exit(code)
 
@@ -43,7 +44,7 @@ def run_command() -> int:
     except SystemExit as end:  # typer's, where standard output is gone
         return int(end.code or exit_codes.OK)
     except OSError as error:
-        complain(f"{error.filename or 'standard output'}: {error.strerror}")
+        complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
         return exit_codes.FAILED
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,7 +49,10 @@ def standard_streams_mended() -> Iterator[None]:
 
 
 class Unfailing(io.RawIOBase):
-    """Writes what can be written. A message that is lost (a full disk, a closed terminal) is no reason to stop."""
+    """Writes what can be written. A message that is lost (a full disk, a closed terminal, a pipe that nobody empties)
+    is no reason to stop or to wait for ever."""
+
+    PATIENCE = 5.0  # seconds
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -65,8 +69,8 @@ class Unfailing(io.RawIOBase):
     def write(self, data: bytes) -> int:  # type: ignore[override]
         left = memoryview(data)
         with suppress(OSError):
-            while left:
-                left = left[os.write(self._fd, left) :]
+            while left and select.select([], [self._fd], [], self.PATIENCE)[1]:
+                left = left[os.write(self._fd, left[: select.PIPE_BUF]) :]  # so much never blocks
         return len(data)
 
 

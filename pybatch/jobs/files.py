@@ -76,7 +76,6 @@ def open_results(path: str, *, overwrite: bool) -> ResultFile:
 
 def standard_output(path: str) -> ResultFile:
     fd = os.dup(1)
-    os.set_blocking(fd, True)
     os.write(fd, b"")  # a stream that is closed, or a full device
     return ResultFile(path, fd)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 from contextlib import suppress
 from types import TracebackType
@@ -60,7 +61,10 @@ class ResultFile:
         try:
             self._expect_linked()
             while left:
-                left = left[os.write(self._fd, left) :]
+                try:
+                    left = left[os.write(self._fd, left) :]
+                except BlockingIOError:  # another process that has the pipe too has made it so
+                    select.select([], [self._fd], [])
         except OSError as error:
             self._take_back(len(line) - len(left))
             raise self._named(error) from None

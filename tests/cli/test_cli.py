@@ -3,9 +3,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +20,7 @@ from cli_command import COMMAND, FAST
 
 import pybatch
 from pybatch import LLM, EngineArgs, SamplingParams
+from pybatch.api.session import Session
 from pybatch.cli import main
 from pybatch.cli.flags import EngineFlags, SamplingFlags
 
@@ -215,6 +220,11 @@ def test_an_existing_file_is_not_overwritten_unasked(cli: Run, tiny_model: Path,
         (["run", "prompts.jsonl", "-o", "out", "--raw", "--system", "x"], "--system"),
         (["run", "prompts.jsonl", "-o", "/dev/full"], "/dev/full: No space left on device"),
         (["run", ".", "-o", "out"], ".: Is a directory"),
+        (["run", "prompts.jsonl", "-o", "out", "--logit-bias", '{"258": 1}'], "token id 258 is not in the vocabulary"),
+        (["run", "prompts.jsonl", "-o", "out", "--stop-token-id", "300"], "token id 300 is not in the vocabulary"),
+        (["run", "prompts.jsonl", "-o", "out", "--seed", "1" + 20 * "0"], "seed: expected"),
+        (["run", "prompts.jsonl", "-o", "out", "--max-num-seqs", "1" + 20 * "0"], "max_num_seqs: expected"),
+        (["run", "prompts.jsonl", "-o", "out", "-n", "100000000"], "n: expected"),
         (["run", "prompts.jsonl", "-o", "."], ".: Is a directory"),
         (["rn"], "Did you mean 'run'"),
     ],
@@ -232,6 +242,72 @@ def test_wrong_usage_is_one_clear_line(
     assert says in ran.err
     assert ran.out == ""
     assert not Path("out").exists()
+
+
+def test_a_limit_on_the_size_of_files_ends_the_job_after_a_whole_row(
+    cli: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    prompts = write(tmp_path / "in.jsonl", *({"prompt": f"Say {i}", "pad": "x" * 1000} for i in range(12)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        ran = cli("run", prompts, "-o", tmp_path / "out", "--model", tiny_model, *FAST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    rows = read(tmp_path / "out")
+    assert 0 < len(rows) < 12
+    assert (ran.code, ran.err) == (2, f"pybatch: {tmp_path}/out: File too large; {len(rows)} rows are saved\n")
+
+
+def test_a_folder_that_vanishes_ends_the_job(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    results, fifo = tmp_path / "folder" / "out", tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def produce() -> None:
+        with fifo.open("w", buffering=1) as rows:
+            rows.write('{"prompt": "Say 1"}\n')
+            while not (results.exists() and results.stat().st_size):
+                time.sleep(0.01)
+            shutil.rmtree(results.parent)
+            rows.write('{"prompt": "Say 2"}\n')
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    ran = cli("run", fifo, "-o", results, "--model", tiny_model, *FAST)
+    producer.join()
+    expected = f"pybatch: {results}: deleted or replaced while the job was running; 1 rows are saved\n"
+    assert (ran.code, ran.err) == (3, expected)
+
+
+def test_a_step_that_fails_ends_the_job_with_one_line_and_the_rows_before_it(
+    cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = write(tmp_path / "in.jsonl", *({"prompt": f"Say {i}"} for i in range(4)))
+    run, steps = Session.step, iter(range(100))
+
+    def step(self: Session, *arguments: Any, **options: Any) -> None:
+        if next(steps) == 12:
+            raise MemoryError("no memory for the step")
+        run(self, *arguments, **options)
+
+    monkeypatch.setattr(Session, "step", step)
+    flags = ["--max-num-seqs", "2", "--ignore-eos", "--policy", "static"]
+    ran = cli("run", prompts, "-o", tmp_path / "out", "--model", tiny_model, *FAST, *flags)
+    expected = "pybatch: the job cannot go on: MemoryError: no memory for the step; 2 rows are saved\n"
+    assert (ran.code, ran.err) == (3, expected)
+    assert ["response" in row for row in read(tmp_path / "out")] == [True, True]
+
+
+def test_memory_that_is_refused_is_one_line(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    command = ["bash", "-c", 'ulimit -v 12000000; exec "$@"', "bash", *COMMAND, "run", prompts, "-o", tmp_path / "out"]
+    ran = subprocess.run(
+        [*command, "--model", tiny_model, *FAST, "--max-num-seqs", "2000000000"], capture_output=True, text=True
+    )
+    assert ran.returncode == 3
+    assert ran.stderr.startswith(f"pybatch: {tiny_model}: the model cannot be loaded: ")
+    assert ran.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_pipes(tiny_model: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_command import COMMAND, FAST
 
-from pybatch.cli.streams import printable
+from pybatch.cli.streams import Unfailing, printable
 
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
 
@@ -26,6 +26,17 @@ ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIO
 )
 def test_what_a_terminal_obeys_is_escaped(text: str, shown: str) -> None:
     assert printable(text, keep="\t") == shown
+
+
+def test_a_message_that_nobody_reads_does_not_hold_up_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    monkeypatch.setattr(Unfailing, "PATIENCE", 0.05)
+    stream = Unfailing(write)
+    assert stream.write(b"x" * 1_000_000) == 1_000_000
+    assert os.read(read, 2) == b"xx"
+    os.close(read)
+    assert stream.write(b"to nobody") == 9
+    os.close(write)
 
 
 def shell(command: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -68,9 +79,8 @@ def test_chat_replaces_what_the_terminal_cannot_show(tiny_model: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.isascii()
     assert "?" in ran.stdout
-    ran = shell('"$@" <&-', *chat)
-    assert ran.returncode == 2
-    assert "Traceback" not in ran.stderr
+    ran = shell('echo hi | "$@" >&- <&-', *chat)
+    assert (ran.returncode, ran.stderr) == (2, "pybatch: Bad file descriptor\n")
 
 
 def test_a_terminal_gets_no_control_characters_of_a_model_or_a_name(tiny_model: Path) -> None:
