@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import pybatch
-from pybatch.engine import decode_graphs
 from pybatch.engine.engine import Engine
+from pybatch.engine.execution import decode_graphs, step_inputs
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.ops import CpuGraph
@@ -29,7 +29,7 @@ from pybatch.ops import CpuGraph
 PROMPT, NEW = 32, 64
 PARTS = {
     "schedule": (Scheduler, "schedule"),
-    "inputs": (decode_graphs.StepInputs, "fill"),
+    "inputs": (step_inputs.StepInputs, "fill"),
     "sampler": (Sampler, "sample"),
 }
 

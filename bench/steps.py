@@ -2,9 +2,9 @@
 
     python bench/steps.py [--only REGEX] [--json PATH]
 
-The model computes nothing: its logits are ready. Times of a step are CPU time of the thread, the median and the least of
-many. `queue` cases count what waits; `thrash` cases count tokens, which no other program on the machine changes; `gap` is
-the longest time between two outputs of a running stream while other prompts arrive, with a tiny model that does run.
+The model computes nothing: its logits are ready. Times of a step are CPU time of the thread, the median and the least
+of many. `thrash` cases count tokens, which no other program on the machine changes. `gap` is the longest time between
+two outputs of a running stream while other prompts arrive, with a tiny model that does run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pybatch.engine.scheduling.scheduler import Scheduler
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 VOCAB, CONTEXT, BLOCK = 64, 131_072, 16
-GREEDY = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
+GREEDY = {"temperature": 0.0, "ignore_eos": True, "detokenize": False, "max_tokens": None}
 
 
 class ReadyModel:
@@ -175,9 +175,7 @@ def thrash(prompt: int, output: int, **config: Any) -> dict[str, Any]:
         engine.add_request(str(i), begin, SamplingParams(**{**GREEDY, "max_tokens": output - i % 7}))
     needed, start = 0, time.thread_time()
     while engine.has_unfinished():
-        needed += sum(
-            len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1 for output in engine.step()
-        )
+        needed += sum(len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1 for output in engine.step())
     engine.check_integrity()
     metrics = engine.metrics
     return {
@@ -218,7 +216,7 @@ def gap(arriving: int) -> dict[str, Any]:
 
             async def stream() -> None:
                 last = 0.0
-                async for _ in llm.generate([5, 6, 7], SamplingParams(temperature=0, ignore_eos=True)):
+                async for _ in llm.generate([5, 6, 7], SamplingParams(temperature=0, ignore_eos=True, max_tokens=None)):
                     now = time.perf_counter()
                     gaps.append(now - last if last else 0.0)
                     last = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Literal, get_args
@@ -41,6 +42,7 @@ class EngineConfig:
     policy: Annotated[BatchingPolicy, "Which sequences may join a batch: continuous, static, dynamic or micro."] = (
         "continuous"
     )
+    max_batch_wait: Annotated[float, "Seconds that the dynamic policy waits for a batch to fill."] = 0.05
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_kv_blocks"):
@@ -55,6 +57,9 @@ class EngineConfig:
             raise ValueError(f"memory_utilization: expected a number above 0 and at most 1, got {share!r}")
         if not isinstance(self.enable_prefix_caching, bool):
             raise ValueError(f"enable_prefix_caching: expected True or False, got {self.enable_prefix_caching!r}")
+        wait = self.max_batch_wait
+        if not isinstance(wait, Real) or isinstance(wait, bool) or not 0 <= wait < math.inf:
+            raise ValueError(f"max_batch_wait: expected a number of seconds, at least 0, got {wait!r}")
         for name, choices in (
             ("block_size", BLOCK_SIZES),
             ("kv_cache_dtype", get_args(KvCacheDType)),

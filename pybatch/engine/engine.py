@@ -12,15 +12,16 @@ from torch import Tensor
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.execution.detokenizer import Detokenizer
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
-from pybatch.engine.execution.model_runner import ModelRunner, logit_positions
+from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler, Samples, derived_seed, sample_seed
+from pybatch.engine.execution.step_inputs import logit_positions
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, resolve, truncated
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.policies import POLICIES
-from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
+from pybatch.engine.scheduling.policies import make_policy
+from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.model.decoder import Decoder
 from pybatch.model.text.tokenizer import Tokenizer
@@ -146,7 +147,7 @@ class Engine:
         self._pool = BlockPool(self.num_kv_blocks)
         self._scheduler = Scheduler(
             self._pool,
-            POLICIES[config.policy](),
+            make_policy(config.policy, max_batch_wait=config.max_batch_wait),
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
@@ -199,8 +200,7 @@ class Engine:
         scheduled = time.perf_counter()
         logits = self._runner.run(chunks)
         ran = time.perf_counter()
-        touched = self._sample(chunks, logits)
-        outputs = [output for request in touched if (output := self._output(request)) is not None]
+        outputs = [self._output(request) for request in self._sample(chunks, logits)]
         self.metrics.step(
             tokens=sum(chunk.num_tokens for chunk in chunks),
             sequences=len(chunks),
@@ -213,14 +213,14 @@ class Engine:
         return outputs
 
     def _sample(self, chunks: list[Chunk], logits: Tensor) -> list[Request]:
-        """Samples the next tokens and updates all states. Returns the requests that have new tokens."""
-        rows: list[int] = []
-        sequences: list[Sequence] = []
-        row = 0
-        for chunk in chunks:
+        """Samples the next tokens and updates all states. Returns the requests of which there is something to tell."""
+        decodes = num_decodes(chunks)
+        sequences = [chunk.sequence for chunk in chunks[:decodes]]
+        rows = list(range(decodes))
+        row = decodes
+        for chunk in chunks[decodes:]:
             sequence, begin = chunk.sequence, chunk.sequence.num_computed
-            end = begin + chunk.num_tokens
-            positions = logit_positions(sequence, begin, end)
+            positions = logit_positions(sequence, begin, begin + chunk.num_tokens)
             before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
             if before_last:
                 self._report_prompt(sequence, logits[row : row + len(before_last)], before_last)
@@ -229,13 +229,15 @@ class Engine:
                 samples = [sequence] if sequence.request.forked else sequence.request.sequences
                 sequences += samples
                 rows += [row - 1] * len(samples)
-            sequence.num_computed = end
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.num_tokens
         if not sequences:
             return []
         if len(rows) < row or len(set(rows)) < len(rows):
             logits = logits[rows]
         self._take(sequences, self._sampler.sample(logits, sequences))
-        return list(dict.fromkeys(sequence.request for sequence in sequences))
+        ready = [s.request for s in sequences if s.finish_reason is not None or s.request.stream]
+        return [request for request in dict.fromkeys(ready) if request.stream or request.finished]
 
     def _report_prompt(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> None:
         request = sequence.request
@@ -314,10 +316,8 @@ class Engine:
 
     # ---- a request goes out ----
 
-    def _output(self, request: Request) -> RequestOutput | None:
+    def _output(self, request: Request) -> RequestOutput:
         finished = request.finished
-        if not finished and not request.stream:
-            return None
         metrics = request.metrics
         metrics.num_output_tokens = sum(sequence.num_output for sequence in request.sequences)
         if finished:

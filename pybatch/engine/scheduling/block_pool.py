@@ -86,13 +86,17 @@ class BlockPool:
             self._cached[key.digest] = block
             self._keys[block] = key
 
+    def is_cached(self, key: BlockKey) -> bool:
+        block = self._cached.get(key.digest)
+        return block is not None and self._keys[block].tokens == key.tokens
+
     def match(self, keys: Iterable[BlockKey]) -> list[int]:
         """The longest run of cached blocks for these keys, with a reference taken on each."""
         blocks = []
         for key in keys:
-            block = self._cached.get(key.digest)
-            if block is None or self._keys[block].tokens != key.tokens:
+            if not self.is_cached(key):
                 break
+            block = self._cached[key.digest]
             self.share(block)
             blocks.append(block)
         return blocks

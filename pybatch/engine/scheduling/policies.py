@@ -1,4 +1,4 @@
-"""Batching policies: how many waiting sequences may join in this step. All else is the one scheduler's.
+"""Batching policies: how many sequences may join in this step for the first time. All else is the one scheduler's.
 
 Each policy answers before a step, from the same few facts, and is told what came of it. A sequence that was preempted
 has its place in the batch back.
@@ -7,30 +7,34 @@ has its place in the batch back.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a policy may look at. longest_wait: seconds since the first in the queue arrived."""
+    """What a policy may look at: numbers of sequences.
+
+    prefilling: of the running ones. waiting: those that have not run yet. returning: those that wait to run again.
+    longest_wait: seconds since the first in the queue arrived.
+    """
 
     running: int
     prefilling: int
     waiting: int
+    returning: int
     longest_wait: float
     max_num_seqs: int
 
 
 class Policy(Protocol):
     def open_places(self, load: Load) -> int:
-        """The most sequences that may join in this step."""
+        """The most sequences that may join in this step for the first time."""
 
-    def joined(self, count: int, *, queue_empty: bool) -> None:
-        """`count` sequences joined; if that emptied the queue, those who come later were not there in time."""
-
-    def preempted(self) -> None:
-        """A sequence has left for the queue and will come back."""
+    def joined(self, count: int, *, full: bool) -> None:
+        """`count` of them joined. full: another did not, for want of KV blocks or places (rather than of tokens left in
+        the step)."""
 
 
 class Continuous:
@@ -39,41 +43,33 @@ class Continuous:
     def open_places(self, load: Load) -> int:
         return load.max_num_seqs
 
-    def joined(self, count: int, *, queue_empty: bool) -> None:
-        pass
-
-    def preempted(self) -> None:
+    def joined(self, count: int, *, full: bool) -> None:
         pass
 
 
 class Static:
-    """A batch is formed of who waits when nothing runs, and runs to its end before the next."""
+    """A batch is formed of who waits when nothing runs, as many as there is room for, and runs to its end before the
+    next. Their prompts may take several steps to join."""
 
     def __init__(self) -> None:
         self._open = 0
 
     def open_places(self, load: Load) -> int:
-        if load.running == 0 and self._may_start(load):
-            self._open = self._batch_size(load)
+        if load.running + load.returning == 0 and self._may_start(load):
+            self._open = min(load.waiting, load.max_num_seqs)
         return self._open
 
-    def joined(self, count: int, *, queue_empty: bool) -> None:
-        self._open = 0 if queue_empty else self._open - count
-
-    def preempted(self) -> None:
-        self._open += 1
+    def joined(self, count: int, *, full: bool) -> None:
+        self._open = 0 if full else self._open - count
 
     def _may_start(self, load: Load) -> bool:
         return True
-
-    def _batch_size(self, load: Load) -> int:
-        return load.max_num_seqs
 
 
 class Dynamic(Static):
     """As static, but a batch starts only when it is full or its oldest request has waited for max_wait seconds."""
 
-    def __init__(self, max_wait: float = 0.05) -> None:
+    def __init__(self, max_wait: float) -> None:
         super().__init__()
         self._max_wait = max_wait
 
@@ -87,11 +83,16 @@ class Micro(Static):
 
     def open_places(self, load: Load) -> int:
         if self._open == 0 and load.prefilling == 0:
-            self._open = self._batch_size(load)
+            self._open = min(load.waiting, math.ceil(load.max_num_seqs / 4))
         return self._open
 
-    def _batch_size(self, load: Load) -> int:
-        return math.ceil(load.max_num_seqs / 4)
 
-
-POLICIES: dict[str, type[Policy]] = {"continuous": Continuous, "static": Static, "dynamic": Dynamic, "micro": Micro}
+def make_policy(name: str, *, max_batch_wait: float) -> Policy:
+    """The policy of that name; max_batch_wait is dynamic's."""
+    policies: dict[str, Callable[[], Policy]] = {
+        "continuous": Continuous,
+        "static": Static,
+        "dynamic": lambda: Dynamic(max_batch_wait),
+        "micro": Micro,
+    }
+    return policies[name]()

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from contextlib import suppress
+from collections import OrderedDict
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from itertools import islice
 
-from pybatch.engine.scheduling.block_pool import BlockPool, IntegrityError
+from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
 from pybatch.engine.scheduling.policies import Load, Policy
 from pybatch.engine.scheduling.sequence import Sequence, Status
 
+_LOOK_AHEAD = 16  # sequences without room that are looked at in a step
+_SPARE_BLOCKS = 2  # a running sequence, that one which passes another leaves free
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Chunk:
-    """A sequence's next num_tokens tokens, to be computed in one step."""
+    """A sequence's next num_tokens tokens, to be computed in one step.
+
+    decodes: its one known token not computed yet. Such a chunk is the same object in every step until its sequence ends
+    or is preempted.
+    """
 
     sequence: Sequence
     num_tokens: int
+    decodes: bool = False
 
     @property
     def complete(self) -> bool:
@@ -25,13 +34,36 @@ class Chunk:
         return self.num_tokens == self.sequence.num_pending
 
 
+def num_decodes(chunks: Rows[Chunk]) -> int:
+    """How many of a step's chunks decode: these come first."""
+    count = len(chunks)
+    while count and not chunks[count - 1].decodes:
+        count -= 1
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the first in the queue could not join: it holds until so many blocks are free, the next block of its prefix
+    is cached, or another sequence joins (and so puts cached blocks to use that the first would share)."""
+
+    sequence: Sequence
+    blocks: int
+    next_key: BlockKey | None
+
+
 class Scheduler:
     """One step, one token budget: running sequences that decode come first, then those still in their prompts, then
     the waiting in order of arrival, as far as the policy lets them join.
 
-    A sequence gets the blocks for all its known tokens when it joins, and one more whenever decoding fills the last.
-    Where none is free, the sequence with the fewest computed tokens is preempted: it gives its blocks back and goes to
-    the front of the queue, to be computed again. The one with the most always goes on, so all of them end.
+    A sequence joins if there is room for all its known tokens. A prompt that needs more takes its blocks chunk by
+    chunk, one such prompt at a time. While it, or the first in the queue, has no room, later sequences that fit may
+    pass it: at most max_num_seqs of them, after which nobody joins until it has its blocks. Nobody passes a sequence
+    that was preempted.
+
+    Where a sequence that decodes finds no free block, the one with the fewest computed tokens is preempted: it gives
+    its blocks back and goes to the front of the queue, to be computed again. The one with the most always goes on, so
+    all of them end.
     """
 
     def __init__(
@@ -44,84 +76,173 @@ class Scheduler:
         max_num_batched_tokens: int,
         prefix_caching: bool,
     ) -> None:
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         self.num_preemptions = 0
         self._pool = pool
+        self._reserve = pool.num_blocks // 8  # blocks that a prompt which takes them chunk by chunk leaves for others
         self._policy = policy
         self._block_size = block_size
         self._max_tokens = max_num_batched_tokens
         self._max_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that everyone can decode in each step
         self._prefix_caching = prefix_caching
+        self._prefills: dict[Sequence, None] = {}  # in order of joining
+        self._decodes: list[Chunk] = []
+        self._rows: dict[Sequence, int] = {}  # where in _decodes a sequence is
+        self._short: Sequence | None = None  # the one of _prefills that has not all its blocks
+        self._joined = 0  # sequences so far
+        self._returning = 0  # sequences that wait and have run before
+        self._refusal: Refusal | None = None
+
+    @property
+    def running(self) -> list[Sequence]:
+        return [*(chunk.sequence for chunk in self._decodes), *self._prefills]
+
+    @property
+    def num_running(self) -> int:
+        return len(self._decodes) + len(self._prefills)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.waiting[sequence] = None
 
     def schedule(self) -> list[Chunk]:
+        """The next step. Whoever calls it computes the chunks and raises num_computed by their num_tokens."""
         preemptions = self.num_preemptions
-        chunks, budget = self._continue_running()
-        if self.num_preemptions == preemptions:
-            chunks += self._admit_waiting(budget)
+        chunks = self._schedule_decodes()
+        budget = self._max_tokens - len(chunks)
+        chunks += (prefills := self._schedule_prefills(budget))
+        if self.waiting and self.num_preemptions == preemptions:
+            chunks += self._admit(budget - sum(chunk.num_tokens for chunk in prefills))
         return chunks
 
-    def _continue_running(self) -> tuple[list[Chunk], int]:
-        budget = self._max_tokens
-        counts: dict[Sequence, int] = {}
-        for sequence in sorted(self.running, key=lambda s: s.num_pending > 1):  # decodes first, else by age
+    def _schedule_decodes(self) -> list[Chunk]:
+        for sequence in [s for s in self._prefills if s.num_pending == 1 and s.request.forked]:
+            del self._prefills[sequence]
+            self._start_decoding(sequence)
+            if sequence is self._short:
+                self._short = None
+        size = self._block_size
+        for sequence in [c.sequence for c in self._decodes if c.sequence.num_computed % size == 0]:
+            while sequence.status is Status.RUNNING and len(sequence.blocks) * size == sequence.num_computed:
+                if self._pool.num_free:
+                    sequence.blocks.append(self._pool.allocate())
+                else:
+                    self._preempt()
+        if self._prefix_caching:
+            for sequence in [c.sequence for c in self._decodes if c.sequence.num_computed % size == size - 1]:
+                self._register(sequence, sequence.num_computed + 1)
+        return self._decodes.copy()
+
+    def _schedule_prefills(self, budget: int) -> list[Chunk]:
+        chunks = []
+        for sequence in self._prefills:
+            count = min(sequence.num_pending, budget)
+            if count == 0:
+                break
+            if sequence is self._short and not self._take_blocks(sequence, count):
+                continue
+            budget -= count
+            self._register(sequence, sequence.num_computed + count)
+            chunks.append(Chunk(sequence, count))
+        return chunks
+
+    def _admit(self, budget: int) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        newcomers, full = 0, False
+        places = self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
+        blocked: list[Sequence] = [] if self._short is None else [self._short]
+        may_join = self._returning + self._policy.open_places(self._load())
+        for sequence in list(islice(self.waiting, min(may_join, places + _LOOK_AHEAD))):
             if budget == 0:
                 break
-            if sequence.status is not Status.RUNNING:
-                continue
-            while sequence.status is Status.RUNNING and not self._grow(sequence):
-                budget += counts.pop(self._preempt(), 0)
-            if sequence.status is Status.RUNNING:
-                counts[sequence] = min(sequence.num_pending, budget)
-                budget -= counts[sequence]
-        chunks = [Chunk(sequence, count) for sequence, count in counts.items()]
-        for chunk in chunks:
-            self._register(chunk)
-        return chunks, budget
-
-    def _admit_waiting(self, budget: int) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        if not self.waiting:
-            return chunks
-        places = self._policy.open_places(self._load())
-        while self.waiting and budget > 0 and len(chunks) < places:
-            sequence = self.waiting[0]
-            if self._places_taken() + self._places_needed(sequence) > self._max_seqs or not self._join(sequence):
+            if len(blocked) > _LOOK_AHEAD or (blocked and not self._may_be_passed(blocked[0])):
+                full = True
                 break
-            self.waiting.popleft()
-            chunk = Chunk(sequence, min(sequence.num_pending, budget))
-            budget -= chunk.num_tokens
-            self._register(chunk)
-            chunks.append(chunk)
-        self._policy.joined(len(chunks), queue_empty=not self.waiting)
+            if self._places_needed(sequence) > places or not self._join(sequence, budget, passing=bool(blocked)):
+                blocked.append(sequence)
+                full = True
+                continue
+            if blocked:
+                blocked[0].num_passed += 1
+            elif sequence is self._short:
+                blocked.append(sequence)
+            places -= self._places_needed(sequence)
+            newcomers += not sequence.returning
+            self._leave_queue(sequence)
+            count = min(sequence.num_pending, budget)
+            budget -= count
+            self._register(sequence, sequence.num_computed + count)
+            chunks.append(Chunk(sequence, count))
+        self._policy.joined(newcomers, full=full)
         return chunks
 
-    def _join(self, sequence: Sequence) -> bool:
-        """Gives a waiting sequence the blocks for all its tokens, if there are enough."""
+    def _may_be_passed(self, sequence: Sequence) -> bool:
+        return not sequence.returning and sequence.num_passed < self._max_seqs
+
+    def _join(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
+        """Gives a waiting sequence the blocks for all its tokens, if there are enough, or else for its first chunk."""
+        if passing:
+            if self._blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * self.num_running > self._pool.num_free:
+                return False
+        elif self._is_refused(sequence):
+            return False
+        free = self._pool.num_free
         cached: list[int] = []
         if self._prefix_caching and (sequence.request.params.prompt_logprobs is None):
             # The last token is always computed: its logits are wanted.
             full = (len(sequence.tokens) - 1) // self._block_size
-            cached = self._pool.match(sequence.full_block_keys(full, self._block_size))
-        missing = self._blocks_for(len(sequence.tokens)) - len(cached)
-        # A spare block for each who runs: else the next to need one would throw somebody out at once.
-        if missing + len(self.running) > self._pool.num_free:
-            self._pool.release(cached)
-            return False
+            sequence.make_keys(full, self._block_size)
+            cached = self._pool.match(islice(sequence.keys, full))
         sequence.blocks.extend(cached)
-        sequence.blocks.extend(self._pool.allocate() for _ in range(missing))
-        sequence.num_registered = len(cached)
         sequence.num_computed = len(cached) * self._block_size
-        sequence.status = Status.RUNNING
-        self.running.append(sequence)
+        whole = passing or sequence.returning
+        if not self._take_blocks(sequence, min(sequence.num_pending, budget), whole=whole):
+            missing = self._blocks_missing(sequence, sequence.num_pending)
+            if not whole:
+                for_chunk = self._blocks_missing(sequence, min(sequence.num_pending, budget))
+                missing = min(missing, for_chunk + self._reserve)
+            next_key = sequence.keys[len(cached)] if len(cached) < len(sequence.keys) else None
+            self._refusal = Refusal(sequence, free - self._pool.num_free + missing, next_key)
+            self._release(sequence)
+            return False
+        self._refusal = None
+        sequence.num_registered = len(cached)
+        self._prefills[sequence] = None
+        self._start_running(sequence)
         metrics = sequence.request.metrics
         if metrics.first_scheduled_time is None:
             metrics.first_scheduled_time = time.perf_counter()
             metrics.num_cached_tokens = sequence.num_computed
         return True
+
+    def _is_refused(self, sequence: Sequence) -> bool:
+        refusal = self._refusal
+        return (
+            refusal is not None
+            and refusal.sequence is sequence
+            and refusal.blocks + self.num_running > self._pool.num_free
+            and not (refusal.next_key and self._pool.is_cached(refusal.next_key))
+        )
+
+    def _take_blocks(self, sequence: Sequence, count: int, *, whole: bool = False) -> bool:
+        """Blocks for all known tokens of a sequence in its prompt; where there are too few, and unless the whole is
+        asked for, those for its next `count` tokens."""
+        # A spare block for each who runs: else the next to need one would throw somebody out at once.
+        available = self._pool.num_free - self.num_running + (sequence is self._short)
+        missing = self._blocks_missing(sequence, sequence.num_pending)
+        if missing <= available:
+            if sequence is self._short:
+                self._short = None
+        else:
+            missing = self._blocks_missing(sequence, count)
+            if whole or missing > available - self._reserve:
+                return False
+            self._short = sequence
+        sequence.blocks.extend(self._pool.allocate() for _ in range(missing))
+        return True
+
+    def _blocks_missing(self, sequence: Sequence, count: int) -> int:
+        """Those that its next `count` tokens need besides the ones it has."""
+        return self._blocks_for(sequence.num_computed + count) - len(sequence.blocks)
 
     def fork(self, parent: Sequence, children: list[Sequence]) -> list[tuple[int, int]]:
         """Lets children run on from the parent's computed tokens, over the same blocks.
@@ -132,10 +253,12 @@ class Scheduler:
         pairs: list[tuple[int, int]] = []
         full = parent.num_computed // self._block_size
         partial = parent.blocks[full : self._blocks_for(parent.num_computed)]
+        places = self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
         for child in children:
-            if self._places_taken() >= self._max_seqs or self._pool.num_free < len(partial):
+            if places == 0 or self._pool.num_free < len(partial):
                 self._requeue(child)
                 continue
+            places -= 1
             for block in parent.blocks[:full]:
                 self._pool.share(block)
             child.blocks.extend(parent.blocks[:full])
@@ -144,34 +267,39 @@ class Scheduler:
                 pairs.append((block, child.blocks[-1]))
             child.num_computed = parent.num_computed
             child.num_registered = min(parent.num_registered, full)
-            child.status = Status.RUNNING
-            self.running.append(child)
+            self._start_running(child)
+            self._start_decoding(child)
         return pairs
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out, whatever its state."""
         if sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
-        else:
-            with suppress(ValueError):  # a sample waits for its prompt outside the queue
-                self.waiting.remove(sequence)
+            self._stop_running(sequence)
+        elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
+            self._leave_queue(sequence)
         self._release(sequence)
         sequence.status = Status.FINISHED
 
     def check_integrity(self) -> None:
-        """IntegrityError unless sequences and blocks agree."""
-        self._pool.check_integrity([sequence.blocks for sequence in (*self.running, *self.waiting)])
-        for sequence in self.running:
+        """Raises IntegrityError unless sequences and blocks agree."""
+        running = self.running
+        self._pool.check_integrity([sequence.blocks for sequence in (*running, *self.waiting)])
+        for sequence in running:
             last = sequence.num_computed // self._block_size
             if any(self._pool.references(block) != 1 for block in sequence.blocks[last:]):
                 raise IntegrityError(f"{sequence.request.request_id}: it shares a block that it will write to")
+        if self._returning != sum(sequence.returning for sequence in self.waiting):
+            raise IntegrityError("the number of sequences that wait to return is wrong")
+        if self._rows != {chunk.sequence: row for row, chunk in enumerate(self._decodes)}:
+            raise IntegrityError("the rows of sequences that decode are wrong")
 
     def _load(self) -> Load:
         return Load(
-            running=len(self.running),
-            prefilling=sum(sequence.num_pending > 1 for sequence in self.running),
-            waiting=len(self.waiting),
-            longest_wait=time.perf_counter() - self.waiting[0].request.metrics.arrival_time,
+            running=self.num_running,
+            prefilling=len(self._prefills),
+            waiting=len(self.waiting) - self._returning,
+            returning=self._returning,
+            longest_wait=time.perf_counter() - next(iter(self.waiting)).request.metrics.arrival_time,
             max_num_seqs=self._max_seqs,
         )
 
@@ -179,43 +307,58 @@ class Scheduler:
         """One, or one a sample while the first of a request's samples computes the prompt for all."""
         return 1 if sequence.request.forked else min(sequence.request.params.n, self._max_seqs)
 
-    def _places_taken(self) -> int:
-        return sum(map(self._places_needed, self.running))
-
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
 
-    def _grow(self, sequence: Sequence) -> bool:
-        if len(sequence.blocks) < self._blocks_for(len(sequence.tokens)):
-            if self._pool.num_free == 0:
-                return False
-            sequence.blocks.append(self._pool.allocate())
-        return True
-
-    def _register(self, chunk: Chunk) -> None:
-        """Tells the prefix cache of the blocks that this step fills. Sequences that join in the same step may already
-        share them: in each layer all keys and values are written before any attention reads them."""
-        sequence = chunk.sequence
-        full = (sequence.num_computed + chunk.num_tokens) // self._block_size
+    def _register(self, sequence: Sequence, end: int) -> None:
+        """Tells the prefix cache of the blocks that are full once the tokens before `end` are computed. Sequences that
+        join in the same step may share them: each layer writes all keys and values before any attention reads them."""
+        full = end // self._block_size
         if self._prefix_caching and full > sequence.num_registered:
-            keys = sequence.full_block_keys(full, self._block_size)
+            sequence.make_keys(full, self._block_size)
             for i in range(sequence.num_registered, full):
-                self._pool.register(sequence.blocks[i], keys[i])
+                self._pool.register(sequence.blocks[i], sequence.keys[i])
             sequence.num_registered = full
 
-    def _preempt(self) -> Sequence:
-        victim = min(reversed(self.running), key=lambda s: s.num_computed)  # of equals, the last to join
-        self.running.remove(victim)
+    def _start_running(self, sequence: Sequence) -> None:
+        sequence.status = Status.RUNNING
+        sequence.joined = self._joined = self._joined + 1
+
+    def _start_decoding(self, sequence: Sequence) -> None:
+        self._rows[sequence] = len(self._decodes)
+        self._decodes.append(Chunk(sequence, 1, decodes=True))
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        if sequence is self._short:
+            self._short = None
+        row = self._rows.pop(sequence, None)
+        if row is None:
+            del self._prefills[sequence]
+            return
+        last = self._decodes.pop()  # takes the empty row, so that all the others stay where they are
+        if last.sequence is not sequence:
+            self._decodes[row] = last
+            self._rows[last.sequence] = row
+
+    def _preempt(self) -> None:
+        victim = min(self.running, key=lambda s: (s.num_computed, -s.joined))
+        self._stop_running(victim)
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
         self.num_preemptions += 1
-        return victim
 
     def _requeue(self, sequence: Sequence) -> None:
         self._release(sequence)
         sequence.status = Status.WAITING
-        self.waiting.appendleft(sequence)
-        self._policy.preempted()
+        sequence.returning = True
+        self._returning += 1
+        self.waiting[sequence] = None
+        self.waiting.move_to_end(sequence, last=False)
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        del self.waiting[sequence]
+        self._returning -= sequence.returning
+        sequence.returning = False
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)

@@ -30,11 +30,14 @@ class Sequence:
         "detokenizer",
         "finish_reason",
         "index",
+        "joined",
         "keys",
         "logprobs",
         "num_computed",
+        "num_passed",
         "num_registered",
         "request",
+        "returning",
         "seed",
         "status",
         "stop_reason",
@@ -50,8 +53,11 @@ class Sequence:
         self.tokens = array("q", request.prompt_token_ids)  # prompt, then output
         self.blocks = array("i")
         self.num_computed = 0  # tokens whose keys and values are in the blocks
-        self.keys: list[BlockKey] = []  # of the full blocks, as far as they were needed
+        self.keys: list[BlockKey] = []  # the prefix cache's, of full blocks, as far as they were needed
         self.num_registered = 0  # blocks that the prefix cache knows of
+        self.joined = 0  # how many sequences had joined before it
+        self.num_passed = 0  # later sequences that joined while this one had no room
+        self.returning = False  # it waits, and has run or been sampled before
         self.logprobs: list[TokenLogprobs] = []
         self.cumulative_logprob = 0.0
         self.detokenizer = detokenizer
@@ -72,12 +78,11 @@ class Sequence:
     def output(self) -> array[int]:
         return self.tokens[len(self.request.prompt_token_ids) :]
 
-    def full_block_keys(self, num_blocks: int, block_size: int) -> list[BlockKey]:
-        """The prefix-cache keys of the first num_blocks blocks, all of which must be full of known tokens."""
+    def make_keys(self, num_blocks: int, block_size: int) -> None:
+        """Extends keys to at least num_blocks blocks, all of which must be full of known tokens."""
         for i in range(len(self.keys), num_blocks):
             tokens = self.tokens[i * block_size : (i + 1) * block_size].tobytes()
             self.keys.append(BlockKey.chained(self.keys[-1] if self.keys else None, tokens))
-        return self.keys[:num_blocks]
 
 
 class Request:

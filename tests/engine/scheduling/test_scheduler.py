@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybatch.engine import SamplingParams
-from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.policies import POLICIES
+from pybatch.engine.config import BatchingPolicy
+from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool
+from pybatch.engine.scheduling.policies import make_policy
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 
@@ -33,7 +37,7 @@ class Simulation:
         self.pool = BlockPool(self.num_blocks)
         self.scheduler = Scheduler(
             self.pool,
-            POLICIES[self.policy](),
+            make_policy(self.policy, max_batch_wait=0.05),
             block_size=BLOCK,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
@@ -70,7 +74,7 @@ class Simulation:
             chunk.sequence.num_computed += chunk.num_tokens
         for sequence in ready:
             self.extend(sequence)
-        assert len(self.scheduler.running) <= self.max_num_seqs
+        assert self.scheduler.num_running <= self.max_num_seqs
         self.scheduler.check_integrity()
 
     def slots(self, sequence: Sequence, begin: int, end: int) -> list[int]:
@@ -133,7 +137,7 @@ prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
     num_blocks=st.integers(8, 24),
     max_num_seqs=st.integers(1, 6),
     max_num_batched_tokens=st.integers(1, 24),
-    policy=st.sampled_from(sorted(POLICIES)),
+    policy=st.sampled_from(get_args(BatchingPolicy)),
     prefix_caching=st.booleans(),
     aborted=st.integers(0, 30),
 )
@@ -235,3 +239,150 @@ def test_micro_batches_join_one_after_the_other() -> None:
         [("0", 1), ("1", 1), ("2", 6)],
         [("1", 1), ("2", 1), ("3", 6)],
     ]
+
+
+# ---- prompts for which there is no room ----
+
+
+def crowded(**settings: Any) -> tuple[Simulation, Request]:
+    """One that runs has 30 of 64 blocks, and needs 36 in the end; a prompt of 50 waits."""
+    simulation = Simulation(num_blocks=64, prefix_caching=False, **{"max_num_seqs": 8, **settings})
+    simulation.add([1] * 116, max_tokens=27)
+    while simulation.scheduler.running == [] or simulation.scheduler.running[0].num_pending > 1:
+        simulation.step()
+    return simulation, simulation.add([0] * 200, max_tokens=2)
+
+
+def test_a_prompt_without_room_takes_blocks_chunk_by_chunk_and_short_ones_pass_it() -> None:
+    simulation, long = crowded()
+    short = [simulation.add([i] * 5, max_tokens=3) for i in range(3)]
+    held = []
+    while not all(request.finished for request in short):
+        simulation.step()
+        held.append(len(long.sequences[0].blocks))
+    assert held[0] == 4  # a step of 15 tokens
+    assert max(held) <= 64 - 30 - 64 // 8
+    assert not long.finished
+    assert not simulation.requests[0].finished
+    assert long.sequences[0].num_passed == 3
+    simulation.run()
+    assert simulation.scheduler.num_preemptions == 0
+
+
+def test_where_not_even_a_chunk_has_room_short_ones_pass_too() -> None:
+    simulation, long = crowded(max_num_batched_tokens=240)
+    short = simulation.add([1] * 5, max_tokens=3)
+    simulation.step()
+    assert (long.sequences[0].status, short.sequences[0].status) == (Status.WAITING, Status.RUNNING)
+    simulation.run()
+
+
+@pytest.mark.parametrize("max_num_batched_tokens", [16, 240])
+def test_no_more_than_max_num_seqs_pass_a_prompt(max_num_batched_tokens: int) -> None:
+    simulation, long = crowded(max_num_batched_tokens=max_num_batched_tokens, max_num_seqs=4)
+    while not long.finished:
+        simulation.add([1] * 5, max_tokens=3)  # without end
+        simulation.step()
+    assert long.sequences[0].num_passed == 4
+    assert simulation.scheduler.num_preemptions == 0
+
+
+def test_nobody_passes_a_preempted_sequence() -> None:
+    simulation = Simulation(num_blocks=16, prefix_caching=False, max_num_batched_tokens=64)
+    simulation.add([1] * 28, max_tokens=30)
+    victim = simulation.add([1] * 27, max_tokens=20)
+    while simulation.scheduler.num_preemptions == 0:
+        simulation.step()
+    late = simulation.add([0], max_tokens=1)
+    while victim.sequences[0].status is Status.WAITING:
+        assert late.sequences[0].status is Status.WAITING
+        simulation.step()
+    simulation.run()
+
+
+class CountingPool(BlockPool):
+    matches = 0
+
+    def match(self, keys: Iterable[BlockKey]) -> list[int]:
+        self.matches += 1
+        return super().match(keys)
+
+
+def test_a_head_of_the_queue_without_room_is_matched_again_only_when_it_might_fit() -> None:
+    simulation = Simulation(num_blocks=64, max_num_seqs=8, max_num_batched_tokens=400)
+    simulation.pool = simulation.scheduler._pool = pool = CountingPool(64)
+    known = [1, 0, 0] * 40
+    simulation.add(known, max_tokens=1)
+    simulation.run()
+    running = simulation.add([1] * 60, max_tokens=30)
+    simulation.step()
+    long = simulation.add([*known, *[1] * 80], max_tokens=1)
+    simulation.step()
+    before = pool.matches
+    for _ in range(20):
+        simulation.step()
+    assert long.sequences[0].status is Status.WAITING
+    assert pool.matches == before
+    simulation.run()
+    assert running.finished
+    assert long.metrics.num_cached_tokens > 0
+
+
+def test_a_head_without_room_joins_when_another_has_put_its_prefix_to_use() -> None:
+    simulation = Simulation(num_blocks=24, max_num_seqs=8, max_num_batched_tokens=100)
+    shared = [1, 0, 0] * 20
+    simulation.add(shared, max_tokens=1)
+    simulation.run()
+    stays = simulation.add([0] * 24, max_tokens=50)
+    simulation.step()
+    first = simulation.add([*shared, *[1] * 12], max_tokens=2)
+    simulation.step()
+    assert first.sequences[0].status is Status.WAITING
+    again = simulation.add(shared[:-4], max_tokens=2)
+    simulation.step()
+    simulation.step()
+    assert again.sequences[0].status is not Status.WAITING
+    simulation.run()
+    assert stays.finished
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(1, 150), st.integers(1, 20), st.integers(1, 2)),
+        min_size=1,
+        max_size=16,
+    ),
+    num_blocks=st.integers(44, 70),
+    max_num_seqs=st.integers(1, 6),
+    max_num_batched_tokens=st.integers(4, 60),
+    prefix_caching=st.booleans(),
+    policy=st.sampled_from(get_args(BatchingPolicy)),
+)
+def test_long_and_short_prompts_all_end_and_none_is_passed_too_often(
+    arrivals: list[tuple[int, int, int, int]],
+    num_blocks: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    prefix_caching: bool,
+    policy: str,
+) -> None:
+    simulation = Simulation(num_blocks, max_num_seqs, max_num_batched_tokens, policy, prefix_caching)
+    for step in range(41):
+        for at, prompt, max_tokens, n in arrivals:
+            if at == step:
+                simulation.add([prompt % 2] * prompt, max_tokens, n)
+        simulation.step()
+    simulation.run()
+    for request in simulation.requests:
+        assert all(sequence.num_passed <= max_num_seqs for sequence in request.sequences)
+
+
+def test_leaving_a_long_queue_costs_nothing_per_place_in_it() -> None:
+    simulation = Simulation()
+    requests = [simulation.add([1], max_tokens=1) for _ in range(20_000)]
+    begin = time.thread_time()
+    for request in reversed(requests):
+        simulation.scheduler.finish(request.sequences[0])
+    assert time.thread_time() - begin < 0.5  # 0.02, and 4 where each is looked for
+    assert not simulation.scheduler.waiting

@@ -1,0 +1,133 @@
+"""A step's batch as tensors, filled in place step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from itertools import chain, repeat
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pybatch.engine.scheduling.scheduler import Chunk, num_decodes
+from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.model.batch import ForwardBatch
+
+
+class StepInputs:
+    """One piece of memory that never moves: graphs of all sizes record views of it, and one copy takes a step to a GPU.
+
+    A block table is written when a sequence comes to a row. While it decodes in that row, only a block that it begins
+    is added: blocks already known cost nothing.
+    """
+
+    def __init__(
+        self, *, max_tokens: int, max_seqs: int, max_blocks: int, block_size: int, device: torch.device
+    ) -> None:
+        self._block_size = block_size
+        self._tables_at = 4 * max_tokens + max_seqs + 1  # in int64 words, as all of the memory is counted
+        self._table_words = max_blocks / 2
+        words = self._tables_at + -(-max_seqs * max_blocks // 2)
+        on_gpu = device.type == "cuda"
+        self._staging = torch.zeros(words, dtype=torch.int64, pin_memory=on_gpu)
+        self._memory = torch.zeros(words, dtype=torch.int64, device=device) if on_gpu else self._staging
+        self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+        def views(memory: Tensor) -> ForwardBatch:
+            tokens = memory[: 4 * max_tokens].view(4, max_tokens)
+            starts, lengths = memory[4 * max_tokens : self._tables_at].view(torch.int32).view(2, max_seqs + 1)
+            tables = memory[self._tables_at :].view(torch.int32)[: max_seqs * max_blocks]
+            return ForwardBatch(
+                token_ids=tokens[0],
+                positions=tokens[1],
+                slots=tokens[2],
+                logits_rows=tokens[3],
+                query_start=starts,
+                seq_lens=lengths,
+                block_tables=tables.view(max_seqs, max_blocks),
+            )
+
+        self._views = views(self._memory)
+        host = views(self._staging)
+        self._token_ids, self._positions = host.token_ids.numpy(), host.positions.numpy()
+        self._slots, self._logits_rows = host.slots.numpy(), host.logits_rows.numpy()
+        self._query_start, self._seq_lens = host.query_start.numpy(), host.seq_lens.numpy()
+        self._tables = host.block_tables.numpy()
+        self._filled: Rows[Chunk] = ()  # row by row, what the block tables hold
+
+    def fill(self, chunks: Rows[Chunk], size: int = 0) -> ForwardBatch:
+        """Takes a step to the device. Decodes are padded to `size`, with sequences of one token written to no slot."""
+        if self._copied is not None:
+            self._copied.synchronize()  # the last copy may still be reading
+        count = len(chunks)
+        computed = np.array([chunk.sequence.num_computed for chunk in chunks], np.int64)
+        lengths = np.array([chunk.num_tokens for chunk in chunks], np.int32)
+        starts = self._query_start[: count + 1]  # the first is always 0
+        lengths.cumsum(dtype=np.int32, out=starts[1:])
+        total = int(starts[count])
+        self._seq_lens[:count] = computed + lengths
+        self._fill_tables(chunks, computed)
+        rows = self._fill_tokens(chunks, starts.tolist())
+
+        owner = np.arange(count) if total == count else np.repeat(np.arange(count), lengths)
+        positions = np.arange(total) + (computed - starts[:-1])[owner]
+        blocks = self._tables[owner, positions // self._block_size]
+        self._positions[:total] = positions
+        self._slots[:total] = blocks * np.int64(self._block_size) + positions % self._block_size
+
+        if size > count:
+            padding = slice(count, size)
+            self._token_ids[padding] = self._positions[padding] = 0
+            self._slots[padding] = -1
+            self._seq_lens[padding] = 1
+            self._logits_rows[padding] = np.arange(count, size)
+            self._query_start[count + 1 : size + 1] = np.arange(count + 1, size + 1)
+            count = total = rows = size
+        if self._copied is not None:
+            used = self._tables_at + int(count * self._table_words + 1)
+            self._memory[:used].copy_(self._staging[:used], non_blocking=True)
+            self._copied.record()
+        views = self._views
+        return ForwardBatch(
+            token_ids=views.token_ids[:total],
+            positions=views.positions[:total],
+            slots=views.slots[:total],
+            logits_rows=views.logits_rows[:rows],
+            query_start=views.query_start[: count + 1],
+            seq_lens=views.seq_lens[:count],
+            block_tables=views.block_tables[:count],
+        )
+
+    def _fill_tables(self, chunks: Rows[Chunk], computed: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+        filled, self._filled = self._filled, ()
+        for row, (chunk, before) in enumerate(zip(chunks, chain(filled, repeat(None)), strict=False)):
+            if chunk is not before:
+                blocks = chunk.sequence.blocks
+                self._tables[row, : len(blocks)] = blocks
+        for row in np.flatnonzero(computed % self._block_size == 0).tolist():
+            block = int(computed[row]) // self._block_size
+            self._tables[row, block] = chunks[row].sequence.blocks[block]
+        self._filled = chunks
+
+    def _fill_tokens(self, chunks: Rows[Chunk], starts: list[int]) -> int:
+        """Returns the number of rows of logits."""
+        decodes = num_decodes(chunks)
+        self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
+        rows = list(range(decodes))
+        for chunk, start in zip(chunks[decodes:], starts[decodes:], strict=False):
+            sequence, begin = chunk.sequence, chunk.sequence.num_computed
+            end = begin + chunk.num_tokens
+            self._token_ids[start : start + chunk.num_tokens] = sequence.tokens[begin:end]
+            rows += [start + position - begin for position in logit_positions(sequence, begin, end)]
+        self._logits_rows[: len(rows)] = rows
+        return len(rows)
+
+
+def logit_positions(sequence: Sequence, begin: int, end: int) -> range:
+    """The positions in [begin, end) whose logits are wanted: the last known token's, and the prompt's where its
+    log-probabilities are still to be reported (there is no output yet then)."""
+    first = len(sequence.tokens) - 1
+    reported = sequence.request.prompt_logprobs
+    if reported is not None and len(reported) < len(sequence.request.prompt_token_ids):
+        first = len(reported) - 1  # position i tells of token i + 1, and entry 0 is of no position
+    return range(max(first, begin), end)
