@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, never inside one."""
+"""Ctrl-C takes effect between two steps of the engine, not inside one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Holds a Ctrl-C back until the block has ended, so that it leaves no half-changed state behind.
+    """Delays a Ctrl-C until the end of the block, so that it leaves no half-changed state behind.
 
-    A second Ctrl-C is not held back. Off the main thread, where Python delivers no signals, nothing is changed.
+    A second Ctrl-C is not delayed. Does nothing off the main thread, where Python delivers no signals.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

@@ -1,4 +1,4 @@
-"""How far a batch has come: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a batch: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rich.text import Text
 if TYPE_CHECKING:
     from pybatch.engine.metrics import EngineMetrics
 
-TOKENS_PER_BYTE = 0.25  # of English text, roughly; until the first rows have been counted
+TOKENS_PER_BYTE = 0.25  # roughly, in English text; used until the first row is done
 
 
 class BatchProgress:
-    """What is known of a batch's tokens, and from it an estimate of those to come.
+    """Counts a batch's rows and tokens, and estimates the tokens left.
 
-    rows, size: how many rows there are, and their size in bytes or characters; None where that is not known.
-    max_output_tokens: the most that a row may generate.
+    rows, size: the number of rows, and their size in bytes or characters; None if not known. max_output_tokens: the
+    most that a row may generate; None if there is no limit but the context.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class BatchProgress:
         self._start = time.perf_counter()
 
     def finish(self, size: int, prompt_tokens: int, *, failed: bool) -> None:
-        """Counts a finished row; size: its part of the whole size."""
+        """Counts a finished row; size: its share of the whole size."""
         self.rows_done += 1
         self.rows_failed += failed
         self.prompt_tokens += prompt_tokens
@@ -50,7 +50,7 @@ class BatchProgress:
 
     @property
     def tokens(self) -> int:
-        """Tokens that went through the model, of prompts and outputs."""
+        """Prompt and output tokens that the model has processed."""
         return self.metrics.step_tokens - self._tokens_before
 
     @property
@@ -59,15 +59,16 @@ class BatchProgress:
 
     @property
     def kv_usage(self) -> float:
-        """Share of the KV blocks in use."""
+        """Share of the KV blocks that are in use."""
         return self.metrics.kv_blocks_now / self.metrics.kv_blocks
 
     @property
     def tokens_left(self) -> float | None:
-        """None while there is nothing to go by.
+        """An estimate of the prompt and output tokens still to be processed; None while there is nothing to base it on.
 
-        Prompts: by the size of those to come. Outputs: the finished rows alone would mislead, since the short ones
-        finish first; all output tokens per finished row is the maximum-likelihood mean of such censored lengths.
+        Prompt tokens are in proportion to the size of the rows left. For output tokens the mean of the finished rows
+        would be too low, since short ones finish first; all output tokens per finished row is the maximum-likelihood
+        mean of such censored lengths.
         """
         if self.rows is None or self.size is None:
             return None
@@ -89,7 +90,7 @@ class BatchProgress:
 
     @property
     def share_done(self) -> float | None:
-        """0 to 1, of the tokens; None where tokens_left is."""
+        """Share of the tokens that are done, 0 to 1; None if tokens_left is None."""
         left = self.tokens_left
         return None if left is None else 1.0 if left == 0 else self.tokens / (self.tokens + left)
 
@@ -104,9 +105,9 @@ class BatchProgress:
 
 
 class ProgressReporter:
-    """Shows progress on stderr while it is entered: a bar on a terminal, elsewhere a line every few seconds.
+    """A context manager that shows progress on stderr: a bar on a terminal, elsewhere a line every few seconds.
 
-    lines: whether to print these. bar: False for lines on a terminal too.
+    lines: whether to print the lines. bar: if False, a terminal gets lines too.
     """
 
     LINE_INTERVAL = 5.0

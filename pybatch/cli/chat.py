@@ -29,8 +29,8 @@ def chat(
 ) -> None:
     """Talk with a model.
 
-    /clear begins a new conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer. Where standard input is no
-    terminal, all of it is one message, and the answer is printed.
+    /clear begins a new conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer. If standard input is not a
+    terminal, all of it is one message, and its answer is printed.
     """
     llm, params = load(engine, sampling)
     conversation = Chat(llm, params, system)

@@ -22,7 +22,7 @@ stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class UsageError(typer.TyperException):
-    """What the caller can put right."""
+    """An error that the caller can put right."""
 
     exit_code = exit_codes.USAGE
 
@@ -59,7 +59,7 @@ def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingPar
 
         params = SamplingParams(**{"max_tokens": None, **sampling.given()})
         llm = LLM(**engine.given())
-        # What this model cannot do with any prompt (a token id that it lacks) is known before the first one.
+        # Parameters that this model can run with no prompt (a token id outside its vocabulary) are refused here.
         llm.engine.add_request("flags", [0], params)
         llm.engine.abort("flags")
         return llm, params
@@ -78,7 +78,7 @@ def memory_errors(model: str) -> Iterator[None]:
 
 
 def leave_deleted_folder() -> None:
-    """Torch's MKL ends the process where the working folder has been deleted."""
+    """Torch's MKL ends the process if the working folder has been deleted."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -86,6 +86,6 @@ def leave_deleted_folder() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
+    """The error's type and the first line of its message."""
     message = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,4 +1,4 @@
-"""pybatch env: the facts that a report of a problem should have."""
+"""pybatch env: the facts that a bug report should include."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pybatch command's way in and out: streams, signals and exit codes."""
+"""The entry point of the pybatch command: streams, signals and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How SIGINT (Ctrl-C), SIGTERM and SIGHUP end a command: at once, or between two steps of a job."""
+"""What SIGINT (Ctrl-C), SIGTERM and SIGHUP do to a command: end it at once, or a job between two steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar has hidden
 
 
 def exit_code(signum: int) -> int:
-    """As shells count."""
+    """As a shell reports it."""
     return 128 + signum
 
 
 @contextmanager
 def handled(handler: Any, signums: Iterable[signal.Signals] = ENDING) -> Iterator[None]:
-    """Sets the handler for a while. A signal that the caller ignores (nohup) stays ignored, and off the main thread,
-    where Python delivers no signals, nothing is changed."""
+    """Sets the handler inside the block. A signal that is ignored (by nohup) stays ignored. Does nothing off the main
+    thread, where Python delivers no signals."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {signum: signal.getsignal(signum) for signum in signums}
@@ -37,8 +37,8 @@ def handled(handler: Any, signums: Iterable[signal.Signals] = ENDING) -> Iterato
 
 
 def leave(signum: int) -> NoReturn:
-    """Ends the process. Nothing is unwound: an exception in the middle of an import or of a library's C++ comes out as
-    a traceback, or as something else than what was raised."""
+    """Ends the process without unwinding: a KeyboardInterrupt inside an import or a library's C++ may come out as
+    another exception, with a traceback."""
     if os.isatty(2):
         os.write(2, SHOW_CURSOR)
     os._exit(exit_code(signum))
@@ -46,7 +46,7 @@ def leave(signum: int) -> NoReturn:
 
 @contextmanager
 def ending_at_once(clean_up: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """A signal ends the process, after clean_up."""
+    """A signal calls clean_up and ends the process."""
 
     def end(signum: int, frame: FrameType | None) -> None:
         try:
@@ -75,7 +75,7 @@ class Stop:
 
 @contextmanager
 def ending_in_order() -> Iterator[Stop]:
-    """A signal is noted for the block to end by itself; a second one ends the process."""
+    """The first signal is only noted, for the block to check; a second one ends the process at once."""
     stop = Stop()
     with handled(stop):
         yield stop

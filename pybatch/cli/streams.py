@@ -15,16 +15,17 @@ _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with escapes in place of control characters, which may come from a model's or a row's own words."""
+    """The text with control characters escaped; a model's files or a row may contain them."""
     return _OBEYED.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 @contextmanager
 def standard_streams_mended() -> Iterator[None]:
-    """While a command runs, standard error takes everything, and what a stream's encoding lacks is replaced.
+    """Inside the block, writing to standard error never fails, and characters that a stream's encoding lacks are
+    replaced.
 
-    A closed stream is opened on a null device that refuses to be read or written: otherwise the next file to be opened
-    would become standard output, and get what is printed.
+    A closed stream is opened on the null device, in the wrong direction, so that using it still fails. Otherwise the
+    next file that is opened would get its number, and what is printed.
     """
     before = sys.stdin, sys.stdout, sys.stderr
     for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
@@ -49,8 +50,8 @@ def standard_streams_mended() -> Iterator[None]:
 
 
 class Unfailing(io.RawIOBase):
-    """Writes what can be written. A message that is lost (a full disk, a closed terminal, a pipe that nobody empties)
-    is no reason to stop or to wait for ever."""
+    """Drops what cannot be written (the disk is full, the terminal closed, nobody reads the pipe) instead of raising or
+    waiting for ever."""
 
     PATIENCE = 5.0  # seconds
 
@@ -75,7 +76,7 @@ class Unfailing(io.RawIOBase):
 
 
 def flush_output() -> None:
-    """Raises OSError if standard output does not take what was printed, which is then forgotten."""
+    """Raises OSError if what was printed cannot be written; it is then dropped."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -20,7 +20,7 @@ def open_rows(path: str) -> BinaryIO:
     """Raises OSError, with the path, if it cannot be read."""
     try:
         fd = os.dup(0) if path == STANDARD else os.open(path, os.O_RDONLY)
-        os.set_blocking(fd, True)  # who gave us a pipe may have left it non-blocking
+        os.set_blocking(fd, True)  # a pipe may have been left non-blocking, and would seem to end
         os.read(fd, 0)  # a folder, or a stream that is closed
     except OSError as error:
         error.filename = "standard input" if path == STANDARD else path
@@ -29,7 +29,7 @@ def open_rows(path: str) -> BinaryIO:
 
 
 def measure(path: str) -> tuple[int | None, int | None]:
-    """(rows, bytes) of a file; None for what can be read only once."""
+    """The numbers of rows and bytes of a file; None for a stream, which can be read only once."""
     if path == STANDARD or not Path(path).is_file():
         return None, None
     with Path(path).open("rb") as file:
@@ -81,8 +81,8 @@ def standard_output(path: str) -> ResultFile:
 
 
 def is_standard_output(path: str) -> bool:
-    """Whether results for the path go to standard output: it is "-", or a name of the file that is open there already
-    (/dev/stdout). Opened once more, such a file would lose what stands in it."""
+    """Whether the path is "-" or another name of the file that standard output is open on (/dev/stdout). Such a file is
+    not opened a second time, which would overwrite what it holds."""
     if path == STANDARD:
         return True
     try:
@@ -120,9 +120,9 @@ def signals_blocked() -> Iterator[None]:
 
 @contextmanager
 def standard_streams_reserved() -> Iterator[None]:
-    """While a job runs, whatever else reads standard input finds it empty, and what else is printed goes to standard
-    error: rows are no answers to a library's question, and its messages no results. For use after the files have been
-    opened."""
+    """Keeps everything but the job away from standard input, which others find empty, and from standard output: what
+    others print goes to standard error. A library's question would take a row as its answer, and its messages would
+    stand among the results. To be entered once the job's files are open."""
     saved = os.dup(0), os.dup(1)
     sys.stdout.flush()
     nothing = os.open(os.devnull, os.O_RDONLY)

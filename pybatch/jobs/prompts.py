@@ -1,4 +1,4 @@
-"""From a row to the prompt it asks for."""
+"""Makes prompts of rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pybatch.jobs.reader import Row
 class Template:
     """Text with {field} where a row's field goes; {{ and }} stand for braces.
 
-    ValueError where the text is no such template.
+    Raises ValueError if the text is not such a template.
     """
 
     def __init__(self, text: str) -> None:
@@ -29,7 +29,7 @@ class Template:
             raise ValueError(f"{error}; write {{{{ and }}}} for braces that are text") from None
 
     def fill(self, fields: Mapping[str, Any]) -> str:
-        """ValueError where a field is missing. Text goes in as it is, everything else as JSON."""
+        """Puts in the fields: text as it is, everything else as JSON. Raises ValueError if one is missing."""
         return "".join(literal + (self.value(fields, name) if name is not None else "") for literal, name in self.parts)
 
     def value(self, fields: Mapping[str, Any], name: str) -> str:
@@ -41,10 +41,10 @@ class Template:
 
 @dataclass(frozen=True)
 class PromptMaker:
-    """Makes a prompt of each row.
+    """Makes a prompt of a row.
 
-    template: filled in with the row's fields; without one the row's "messages" or "prompt" are taken. system: the text
-    of a system message to put in front. chat: text becomes a user message; else the model completes it as it is.
+    template: filled in with the row's fields; None takes the row's "messages" or "prompt". system: the text of a system
+    message to put in front. chat: text becomes a user's message; if False, the model completes it as it is.
     """
 
     template: Template | None = None
@@ -52,7 +52,7 @@ class PromptMaker:
     chat: bool = True
 
     def __call__(self, row: Row) -> Prompt:
-        """ValueError where the row holds no prompt."""
+        """Raises ValueError if the row has no prompt."""
         if row.error is not None:
             raise ValueError(row.error)
         if self.template is None and "messages" in row.fields:

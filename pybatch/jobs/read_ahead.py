@@ -1,4 +1,4 @@
-"""Reads rows beside the engine, so that a slow producer does not hold up those that are running."""
+"""Reads rows on a thread beside the engine, so that a slow producer does not hold up the rows that are running."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pybatch.jobs.reader import Row
 
 
 class ReadAhead:
-    """Draws rows on a thread of its own and keeps some of them ready.
+    """Reads rows on a thread of its own and keeps some of them ready.
 
-    name: of where they come from, for errors, which `take` raises. limit: the thread pauses while it holds rows of so
-    many bytes.
+    name: of the input, for error messages. limit: of the bytes of rows kept; the thread pauses when it is reached.
     """
 
     def __init__(self, rows: Iterable[Row], name: str, limit: int = 1 << 20) -> None:
@@ -23,11 +22,11 @@ class ReadAhead:
         self._done = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
-        # A daemon: reading cannot be interrupted, and must not keep alive a process whose input stays open.
+        # A daemon thread, since it cannot be interrupted while it waits for an input that stays open.
         threading.Thread(target=self._read, args=(rows,), daemon=True).start()
 
     def take(self, timeout: float) -> Row | None:
-        """The next row. None if there is none after `timeout` seconds."""
+        """The next row; None if none comes within `timeout` seconds. Raises the error that ended the reading."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._done, timeout)
             if self._ready:

@@ -10,17 +10,17 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-_unused: set[ResultFile] = set()  # created, for jobs that have not begun
+_unused: set[ResultFile] = set()  # created for jobs that have not begun
 
 
 class ResultFile:
-    """An open output that takes whole lines only: what was written of a line that did not fit is taken back.
+    """An open output to which whole lines are appended. If a line does not fit, the part that was written is cut off.
 
-    A process that is killed (SIGKILL) in the middle of a line of many megabytes may leave a part of it, as the last
-    line of the file and without a newline; a pipe or device keeps what it has got.
+    If the process is killed (SIGKILL) while a line of many megabytes is being written, a part of it may stay, as the
+    last line and without a newline. A pipe or device keeps what it has received.
 
-    name: for messages. path: of a file that this job opened; None for standard output. created: there was no such file
-    before. A created file is removed again if the job never begins.
+    name: for messages. path: of a file that this job opened; None for standard output. created: this job created the
+    file, and it is removed again if the job never begins.
     """
 
     def __init__(self, name: str, fd: int, *, path: str | None = None, created: bool = False) -> None:
@@ -46,7 +46,7 @@ class ResultFile:
         return os.isatty(self._fd)
 
     def begin(self) -> None:
-        """Empties a file that is to be replaced; until now its old lines were still there."""
+        """Truncates a file that is to be overwritten; its old lines stay until here."""
         try:
             self._expect_linked()
             if self._regular and self._path is not None:
@@ -56,7 +56,7 @@ class ResultFile:
         _unused.discard(self)
 
     def append(self, line: bytes) -> None:
-        """Writes a line. Raises OSError, with our name, if it could not be written whole."""
+        """Writes a line. Raises OSError, with the file's name, if it cannot be written as a whole."""
         left = memoryview(line)
         try:
             self._expect_linked()
@@ -78,12 +78,12 @@ class ResultFile:
                     os.unlink(self._path)
 
     def _expect_linked(self) -> None:
-        """Rows that go to a deleted file are lost in silence."""
+        """Raises FileNotFoundError if the file has been deleted: rows written to it would be lost."""
         if self._linked and os.fstat(self._fd).st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, "deleted or replaced while the job was running")
 
     def _take_back(self, written: int) -> None:
-        """Cuts off the last bytes, if they are ours and nobody has written behind them."""
+        """Cuts off the bytes just written, unless another process has written behind them."""
         if written and self._regular:
             end = os.lseek(self._fd, 0, os.SEEK_CUR)
             if os.fstat(self._fd).st_size == end:
@@ -96,6 +96,6 @@ class ResultFile:
 
 
 def discard_unused_files() -> None:
-    """For a process that ends at once."""
+    """Called before the process ends at once."""
     for file in list(_unused):
         file.discard_unused()

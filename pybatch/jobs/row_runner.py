@@ -15,7 +15,7 @@ from pybatch.jobs.reader import Row
 from pybatch.jobs.result_file import ResultFile
 from pybatch.jobs.writer import answer, result_line
 
-WAIT = 0.05  # seconds between two looks at `stopped` while no row comes
+WAIT = 0.05  # seconds between two checks of `stopped` while no row comes
 
 
 def run_job(
@@ -27,13 +27,13 @@ def run_job(
     progress: BatchProgress,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Answers every row, in the order in which they finish. A row that cannot be answered is written with an "error".
+    """Answers every row and writes the results in the order in which they finish; a row that cannot be answered is
+    written with an "error".
 
-    progress: counts the rows. stopped: asked between two steps; once it is true the job ends, and the rows that have
-    finished are in the results.
+    stopped: checked between two steps; the job ends once it returns True.
 
-    Raises OSError, with the file's name, if rows cannot be read or results not be written, and whatever a step of the
-    engine raises. The results then hold every row that had finished.
+    Raises OSError, with the file's name, if rows cannot be read or results cannot be written, and whatever the engine's
+    step raises. However the job ends, every row that has finished is in the results.
     """
     session = llm.session
     room = 2 * llm.engine.config.max_num_seqs  # so that the batching policy has some to choose from
@@ -45,7 +45,7 @@ def run_job(
             result = {"error": f"line {row.line}: {result['error']}"}
         try:
             line = result_line(row, result)
-        except (ValueError, RecursionError) as error:  # nested as deep as can be read, but not written
+        except (ValueError, RecursionError) as error:  # nested too deeply for the encoder
             result = {"error": f"line {row.line}: the row cannot be written: {error}"}
             line = result_line(Row(row.index, row.line, row.size, {}), result)
         results.append(line)

@@ -1,4 +1,4 @@
-"""The figures that close a job."""
+"""The table that is printed at the end of a job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pybatch.engine.metrics import MetricsSummary
 
 
 def summary_table(progress: BatchProgress, metrics: MetricsSummary) -> Table:
-    """progress: of the job. metrics: of an engine that has run this job alone."""
+    """The job's throughput, latencies and memory. metrics: of an engine that has run nothing but this job."""
     seconds = progress.seconds
     table = Table(title="Summary", title_justify="left", show_header=False)
     table.add_column()
@@ -38,13 +38,13 @@ def summary_table(progress: BatchProgress, metrics: MetricsSummary) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """NaN, where nothing was measured, is a dash."""
+    """Milliseconds or seconds; a dash for NaN, which stands for nothing measured."""
     if seconds != seconds:
         return "-"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def peak_memory() -> int:
-    """The most physical memory that this process has had, in bytes."""
+    """The peak of this process's resident memory, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
