@@ -19,12 +19,19 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets compiled in that this processor can run, best first.");
   m.def("chosen_isa", &pybatch::chosen_isa,
         "The instruction set in use; raises ValueError if PYBATCH_ISA names an impossible one.");
-  pybind11::class_<pybatch::Graph>(m, "Graph",
-                                   "CPU ops called inside `with graph:` are recorded, with the tensors they were given,"
-                                   " instead of run; replay() runs them.")
+  pybind11::class_<pybatch::Graph>(
+      m, "Graph",
+      "CPU ops called inside `with graph:` are recorded instead of run; replay() runs them."
+      " The graph keeps their tensors' storages alive. replay() raises RuntimeError, and"
+      " runs nothing, where a storage has been resized since or holds an illegal value,"
+      " such as an id outside the vocabulary. An exception inside `with` clears the graph.")
       .def(pybind11::init())
       .def("__enter__", &pybatch::Graph::begin)
-      .def("__exit__", [](pybatch::Graph& graph, const pybind11::args&) { graph.end(); })
+      .def("__exit__",
+           [](pybatch::Graph& graph, const pybind11::object& exception, const pybind11::args&) {
+             graph.end();
+             if (!exception.is_none()) graph.clear();
+           })
       .def("timed_replay", &pybatch::Graph::timed_replay, pybind11::call_guard<pybind11::gil_scoped_release>(),
            "As replay(), but returns the seconds spent in each kernel, by name.")
       .def("replay", &pybatch::Graph::replay, pybind11::call_guard<pybind11::gil_scoped_release>());
@@ -38,6 +45,9 @@ PYBIND11_MODULE(_C, m) {
         const auto found = known.find(name);
         if (found == known.end()) {
           throw std::invalid_argument("name: expected fp32_flops, int8_ops, read_bytes or copy_bytes, got " + name);
+        }
+        if (!(seconds >= 0 && seconds <= 3600)) {
+          throw std::invalid_argument("seconds: expected from 0 to 3600, got " + std::to_string(seconds));
         }
         return pybatch::measure_ceiling(found->second, seconds);
       },

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,13 +47,31 @@ _CACHED = 1 << 19  # elements whose fp32 copies stay in cache while they are wor
 
 _ops = torch.ops.pybatch
 
-for _op in (
+
+def _register_fake(name: str) -> None:
+    """Ops write into tensors they are given, so that with fake tensors there is nothing to compute. But one meta tensor
+    among real ones, too, makes torch choose this in place of the kernel."""
+    parameters = [argument.name for argument in getattr(_ops, name).default._schema.arguments]
+
+    def fake(*args: Any, **kwargs: Any) -> None:
+        given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        devices = {key: value.device for key, value in given.items() if isinstance(value, Tensor)}
+        expected = next((device for device in devices.values() if device.type != "meta"), None)
+        if expected is None:
+            return
+        for argument, device in devices.items():
+            if device != expected and (device.type == "meta" or name != "swap_blocks"):
+                raise RuntimeError(f"{argument}: expected a tensor on {expected}, got one on {device}")
+
+    torch.library.register_fake(f"pybatch::{name}", fake)
+
+
+for _name in (
     "rms_norm", "layer_norm", "silu_mul", "gelu_tanh_mul", "embedding", "matmul_dense", "matmul_w8a16", "matmul_w8a8",
     "matmul_gguf", "rope_kv_write", "copy_blocks", "swap_blocks", "paged_attention", "adjust_logits", "sample",
     "token_logprobs",
 ):  # fmt: skip
-    # Every op writes into tensors it is given, so that on fake tensors there is nothing to compute.
-    torch.library.register_fake(f"pybatch::{_op}", lambda *args, **kwargs: None)
+    _register_fake(_name)
 
 
 def rms_norm(

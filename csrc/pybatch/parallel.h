@@ -14,18 +14,20 @@ struct Executor {
 
 Executor& executor();
 
-// Splits [0, n) into at most num_threads() contiguous ranges of at least `grain` and calls f(begin, end) on each.
-// f must not throw. How the range is split must never change a result.
+// Calls f with ranges of [0, n) through the executor, and rethrows here the first exception that a range threw.
+void run_parallel(int64_t n, int64_t grain, Executor::Range f, void* context);
+
+// Splits [0, n) into at most num_threads() contiguous ranges of at least `grain` and calls f(begin, end) on each. How
+// the range is split must never change a result.
 template <class F>
 void parallel_for(int64_t n, int64_t grain, const F& f) {
-  if (n <= 0) return;
-  executor().parallel_for(
-      0, n, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
+  run_parallel(
+      n, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&f)));
 }
 
 // A buffer of the calling thread, at least `bytes` long and 64-byte aligned, kept for the next call. `slot` tells
-// buffers apart that one kernel needs at the same time.
+// buffers apart that one kernel needs at the same time. Throws where there is no memory for it.
 void* thread_scratch(int slot, int64_t bytes);
 
 }  // namespace pybatch

@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cfloat>
+#include <cmath>
 #include <initializer_list>
 #include <optional>
 #include <sstream>
@@ -81,25 +83,48 @@ const T* pointer(const Tensor& t) {
   return static_cast<const T*>(t.data_ptr());
 }
 
-template <class T>
-T* mutable_pointer(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
-
 inline void expect_aligned(const Tensor& t, const char* name) {
   EXPECT(reinterpret_cast<uintptr_t>(t.data_ptr()) % 64 == 0, name, ": expected data aligned to 64 bytes");
+}
+
+// A number that kernels take as float32.
+inline float float32(double value, const char* name) {
+  const bool fits = std::abs(value) <= FLT_MAX && (value == 0 || static_cast<float>(value) != 0);
+  EXPECT(fits, name, ": expected a finite number that float32 can hold, got ", value);
+  return static_cast<float>(value);
+}
+
+inline int64_t storage_bytes(const Tensor& t) {
+  int64_t bytes = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  return bytes;
+}
+
+// From the first element to behind the last.
+inline int64_t extent_bytes(const Tensor& t) {
+  if (t.numel() == 0) return 0;
+  int64_t last = 0;
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  return (last + 1) * static_cast<int64_t>(t.element_size());
 }
 
 // The checks that ask the backend where tensors may be.
 template <class Backend>
 struct Checks {
-  // How many of n values the host looks at.
-  static int64_t visible(int64_t n) { return Backend::kHostReadable ? n : 0; }
+  // t is where the kernels work, and its storage still holds all of it: resizing a storage leaves its tensors as they
+  // are.
+  static void expect_present(const Tensor& t, const char* name, bool (*is_there)(const Tensor&) = Backend::holds) {
+    EXPECT(is_there(t), name, ": expected a tensor on ", Backend::kDevice);
+    const int64_t begin = t.storage_offset() * static_cast<int64_t>(t.element_size()), bytes = extent_bytes(t);
+    EXPECT(bytes == 0 || begin + bytes <= storage_bytes(t), name, ": expected a storage of at least ", begin + bytes,
+           " bytes, got ", storage_bytes(t));
+    if (bytes > 0) Backend::uses(t, name);
+  }
 
   // t has this dtype, this shape (kAny: any extent) and no gaps.
   static void check(const Tensor& t, const char* name, ScalarType type, std::initializer_list<int64_t> shape,
                     bool (*is_there)(const Tensor&) = Backend::holds) {
-    EXPECT(is_there(t), name, ": expected a tensor on ", Backend::kDevice);
+    expect_present(t, name, is_there);
     EXPECT(t.scalar_type() == type, name, ": expected ", name_of(type), ", got ", name_of(t.scalar_type()));
     bool fits = t.dim() == static_cast<int64_t>(shape.size());
     for (int64_t i = 0; fits && i < t.dim(); ++i) fits = shape.begin()[i] == kAny || t.size(i) == shape.begin()[i];
@@ -109,7 +134,7 @@ struct Checks {
 
   // A 2-d tensor whose rows are contiguous but may be apart.
   static void check_rows(const Tensor& t, const char* name, int64_t rows, int64_t width) {
-    EXPECT(Backend::holds(t), name, ": expected a tensor on ", Backend::kDevice);
+    expect_present(t, name);
     EXPECT(t.dim() == 2 && (rows == kAny || t.size(0) == rows) && (width == kAny || t.size(1) == width), name,
            ": expected shape ", shape_of({rows, width}), ", got ", shape_of(t));
     EXPECT(t.size(1) <= 1 || t.stride(1) == 1, name, ": expected contiguous rows (stride 1 in the last dimension)");
@@ -123,20 +148,20 @@ struct Checks {
 
   static Matrix output(const Tensor& t, const char* name, int64_t rows, int64_t width) {
     check_rows(t, name, rows, width);
-    return {t.data_ptr(), t.stride(0), float_type(t, name)};
+    return {written(t), t.stride(0), float_type(t, name)};
+  }
+
+  // Where kernels write.
+  template <class T = void>
+  static T* written(const Tensor& t) {
+    Backend::writes(t);
+    return static_cast<T*>(t.data_ptr());
   }
 
   // A vector of n elements in the dtype of another argument.
   static const void* vector_like(const Tensor& t, const char* name, ScalarType type, int64_t n) {
     check(t, name, type, {n});
     return t.data_ptr();
-  }
-
-  static void expect_ids_in_range(const Tensor& ids, const char* name, int64_t limit) {
-    const int64_t* id = pointer<int64_t>(ids);
-    for (int64_t i = 0, n = visible(ids.numel()); i < n; ++i) {
-      EXPECT(id[i] >= 0 && id[i] < limit, name, ": expected ids in [0, ", limit, "), got ", id[i], " at ", i);
-    }
   }
 };
 

@@ -1,4 +1,6 @@
 // The CPU backend, and the schemas of all ops.
+#include <dlfcn.h>
+#include <pthread.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/kernels.h"
@@ -10,18 +12,44 @@ namespace {
 
 using namespace pybatch;
 
+Graph::Range range_of_storage(const Tensor& t) {
+  return {pointer<char>(t) - t.storage_offset() * static_cast<int64_t>(t.element_size()), storage_bytes(t)};
+}
+
+// t's storage, owned by a tensor of its first element, since t itself may be given another storage.
+Graph::Memory storage_of(const Tensor& t) {
+  const int64_t size = 1, stride = 1;
+  AtenTensorHandle first = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), 1, &size, &stride, -t.storage_offset(), &first));
+  return {range_of_storage(t), std::make_shared<const Tensor>(first),
+          [](const void* owner) -> const void* { return static_cast<const Tensor*>(owner)->data_ptr(); }};
+}
+
 struct Cpu {
   static constexpr const char* kDevice = "the CPU";
-  static constexpr bool kHostReadable = true;
   static constexpr bool kHasE4m3 = false;
   struct Scope {
     explicit Scope(const Tensor&) {}
   };
-  static bool holds(const Tensor& t) {
-    if (Graph* graph = Graph::recording()) graph->keep(std::make_shared<Tensor>(t));
-    return t.is_cpu();
-  }
+  static bool holds(const Tensor& t) { return t.is_cpu(); }
   static bool reaches(const Tensor& t) { return t.is_cpu(); }
+  static void uses(const Tensor& t, const char* name) {
+    Graph* graph = Graph::recording();
+    if (graph == nullptr || graph->keeps(range_of_storage(t))) return;
+    graph->keep(name, storage_of(t));
+  }
+  static void writes(const Tensor& t) {
+    if (Graph* graph = Graph::recording()) graph->writes(t.data_ptr());
+  }
+  template <class Check>
+  static void verify(const Check& check, std::initializer_list<const void*> reads) {
+    if (Graph* graph = Graph::recording()) {
+      graph->check(check, reads);
+    } else {
+      check();
+    }
+  }
 
 #define PYBATCH_RUN(name, Params)                \
   static void name(const Params& p) {            \
@@ -42,6 +70,18 @@ const bool kExecutorInstalled = [] {
                 },
                 [] { return static_cast<int>(torch::stable::get_num_threads()); }};
   return true;
+}();
+
+// The threads of that pool are OpenMP's. A forked child does not have them, but OpenMP there would wait for them for
+// ever, so they are ended before a fork; the next parallel region, in parent or child, starts new ones.
+int (*pause_openmp)(int kind) = nullptr;
+
+const bool kForkHandled = [] {
+  void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);  // the OpenMP that torch uses, if there are several
+  if (torch != nullptr) pause_openmp = reinterpret_cast<int (*)(int)>(dlsym(torch, "omp_pause_resource_all"));
+  constexpr int kHard = 2;  // omp_pause_hard
+  if (pause_openmp != nullptr) pthread_atfork([] { pause_openmp(kHard); }, nullptr, nullptr);
+  return pause_openmp != nullptr;
 }();
 
 }  // namespace

@@ -35,10 +35,9 @@ cudaStream_t current_stream() {
 
 struct Cuda {
   static constexpr const char* kDevice = "the CUDA device of the other arguments";
-  static constexpr bool kHostReadable = false;
   static constexpr bool kHasE4m3 = true;
   struct Scope {
-    explicit Scope(const Tensor& t) : guard(t.get_device_index()) {}
+    explicit Scope(const Tensor& t) : guard(t.is_cuda() ? t.get_device_index() : current_device()) {}
     torch::stable::accelerator::DeviceGuard guard;
   };
   static bool holds(const Tensor& t) { return t.is_cuda() && t.get_device_index() == current_device(); }
@@ -47,6 +46,10 @@ struct Cuda {
     return holds(t) || (cudaPointerGetAttributes(&attributes, t.data_ptr()) == cudaSuccess &&
                         attributes.type == cudaMemoryTypeHost);
   }
+  static void uses(const Tensor&, const char*) {}
+  static void writes(const Tensor&) {}
+  template <class Check>
+  static void verify(const Check&, std::initializer_list<const void*>) {}
 
 #define PYBATCH_RUN(name, Params) \
   static void name(const Params& p) { cuda::name(p, current_stream()); }

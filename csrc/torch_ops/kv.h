@@ -1,24 +1,23 @@
 // The ops on the paged KV cache: writing it, copying its blocks, attention.
 #pragma once
 
-#include <vector>
-
 #include "pybatch/attention.h"
 #include "pybatch/kv_cache.h"
 #include "torch_ops/checks.h"
+#include "torch_ops/values.h"
 
 namespace pybatch {
 
 template <class Backend>
 struct KvOps : Checks<Backend> {
   using Base = Checks<Backend>;
-  using Base::check, Base::expect_ids_in_range, Base::input, Base::output, Base::vector_like, Base::visible;
+  using Base::check, Base::expect_present, Base::input, Base::output, Base::vector_like, Base::written;
 
   static KvCache kv_cache(const Tensor& k, const Tensor& v, const OptionalTensor& k_scale,
                           const OptionalTensor& v_scale) {
     KvCache cache{};
     auto check_blocks = [](const Tensor& t, const char* name, int64_t dim) {
-      EXPECT(Backend::holds(t), name, ": expected a tensor on ", Backend::kDevice);
+      expect_present(t, name);
       EXPECT(t.dim() == dim, name, ": expected ", dim, " dimensions, got shape ", shape_of(t));
       int64_t stride = 1;
       for (int64_t i = dim - 1; i > 0; stride *= t.size(i), --i) {
@@ -36,6 +35,7 @@ struct KvOps : Checks<Backend> {
                v.size(3) == cache.head_dim,
            "v_cache: expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ", cache.block_size, ", ",
            cache.head_dim, "] (k_cache's with the last two swapped), got ", shape_of(v));
+    EXPECT(cache.kv_heads > 0, "k_cache: expected at least one head, got shape ", shape_of(k));
     EXPECT(cache.head_dim % 8 == 0 && cache.head_dim >= 8 && cache.head_dim <= 256,
            "k_cache: expected a head dimension that is a multiple of 8 up to 256, got ", cache.head_dim);
     EXPECT(cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32 || cache.block_size == 64,
@@ -66,8 +66,8 @@ struct KvOps : Checks<Backend> {
       };
       check_scale(*k_scale, "k_scale");
       check_scale(*v_scale, "v_scale");
-      cache.k_scale = mutable_pointer<float>(*k_scale);
-      cache.v_scale = mutable_pointer<float>(*v_scale);
+      cache.k_scale = static_cast<float*>(k_scale->data_ptr());
+      cache.v_scale = static_cast<float*>(v_scale->data_ptr());
       cache.k_scale_block_stride = k_scale->stride(0);
       cache.v_scale_block_stride = v_scale->stride(0);
     } else {
@@ -87,8 +87,8 @@ struct KvOps : Checks<Backend> {
     int64_t d = p.cache.head_dim;
     p.q = output(q, "q", kAny, kAny);
     p.tokens = q.size(0);
-    EXPECT(q.size(1) % d == 0, "q: expected a width that is a multiple of the cache's head dimension ", d, ", got ",
-           q.size(1));
+    EXPECT(q.size(1) > 0 && q.size(1) % d == 0, "q: expected a width that is a multiple of the cache's head dimension ",
+           d, ", got ", q.size(1));
     p.heads = q.size(1) / d;
     p.k = input(k, "k", p.tokens, p.cache.kv_heads * d);
     p.v = input(v, "v", p.tokens, p.cache.kv_heads * d);
@@ -103,27 +103,17 @@ struct KvOps : Checks<Backend> {
     p.positions = pointer<int64_t>(positions);
     p.slots = pointer<int64_t>(slots);
     p.rotary = pointer<float>(rotary);
-    expect_ids_in_range(positions, "positions", rotary.size(0));
-    for (int64_t i = 0; i < visible(p.tokens); ++i) {
-      EXPECT(p.slots[i] < p.cache.num_blocks * p.cache.block_size, "slots: expected below ",
-             p.cache.num_blocks * p.cache.block_size, ", got ", p.slots[i], " at ", i);
-    }
+    Backend::verify(Ids{"positions", p.positions, p.tokens, rotary.size(0)}, {p.positions});
+    Backend::verify(Slots{p.slots, p.tokens, p.cache.num_blocks * p.cache.block_size}, {p.slots});
     if (q_norm) p.q_norm_weight = vector_like(*q_norm, "q_norm", q.scalar_type(), d);
     if (k_norm) p.k_norm_weight = vector_like(*k_norm, "k_norm", q.scalar_type(), d);
-    p.norm_eps = static_cast<float>(norm_eps);
+    p.norm_eps = float32(norm_eps, "norm_eps");
     p.interleaved = interleaved;
-    Backend::rope_kv_write(p);
-  }
-
-  static void check_block_pairs(const Tensor& pairs, int64_t src_blocks, int64_t dst_blocks) {
-    check(pairs, "pairs", ScalarType::Long, {kAny, 2});
-    const int64_t* pair = pointer<int64_t>(pairs);
-    for (int64_t i = 0; i < visible(pairs.size(0)); ++i) {
-      EXPECT(pair[2 * i] >= 0 && pair[2 * i] < src_blocks, "pairs: expected source blocks in [0, ", src_blocks,
-             "), got ", pair[2 * i], " at ", i);
-      EXPECT(pair[2 * i + 1] >= 0 && pair[2 * i + 1] < dst_blocks, "pairs: expected destination blocks in [0, ",
-             dst_blocks, "), got ", pair[2 * i + 1], " at ", i);
+    for (const Tensor& t : {k_cache, v_cache}) Backend::writes(t);
+    for (const OptionalTensor& t : {k_scale, v_scale}) {
+      if (t) Backend::writes(*t);
     }
+    if (p.tokens > 0) Backend::rope_kv_write(p);
   }
 
   static void copy_between(const Tensor& src, const char* src_name, const Tensor& dst, const char* dst_name,
@@ -131,29 +121,17 @@ struct KvOps : Checks<Backend> {
     typename Backend::Scope scope(src.is_cpu() ? dst : src);
     check(src, src_name, ScalarType::Byte, {kAny, kAny}, Backend::reaches);
     check(dst, dst_name, ScalarType::Byte, {kAny, src.size(1)}, Backend::reaches);
-    check_block_pairs(pairs, src.size(0), dst.size(0));
-    CopyBlocksParams p{src.data_ptr(), dst.data_ptr(), pointer<int64_t>(pairs), pairs.size(0), src.size(1)};
-    Backend::copy_blocks(p);
+    check(pairs, "pairs", ScalarType::Long, {kAny, 2});
+    const bool one_pool = &src == &dst;
+    const char *from = pointer<char>(src), *to = pointer<char>(dst);
+    EXPECT(one_pool || from + extent_bytes(src) <= to || to + extent_bytes(dst) <= from, dst_name,
+           ": expected memory apart from ", src_name, "'s; copy_blocks copies within a pool");
+    CopyBlocksParams p{src.data_ptr(), written(dst), pointer<int64_t>(pairs), pairs.size(0), src.size(1)};
+    Backend::verify(BlockPairs{p.pairs, p.count, src.size(0), dst.size(0), one_pool}, {p.pairs});
+    if (p.count > 0 && p.block_bytes > 0) Backend::copy_blocks(p);
   }
 
-  static void copy_blocks(Tensor pool, const Tensor& pairs) {
-    typename Backend::Scope scope(pool);
-    check(pool, "pool", ScalarType::Byte, {kAny, kAny});
-    // Pairs run in parallel, so no block may be both read and written.
-    check_block_pairs(pairs, pool.size(0), pool.size(0));
-    const int64_t* pair = pointer<int64_t>(pairs);
-    std::vector<uint8_t> written(static_cast<size_t>(visible(pool.size(0))));
-    for (int64_t i = 0; i < visible(pairs.size(0)); ++i) {
-      uint8_t& mark = written[static_cast<size_t>(pair[2 * i + 1])];
-      EXPECT(!mark, "pairs: expected each destination block once, got ", pair[2 * i + 1], " twice");
-      mark = 1;
-    }
-    for (int64_t i = 0; i < visible(pairs.size(0)); ++i) {
-      EXPECT(!written[static_cast<size_t>(pair[2 * i])],
-             "pairs: expected no block as both source and destination, got ", pair[2 * i]);
-    }
-    copy_between(pool, "pool", pool, "pool", pairs);
-  }
+  static void copy_blocks(Tensor pool, const Tensor& pairs) { copy_between(pool, "pool", pool, "pool", pairs); }
 
   static void swap_blocks(const Tensor& src, Tensor dst, const Tensor& pairs) {
     copy_between(src, "src", dst, "dst", pairs);
@@ -169,7 +147,7 @@ struct KvOps : Checks<Backend> {
     int64_t d = p.cache.head_dim;
     p.q = input(q, "q", kAny, kAny);
     p.tokens = q.size(0);
-    EXPECT(q.size(1) % (d * p.cache.kv_heads) == 0,
+    EXPECT(q.size(1) > 0 && q.size(1) % (d * p.cache.kv_heads) == 0,
            "q: expected a width that is a multiple of kv_heads * head_dim = ", d * p.cache.kv_heads, ", got ",
            q.size(1));
     p.heads = q.size(1) / d;
@@ -183,29 +161,16 @@ struct KvOps : Checks<Backend> {
     p.block_table_stride = block_tables.size(1);
     p.query_start = pointer<int32_t>(query_start);
     p.seq_lens = pointer<int32_t>(seq_lens);
-    EXPECT(!Backend::kHostReadable || (p.query_start[0] == 0 && p.query_start[p.sequences] == p.tokens),
-           "query_start: expected to begin with 0 and end with ", p.tokens, " (the rows of q)");
-    for (int64_t s = 0; s < visible(p.sequences); ++s) {
-      int64_t queries = p.query_start[s + 1] - p.query_start[s];
-      EXPECT(queries >= 0, "query_start: expected ascending values");
-      EXPECT(p.seq_lens[s] >= queries, "seq_lens: expected at least the ", queries, " queries of sequence ", s,
-             ", got ", p.seq_lens[s]);
-      int64_t blocks = (p.seq_lens[s] + p.cache.block_size - 1) / p.cache.block_size;
-      EXPECT(blocks <= p.block_table_stride, "block_tables: expected at least ", blocks, " columns for sequence ", s,
-             ", got ", p.block_table_stride);
-      for (int64_t b = 0; b < blocks; ++b) {
-        int32_t block = p.block_tables[s * p.block_table_stride + b];
-        EXPECT(block >= 0 && block < p.cache.num_blocks, "block_tables: expected blocks in [0, ", p.cache.num_blocks,
-               "), got ", block, " in sequence ", s);
-      }
-    }
+    Backend::verify(AttentionBatch{p.block_tables, p.query_start, p.seq_lens, p.block_table_stride, p.sequences,
+                                   p.tokens, p.cache.block_size, p.cache.num_blocks},
+                    {p.block_tables, p.query_start, p.seq_lens});
     EXPECT(window >= 0, "window: expected 0 (none) or a positive number of tokens, got ", window);
     EXPECT(soft_cap >= 0, "soft_cap: expected 0 (none) or a positive number, got ", soft_cap);
-    p.scale = static_cast<float>(scale);
+    p.scale = float32(scale, "scale");
     p.window = window;
-    p.soft_cap = static_cast<float>(soft_cap);
+    p.soft_cap = float32(soft_cap, "soft_cap");
     if (sinks) p.sinks = static_cast<const float*>(vector_like(*sinks, "sinks", ScalarType::Float, p.heads));
-    Backend::paged_attention(p);
+    if (p.tokens > 0) Backend::paged_attention(p);
   }
 };
 

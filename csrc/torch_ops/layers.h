@@ -6,13 +6,14 @@
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
 #include "torch_ops/checks.h"
+#include "torch_ops/values.h"
 
 namespace pybatch {
 
 template <class Backend>
 struct LayerOps : Checks<Backend> {
   using Base = Checks<Backend>;
-  using Base::check, Base::expect_ids_in_range, Base::input, Base::output, Base::vector_like;
+  using Base::check, Base::input, Base::output, Base::vector_like;
 
   template <void (*kernel)(const NormParams&)>
   static void norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double eps,
@@ -30,8 +31,8 @@ struct LayerOps : Checks<Backend> {
       p.residual = output(*residual, "residual", p.rows, p.width);
       expect_same_type(p.residual.dtype, "residual", p.x.dtype, "x");
     }
-    p.eps = static_cast<float>(eps);
-    kernel(p);
+    p.eps = float32(eps, "eps");
+    if (out.numel() > 0) kernel(p);
   }
 
   static void rms_norm(const Tensor& x, const Tensor& weight, double eps, const OptionalTensor& residual, Tensor out) {
@@ -53,7 +54,7 @@ struct LayerOps : Checks<Backend> {
     p.width = x.size(1) / 2;
     p.out = output(out, "out", p.rows, p.width);
     expect_same_type(p.out.dtype, "out", p.x.dtype, "x");
-    kernel(p);
+    if (out.numel() > 0) kernel(p);
   }
 
   static int64_t packed_int8_groups(const Tensor& weight, const char* name, int64_t n, int64_t k) {
@@ -94,7 +95,7 @@ struct LayerOps : Checks<Backend> {
     p.width = out.size(1);
     p.vocab = vocab;
     EXPECT(vocab > 0, "vocab: expected a positive number, got ", vocab);
-    expect_ids_in_range(ids, "ids", vocab);
+    Backend::verify(Ids{"ids", p.ids, p.count, vocab}, {p.ids});
     p.table = table.data_ptr();
     if (table.scalar_type() == ScalarType::Char) {
       packed_int8_groups(table, "table", vocab, p.width);
@@ -115,7 +116,7 @@ struct LayerOps : Checks<Backend> {
         p.layout = TableLayout::rows;
       }
     }
-    Backend::embedding(p);
+    if (out.numel() > 0) Backend::embedding(p);
   }
 
   // ---- matmuls ----
@@ -138,7 +139,7 @@ struct LayerOps : Checks<Backend> {
       p.bias = vector_like(*bias, "bias", bias->scalar_type(), p.n);
     }
     if (norm) p.norm = vector_like(*norm, "norm", x.scalar_type(), p.k);
-    p.norm_eps = static_cast<float>(norm_eps);
+    p.norm_eps = float32(norm_eps, "norm_eps");
     return p;
   }
 
@@ -149,7 +150,7 @@ struct LayerOps : Checks<Backend> {
     p.weight_dtype = float_type(weight, "weight");
     check(weight, "weight", weight.scalar_type(), {(p.n + kPanel - 1) / kPanel, p.k, kPanel});
     expect_aligned(weight, "weight");
-    Backend::matmul_dense(p);
+    if (out.numel() > 0) Backend::matmul_dense(p);
   }
 
   template <void (*kernel)(const MatmulParams&)>
@@ -161,7 +162,7 @@ struct LayerOps : Checks<Backend> {
     EXPECT(p.k <= 131072, "x: expected at most 131072 columns (int32 sums of int8 products), got ", p.k);
     packed_int8_groups(weight, "weight", p.n, p.k);
     p.scale = static_cast<const float*>(vector_like(scale, "scale", ScalarType::Float, p.n));
-    kernel(p);
+    if (out.numel() > 0) kernel(p);
   }
 
   static void matmul_gguf(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm,
@@ -169,7 +170,7 @@ struct LayerOps : Checks<Backend> {
     typename Backend::Scope scope(x);
     MatmulParams p = matmul_params(x, weight, bias, norm, norm_eps, epilogue, out);
     p.gguf_type = gguf_type(weight, "weight", p.n, p.k);
-    Backend::matmul_gguf(p);
+    if (out.numel() > 0) Backend::matmul_gguf(p);
   }
 };
 

@@ -3,11 +3,13 @@
 // engine allocates nothing here. Only the LibTorch stable ABI is used.
 //
 // A backend has a function of each kernel's name that takes its params, and
-//   Scope          made of one of an op's tensors; what the op does lies within its lifetime
-//   holds          whether a tensor is where the kernels work; kDevice says where that is
-//   reaches        whether swap_blocks can read and write a tensor
-//   kHostReadable  whether the host can look at the values of tensors, and so checks them
-//   kHasE4m3       whether KV caches may be float8_e4m3fn
+//   Scope     constructed from one of an op's tensors before any work, destroyed after it
+//   holds     whether a tensor is where the kernels run; kDevice names that place
+//   reaches   whether swap_blocks can read and write a tensor
+//   uses      called for every tensor that a kernel is about to use, with the argument's name
+//   writes    likewise for every tensor that a kernel writes
+//   verify    runs a check of values (values.h) where the host can read them; told what memory the check reads
+//   kHasE4m3  whether KV caches may be float8_e4m3fn
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -24,14 +24,34 @@ def usable_cores() -> int:
     return max(1, min(limits))
 
 
+def most_threads() -> int:
+    """How many threads may be asked for. More than there are processors never help, but where a system refuses to start
+    one, OpenMP ends the process."""
+    return max(64, os.cpu_count() or 1)
+
+
 def set_threads(threads: int | None) -> int:
     """Sets the size of torch's thread pool, which the kernels share, and returns it.
 
-    None: OMP_NUM_THREADS where it is set, else the usable physical cores. No result depends on it.
+    None: OMP_NUM_THREADS where it is set, else the usable physical cores. No result depends on it. Raises ValueError
+    for anything but None or an integer from 1 to most_threads().
     """
+    source = "threads"
     if threads is None:
-        threads = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else usable_cores()
-    elif isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
+        threads = usable_cores()
+        if os.environ.get("OMP_NUM_THREADS"):
+            source, threads = "OMP_NUM_THREADS", torch.get_num_threads()
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most_threads():
+        raise ValueError(f"{source}: expected an integer from 1 to {most_threads()}, or None, got {threads!r}")
     torch.set_num_threads(threads)
     return threads
+
+
+def _replace_threads_after_fork() -> None:
+    """torch.set_num_threads also starts a pool beside OpenMP's. In a forked child torch replaces it when that function
+    is next called; without that, exit() waits for threads that are not there."""
+    torch.set_num_threads(torch.get_num_threads())
+
+
+if hasattr(os, "register_at_fork"):  # OpenMP's own threads: see csrc/torch_ops/cpu.cpp
+    os.register_at_fork(after_in_child=_replace_threads_after_fork)

@@ -62,3 +62,13 @@ def test_refuses_bad_pairs(pairs: list[list[int]], message: str) -> None:
 def test_refuses_pools_of_different_blocks() -> None:
     with pytest.raises(RuntimeError, match=r"dst: expected shape \[\*, 64\], got \[4, 32\]"):
         ops.swap_blocks(pool_of(4, 64), pool_of(4, 32), torch.tensor([[0, 1]]))
+
+
+@pytest.mark.host
+def test_refuses_to_swap_within_the_same_memory() -> None:
+    pool = pool_of(8, 64)
+    for src, dst in ((pool, pool), (pool[:5], pool[3:])):
+        with pytest.raises(RuntimeError, match=r"^dst: expected memory apart from src's"):
+            ops.swap_blocks(src, dst, torch.tensor([[0, 1]]))
+    ops.swap_blocks(pool[:4], pool[4:], torch.tensor([[0, 1]]))
+    assert torch.equal(pool[5], pool[0])

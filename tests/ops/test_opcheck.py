@@ -229,6 +229,37 @@ def test_a_wrong_rank_is_an_error_that_names_the_argument(name: str, example: Ca
             call(name, example() | {argument: tensor.view(1, 1, *tensor.shape)})
 
 
+@cases
+def test_one_tensor_on_another_device_is_an_error_that_names_it(name: str, example: Callable[[], Arguments]) -> None:
+    """Torch gives such a call to the fake implementation, which computes nothing."""
+    for argument, tensor in tensors(example()):
+        with pytest.raises(RuntimeError, match=rf"^{argument}: expected a tensor on cpu, got one on meta"):
+            call(name, example() | {argument: tensor.to("meta")})
+
+
+@cases
+def test_meta_tensors_compute_nothing(name: str, example: Callable[[], Arguments]) -> None:
+    call(name, example() | {argument: tensor.to("meta") for argument, tensor in tensors(example())})
+
+
+def test_a_compiled_call_has_the_bits_of_the_op() -> None:
+    arguments = norm()
+    compiled = torch.compile(ops.rms_norm, fullgraph=True, backend="aot_eager")
+    x, weight = arguments["x"], arguments["weight"]
+    assert torch.equal(compiled(x, weight, 1e-5), ops.rms_norm(x, weight, 1e-5))
+
+
+@cases
+def test_a_storage_that_has_been_cut_is_an_error_that_names_the_argument(
+    name: str, example: Callable[[], Arguments]
+) -> None:
+    for argument, tensor in tensors(example()):
+        cut = tensor.clone()
+        cut.untyped_storage().resize_(cut.untyped_storage().nbytes() - 1)
+        with pytest.raises(RuntimeError, match=rf"^{argument}: expected a storage of at least"):
+            call(name, example() | {argument: cut})
+
+
 # More columns of these are no mistake.
 FREE = {
     ("adjust_logits", "logits"),
@@ -270,6 +301,25 @@ def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[
         ("rope_kv_write", "k_scale", torch.ones(5, 2, 8), "k_scale, v_scale: expected none"),
         ("swap_blocks", "pairs", torch.tensor([[5, 0]]), r"pairs: expected source blocks in \[0, 5\), got 5 at 0"),
         ("swap_blocks", "pairs", torch.tensor([[0, 3]]), r"pairs: expected destination blocks in \[0, 3\), got 3"),
+        ("swap_blocks", "pairs", torch.tensor([[0, 2], [1, 2]]), "pairs: expected each destination block once, got 2"),
+        ("rms_norm", "eps", 1e39, "eps: expected a finite number that float32 can hold, got 1e\\+39"),
+        ("layer_norm", "eps", float("nan"), "eps: expected a finite number that float32 can hold, got nan"),
+        ("matmul_dense", "norm_eps", float("inf"), "norm_eps: expected a finite number"),
+        ("rope_kv_write", "norm_eps", 1e-60, "norm_eps: expected a finite number that float32 can hold, got 1e-60"),
+        (
+            "rope_kv_write",
+            "q",
+            torch.empty(3, 0),
+            "q: expected a width that is a multiple of the cache's head dimension",
+        ),
+        ("paged_attention", "q", torch.empty(4, 0), r"q: expected a width that is a multiple of kv_heads \* head_dim"),
+        ("paged_attention", "scale", -1e39, "scale: expected a finite number"),
+        (
+            "paged_attention",
+            "query_start",
+            torch.tensor([0, -(2**31), 4], dtype=torch.int32),
+            "query_start: expected ascending values",
+        ),
         ("paged_attention", "window", -1, "window: expected 0"),
         ("paged_attention", "soft_cap", -1.0, "soft_cap: expected 0"),
         ("paged_attention", "seq_lens", torch.tensor([3, 17], dtype=torch.int32), "block_tables: expected at least 3"),
@@ -292,6 +342,43 @@ def test_a_wrong_value_is_an_error_that_says_what_was_expected(
 ) -> None:
     with pytest.raises(RuntimeError, match=f"^({message})"):
         call(name, EXAMPLES[name][0]() | {argument: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        ("embedding", "vocab", 2**63),
+        ("matmul_w8a8", "epilogue", -(2**63) - 1),
+        ("paged_attention", "window", 2**64),
+        ("rms_norm", "eps", 10**400),
+        ("token_logprobs", "logits", 1),
+    ],
+)
+def test_a_number_beyond_its_type_is_an_error(name: str, argument: str, value: Any) -> None:
+    with pytest.raises((RuntimeError, OverflowError)):
+        call(name, EXAMPLES[name][0]() | {argument: value})
+
+
+@pytest.mark.parametrize("name", ["rope_kv_write", "paged_attention"])
+def test_a_cache_without_heads_is_an_error(name: str) -> None:
+    """It was a division by zero."""
+    without = {key: torch.empty(5, 0, *EXAMPLES[name][0]()[key].shape[2:]) for key in ("k_cache", "v_cache")}
+    with pytest.raises(RuntimeError, match=r"^k_cache: expected at least one head"):
+        call(name, EXAMPLES[name][0]() | without)
+
+
+def test_any_number_of_rows_without_columns_takes_no_time() -> None:
+    rows = 2**40
+    x, none = torch.empty(rows, 0), torch.empty(0)
+    ops.rms_norm(x, none, 1e-5, residual=x)
+    ops.layer_norm(x, none, none, 1e-5)
+    ops.silu_mul(x)
+    empty_weights = {"dense": torch.empty(0, 0, 16), "int8": torch.empty(0, 1, 16, 4, dtype=torch.int8)}
+    ops.matmul_dense(x, empty_weights["dense"], out=torch.empty(rows, 0))
+    for matmul in (ops.matmul_w8a16, ops.matmul_w8a8):
+        matmul(x, empty_weights["int8"], none, out=torch.empty(rows, 0))
+    ops.matmul_gguf(x, torch.empty(0, 0, 16 * 18, dtype=torch.uint8), out=torch.empty(rows, 0))
+    ops.copy_blocks(torch.empty(rows, 0, dtype=torch.uint8), torch.tensor([[0, rows - 1]]))
 
 
 @pytest.mark.parametrize("name", ["matmul_dense", "matmul_w8a16", "matmul_w8a8", "matmul_gguf"])

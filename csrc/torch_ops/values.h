@@ -1,0 +1,131 @@
+// Checks of values that kernels trust: ids, slots, offsets, block tables. A graph repeats them before each replay.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "torch_ops/checks.h"
+
+namespace pybatch {
+
+struct Ids {
+  const char* name;
+  const int64_t* ids;
+  int64_t count, limit;
+
+  bool operator==(const Ids&) const = default;
+  void operator()() const {
+    for (int64_t i = 0; i < count; ++i) {
+      EXPECT(ids[i] >= 0 && ids[i] < limit, name, ": expected ids in [0, ", limit, "), got ", ids[i], " at ", i);
+    }
+  }
+};
+
+struct Slots {
+  const int64_t* slots;
+  int64_t count, limit;
+
+  bool operator==(const Slots&) const = default;
+  void operator()() const {
+    for (int64_t i = 0; i < count; ++i) {
+      EXPECT(slots[i] < limit, "slots: expected below ", limit, ", got ", slots[i], " at ", i);
+    }
+  }
+};
+
+// Pairs of blocks are copied in parallel, so that none may be written twice, nor, within a pool, be both read and
+// written.
+struct BlockPairs {
+  const int64_t* pairs;  // [count][2]
+  int64_t count, src_blocks, dst_blocks;
+  bool one_pool;
+
+  bool operator==(const BlockPairs&) const = default;
+  void operator()() const {
+    std::vector<int64_t> written(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t src = pairs[2 * i], dst = pairs[2 * i + 1];
+      EXPECT(src >= 0 && src < src_blocks, "pairs: expected source blocks in [0, ", src_blocks, "), got ", src, " at ",
+             i);
+      EXPECT(dst >= 0 && dst < dst_blocks, "pairs: expected destination blocks in [0, ", dst_blocks, "), got ", dst,
+             " at ", i);
+      written[static_cast<size_t>(i)] = dst;
+    }
+    std::sort(written.begin(), written.end());
+    const auto twice = std::adjacent_find(written.begin(), written.end());
+    EXPECT(twice == written.end(), "pairs: expected each destination block once, got ", *twice, " twice");
+    for (int64_t i = 0; one_pool && i < count; ++i) {
+      EXPECT(!std::binary_search(written.begin(), written.end(), pairs[2 * i]),
+             "pairs: expected no block as both source and destination, got ", pairs[2 * i]);
+    }
+  }
+};
+
+// Offsets of a ragged list: ascending, from 0 to the list's length.
+struct Offsets {
+  const char* name;
+  const int64_t* starts;  // [rows + 1]
+  int64_t rows, length;
+
+  bool operator==(const Offsets&) const = default;
+  void operator()() const {
+    bool ascending = starts[0] == 0 && starts[rows] == length;
+    for (int64_t i = 0; i < rows; ++i) ascending = ascending && starts[i] <= starts[i + 1];
+    EXPECT(ascending, name, ": expected ascending offsets from 0 to ", length);
+  }
+};
+
+struct OutputStarts {
+  const int64_t *output_start, *history_start;
+  int64_t rows;
+
+  bool operator==(const OutputStarts&) const = default;
+  void operator()() const {
+    for (int64_t i = 0; i < rows; ++i) {
+      EXPECT(output_start[i] >= history_start[i] && output_start[i] <= history_start[i + 1],
+             "output_start: expected within the history of row ", i);
+    }
+  }
+};
+
+// A ragged batch of queries over cached sequences; members as in PagedAttentionParams.
+struct AttentionBatch {
+  const int32_t *block_tables, *query_start, *seq_lens;
+  int64_t block_table_stride, sequences, tokens, block_size, num_blocks;
+
+  bool operator==(const AttentionBatch&) const = default;
+  void operator()() const {
+    EXPECT(query_start[0] == 0 && query_start[sequences] == tokens,
+           "query_start: expected to begin with 0 and end with ", tokens, " (the rows of q)");
+    for (int64_t s = 0; s < sequences; ++s) {
+      const int64_t queries = int64_t{query_start[s + 1]} - query_start[s];
+      EXPECT(queries >= 0, "query_start: expected ascending values");
+      EXPECT(seq_lens[s] >= queries, "seq_lens: expected at least the ", queries, " queries of sequence ", s, ", got ",
+             seq_lens[s]);
+      const int64_t blocks = (seq_lens[s] + block_size - 1) / block_size;
+      EXPECT(blocks <= block_table_stride, "block_tables: expected at least ", blocks, " columns for sequence ", s,
+             ", got ", block_table_stride);
+      const int32_t* table = block_tables + s * block_table_stride;
+      uint32_t largest = 0;  // a negative block is larger than any other
+      for (int64_t b = 0; b < blocks; ++b) largest = std::max(largest, static_cast<uint32_t>(table[b]));
+      EXPECT(blocks == 0 || largest < std::min(num_blocks, int64_t{1} << 31), "block_tables: expected blocks in [0, ",
+             num_blocks, "), got ", static_cast<int32_t>(largest), " in sequence ", s);
+    }
+  }
+};
+
+struct SamplingSettings {
+  const float *temperature, *top_p, *min_p;
+  int64_t rows;
+
+  bool operator==(const SamplingSettings&) const = default;
+  void operator()() const {
+    for (int64_t i = 0; i < rows; ++i) {
+      EXPECT(temperature[i] >= 0, "temperature: expected 0 or more, got ", temperature[i], " at ", i);
+      EXPECT(top_p[i] > 0 && top_p[i] <= 1, "top_p: expected in (0, 1], got ", top_p[i], " at ", i);
+      EXPECT(min_p[i] >= 0 && min_p[i] <= 1, "min_p: expected in [0, 1], got ", min_p[i], " at ", i);
+    }
+  }
+};
+
+}  // namespace pybatch
