@@ -46,9 +46,12 @@ class Session:
         every step. A prompt that cannot be run is received at once, as an output with ``error`` set."""
         number = next(self._ids)
         request_id = str(number)
-        text, ids = prompt if isinstance(prompt, str) else None, list[int]()
+        truncates = isinstance(params, SamplingParams) and params.truncate_prompt_tokens is not None
+        (encoded,) = encode([prompt], self.tokenizer, None if truncates else self.engine.max_model_len - 1)
+        text, ids = encoded.text, encoded.token_ids
         try:
-            text, ids = encode(prompt, self.tokenizer)
+            if encoded.error is not None:
+                raise ValueError(encoded.error)
             self.engine.add_request(request_id, ids, params, prompt=text, stream=partial, index=number)
         except ValueError as error:
             receive(failed(request_id, text, ids, str(error)))

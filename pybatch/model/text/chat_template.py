@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -14,12 +15,36 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
-def render(template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
     """Renders messages. Raises ValueError where the template refuses them or is itself at fault."""
     try:
         return _compile(template).render(messages=messages, **variables)
     except jinja2.TemplateError as error:
         raise ValueError(f"chat template: {error}") from error
+
+
+def render_unfinished(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    """The same up to the end of the last message's content."""
+    if not messages or not (content := messages[-1].get("content")):
+        raise ValueError("continue_final_message: expected a last message with content, got none")
+    text = render(template, [*messages[:-1], {**messages[-1], "content": _with_end_mark(content)}], variables)
+    before, mark, after = text.rpartition(_END)
+    if not mark:
+        raise ValueError("continue_final_message: the chat template does not write the last message's content")
+    return before if after.startswith(" ") else before.rstrip()  # as a template does that trims its messages
+
+
+def _with_end_mark(content: Any) -> Any:
+    if isinstance(content, str):
+        return content + _END + " "
+    texts = [i for i, part in enumerate(content) if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    if not texts:
+        raise ValueError("continue_final_message: expected text in the last message, got none")
+    last = content[texts[-1]]
+    return [*content[: texts[-1]], {**last, "text": _with_end_mark(last["text"])}, *content[texts[-1] + 1 :]]
+
+
+_END = "\U000f7e4d\U000f1c20\U000f93a1"  # characters for private use
 
 
 @lru_cache(maxsize=16)

@@ -20,6 +20,7 @@ import tokenizers
 
 _INDEPENDENT = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip", "WordPiece"}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _LONGEST_CHARACTER = 4  # bytes of UTF-8
 
 
@@ -32,7 +33,7 @@ class TokenBytes:
         self._kinds = {step["type"] for step in steps}
         # Whether a token adds the same after any other: not where a decoder changes the end of what came before.
         self.independent = self._kinds <= _INDEPENDENT and not any(step.get("stop") for step in steps)
-        self.special = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        self.special = frozenset(special_tokens_of(backend))
         self.of = _Table(lambda token: self._added(token, token))
         self.following = lru_cache(maxsize=65536)(self._added)
 
@@ -125,6 +126,11 @@ class _Table(dict[int, bytes]):
 def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     """A decoder and those within it."""
     return [decoder, *(step for inner in decoder.get("decoders", ()) for step in _steps(inner))]
+
+
+def special_tokens_of(backend: tokenizers.Tokenizer) -> dict[int, str]:
+    """The special tokens by id."""
+    return {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
 
 
 @lru_cache(maxsize=1)

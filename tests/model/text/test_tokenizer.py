@@ -81,9 +81,7 @@ def test_chats_render_as_in_transformers(
     assert smollm2.tokenizer is not None
     tools = [{"type": "function", "function": {"name": "größe"}}]
     for prompt in (True, False):
-        actual = smollm2.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=prompt, chat_template=template, tools=tools
-        )
+        actual = smollm2.tokenizer.render_chat(chat, add_generation_prompt=prompt, chat_template=template, tools=tools)
         assert actual == theirs.apply_chat_template(
             chat, add_generation_prompt=prompt, chat_template=template, tools=tools, tokenize=False
         )
@@ -93,12 +91,12 @@ def test_templates_may_refuse_and_cannot_escape(smollm2: LoadedModel) -> None:
     tokenizer = smollm2.tokenizer
     assert tokenizer is not None
     with pytest.raises(ValueError, match="chat template: roles must alternate"):
-        tokenizer.apply_chat_template(CHATS[0], chat_template="{{ raise_exception('roles must alternate') }}")
+        tokenizer.render_chat(CHATS[0], chat_template="{{ raise_exception('roles must alternate') }}")
     with pytest.raises(ValueError, match="unsafe"):
-        tokenizer.apply_chat_template(CHATS[0], chat_template="{{ messages.__class__.__mro__ }}")
+        tokenizer.render_chat(CHATS[0], chat_template="{{ messages.__class__.__mro__ }}")
     with pytest.raises(ValueError, match="unsafe"):
-        tokenizer.apply_chat_template(CHATS[0], chat_template="{{ messages.append(1) }}")
-    assert tokenizer.apply_chat_template([], chat_template="{{ strftime_now('%Y') }}").isdigit()
+        tokenizer.render_chat(CHATS[0], chat_template="{{ messages.append(1) }}")
+    assert tokenizer.render_chat([], chat_template="{{ strftime_now('%Y') }}").isdigit()
 
 
 def word_level(directory: Path, **config: object) -> Path:
@@ -124,7 +122,7 @@ def test_directory(tmp_path: Path) -> None:
     assert tokenizer.encode("a b a") == [1, 3, 4, 3]  # not cut, whatever the file says
     assert tokenizer.encode("a b", add_special_tokens=False) == [3, 4]
     assert tokenizer.decode([1, 3, 4, 2]) == "a b"
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}]) == "<s>a"
+    assert tokenizer.render_chat([{"role": "user", "content": "a"}]) == "<s>a"
 
 
 def test_where_a_chat_template_comes_from(tmp_path: Path) -> None:
@@ -141,7 +139,7 @@ def test_without_a_chat_template(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_directory(word_level(tmp_path))
     assert (tokenizer.bos_token_id, tokenizer.eos_token_ids, tokenizer.chat_template) == (None, (), None)
     with pytest.raises(ValueError, match="chat_template: the model has none"):
-        tokenizer.apply_chat_template([])
+        tokenizer.render_chat([])
 
 
 def test_directory_without_a_tokenizer(tmp_path: Path) -> None:
