@@ -23,6 +23,7 @@ from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.policies import make_policy
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.machine.torch_state import neutral_torch
 from pybatch.model.decoder import Decoder
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -38,6 +39,7 @@ class Engine:
     memory, Ctrl-C), the requests under way cannot be trusted any more: the engine drops them all, and is as new.
     """
 
+    @neutral_torch()
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None, config: EngineConfig) -> None:
         self.config = config
         self._decoder = decoder
@@ -116,6 +118,7 @@ class Engine:
         self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request
 
+    @neutral_torch()
     def step(self) -> list[RequestOutput]:
         """One step of the batch. Returns every request that finished, and what is new of those that stream."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ def _group_limits(root: Path) -> Iterator[Limit]:
         inside = path.removeprefix(mounted_group.rstrip("/")).lstrip("/")
         group = top if ".." in inside.split("/") else top / inside
         while group.is_relative_to(top):
-            name = f"the control group /{group.relative_to(top)}".replace("/.", "/")
-            yield from _limits_of_group(group, name, version)
+            name = "/" if group == top else f"/{group.relative_to(top)}"
+            yield from _limits_of_group(group, f"the control group {name}", version)
             group = group.parent
 
 
@@ -80,10 +81,12 @@ def _mounts(root: Path) -> Iterator[tuple[int, tuple[str, str]]]:
     """For each version of control groups: which group is mounted, and where."""
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
-        fields, (kind, *rest) = before.split(), after.split()
-        if kind == "cgroup2":
+        fields, system = before.split(), after.split()
+        if len(fields) < 5 or len(system) < 3:
+            continue
+        if system[0] == "cgroup2":
             yield 2, (fields[3], fields[4])
-        elif kind == "cgroup" and "memory" in rest[-1].split(","):
+        elif system[0] == "cgroup" and "memory" in system[2].split(","):
             yield 1, (fields[3], fields[4])
 
 
@@ -95,8 +98,8 @@ def _limits_of_group(group: Path, name: str, version: int) -> Iterator[Limit]:
     used = _number(group / usage)
     if used is None:
         return
-    parts = dict(line.split()[:2] for line in _read(group / "memory.stat").splitlines() if len(line.split()) == 2)
-    cached = sum(int(parts.get(part, 0)) for part in (inactive, active))
+    stat = _read(group / "memory.stat")
+    cached = sum(int(size) for size in re.findall(rf"^(?:{inactive}|{active}) (\d+)$", stat, re.MULTILINE))
     for file in files:
         size = _number(group / file)
         if size is not None and size < UNLIMITED:

@@ -81,6 +81,13 @@ class Fields:
             self._refuse(key, "an object", value)
         return value
 
+    def texts(self, key: str, most: int) -> list[str]:
+        """A list of texts of at most so many characters each."""
+        value = self._value(key, REQUIRED, nullable=True)
+        if not isinstance(value, list) or not all(isinstance(text, str) and len(text) <= most for text in value):
+            self._refuse(key, f"a list of texts of at most {most:,} characters", value)
+        return value
+
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids: one, a list of them, or none. Whether the vocabulary has them is not checked here."""
         value = self._value(key, None, nullable=True)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from pybatch.model.errors import ModelError
+from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
 
 logger = logging.getLogger(__name__)
@@ -67,15 +67,17 @@ def check_unread_keys(config: Mapping[str, Any], read: Collection[str], head_dim
             raise ModelError(f"{where}: {key} = {short(value)} changes what the model computes and is not known here")
         unknown.append(key)
     if unknown:
-        logger.warning("%s: these keys are not read: %s", where, ", ".join(sorted(unknown)))
+        logger.warning("%s: these keys are not read: %s", where, one_line(", ".join(sorted(unknown))))
 
 
 def _is_neutral(key: str, value: Any, head_dim: int) -> bool:
-    if value is None or value is False or value in (0, "", [], {}):
+    if value is None:
         return True
     neutral = SPECIAL.get(key)
     if neutral is not None:
         return neutral(value, head_dim)
+    if value is False or value in (0, "", [], {}):
+        return True
     return not isinstance(value, bool) and value == 1 and SCALES.search(key) is not None
 
 

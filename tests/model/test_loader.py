@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from model.families import make, save, some_ids
+from gguf import GGMLQuantizationType
+from model import families
+from model.families import make, reference_logits, save, some_ids
+from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
 from model.text.test_tokenizer import word_level
+from transformers import LlamaConfig
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pybatch.model import ModelError, load_model
+from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint
+from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
+from pybatch.model.loader import DTYPES
+from pybatch.model.weights import WeightPlan
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +131,77 @@ def test_what_does_not_fit_in_memory_is_refused_with_the_numbers(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(ModelError, match=r"its weights take 0\.5 MB as float32, and 0\.1 MB of memory are free"):
         load_model(directory)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantization", [None, "int8", "int8-weight-only"])
+def test_room_is_asked_for_what_is_kept(
+    tmp_path: Path, stored: torch.dtype, dtype: str, quantization: str | None
+) -> None:
+    """A bfloat16 checkpoint stays so where activations are float32; int8 matrices have their scales."""
+    for family in ("qwen2", "smollm2"):
+        directory = save(make(family).to(stored), tmp_path / family)
+        plan = WeightPlan(SafetensorsCheckpoint(directory), DTYPES[dtype], quantization)
+        loaded = load_model(directory, dtype=dtype, quantization=quantization, skip_tokenizer=True)
+        assert plan.weight_bytes() == loaded.decoder.weight_bytes()
+
+
+@pytest.mark.parametrize("quantization", [None, "gguf"])
+def test_room_of_a_file_is_that_of_its_types_in_memory(
+    tmp_path: Path, quantization: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q5_1 has no kernel and becomes float32, Q8_0 stays."""
+    monkeypatch.setitem(families.CONFIGS, "blocks", LlamaConfig(**{**families.SMALL, "intermediate_size": 96}))
+    model, path = make("blocks"), tmp_path / "model.gguf"
+    writer = begin(path, "llama", model)
+    kinds = GGMLQuantizationType
+    write_tensors(writer, "llama", model, lambda name: kinds.Q8_0 if "up_proj" in name else kinds.Q5_1)
+    finish(writer)
+    plan = WeightPlan(GGUFCheckpoint(path), torch.float32, quantization)
+    decoder = load_model(path, quantization=quantization, skip_tokenizer=True).decoder
+    assert plan.weight_bytes() == decoder.weight_bytes() > path.stat().st_size * 2
+
+
+def test_positions_need_room_too(directory: Path, tmp_path: Path) -> None:
+    long = edit_config(directory, tmp_path, max_position_embeddings=1 << 28)
+    with pytest.raises(
+        ModelError, match=r"and 268,435,456 positions [\d,.]+ MB \(a smaller max_model_len takes less\)"
+    ):
+        load_model(long, skip_tokenizer=True)
+    assert load_model(long, skip_tokenizer=True, max_model_len=100).decoder.context_length == 100
+
+
+def test_tensors_that_a_config_names_are_missed_before_any_are_made(directory: Path, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ModelError, match=r"has no tensor 'model\.layers\.3"):
+        load_model(edit_config(directory, tmp_path, num_hidden_layers=4096), skip_tokenizer=True)
+    assert time.perf_counter() - started < 10
+
+
+def test_markup_and_control_characters_in_names_are_printed_as_text(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = tmp_path / "[red]x\x1b[31m"
+    named.mkdir()
+    load_model(edit_config(directory, named), skip_tokenizer=True, progress=True)
+    assert r"Loading [red]x\x1b[31m" in capsys.readouterr().err
+    with pytest.raises(ModelError) as caught:
+        load_model(named, skip_tokenizer=True, max_model_len=10**6)
+    assert r"[red]x\x1b[31m" in str(caught.value)
+
+
+def test_dynamic_rope_is_that_of_transformers_where_no_length_is_asked_for(directory: Path, tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    changed = edit_config(directory, tmp_path, rope_parameters=rope)
+    model = AutoModelForCausalLM.from_pretrained(changed, dtype=torch.float32, attn_implementation="eager")
+    ids = some_ids(300)
+    loaded = load_model(changed, skip_tokenizer=True)
+    assert loaded.decoder.context_length == 512
+    torch.testing.assert_close(logits_of(loaded.decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)
+    longer = load_model(changed, skip_tokenizer=True, max_model_len=700)
+    ids = some_ids(700)
+    torch.testing.assert_close(logits_of(longer.decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)
 
 
 def test_smollm2_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
 @lru_cache(maxsize=256)
 def _greedy(rows: int, device: torch.device) -> tuple[Tensor, ...]:
     """What ops.sample takes after the logits where all rows are greedy, so that nothing is cut and nothing drawn."""
-    zeros, ones = torch.zeros(rows, device=device), torch.ones(rows, device=device)
+    zeros, ones = (make(rows, dtype=torch.float32, device=device) for make in (torch.zeros, torch.ones))
     ids = torch.zeros(rows, dtype=torch.int64, device=device)
     return zeros, ids, ones, zeros, ids, ids
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
@@ -11,8 +11,10 @@ from tokenizers import Tokenizer as Backend
 from pybatch.model.checkpoints.gguf_file import GGUFFile
 from pybatch.model.config import merge_ids
 from pybatch.model.errors import ModelError
+from pybatch.model.fields import Fields
 from pybatch.model.text.tokenizer import Tokenizer
 
+MAX_TOKEN = 4096  # characters
 # tokenizer.ggml.token_type
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 
@@ -44,13 +46,25 @@ NORMALIZED = ("qwen2", "deepseek-r1-qwen")  # NFC
 
 
 def tokenizer_from_gguf(path: Path) -> Tokenizer:
-    """Builds the tokenizer of a GGUF file. Raises ModelError for a kind or a pre-tokenizer that is not known."""
+    """Builds the tokenizer of a GGUF file. Raises ModelError for a kind or a pre-tokenizer that is not known, and for
+    metadata that does not make one."""
     metadata = GGUFFile(path).metadata
+    try:
+        return _tokenizer(path, metadata)
+    except ModelError:
+        raise
+    except Exception as error:  # a value of any type may be anywhere, and tokenizers raises Exception itself
+        raise ModelError(
+            f"{path}: tokenizer.ggml does not make a tokenizer ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
     ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     kind = ggml.get("model")
     if kind not in ("gpt2", "llama"):
         raise ModelError(f"{path}: tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r}")
-    tokens: list[str] = ggml["tokens"]
+    tokens = Fields(metadata, str(path), "tokenizer.ggml.").texts("tokens", MAX_TOKEN)
     backend = _byte_level_bpe(path, ggml) if kind == "gpt2" else _sentencepiece_bpe(ggml)
 
     types = ggml.get("token_type", [])
@@ -59,16 +73,21 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
     )
     backend.add_tokens([AddedToken(tokens[i], normalized=False) for i, t in enumerate(types) if t == USER_DEFINED])
 
+    ends = [ggml.get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     ids = {name: ggml.get(f"{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
     names = {"unknown": "unk", "padding": "pad"}
-    special = {f"{names.get(name, name)}_token": tokens[i] for name, i in ids.items() if i is not None}
+    special = {f"{names.get(name, name)}_token": tokens[i] for name, i in ids.items() if _is_id(i, tokens)}
     _add_ends(backend, ggml, special, bos_by_default=kind == "llama" or ggml.get("pre") in WHOLE_WORDS_FIRST)
     return Tokenizer(
         backend,
         special_tokens=special,
-        chat_template=metadata.get("tokenizer.chat_template"),
-        eos_token_ids=merge_ids(ids["eos"], ggml.get("eot_token_id"), ggml.get("eom_token_id")),
+        chat_template=Fields(metadata, str(path)).text("tokenizer.chat_template", None),
+        eos_token_ids=tuple(i for i in merge_ids(*ends) if _is_id(i, tokens)),
     )
+
+
+def _is_id(value: object, tokens: list[str]) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 <= value < len(tokens)
 
 
 def _byte_level_bpe(path: Path, ggml: dict[str, Any]) -> Backend:
@@ -100,6 +119,7 @@ def _sentencepiece_bpe(ggml: dict[str, Any]) -> Backend:
         known = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
         merges += sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
     unknown = ggml.get("unknown_token_id", 0)
+    unknown = unknown if _is_id(unknown, tokens) else 0
     backend = Backend(models.BPE(vocab, merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True))
     prefix = ggml.get("add_space_prefix", True)
     spaces = normalizers.Replace(" ", "▁")
