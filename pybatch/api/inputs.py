@@ -92,14 +92,14 @@ class Encoded:
     error: str | None = None
 
 
-def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, max_tokens: int | None = None) -> list[Encoded]:
+def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, limits: Sequence[int | None]) -> list[Encoded]:
     """Token ids for each prompt. Never raises for a prompt: whatever goes wrong with one is that one's error.
 
-    max_tokens: refuse, before it is tokenized, a text that cannot come to so few tokens.
+    limits: for each prompt the most tokens; a text that cannot come to so few is refused before it is tokenized.
     """
     encoded = [Encoded() for _ in prompts]
     texts: list[tuple[Encoded, str]] = []
-    for prompt, each in zip(prompts, encoded, strict=True):
+    for prompt, each, max_tokens in zip(prompts, encoded, limits, strict=True):
         with fault_of(each):
             each.text = prompt if isinstance(prompt, str) else None
             each.text, ids = read_prompt(prompt, tokenizer, max_tokens)
@@ -115,14 +115,13 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, max_tokens: i
 
 def tokenize(texts: Sequence[tuple[Encoded, str]], tokenizer: Tokenizer) -> None:
     """All at once; if that fails, one at a time, so that each text at fault gets its own error."""
-    if len(texts) > 1:
-        together = Encoded()
-        with fault_of(together):
-            ids = tokenizer.encode_batch([text for _, text in texts])
-        if together.error is None:
-            for (each, _), token_ids in zip(texts, ids, strict=True):
-                each.token_ids = token_ids
-            return
+    together = Encoded()
+    with fault_of(together):
+        ids = tokenizer.encode_batch([text for _, text in texts])  # other threads run meanwhile, unlike in encode
+    if together.error is None:
+        for (each, _), token_ids in zip(texts, ids, strict=True):
+            each.token_ids = token_ids
+        return
     for each, text in texts:
         with fault_of(each):
             each.token_ids = tokenizer.encode(text)

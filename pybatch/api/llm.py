@@ -12,14 +12,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from pybatch.api.engine_args import EngineArgs
-from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, expect_tokenizer, size_of
+from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, size_of
 from pybatch.api.interrupts import deferred_interrupts
+from pybatch.api.model_handle import ModelHandle
 from pybatch.api.progress import BatchProgress, ProgressReporter
-from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
-from pybatch.engine.arguments import expect_known, takes_fields_of
-from pybatch.model.text.tokenizer import Tokenizer
+from pybatch.engine.arguments import expect_known
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments:
     return llm.generate(prompts, params)
 
 
-class LLM:
+class LLM(ModelHandle):
     """A loaded model with its engine.
 
     Takes the arguments of EngineArgs: ``help(pybatch.EngineArgs)``.
@@ -49,13 +47,11 @@ class LLM:
     A prompt that cannot be run (too long, empty, no prompt at all) never stops the others: its RequestOutput has
     ``error`` set, and one completion without text whose finish_reason is "error"; a warning is logged. So it is with a
     lone prompt too. Ctrl-C raises KeyboardInterrupt after the step under way and drops the requests of the call; the
-    LLM stays usable. An LLM may be used by one thread at a time.
-    """
+    LLM stays usable.
 
-    @takes_fields_of(EngineArgs)
-    def __init__(self, arguments: EngineArgs) -> None:
-        self.session = Session.open(arguments)
-        self.engine = self.session.engine
+    Threads may share an LLM: their requests run in one batch, and each call gets its own outputs. A process may not:
+    an LLM can neither be pickled nor copied.
+    """
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], sampling_params: Params = None, use_tqdm: bool = True
@@ -102,14 +98,6 @@ class LLM:
         """
         return self._run(self._pair(as_prompts(prompts), sampling_params), partial)
 
-    def get_tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. ValueError if it was loaded without one."""
-        return expect_tokenizer(self.session.tokenizer)
-
-    def get_default_sampling_params(self) -> SamplingParams:
-        """What is used where no SamplingParams are given: vLLM's defaults, but an output may fill the context."""
-        return SamplingParams(max_tokens=None)
-
     def _collect(self, prompts: Sequence[Prompt], params: Params, show_progress: bool) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
         sizes = [size_of(prompt) for prompt in prompts]
@@ -144,14 +132,16 @@ class LLM:
         pending: dict[str, int] = {}  # the engine's request id -> the place among the requests
         try:
             while True:
-                for index, (prompt, params) in itertools.islice(numbered, in_flight - len(pending)):
-                    with deferred_interrupts():
-                        pending[self.session.submit(prompt, params, inbox.append, partial=partial)] = index
+                drawn = list(itertools.islice(numbered, in_flight - len(pending)))
+                encoded = self.session.encode([request for _, request in drawn])
+                with deferred_interrupts():
+                    for (index, (_, params)), prompt in zip(drawn, encoded, strict=True):
+                        pending[self.session.add(prompt, params, inbox.append, partial=partial)] = index
                 if not pending:
                     return
                 if not inbox:
                     with deferred_interrupts():
-                        self.session.step()
+                        self.session.step(unless=inbox)
                 while inbox:
                     output = inbox.popleft()
                     index = pending.pop(output.request_id) if output.finished else pending[output.request_id]

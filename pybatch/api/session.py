@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from pybatch.api.engine_args import EngineArgs
-from pybatch.api.inputs import Prompt, encode
+from pybatch.api.fair_lock import FairLock
+from pybatch.api.inputs import Encoded, Prompt, encode, fault_of
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
 from pybatch.engine.metrics import RequestMetrics
+from pybatch.engine.outputs import FinishReason
 from pybatch.machine.threads import set_threads
 from pybatch.model.loader import load_model
 from pybatch.model.text.tokenizer import Tokenizer
@@ -18,13 +22,16 @@ Receiver = Callable[[RequestOutput], None]
 
 
 class Session:
-    """An engine with its tokenizer. Every method is called from one thread at a time."""
+    """An engine with its tokenizer, for any number of threads: their requests run in one batch, and the engine is used
+    by one thread at a time. A receiver is called on the thread whose step brought the output."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self._ids = itertools.count()
         self._receivers: dict[str, Receiver] = {}
+        self._aborted: deque[str] = deque()
+        self._lock = FairLock()  # over the engine and the receivers
 
     @classmethod
     def open(cls, arguments: EngineArgs) -> Session:
@@ -42,59 +49,106 @@ class Session:
         return cls(Engine(loaded.decoder, loaded.tokenizer, arguments), loaded.tokenizer)
 
     def submit(self, prompt: Prompt, params: SamplingParams, receive: Receiver, *, partial: bool = False) -> str:
+        """Tokenises a prompt and adds it, as `encode` and `add` do."""
+        return self.add(self.encode([(prompt, params)])[0], params, receive, partial=partial)
+
+    def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]:
+        """Token ids for each prompt. Does not use the engine, which another thread may run meanwhile."""
+        room = self.engine.max_model_len - 1
+        limits = [
+            None if getattr(params, "truncate_prompt_tokens", None) is not None else room for _, params in requests
+        ]
+        return encode([prompt for prompt, _ in requests], self.tokenizer, limits)
+
+    def add(self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, partial: bool = False) -> str:
         """Adds a request and returns its id. ``receive`` gets its output when it has finished, and if ``partial`` after
-        every step. A prompt that cannot be run is received at once, as an output with ``error`` set."""
+        every step. A request that cannot be run is received at once, as an output with ``error`` set."""
         number = next(self._ids)
         request_id = str(number)
-        truncates = isinstance(params, SamplingParams) and params.truncate_prompt_tokens is not None
-        (encoded,) = encode([prompt], self.tokenizer, None if truncates else self.engine.max_model_len - 1)
-        text, ids = encoded.text, encoded.token_ids
-        try:
-            if encoded.error is not None:
-                raise ValueError(encoded.error)
-            self.engine.add_request(request_id, ids, params, prompt=text, stream=partial, index=number)
-        except ValueError as error:
-            receive(failed(request_id, text, ids, str(error)))
-        else:
-            self._receivers[request_id] = receive
+        if prompt.error is None:
+            with self._engine_alone(), fault_of(prompt):
+                self.engine.add_request(
+                    request_id, prompt.token_ids, params, prompt=prompt.text, stream=partial, index=number
+                )
+                self._receivers[request_id] = receive
+        if prompt.error is not None:
+            receive(empty_output(request_id, "error", prompt.text, prompt.token_ids, prompt.error))
         return request_id
 
-    def step(self) -> None:
-        """One step of the engine, and its outputs to their receivers. If it raises, the engine has dropped all its
-        requests, so every receiver gets a failed output."""
-        try:
-            outputs = self.engine.step()
-        except BaseException as error:
-            lost, self._receivers = self._receivers, {}
-            for request_id, receive in lost.items():
-                receive(failed(request_id, None, [], f"dropped by a failed step: {error!r}"))
-            raise
-        for output in outputs:
-            receivers = self._receivers
-            receive = receivers.pop(output.request_id) if output.finished else receivers[output.request_id]
-            receive(output)
+    def step(self, unless: Collection[object] = ()) -> None:
+        """One step of the engine, and its outputs to their receivers. No step if `unless` is not empty when it is this
+        thread's turn, since another thread's step has brought what it waits for. If the step raises, the engine has
+        dropped all its requests, so every receiver gets a failed output."""
+        with self._engine_alone():
+            if unless:
+                return
+            try:
+                outputs = self.engine.step()
+            except BaseException as error:
+                lost, self._receivers = self._receivers, {}
+                for request_id, receive in list(lost.items()):
+                    receive(empty_output(request_id, "error", error=f"dropped by a failed step: {error!r}"))
+                raise
+            for output in outputs:
+                take = self._receivers.pop if output.finished else self._receivers.get
+                receiver = take(output.request_id, None)
+                if receiver is not None:  # None: aborted while the step ran
+                    receiver(output)
 
     def abort(self, request_id: str) -> None:
-        """Drops a request; nothing is received of it any more. One that has finished may be named too."""
+        """Drops a request; nothing is received of it any more. One that has finished may be named too.
+
+        Never waits, and may come out of a finalizer in the middle of a step: then the engine drops it after the step.
+        """
         if self._receivers.pop(request_id, None) is not None:
-            self.engine.abort(request_id)
+            self._aborted.append(request_id)
+            self._drop_aborted()
 
     @property
     def idle(self) -> bool:
         return not self._receivers
 
+    @contextmanager
+    def _engine_alone(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._drop_aborted()
 
-def failed(request_id: str, prompt: str | None, prompt_token_ids: list[int], error: str) -> RequestOutput:
+    def _drop_aborted(self) -> None:
+        # Where the lock is taken, its holder comes here after releasing it.
+        while self._aborted and self._lock.acquire(blocking=False):
+            try:
+                while self._aborted:
+                    self.engine.abort(self._aborted.popleft())
+            finally:
+                self._lock.release()
+
+
+def empty_output(
+    request_id: str,
+    finish_reason: FinishReason,
+    prompt: str | None = None,
+    prompt_token_ids: Sequence[int] = (),
+    error: str | None = None,
+) -> RequestOutput:
     """The output of a request that never ran."""
-    empty = CompletionOutput(
-        index=0, text="", token_ids=[], cumulative_logprob=None, logprobs=None, finish_reason="error", stop_reason=None
+    completion = CompletionOutput(
+        index=0,
+        text="",
+        token_ids=[],
+        cumulative_logprob=None,
+        logprobs=None,
+        finish_reason=finish_reason,
+        stop_reason=None,
     )
     return RequestOutput(
         request_id=request_id,
         prompt=prompt,
-        prompt_token_ids=prompt_token_ids,
+        prompt_token_ids=list(prompt_token_ids),
         prompt_logprobs=None,
-        outputs=[empty],
+        outputs=[completion],
         finished=True,
         metrics=RequestMetrics(arrival_time=time.perf_counter(), num_prompt_tokens=len(prompt_token_ids)),
         error=error,

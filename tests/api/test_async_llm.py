@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import os
+import pickle
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pybatch import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
+from pybatch.api.inputs import Conversation
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -162,3 +168,148 @@ def test_a_failed_step_fails_its_requests_only(llm: AsyncLLM, monkeypatch: pytes
         assert (await collect(llm, "c"))[-1].error is None
 
     asyncio.run(main())
+
+
+class Hostile(dict[str, str]):
+    def keys(self) -> Any:
+        raise KeyboardInterruptLike
+
+
+class KeyboardInterruptLike(BaseException):
+    """As a panic inside a tokenizer: an exception that is no Exception."""
+
+
+def changed(**fields: Any) -> SamplingParams:
+    params = SamplingParams(max_tokens=4)
+    for name, value in fields.items():
+        setattr(params, name, value)
+    return params
+
+
+def test_whatever_is_wrong_with_a_request_is_its_own_error(llm: AsyncLLM) -> None:
+    poisons: list[tuple[Any, Any]] = [
+        ("x", {"temperature": 0}),
+        ("x", "greedy"),
+        ("x", object()),
+        ("x", changed(max_tokens="5")),
+        ("x", changed(n=0)),
+        (Hostile(prompt="x"), GREEDY),
+        (object(), GREEDY),
+        ([2**70], GREEDY),
+        ([float("nan")], GREEDY),
+        (Conversation(5), GREEDY),  # type: ignore[arg-type]
+        (Conversation([{"role": "user", "content": "x"}], {"chat_template": "{{ 1 / 0 }}"}), GREEDY),
+    ]
+
+    async def main() -> None:
+        under_way = asyncio.create_task(collect(llm, "under way", LONG))
+        for prompt, params in poisons:
+            async with asyncio.timeout(30):
+                *_, output = [output async for output in llm.generate(prompt, params)]
+            assert output.finished
+            assert output.error, (prompt, params)
+        assert (await under_way)[-1].error is None
+        assert (await collect(llm, "later"))[-1].error is None
+
+    asyncio.run(main())
+
+
+def test_prompts_are_tokenised_beside_the_engine(llm: AsyncLLM) -> None:
+    """A stream goes on while many prompts arrive: they are added a few at a time between its steps."""
+    arriving = 1000
+
+    async def main() -> int:
+        stream = llm.generate("stream", LONG)
+        before = len((await anext(stream)).outputs[0].token_ids)
+        asking = [
+            asyncio.create_task(collect(llm, "words " * 60, SamplingParams(max_tokens=1))) for _ in range(arriving)
+        ]
+        while llm.engine.metrics.requests + llm.engine.num_unfinished() <= arriving:
+            await asyncio.sleep(0)
+        after = len((await anext(stream)).outputs[0].token_ids)
+        await stream.aclose()  # type: ignore[attr-defined]
+        for outputs in await asyncio.gather(*asking):
+            assert outputs[-1].error is None
+        return after - before
+
+    assert asyncio.run(main()) > 5
+
+
+def test_abort_by_id_ends_with_what_has_come(llm: AsyncLLM) -> None:
+    async def main() -> None:
+        stream = llm.generate("a", LONG, request_id="mine")
+        first = await anext(stream)
+        with pytest.raises(ValueError, match="'mine' is in use"):
+            await anext(llm.generate("b", LONG, request_id="mine"))
+        await llm.abort("mine")
+        *_, last = [output async for output in stream]
+        assert last.finished
+        assert last.outputs[0].finish_reason == "abort"
+        assert last.outputs[0].text.startswith(first.outputs[0].text)
+        await until_idle(llm)
+
+        waiting = [asyncio.create_task(collect(llm, "w " * 100, LONG)) for _ in range(50)]
+        await asyncio.sleep(0)  # all are submitted, and few or none of them tokenised
+        await llm.abort([str(i) for i in range(50)])
+        await llm.abort("unknown")
+        for outputs in await asyncio.gather(*waiting):
+            assert outputs[-1].outputs[0].finish_reason == "abort"
+        await until_idle(llm)
+
+    asyncio.run(main())
+
+
+def test_if_the_engines_thread_ends_everyone_is_told(tiny_model: Path) -> None:
+    async def main() -> None:
+        llm = AsyncLLM(tiny_model, **ENGINE)
+        waiting = llm.generate("waiting", LONG)
+        await anext(waiting)
+        llm._thread._commands.put(lambda: 1 / 0)
+        with pytest.raises(RuntimeError, match="thread has ended: ZeroDivisionError"):
+            [output async for output in waiting]
+        with pytest.raises(RuntimeError, match="thread has ended"):
+            await collect(llm, "late")
+        llm.close()
+        assert not llm.engine.has_unfinished()
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_was_closed_leaves_nothing_running(llm: AsyncLLM) -> None:
+    loop = asyncio.new_event_loop()
+    stream = llm.generate("left", LONG)
+    loop.run_until_complete(anext(stream))
+    loop.close()
+    asyncio.run(until_idle(llm))
+    assert asyncio.run(collect(llm, "next"))[-1].error is None
+
+
+def test_garbage_is_closed(tiny_model: Path) -> None:
+    llm = AsyncLLM(tiny_model, **ENGINE)
+    asyncio.run(collect(llm, "a"))
+    thread, engine = llm._thread, weakref.ref(llm.engine)
+    del llm
+    assert not any(each.is_alive() for each in thread._threads)
+    del thread
+    gc.collect()
+    assert engine() is None
+
+
+def test_a_forked_child_is_told_to_make_its_own(llm: AsyncLLM) -> None:
+    asyncio.run(collect(llm, "a"))
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            asyncio.run(collect(llm, "a"))
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert b"made before a fork" in os.read(read, 1000)
+    os.close(read)
+    os.close(write)
+
+
+def test_it_cannot_be_pickled(llm: AsyncLLM) -> None:
+    with pytest.raises(TypeError, match="make one in each process"):
+        pickle.dumps(llm)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import pytest
 
 import pybatch
 from pybatch import LLM, AsyncLLM, EngineArgs, RequestOutput, SamplingParams
+from pybatch.api.fair_lock import FairLock
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.engine import EngineConfig
 from pybatch.engine.arguments import described_fields
@@ -255,6 +260,51 @@ def test_a_call_within_a_stream(llm: LLM) -> None:
         seen[output.request_id] = output
         assert llm.generate("between", GREEDY)[0].request_id == "0"
     assert tokens([seen[str(i)] for i in range(12)]) == tokens(llm.generate(prompts, GREEDY))
+
+
+def test_threads_may_share_an_llm(llm: LLM) -> None:
+    """Calls on several threads, one of them in the middle of a stream: each gets its own outputs."""
+    prompts = [[f"thread {i}: {'word ' * j}{j}" for j in range(6)] for i in range(4)]
+    expected = [tokens(llm.generate(each, GREEDY)) for each in prompts]
+    begin = threading.Barrier(len(prompts))
+
+    def work(mine: list[str]) -> list[list[int]]:
+        begin.wait()
+        for _ in range(5):
+            got = tokens(llm.generate(mine, GREEDY, use_tqdm=False))
+        return got
+
+    stream = llm.stream(["half", "consumed"], [SamplingParams(temperature=0, max_tokens=1), LONG])
+    next(stream)
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(work, prompts, timeout=60)) == expected
+    (rest,) = stream
+    assert tokens([rest]) == tokens(llm.generate("consumed", LONG))
+
+
+def test_the_lock_goes_to_the_thread_that_has_waited_longest() -> None:
+    lock, turns = FairLock(), []
+
+    def work() -> None:
+        with lock:
+            turns.append("other")
+
+    other = threading.Thread(target=work)
+    with lock:
+        assert not lock.acquire(blocking=False)
+        other.start()
+        while not lock._waiting:
+            time.sleep(0)
+    with lock:
+        turns.append("mine")
+    other.join()
+    assert turns == ["other", "mine"]
+
+
+def test_an_llm_can_neither_be_pickled_nor_copied(llm: LLM) -> None:
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be pickled or copied: make one in each process"):
+            attempt(llm)
 
 
 def test_an_error_in_the_callers_iterator_reaches_the_caller(llm: LLM) -> None:

@@ -1,0 +1,208 @@
+"""An engine on a thread of its own, beside one that tokenises."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from pybatch.api.inputs import Encoded, Prompt
+from pybatch.api.mailbox import Mailbox
+from pybatch.api.session import Session, empty_output
+from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+TOKENIZE_AT_ONCE = 16  # prompts
+TOKENIZE_CHARACTERS = 1 << 16  # after which no further prompt joins those that are tokenised at once
+INTAKE_SECONDS = 0.002  # between two steps, so that those who are running do not wait for those who come
+
+
+class Submission:
+    """A request on its way: from the prompt's arrival to its last output."""
+
+    __slots__ = ("cancelled", "engine_id", "mailbox", "newest", "params", "prompt", "request_id")
+
+    def __init__(self, prompt: Prompt, params: SamplingParams, request_id: str, mailbox: Mailbox) -> None:
+        self.prompt, self.params, self.request_id, self.mailbox = prompt, params, request_id, mailbox
+        self.cancelled = False
+        self.engine_id: str | None = None
+        self.newest: RequestOutput | None = None
+
+
+class EngineThread:
+    """Runs a session's engine until it is closed. Every method may be called on any thread.
+
+    Prompts go through two queues: the tokenising thread takes them in batches and in their order, and hands them to the
+    engine's, which spends a bounded time on them between two steps.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._prompts: SimpleQueue[Submission | None] = SimpleQueue()
+        self._commands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._lock = threading.Lock()  # over the three below
+        self._numbers = itertools.count()
+        self._open: dict[str, Submission] = {}
+        self._ended: RuntimeError | None = None
+        self._closing = False
+        # A full collection walks all that has been imported and loaded, 0.3 s in which no Python runs: leave that out.
+        gc.collect()
+        gc.freeze()
+        self._pid = os.getpid()
+        self._threads = [
+            threading.Thread(target=self._tokenize, name="pybatch-tokenizer", daemon=True),
+            threading.Thread(target=self._run, name="pybatch-engine", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, prompt: Prompt, params: SamplingParams, request_id: str | None, mailbox: Mailbox) -> Submission:
+        """The mailbox gets every output. request_id: None for a number. Raises ValueError if it is in use, RuntimeError
+        if the engine's thread has ended."""
+        with self._lock:
+            self._expect_running()
+            if request_id is None:
+                request_id = next(name for number in self._numbers if (name := str(number)) not in self._open)
+            elif request_id in self._open:
+                raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
+            submission = self._open[request_id] = Submission(prompt, params, request_id, mailbox)
+        self._prompts.put(submission)
+        return submission
+
+    def leave(self, submission: Submission) -> None:
+        """Drops the request unless it has finished; nobody waits for its outputs any more."""
+        if self._forget(submission):
+            submission.cancelled = True
+            self._commands.put(partial(self._drop, submission))
+
+    def abort(self, request_id: str) -> None:
+        """Drops the request of that id. Who waits for it gets what has come so far, with finish_reason "abort"."""
+        with self._lock:
+            submission = self._open.pop(request_id, None)
+        if submission is not None:
+            submission.cancelled = True
+            self._commands.put(partial(self._drop, submission, tell=True))
+
+    def close(self) -> None:
+        """Ends both threads after the step under way. Whoever still waits gets a RuntimeError."""
+        self._closing = True
+        self._prompts.put(None)  # wake them up
+        self._commands.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        gc.unfreeze()
+
+    def _expect_running(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this AsyncLLM was made before a fork, and its engine runs in the parent process only: make one in "
+                "the process that uses it, or start that with multiprocessing's 'spawn'"
+            )
+        if self._ended is not None:
+            raise self._ended
+
+    def _forget(self, submission: Submission) -> bool:
+        """Whether it was still open."""
+        with self._lock:
+            return self._open.pop(submission.request_id, None) is not None
+
+    # ---- on the tokenising thread ----
+
+    def _tokenize(self) -> None:
+        while (first := self._prompts.get()) is not None and not self._closing:
+            batch, characters = [first], size(first)
+            while len(batch) < TOKENIZE_AT_ONCE and characters < TOKENIZE_CHARACTERS:
+                try:
+                    following = self._prompts.get_nowait()
+                except Empty:
+                    break
+                if following is None:
+                    return
+                batch.append(following)
+                characters += size(following)
+            batch = [submission for submission in batch if not submission.cancelled]
+            requests = [(submission.prompt, submission.params) for submission in batch]
+            for submission, encoded in zip(batch, self._session.encode(requests), strict=True):
+                self._commands.put(partial(self._add, submission, encoded))
+
+    # ---- on the engine's thread ----
+
+    def _run(self) -> None:
+        ended = RuntimeError("this AsyncLLM is closed")
+        try:
+            while self._take_commands():
+                try:
+                    self._session.step()
+                except BaseException:  # its requests have come out with an error; those to come have a sound engine
+                    logger.exception("a step of the engine failed")
+        except BaseException as error:
+            ended = RuntimeError(f"the engine's thread has ended: {type(error).__name__}: {error}")
+            logger.exception("the engine's thread has ended")
+        finally:
+            with self._lock:
+                self._ended = ended
+                waiting, self._open = self._open, {}
+            for submission in waiting.values():
+                submission.mailbox.put(ended)
+                self._drop(submission)
+
+    def _take_commands(self) -> bool:
+        """Runs what has been asked for; waits for something if there is nothing to do. False when it is to end."""
+        start = None
+        while True:
+            idle = self._session.idle
+            if not idle and start is not None and time.perf_counter() - start > INTAKE_SECONDS:
+                return True
+            try:
+                command = self._commands.get(block=idle)
+            except Empty:
+                return True
+            if command is None or self._closing:
+                return False
+            start = start or time.perf_counter()
+            command()
+
+    def _add(self, submission: Submission, encoded: Encoded) -> None:
+        if not submission.cancelled:
+            submission.engine_id = self._session.add(
+                encoded, submission.params, partial(self._deliver, submission), partial=True
+            )
+
+    def _deliver(self, submission: Submission, output: RequestOutput) -> None:
+        submission.newest = output = replace(output, request_id=submission.request_id)
+        if output.finished:
+            self._forget(submission)
+        if not submission.mailbox.put(output):
+            self.leave(submission)
+
+    def _drop(self, submission: Submission, *, tell: bool = False) -> None:
+        if submission.engine_id is not None:
+            self._session.abort(submission.engine_id)
+        if tell:
+            submission.mailbox.put(aborted(submission))
+
+
+def aborted(submission: Submission) -> RequestOutput:
+    """A last output with what had come; of deltas nothing is new."""
+    newest = submission.newest
+    if newest is None:
+        return empty_output(submission.request_id, "abort")
+    nothing: dict[str, Any] = {}
+    if submission.params.output_kind is RequestOutputKind.DELTA:
+        nothing = {"text": "", "token_ids": [], "logprobs": None}
+    outputs = [replace(each, finish_reason=each.finish_reason or "abort", **nothing) for each in newest.outputs]
+    return replace(newest, outputs=outputs, finished=True)
+
+
+def size(submission: Submission) -> int:
+    return len(submission.prompt) if isinstance(submission.prompt, str) else 0
