@@ -91,10 +91,11 @@ def run(
         progress = BatchProgress(llm.engine.metrics, count, size, max_output_tokens=most_output_tokens(params))
         make_prompt = PromptMaker(template, system, chat)
         with ending_in_order() as stop:
-            with job_errors(progress):
+            with usage_errors():
                 results.begin()
-                with ProgressReporter("Answering", progress, lines=True, bar=not results.isatty()):
-                    run_job(llm, rows, make_prompt, params, results, progress, stop.requested)
+            bar = not results.isatty()  # which would be in the rows' way
+            with job_errors(progress), ProgressReporter("Answering", progress, lines=True, bar=bar):
+                run_job(llm, rows, make_prompt, params, results, progress, stop.requested)
             stderr.print(summary_table(progress, llm.engine.metrics.summary()))
             if stop.signum is not None:
                 tell(f"Interrupted: {progress.rows_done:,} rows are done and saved in {output}.")

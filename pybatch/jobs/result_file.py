@@ -46,9 +46,12 @@ class ResultFile:
         return os.isatty(self._fd)
 
     def begin(self) -> None:
-        """Truncates a file that is to be overwritten; its old lines stay until here."""
+        """Truncates a file that is to be overwritten; its old lines stay until here. Raises OSError if another process
+        has replaced the file since it was opened, or has written to one that this job created."""
         try:
             self._expect_linked()
+            if self in _unused and os.fstat(self._fd).st_size:
+                raise FileExistsError(errno.EEXIST, "another process has written to it")
             if self._regular and self._path is not None:
                 os.ftruncate(self._fd, 0)
         except OSError as error:
@@ -70,11 +73,12 @@ class ResultFile:
             raise self._named(error) from None
 
     def discard_unused(self) -> None:
-        """Removes a file that was created for a job which has not begun."""
+        """Removes a file that was created for a job which has not begun, if it is still there and empty."""
         if self in _unused and self._path is not None:
             _unused.remove(self)
-            with suppress(OSError):  # it is gone, or its folder is
-                if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
+            with suppress(OSError):
+                own = os.fstat(self._fd)
+                if own.st_size == 0 and os.path.samestat(os.stat(self._path), own):
                     os.unlink(self._path)
 
     def _expect_linked(self) -> None:

@@ -36,6 +36,15 @@ def test_what_another_has_put_in_its_place_is_left_alone(tmp_path: Path) -> None
     assert path.read_text() == "other"
 
 
+def test_what_another_writes_while_the_model_loads_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with open_results(str(path), overwrite=False) as results:
+        path.write_text("other")
+        with pytest.raises(FileExistsError, match="another process has written to it"):
+            results.begin()
+    assert path.read_text() == "other"
+
+
 def test_old_results_stay_until_the_job_begins(prompts: Path) -> None:
     with open_results(str(prompts), overwrite=True):
         pass
