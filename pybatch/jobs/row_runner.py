@@ -73,7 +73,13 @@ def run_job(
                 elif running or rows.ended:
                     break
             if running and not inbox:
-                session.step()
+                try:
+                    session.step()
+                except BaseException:
+                    for output in inbox:
+                        if output.error is None:  # of those that the step has dropped
+                            save(running[output.request_id], answer(output), len(output.prompt_token_ids))
+                    raise
             save_finished()
     finally:
         for request_id in running:
