@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from pybatch.engine.config import EngineConfig
 from pybatch.engine.execution.detokenizer import Detokenizer
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.model_runner import ModelRunner
-from pybatch.engine.execution.sampler import Sampler, Samples, derived_seed, sample_seed
+from pybatch.engine.execution.sampler import Sampler, derived_seed, sample_seed
 from pybatch.engine.execution.step_inputs import logit_positions
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
@@ -23,6 +24,7 @@ from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.policies import make_policy
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import neutral_torch
 from pybatch.model.decoder import Decoder
 from pybatch.model.text.tokenizer import Tokenizer
@@ -30,13 +32,41 @@ from pybatch.model.text.tokenizer import Tokenizer
 _IDLE_SLEEP = 0.001  # seconds, where a policy holds back all there is
 
 
+@dataclass(slots=True)
+class Computed:
+    """What a step has computed, before any request is changed by it."""
+
+    chunks: list[Chunk]
+    sequences: list[Sequence] = field(default_factory=list)
+    """Those that get a token: the next two are theirs."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: list[tuple[Request, list[TokenLogprobs]]] = field(default_factory=list)
+    faults: list[tuple[Chunk, str]] = field(default_factory=list)
+    """With the error's text: the error itself keeps frames alive, whose views of arrays these could not grow under."""
+    postponed: list[Chunk] = field(default_factory=list)
+    """Not at fault, but they share blocks that a chunk at fault was to fill."""
+    run_time: float = 0.0
+
+    def extend(self, other: Computed) -> None:
+        self.chunks = self.chunks + other.chunks
+        self.sequences += other.sequences
+        self.tokens += other.tokens
+        self.logprobs += other.logprobs
+        self.prompt_logprobs += other.prompt_logprobs
+        self.faults += other.faults
+        self.postponed += other.postponed
+        self.run_time += other.run_time
+
+
 class Engine:
     """Runs many requests at once on one model. Not for use by two threads at a time.
 
     tokenizer may be None: then outputs have no text, and stop strings are refused.
 
-    A request that fails comes out with finish_reason "error" and disturbs no other. If a step itself raises (out of
-    memory, Ctrl-C), the requests under way cannot be trusted any more: the engine drops them all, and is as new.
+    A request that fails comes out with finish_reason "error" and disturbs no other: a step that raises is tried again
+    without the request at fault. A step raises only for a fault of the machine (out of memory, a broken device) or an
+    interrupt: then the engine discards the unfinished requests and resets, and take_outputs() has what was ready.
     """
 
     @neutral_torch()
@@ -60,7 +90,9 @@ class Engine:
         all_ids = {*decoder.config.eos_token_ids, *own_ids}
         self._eos_ids = frozenset(token for token in all_ids if 0 <= token < decoder.config.vocab_size)
         self.metrics = EngineMetrics(self.num_kv_blocks)
-        self._start_afresh()
+        self._requests: dict[str, Request] = {}
+        self._ready: list[RequestOutput] = []
+        self._new_schedule()
 
     @property
     def weight_bytes(self) -> int:
@@ -122,10 +154,20 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """One step of the batch. Returns every request that finished, and what is new of those that stream."""
         try:
-            return self._step()
+            self._step()
         except BaseException:
-            self._start_afresh()
+            try:
+                self._ready += [self._output(request) for request in list(self._requests.values()) if request.finished]
+            finally:
+                self._requests.clear()
+                self._new_schedule()
             raise
+        return self.take_outputs()
+
+    def take_outputs(self) -> list[RequestOutput]:
+        """Those that were ready when a step raised."""
+        ready, self._ready = self._ready, []
+        return ready
 
     def abort(self, request_id: str) -> None:
         """Drops a request; no output of it follows. An id that is not known, or has finished, is ignored."""
@@ -144,9 +186,9 @@ class Engine:
         """Raises IntegrityError unless every KV block is accounted for: with no request left, all are free."""
         self._scheduler.check_integrity()
 
-    def _start_afresh(self) -> None:
+    def _new_schedule(self) -> None:
+        """An empty pool and a new scheduler, in whose queue the unfinished sequences are, with their tokens alone."""
         config = self.config
-        self._requests: dict[str, Request] = {}
         self._pool = BlockPool(self.num_kv_blocks)
         self._scheduler = Scheduler(
             self._pool,
@@ -156,6 +198,11 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             prefix_caching=config.enable_prefix_caching,
         )
+        for request in self._requests.values():
+            for sequence in request.sequences if request.forked else request.sequences[:1]:
+                if sequence.status is not Status.FINISHED:
+                    sequence.reset()
+                    self._scheduler.add(sequence)
 
     # ---- a request comes in ----
 
@@ -193,66 +240,116 @@ class Engine:
 
     # ---- a step ----
 
-    def _step(self) -> list[RequestOutput]:
+    def _step(self) -> None:
         begin = time.perf_counter()
         preemptions = self._scheduler.num_preemptions
-        chunks = self._scheduler.schedule()
+        chunks = self._schedule()
         if not chunks:
-            time.sleep(_IDLE_SLEEP if self._requests else 0)
-            return []
+            time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
+            return
         scheduled = time.perf_counter()
-        logits = self._runner.run(chunks)
-        ran = time.perf_counter()
-        outputs = [self._output(request) for request in self._sample(chunks, logits)]
+        computed = self._compute(chunks)
+        self._update(computed)
         self.metrics.step(
             tokens=sum(chunk.num_tokens for chunk in chunks),
             sequences=len(chunks),
             kv_blocks=self._pool.num_used,
             preemptions=self._scheduler.num_preemptions - preemptions,
             schedule_time=scheduled - begin,
-            run_time=ran - scheduled,
-            sample_time=time.perf_counter() - ran,
+            run_time=computed.run_time,
+            sample_time=time.perf_counter() - scheduled - computed.run_time,
         )
-        return outputs
 
-    def _sample(self, chunks: list[Chunk], logits: Tensor) -> list[Request]:
-        """Samples the next tokens and updates all states. Returns the requests of which there is something to tell."""
-        decodes = num_decodes(chunks)
-        sequences = [chunk.sequence for chunk in chunks[:decodes]]
-        rows = list(range(decodes))
-        row = decodes
-        for chunk in chunks[decodes:]:
-            sequence, begin = chunk.sequence, chunk.sequence.num_computed
-            positions = logit_positions(sequence, begin, begin + chunk.num_tokens)
+    def _schedule(self) -> list[Chunk]:
+        """The next step's chunks. A request that makes the scheduler raise ends with that error; where none can be
+        named, all do. Scheduling may have stopped anywhere, so the others begin again from their tokens."""
+        while self._requests:
+            try:
+                return self._scheduler.schedule()
+            except BaseException as error:
+                if not is_request_fault(error):
+                    raise
+                what = describe(error)
+            at = self._scheduler.at
+            failed = list(self._requests.values()) if at is None else [at.request]
+            self._new_schedule()
+            for request in failed:
+                self._fail(request, what)
+                self._ready.append(self._output(request))
+        return []
+
+    def _compute(self, chunks: list[Chunk]) -> Computed:
+        """Runs the model and samples. It changes nothing but keys and values that belong to the chunks, and so it can
+        be done again: a batch that fails is tried in halves, down to the sequence at fault."""
+        try:
+            return self._run(chunks)
+        except BaseException as error:
+            if not is_request_fault(error):
+                raise
+            if len(chunks) == 1:
+                return Computed(chunks=[], faults=[(chunks[0], describe(error))])
+        middle = len(chunks) // 2
+        computed = self._compute(chunks[:middle])
+        missing = {block for chunk, _ in computed.faults for block in self._scheduler.unwritten_blocks(chunk)}
+        rest = [chunk for chunk in chunks[middle:] if missing.isdisjoint(chunk.sequence.blocks)]
+        computed.postponed += [chunk for chunk in chunks[middle:] if not missing.isdisjoint(chunk.sequence.blocks)]
+        if rest:
+            computed.extend(self._compute(rest))
+        return computed
+
+    def _run(self, chunks: list[Chunk]) -> Computed:
+        begin = time.perf_counter()
+        logits = self._runner.run(chunks)
+        computed = Computed(chunks, run_time=time.perf_counter() - begin)
+        row = num_decodes(chunks)
+        rows = list(range(row))
+        computed.sequences += [chunk.sequence for chunk in chunks[:row]]
+        for chunk in chunks[row:]:
+            sequence, start = chunk.sequence, chunk.sequence.num_computed
+            positions = logit_positions(sequence, start, start + chunk.num_tokens)
             before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
             if before_last:
-                self._report_prompt(sequence, logits[row : row + len(before_last)], before_last)
+                entries = self._prompt_logprobs(sequence, logits[row : row + len(before_last)], before_last)
+                computed.prompt_logprobs.append((sequence.request, entries))
             row += len(positions)
             if chunk.complete:
                 samples = [sequence] if sequence.request.forked else sequence.request.sequences
-                sequences += samples
+                computed.sequences += samples
                 rows += [row - 1] * len(samples)
-        for chunk in chunks:
-            chunk.sequence.num_computed += chunk.num_tokens
-        if not sequences:
-            return []
-        if len(rows) < row or len(set(rows)) < len(rows):
-            logits = logits[rows]
-        self._take(sequences, self._sampler.sample(logits, sequences))
-        ready = [s.request for s in sequences if s.finish_reason is not None or s.request.stream]
-        return [request for request in dict.fromkeys(ready) if request.stream or request.finished]
+        if rows:
+            if len(rows) < row or len(set(rows)) < len(rows):
+                logits = logits[rows]
+            sampled = self._sampler.sample(logits, computed.sequences)
+            computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
+        return computed
 
-    def _report_prompt(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> None:
-        request = sequence.request
-        count = request.params.prompt_logprobs or 0
+    def _prompt_logprobs(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> list[TokenLogprobs]:
+        count = sequence.request.params.prompt_logprobs or 0
         following = torch.tensor([sequence.tokens[i + 1] for i in positions], device=logits.device)
-        assert request.prompt_logprobs is not None
-        request.prompt_logprobs += self._sampler.logprobs(logits, following, [count] * len(positions))
+        return self._sampler.logprobs(logits, following, [count] * len(positions))
 
-    def _take(self, sequences: list[Sequence], samples: Samples) -> None:
+    def _update(self, computed: Computed) -> None:
+        """Takes what was computed into the requests, and outputs what there is to tell."""
+        for chunk in computed.chunks:
+            chunk.sequence.num_computed += chunk.num_tokens
+        for request, entries in computed.prompt_logprobs:
+            assert request.prompt_logprobs is not None
+            request.prompt_logprobs += entries
+        if computed.faults:
+            self._scheduler.retract([chunk for chunk, _ in computed.faults] + computed.postponed)
+            for chunk, error in computed.faults:
+                self._fail(chunk.sequence.request, error)
+        self._take(computed)
+        told = [chunk.sequence.request for chunk, _ in computed.faults]
+        told += [s.request for s in computed.sequences if s.finish_reason is not None or s.request.stream]
+        for request in dict.fromkeys(told):
+            if request.stream or request.finished:
+                self._ready.append(self._output(request))
+
+    def _take(self, computed: Computed) -> None:
+        """Appends the sampled tokens."""
         now = time.perf_counter()
-        rows = zip(sequences, samples.tokens, samples.logprobs, strict=True)
-        for sequence, token, logprobs in rows:
+        for sequence, token, logprobs in zip(computed.sequences, computed.tokens, computed.logprobs, strict=True):
             request = sequence.request
             if request.error is not None:  # by another of its samples
                 continue
@@ -262,13 +359,16 @@ class Engine:
                 if token < 0:
                     raise ArithmeticError(no_token(request.params))
                 self._append(sequence, token, logprobs)
-            except Exception as error:  # whatever it is, it is this request's and nobody else's
-                self._fail(request, error)
-        self._fork_new_samples(sequences)
-        for sequence in sequences:
-            if sequence.finish_reason is not None:
-                self._scheduler.finish(sequence)
-        self.metrics.output_tokens += len(sequences)
+                if request.forked:
+                    if sequence.finish_reason is not None:
+                        self._scheduler.finish(sequence)
+                elif sequence is request.sequences[-1]:
+                    self._fork(request)
+            except BaseException as error:
+                if not is_request_fault(error):
+                    raise
+                self._fail(request, describe(error))
+        self.metrics.output_tokens += len(computed.sequences)
 
     def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
         request, params = sequence.request, sequence.request.params
@@ -298,24 +398,21 @@ class Engine:
             ids = sequence.output[: sequence.num_output - hidden]
             sequence.text = self._tokenizer.decode(ids, params.skip_special_tokens, after=request.prompt_token_ids)
 
-    def _fail(self, request: Request, error: Exception) -> None:
-        request.error = f"{type(error).__name__}: {error}"
+    def _fork(self, request: Request) -> None:
+        """All samples have their first token from the prompt's logits: from here on each runs by itself."""
+        request.forked = True
+        parent, *children = request.sequences
+        self._kv_cache.copy_blocks(self._scheduler.fork(parent, [c for c in children if c.finish_reason is None]))
+        for sequence in request.sequences:
+            if sequence.finish_reason is not None:
+                self._scheduler.finish(sequence)
+
+    def _fail(self, request: Request, error: str) -> None:
+        request.error = error
         for sequence in request.sequences:
             if sequence.status is not Status.FINISHED:
                 sequence.finish_reason = "error"
                 self._scheduler.finish(sequence)
-
-    def _fork_new_samples(self, sequences: list[Sequence]) -> None:
-        """Where a request's prompt has just been computed, all its samples have their first token: from here on each
-        runs by itself."""
-        pairs: list[tuple[int, int]] = []
-        for parent in sequences:
-            request = parent.request
-            if not request.forked and request.error is None:
-                request.forked = True
-                children = [child for child in request.sequences[1:] if child.finish_reason is None]
-                pairs += self._scheduler.fork(parent, children)
-        self._kv_cache.copy_blocks(pairs)
 
     # ---- a request goes out ----
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,6 +25,7 @@ from pybatch.api.fair_lock import FairLock
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.engine import EngineConfig
 from pybatch.engine.arguments import described_fields
+from pybatch.engine.execution.model_runner import ModelRunner
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -331,12 +333,12 @@ def test_ctrl_c_leaves_the_llm_usable(llm: LLM) -> None:
     assert tokens(llm.generate("Hello", GREEDY)) == expected
 
 
-def test_a_failed_step_fails_its_requests_only(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_fails_the_requests_under_way_only(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     outer = llm.stream(["outer one", "outer two"], [SamplingParams(max_tokens=1), LONG])
     next(outer)
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine, "_sampler", None)
-        with pytest.raises(AttributeError):
+        patch.setattr(ModelRunner, "run", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
             llm.generate("Hello", GREEDY)
     assert "failed step" in str(next(outer).error)
     assert llm.generate("Hello", GREEDY)[0].error is None

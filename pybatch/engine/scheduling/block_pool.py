@@ -90,6 +90,12 @@ class BlockPool:
         block = self._cached.get(key.digest)
         return block is not None and self._keys[block].tokens == key.tokens
 
+    def forget(self, block: int) -> None:
+        """Takes a block that is in use out of the prefix cache: it does not hold what was announced."""
+        key = self._keys.pop(block, None)
+        if key is not None:
+            del self._cached[key.digest]
+
     def match(self, keys: Iterable[BlockKey]) -> list[int]:
         """The longest run of cached blocks for these keys, with a reference taken on each."""
         blocks = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Scheduler:
     ) -> None:
         self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         self.num_preemptions = 0
+        self.at: Sequence | None = None  # the one being looked at: if scheduling raises, the cause
         self._pool = pool
         self._reserve = pool.num_blocks // 8  # blocks that a prompt which takes them chunk by chunk leaves for others
         self._policy = policy
@@ -106,6 +108,7 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step. Whoever calls it computes the chunks and raises num_computed by their num_tokens."""
+        self.at = None
         preemptions = self.num_preemptions
         chunks = self._schedule_decodes()
         budget = self._max_tokens - len(chunks)
@@ -122,6 +125,7 @@ class Scheduler:
                 self._short = None
         size = self._block_size
         for sequence in [c.sequence for c in self._decodes if c.sequence.num_computed % size == 0]:
+            self.at = sequence
             while sequence.status is Status.RUNNING and len(sequence.blocks) * size == sequence.num_computed:
                 if self._pool.num_free:
                     sequence.blocks.append(self._pool.allocate())
@@ -129,12 +133,14 @@ class Scheduler:
                     self._preempt()
         if self._prefix_caching:
             for sequence in [c.sequence for c in self._decodes if c.sequence.num_computed % size == size - 1]:
+                self.at = sequence
                 self._register(sequence, sequence.num_computed + 1)
         return self._decodes.copy()
 
     def _schedule_prefills(self, budget: int) -> list[Chunk]:
         chunks = []
         for sequence in self._prefills:
+            self.at = sequence
             count = min(sequence.num_pending, budget)
             if count == 0:
                 break
@@ -154,6 +160,7 @@ class Scheduler:
         for sequence in list(islice(self.waiting, min(may_join, places + _LOOK_AHEAD))):
             if budget == 0:
                 break
+            self.at = sequence
             if len(blocked) > _LOOK_AHEAD or (blocked and not self._may_be_passed(blocked[0])):
                 full = True
                 break
@@ -243,6 +250,21 @@ class Scheduler:
     def _blocks_missing(self, sequence: Sequence, count: int) -> int:
         """Those that its next `count` tokens need besides the ones it has."""
         return self._blocks_for(sequence.num_computed + count) - len(sequence.blocks)
+
+    def unwritten_blocks(self, chunk: Chunk) -> array[int]:
+        """The blocks that a chunk not computed yet is to write to. Later chunks of the step may share full ones."""
+        sequence = chunk.sequence
+        return sequence.blocks[sequence.num_computed // self._block_size :]
+
+    def retract(self, chunks: Rows[Chunk]) -> None:
+        """Takes back chunks that were not computed: the prefix cache forgets the blocks that they were to fill, and the
+        sequences wait like preempted ones."""
+        for chunk in chunks:
+            for block in self.unwritten_blocks(chunk):
+                self._pool.forget(block)
+        for chunk in reversed(chunks):
+            self._stop_running(chunk.sequence)
+            self._requeue(chunk.sequence)
 
     def fork(self, parent: Sequence, children: list[Sequence]) -> list[tuple[int, int]]:
         """Lets children run on from the parent's computed tokens, over the same blocks.

@@ -65,6 +65,13 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
 
+    def reset(self) -> None:
+        """Keeps the tokens alone. For a new schedule: the blocks are not given back."""
+        self.status = Status.WAITING
+        del self.blocks[:]
+        self.num_computed = self.num_registered = self.num_passed = 0
+        self.returning = False
+
     @property
     def num_output(self) -> int:
         return len(self.tokens) - len(self.request.prompt_token_ids)
