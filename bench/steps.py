@@ -45,6 +45,7 @@ class ReadyModel:
         self.config = SimpleNamespace(
             num_layers=1, num_kv_heads=1, head_dim=8, max_position=CONTEXT, vocab_size=VOCAB, eos_token_ids=()
         )
+        self.context_length = CONTEXT
         self.device = torch.device("cpu")
         self.cache_dtype = torch.float32
         self._logits = torch.randn(8192, VOCAB, generator=torch.Generator().manual_seed(0))
@@ -269,6 +270,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
+    torch.set_num_threads(1)
     results: dict[str, dict[str, Any]] = {}
     for name, case in CASES.items():
         if not re.search(args.only, name):

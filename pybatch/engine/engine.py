@@ -251,7 +251,7 @@ class Engine:
         computed = self._compute(chunks)
         self._update(computed)
         self.metrics.step(
-            tokens=sum(chunk.num_tokens for chunk in chunks),
+            tokens=sum([chunk.num_tokens for chunk in chunks]),
             sequences=len(chunks),
             kv_blocks=self._pool.num_used,
             preemptions=self._scheduler.num_preemptions - preemptions,
@@ -301,7 +301,7 @@ class Engine:
         begin = time.perf_counter()
         logits = self._runner.run(chunks)
         computed = Computed(chunks, run_time=time.perf_counter() - begin)
-        row = num_decodes(chunks)
+        row = decodes = num_decodes(chunks)  # in most steps all of them
         rows = list(range(row))
         computed.sequences += [chunk.sequence for chunk in chunks[:row]]
         for chunk in chunks[row:]:
@@ -317,7 +317,7 @@ class Engine:
                 computed.sequences += samples
                 rows += [row - 1] * len(samples)
         if rows:
-            if len(rows) < row or len(set(rows)) < len(rows):
+            if len(chunks) > decodes and rows != list(range(row)):
                 logits = logits[rows]
             sampled = self._sampler.sample(logits, computed.sequences)
             computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
@@ -347,10 +347,11 @@ class Engine:
                 self._ready.append(self._output(request))
 
     def _take(self, computed: Computed) -> None:
-        """Appends the sampled tokens."""
+        """Appends the sampled tokens, and ends the sequences for which they are the last. One loop without a call for
+        most tokens, since it runs for each of them."""
         now = time.perf_counter()
         for sequence, token, logprobs in zip(computed.sequences, computed.tokens, computed.logprobs, strict=True):
-            request = sequence.request
+            request, tokens = sequence.request, sequence.tokens
             if request.error is not None:  # by another of its samples
                 continue
             if request.metrics.first_token_time is None:
@@ -358,32 +359,28 @@ class Engine:
             try:
                 if token < 0:
                     raise ArithmeticError(no_token(request.params))
-                self._append(sequence, token, logprobs)
-                if request.forked:
-                    if sequence.finish_reason is not None:
-                        self._scheduler.finish(sequence)
-                elif sequence is request.sequences[-1]:
-                    self._fork(request)
+                tokens.append(token)
+                if logprobs is not None:
+                    sequence.logprobs.append(logprobs)
+                    sequence.cumulative_logprob += logprobs[token].logprob
+                if token in request.stop_ids:
+                    sequence.finish_reason = "stop"
+                    is_eos = token in self._eos_ids and not request.params.ignore_eos
+                    sequence.stop_reason = None if is_eos else token
+                elif len(tokens) >= request.max_total_tokens:
+                    sequence.finish_reason = "length"
+                if sequence.detokenizer is not None or sequence.finish_reason is not None:
+                    self._update_text(sequence)
+                if not request.forked:
+                    if sequence is request.sequences[-1]:
+                        self._fork(request)
+                elif sequence.finish_reason is not None:
+                    self._scheduler.finish(sequence)
             except BaseException as error:
                 if not is_request_fault(error):
                     raise
                 self._fail(request, describe(error))
         self.metrics.output_tokens += len(computed.sequences)
-
-    def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
-        request, params = sequence.request, sequence.request.params
-        sequence.tokens.append(token)
-        if logprobs is not None:
-            sequence.logprobs.append(logprobs)
-            sequence.cumulative_logprob += logprobs[token].logprob
-        if token in request.stop_ids:
-            sequence.finish_reason = "stop"
-            is_eos = token in self._eos_ids and not params.ignore_eos
-            sequence.stop_reason = None if is_eos else token
-        elif len(sequence.tokens) >= request.max_total_tokens:
-            sequence.finish_reason = "length"
-        if sequence.detokenizer is not None or sequence.finish_reason is not None:
-            self._update_text(sequence)
 
     def _update_text(self, sequence: Sequence) -> None:
         """Takes the newest token into the text, or all of them at the end where there is no detokenizer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 
@@ -36,10 +35,10 @@ class DecodeGraphs:
         self._graphs: dict[int, tuple[CpuGraph | torch.cuda.CUDAGraph, Tensor]] = {}
 
     @staticmethod
-    def takes(chunks: Sequence[Chunk]) -> bool:
+    def takes(chunks: list[Chunk]) -> bool:
         return num_decodes(chunks) == len(chunks)
 
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+    def run(self, chunks: list[Chunk]) -> Tensor:
         """The logits, [S, vocab] float32, valid until the next call."""
         size = self._sizes[bisect_left(self._sizes, len(chunks))]
         batch = self._inputs.fill(chunks, size)

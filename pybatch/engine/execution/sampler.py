@@ -31,15 +31,18 @@ class Sampler:
 
     def __init__(self, decode_token: Callable[[int], str | None]) -> None:
         self._decode_token = decode_token
+        self._batch = Batch([], torch.device("cpu"))
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> Samples:
         """One token a row. logits: [rows, vocab] float32, changed where a sequence asks for it."""
-        wanted = [i for i, sequence in enumerate(sequences) if sequence.request.params.logprobs is not None]
-        adjusted = [_is_adjusted(sequence) for sequence in sequences]
+        batch = self._batch
+        if sequences != batch.sequences:
+            self._batch = batch = Batch(sequences, logits.device)
+        wanted, adjusted = batch.with_logprobs, batch.adjusted()
         raw = logits[wanted] if wanted and (any(adjusted) or len(wanted) < len(sequences)) else logits
         if any(adjusted):
             _adjust(logits, sequences, adjusted)
-        tokens = _draw(logits, sequences)
+        tokens = batch.draw(logits)
         logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
         if wanted:
             counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
@@ -76,25 +79,42 @@ def sample_seed(request_seed: int, index: int) -> int:
     return as_int64(request_seed + index)
 
 
-def _is_adjusted(sequence: Sequence) -> bool:
-    params = sequence.request.params
-    return params.adjusts or sequence.num_output < params.min_tokens
+class Batch:
+    """What stays the same for as long as the same sequences are sampled."""
 
+    def __init__(self, sequences: list[Sequence], device: torch.device) -> None:
+        self.sequences = sequences.copy()
+        params = [sequence.request.params for sequence in sequences]
+        self.with_logprobs = [row for row, p in enumerate(params) if p.logprobs is not None]
+        self._adjusted = [p.adjusts for p in params]
+        self._with_min_tokens = [row for row, p in enumerate(params) if p.min_tokens > 0]
+        self._device = device
+        self._params: tuple[Tensor, ...] | None = None
+        if not all(p.greedy for p in params):
+            self._params = (
+                _floats([p.temperature for p in params], device),
+                _ints([p.top_k for p in params], device),
+                _floats([p.top_p for p in params], device),
+                _floats([p.min_p for p in params], device),
+                _ints([sequence.seed for sequence in sequences], device),
+            )
 
-def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
-    rows, device = len(sequences), logits.device
-    params = [sequence.request.params for sequence in sequences]
-    if all(p.greedy for p in params):
-        return ops.sample(logits, *_greedy(rows, device))
-    return ops.sample(
-        logits,
-        _floats([p.temperature for p in params], device),
-        _ints([p.top_k for p in params], device),
-        _floats([p.top_p for p in params], device),
-        _floats([p.min_p for p in params], device),
-        _ints([sequence.seed for sequence in sequences], device),
-        _ints([len(sequence.tokens) for sequence in sequences], device),
-    )
+    def adjusted(self) -> list[bool]:
+        """Of each row, whether its logits are to be changed."""
+        if not self._with_min_tokens:
+            return self._adjusted
+        adjusted = self._adjusted.copy()
+        for row in self._with_min_tokens:
+            sequence = self.sequences[row]
+            adjusted[row] |= sequence.num_output < sequence.request.params.min_tokens
+        return adjusted
+
+    def draw(self, logits: Tensor) -> Tensor:
+        if self._params is None:
+            return ops.sample(logits, *_greedy(len(self.sequences), self._device))
+        temperature, top_k, top_p, min_p, seeds = self._params
+        lengths = _ints([len(sequence.tokens) for sequence in self.sequences], self._device)
+        return ops.sample(logits, temperature, top_k, top_p, min_p, seeds, lengths)
 
 
 @lru_cache(maxsize=256)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
 from itertools import chain, repeat
 
 import numpy as np
@@ -53,23 +52,26 @@ class StepInputs:
         self._slots, self._logits_rows = host.slots.numpy(), host.logits_rows.numpy()
         self._query_start, self._seq_lens = host.query_start.numpy(), host.seq_lens.numpy()
         self._tables = host.block_tables.numpy()
-        self._filled: Rows[Chunk] = ()  # row by row, what the block tables hold
+        self._filled: list[Chunk] = []  # row by row, what the block tables hold
 
-    def fill(self, chunks: Rows[Chunk], size: int = 0) -> ForwardBatch:
+    def fill(self, chunks: list[Chunk], size: int = 0) -> ForwardBatch:
         """Takes a step to the device. Decodes are padded to `size`, with sequences of one token written to no slot."""
         if self._copied is not None:
             self._copied.synchronize()  # the last copy may still be reading
-        count = len(chunks)
+        count, decodes = len(chunks), num_decodes(chunks)
         computed = np.array([chunk.sequence.num_computed for chunk in chunks], np.int64)
-        lengths = np.array([chunk.num_tokens for chunk in chunks], np.int32)
+        lengths = np.ones(count, np.int32)
+        lengths[decodes:] = [chunk.num_tokens for chunk in chunks[decodes:]]
         starts = self._query_start[: count + 1]  # the first is always 0
         lengths.cumsum(dtype=np.int32, out=starts[1:])
         total = int(starts[count])
         self._seq_lens[:count] = computed + lengths
         self._fill_tables(chunks, computed)
-        rows = self._fill_tokens(chunks, starts.tolist())
+        self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
+        self._logits_rows[:decodes] = np.arange(decodes)
+        rows = self._fill_prompts(chunks, decodes, starts)
 
-        owner = np.arange(count) if total == count else np.repeat(np.arange(count), lengths)
+        owner = np.repeat(np.arange(count), lengths)
         positions = np.arange(total) + (computed - starts[:-1])[owner]
         blocks = self._tables[owner, positions // self._block_size]
         self._positions[:total] = positions
@@ -98,29 +100,29 @@ class StepInputs:
             block_tables=views.block_tables[:count],
         )
 
-    def _fill_tables(self, chunks: Rows[Chunk], computed: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
-        filled, self._filled = self._filled, ()
-        for row, (chunk, before) in enumerate(zip(chunks, chain(filled, repeat(None)), strict=False)):
-            if chunk is not before:
-                blocks = chunk.sequence.blocks
-                self._tables[row, : len(blocks)] = blocks
+    def _fill_tables(self, chunks: list[Chunk], computed: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+        filled, self._filled = self._filled, []
+        if chunks != filled:
+            for row, (chunk, before) in enumerate(zip(chunks, chain(filled, repeat(None)), strict=False)):
+                if chunk is not before:
+                    blocks = chunk.sequence.blocks
+                    self._tables[row, : len(blocks)] = blocks
         for row in np.flatnonzero(computed % self._block_size == 0).tolist():
             block = int(computed[row]) // self._block_size
             self._tables[row, block] = chunks[row].sequence.blocks[block]
         self._filled = chunks
 
-    def _fill_tokens(self, chunks: Rows[Chunk], starts: list[int]) -> int:
-        """Returns the number of rows of logits."""
-        decodes = num_decodes(chunks)
-        self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
-        rows = list(range(decodes))
-        for chunk, start in zip(chunks[decodes:], starts[decodes:], strict=False):
+    def _fill_prompts(self, chunks: list[Chunk], first: int, starts: np.ndarray[tuple[int], np.dtype[np.int32]]) -> int:
+        """The tokens of chunks[first:] and their rows of logits; returns the number of all rows."""
+        rows = first
+        for chunk, start in zip(chunks[first:], starts[first:-1].tolist(), strict=True):
             sequence, begin = chunk.sequence, chunk.sequence.num_computed
             end = begin + chunk.num_tokens
             self._token_ids[start : start + chunk.num_tokens] = sequence.tokens[begin:end]
-            rows += [start + position - begin for position in logit_positions(sequence, begin, end)]
-        self._logits_rows[: len(rows)] = rows
-        return len(rows)
+            for position in logit_positions(sequence, begin, end):
+                self._logits_rows[rows] = start + position - begin
+                rows += 1
+        return rows
 
 
 def logit_positions(sequence: Sequence, begin: int, end: int) -> range:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from itertools import islice
 
@@ -35,7 +34,7 @@ class Chunk:
         return self.num_tokens == self.sequence.num_pending
 
 
-def num_decodes(chunks: Rows[Chunk]) -> int:
+def num_decodes(chunks: list[Chunk]) -> int:
     """How many of a step's chunks decode: these come first."""
     count = len(chunks)
     while count and not chunks[count - 1].decodes:
@@ -256,7 +255,7 @@ class Scheduler:
         sequence = chunk.sequence
         return sequence.blocks[sequence.num_computed // self._block_size :]
 
-    def retract(self, chunks: Rows[Chunk]) -> None:
+    def retract(self, chunks: list[Chunk]) -> None:
         """Takes back chunks that were not computed: the prefix cache forgets the blocks that they were to fill, and the
         sequences wait like preempted ones."""
         for chunk in chunks:
