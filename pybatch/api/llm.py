@@ -139,13 +139,19 @@ class LLM(ModelHandle):
                         pending[self.session.add(prompt, params, inbox.append, partial=partial)] = index
                 if not pending:
                     return
+                interrupt: KeyboardInterrupt | None = None
                 if not inbox:
-                    with deferred_interrupts():
-                        self.session.step(unless=inbox)
+                    try:
+                        with deferred_interrupts():
+                            self.session.step(unless=inbox)
+                    except KeyboardInterrupt as error:
+                        interrupt = error
                 while inbox:
                     output = inbox.popleft()
                     index = pending.pop(output.request_id) if output.finished else pending[output.request_id]
                     yield replace(output, request_id=str(index))
+                if interrupt is not None:
+                    raise interrupt
         finally:
             with deferred_interrupts():
                 for request_id in pending:

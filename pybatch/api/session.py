@@ -60,15 +60,30 @@ class Session:
         ]
         return encode([prompt for prompt, _ in requests], self.tokenizer, limits)
 
-    def add(self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, partial: bool = False) -> str:
+    def add(
+        self,
+        prompt: Encoded,
+        params: SamplingParams,
+        receive: Receiver,
+        *,
+        partial: bool = False,
+        index: int | None = None,
+    ) -> str:
         """Adds a request and returns its id. ``receive`` gets its output when it has finished, and if ``partial`` after
-        every step. A request that cannot be run is received at once, as an output with ``error`` set."""
+        every step. A request that cannot be run is received at once, as an output with ``error`` set.
+
+        index: seeds the draws of a request without a seed; None: the number of requests before it."""
         number = next(self._ids)
         request_id = str(number)
         if prompt.error is None:
             with self._engine_alone(), fault_of(prompt):
                 self.engine.add_request(
-                    request_id, prompt.token_ids, params, prompt=prompt.text, stream=partial, index=number
+                    request_id,
+                    prompt.token_ids,
+                    params,
+                    prompt=prompt.text,
+                    stream=partial,
+                    index=number if index is None else index,
                 )
                 self._receivers[request_id] = receive
         if prompt.error is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from pybatch.api.inputs import Prompt
 from pybatch.api.llm import LLM
 from pybatch.api.progress import BatchProgress
 from pybatch.engine import RequestOutput, SamplingParams
@@ -51,13 +52,22 @@ def run_job(
         results.append(line)
         progress.finish(row.size, prompt_tokens, failed="error" in result)
 
-    def submit(row: Row) -> None:
-        try:
-            prompt = make_prompt(row)
-        except ValueError as error:
-            save(row, {"error": str(error)})
-        else:
-            running[session.submit(prompt, params, inbox.append)] = row
+    def draw() -> Iterator[tuple[Row, Prompt]]:
+        """The rows that there are and that there is room for."""
+        drawn = len(running)
+        while drawn < room and not stopped():
+            row = rows.take(0 if drawn else WAIT)
+            if row is None:
+                if drawn or rows.ended:
+                    return
+                continue
+            try:
+                prompt = make_prompt(row)
+            except ValueError as error:
+                save(row, {"error": str(error)})
+            else:
+                drawn += 1
+                yield row, prompt
 
     def save_finished() -> None:
         while inbox:
@@ -66,12 +76,10 @@ def run_job(
 
     try:
         while not stopped() and (running or not rows.ended):
-            while len(running) < room and not stopped():
-                row = rows.take(0 if running else WAIT)
-                if row is not None:
-                    submit(row)
-                elif running or rows.ended:
-                    break
+            drawn = list(draw())
+            encoded = session.encode([(prompt, params) for _, prompt in drawn])
+            for (row, _), ids in zip(drawn, encoded, strict=True):
+                running[session.add(ids, params, inbox.append, index=row.index)] = row
             if running and not inbox:
                 try:
                     session.step()

@@ -111,6 +111,19 @@ def test_what_finished_before_a_step_that_fails_is_written(job: Job, monkeypatch
     assert all("response" in row for row in job.results())
 
 
+def test_a_row_draws_by_its_number_whatever_the_rows_before_it_are(job: Job, tmp_path: Path) -> None:
+    params = SamplingParams(temperature=1, max_tokens=8, ignore_eos=True)
+    other = Job(job.llm, tmp_path / "other")
+    job.feed({"prompt": "Say 0"}, {"prompt": "Say it"})
+    other.feed({"no": "prompt"}, {"prompt": "Say it"})
+    for each in (job, other):
+        os.close(each.pipe)
+        each.run(params)
+    first, second = ({row["row"]: row for row in each.results()} for each in (job, other))
+    assert second[0]["error"].startswith("line 1: ")
+    assert first[1]["response"] == second[1]["response"]
+
+
 def test_a_row_that_is_too_deep_to_be_written_is_an_error(job: Job) -> None:
     deep = next(depth for depth in range(2000, 0, -1) if readable(b'{"a":' * depth + b"1" + b"}" * depth))
     job.feed(b'{"prompt": "Hello", "deep": ' + b'{"a":' * (deep - 1) + b"1" + b"}" * (deep - 1) + b"}\n")
