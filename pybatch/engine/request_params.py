@@ -68,7 +68,9 @@ def checked(params: SamplingParams) -> SamplingParams:
     """A copy, with the checks of its making done again: fields may have been set since. Raises ValueError."""
     if not isinstance(params, SamplingParams):
         raise ValueError(f"sampling_params: expected SamplingParams, got {type(params).__name__}")
-    return SamplingParams(**{name: getattr(params, name) for name in _FIELDS})
+    copy = SamplingParams(**{name: getattr(params, name) for name in _FIELDS})
+    copy.expect_min_below_max()
+    return copy
 
 
 def resolve(

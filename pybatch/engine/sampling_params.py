@@ -15,6 +15,7 @@ from pybatch.engine.arguments import suggest_names
 
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is greedy
 MAX_SAMPLES = 16384  # of one request, as in vLLM
+DEFAULT_MAX_TOKENS = 16  # as in vLLM
 
 
 class RequestOutputKind(Enum):
@@ -62,7 +63,7 @@ class SamplingParams:
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
-    max_tokens: int | None = 16
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -125,6 +126,11 @@ class SamplingParams:
             self._fail("output_kind", "a RequestOutputKind", self.output_kind)
         self._check_stops()
         self._check_tokens()
+        if self.max_tokens != DEFAULT_MAX_TOKENS:  # which may be set after min_tokens: submission checks it
+            self.expect_min_below_max()
+
+    def expect_min_below_max(self) -> None:
+        """Raises ValueError if min_tokens is above max_tokens."""
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             self._fail("min_tokens", f"at most max_tokens = {self.max_tokens}", self.min_tokens)
 

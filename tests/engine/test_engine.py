@@ -404,6 +404,7 @@ BAD_PARAMS: dict[str, tuple[dict[str, Any], str]] = {
     "detokenize none": ({"detokenize": None}, "detokenize"),
     "output_kind": ({"output_kind": "delta"}, "output_kind"),
     "min above max": ({"min_tokens": 9}, "min_tokens"),
+    "min above the default": ({"min_tokens": 2**70, "max_tokens": 16}, "min_tokens"),
 }
 
 
