@@ -94,6 +94,11 @@ inline float float32(double value, const char* name) {
   return static_cast<float>(value);
 }
 
+// Torch takes None for any tensor.
+inline void expect_given(const Tensor& t, const char* name) {
+  EXPECT(t.defined(), name, ": expected a tensor, got None");
+}
+
 inline int64_t storage_bytes(const Tensor& t) {
   int64_t bytes = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
@@ -114,6 +119,7 @@ struct Checks {
   // t is where the kernels work, and its storage still holds all of it: resizing a storage leaves its tensors as they
   // are.
   static void expect_present(const Tensor& t, const char* name, bool (*is_there)(const Tensor&) = Backend::holds) {
+    expect_given(t, name);
     EXPECT(is_there(t), name, ": expected a tensor on ", Backend::kDevice);
     const int64_t begin = t.storage_offset() * static_cast<int64_t>(t.element_size()), bytes = extent_bytes(t);
     EXPECT(bytes == 0 || begin + bytes <= storage_bytes(t), name, ": expected a storage of at least ", begin + bytes,

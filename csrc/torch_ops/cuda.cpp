@@ -37,7 +37,7 @@ struct Cuda {
   static constexpr const char* kDevice = "the CUDA device of the other arguments";
   static constexpr bool kHasE4m3 = true;
   struct Scope {
-    explicit Scope(const Tensor& t) : guard(t.is_cuda() ? t.get_device_index() : current_device()) {}
+    explicit Scope(const Tensor& t) : guard(t.defined() && t.is_cuda() ? t.get_device_index() : current_device()) {}
     torch::stable::accelerator::DeviceGuard guard;
   };
   static bool holds(const Tensor& t) { return t.is_cuda() && t.get_device_index() == current_device(); }

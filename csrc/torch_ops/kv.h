@@ -118,6 +118,8 @@ struct KvOps : Checks<Backend> {
 
   static void copy_between(const Tensor& src, const char* src_name, const Tensor& dst, const char* dst_name,
                            const Tensor& pairs) {
+    expect_given(src, src_name);
+    expect_given(dst, dst_name);
     typename Backend::Scope scope(src.is_cpu() ? dst : src);
     check(src, src_name, ScalarType::Byte, {kAny, kAny}, Backend::reaches);
     check(dst, dst_name, ScalarType::Byte, {kAny, src.size(1)}, Backend::reaches);

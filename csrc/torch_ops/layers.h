@@ -96,6 +96,7 @@ struct LayerOps : Checks<Backend> {
     p.vocab = vocab;
     EXPECT(vocab > 0, "vocab: expected a positive number, got ", vocab);
     Backend::verify(Ids{"ids", p.ids, p.count, vocab}, {p.ids});
+    expect_given(table, "table");
     p.table = table.data_ptr();
     if (table.scalar_type() == ScalarType::Char) {
       packed_int8_groups(table, "table", vocab, p.width);
@@ -133,6 +134,7 @@ struct LayerOps : Checks<Backend> {
            "epilogue: expected 0 (store), 1 (add), 2 (silu_mul) or 3 (gelu_tanh_mul), got ", epilogue);
     p.epilogue = static_cast<Epilogue>(epilogue);
     p.n = is_gated(p.epilogue) ? (p.width + kPanel - 1) / kPanel * kPanel * 2 : p.width;
+    expect_given(weight, "weight");
     p.weight = weight.data_ptr();
     if (bias) {
       p.bias_dtype = float_type(*bias, "bias");

@@ -3,6 +3,9 @@ error that names it."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -388,3 +391,38 @@ def test_packed_weights_must_be_aligned(name: str) -> None:
     shifted = torch.cat([weight.flatten()[:1], weight.flatten()])[1:].view(weight.shape)
     with pytest.raises(RuntimeError, match="weight: expected data aligned to 64 bytes"):
         call(name, arguments | {"weight": shifted})
+
+
+REFUSED = """
+import resource, torch
+from pybatch import ops
+
+torch.set_num_threads(2)
+weight, x, out = ops.pack_dense(torch.ones(16, 1 << 16).half()), torch.ones(512, 1 << 16).half(), torch.ones(512, 16)
+ops.matmul_dense(x[:8], weight, out=out[:8])
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+for _ in range(2):
+    try:
+        ops.matmul_dense(x, weight, out=out)
+    except RuntimeError as error:
+        print(error)
+print(ops.matmul_dense(x[:8], weight, out=out[:8])[0, 0].item())
+vocabulary = 8_000_000  # each of the pool's threads wants a buffer of its own
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+logits, n = torch.zeros(2, vocabulary), torch.zeros(2, dtype=torch.int64)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+try:
+    ops.sample(logits, torch.ones(2), n, torch.full((2,), 0.9), torch.zeros(2), n, n)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS and /proc")
+def test_memory_that_a_kernel_is_refused_is_an_error() -> None:
+    """It ended the process."""
+    result = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=60)
+    refused = r"out of memory: a kernel was refused \d{9,} bytes to work in\n"
+    assert re.fullmatch(f"{refused}{refused}65536.0\n{refused}", result.stdout), result.stdout + result.stderr

@@ -1,0 +1,383 @@
+"""Random calls of every op, legal and not: ``call_fuzz.py FILE CALLS [FIRST_SEED]``. FILE holds the seed of the call
+that is running.
+
+Each tensor lies against a page that may not be touched, at its front or its back. A call either raises an error that
+names an argument and has written nothing, or writes no byte but those of the elements of the tensors it is to write.
+Some calls are recorded in a graph, and replayed after values have changed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import mmap
+import os
+import random
+import re
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import as_strided
+from torch import Tensor
+
+from pybatch import ops
+
+Arguments = dict[str, Any]
+PAGE = mmap.PAGESIZE
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (*FLOATS, torch.float64, torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool, torch.float8_e4m3fn)
+INTEGERS = (-(2**63), -(2**31), -1, 0, 1, 7, 2**31 - 1, 2**31, 2**32, 2**63 - 1)
+NUMBERS = (float("nan"), float("inf"), -float("inf"), -1.0, 0.0, 1e-45, 1e-300, 3e38, 1e39)
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+
+
+class Calls:
+    """Legal arguments of each op, of random types and sizes."""
+
+    def __init__(self, r: random.Random) -> None:
+        self.r = r
+        self.dtype = r.choice(FLOATS)
+
+    def size(self) -> int:
+        return self.r.choice((0, 1, 1, 2, 3, 5, 8, 16, 17, 33, 70))
+
+    def maybe(self, make: Callable[[], Tensor]) -> Tensor | None:
+        return make() if self.r.random() < 0.5 else None
+
+    def floats(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(*shape).to(dtype or self.dtype)
+
+    def rows(self, rows: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Now and then with a gap behind each row."""
+        return self.floats(rows, width + self.r.choice((0, 0, 3)), dtype=dtype)[:, :width]
+
+    def ids(self, count: int, limit: int) -> Tensor:
+        return torch.randint(max(limit, 1), (count,))
+
+    def starts(self, rows: int, total: int) -> Tensor:
+        inner = sorted(self.r.randint(0, total) for _ in range(rows - 1))
+        return torch.tensor([0, *inner, total] if rows else [0])
+
+    def norm(self) -> Arguments:
+        rows, width = self.size(), self.size()
+        return {
+            "x": self.rows(rows, width),
+            "weight": self.floats(width),
+            "bias": self.maybe(lambda: self.floats(width)),
+            "eps": 1e-5,
+            "residual": self.maybe(lambda: self.rows(rows, width)),
+            "out": self.rows(rows, width),
+        }
+
+    def gated(self) -> Arguments:
+        rows, width = self.size(), self.size()
+        return {"x": self.rows(rows, 2 * width), "out": self.rows(rows, width)}
+
+    def dense(self, n: int, k: int) -> Arguments:
+        return {"weight": ops.pack_dense(self.floats(n, k, dtype=self.r.choice(FLOATS)))}
+
+    def int8(self, n: int, k: int) -> Arguments:
+        packed = torch.zeros(-(-n // 16), -(-k // 4) + 1, 16, 4, dtype=torch.int8)
+        if n * k:
+            packed = ops.pack_int8(torch.randint(-127, 128, (n, k), dtype=torch.int8))
+        return {"weight": packed, "scale": torch.rand(n)}
+
+    def gguf(self, n: int, k: int) -> Arguments:
+        kind = self.r.choice([kind for kind, block in ops.GGUF_BLOCKS.items() if k % block.weights == 0])
+        block = ops.GGUF_BLOCKS[kind]
+        packed = torch.zeros(-(-n // 16), k // block.weights, 16 * block.bytes, dtype=torch.uint8)
+        return {"weight": packed.random_(256)}
+
+    def matmul(self, weights: Callable[[int, int], Arguments]) -> Arguments:
+        m, width, epilogue = self.size(), self.size(), self.r.randrange(4)
+        k = self.r.choice((0, 32, 256)) if weights == self.gguf else self.size()
+        n = -(-width // 16) * 32 if epilogue >= 2 else width
+        return {
+            "x": self.rows(m, k),
+            **weights(n, k),
+            "bias": self.maybe(lambda: self.floats(n, dtype=self.r.choice(FLOATS))),
+            "norm": self.maybe(lambda: self.floats(k)),
+            "norm_eps": 1e-5,
+            "epilogue": epilogue,
+            "out": self.rows(m, width, self.r.choice(FLOATS)),
+        }
+
+    def embedding(self) -> Arguments:
+        vocab, kind = self.r.randint(1, 40), self.r.randrange(4)
+        width = self.r.choice((32, 256)) if kind == 3 else self.size()
+        tables = (lambda n, k: {"weight": self.floats(n, k)}, self.dense, self.int8, self.gguf)
+        made: Arguments = tables[kind](vocab, width)
+        ids = self.ids(self.size(), vocab)
+        table = {"table": made["weight"], "scale": made.get("scale"), "vocab": vocab}
+        return {"ids": ids, **table, "out": self.rows(len(ids), width, self.r.choice(FLOATS))}
+
+    def cache(self) -> Arguments:
+        """Layers of one pool or tensors of their own."""
+        blocks, heads = self.r.randint(0, 6), self.r.randint(1, 3)
+        depth, block_size = self.r.choice((8, 16, 24, 64)), self.r.choice((8, 16, 32))
+        dtype = self.r.choice((*FLOATS, torch.int8))
+        k, v = torch.randn(blocks, 2, heads, depth, block_size), torch.randn(blocks, 2, heads, block_size, depth)
+        layer = self.r.choice((slice(0, 1), slice(1, 2)))
+        k, v = ((t * 20).to(dtype)[:, layer].squeeze(1) for t in (k, v))
+        scales = [torch.rand(blocks, heads, block_size) if dtype == torch.int8 else None for _ in range(2)]
+        return {"k_cache": k, "v_cache": v, "k_scale": scales[0], "v_scale": scales[1]}
+
+    def rope_kv_write(self) -> Arguments:
+        cache = self.cache()
+        blocks, kv_heads, depth, block_size = cache["k_cache"].shape
+        tokens, most = self.r.randint(0, 6), self.r.randint(1, 20)
+        slots = torch.randperm(blocks * block_size + 8)[:tokens] - 8
+        return {
+            "q": self.rows(tokens, kv_heads * self.r.randint(1, 3) * depth),
+            "k": self.rows(tokens, kv_heads * depth),
+            "v": self.rows(tokens, kv_heads * depth),
+            "positions": self.ids(tokens, most),
+            "slots": slots,
+            "rotary": torch.randn(most, self.r.choice((0, 2, depth // 2, depth))),
+            "q_norm": self.maybe(lambda: self.floats(depth)),
+            "k_norm": self.maybe(lambda: self.floats(depth)),
+            "norm_eps": 1e-6,
+            "interleaved": self.r.random() < 0.5,
+            **cache,
+        }
+
+    def paged_attention(self) -> Arguments:
+        cache = self.cache()
+        blocks, kv_heads, depth, block_size = cache["k_cache"].shape
+        heads, sequences = kv_heads * self.r.choice((1, 2, 5)), self.r.randint(0, 4)
+        columns = self.r.randint(0, 40) if blocks else 0
+        lengths = [self.r.randint(0, columns * block_size) for _ in range(sequences)]
+        queries = [self.r.randint(0, min(length, 60)) for length in lengths]
+        tokens = sum(queries)
+        return {
+            "q": self.rows(tokens, heads * depth),
+            **cache,
+            "block_tables": torch.randint(max(blocks, 1), (sequences, columns), dtype=torch.int32),
+            "query_start": torch.tensor([0, *queries], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+            "seq_lens": torch.tensor(lengths, dtype=torch.int32),
+            "scale": 0.2,
+            "window": self.r.choice((0, 0, 1, 9, 2**62)),
+            "soft_cap": self.r.choice((0.0, 5.0)),
+            "sinks": self.maybe(lambda: torch.randn(heads)),
+            "out": self.rows(tokens, heads * depth),
+        }
+
+    def pool(self, blocks: int, width: int) -> Tensor:
+        return torch.randint(256, (blocks, width), dtype=torch.uint8)
+
+    def copy_blocks(self) -> Arguments:
+        blocks = self.r.randint(2, 8)
+        half = blocks // 2
+        pairs = torch.stack([self.ids(half, half), torch.randperm(blocks - half)[:half] + half], 1)
+        return {"pool": self.pool(blocks, self.size()), "pairs": pairs}
+
+    def swap_blocks(self) -> Arguments:
+        width, src, dst = self.size(), self.r.randint(1, 5), self.r.randint(1, 5)
+        pairs = torch.stack([self.ids(dst, src), torch.randperm(dst)], 1)
+        return {"src": self.pool(src, width), "dst": self.pool(dst, width), "pairs": pairs}
+
+    def logits(self) -> Tensor:
+        return self.rows(self.size(), self.r.choice((1, 5, 16, 300, 2000)), torch.float32)
+
+    def adjust_logits(self) -> Arguments:
+        logits = self.logits()
+        rows, vocab = logits.shape
+        history, biases = (self.size() if rows else 0 for _ in range(2))
+        starts = self.starts(rows, history)
+        return {
+            "logits": logits,
+            **{name: torch.rand(rows) + 0.5 for name in ("repetition", "presence", "frequency")},
+            "history": self.ids(history, vocab),
+            "history_start": starts,
+            "output_start": torch.tensor([self.r.randint(*pair) for pair in pairwise(starts.tolist())]).long(),
+            "bias_ids": self.ids(biases, vocab),
+            "bias_values": torch.randn(biases),
+            "bias_start": self.starts(rows, biases),
+        }
+
+    def sample(self) -> Arguments:
+        logits = self.logits()
+        n = len(logits)
+        return {
+            "logits": logits,
+            "temperature": torch.rand(n) * self.r.choice((0, 1)),
+            "top_k": torch.randint(-1, 50, (n,)),
+            "top_p": 1 - torch.rand(n),
+            "min_p": torch.rand(n),
+            "seeds": torch.randint(-(2**63), 2**63 - 1, (n,)),
+            "positions": torch.randint(2**63 - 1, (n,)),
+            "out": torch.zeros(n, dtype=torch.int64),
+        }
+
+    def token_logprobs(self) -> Arguments:
+        logits = self.logits()
+        rows, vocab = logits.shape
+        top = self.r.choice((0, 1, min(20, vocab), vocab))
+        return {
+            "logits": logits,
+            "tokens": self.ids(rows, vocab),
+            "logprob": torch.zeros(rows),
+            "rank": torch.zeros(rows, dtype=torch.int64),
+            "top_ids": torch.zeros(rows, top, dtype=torch.int64),
+            "top_logprobs": torch.zeros(rows, top),
+        }
+
+    def make(self, name: str) -> Arguments:
+        makers: dict[str, Callable[[], Arguments]] = {
+            "rms_norm": self.norm,
+            "layer_norm": self.norm,
+            "silu_mul": self.gated,
+            "gelu_tanh_mul": self.gated,
+            "matmul_dense": lambda: self.matmul(self.dense),
+            "matmul_w8a16": lambda: self.matmul(self.int8),
+            "matmul_w8a8": lambda: self.matmul(self.int8),
+            "matmul_gguf": lambda: self.matmul(self.gguf),
+        }
+        return makers[name]() if name in makers else getattr(self, name)()
+
+
+def spoil_values(r: random.Random, t: Tensor) -> Tensor:
+    """Puts one value into it that may be illegal."""
+    if t.numel() == 0 or t.is_meta:
+        return t
+    element = t
+    while element.dim():
+        element = element[r.randrange(len(element))]
+    if t.is_floating_point():
+        element.copy_(torch.tensor(r.choice(NUMBERS), dtype=torch.float64))
+    else:
+        element.copy_(torch.tensor(r.choice((*INTEGERS, r.randrange(40)))))
+    return t
+
+
+def spoil_tensor(r: random.Random, t: Tensor) -> Tensor | None:
+    """Another tensor in place of this: of another shape, type, layout, device or storage, or with other values."""
+    dim = r.randrange(t.dim()) if t.dim() else 0
+    overlapping = tuple(r.choice((0, 1, s)) for s in t.stride())
+    variants: tuple[Callable[[], Tensor | None], ...] = (
+        lambda: spoil_values(r, t),
+        lambda: spoil_values(r, spoil_values(r, t)),
+        lambda: t.narrow(dim, 0, r.randint(0, t.shape[dim])),
+        lambda: torch.cat([t, t.narrow(dim, 0, min(1, t.shape[dim]))], dim),
+        lambda: t.unsqueeze(r.randint(0, t.dim())),
+        lambda: t.flatten(),
+        lambda: t.to(r.choice(DTYPES)),
+        lambda: t.transpose(0, dim),
+        lambda: t.as_strided(t.shape, overlapping),
+        lambda: torch.zeros([r.choice((0, 1, 8)) for _ in t.shape], dtype=t.dtype),
+        lambda: torch.empty(2**40, 0, dtype=t.dtype),
+        lambda: torch.empty(0, 2**40, dtype=t.dtype),
+        lambda: torch.empty(2**31, 0, 8, 8, dtype=t.dtype),
+        lambda: t.to("meta"),
+        lambda: None,
+    )
+    return r.choice(variants)()
+
+
+def cut(t: Tensor) -> Tensor:
+    t = t.clone()
+    t.untyped_storage().resize_(t.untyped_storage().nbytes() // 2)
+    return t
+
+
+class Guarded:
+    """A copy of a tensor, strides and all, against a page that may not be touched."""
+
+    def __init__(self, r: random.Random, t: Tensor) -> None:
+        elements = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        size = elements * t.dtype.itemsize
+        room = -(-size // PAGE) * PAGE
+        memory = mmap.mmap(-1, room + 2 * PAGE)
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
+        for guard in (0, room + PAGE):
+            assert protect(ctypes.c_void_p(whole.data_ptr() + guard), ctypes.c_size_t(PAGE), 0) == 0
+        self.memory = whole[PAGE : PAGE + room]
+        self.memory.fill_(0xA5)
+        begin = r.choice((0, (room - size) // 64 * 64))  # packed weights must lie so
+        elements_at = (PAGE + begin) // t.dtype.itemsize
+        whole.view(t.dtype)[elements_at : elements_at + elements] = t.as_strided((elements,), (1,))
+        self.tensor = whole.view(t.dtype).as_strided(t.shape, t.stride(), elements_at)
+        mine = np.zeros(room // t.dtype.itemsize, bool)  # elements that are the tensor's, without the gaps between rows
+        as_strided(mine[begin // t.dtype.itemsize :], t.shape, t.stride())[...] = True
+        self.mine = torch.from_numpy(mine.repeat(t.dtype.itemsize))
+        self.before = self.memory.clone()
+
+    def changed(self, may_write: bool) -> bool:
+        differs = self.memory != self.before
+        return bool((differs & ~self.mine if may_write else differs).any())
+
+
+def is_plain(value: object) -> bool:
+    """Whether a tensor can be copied to guarded memory."""
+    return isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() > 0
+
+
+def fuzz(seed: int, names: list[str]) -> None:
+    r = random.Random(seed)
+    torch.manual_seed(seed)
+    name = r.choice(names)
+    op = getattr(torch.ops.pybatch, name).default
+    arguments = Calls(r).make(name)
+    parameters = {argument.name: argument for argument in op._schema.arguments}
+    arguments = {key: arguments[key] for key in parameters}
+    for _ in range(r.choice((0, 0, 1, 1, 2))):
+        key = r.choice(list(parameters))
+        value = arguments[key]
+        if isinstance(value, Tensor):
+            arguments[key] = spoil_tensor(r, value)
+        elif isinstance(value, float):
+            arguments[key] = r.choice(NUMBERS)
+        elif isinstance(value, int):
+            arguments[key] = r.choice((*INTEGERS, 2**63, -(2**70)))
+    guarded = {key: Guarded(r, value) for key, value in arguments.items() if is_plain(value)}
+    arguments |= {key: guard.tensor for key, guard in guarded.items()}
+    if guarded and r.random() < 0.1:  # two arguments in one place
+        a, b = r.choice(list(guarded)), r.choice(list(guarded))
+        if guarded[a].tensor.shape == guarded[b].tensor.shape and a != b:
+            arguments[a], guarded[a] = arguments[b], guarded[b]
+    if r.random() < 0.05 and (tensors := [key for key, value in arguments.items() if is_plain(value)]):
+        key = r.choice(tensors)
+        arguments[key] = cut(arguments[key])
+        guarded.pop(key, None)
+    written = {id(guarded[key]) for key in guarded if (info := parameters[key].alias_info) and info.is_write}
+
+    call: Callable[[], object] = lambda: op(*arguments.values())  # noqa: E731
+    failed = False
+    try:
+        if r.random() < 0.2:
+            graph = ops.CpuGraph()
+            with graph:
+                call()
+            for _ in range(r.choice((0, 1, 2))):
+                if guarded:
+                    guard = guarded[r.choice(list(guarded))]
+                    spoil_values(r, guard.tensor)
+                    guard.before = guard.memory.clone()
+            call = graph.replay
+        call()
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        failed = True
+        if type(error) is RuntimeError and not str(error).startswith(("pybatch::", "Overflow")):  # those are torch's
+            first = re.match(r"\w+", str(error))
+            if first is None or first[0] not in parameters:
+                raise AssertionError(f"{name}: the error names no argument") from error
+    for key, guard in guarded.items():
+        assert not guard.changed(not failed and id(guard) in written), f"{name}: {key} was written where it must not be"
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    torch.set_num_threads(2)
+    progress = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    first = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    names = sorted(n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("pybatch::"))
+    for seed in range(first, first + int(sys.argv[2])):
+        os.pwrite(progress, f"seed {seed:<12}".encode(), 0)
+        if seed % 100 == 0:
+            faulthandler.dump_traceback_later(60, exit=True)  # a hang
+        fuzz(seed, names)
+    os.pwrite(progress, b"done".ljust(17), 0)
