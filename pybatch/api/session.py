@@ -92,23 +92,28 @@ class Session:
 
     def step(self, unless: Collection[object] = ()) -> None:
         """One step of the engine, and its outputs to their receivers. No step if `unless` is not empty when it is this
-        thread's turn, since another thread's step has brought what it waits for. If the step raises, the engine has
-        dropped all its requests, so every receiver gets a failed output."""
+        thread's turn, since another thread's step has brought what it waits for. If the step raises, the receivers
+        of what it has finished get that, and all others a failed output, since the engine has dropped their
+        requests."""
         with self._engine_alone():
             if unless:
                 return
             try:
                 outputs = self.engine.step()
             except BaseException as error:
+                self._deliver(self.engine.take_outputs())
                 lost, self._receivers = self._receivers, {}
                 for request_id, receive in list(lost.items()):
                     receive(empty_output(request_id, "error", error=f"dropped by a failed step: {error!r}"))
                 raise
-            for output in outputs:
-                take = self._receivers.pop if output.finished else self._receivers.get
-                receiver = take(output.request_id, None)
-                if receiver is not None:  # None: aborted while the step ran
-                    receiver(output)
+            self._deliver(outputs)
+
+    def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
+        for output in outputs:
+            take = self._receivers.pop if output.finished else self._receivers.get
+            receiver = take(output.request_id, None)
+            if receiver is not None:  # None: aborted while the step ran
+                receiver(output)
 
     def abort(self, request_id: str) -> None:
         """Drops a request; nothing is received of it any more. One that has finished may be named too.

@@ -94,20 +94,21 @@ def test_rows_that_finish_in_the_last_step_are_written(job: Job) -> None:
     assert len(job.results()) == job.progress.rows_done == 4
 
 
-def test_what_finished_before_a_step_that_fails_is_written(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_finished_in_a_step_that_fails_is_written(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
     os.close(job.pipe)
-    run, steps = job.llm.session.step, iter(range(6))
+    metrics, steps = job.llm.engine.metrics, iter(range(1, 100))
+    count = metrics.step
 
-    def step() -> None:
-        if next(steps) == 5:
+    def fail(**figures: Any) -> None:
+        count(**figures)
+        if next(steps) == PARAMS.max_tokens:
             raise MemoryError("no memory for the step")
-        run()
 
-    monkeypatch.setattr(job.llm.session, "step", step)
+    monkeypatch.setattr(metrics, "step", fail)
     with pytest.raises(MemoryError, match="no memory for the step"):
         job.run()
-    assert len(job.results()) == 4
+    assert len(job.results()) == job.progress.rows_done == 4
     assert all("response" in row for row in job.results())
 
 
