@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,8 +19,11 @@ from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
+from pybatch.model.fields import short
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan, count_weights
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLE_COPIES = 3  # of the rotary table, while it is made
@@ -88,7 +92,7 @@ def load_model(
             config = without_unknown_ids(replace(config, eos_token_ids=ends))
             loaded_tokenizer.eos_token_ids = tuple(i for i in loaded_tokenizer.eos_token_ids if i < config.vocab_size)
             checkpoint.config = config
-        _expect_room(checkpoint, length, compute, quantization, place)
+        _check(checkpoint, length, compute, quantization, place)
         with _progress_bar(f"Loading {config.name}", count_weights(config), progress) as advance:
             decoder = WeightLoader(checkpoint, compute, quantization, place, advance).decoder(length)
     return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config)
@@ -111,11 +115,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer_from_gguf(path)
 
 
-def _expect_room(
+def _check(
     checkpoint: Checkpoint, length: int, dtype: torch.dtype, quantization: str | None, device: torch.device
 ) -> None:
+    """Raises ModelError unless every tensor is there and there is room for all; tells which tensors are left over."""
     config = checkpoint.config
     weights = WeightPlan(checkpoint, dtype, quantization).weight_bytes()
+    unread = checkpoint.unread()
+    if unread:
+        logger.warning(
+            "%s: %d tensors are no part of %s and are not read: %s",
+            config.name, len(unread), config.architecture, short(", ".join(unread), 200),
+        )  # fmt: skip
     table = length * config.rope.rotary_dim * TABLE_COPIES * 4
     available = free_memory(device)
     if weights + table <= available:

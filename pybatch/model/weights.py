@@ -61,6 +61,8 @@ class Checkpoint(Protocol):
 
     def __getitem__(self, name: str) -> Rows: ...
 
+    def unread(self) -> list[str]: ...  # the tensors that nobody has asked for
+
 
 class Stacked:
     """The rows of several matrices, one below the other."""

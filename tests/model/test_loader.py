@@ -17,6 +17,7 @@ from model.families import make, reference_logits, save, some_ids
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
 from model.text.test_tokenizer import word_level
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -161,6 +162,26 @@ def test_room_of_a_file_is_that_of_its_types_in_memory(
     plan = WeightPlan(GGUFCheckpoint(path), torch.float32, quantization)
     decoder = load_model(path, quantization=quantization, skip_tokenizer=True).decoder
     assert plan.weight_bytes() == decoder.weight_bytes() > path.stat().st_size * 2
+
+
+def test_tensors_that_are_no_part_of_the_model_are_told(
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = edit_config(directory, tmp_path)
+    load_model(changed, skip_tokenizer=True)
+    assert not caplog.records
+    tensors = load_file(directory / "model.safetensors")
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    (changed / "model.safetensors").unlink()
+    save_file({**tensors, bias: torch.ones(64), "x.rotary_emb.inv_freq": torch.ones(8)}, changed / "model.safetensors")
+    load_model(changed, skip_tokenizer=True)
+    assert f"1 tensors are no part of LlamaForCausalLM and are not read: '{bias}'" in caplog.text
+
+
+def test_a_directory_with_an_adapter_alone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter: merge it into its model"):
+        load_model(tmp_path)
 
 
 def test_positions_need_room_too(directory: Path, tmp_path: Path) -> None:

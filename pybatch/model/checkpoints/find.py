@@ -10,6 +10,7 @@ from pybatch.model.errors import ModelError
 
 SMOLLM2 = "smollm2-135m"
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
+NO_HUB_FILES = ["*/*", "consolidated*.safetensors"]  # other forms of the same weights
 
 
 def find_model(model: str | Path) -> Path:
@@ -19,6 +20,8 @@ def find_model(model: str | Path) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
+            if (path / "adapter_config.json").exists():
+                raise ModelError(f"{path} is an adapter: merge it into its model, and give the directory of that")
             raise ModelError(f"{path}: expected a directory with config.json, or the path of a GGUF file")
         return path
     if path.is_file():
@@ -48,7 +51,7 @@ def _from_hub(name: str) -> Path:
             f"{name!r} is no path here; to have it from the Hugging Face hub: pip install 'pybatch[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NO_HUB_FILES))
     except Exception as error:  # the hub client raises many kinds: offline, no such model, no permission
         raise ModelError(
             f"{name!r} is no path here, and the Hugging Face hub did not give it ({type(error).__name__}: {error})"

@@ -68,13 +68,19 @@ class GGUFCheckpoint:
         self._names = gguf.get_tensor_name_map(number, self.config.num_layers)
         heads = {"attn_q": self.config.num_heads, "attn_k": self.config.num_kv_heads}
         self._turned_heads = heads if arch == "llama" else {}
+        self._read = {"rope_freqs.weight"}
 
     def __contains__(self, name: str) -> bool:
         return self._gguf_name(name) in self.file.tensors
 
     def __getitem__(self, name: str) -> Rows:
         name = self._gguf_name(name)
+        self._read.add(name)
         return self.file.rows(name, self._turned_heads.get(name.split(".")[-2]))
+
+    def unread(self) -> list[str]:
+        """The tensors that nobody has asked for."""
+        return sorted(self.file.tensors.keys() - self._read)
 
     def _gguf_name(self, name: str) -> str:
         return self._names.get_name(name, (".weight", ".bias")) or name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,7 @@ class SafetensorsCheckpoint:
         name = one_line(directory.name or directory.resolve().name)
         config = config_from_hf(read_json(directory / "config.json"), self.generation_config, name=name)
         self.tensors = self._tensors()
+        self._read: set[str] = set()
         if config.tie_word_embeddings and not self._is_tied():
             config = replace(config, tie_word_embeddings=False)
         self.config = without_unknown_ids(config)
@@ -60,11 +60,15 @@ class SafetensorsCheckpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
+    def unread(self) -> list[str]:
+        """The tensors that nobody has asked for."""
+        tied = {HEAD} if self.config.tie_word_embeddings else set()
+        names = self.tensors.keys() - self._read - tied
+        return sorted(name for name in names if not name.endswith("rotary_emb.inv_freq"))  # which older ones store
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self.tensors[name]
+        self._read.add(name)
         with _opened(stored.path) as file:
             dtype = file.get_slice(stored.name).get_dtype()
             if dtype not in FLOATS:
