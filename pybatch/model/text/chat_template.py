@@ -12,15 +12,23 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pybatch.model.text.bounded_templates import BoundedEnvironment, LimitError, budget, cost_of, new_budget, paid
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """Renders messages. Raises ValueError where the template refuses them or is itself at fault."""
+    """Renders messages. Raises ValueError where the template refuses them, fails, or takes more than its budget."""
     try:
-        return _compile(template).render(messages=messages, **variables)
+        with new_budget(messages, variables):
+            return _compile(template).render(messages=messages, **variables)
     except jinja2.TemplateError as error:
         raise ValueError(f"chat template: {error}") from error
+    except LimitError as error:
+        raise ValueError(f"chat template: {error}") from error
+    except RecursionError as error:
+        raise ValueError("chat template: it recurses too deep") from error
+    except Exception as error:  # a template is code that came with the model, and may fail in any way
+        raise ValueError(f"chat template: {type(error).__name__}: {error}") from error
 
 
 def render_unfinished(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -49,12 +57,17 @@ _END = "\U000f7e4d\U000f1c20\U000f93a1"  # characters for private use
 
 @lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
+    return _environment().compile_source(template)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise, strftime_now=lambda form: datetime.now().strftime(form))
-    return environment.from_string(template)
+    environment.filters["tojson"] = paid(_to_json, cost_of("tojson"))
+    environment.globals.update(raise_exception=_raise, strftime_now=_now)
+    return environment
 
 
 class GenerationBlock(Extension):
@@ -70,7 +83,15 @@ class GenerationBlock(Extension):
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     # jinja2's own tojson escapes for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    if options.get("indent") is None:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    pieces = json.JSONEncoder(ensure_ascii=ensure_ascii, **options).iterencode(value)
+    return "".join(map(budget().take, pieces))
+
+
+def _now(form: str) -> str:
+    budget().spend(256 * len(form))  # the most that strftime makes of it
+    return datetime.now().strftime(form)
 
 
 def _raise(message: str) -> NoReturn:
