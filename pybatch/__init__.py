@@ -12,20 +12,25 @@ from typing import TYPE_CHECKING
 from pybatch.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from pybatch.api.async_llm import AsyncLLM
-    from pybatch.api.engine_args import EngineArgs
+    from pybatch.api.async_llm import AsyncLLM, AsyncLLMEngine
+    from pybatch.api.engine_args import AsyncEngineArgs, EngineArgs
+    from pybatch.api.inputs import TextPrompt, TokensPrompt
     from pybatch.api.llm import LLM, generate
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
 
 __version__ = "0.1.0"
 __all__ = [
     "LLM",
+    "AsyncEngineArgs",
     "AsyncLLM",
+    "AsyncLLMEngine",
     "CompletionOutput",
     "EngineArgs",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
     "__version__",
     "generate",
 ]
@@ -34,13 +39,17 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     globals(),
     {
+        "AsyncEngineArgs": "pybatch.api.engine_args",
         "AsyncLLM": "pybatch.api.async_llm",
+        "AsyncLLMEngine": "pybatch.api.async_llm",
         "CompletionOutput": "pybatch.engine.outputs",
         "EngineArgs": "pybatch.api.engine_args",
         "LLM": "pybatch.api.llm",
         "RequestOutput": "pybatch.engine.outputs",
         "RequestOutputKind": "pybatch.engine.sampling_params",
         "SamplingParams": "pybatch.engine.sampling_params",
+        "TextPrompt": "pybatch.api.inputs",
+        "TokensPrompt": "pybatch.api.inputs",
         "generate": "pybatch.api.llm",
     },
 )

@@ -11,9 +11,10 @@ from typing import Any, Self
 
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.engine_thread import EngineThread
-from pybatch.api.inputs import Conversation, Message, Prompt
+from pybatch.api.inputs import Conversation, Message, Prompt, chat_options
 from pybatch.api.mailbox import Mailbox
 from pybatch.api.model_handle import ModelHandle
+from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.arguments import takes_fields_of
 
@@ -37,7 +38,13 @@ class AsyncLLM(ModelHandle):
         self._close = weakref.finalize(self, self._thread.close)
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        lora_request: None = None,
+        priority: int | None = 0,
     ) -> AsyncIterator[RequestOutput]:
         """Yields the prompt's output as it grows, each time with everything so far, or what sampling_params.output_kind
         asks for; the last one is ``finished``.
@@ -49,6 +56,7 @@ class AsyncLLM(ModelHandle):
         request_id: for abort(), and unlike those of all unfinished requests; None: a number. Raises ValueError if it is
         in use, RuntimeError once the AsyncLLM is closed.
         """
+        refuse(lora_request=lora_request, priority=priority or None)
         params = self.get_default_sampling_params() if sampling_params is None else copy(sampling_params)
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
         mailbox = Mailbox(asyncio.get_running_loop(), deltas=deltas)
@@ -69,23 +77,35 @@ class AsyncLLM(ModelHandle):
         request_id: str | None = None,
         *,
         chat_template: str | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """As generate, for a conversation; the other arguments are those of LLM.chat."""
-        options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
-        return self.generate(
-            Conversation(messages, {**options, **(chat_template_kwargs or {})}), sampling_params, request_id
+        options = chat_options(
+            chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs
         )
+        return self.generate(Conversation(messages, options), sampling_params, request_id)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests: their last output has what had come, and finish_reason "abort". Unknown ids are ignored."""
         for each in [request_id] if isinstance(request_id, str) else request_id:
             self._thread.abort(each)
 
+    async def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
+        return await asyncio.to_thread(self.session.reset_prefix_cache)
+
+    async def check_health(self) -> None:
+        """Raises RuntimeError if requests can no longer be answered."""
+        self._thread.expect_running()
+
     def close(self) -> None:
         """Stops the engine after the step under way. Unfinished requests raise RuntimeError where they are awaited."""
         self._close()
+
+    shutdown = close
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,3 +114,6 @@ class AsyncLLM(ModelHandle):
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.close)
+
+
+AsyncLLMEngine = AsyncLLM  # vLLM's other name of it

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
+from pybatch.api.vllm_names import ARGUMENTS, QUANTIZATIONS
 from pybatch.engine.arguments import list_fields, suggest_names
 from pybatch.engine.config import EngineConfig
 
@@ -16,7 +18,8 @@ from pybatch.engine.config import EngineConfig
 class EngineArgs(EngineConfig):
     """The arguments of LLM, AsyncLLM and the command. gpu_memory_utilization is vLLM's name of memory_utilization.
 
-    An unknown argument raises TypeError, an impossible value ValueError.
+    An unknown argument raises TypeError, an impossible value ValueError. Other arguments of vLLM's pass with a warning
+    where they ask for nothing special (tensor_parallel_size=1), and raise TypeError where they do.
     """
 
     model: Annotated[str | Path, "A Hugging Face directory or hub name (safetensors), a GGUF file, or smollm2-135m."]
@@ -36,7 +39,14 @@ class EngineArgs(EngineConfig):
         int | None,
         "Of the kernels. Default: OMP_NUM_THREADS, else the physical cores. No result depends on it.",
     ] = None
+    generation_config: Annotated[
+        str | Path,
+        "Where the sampling defaults come from: auto (the model's generation_config.json), vllm (none of the model's), "
+        "or a folder that has one.",
+    ] = "auto"
     gpu_memory_utilization: InitVar[float | None] = None
+
+    VLLM_ONLY: ClassVar[Mapping[str, Collection[Any]]] = ARGUMENTS
 
     def __post_init__(self, gpu_memory_utilization: float | None) -> None:
         if gpu_memory_utilization is not None:
@@ -45,4 +55,14 @@ class EngineArgs(EngineConfig):
                     "memory_utilization and gpu_memory_utilization are two names of one argument: give one"
                 )
             object.__setattr__(self, "memory_utilization", gpu_memory_utilization)
+        if self.quantization in QUANTIZATIONS:
+            raise ValueError(
+                f"quantization: {self.quantization!r} is known in vLLM, not here; expected None, 'int8', "
+                "'int8-weight-only' or 'gguf'"
+            )
+        dtype = str(self.dtype).removeprefix("torch.")
+        object.__setattr__(self, "dtype", {"half": "float16", "float": "float32"}.get(dtype, dtype))
         super().__post_init__()
+
+
+AsyncEngineArgs = EngineArgs  # vLLM's name of AsyncLLM's

@@ -69,7 +69,7 @@ class EngineThread:
         """The mailbox gets every output. request_id: None for a number. Raises ValueError if it is in use, RuntimeError
         if the engine's thread has ended."""
         with self._lock:
-            self._expect_running()
+            self.expect_running()
             if request_id is None:
                 request_id = next(name for number in self._numbers if (name := str(number)) not in self._open)
             elif request_id in self._open:
@@ -102,7 +102,7 @@ class EngineThread:
                 thread.join()
         gc.unfreeze()
 
-    def _expect_running(self) -> None:
+    def expect_running(self) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError(
                 "this AsyncLLM was made before a fork, and its engine runs in the parent process only: make one in "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from pybatch.model.text.tokenizer import Tokenizer
@@ -24,6 +24,36 @@ class Conversation:
 
     messages: Sequence[Message]
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TextPrompt(TypedDict):
+    """vLLM's name for a prompt that is text."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """vLLM's name for a prompt that is token ids; prompt: the text to report beside them."""
+
+    prompt_token_ids: list[int]
+    prompt: NotRequired[str]
+
+
+def chat_options(
+    chat_template: str | None,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool,
+    tools: Sequence[Mapping[str, Any]] | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """A Conversation's options, from what LLM.chat takes."""
+    return {
+        "chat_template": chat_template,
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+        "tools": tools or None,
+        **(chat_template_kwargs or {}),
+    }
 
 
 Prompt = str | Sequence[int] | Mapping[str, Any] | Conversation

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, size_of
+from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, chat_options, size_of
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.model_handle import ModelHandle
 from pybatch.api.progress import BatchProgress, ProgressReporter
+from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.arguments import expect_known
 
@@ -34,8 +35,9 @@ def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments:
     of_sampling = {field.name for field in fields(SamplingParams)}
     expect_known("generate", arguments, of_llm | of_sampling)
     of_params = {name: value for name, value in arguments.items() if name not in of_llm}
-    params = SamplingParams(**{"max_tokens": None, **of_params})
+    SamplingParams(**{"max_tokens": None, **of_params})  # errors show before the model loads
     llm = LLM(model, **{name: value for name, value in arguments.items() if name in of_llm})
+    params = replace(llm.get_default_sampling_params(), **of_params)
     return llm.generate(prompts, params)
 
 
@@ -54,7 +56,12 @@ class LLM(ModelHandle):
     """
 
     def generate(
-        self, prompts: Prompt | Iterable[Prompt], sampling_params: Params = None, use_tqdm: bool = True
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: Params = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: None = None,
+        priority: None = None,
     ) -> list[RequestOutput]:
         """Answers every prompt. The outputs are in the order of the prompts; request_id is the place in it, from 0.
 
@@ -62,27 +69,43 @@ class LLM(ModelHandle):
         sampling_params: one for all or one for each; None: get_default_sampling_params().
         use_tqdm: show a progress bar, if stderr is a terminal.
         """
-        return self._collect(list(as_prompts(prompts)), sampling_params, use_tqdm)
+        refuse(lora_request=lora_request, priority=priority)
+        return self._collect(list(as_prompts(prompts)), sampling_params, bool(use_tqdm))
 
     def chat(
         self,
         messages: Sequence[Message] | Iterable[Sequence[Message]],
         sampling_params: Params = None,
-        use_tqdm: bool = True,
-        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: None = None,
         chat_template: str | None = None,
-        add_generation_prompt: bool = True,
+        chat_template_content_format: Literal["auto", "string"] = "auto",
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: None = None,
     ) -> list[RequestOutput]:
         """As generate, for one conversation or several, each a list of {"role": ..., "content": ...}.
 
         chat_template: a Jinja template in place of the model's own; chat_template_kwargs: further variables for it.
-        add_generation_prompt: end the prompt with the opening of the assistant's answer.
+        chat_template_content_format: templates get a message's content as text; vLLM's "openai" is not here.
+        add_generation_prompt: end the prompt with the opening of the assistant's answer; None: unless
+            continue_final_message, which has the model go on with the last message.
+        tools: JSON schemas of functions, for the template.
         """
-        options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
-        options |= chat_template_kwargs or {}
+        refuse(lora_request=lora_request, mm_processor_kwargs=mm_processor_kwargs or None)
+        if chat_template_content_format not in ("auto", "string"):
+            refuse(chat_template_content_format=chat_template_content_format)
+        options = chat_options(
+            chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs
+        )
         conversations = [Conversation(each, options) for each in as_conversations(messages)]
-        return self._collect(conversations, sampling_params, use_tqdm)
+        return self._collect(conversations, sampling_params, bool(use_tqdm))
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes. Does nothing and returns False while a stream is under way."""
+        return self.session.reset_prefix_cache()
 
     def stream(
         self,
@@ -139,19 +162,19 @@ class LLM(ModelHandle):
                         pending[self.session.add(prompt, params, inbox.append, partial=partial)] = index
                 if not pending:
                     return
-                interrupt: KeyboardInterrupt | None = None
+                fault: BaseException | None = None
                 if not inbox:
                     try:
                         with deferred_interrupts():
                             self.session.step(unless=inbox)
-                    except KeyboardInterrupt as error:
-                        interrupt = error
+                    except BaseException as error:  # raised below, after the outputs that came before it
+                        fault = error
                 while inbox:
                     output = inbox.popleft()
                     index = pending.pop(output.request_id) if output.finished else pending[output.request_id]
                     yield replace(output, request_id=str(index))
-                if interrupt is not None:
-                    raise interrupt
+                if fault is not None:
+                    raise fault
         finally:
             with deferred_interrupts():
                 for request_id in pending:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import expect_tokenizer
 from pybatch.api.session import Session
-from pybatch.engine import SamplingParams
+from pybatch.api.vllm_names import METHODS, refuse
+from pybatch.engine import Engine, SamplingParams
 from pybatch.engine.arguments import takes_fields_of
 from pybatch.model.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    value: float
 
 
 class ModelHandle:
@@ -20,13 +28,36 @@ class ModelHandle:
         self.session = Session.open(arguments)
         self.engine = self.session.engine
 
-    def get_tokenizer(self) -> Tokenizer:
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> Self:
+        return cls(**vars(engine_args))
+
+    @property
+    def llm_engine(self) -> Engine:
+        """The engine, by vLLM's name."""
+        return self.engine
+
+    def get_tokenizer(self, lora_request: None = None) -> Tokenizer:
         """The model's tokenizer. Raises ValueError if it was loaded without one."""
+        refuse(lora_request=lora_request)
         return expect_tokenizer(self.session.tokenizer)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What is used where no SamplingParams are given: vLLM's defaults, but an output may fill the context."""
-        return SamplingParams(max_tokens=None)
+        """What is used where no SamplingParams are given: temperature, top_p, top_k, min_p, repetition_penalty and
+        max_tokens of the model's generation_config.json, and SamplingParams' own, but an output may fill the context.
+        """
+        return self.session.default_params.clone()
+
+    def get_metrics(self) -> list[Metric]:
+        """What the engine has counted since it was made. Times in seconds, throughputs in tokens per second."""
+        return [Metric(f"pybatch:{name}", value) for name, value in asdict(self.engine.metrics.summary()).items()]
+
+    if not TYPE_CHECKING:  # which would believe that every name is there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in METHODS:
+                raise AttributeError(f"{type(self).__name__}.{name}: known in vLLM, not here")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+from pybatch.api.default_params import default_params
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.fair_lock import FairLock
 from pybatch.api.inputs import Encoded, Prompt, encode, fault_of
@@ -25,9 +26,10 @@ class Session:
     """An engine with its tokenizer, for any number of threads: their requests run in one batch, and the engine is used
     by one thread at a time. A receiver is called on the thread whose step brought the output."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, default_params: SamplingParams) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
+        self.default_params = default_params
         self._ids = itertools.count()
         self._receivers: dict[str, Receiver] = {}
         self._aborted: deque[str] = deque()
@@ -46,7 +48,8 @@ class Session:
             tokenizer=arguments.tokenizer,
             skip_tokenizer=arguments.skip_tokenizer_init,
         )
-        return cls(Engine(loaded.decoder, loaded.tokenizer, arguments), loaded.tokenizer)
+        params = default_params(loaded.generation_config, arguments.generation_config)
+        return cls(Engine(loaded.decoder, loaded.tokenizer, arguments), loaded.tokenizer, params)
 
     def submit(self, prompt: Prompt, params: SamplingParams, receive: Receiver, *, partial: bool = False) -> str:
         """Tokenises a prompt and adds it, as `encode` and `add` do."""
@@ -123,6 +126,11 @@ class Session:
         if self._receivers.pop(request_id, None) is not None:
             self._aborted.append(request_id)
             self._drop_aborted()
+
+    def reset_prefix_cache(self) -> bool:
+        """Whether the cached prefixes have been forgotten: not while there are unfinished requests."""
+        with self._engine_alone():
+            return self.engine.reset_prefix_cache()
 
     @property
     def idle(self) -> bool:

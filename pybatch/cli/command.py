@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -57,8 +58,11 @@ def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingPar
         from pybatch.api.llm import LLM
         from pybatch.engine import SamplingParams
 
-        params = SamplingParams(**{"max_tokens": None, **sampling.given()})
+        SamplingParams(
+            **{"max_tokens": None, **sampling.given()}
+        )  # what is wrong with them shows before the model loads
         llm = LLM(**engine.given())
+        params = replace(llm.get_default_sampling_params(), **sampling.given())
         # Parameters that this model can run with no prompt (a token id outside its vocabulary) are refused here.
         llm.engine.add_request("flags", [0], params)
         llm.engine.abort("flags")

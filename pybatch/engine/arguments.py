@@ -9,10 +9,13 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import logging
 import reprlib
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Self = TypeVar("Self")
@@ -52,12 +55,19 @@ def suggest_names(cls: type[T]) -> type[T]:
 def without_vllm_only(where: str, given: Mapping[str, Any], vllm_only: Mapping[str, Collection[Any]]) -> dict[str, Any]:
     """`given` without those arguments of vLLM's that are not here, as far as their values ask for nothing special.
 
-    vllm_only: by name, the values that ask for nothing. Raises TypeError for any other value.
+    vllm_only: by name, the values that ask for nothing: each name is warned of once. Raises TypeError for any other
+    value.
     """
-    for name in given.keys() & vllm_only.keys():
+    for name in sorted(given.keys() & vllm_only.keys()):
         if given[name] not in vllm_only[name]:
             raise TypeError(f"{where}: {name} = {reprlib.repr(given[name])}: known in vLLM, not here")
+        warn_of_vllm_only(where, name)
     return {name: value for name, value in given.items() if name not in vllm_only}
+
+
+@functools.cache
+def warn_of_vllm_only(where: str, name: str) -> None:
+    logger.warning("%s: %s is vLLM's and changes nothing here", where, name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -176,6 +176,13 @@ class Engine:
             for sequence in request.sequences:
                 self._scheduler.finish(sequence)
 
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
+        if self._requests:
+            return False
+        self._pool.forget_cached()
+        return True
+
     def has_unfinished(self) -> bool:
         return bool(self._requests)
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from pybatch import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.api.inputs import Conversation
+from pybatch.engine.execution.model_runner import ModelRunner
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -140,6 +142,25 @@ def test_chat(llm: AsyncLLM) -> None:
     assert asyncio.run(main()) == "<|role|>user: Hello<|end|>"
 
 
+def test_what_vllms_scripts_call(llm: AsyncLLM) -> None:
+    async def main() -> None:
+        stream = llm.chat([{"role": "user", "content": "Hello"}], GREEDY, continue_final_message=True, tools=[])
+        assert [output async for output in stream][-1].prompt == "<|role|>user: Hello"
+        assert await llm.reset_prefix_cache()
+        await llm.check_health()
+        assert [output async for output in llm.generate("a", GREEDY, "id", lora_request=None, priority=0)]
+        with pytest.raises(ValueError, match="priority: known in vLLM, not here"):
+            await anext(llm.generate("a", GREEDY, priority=3))
+        with pytest.raises(AttributeError, match=r"AsyncLLM.encode: known in vLLM, not here"):
+            llm.encode  # type: ignore[attr-defined]  # noqa: B018
+        assert llm.get_metrics()
+        llm.shutdown()
+        with pytest.raises(RuntimeError, match="closed"):
+            await llm.check_health()
+
+    asyncio.run(main())
+
+
 def test_one_engine_serves_several_event_loops(llm: AsyncLLM) -> None:
     first, second = (asyncio.run(collect(llm, "Hello"))[-1] for _ in range(2))
     assert first.outputs == second.outputs
@@ -162,7 +183,7 @@ def test_close_ends_who_waits_and_refuses_who_comes(tiny_model: Path) -> None:
 def test_a_failed_step_fails_its_requests_only(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(llm.engine, "_sampler", None)
+            patch.setattr(ModelRunner, "run", Mock(side_effect=MemoryError))
             for outputs in await asyncio.gather(collect(llm, "a"), collect(llm, "b")):
                 assert "failed step" in str(outputs[-1].error)
         assert (await collect(llm, "c"))[-1].error is None

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +20,15 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 import pybatch
 from pybatch import LLM, AsyncLLM, EngineArgs, RequestOutput, SamplingParams
 from pybatch.api.fair_lock import FairLock
 from pybatch.api.interrupts import deferred_interrupts
+from pybatch.api.vllm_names import ARGUMENTS
 from pybatch.engine import EngineConfig
-from pybatch.engine.arguments import described_fields
+from pybatch.engine.arguments import described_fields, warn_of_vllm_only
 from pybatch.engine.execution.model_runner import ModelRunner
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -134,6 +138,12 @@ def test_chat_goes_through_the_template(llm: LLM) -> None:
     in_parts = [CHAT[0], {"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
     assert [each.prompt for each in llm.chat([CHAT, in_parts], GREEDY)] == [text, text]
     assert llm.chat(CHAT, GREEDY, add_generation_prompt=False)[0].prompt == text.removesuffix("<|role|>assistant: ")
+    assert (
+        llm.chat(CHAT, GREEDY, continue_final_message=True)[0].prompt == text.partition("<|end|><|role|>assistant")[0]
+    )
+    (output,) = llm.chat(CHAT, GREEDY, chat_template="{{ tools[0].name }}", tools=[{"name": "add"}])
+    assert output.prompt == "add"
+    assert llm.chat(CHAT, GREEDY, tools=[])[0].prompt == text
     template = "{{ messages[-1].content }}{{ mark }}"
     (output,) = llm.chat(CHAT, GREEDY, chat_template=template, chat_template_kwargs={"mark": "!"})
     assert output.prompt == "Hello!"
@@ -189,6 +199,105 @@ def test_engine_arguments_are_written_once() -> None:
     said = " ".join(str(LLM.__init__.__doc__).split())
     assert all(f"{name}: {help}" in said for name, help in described.items())
     assert EngineArgs("m", gpu_memory_utilization=0.2).memory_utilization == 0.2
+
+
+def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that ask for nothing pass, with one warning; those that ask for something are refused by name."""
+    nothing: dict[str, Any] = {
+        "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "trust_remote_code": True, "enforce_eager": False,
+        "swap_space": 8, "cpu_offload_gb": 0, "load_format": "auto", "disable_log_stats": True, "revision": None,
+        "tokenizer_mode": "auto", "enable_lora": False, "speculative_config": None, "hf_overrides": {},
+    }  # fmt: skip
+    warn_of_vllm_only.cache_clear()
+    for _ in range(2):
+        assert EngineArgs(tiny_model, **nothing) == EngineArgs(tiny_model)
+    warned = [record.getMessage() for record in caplog.records]
+    assert sorted(warned) == sorted(f"EngineArgs: {name} is vLLM's and changes nothing here" for name in nothing)
+    for name, value in (
+        ("tensor_parallel_size", 2),
+        ("enable_lora", True),
+        ("speculative_config", {"model": "x"}),
+        ("cpu_offload_gb", 4),
+        ("tokenizer_mode", "slow"),
+        ("revision", "main"),
+        ("task", "embed"),
+    ):
+        with pytest.raises(TypeError, match=f"{name} = .*: known in vLLM, not here"):
+            LLM(tiny_model, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'awq' is known in vLLM, not here; expected None, 'int8'"):
+        LLM(tiny_model, quantization="awq")
+    assert {EngineArgs("m", dtype=name).dtype for name in ("half", torch.float16, "float16")} == {"float16"}  # type: ignore[arg-type]
+    assert not ARGUMENTS.keys() & signature(EngineArgs).parameters.keys()
+
+
+def test_methods_that_only_vllm_has(llm: LLM, tiny_model: Path) -> None:
+    for name in ("embed", "classify", "score", "encode", "beam_search", "collective_rpc", "sleep"):
+        assert not hasattr(llm, name)
+        with pytest.raises(AttributeError, match=f"LLM.{name}: known in vLLM, not here"):
+            getattr(llm, name)
+    with pytest.raises(AttributeError, match="'LLM' object has no attribute 'generat'"):
+        llm.generat  # type: ignore[attr-defined]  # noqa: B018
+    for call in (
+        lambda: llm.generate("x", GREEDY, lora_request="adapter"),  # type: ignore[arg-type]
+        lambda: llm.chat(CHAT, GREEDY, lora_request="adapter"),  # type: ignore[arg-type]
+        lambda: llm.chat(CHAT, GREEDY, chat_template_content_format="openai"),  # type: ignore[arg-type]
+        lambda: llm.get_tokenizer("adapter"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match="known in vLLM, not here"):
+            call()
+    assert tokens(llm.generate(prompts="x", sampling_params=GREEDY, use_tqdm=print, lora_request=None, priority=None))
+    assert llm.llm_engine is llm.engine
+    made = LLM.from_engine_args(EngineArgs(model=tiny_model, num_kv_blocks=64, gpu_memory_utilization=0.3))
+    assert (made.engine.num_kv_blocks, made.engine.config.memory_utilization) == (64, 0.3)
+    assert isinstance(llm.generate(pybatch.TokensPrompt(prompt_token_ids=[5]), GREEDY)[0], RequestOutput)
+
+
+def test_metrics_and_the_prefix_cache(llm: LLM) -> None:
+    prompt = [5] * 100
+
+    def cached() -> int:
+        return llm.generate(prompt, GREEDY)[0].num_cached_tokens
+
+    cached()
+    assert cached() == 96
+    assert llm.reset_prefix_cache()
+    assert cached() == 0
+    outputs = llm.stream([prompt, prompt], [SamplingParams(max_tokens=1), LONG])
+    next(outputs)
+    assert not llm.reset_prefix_cache()
+    outputs.close()
+    metrics = {metric.name: metric.value for metric in llm.get_metrics()}
+    assert metrics["pybatch:output_tokens"] == llm.engine.metrics.output_tokens > 0
+
+
+def test_sampling_defaults_are_the_models(tiny_model: Path, tmp_path: Path) -> None:
+    def defaults(of_model: dict[str, Any], **arguments: Any) -> SamplingParams:
+        model = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(tiny_model, model)
+        (model / "generation_config.json").write_text(json.dumps(of_model))
+        return LLM(model, num_kv_blocks=64, **arguments).get_default_sampling_params()
+
+    plain = SamplingParams(max_tokens=None)
+    given = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05}
+    assert defaults({**given, "max_new_tokens": 7, "do_sample": True}) == SamplingParams(**given, max_tokens=7)
+    assert defaults({"temperature": None}) == plain
+    assert defaults(given, generation_config="vllm") == plain
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "generation_config.json").write_text('{"temperature": 0.25}')
+    assert defaults(given, generation_config=elsewhere) == SamplingParams(temperature=0.25, max_tokens=None)
+    with pytest.raises(
+        ValueError, match=r"generation_config\.json: SamplingParams: top_p: .* got 7; generation_config="
+    ):
+        defaults({"top_p": 7})
+    with pytest.raises(ValueError, match="generation_config: expected 'auto', 'vllm' or a folder"):
+        defaults({}, generation_config=tmp_path / "nowhere")
+
+    greedy = tmp_path / "0"
+    (greedy / "generation_config.json").write_text('{"temperature": 0, "max_new_tokens": 8}')
+    llm = LLM(greedy, num_kv_blocks=64)
+    assert tokens(llm.generate("Hello")) == tokens(llm.generate("Hello", GREEDY))
+    assert len(tokens(pybatch.generate("Hello", greedy, num_kv_blocks=64, ignore_eos=True))[0]) == 8
 
 
 def test_generate_takes_arguments_of_both(tiny_model: Path, llm: LLM) -> None:

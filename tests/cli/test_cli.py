@@ -166,6 +166,23 @@ def test_there_is_a_flag_for_every_argument() -> None:
     assert names(EngineFlags) == names(EngineArgs) - {"skip_tokenizer_init"}
 
 
+def test_flags_change_the_models_own_sampling_defaults(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    model, prompts, out = tmp_path / "model", write(tmp_path / "in.jsonl", {"prompt": "Hello"}), tmp_path / "out.jsonl"
+    shutil.copytree(tiny_model, model)
+    (model / "generation_config.json").write_text('{"temperature": 0, "max_new_tokens": 7}')
+
+    def answer(*flags: str | Path) -> str:
+        assert cli("run", prompts, "--overwrite", "-o", out, "--num-kv-blocks", "64", "--ignore-eos", *flags).code == 0
+        return str(read(out)[0]["response"])
+
+    greedy = answer("--model", tiny_model, "--temperature", "0", "--max-tokens", "7")
+    assert answer("--model", model) == greedy
+    assert greedy.startswith(answer("--model", model, "--max-tokens", "2"))
+    whole = answer("--model", model, "--generation-config", "vllm", "--temperature", "0", "--max-model-len", "64")
+    assert whole.startswith(greedy)
+    assert len(whole) > len(greedy)
+
+
 def test_stop_strings(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "in.jsonl", {"prompt": "Hello"})
     arguments = [

@@ -96,6 +96,13 @@ class BlockPool:
         if key is not None:
             del self._cached[key.digest]
 
+    def forget_cached(self) -> None:
+        """Empties the prefix cache; blocks in use stay so."""
+        self._free += self._evictable
+        self._evictable.clear()
+        self._cached.clear()
+        self._keys.clear()
+
     def match(self, keys: Iterable[BlockKey]) -> list[int]:
         """The longest run of cached blocks for these keys, with a reference taken on each."""
         blocks = []

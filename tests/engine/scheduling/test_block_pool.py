@@ -45,6 +45,11 @@ class PoolMachine(RuleBasedStateMachine):
             table.append(block)
         self.tables.append(table)
 
+    @rule()
+    def forget(self) -> None:
+        self.pool.forget_cached()
+        assert not any(self.pool.match(chain([token])) for token in range(3))
+
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
