@@ -54,7 +54,7 @@ def usage_errors() -> Iterator[None]:
 def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingParams]:
     """Raises UsageError for flags or a model that cannot be used, CommandError where memory runs out."""
     leave_deleted_folder()
-    with usage_errors(), memory_errors(engine.model):
+    with usage_errors(), loading_errors(engine.model):
         from pybatch.api.llm import LLM
         from pybatch.engine import SamplingParams
 
@@ -70,15 +70,21 @@ def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingPar
 
 
 @contextmanager
-def memory_errors(model: str) -> Iterator[None]:
-    """Turns the many forms of refused memory (torch's is a RuntimeError, a library's that cannot be mapped an
-    ImportError or an OSError without a number) into a CommandError."""
+def loading_errors(model: str) -> Iterator[None]:
+    """Turns what the loader does not foresee into one line: a CommandError for the machine's faults (a library that
+    cannot be mapped is an ImportError, or an OSError without a number), a UsageError for the model's."""
     try:
         yield
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM):
+    except Exception as error:
+        known = isinstance(error, ValueError | OverflowError)
+        if known or (isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM)):
             raise
-        raise CommandError(f"{model}: the model cannot be loaded: {one_line(error)}") from error
+        message = f"{model}: the model cannot be loaded: {one_line(error)}"
+        if isinstance(error, ImportError | OSError):
+            raise CommandError(message) from error
+        from pybatch.machine.faults import is_machine_fault
+
+        raise (CommandError if is_machine_fault(error) else UsageError)(message) from error
 
 
 def leave_deleted_folder() -> None:

@@ -325,6 +325,18 @@ def test_memory_that_is_refused_is_one_line(tiny_model: Path, prompts: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_fails_in_an_unforeseen_way_is_wrong_usage(
+    cli: Run, prompts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(arguments: object) -> Session:
+        raise KeyError("rope")
+
+    monkeypatch.setattr(Session, "open", fail)
+    ran = cli("run", prompts, "-o", tmp_path / "out", "--model", "damaged")
+    assert (ran.code, ran.err) == (2, "pybatch: damaged: the model cannot be loaded: KeyError: 'rope'\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pipes(tiny_model: Path) -> None:
     rows = "".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(3))
     ran = subprocess.run(
