@@ -1,4 +1,4 @@
-"""What `pybatch env` tells: the facts that a report of a problem should have."""
+"""What `pybatch env` shows: the facts that a bug report should have."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from asyncio import CancelledError
 import torch
 
 # torch and the kernels raise RuntimeError where an allocation fails on the CPU, or a device has stopped working.
-_MACHINE = ("can't allocate memory", "bad_alloc", "out of memory", "CUDA error")
+_MACHINE = ("can't allocate memory", "bad_alloc", "out of memory", "CUDA error", "can't start new thread")
 
 
 def is_machine_fault(error: BaseException) -> bool:

@@ -1,4 +1,5 @@
-"""Memory of which a step reads much: on a CPU in huge pages, since with small ones it waits for address translation."""
+"""Memory that a step reads much of. On a CPU it is in huge pages: with small ones, steps wait for address
+translation."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ def empty_bytes(size: int, device: torch.device) -> Tensor:
 
 
 class WeightMemory:
-    """Cuts a CPU's tensors from large maps, since smaller ones would end before a huge page does. A map is freed with
-    the last tensor in it."""
+    """Cuts a CPU's tensors from large maps, since most are smaller than a huge page. A map is freed with the last
+    tensor in it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,5 +1,5 @@
-"""Weights packed by what comes in: the model runs once on fixed token ids, and each projection behind a norm is packed
-when its activations are known."""
+"""Packs weights by the activations that they meet: the model runs once on fixed token ids, and each projection behind
+a norm is packed when its input is known."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pack_by_running(decoder: Decoder) -> None:
     count = min(TOKENS, decoder.rotary.shape[0])
     blocks = -(-count // BLOCK_SIZE)
     k = torch.zeros(blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype=dtype, device=device)
-    cache = LayerCache(k, k.transpose(2, 3).contiguous())  # one for all layers: each has done with it before the next
+    cache = LayerCache(k, k.transpose(2, 3).contiguous())  # one for all layers, which run one after another
     batch = ForwardBatch(
         token_ids=torch.arange(count) * config.vocab_size // count,
         positions=torch.arange(count),

@@ -36,7 +36,7 @@ class Layer:
 
 
 class Decoder:
-    """A model in memory. `forward` may not run in two threads at once: its buffers are kept from step to step."""
+    """A model in memory. `forward` keeps its buffers from step to step, so only one thread may run it at a time."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Decoder:
         self.make_buffers()
 
     def make_buffers(self, rows: int = 0) -> None:
-        """New buffers for what a step of at most this many tokens computes (more make them grow, and move): those of a
-        copy of this decoder are to be its own."""
+        """Allocates buffers for steps of up to this many tokens; a larger step makes them grow, and move. A copy of the
+        decoder needs its own."""
         q, kv, _ = self._qkv_split
         hidden, mlp = self.config.hidden_size, self.config.intermediate_size
         self._token_buffers = Buffers(self.dtype, self.device, (hidden, q + 2 * kv, q, mlp), rows)
@@ -75,8 +75,8 @@ class Decoder:
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """The KV cache's, if nobody says otherwise: next to what quantised weights lose float16 loses nothing, and
-        decode attention is as fast as its bytes come."""
+        """The KV cache's dtype by default. Beside quantised weights it is float16, which loses less than they do:
+        decode attention takes as long as its bytes take to read."""
         quantized = not isinstance(self.layers[0].qkv, DenseLinear)
         return torch.float16 if quantized and self.dtype == torch.float32 else self.dtype
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 
 from pybatch.machine.device import find_device
+from pybatch.machine.faults import is_machine_fault
 from pybatch.machine.memory import advice, free_memory
 from pybatch.machine.torch_state import neutral_torch
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
-from pybatch.model.errors import ModelError
+from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan, count_weights
@@ -27,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLE_COPIES = 3  # of the rotary table, while it is made
-OUT_OF_MEMORY = ("allocate memory", "out of memory", "start new thread", "mmap")
 
 
 @dataclass
@@ -63,7 +64,7 @@ def load_model(
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
     progress: whether to show a bar on stderr; None: if it is a terminal.
 
-    Raises ModelError (a ValueError) that says what was expected.
+    Raises ModelError (a ValueError) that says what was expected, and MemoryError where memory runs out all the same.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
@@ -71,7 +72,7 @@ def load_model(
     compute = DTYPES[dtype] if dtype != "auto" else torch.float32 if place.type == "cpu" else torch.bfloat16
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ModelError(f"quantization: expected None or one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
-    with neutral_torch(), _errors_in_words(place):
+    with neutral_torch(), _errors_in_words(model, place):
         path = find_model(model)
         if quantization == "gguf" and path.is_dir():
             raise ModelError(
@@ -140,16 +141,17 @@ def _check(
 
 
 @contextmanager
-def _errors_in_words(device: torch.device) -> Iterator[None]:
-    """Files that cannot be read and memory that runs out are a ModelError."""
+def _errors_in_words(model: str | Path, device: torch.device) -> Iterator[None]:
+    """A file that cannot be read is a ModelError; memory that runs out is a MemoryError with the limit that counts."""
     try:
         yield
-    except OSError as error:
-        raise ModelError(f"{error.filename or 'the model'}: {error.strerror or error}") from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
-            raise
-        raise ModelError(f"the model cannot be loaded: memory ran out ({str(error)[:200]}{advice(device)})") from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        if is_machine_fault(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            reason = one_line(str(error))[:200] or type(error).__name__
+            raise MemoryError(f"memory ran out while {model} was loaded ({reason}){advice(device)}") from error
+        if isinstance(error, OSError):
+            raise ModelError(f"{error.filename or model}: {error.strerror or error}") from error
+        raise
 
 
 @contextmanager

@@ -28,7 +28,7 @@ CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its ca
 
 
 class Rows(Protocol):
-    """A matrix of which rows can be had as F tensors: a torch Tensor is one, a quantised GGUF tensor another."""
+    """A matrix whose rows can be read as float tensors: a torch Tensor is one, a quantised GGUF tensor another."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -41,7 +41,7 @@ class Rows(Protocol):
 
 @runtime_checkable
 class BlockRows(Rows, Protocol):
-    """A matrix whose rows are also to be had as the quantised blocks of a GGUF file."""
+    """A matrix whose rows can also be read as the quantised blocks of a GGUF file."""
 
     @property
     def block_type(self) -> str: ...  # such as "Q4_0"
@@ -287,7 +287,7 @@ class WeightPlan(WeightLoader):
 
 
 def _block_type(rows: Rows) -> str | None:
-    """The type of a matrix that matmul_gguf can take as it is."""
+    """The matrix's block type, if matmul_gguf takes it as it is."""
     return rows.block_type if isinstance(rows, BlockRows) and rows.block_type in ops.GGUF_BLOCKS else None
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from pybatch.machine import huge_pages
 from pybatch.model import ModelError, load_model
 from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
@@ -182,6 +183,23 @@ def test_a_directory_with_an_adapter_alone_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="is an adapter: merge it into its model"):
         load_model(tmp_path)
+
+
+def test_memory_that_runs_out_is_told_with_the_limit(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(size: int, device: torch.device) -> torch.Tensor:
+        raise MemoryError(f"no memory for {size:,} bytes")
+
+    monkeypatch.setattr(huge_pages, "empty_bytes", refused)
+    with pytest.raises(MemoryError, match=rf"memory ran out while {directory} was loaded \(no memory for [\d,]+ bytes"):
+        load_model(directory, skip_tokenizer=True)
+
+
+def test_a_file_that_cannot_be_read_is_named(directory: Path, tmp_path: Path) -> None:
+    changed = edit_config(directory, tmp_path)
+    (changed / "model.safetensors").unlink()
+    (changed / "model.safetensors").symlink_to(changed / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.safetensors: expected a safetensors file, but it cannot be read"):
+        load_model(changed, skip_tokenizer=True)
 
 
 def test_positions_need_room_too(directory: Path, tmp_path: Path) -> None:
