@@ -12,6 +12,7 @@ from pybatch.model.checkpoints.gguf_file import GGUFFile
 from pybatch.model.config import merge_ids
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import Fields
+from pybatch.model.text.guarded import guarded
 from pybatch.model.text.tokenizer import Tokenizer
 
 MAX_TOKEN = 4096  # characters
@@ -50,7 +51,8 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
     metadata that does not make one."""
     metadata = GGUFFile(path).metadata
     try:
-        return _tokenizer(path, metadata)
+        tokenizer: Tokenizer = guarded(lambda: _tokenizer(path, metadata))
+        return tokenizer
     except ModelError:
         raise
     except Exception as error:  # a value of any type may be anywhere, and tokenizers raises Exception itself

@@ -18,6 +18,8 @@ from typing import Any
 
 import tokenizers
 
+from pybatch.model.text.guarded import guarded
+
 _INDEPENDENT = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip", "WordPiece"}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -72,7 +74,7 @@ class TokenBytes:
         return None
 
     def _decode(self, *ids: int) -> str:
-        text: str = self._backend.decode(ids, skip_special_tokens=False)
+        text: str = guarded(lambda: self._backend.decode(ids, skip_special_tokens=False))
         return text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -12,6 +12,7 @@ import tokenizers
 
 from pybatch.model.text import chat_template as templates
 from pybatch.model.text.control_tokens import ControlTokens
+from pybatch.model.text.guarded import guarded
 from pybatch.model.text.prompt_length import LengthBound, length_bound
 from pybatch.model.text.token_text import TextStream, TokenBytes, special_tokens_of
 from pybatch.model.text.tokenizer_files import read_tokenizer
@@ -283,18 +284,6 @@ class Tokenizer:
     @cached_property
     def _length_bound(self) -> LengthBound | None:
         return length_bound(self.backend)
-
-
-def guarded(encode: Callable[[], Any]) -> Any:
-    """What encode returns. Whatever else it raises is a ValueError here, a panic of the tokenizers library too."""
-    try:
-        return encode()
-    except (ValueError, TypeError):
-        raise
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # the latter cannot be imported
-            raise ValueError(f"the tokenizer failed: {error}") from error
-        raise
 
 
 def _as_list(ids: Any) -> list[int]:

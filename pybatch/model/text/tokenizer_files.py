@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 
 from pybatch.model.checkpoints.files import read_json, unreadable
 from pybatch.model.errors import ModelError
+from pybatch.model.text.guarded import guarded
 
 NAMED_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 OTHER_VOCABULARIES = ("*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
@@ -55,11 +56,9 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
 
 def _from_file(path: Path) -> tokenizers.Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers raises bare Exceptions, and panics where a file surprises it
-        raise unreadable(path, "a file of the tokenizers library", _as_exception(error)) from error
+        backend: tokenizers.Tokenizer = guarded(lambda: tokenizers.Tokenizer.from_file(str(path)))
+    except (ValueError, TypeError) as error:
+        raise unreadable(path, "a file of the tokenizers library", error) from error
     if backend.get_vocab_size(with_added_tokens=True) == 0:
         raise ModelError(f"{path}: expected a vocabulary, got none; {ADVICE}")
     return backend
@@ -75,11 +74,11 @@ def _converted(directory: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     except ImportError as error:
         raise ModelError(f"{expected}; for other tokenizer files: pip install transformers sentencepiece") from error
     try:
-        theirs = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        theirs = guarded(
+            lambda: AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        )
         backend, named = theirs.backend_tokenizer, dict(theirs.special_tokens_map)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many kinds
         said = " ".join(str(error).split())[:300]
         raise ModelError(f"{expected}, and transformers could not make one ({type(error).__name__}: {said})") from error
     if not isinstance(backend, tokenizers.Tokenizer):
@@ -162,10 +161,6 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 def _id(item: tuple[str, Any]) -> int:
     return int(item[0])
-
-
-def _as_exception(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
 
 
 def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
