@@ -171,6 +171,8 @@ class LLM(ModelHandle):
                         fault = error
                 while inbox:
                     output = inbox.popleft()
+                    if fault is not None and output.error is not None:  # of those that the step has discarded
+                        continue
                     index = pending.pop(output.request_id) if output.finished else pending[output.request_id]
                     yield replace(output, request_id=str(index))
                 if fault is not None:

@@ -29,6 +29,7 @@ from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.vllm_names import ARGUMENTS
 from pybatch.engine import EngineConfig
 from pybatch.engine.arguments import described_fields, warn_of_vllm_only
+from pybatch.engine.execution.detokenizer import Detokenizer
 from pybatch.engine.execution.model_runner import ModelRunner
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -440,6 +441,27 @@ def test_ctrl_c_leaves_the_llm_usable(llm: LLM) -> None:
     assert next(outer).outputs[0].finish_reason == "length"
     assert list(outer) == []
     assert tokens(llm.generate("Hello", GREEDY)) == expected
+
+
+def test_what_finished_before_memory_ran_out_is_yielded_first(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops = SamplingParams(
+        temperature=0, max_tokens=30, ignore_eos=True, stop="never there"
+    )  # so it decodes each token
+    params = [SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), stops]
+    run, steps = Detokenizer.add, itertools.count(1)
+
+    def add(self: Detokenizer, *args: Any, **kwargs: Any) -> bool:
+        if next(steps) == 2:
+            raise MemoryError
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(Detokenizer, "add", add)
+    outputs: list[RequestOutput] = []
+    with pytest.raises(MemoryError):
+        outputs.extend(llm.stream(["one", "two"], params))
+    assert [(output.request_id, output.error, len(output.outputs[0].token_ids)) for output in outputs] == [
+        ("0", None, 2)
+    ]
 
 
 def test_out_of_memory_fails_the_requests_under_way_only(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
