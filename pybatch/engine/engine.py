@@ -346,16 +346,16 @@ class Engine:
             self._scheduler.retract([chunk for chunk, _ in computed.faults] + computed.postponed)
             for chunk, error in computed.faults:
                 self._fail(chunk.sequence.request, error)
-        self._take(computed)
         told = [chunk.sequence.request for chunk, _ in computed.faults]
-        told += [s.request for s in computed.sequences if s.finish_reason is not None or s.request.stream]
+        told += self._take(computed)
         for request in dict.fromkeys(told):
             if request.stream or request.finished:
                 self._ready.append(self._output(request))
 
-    def _take(self, computed: Computed) -> None:
-        """Appends the sampled tokens, and ends the sequences for which they are the last. One loop without a call for
-        most tokens, since it runs for each of them."""
+    def _take(self, computed: Computed) -> list[Request]:
+        """Appends the sampled tokens, and ends the sequences for which they are the last. Returns the requests that
+        stream or of which a sequence ended. One loop without a call for most tokens, since it runs for each of them."""
+        told: list[Request] = []
         now = time.perf_counter()
         for sequence, token, logprobs in zip(computed.sequences, computed.tokens, computed.logprobs, strict=True):
             request, tokens = sequence.request, sequence.tokens
@@ -387,7 +387,10 @@ class Engine:
                 if not is_request_fault(error):
                     raise
                 self._fail(request, describe(error))
+            if request.stream or sequence.finish_reason is not None:
+                told.append(request)
         self.metrics.output_tokens += len(computed.sequences)
+        return told
 
     def _update_text(self, sequence: Sequence) -> None:
         """Takes the newest token into the text, or all of them at the end where there is no detokenizer."""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import math
 import random
+import weakref
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from engine.runs import EOS, MakeEngine, drain, run, some_prompt
 from transformers import LlamaForCausalLM
 
-from pybatch.engine import EngineConfig, RequestOutputKind, SamplingParams
+from pybatch.engine import Engine, EngineConfig, RequestOutputKind, SamplingParams
 from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.model import Decoder, Tokenizer
@@ -650,3 +652,22 @@ def test_policies_give_the_same_answers(make_engine: MakeEngine, policy: str) ->
     expected = run(make_engine(), prompts, GREEDY)
     found = run(make_engine(policy=policy, max_num_seqs=4), prompts, GREEDY)
     assert [output.outputs for output in found] == [output.outputs for output in expected]
+
+
+# ---- memory ----
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"n": 3, "seed": 1, "temperature": 1.0, "logprobs": 1, "stop": "zzz"}])
+def test_an_engine_is_freed_with_the_last_reference_to_it(
+    decoder: Decoder, tokenizer: Tokenizer, kwargs: dict[str, Any]
+) -> None:
+    """Its KV pool too, and not when Python happens to look for cycles: the next model needs the room."""
+    gc.disable()
+    try:
+        engine = Engine(decoder, tokenizer, EngineConfig(num_kv_blocks=64))
+        run(engine, [some_prompt(20)], SamplingParams(**{"max_tokens": 8, "temperature": 0, **kwargs}))
+        gone = weakref.ref(engine), weakref.ref(engine._kv_cache)
+        del engine
+        assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()

@@ -60,8 +60,11 @@ class KvLayout:
 
 
 class KvCache:
-    """The pool's memory and its views a layer. It is not filled with anything: pages of memory that no block has been
-    written to cost nothing, and kernels read no slot before it was written."""
+    """The pool's memory, and each layer's views of it. It is left uninitialised: pages that hold no block written so
+    far take no memory, and kernels read no slot before it was written.
+
+    Raises ValueError if there is not enough memory.
+    """
 
     def __init__(self, layout: KvLayout, num_blocks: int, device: torch.device) -> None:
         size = num_blocks * layout.block_bytes
@@ -92,7 +95,10 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
 
 
 def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[int, int]:
-    """(max_model_len, num_kv_blocks), such that one sequence always fits by itself. Raises ValueError if none can."""
+    """(max_model_len, num_kv_blocks), such that one sequence always fits by itself.
+
+    Raises ValueError if max_model_len does not fit the model or the pool, or the memory not even one block.
+    """
     context = decoder.context_length
     if config.max_model_len is not None and config.max_model_len > context:
         raise ValueError(
@@ -107,7 +113,8 @@ def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[
         if blocks == 0:
             raise ValueError(
                 f"memory_utilization: {config.memory_utilization} of the free memory is {memory:,} bytes, "
-                f"less than one KV block of {layout.block_bytes:,} bytes"
+                f"less than one KV block of {layout.block_bytes:,} bytes; raise it, or the limit on memory"
+                f"{advice(decoder.device)}"
             )
     if blocks < longest:
         if config.max_model_len is not None:
