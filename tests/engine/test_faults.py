@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from engine.fuzz import BLOCK, LONGEST, REQUESTS, alone
 from engine.runs import MakeEngine, drain, some_prompt
 
-from pybatch.engine import Engine, RequestOutput, SamplingParams
+from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.execution.detokenizer import Detokenizer
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.model_runner import ModelRunner
@@ -229,3 +232,70 @@ def test_what_finished_in_a_step_that_raises_is_not_lost(make_engine: MakeEngine
     assert engine.take_outputs() == []
     assert not engine.has_unfinished()
     assert list(drain(engine)) == []
+
+
+FAULTY: list[tuple[type, str, Callable[..., list[Any]], bool]] = [
+    (ModelRunner, "run", lambda chunks: [chunk.sequence.request for chunk in chunks], False),
+    (Sampler, "sample", lambda logits, sequences: [sequence.request for sequence in sequences], True),
+    (Scheduler, "_join", lambda sequence, *rest, **more: [sequence.request], False),
+    (Scheduler, "_register", lambda sequence, *rest: [sequence.request], True),
+    (Scheduler, "_take_blocks", lambda sequence, *rest, **more: [sequence.request], False),
+]
+
+
+def test_random_faults_change_no_bit_of_others(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random batches in engines of random settings, where some of the requests fail now and then."""
+    reference = alone(tiny_model, None, "auto")
+    draw, rate, faulty, hits = random.Random(0), 0.0, set[str](), 0
+
+    def perhaps_raise(requests: list[Any]) -> None:
+        nonlocal hits
+        if any(request.request_id in faulty and draw.random() < rate for request in requests):
+            hits += 1
+            raise LookupError("injected")
+
+    def wrap(real: Callable[..., Any], requests_of: Callable[..., list[Any]], after: bool) -> Callable[..., Any]:
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not after:
+                perhaps_raise(requests_of(*args, **kwargs))
+            result = real(self, *args, **kwargs)
+            if after:
+                perhaps_raise(requests_of(*args, **kwargs))
+            return result
+
+        return wrapper
+
+    for cls, name, requests_of, after in FAULTY:
+        monkeypatch.setattr(cls, name, wrap(getattr(cls, name), requests_of, after))
+    survivors = 0
+    for _ in range(40):
+        chosen = [draw.randrange(REQUESTS) for _ in range(draw.choice((2, 3, 7, 16)))]
+        longest = max(len(reference.prompts[i]) for i in chosen) + LONGEST
+        engine = Engine(
+            reference.decoder,
+            None,
+            EngineConfig(
+                block_size=BLOCK,
+                policy=draw.choice(("continuous", "continuous", "static", "dynamic", "micro")),
+                max_batch_wait=0.001,
+                max_num_seqs=draw.choice((1, 2, 7, 64)),
+                max_num_batched_tokens=draw.choice((3, 16, 64, 512)),
+                num_kv_blocks=-(-longest // BLOCK) + draw.choice((0, 1, 8, 600)),
+                enable_prefix_caching=draw.random() < 0.8,
+            ),
+        )
+        faulty = {str(i) for i in range(len(chosen)) if draw.random() < 0.3}
+        rate = draw.choice((0.02, 0.1, 0.5, 1.0))
+        for i, which in enumerate(chosen):
+            engine.add_request(str(i), reference.prompts[which], reference.params[which])
+        for name, output in finish(engine).items():
+            which, (completion,) = chosen[int(name)], output.outputs
+            expected = reference.tokens[which]
+            if output.error is None:
+                assert (completion.token_ids, completion.logprobs) == (expected, reference.logprobs[which])
+                survivors += 1
+            else:
+                assert name in faulty
+                assert completion.token_ids == expected[: len(completion.token_ids)]
+    assert hits > 50
+    assert survivors > 100
