@@ -129,7 +129,13 @@ class SteppingCode(CodeGenerator):
         self._through("made", super().visit_List, node, frame)
 
     def visit_Dict(self, node: nodes.Dict, frame: Any) -> None:  # noqa: N802
-        self._through("made", super().visit_Dict, node, frame)
+        self.write("environment.made({")
+        for item in node.items:
+            self._through("read", self.visit, item.key, frame)  # to hash it takes as long as it is large
+            self.write(": ")
+            self.visit(item.value, frame)
+            self.write(", ")
+        self.write("})")
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Any) -> None:  # noqa: N802
         if node.ctx == "load":
@@ -146,7 +152,7 @@ class SteppingCode(CodeGenerator):
     def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:  # noqa: N802
         self.write("environment.made((markup_join if context.eval_ctx.autoescape else str_join)((")
         for each in node.nodes:
-            self._through("printed", self.visit, each, frame)
+            self._through("piece", self.visit, each, frame)
             self.write(", ")
         self.write(")))")
 
@@ -196,11 +202,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         budget().spend(budget().weight(value) / 8)
         return value
 
-    def printed(self, value: Any) -> Any:
-        """What {{ }} and ~ make text of."""
-        if not isinstance(value, str):
-            budget().spend(4 * budget().weight(value))
-        return value
+    def printed(self, value: Any) -> str:
+        """What {{ }} writes of a value."""
+        return value if isinstance(value, str) else _text(value)
+
+    def piece(self, value: Any) -> Any:
+        """What ~ makes text of."""
+        return budget().take(self.printed(value))
 
     def concat(self, pieces: Iterable[str]) -> str:
         return "".join(map(budget().take, pieces))
@@ -306,43 +314,47 @@ def _elements(value: Any = (), *args: Any, **kwargs: Any) -> float:
     return STEP * len(value) if hasattr(value, "__len__") else STEP
 
 
-def _count(number: object) -> int:
-    return abs(number) if isinstance(number, int) else len(number) if isinstance(number, str) else 0
+def _counts(*args: object, **kwargs: object) -> int:
+    """The sum of the numbers that say how much to make; a text that is to be repeated counts as long as it is."""
+    numbers = (abs(each) if isinstance(each, int) else 0 for each in (*args, *kwargs.values()))
+    return sum(numbers) + sum(len(each) for each in (*args, *kwargs.values()) if isinstance(each, str))
 
 
-def _padded(text: Any, width: Any = 80, *args: Any, **kwargs: Any) -> float:
-    return _whole(text) + 4 * _count(width)
+def _padded(text: Any, *args: Any, **kwargs: Any) -> float:
+    return _whole(text) + 4 * (80 + _counts(*args, **kwargs))
 
 
-def _tabs(text: str, tabsize: Any = 8) -> float:
-    return _whole(text) + text.count("\t") * _count(tabsize)
+def _by_line(text: Any, *args: Any, **kwargs: Any) -> float:
+    """Adds so much at each line or tab."""
+    written = _text(text)
+    places = 1 + sum(map(written.count, _PLACES))
+    return _whole(text) + 4 * (4 + _counts(*args, **kwargs)) * places
 
 
-def _indented(text: Any, width: Any = 4, *args: Any, **kwargs: Any) -> float:
-    return _whole(text) + 4 * _count(width) * (str(text).count("\n") + 1)
+_PLACES = "\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # tabs, and what ends a line
 
 
 def _replaced(text: Any, old: Any = "", new: Any = "", *args: Any, **kwargs: Any) -> float:
-    text, old, new = str(text), str(old), str(new)
+    text, old, new = _text(text), _text(old), _text(new)
     return _whole(text, old) + (text.count(old) if old else len(text) + 1) * budget().weight(new)
 
 
 def _joined(value: Any, d: Any = "", *args: Any, **kwargs: Any) -> float:
     separator, parts = (value, d) if isinstance(value, str) and not isinstance(d, str) else (d, value)
-    return 2 * _whole(parts) + _count(separator) * _elements(parts)
+    return 2 * _whole(parts) + 2 * _elements(parts) / STEP * budget().weight(separator)
 
 
 def _split(text: str, sep: Any = None, *args: Any, **kwargs: Any) -> float:
     return _whole(text) + STEP * (text.count(sep) if isinstance(sep, str) and sep else len(text) / 2)
 
 
-def _grouped(value: Any, size: Any = 1, *args: Any, **kwargs: Any) -> float:
-    return _elements(value) + STEP * _count(size)
+def _grouped(value: Any, *args: Any, **kwargs: Any) -> float:
+    return _elements(value) + STEP * _counts(*args, **kwargs)
 
 
-def _rounded(value: Any, precision: Any = 0, *args: Any, **kwargs: Any) -> float:
-    if _count(precision) > WIDEST_PRECISION:
-        raise LimitError(f"it rounds to {precision} places")
+def _rounded(value: Any, *args: Any, **kwargs: Any) -> float:
+    if not isinstance(value, int | float) or _counts(*args, **kwargs) > WIDEST_PRECISION:
+        raise LimitError("it rounds what is not a number, or to more places than a number has")
     return 0
 
 
@@ -352,16 +364,22 @@ def _summed(value: Any, attribute: Any = None, start: Any = 0) -> float:
 
 def _json(value: Any, *args: Any, indent: Any = None, separators: Any = (), **kwargs: Any) -> float:
     """With an indent, what a deeper level adds is paid for as it is written."""
-    widths = _count(indent) + sum(map(_count, separators or ()))
-    return 2 * _whole(value) * (1 + widths)
+    return 2 * _whole(value) * (1 + _counts(indent, *(separators or ())))
 
 
 def _formatted(text: Any, *args: Any, **kwargs: Any) -> float:
-    form = str(text)
+    form = _text(text)
     if re.search(r"%[-#0 +]*\*|%[-#0 +]*\d*\.\*", form):
         raise LimitError("it formats with a width that is not written out")
     fields = form.count("%") + form.count("{") + 1
     return _width(form) + len(form) + 2 * fields * _whole(*args, **kwargs)
+
+
+def _text(value: Any) -> str:
+    """What str makes of it, which is paid for first."""
+    if not isinstance(value, str):
+        budget().spend(4 * budget().weight(value))
+    return str(value)
 
 
 def _width(form: str) -> int:
@@ -385,7 +403,7 @@ def _power(left: Any, right: Any) -> float:
     return 0
 
 
-def _modulo(left: Any, right: Any) -> float:
+def _modulo(left: Any, right: Any = 2) -> float:
     return _formatted(left, right) if isinstance(left, str) else 0
 
 
@@ -393,15 +411,15 @@ OPERATOR_COSTS: dict[str, Callable[[Any, Any], float]] = {"*": _times, "+": _plu
 
 _COSTS: dict[Callable[..., float], str] = {
     _nothing: (
-        "abs attr boolean callable copy count d default defined divisibleby endswith even false first float get "
-        "integer items keys last length mapping none number odd random safe sameas sequence startswith test "
+        "abs attr boolean callable copy count d default defined endswith false first float get "
+        "integer items keys last length mapping none number random safe sameas sequence startswith test "
         "true undefined values iterable filter escaped"
     ),
     _elements: "list map select reject selectattr rejectattr reverse",
     _slow: "title capitalize wordcount urlencode escape e forceescape sort dictsort groupby unique min max",
     _padded: "center ljust rjust zfill",
-    _tabs: "expandtabs",
-    _indented: "indent",
+    _by_line: "expandtabs indent",
+    _modulo: "divisibleby even odd",
     _replaced: "replace",
     _joined: "join",
     _split: "split rsplit splitlines",
