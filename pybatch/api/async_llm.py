@@ -45,6 +45,8 @@ class AsyncLLM(ModelHandle):
         *,
         lora_request: None = None,
         priority: int | None = 0,
+        trace_headers: None = None,
+        tokenization_kwargs: None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yields the prompt's output as it grows, each time with everything so far, or what sampling_params.output_kind
         asks for; the last one is ``finished``.
@@ -56,7 +58,12 @@ class AsyncLLM(ModelHandle):
         request_id: for abort(), and unlike those of all unfinished requests; None: a number. Raises ValueError if it is
         in use, RuntimeError once the AsyncLLM is closed.
         """
-        refuse(lora_request=lora_request, priority=priority or None)
+        refuse(
+            lora_request=lora_request,
+            priority=priority or None,
+            trace_headers=trace_headers,
+            tokenization_kwargs=tokenization_kwargs,
+        )
         params = self.get_default_sampling_params() if sampling_params is None else copy(sampling_params)
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
         mailbox = Mailbox(asyncio.get_running_loop(), deltas=deltas)

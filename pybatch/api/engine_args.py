@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, MISSING, InitVar, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -62,6 +62,9 @@ class EngineArgs(EngineConfig):
             )
         dtype = str(self.dtype).removeprefix("torch.")
         object.__setattr__(self, "dtype", {"half": "float16", "float": "float32"}.get(dtype, dtype))
+        for field in fields(self):  # vLLM's scripts have None for the default
+            if getattr(self, field.name) is None and field.default is not MISSING:
+                object.__setattr__(self, field.name, field.default)
         super().__post_init__()
 
 

@@ -12,6 +12,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
+from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, chat_options, size_of
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.model_handle import ModelHandle
@@ -31,7 +32,7 @@ def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments:
     arguments: those of LLM and of SamplingParams, by name; ``seed`` is LLM's, and without ``max_tokens`` an output may
     fill the context. For more than one call keep an LLM.
     """
-    of_llm = set(signature(LLM).parameters) - {"model"}
+    of_llm = {*signature(LLM).parameters, *EngineArgs.VLLM_ONLY} - {"model"}
     of_sampling = {field.name for field in fields(SamplingParams)}
     expect_known("generate", arguments, of_llm | of_sampling)
     of_params = {name: value for name, value in arguments.items() if name not in of_llm}
@@ -46,30 +47,40 @@ class LLM(ModelHandle):
 
     Takes the arguments of EngineArgs: ``help(pybatch.EngineArgs)``.
 
-    A prompt that cannot be run (too long, empty, no prompt at all) never stops the others: its RequestOutput has
-    ``error`` set, and one completion without text whose finish_reason is "error"; a warning is logged. So it is with a
-    lone prompt too. Ctrl-C raises KeyboardInterrupt after the step under way and drops the requests of the call; the
-    LLM stays usable.
+    A prompt that cannot be run (too long, empty, not a prompt) never stops the others: its RequestOutput has ``error``
+    set, and one completion without text whose finish_reason is "error"; a warning is logged. This holds for a single
+    prompt too. Ctrl-C raises KeyboardInterrupt after the step under way and aborts the requests of the call; the LLM
+    stays usable.
 
-    Threads may share an LLM: their requests run in one batch, and each call gets its own outputs. A process may not:
-    an LLM can neither be pickled nor copied.
+    Threads may share an LLM: their requests run in one batch, and each call gets its own outputs. Processes cannot:
+    pickling or copying an LLM raises TypeError.
     """
 
     def generate(
         self,
-        prompts: Prompt | Iterable[Prompt],
+        prompts: Prompt | Iterable[Prompt] | None = None,
         sampling_params: Params = None,
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: None = None,
         priority: None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Iterable[Sequence[int]] | None = None,
+        tokenization_kwargs: None = None,
     ) -> list[RequestOutput]:
-        """Answers every prompt. The outputs are in the order of the prompts; request_id is the place in it, from 0.
+        """Answers every prompt. Returns the outputs in the order of the prompts; request_id is the index, from 0.
 
         prompts: one or several of: text, a list of token ids, {"prompt": text}, {"prompt_token_ids": ids}.
         sampling_params: one for all or one for each; None: get_default_sampling_params().
         use_tqdm: show a progress bar, if stderr is a terminal.
+        prompt_token_ids: in place of prompts, as older scripts for vLLM have it.
+
+        Raises TypeError or ValueError for arguments that are wrong as a whole, never for one prompt of several.
         """
-        refuse(lora_request=lora_request, priority=priority)
+        refuse(lora_request=lora_request, priority=priority, tokenization_kwargs=tokenization_kwargs)
+        if prompts is None:
+            prompts, prompt_token_ids = prompt_token_ids, None
+        if prompts is None or prompt_token_ids is not None:
+            raise TypeError("prompts: expected text, token ids or several of these, or else prompt_token_ids")
         return self._collect(list(as_prompts(prompts)), sampling_params, bool(use_tqdm))
 
     def chat(
@@ -114,10 +125,10 @@ class LLM(ModelHandle):
         *,
         partial: bool = False,
     ) -> Generator[RequestOutput, None, None]:
-        """Yields the outputs as they finish; request_id is the prompt's place among the prompts, from 0.
+        """Yields the outputs as they finish; request_id is the prompt's index, from 0.
 
-        prompts may be an iterator of any length, and sampling_params too: both are drawn from as there is room.
-        partial: yield unfinished outputs too, each with everything so far. Leaving the loop drops what is unfinished.
+        prompts may be an iterator of any length, and sampling_params too: items are drawn when there is room for them.
+        partial: yield unfinished outputs too, each with everything so far. Leaving the loop aborts unfinished requests.
         """
         return self._run(self._pair(as_prompts(prompts), sampling_params), partial)
 
@@ -139,6 +150,8 @@ class LLM(ModelHandle):
     def _pair(self, prompts: Iterable[Prompt], params: Params) -> Iterator[tuple[Prompt, SamplingParams]]:
         if params is None or isinstance(params, SamplingParams):
             return zip(prompts, itertools.repeat(params or self.get_default_sampling_params()))
+        if isinstance(params, str | bytes | Mapping) or not isinstance(params, Iterable):
+            raise TypeError(f"sampling_params: expected SamplingParams, or one for each prompt, got {params!r:.80}")
         if isinstance(params, Sized) and isinstance(prompts, Sized) and len(params) != len(prompts):
             raise ValueError(
                 f"sampling_params: expected one, or one for each of {len(prompts)} prompts, got {len(params)}"
@@ -148,7 +161,7 @@ class LLM(ModelHandle):
     def _run(
         self, requests: Iterator[tuple[Prompt, SamplingParams]], partial: bool
     ) -> Generator[RequestOutput, None, None]:
-        """Keeps the engine supplied from the requests, and yields what comes back."""
+        """Draws requests while the engine has room for them, and yields its outputs."""
         numbered = enumerate(requests)
         in_flight = 2 * self.engine.config.max_num_seqs  # so that the batching policy has some to choose from
         inbox: deque[RequestOutput] = deque()
@@ -184,7 +197,7 @@ class LLM(ModelHandle):
 
 
 def most_output_tokens(params: Params) -> int | None:
-    """The most that any one prompt may generate; None where there is no saying."""
+    """The most that one prompt may generate; None if that is not known."""
     if not isinstance(params, SamplingParams) or params.max_tokens is None:
         return None
     return params.n * params.max_tokens

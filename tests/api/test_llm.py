@@ -127,6 +127,11 @@ def test_wrong_arguments_raise(llm: LLM) -> None:
         llm.generate(5, GREEDY)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one for each of 2 prompts, got 3"):
         llm.generate(["a", "b"], [GREEDY] * 3)
+    for params in ({"temperature": 0}, "greedy", 5):
+        with pytest.raises(TypeError, match="sampling_params: expected SamplingParams, or one for each prompt, got"):
+            llm.generate("a", params)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="or else prompt_token_ids"):
+        llm.generate("a", GREEDY, prompt_token_ids=[1])
     with pytest.raises(TypeError, match="messages: expected a list"):
         llm.chat("Hello", GREEDY)  # type: ignore[arg-type]
 
@@ -228,6 +233,9 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     with pytest.raises(ValueError, match="'awq' is known in vLLM, not here; expected None, 'int8'"):
         LLM(tiny_model, quantization="awq")
     assert {EngineArgs("m", dtype=name).dtype for name in ("half", torch.float16, "float16")} == {"float16"}  # type: ignore[arg-type]
+    left = dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "block_size", "enable_prefix_caching", "seed"))
+    assert EngineArgs("m", **left) == EngineArgs("m")  # type: ignore[arg-type]
+    assert pybatch.generate([5], tiny_model, num_kv_blocks=64, max_tokens=1, tensor_parallel_size=1)[0].error is None
     assert not ARGUMENTS.keys() & signature(EngineArgs).parameters.keys()
 
 
@@ -247,6 +255,9 @@ def test_methods_that_only_vllm_has(llm: LLM, tiny_model: Path) -> None:
         with pytest.raises(ValueError, match="known in vLLM, not here"):
             call()
     assert tokens(llm.generate(prompts="x", sampling_params=GREEDY, use_tqdm=print, lora_request=None, priority=None))
+    assert tokens(llm.generate(prompt_token_ids=[[5], [6]], sampling_params=GREEDY)) == tokens(
+        llm.generate([[5], [6]], GREEDY)
+    )
     assert llm.llm_engine is llm.engine
     made = LLM.from_engine_args(EngineArgs(model=tiny_model, num_kv_blocks=64, gpu_memory_utilization=0.3))
     assert (made.engine.num_kv_blocks, made.engine.config.memory_utilization) == (64, 0.3)
