@@ -1,4 +1,4 @@
-// pybatch._C: what is no tensor op.
+// pybatch._C: everything that is not a tensor op.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,9 +1,12 @@
 """The kernels as typed Python functions.
 
 Every function takes tensors on one device and runs that device's kernel. F stands for float32, float16 or bfloat16.
-Matrices are row-major; their rows must be contiguous but may lie apart, so a column slice of a fused projection is
-fine. Where ``out`` is given it is written and returned; else it is allocated. A wrong dtype, shape, stride or value
-raises RuntimeError that names the argument and what was expected.
+Matrices are row-major. Their rows must be contiguous, but there may be gaps between them, so a column slice of a fused
+projection is fine. If ``out`` is given it is written and returned, else it is allocated.
+
+A wrong device, dtype, shape, stride or number raises RuntimeError with the argument's name and what was expected, and
+nothing is written. Values in tensors (ids, slots, block tables, ...) are checked on the CPU only, since reading them on
+a GPU would synchronise. A CPU kernel that is refused memory raises RuntimeError too.
 
 Every output row depends on its own inputs alone, bit for bit: not on other rows, the batch or the thread count.
 """
@@ -21,13 +24,13 @@ torch.ops.load_library(Path(__file__).with_name("libpybatch_cpu.so"))  # type: i
 
 from pybatch import _C  # noqa: E402  (links against the library above)
 
-ISA: str = _C.chosen_isa()  # ValueError here if PYBATCH_ISA asks for the impossible
+ISA: str = _C.chosen_isa()  # raises ValueError if PYBATCH_ISA cannot run here
 
 CUDA: bool = not _C.why_no_cuda and torch.cuda.is_available()  # the ops take CUDA tensors too
 if CUDA:
     torch.ops.load_library(Path(__file__).with_name("libpybatch_cuda.so"))  # type: ignore[no-untyped-call]
 
-CpuGraph = _C.Graph  # `with graph:` records the CPU ops called in it instead of running them; graph.replay() does
+CpuGraph = _C.Graph  # `with graph:` records CPU ops instead of running them; graph.replay() runs them
 
 PANEL = 16  # columns in one panel of packed weights
 
@@ -49,8 +52,8 @@ _ops = torch.ops.pybatch
 
 
 def _register_fake(name: str) -> None:
-    """Ops write into tensors they are given, so that with fake tensors there is nothing to compute. But one meta tensor
-    among real ones, too, makes torch choose this in place of the kernel."""
+    """Ops write into given tensors, so with fake tensors there is nothing to compute. But torch also calls the fake for
+    real tensors with a meta tensor among them."""
     parameters = [argument.name for argument in getattr(_ops, name).default._schema.arguments]
 
     def fake(*args: Any, **kwargs: Any) -> None:
@@ -138,7 +141,7 @@ def pack_dense(weight: Tensor) -> Tensor:
 
 
 def interleave_gate_up(gate: Tensor, up: Tensor) -> Tensor:
-    """Rows of gate and up, in turns of 16, the last ones padded with zeros: what SILU_MUL and GELU_TANH_MUL multiply.
+    """16 rows of gate, then 16 of up, and so on, padded with zeros: the weights that SILU_MUL and GELU_TANH_MUL take.
 
     gate, up: [N, ...]. Returns [2 * ceil(N/16) * 16, ...].
     """
@@ -161,9 +164,9 @@ def matmul_dense(
 ) -> Tensor:
     """x @ weight^T + bias, summed in fp32 in ascending K.
 
-    x: [M, K] F; weight: from pack_dense of [N, K], F; bias: [N] F; out: [M, N] F, [M, up to N / 2] where the epilogue
-    multiplies gate and up. norm [K] of x's dtype: x is rms_norm(x, norm, norm_eps). epilogue: what becomes of the
-    product. All matmuls take these; their results are bit for bit those of the separate ops.
+    x: [M, K] F; weight: from pack_dense of [N, K], F; bias: [N] F; out: [M, N] F, or [M, up to N / 2] if the epilogue
+    multiplies gate and up. norm: [K] of x's dtype, to multiply rms_norm(x, norm, norm_eps) instead of x. epilogue: what
+    is done with the product. All matmuls take these, with the bits of the separate ops.
     """
     _ops.matmul_dense.default(x, weight, bias, norm, norm_eps, epilogue, out)
     return out
@@ -210,7 +213,7 @@ def matmul_w8a16(
     norm_eps: float = 0.0,
     epilogue: Epilogue = STORE,
 ) -> Tensor:
-    """x @ (q * scale)^T + bias with int8 weights and activations as they are; fp32 sums in ascending K.
+    """x @ (q * scale)^T + bias with int8 weights and unquantised activations; fp32 sums in ascending K.
 
     x: [M, K] F; weight: from pack_int8 of q [N, K]; scale: [N] float32; bias: [N] F; out: [M, N] F.
     """
@@ -232,18 +235,18 @@ def matmul_w8a8(
     """As matmul_w8a16, but each row of x is quantised to int8 first (scale = max|x| / 127, half to even).
 
     The int32 sum is exact, so the result is the same on every instruction set. K: at most 131072. A row with an inf
-    or NaN gives NaN only.
+    or NaN gives NaN throughout.
     """
     _ops.matmul_w8a8.default(x, weight, scale, bias, norm, norm_eps, epilogue, out)
     return out
 
 
 class GgufBlock(NamedTuple):
-    """How a quantised type of GGUF files lies in memory; names and layouts are ggml's."""
+    """The memory layout of a quantised type of GGUF files; names and layouts are ggml's."""
 
     weights: int  # of a row, in one block
     bytes: int
-    halves: tuple[int, ...]  # where its 16-bit floats are, scale first; all else is words of four bytes
+    halves: tuple[int, ...]  # offsets of its 16-bit floats, scale first; the rest is words of four bytes
 
 
 GGUF_BLOCKS = {
@@ -281,11 +284,11 @@ def matmul_gguf(
     norm_eps: float = 0.0,
     epilogue: Epilogue = STORE,
 ) -> Tensor:
-    """x @ weight^T + bias with the weights of a GGUF file as they are, and activations quantised in blocks of 32.
+    """x @ weight^T + bias with the weights as quantised in a GGUF file, and activations quantised in blocks of 32.
 
     x: [M, K] F; weight: from pack_gguf; bias: [N] F; out: [M, N] F. Each block of a row of x becomes int8 (scale =
     max|x| / 127, half to even), its dot products are exact, and blocks add up in fp32 in ascending K. A row with an inf
-    or NaN gives NaN only.
+    or NaN gives NaN throughout.
     """
     _ops.matmul_gguf.default(x, weight, bias, norm, norm_eps, epilogue, out)
     return out
@@ -312,11 +315,11 @@ def rope_kv_write(
 
     q: [T, heads * D] F; k, v: [T, kv_heads * D], q's dtype; positions: [T] int64, rows of rotary;
     slots: [T] int64, block * block_size + offset, negative: not written; rotary: [max_position, R] float32, cos in the
-    first R/2 columns and sin in the rest, R <= D: the first R elements of a head turn. Pairs are (i, i + R/2), or
-    (2i, 2i + 1) if interleaved. q_norm, k_norm: [D] of q's dtype: RMSNorm of each head before it turns.
-    k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8, and on CUDA
-    float8_e4m3fn; blocks may lie apart, each is contiguous. 8-bit: k_scale, v_scale [blocks, kv_heads, block_size]
-    float32, one per token and head.
+    first R/2 columns and sin in the rest, R <= D: the first R elements of a head are rotated, in pairs (i, i + R/2), or
+    (2i, 2i + 1) if interleaved. q_norm, k_norm: [D] of q's dtype, RMSNorm of each head before the rotation.
+    k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8, or on CUDA
+    float8_e4m3fn; each block is contiguous, but there may be gaps between blocks. 8-bit: k_scale, v_scale [blocks,
+    kv_heads, block_size] float32, one per token and head.
     """
     _ops.rope_kv_write.default(
         q, k, v, positions, slots, rotary, q_norm, k_norm, norm_eps, interleaved, k_cache, v_cache, k_scale, v_scale
@@ -326,13 +329,16 @@ def rope_kv_write(
 def copy_blocks(pool: Tensor, pairs: Tensor) -> None:
     """pool[dst] = pool[src] for every (src, dst) of pairs [n, 2] int64; pool: [blocks, block_bytes] uint8.
 
-    Each dst at most once, and no block as both src and dst.
+    Each dst may occur once only, and no block as both src and dst.
     """
     _ops.copy_blocks.default(pool, pairs)
 
 
 def swap_blocks(src: Tensor, dst: Tensor, pairs: Tensor) -> None:
-    """dst[j] = src[i] for every (i, j) of pairs [n, 2] int64; two pools of equal block_bytes, as in copy_blocks."""
+    """dst[j] = src[i] for every (i, j) of pairs [n, 2] int64; two pools of equal block_bytes, as in copy_blocks.
+
+    Each j may occur once only. The pools must not share memory. One may be on the CPU, pinned, and the other on CUDA.
+    """
     _ops.swap_blocks.default(src, dst, pairs)
 
 
@@ -356,8 +362,9 @@ def paged_attention(
 
     q, out: [T, heads * D] F; rows query_start[s]:query_start[s+1] are the last tokens of sequence s.
     block_tables: [S, max_blocks] int32; query_start: [S + 1] int32; seq_lens: [S] int32, cached tokens of each
-    sequence with this call's included; caches and scales as in rope_kv_write. window: 0, or how many last tokens a
-    query sees; soft_cap: 0, or c in c * tanh(logit / c); sinks: [heads] float32 logits without a value.
+    sequence with this call's included; caches and scales as in rope_kv_write. window: 0 (all), or the number of
+    latest tokens that a query sees; soft_cap: 0 (none), or c in c * tanh(logit / c); sinks: [heads] float32, logits in
+    the softmax that have no value.
     """
     out = torch.empty_like(q) if out is None else out
     _ops.paged_attention.default(

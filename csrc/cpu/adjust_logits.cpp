@@ -6,7 +6,7 @@
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
-// `count` has a place for every token and is read only where the row's history has set it.
+// `count` has an entry for every token, and only those that the row's history sets are read.
 void penalise_row(const AdjustLogitsParams& p, int64_t row, float* logits, int32_t* count) {
   constexpr int32_t kDone = -1;
   const int64_t* begin = p.history + p.history_start[row];

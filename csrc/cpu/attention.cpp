@@ -10,7 +10,8 @@ namespace {
 constexpr int64_t kTileRows = 48;  // query rows that share every key and value loaded
 constexpr int64_t kSplitGranules = kAttentionSplit / kGranule;
 constexpr int64_t kColumnGranules = kLanes / kGranule;
-constexpr int64_t kScoreStride = kAttentionSplit + kLanes;  // no power of two: rows would fall on the same cache sets
+constexpr int64_t kScoreStride =
+    kAttentionSplit + kLanes;  // not a power of two, which would put rows in the same cache sets
 
 enum Scratch { kPlan, kPartials, kWork };
 
@@ -18,25 +19,25 @@ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Queries that go through the same tokens together, a block of rows for each of their KV heads: row r of KV head h is
+// Queries that attend to the same tokens together, a block of rows for each of their KV heads: row r of KV head h is
 // token first + r / group, head (kv_head + h) * group + r % group.
 struct Tile {
   int64_t sequence, kv_head, kv_heads, first, tokens;
   int64_t position;  // of the first token
 };
 
-// Where the granules of a split lie: the first element of the tile's first KV head.
+// Where the granules of a split are: the first element of the tile's first KV head.
 template <class T>
 struct Split {
   const T* k[kSplitGranules];
   const float* k_scale[kSplitGranules];
   const float* v_scale[kSplitGranules];
   const T* const* v;  // among the pieces
-  // As pieces of memory in the order in which they are read: keys, values, and what is read after this split.
+  // The same as pieces of memory in reading order: keys, values, and what is read after this split.
   const T* pieces[2 * kSplitGranules + kAhead];
 };
 
-// Softmax over a part of the tokens, not yet normalised. sum = 0: the row has seen no token.
+// Unnormalised softmax over a part of the tokens. sum = 0: the row has seen no token.
 struct Partial {
   float* max;  // [rows]
   float* sum;  // [rows]
@@ -44,14 +45,14 @@ struct Partial {
 };
 
 // Rows [row, row + rows) of every KV head of a tile. They go through a split together, so that their scores stay in the
-// first-level cache.
+// L1 cache.
 struct Block {
   int64_t row, rows;
   Range ranges[kRows];
   Range columns;  // what any of them sees, as whole vectors
 };
 
-// What a thread works with.
+// A thread's buffers.
 struct Workspace {
   float* q;        // [rows, padded depth]; of an int8 cache as words in the first half of a row
   float* q_scale;  // [rows], int8 caches only
@@ -75,13 +76,13 @@ class Attention {
   void run();
 
  private:
-  // What is to do for one sequence: an item is a tile, or (spread) one split of a tile.
+  // The work for one sequence: an item is a tile, or (spread) one split of a tile.
   struct Plan {
     int64_t first_item, tiles, tile_heads, head_tiles, first_split, splits;
     bool spread;
     int64_t first_partial;
   };
-  // The splits [split, end) of a tile; partial: where the result waits to be merged, or -1.
+  // The splits [split, end) of a tile; partial: where the result is kept to be merged, or -1.
   struct Item {
     Tile tile;
     int64_t split, end, partial;
@@ -207,7 +208,7 @@ void Attention::locate(const Tile& tile, int64_t split, Range columns, const Til
   }
 }
 
-// Sends for the queries, or (write) the place of the output, of a tile's tokens [first, end).
+// Prefetches the queries, or (write) the output, of a tile's tokens [first, end).
 template <int write, class Rows>
 PYBATCH_INLINE void Attention::fetch_rows(const Rows& of, const Tile& tile, int64_t first, int64_t end) const {
   const int64_t size = size_of(of.dtype), bytes = tile.kv_heads * group * depth * size;
@@ -217,10 +218,10 @@ PYBATCH_INLINE void Attention::fetch_rows(const Rows& of, const Tile& tile, int6
   }
 }
 
-// Several heads take turns at columns and tokens that lie side by side in memory.
+// Heads alternate over columns and tokens that are adjacent in memory.
 template <class T>
 void Attention::score(const Tile& tile, const Split<T>& at, const Block& block, Workspace work) const {
-  const int64_t ahead = block.row == 0 ? kAhead : 0;  // the first block brings the split into the second-level cache
+  const int64_t ahead = block.row == 0 ? kAhead : 0;  // the first block brings the split into L2
   for (int64_t i = block.columns.begin, width; i < block.columns.end; i += width * kLanes) {
     width = smaller((block.columns.end - i) / kLanes, kColumns);
     const int64_t g = i / kGranule;
@@ -232,7 +233,7 @@ void Attention::score(const Tile& tile, const Split<T>& at, const Block& block, 
   }
 }
 
-// Turns scores into probabilities, not yet divided by their sum. Those of an int8 cache come and go as integers.
+// Turns scores into probabilities, not yet divided by their sum. With an int8 cache both are integers.
 template <class T>
 void Attention::softmax(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const {
   const Range columns = block.columns;
@@ -263,7 +264,7 @@ void Attention::softmax(const Tile& tile, const Split<T>& at, const Block& block
 }
 
 // Values outside a row's range are never multiplied, not even by zero: they may be NaN, unless they are integers. What
-// all rows of a block see is weighed together, what is left before and behind row by row.
+// all rows of a block see is weighed together, the rest before and after it row by row.
 template <class T>
 void Attention::weigh(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const {
   const int64_t n = block.rows, ahead = block.row == 0 ? kAhead : 0;
@@ -273,7 +274,7 @@ void Attention::weigh(const Tile& tile, const Split<T>& at, const Block& block, 
   }
   const Range *ranges = block.ranges, top = ranges[0], bottom = ranges[n - 1];
   const Range common = {bottom.begin, larger(bottom.begin, top.end)};
-  const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do by themselves
+  const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do one by one
   const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
   for (int64_t from = block.columns.begin; from < bottom.end; from += step) {
     for (int64_t h = 0; h < tile.kv_heads; ++h) {
@@ -312,7 +313,7 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
     block.rows = rows_at_once(head_rows - block.row);
     for (int64_t r = 0; r < block.rows; ++r) block.ranges[r] = range_of(tile, block.row + r, split);
     block.columns = {block.ranges[0].begin / kLanes * kLanes, round_up(block.ranges[block.rows - 1].end, kLanes)};
-    // A few at a time: the first-level cache can wait for few lines.
+    // A few at a time: L1 has few outstanding misses.
     fetch_rows<0>(p.q, then, block.row / group, (block.row + block.rows) / group);
     fetch_rows<1>(p.out, tile, block.row / group, (block.row + block.rows) / group);
     score(tile, at, block, work);
@@ -376,7 +377,7 @@ void Attention::finish(const Tile& tile, Partial state) const {
 }
 
 int64_t Attention::make_plan(Plan* plans, int64_t threads) {
-  int64_t heads = 0, total = 0;  // units of a head, a tile and a split: in items that are as large as can be, and all
+  int64_t heads = 0, total = 0;  // units of (head, tile, split): in items of the largest size, and in all
   for (int64_t s = 0; s < p.sequences; ++s) {
     const int64_t queries = p.query_start[s + 1] - p.query_start[s], position = p.seq_lens[s] - queries;
     Plan& plan = plans[s];
@@ -436,7 +437,7 @@ void Attention::run_items(const Plan* plans, int64_t items, int64_t* next) {
     load_queries(now.tile, work);
     for (int64_t split = now.split; split < now.end; ++split) {
       const bool last = split + 1 == now.end;
-      if (last) more = take();  // only now, so that it waits for this thread as short as can be
+      if (last) more = take();  // as late as possible, so that another thread may take it before
       const int64_t then_split = !last ? split + 1 : more ? item.split : split;
       attend(now.tile, split, item.tile, then_split, work, split == now.split ? into : part);
       if (split > now.split) merge(now.tile, part, into);

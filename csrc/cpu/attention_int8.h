@@ -107,7 +107,7 @@ struct Product<int8_t> {
   static PYBATCH_INLINE Sum multiply_add(int32_t x, I32x16 y, Sum sum) { return dot_pairs(y, x, sum); }
 };
 
-// x * factor as words, for factor = word_factor(the largest |x|). What is not a number becomes some word.
+// x * factor as words, for factor = word_factor(the largest |x|). NaN becomes some word.
 PYBATCH_INLINE float word_factor(float largest) { return largest > 0 ? kLargestWord / largest : 0.0f; }
 PYBATCH_INLINE void store_words(int16_t* p, F32x16 x, F32x16 factor) {
   const F32x16 limit = broadcast(kLargestWord);

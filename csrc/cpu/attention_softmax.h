@@ -1,5 +1,5 @@
-// Softmax over a few rows of scores side by side, to the base of two: queries come scaled by log2(e), which saves the
-// exponential a multiplication and the rounding errors of ln 2.
+// Softmax over a few rows of scores at once, in base two: queries are scaled by log2(e) beforehand, which saves a
+// multiplication and the rounding errors of ln 2.
 #pragma once
 
 #include "cpu/vec.h"
@@ -14,8 +14,8 @@ struct Range {
   int64_t begin, end;
 };
 
-// 2^x to about 1.5 ulp for x <= 0: x = n + r, a polynomial in r that is least off relative to 2^r, times 2^n. What is
-// not a number stays so; below -126 the result is exactly 0, so that a masked score of -inf adds nothing.
+// 2^x to about 1.5 ulp for x <= 0: x = n + r, a polynomial in r with the least relative error, times 2^n. NaN stays
+// NaN; below -126 the result is exactly 0, so that a masked score of -inf adds nothing.
 PYBATCH_INLINE F32x16 exp2(F32x16 x) {
   const F32x16 low = broadcast(-126.0f), t = max(low, x), n = round(t), r = t - n;
   F32x16 p = broadcast(1.3264727e-3f);
@@ -42,7 +42,7 @@ inline void soft_cap(float* scores, Range columns, float c) {
   }
 }
 
-// Of the lanes that stand for the tokens from i on, those in `range` from a, the others from b.
+// Lanes are tokens i, i + 1, ...: those in `range` come from a, the others from b.
 PYBATCH_INLINE F32x16 select_range(Range range, int64_t i, F32x16 a, F32x16 b) {
   auto lanes = [](int64_t n) { return n < 0 ? 0 : n < kLanes ? n : kLanes; };
   return select_first(lanes(range.begin - i), b, select_first(lanes(range.end - i), a, b));
@@ -60,7 +60,7 @@ inline void mask(float* scores, Range columns, Range range) {
 }
 
 // Turns rows of masked scores into probabilities relative to their own maximum, not yet divided by their sum, which is
-// 0 where the range is empty. A row's result is the same whatever rows are with it: columns past its range add nothing.
+// 0 where the range is empty. A row's result does not depend on the other rows: columns outside its range add nothing.
 template <int rows>
 void softmax_rows(float* scores, int64_t stride, Range columns, const Range* ranges, float* max_out, float* sum_out) {
   F32x16 largest[rows], sum[rows];

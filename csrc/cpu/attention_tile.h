@@ -15,7 +15,7 @@ constexpr int kColumns = 4;  // vectors in registers at once: 6 * 4 sums of 32 r
 constexpr int kColumns = 1;  // a vector is two registers of 16
 #endif
 
-constexpr int64_t kGranule = 8;  // tokens that surely lie side by side: the smallest block
+constexpr int64_t kGranule = 8;  // tokens that are always adjacent: the smallest block
 constexpr int64_t kAhead = 8;    // granules between what is multiplied and what is fetched
 
 template <int n>
@@ -23,7 +23,7 @@ struct Count {
   static constexpr int value = n;
 };
 
-// How many of the `left` rows to take next, so that the last takes are not left with few.
+// How many of the `left` rows to take next, so that the takes are even.
 PYBATCH_INLINE int64_t rows_at_once(int64_t left) {
   const int64_t takes = (left + kRows - 1) / kRows;
   return (left + takes - 1) / takes;
@@ -38,8 +38,7 @@ PYBATCH_INLINE void with_count(int64_t n, F&& f) {
   f(Count<most>{});
 }
 
-// Asks for `bytes` to be in the second-level cache soon. The first level can wait for too few lines at a time to keep
-// memory busy.
+// Prefetches `bytes` into the L2 cache. L1 has too few outstanding misses to keep memory busy.
 template <int64_t bytes>
 PYBATCH_INLINE void fetch(const void* p) {
 #pragma GCC unroll 4
@@ -47,7 +46,7 @@ PYBATCH_INLINE void fetch(const void* p) {
 }
 
 // The granules of one list of tokens, and those to be fetched while each is multiplied. Keys: element d of a granule
-// lies d * block_size on. Values: a token lies depth on. What is fetched is one piece of kGranule * depth elements.
+// is at d * block_size. Values: tokens are `depth` apart. A prefetched piece has kGranule * depth elements.
 template <class T>
 struct Granules {
   const T* const* at;
@@ -64,7 +63,7 @@ struct Product {
   static PYBATCH_INLINE Sum load_sum(const float* p) { return load(p); }
   static PYBATCH_INLINE void store_sum(float* p, Sum sum) { store(p, sum); }
   static PYBATCH_INLINE F32x16 multiplier(const float* row, int64_t i) { return broadcast(row[i]); }
-  // Sixteen columns, in one or two pieces, of which a step's next would lie `stride` on.
+  // Sixteen columns, in one or two pieces; those of the next step are `stride` further.
   static PYBATCH_INLINE F32x16 columns(const T* p, int64_t) { return load(p); }
   static PYBATCH_INLINE F32x16 columns(const T* lo, const T* hi, int64_t) { return load_halves(lo, hi); }
   static PYBATCH_INLINE Sum multiply_add(F32x16 x, F32x16 y, Sum sum) { return fma(x, y, sum); }
@@ -101,7 +100,7 @@ struct Sums {
   }
 };
 
-// out[r][c] = sum over d of q[r][d] * k[c][d]; two granules a column. split: they lie apart.
+// out[r][c] = sum over d of q[r][d] * k[c][d]; two granules a column. split: they are not adjacent.
 template <int rows, int columns, bool split, class T>
 __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules<T> k, int64_t k_stride, int64_t depth,
                                       float* out, int64_t out_stride) {
@@ -126,7 +125,7 @@ __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules
 }
 
 // out[r][c] += sum over tokens begin .. end, multiples of a step, of p[r][token] * v[token][c]. half: the column has
-// eight elements only.
+// only eight elements.
 template <int rows, int columns, bool half, class T>
 __attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<T> v, int64_t depth, int64_t column,
                                      int64_t begin, int64_t end, float* out, int64_t out_stride) {

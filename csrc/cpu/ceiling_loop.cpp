@@ -14,7 +14,7 @@ constexpr int kChains = 2;
 #endif
 
 template <class T>
-PYBATCH_INLINE void keep(const T& value) {  // as far as the compiler knows, somebody reads it
+PYBATCH_INLINE void keep(const T& value) {  // the compiler must assume that the value is read
   asm volatile("" : : "m"(value) : "memory");
 }
 

@@ -7,7 +7,7 @@
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
 void copy_blocks(const CopyBlocksParams& p) {
-  constexpr int64_t kSegment = 64 * 1024;  // a block holds all layers, so that even one pair is worth sharing out
+  constexpr int64_t kSegment = 64 * 1024;  // a block holds all layers, so that even one pair is split among threads
   const int64_t segments = (p.block_bytes + kSegment - 1) / kSegment;
   parallel_for(p.count * segments, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

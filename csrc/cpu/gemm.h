@@ -1,16 +1,16 @@
 // The blocked matrix multiply under every matmul: register tiles of rows by panels, K in blocks that stay in cache,
 // threads over panels and, where there are many rows, row ranges too (Goto & van de Geijn 2008, with B packed ahead).
 //
-// A sum starts at zero and takes in its products one step of K after another. Tiles, blocks and threads only decide
-// which sums are worked on together; a block that ends mid-K parks its sums unrounded. So they never change a bit.
+// A sum starts at zero and adds its products one step of K after another. Tiles, blocks and threads only decide which
+// sums are computed together; a block that ends mid-K stores its sums unrounded. So they never change a bit.
 //
-// Weights come from memory once, ahead of their use: while the rows pass over one block of them, the next is fetched.
+// Weights are read from memory once, ahead of use: while one block is multiplied, the next is prefetched.
 //
 // An Op says what a step is:
 //   Tile            the largest tile
 //   Sum, X, W       registers: 16 running sums; one row's activations of a step, broadcast; one panel's weights of it
 //   kSteps          steps in one group of packed weights
-//   kGroupBytes     bytes of a group; a panel's groups lie one after the other
+//   kGroupBytes     bytes of a group; a panel's groups are contiguous
 //   kStepBytes      bytes of one row's activations of a step
 //   activation(p), weight(group, step), multiply_add(x, w, sum)
 #pragma once
@@ -50,9 +50,9 @@ struct BlockTile {
 #endif
 
 constexpr int64_t kBlockSteps = 512;         // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
-constexpr int64_t kBlockRows = 256;          // rows whose sums are parked between blocks
+constexpr int64_t kBlockRows = 256;          // rows whose sums are stored between blocks
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
-constexpr int64_t kWidenTiles = 4;           // tiles that pay for widening weights to fp32 once, before them
+constexpr int64_t kWidenTiles = 4;           // tiles from which widening weights to fp32 once beforehand pays
 constexpr int64_t kRowWorkPerThread = 8192;  // activations to prepare that are worth waking a thread for
 constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that are worth waking a thread for
 
@@ -76,7 +76,7 @@ struct Gemm {
   int64_t together() const { return is_gated(p.epilogue) ? 2 : 1; }  // panels that `finish` needs at once
 };
 
-// Sends for the part of p.out that a tile is about to write: where rows are many, most of it has left the caches.
+// Prefetches the part of p.out that a tile is about to write: with many rows, most of it is no longer in the caches.
 inline void fetch_output(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
   const Matrix& out = g.p.out;
   const int64_t bytes = size_of(out.dtype), width = panels * kPanel / g.together() * bytes;
@@ -92,7 +92,7 @@ struct TileArguments {
   const char* weight;
   int64_t panel_stride;
   int64_t steps;
-  bool resume;  // go on from the sums, do not start at zero
+  bool resume;  // continue from the sums instead of zero
   void* sums;   // [panels][rows] Sum
   // Bytes from here to the next block of weights, of which this tile fetches every `fetch_every`-th group.
   int64_t ahead, fetch_first, fetch_every;
@@ -110,11 +110,11 @@ void multiply_tile(const TileArguments& t) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) sum[r][p] = t.resume ? parked[p * kRows + r] : Sum{};
   }
-  constexpr int kBases = (kRows + 3) / 4;  // with one address for all rows, their offsets would not fit the registers
+  constexpr int kBases = (kRows + 3) / 4;  // with one address for all rows, their offsets would spill
   const char* x[kBases];
   for (int i = 0; i < kBases; ++i) {
     x[i] = t.x + 4 * i * t.x_stride;
-    asm("" : "+r"(x[i]));  // or the compiler makes them one again
+    asm("" : "+r"(x[i]));  // keeps the compiler from merging them
   }
   const char* weight = t.weight;
   int64_t until_fetch = t.fetch_first;
@@ -171,7 +171,7 @@ void widen(const char* weight, int64_t steps, float* out) {
   }
 }
 
-// Multiplies rows by panels, on the calling thread; `more`: the panels behind them are next. finish(panel, panels, row,
+// Multiplies rows by panels, on the calling thread; `more`: the panels after them are next. finish(panel, panels, row,
 // rows, sums) takes complete sums, [panels][rows] of Op::Sum.
 template <class Op, class Finish>
 void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels, bool more,
@@ -204,7 +204,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
         }
         t.weight = reinterpret_cast<const char*>(wide);
         t.panel_stride = block * kPanel * 4;
-        t.ahead = 0;  // widening reads ahead by itself
+        t.ahead = 0;  // widening itself reads ahead
       }
     }
     for (int64_t i = 0; i < tiles; ++i) {  // rows in even shares: 7 rows are 4 + 3, not 6 + 1
@@ -234,7 +234,7 @@ void gemm(const Gemm& g, const Finish& finish) {
   int64_t tile_rows = min(m, Op::Tile::kMaxRows);
   int64_t tile_panels = min(Op::Tile::kMaxSums / tile_rows, Op::Tile::kMaxPanels);
   int64_t groups = panels / together, block_groups = max(tile_panels / together, 1);
-  // Ranges of rows: small enough to park their sums, and more of them where panels are too few for the threads.
+  // Ranges of rows: small enough to store their sums, and more of them where there are too few panels for the threads.
   int64_t wanted = ceil_div(4 * executor().num_threads(), groups);
   int64_t ranges = max(ceil_div(m, kBlockRows), min(wanted, m / kMinRows));
   int64_t work = together * (g.steps * Op::Tile::kStepWork + 1) * (m / ranges + 3);
@@ -253,7 +253,7 @@ void gemm(const Gemm& g, const Finish& finish) {
   });
 }
 
-// ---- fp32 sums: Weight is how they lie in memory ----
+// ---- fp32 sums: Weight is the type in memory ----
 
 template <class Weight>
 struct FloatOp {
@@ -278,7 +278,7 @@ namespace {
 template <class Pointer>
 using Pointee = std::remove_pointer_t<Pointer>;
 
-// Calls f(row, its activations) for every row, threads side by side; with p.norm, the row normalised.
+// Calls f(row, its activations) for every row, in parallel; with p.norm, the row normalised.
 template <class F>
 void for_each_row(const MatmulParams& p, const F& f) {
   with_float_type(p.x.dtype, [&](auto* type) {
@@ -297,7 +297,7 @@ void for_each_row(const MatmulParams& p, const F& f) {
   });
 }
 
-// The activations as fp32 rows, in scratch unless they lie so already.
+// The activations as fp32 rows, in scratch unless they already are.
 inline ConstMatrix f32_rows(const MatmulParams& p) {
   if (p.x.dtype == DType::f32 && p.norm == nullptr) return p.x;
   int64_t stride = ceil_div(p.k, kLanes) * kLanes;
@@ -321,7 +321,7 @@ inline F32x16 bias_at(const MatmulParams& p, int64_t column) {
 }
 
 // Writes a tile's complete sums as p.epilogue says. A product is value(its panel's first column)(row, sum) + bias, and
-// is rounded to out's type before anything is done with it, as if it had been stored first.
+// is rounded to out's type before it is used, as if it had been stored first.
 template <class Sum, class Value>
 PYBATCH_INLINE void write_tile(const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
                                const Sum* sums, const Value& value) {

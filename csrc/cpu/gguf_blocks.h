@@ -15,7 +15,7 @@ struct Unpacked {
 
 // Word w of each column, a lane each.
 PYBATCH_INLINE I32x16 words(const char* group, int w) { return load_ints(group + w * 64); }
-// 16-bit float h of each column; they lie behind the words.
+// 16-bit float h of each column; they follow the words.
 PYBATCH_INLINE F32x16 halves(const char* group, int words, int h) {
   return load(reinterpret_cast<const f16*>(group + words * 64 + h * 32));
 }

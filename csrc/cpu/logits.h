@@ -1,4 +1,4 @@
-// Walking one row of logits: the largest, the k largest, the fewest that hold a given mass. Tokens are in order of
+// Passes over one row of logits: the largest, the k largest, the fewest that hold a given mass. Tokens are in order of
 // their logits, the larger first, and then of their ids, the lower first. NaN counts as -inf, +inf as the largest
 // float.
 #pragma once
@@ -7,7 +7,7 @@
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
-constexpr float kNever = -__builtin_inff();  // the logit of a token that cannot be
+constexpr float kNever = -__builtin_inff();  // the logit of an impossible token
 
 // The first n <= 16 logits at p; the lanes from n on are -inf.
 PYBATCH_INLINE F32x16 load_logits(const float* p, int64_t n) {

@@ -6,13 +6,13 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kBlock = 32;  // activations that share a scale
-constexpr int kAhead = 4096;    // bytes of weights on their way from memory: within a group they are not read in order
+constexpr int kAhead = 4096;    // bytes of weights prefetched: within a group they are not read in order
 
 struct ActivationBlock {
   int8_t q[kBlock];
   float scale;
   float scaled_sum;  // scale * sum(q), which a weight block's min multiplies
-  int32_t start[2];  // of the dot products of each half: what takes the offset of the codes out again
+  int32_t start[2];  // of the dot products of each half: cancels the offset of the codes
 };
 
 // A step is one block: the weights' codes are unpacked once for all the rows of a tile.
@@ -93,7 +93,7 @@ void multiply(const MatmulParams& p, const Finish& finish) {
 }  // namespace
 
 void matmul_gguf(const MatmulParams& p) {
-  // One function for all types of blocks: it is most of what there is to compile.
+  // One function for all types of blocks, since most of the code is in it.
   auto finish = [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
     write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
   };

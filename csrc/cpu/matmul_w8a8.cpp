@@ -34,8 +34,8 @@ struct Dot4 {
 
 #elif defined(PYBATCH_ISA_AVX2)
 
-// Bytes are widened to 16 bit, even and odd ones apart, and multiplied and added in pairs: k 0 and 2, then k 1 and 3.
-// Activations are stored in that order.
+// Bytes are widened to 16 bits, even and odd ones separately, and multiplied and added in pairs: k 0 and 2, then k 1
+// and 3. Activations are stored in that order.
 struct Dot4 {
   struct Sum {
     __m256i lo, hi;

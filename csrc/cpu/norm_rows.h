@@ -1,4 +1,4 @@
-// What a norm of a row is made of, for the norms themselves and for matmuls that normalise what they read.
+// Norms of one row, for the norm ops and for matmuls that normalise their input.
 #pragma once
 
 #include "cpu/vec.h"

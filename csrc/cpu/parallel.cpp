@@ -57,7 +57,7 @@ void* thread_scratch(int slot, int64_t bytes) {
   thread_local Buffer buffers[kSlots];
   Buffer& buffer = buffers[slot];
   if (buffer.bytes < bytes) {
-    buffer = {};  // before the new one, so that the two are never held at once
+    buffer = {};  // freed first, so that both are never held at once
     bytes = (bytes + 4095) / 4096 * 4096;
     buffer.data.reset(std::aligned_alloc(64, static_cast<size_t>(bytes)));
     if (!buffer.data) {

@@ -102,9 +102,8 @@ void write_head(Head& head, int64_t depth, DType dtype, void* base, int64_t offs
   with_float_type(dtype, [&]<class T>(T*) { write(static_cast<T*>(base) + offset, stride, head.x, depth); });
 }
 
-// Fetches one of `parts` equal parts of the lines that a token will be written to: a key has one for almost every
-// element, too many to be fetched at once, and too many for the first-level cache to wait for. Inlined, since GCC drops
-// calls of a function that does nothing but prefetch.
+// Prefetches one of `parts` equal parts of the lines that a token will be written to. A key has a line for almost every
+// element, too many to prefetch at once. Inlined, since GCC drops calls of a function that only prefetches.
 PYBATCH_INLINE void prefetch_slot(const KvCache& c, int64_t slot, int64_t part, int64_t parts) {
   if (slot < 0) return;
   const int64_t block = slot / c.block_size, offset = slot % c.block_size;

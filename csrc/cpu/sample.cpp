@@ -23,7 +23,7 @@ double uniform(uint64_t seed, uint64_t position) {
   return static_cast<double>((uint64_t{c[0]} << 32 | c[1]) >> 11) * 0x1p-53;
 }
 
-// What is left of a row's softmax after the cuts, which all keep an initial part of the tokens' order.
+// A row's softmax after the cuts, each of which keeps a prefix of the tokens' order.
 struct Distribution {
   const float* logits;
   int64_t vocab;
@@ -89,7 +89,7 @@ int64_t draw(const Distribution& distribution, double u) {
     for (int64_t i = b * kMassBlock; i < end; i += kLanes) sum = sum + distribution.weights(i, end);
     total += mass[b] = static_cast<double>(reduce_add(sum));
   }
-  // Rounding may leave the sum a little short of the target at the very end: then the last token with any weight is it.
+  // Rounding may leave the sum just short of the target: then the last token with any weight is taken.
   const double target = u * total;
   double before = 0;
   int64_t block = 0;

@@ -28,7 +28,7 @@
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
-// 16-bit floats as they lie in memory.
+// 16-bit floats as stored in memory.
 struct f16 {
   uint16_t bits;
 };
@@ -37,7 +37,7 @@ struct bf16 {
 };
 
 constexpr int kLanes = 16;
-using F32x4 = float __attribute__((vector_size(16)));  // GCC's and Clang's vectors: SSE, NEON or what there is
+using F32x4 = float __attribute__((vector_size(16)));  // GCC's and Clang's vectors: SSE, NEON or others
 
 PYBATCH_INLINE float as_float(uint32_t bits) {
   float x;
@@ -248,7 +248,7 @@ PYBATCH_INLINE float to_float(bf16 x) { return as_float(static_cast<uint32_t>(x.
 PYBATCH_INLINE float to_float(f16 x) {
   uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
   if (rest >= 0x7c00u) return as_float(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
-  // Shift the fraction into place, then let a multiply by 2^112 mend the exponent; it is exact for subnormals too.
+  // Shift the fraction into place, then correct the exponent by a multiplication by 2^112, exact for subnormals too.
   return as_float(sign | as_bits(as_float(rest << 13) * as_float(0x77800000u)));
 }
 PYBATCH_INLINE void from_float(float* p, float x) { *p = x; }
@@ -298,7 +298,7 @@ PYBATCH_INLINE F32x16 load(const float* p) {
   std::memcpy(&r, p, sizeof(r));
   return r;
 }
-// Not inlined, like the store below: sixteen conversions lane by lane are long, and called in many places.
+// Not inlined, like the store below: sixteen scalar conversions are long, and used in many places.
 template <class T>
 __attribute__((noinline)) F32x16 load(const T* p) {
   PYBATCH_LANEWISE(to_float(p[i]));
@@ -367,7 +367,7 @@ PYBATCH_INLINE float reduce_max(F32x16 a) {
 // Below -87 the result is exactly 0, so that a masked score of -inf adds nothing.
 PYBATCH_INLINE F32x16 exp(F32x16 x) {
   const F32x16 low = broadcast(-87.0f);
-  F32x16 t = min(broadcast(88.0f), max(low, x));  // in this order both hand on a NaN
+  F32x16 t = min(broadcast(88.0f), max(low, x));  // in this order both propagate NaN
   F32x16 n = round(t * broadcast(1.44269504088896341f));
   F32x16 r = fma(n, broadcast(-0.693359375f), t);
   r = fma(n, broadcast(2.12194440e-4f), r);

@@ -39,7 +39,7 @@ PYBATCH_INLINE void store_bytes(int8_t* p, I32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
 
-// VNNI's dot product takes its first operand as unsigned: signed bytes must come with kSignedOffset added.
+// VNNI's dot product takes its first operand as unsigned: kSignedOffset must have been added to signed bytes.
 constexpr int kSignedOffset = 128;
 
 // sum + the dot products of w[0..3], in each lane four bytes that are at most kMaxByte, with x[0..15].

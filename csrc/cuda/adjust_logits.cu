@@ -1,5 +1,5 @@
-// adjust_logits: a block takes one row after the other, and counts in a place for every token that only the row's own
-// history sets and reads.
+// adjust_logits: a block takes one row after the other. It has a count for every token; only those in the row's history
+// are set and read.
 #include "cuda/common.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"

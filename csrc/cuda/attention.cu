@@ -2,8 +2,8 @@
 //
 // Each split of kAttentionSplit tokens is an online softmax of its own, merged into the row's total in ascending order.
 // A sequence with one query is cut at the splits into pieces for blocks of one warp, and merge_kernel does the same
-// merges in the same order: a row has the same bits however it was worked on. Steps in which a row sees nothing leave
-// it as it is, bit for bit.
+// merges in the same order, so that a row's bits do not depend on how it was computed. Steps in which a row sees
+// nothing do not change a bit of it.
 #include "cuda/attention_plan.cuh"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/kernels.h"

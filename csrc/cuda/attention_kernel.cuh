@@ -1,7 +1,7 @@
-// The attention kernel for the tensor cores, and its start for one type of KV cache; see attention.cu.
+// The attention kernel for the tensor cores, and its launch for one type of KV cache; see attention.cu.
 //
-// A warp takes sixteen query rows: the query heads that share a KV head lie next to each other, token by token. A block
-// of up to eight warps walks the KV tiles that its rows see.
+// A warp takes sixteen query rows: the query heads that share a KV head are adjacent, token by token. A block of up
+// to eight warps passes over the KV tiles that its rows see.
 #pragma once
 
 #include <type_traits>
@@ -14,7 +14,7 @@
 namespace pybatch::cuda {
 namespace {
 
-// The bounds of a piece of work.
+// The bounds of a work item.
 struct Item {
   int64_t sequence, kv_head, piece;
   int64_t row, end_row;    // query rows: token * group + head of the group
@@ -156,7 +156,7 @@ __device__ __forceinline__ void softmax_step(float (&s)[kTile / 8][4], Part<kHea
 template <class T, class KV, class Config>
 __device__ __forceinline__ void add_not_finite(Part<Config::kHeadDim>& part, const float (&s)[Config::kTile / 8][4],
                                                const KV* v, int64_t first, const Visible& visible, int lane) {
-  float weights[Config::kTile / 8][4];  // indexed at run time, so in memory: this hardly ever runs
+  float weights[Config::kTile / 8][4];  // indexed at run time, so in local memory: this hardly ever runs
   for (int j = 0; j < Config::kTile / 8; ++j) {
     for (int e = 0; e < 4; ++e) weights[j][e] = s[j][e];
   }
@@ -365,7 +365,7 @@ void with_head_dim(int64_t head_dim, const F& f) {
   return f(std::integral_constant<int, 256>());
 }
 
-// Plans the work and attends; the pieces of what was cut are left in `work`.
+// Plans the work and attends; partial results of what was cut are left in `work`.
 template <class T, class KV>
 void attend(const PagedAttentionParams& p, const WorkList& work, cudaStream_t stream) {
   with_head_dim(p.cache.head_dim, [&](auto head_dim) {

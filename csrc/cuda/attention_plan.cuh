@@ -1,6 +1,6 @@
 // The work list of paged attention, built on the device from the sequence lengths, so that a CUDA graph captures it.
-// A sequence with one query is cut at the splits of kAttentionSplit tokens into pieces that are worked on apart, as far
-// as there is room for their partial results; it makes no difference to the bits, see attention.cu.
+// A sequence with one query is cut at the splits of kAttentionSplit tokens into separate pieces, as far as there is
+// room for their partial results; this does not change the bits, see attention.cu.
 #pragma once
 
 #include "cuda/attention_config.cuh"
@@ -43,7 +43,7 @@ __device__ __forceinline__ int64_t first_split(const PagedAttentionParams& p, in
 }
 
 // Fills the list. decode_rows, prefill_rows: query rows (tokens times heads of a group) of an item. A call with no more
-// tokens than sequences is decode as a whole; then all items are in the one list.
+// tokens than sequences is decode only; then all items are in the first list.
 void plan_attention(const PagedAttentionParams&, const WorkList&, int decode_rows, int prefill_rows, cudaStream_t);
 
 // The sequence that an item belongs to, at or after `from`. All lanes of a warp call together.

@@ -1,5 +1,5 @@
-// paged_attention for what the tensor-core kernel does not take (fp32, unlike types): a warp takes one query head of
-// one token and walks the tokens it sees, 32 at a time, with fp32 arithmetic throughout.
+// paged_attention where the tensor-core kernel does not apply (fp32, mixed types): a warp takes one query head of one
+// token and passes over the tokens it sees, 32 at a time, with fp32 arithmetic throughout.
 #include "cuda/common.cuh"
 #include "cuda/launch.cuh"
 #include "pybatch/attention.h"
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) simple_attention_kernel(PagedAt
     for (int i = 0; i < kWarp; ++i) {
       const float w = __shfl_sync(kAllLanes, weight, i);
       const int64_t its_block = __shfl_sync(kAllLanes, block, i), its_offset = __shfl_sync(kAllLanes, offset, i);
-      if (first + i < begin || first + i > position) continue;  // another sequence's values may lie there
+      if (first + i < begin || first + i > position) continue;  // other sequences' values may be there
       const int64_t at = its_block * cache.v_block_stride + (kv_head * size + its_offset) * dim;
 #pragma unroll
       for (int j = 0; j < kDimsALane; ++j) {

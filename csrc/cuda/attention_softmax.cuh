@@ -19,7 +19,7 @@ __device__ __forceinline__ float merge(const MergeWeights& w, float total, float
   return fmaf(total, w.total, part * w.part);
 }
 
-// 1 / sum, with the head's sink in the sum: a logit that takes part and adds no value.
+// 1 / sum, with the head's sink in the sum: a logit that has no value.
 __device__ __forceinline__ float inverse_sum(const PagedAttentionParams& p, int64_t head, float max, float sum) {
   if (p.sinks == nullptr) return sum > 0.0f ? 1.0f / sum : 0.0f;
   const MergeWeights w = merge_weights(max, p.sinks[head] * kLog2E);

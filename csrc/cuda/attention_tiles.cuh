@@ -1,8 +1,8 @@
-// K and V tiles of the attention kernel: how they come into shared memory, and out of it as B operands of the mma.
+// K and V tiles of the attention kernel: how they are copied to shared memory, and loaded as B operands of the mma.
 //
-// 16-bit tiles are read with ldmatrix.trans. 8-bit tiles are read a word a row: the four numbers of a word lie next to
-// each other along the columns, so they go to four tiles of eight columns, and columns are permuted within 32. The same
-// permutation of S's columns (tokens) is then the order in which P meets the rows of V.
+// 16-bit tiles are read with ldmatrix.trans. 8-bit tiles are read a word a row: the four numbers of a word are
+// adjacent columns, so they go to four tiles of eight columns, and columns are permuted within 32. The rows of V are
+// taken in the order that this permutation gives S's columns (tokens).
 #pragma once
 
 #include "cuda/attention_config.cuh"

@@ -14,7 +14,7 @@ struct BlockScales {
 __device__ __forceinline__ uint32_t word(const char* group, int w, int column) {
   return *reinterpret_cast<const uint32_t*>(group + w * 64 + column * 4);
 }
-// 16-bit float h; they lie behind the words.
+// 16-bit float h; they follow the words.
 __device__ __forceinline__ float half_float(const char* group, int words, int h, int column) {
   return to_float(*reinterpret_cast<const f16*>(group + words * 64 + h * 32 + column * 2));
 }

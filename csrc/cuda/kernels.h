@@ -1,8 +1,8 @@
 // The CUDA kernels as the binding and the tests call them: the params of the CPU kernels with device pointers, and a
-// stream. They start work and return; no value is read back, so all of them can be captured in a CUDA graph.
+// stream. They launch and return; no value is read back, so all of them can be captured in a CUDA graph.
 //
-// Where a kernel needs room, <kernel>_workspace says how many bytes; the buffer is 256-byte aligned and is free again
-// once the kernel has run.
+// If a kernel needs a workspace, <kernel>_workspace returns its bytes; the buffer is 256-byte aligned, and free again
+// when the kernel has run.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,7 +30,7 @@ void copy_blocks(const CopyBlocksParams&, cudaStream_t);  // either side may be 
 size_t paged_attention_workspace(const PagedAttentionParams&);
 void paged_attention(const PagedAttentionParams&, void* workspace, cudaStream_t);
 
-// Matmuls but W8A8's, which normalises as it quantises, take x as it is: rms_norm runs before them where p.norm is set.
+// Matmuls do not normalise x, except W8A8's, which does so as it quantises: rms_norm runs before them if p.norm is set.
 void matmul_dense(const MatmulParams&, cudaStream_t);
 void matmul_w8a16(const MatmulParams&, cudaStream_t);
 size_t matmul_w8a8_workspace(const MatmulParams&);

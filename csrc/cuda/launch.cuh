@@ -1,4 +1,4 @@
-// How a kernel is started, and what the host asks of the device. tests/simt has a host twin of this file.
+// Kernel launches and device queries. tests/simt has a host twin of this file.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -35,7 +35,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
-// The most dynamic shared memory that one block can have.
+// The largest dynamic shared memory of a block.
 inline size_t max_shared_bytes() {
   return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }

@@ -1,4 +1,4 @@
-// Walking one row of logits with a block: sums that do not depend on order, and the place in the order of tokens at
+// One block's passes over a row of logits: sums that do not depend on order, and the place in the order of tokens at
 // which a sum is reached. Tokens are in order of their logits, the larger first, then of their ids, the lower first.
 // NaN counts as -inf, +inf as the largest float.
 #pragma once
@@ -11,7 +11,7 @@ namespace pybatch::cuda {
 
 constexpr int kMaxLogitThreads = 512;
 
-// Threads of a block that walks a row, in whole warps, at least two. No result depends on it.
+// Threads of a block that takes a row, in whole warps, at least two. No result depends on it.
 inline int logit_threads(int64_t vocab) {
   constexpr int64_t kTokensAThread = 32;
   const int64_t warps = ceil_div(vocab, kTokensAThread * kWarp);

@@ -1,4 +1,4 @@
-// Sizes of the tensor-core matmuls. None of them shows in a result.
+// Sizes of the tensor-core matmuls. No result depends on them.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ constexpr int kSlabs = 2;         // of a pipeline stage
 // The sum over K is cut into this many parts that are added in ascending order: four warps can then share a column.
 constexpr int kSplits = 4;
 
-// A block is either kWarpsN warps side by side over the columns, each walking all of K (many rows), or one warp wide
+// A block is either kWarpsN warps over neighbouring columns, each with all of K (many rows), or one warp wide
 // with a warp for each part of K (few rows).
 template <int kRows_, int kWarpsN_, int kWarpsK_>
 struct MatmulTile {

@@ -1,4 +1,4 @@
-// What becomes of a sum, for every matmul.
+// What every matmul does with a sum.
 #pragma once
 
 #include "cuda/activation.cuh"
@@ -24,7 +24,7 @@ struct Scaling {
   const void* bias;
   DType bias_dtype;
 
-  // What is missing leaves every float as it is: 1 as a factor, -0 as a summand.
+  // The defaults change no float: a factor of 1, a summand of -0.
   __device__ __forceinline__ ColumnScaling column(int64_t column) const {
     return {column_scale != nullptr ? column_scale[column] : 1.0f,
             bias != nullptr ? load_as(bias_dtype, bias, column) : -0.0f, row_scale};
@@ -51,7 +51,7 @@ __device__ __forceinline__ void write_sum(const MatmulParams& p, DType type, int
 }
 
 // Where gate and up are multiplied: the lanes of a warp call it together, each with one of 32 neighbouring columns of a
-// row, the first a multiple of 32. The lower lanes have gates and the upper ones what they gate.
+// row, the first a multiple of 32. The lower lanes have gates, the upper ones the values that they multiply.
 __device__ __forceinline__ void write_gated(const MatmulParams& p, DType type, int64_t row, int64_t column,
                                             float product) {
   const float x = rounded(type, product), up = __shfl_down_sync(kAllLanes, x, kPanel);

@@ -47,7 +47,7 @@ struct GgufConfig {
   static constexpr int kSteps = 8, kStages = 2, kPanels = kWarpColumns / kPanel;
   static constexpr int kGroupBytes = kPanel * Type::kBytes;
   static constexpr int kWeightBytes = kSteps * kBlock / Type::kWeights * kGroupBytes;        // of a panel
-  static constexpr int kRowPitch = kSteps * static_cast<int>(sizeof(ActivationBlock)) + 16;  // rows in unlike banks
+  static constexpr int kRowPitch = kSteps * static_cast<int>(sizeof(ActivationBlock)) + 16;  // rows in different banks
   static constexpr int kXBytes = Tile::kRows * kRowPitch;
   static constexpr int kStageBytes = kXBytes + Tile::kWarpsN * kPanels * kWeightBytes;
   static constexpr int kPart = Tile::kRows * kPartPitch;
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
     wait_for_others();  // the stage is free
   }
 
-  // Through shared memory, where parts of K come together and a warp's lanes turn into neighbouring columns.
+  // Through shared memory, to add up the parts of K and give a warp's lanes neighbouring columns.
   __syncthreads();
   float* parts = dynamic_shared<float>();
 #pragma unroll

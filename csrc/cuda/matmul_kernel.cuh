@@ -1,6 +1,6 @@
 // The tensor-core matmul, for every kind of weight (matmul_ops.cuh) and every number of rows: one family of
-// instructions and one order of the sum over K, kSplits parts that are added in ascending order, so the tile never
-// shows in a result.
+// instructions and one order of the sum over K, kSplits parts that are added in ascending order, so no result
+// depends on the tile.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kRows;
   const int64_t first_column = (static_cast<int64_t>(blockIdx.y) * Tile::kWarpsN + warp_n) * kWarpColumns;
 
-  // Warps that share rows of x wait for each other; a warp with a part of K of its own waits for nobody.
+  // Warps that share rows of x wait for each other; a warp with its own part of K does not wait.
   constexpr bool kAlone = Tile::kWarpsN == 1;
   const int thread = kAlone ? lane : static_cast<int>(threadIdx.x);
   char* shared = dynamic_shared<char>() + warp_k * kStages * kStageBytes;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
     }
   }
 
-  // Through shared memory, where parts of K come together and a warp's lanes turn into neighbouring columns.
+  // Through shared memory, to add up the parts of K and give a warp's lanes neighbouring columns.
   cp_async_wait<0>();
   __syncthreads();
   Sum* parts = dynamic_shared<Sum>();

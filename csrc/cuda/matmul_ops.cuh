@@ -1,9 +1,9 @@
-// How each kind of packed weight comes into shared memory and out of it as the A operand of the mma: weights are the
-// rows, tokens the columns of the product, so that few tokens waste little.
+// How each kind of packed weight is copied to shared memory and loaded from it as the A operand of the mma: weights are
+// the rows, tokens the columns of the product, so that few tokens waste little.
 //
 // A slab is 64 bytes of a row of x. Lane 4 g + t holds bytes 16 t to 16 t + 15 of row g, which serve as the B operands
-// of two mma steps. A step's K is thereby permuted, and the weights follow: step i takes the elements that registers
-// 2 i and 2 i + 1 of every lane hold.
+// of two mma steps. This permutes a step's K, and the weights alike: step i takes the elements in registers 2 i and
+// 2 i + 1 of every lane.
 #pragma once
 
 #include "cuda/matmul_config.cuh"
@@ -98,7 +98,8 @@ struct DenseWeights {
   static constexpr int kSlab = kSlabBytes / sizeof(T);
   static constexpr size_t kPanelBytes = kSlab * kPanel * sizeof(T), kBytes = 2 * kPanelBytes;
 
-  // Where the `half`-th eight columns of k lie: swizzled, so that the eight k that ldmatrix reads are in unlike banks.
+  // Where the `half`-th eight columns of k are: swizzled, so that the eight k that ldmatrix reads are in different
+  // banks.
   static __device__ __forceinline__ int offset(int k, int half) {
     return ((2 * k + half) ^ (k / 8 % 2 * 4) ^ (k / 16)) * 16;
   }

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) quantize_kernel(MatmulParams p
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
   const float rms = kNorm ? inverse_deviation(x, p.k, 0.0f, p.norm_eps, scratch) : 1.0f;
-  // What rms_norm would have left in memory, if there is to be a norm.
+  // The result of rms_norm, if there is a norm.
   auto for_normed_runs = [&](const auto& f) {
     for_runs(x, p.k, [&](int64_t column, int64_t n, float (&v)[kRun]) {
       if constexpr (kNorm) {

@@ -26,7 +26,7 @@ struct Mma<f16> {
     const __half2 pair = __floats2half2_rn(low, high);
     return reinterpret_cast<const uint32_t&>(pair);
   }
-  // Zeroes those of a pair that are inf or NaN, and tells of them.
+  // Zeroes those of a pair that are inf or NaN; returns which.
   static __device__ __forceinline__ uint32_t zero_not_finite(uint32_t& pair) {
     return zero_where_exponent_is_full(pair, 0x7c007c00u, 0x04000400u);
   }

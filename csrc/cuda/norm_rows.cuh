@@ -1,4 +1,4 @@
-// A block's row, normalised. The row is read again for each pass; it is in the cache by then.
+// Norm of a block's row. The row is read again for each pass, from the cache.
 #pragma once
 
 #include <algorithm>

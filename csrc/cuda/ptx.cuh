@@ -1,5 +1,5 @@
-// One wrapper for each PTX instruction that CUDA C++ has no name for. All inline assembly is here. Names and semantics
-// follow the PTX ISA; tests/simt has a host twin of every function.
+// A wrapper for each PTX instruction that CUDA C++ has no function for. All inline assembly is here. Names and
+// semantics follow the PTX ISA; tests/simt has a host twin of every function.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 
 namespace pybatch::cuda {
 
-// The block's dynamic shared memory, aligned as tensor copies with a 128-byte swizzle ask.
+// The block's dynamic shared memory, aligned as tensor copies with a 128-byte swizzle require.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
@@ -54,7 +54,7 @@ __device__ __forceinline__ void cp_async_4(void* smem, const void* gmem, bool va
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most N of this thread's latest groups are still on their way.
+// Waits until at most N of this thread's latest groups are pending.
 template <int N>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");

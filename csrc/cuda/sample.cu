@@ -39,8 +39,8 @@ __device__ __forceinline__ uint64_t last_kept(const LogitRow& row, float largest
   return last;
 }
 
-// The first token, in id order, at which the running sum of weight(id) is above `target`: the warps share the range of
-// ids, then the one that has the token shares its part again, until a part is no larger than a warp.
+// The first token, in id order, at which the running sum of weight(id) is above `target`: the range of ids is
+// divided among the warps, then the part with the token again, until a part is no larger than a warp.
 template <class Weight>
 __device__ __forceinline__ int64_t token_above(int64_t vocab, uint64_t target, const Weight& weight, uint64_t* parts) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;

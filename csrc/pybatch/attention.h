@@ -1,8 +1,8 @@
 // paged_attention: attention of a ragged batch over a paged KV cache: prefill, chunked prefill and decode in one call.
 // The queries of sequence s are rows query_start[s] .. query_start[s+1], the last tokens of its seq_lens[s].
 //
-// Partial softmaxes merge as in FlashAttention-2 (Dao 2023). Splits lie at fixed absolute positions (kAttentionSplit
-// tokens) and merge in ascending order, so that how work is spread never shows in the result.
+// Partial softmaxes merge as in FlashAttention-2 (Dao 2023). Splits are at fixed absolute positions (every
+// kAttentionSplit tokens) and merge in ascending order, so that results do not depend on how the work is distributed.
 #pragma once
 
 #include "pybatch/kv_cache.h"
@@ -20,7 +20,7 @@ struct PagedAttentionParams {
   int64_t block_table_stride;
   const int32_t* query_start;  // [sequences + 1]
   const int32_t* seq_lens;     // [sequences]
-  const float* sinks;          // [heads], may be null: a logit that takes part in the softmax and adds no value
+  const float* sinks;          // [heads], may be null: a logit in the softmax that has no value
   float scale;
   float soft_cap;  // 0: none; else logit = cap * tanh(logit / cap)
   int64_t window;  // 0: none; else a query sees its last `window` tokens, itself included

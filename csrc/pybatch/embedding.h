@@ -6,7 +6,7 @@
 namespace pybatch {
 
 // embedding: out[i] = table[ids[i]]. The table is plain rows, or weights packed for a matmul (see matmul.h), so that a
-// model whose embedding and vocabulary projection are tied keeps one copy.
+// model with tied embeddings keeps one copy.
 enum class TableLayout { rows, packed_dense, packed_int8, packed_gguf };
 
 struct EmbeddingParams {

@@ -23,7 +23,7 @@ class PYBATCH_EXPORT Graph {
     bool operator==(const Range&) const = default;
     bool holds(const void* p) const { return p >= data && p < data + bytes; }
   };
-  // Memory that calls use: where it is, and an owner who says where it is by then. To resize is to move.
+  // Memory that calls use: where it was at the recording, its owner, and where that has it now. A resize moves it.
   struct Memory {
     Range range;
     std::shared_ptr<const void> owner;
@@ -36,14 +36,13 @@ class PYBATCH_EXPORT Graph {
   void clear();               // what was recorded
   static Graph* recording();  // the calling thread's, or null
 
-  // What the next call uses lives as long as the graph. Throws at replay, naming the argument that first brought it,
-  // where it has moved.
+  // Keeps memory of the next call alive as long as the graph. A replay throws if it has moved, naming the argument.
   bool keeps(Range range) const;
   void keep(const char* argument, const Memory& memory);
   void writes(const void* p);  // the next call writes the kept memory at p
 
-  // The next call relies on check() not to throw. Throws now, and at replay before anything runs; but where an earlier
-  // call writes what the check reads, only at replay, behind that call.
+  // The next call requires that check() does not throw. It is run now, and by each replay before any call; but if an
+  // earlier call writes what the check reads, only by each replay, after that call.
   template <class Check>
   void check(const Check& check, std::initializer_list<const void*> reads) {
     for (const void* p : reads) {

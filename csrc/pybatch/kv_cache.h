@@ -1,7 +1,7 @@
 // The paged KV cache of one layer. Within a block: K is [kv_heads][head_dim][block_size] (so that scores of
 // neighbouring tokens are neighbouring lanes), V is [kv_heads][block_size][head_dim], and 8-bit caches keep one fp32
-// scale per token and head, [kv_heads][block_size]. Blocks lie block_stride apart (a pool block holds every layer).
-// The 8-bit types are int8 and, on CUDA, e4m3 (Micikevicius et al. 2022); what is not finite is in the scale alone.
+// scale per token and head, [kv_heads][block_size]. Blocks are block_stride apart (a pool block holds every layer).
+// The 8-bit types are int8 and, on CUDA, e4m3 (Micikevicius et al. 2022); inf and NaN show in the scale alone.
 #pragma once
 
 #include "pybatch/types.h"

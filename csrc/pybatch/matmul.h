@@ -1,16 +1,14 @@
-// out = x @ weight^T + bias, with the norm in front and the step behind fused in. Every output element is one fp32 (or
-// exact int32) sum over K in ascending order, by the same instructions whatever M is, so a row's bits do not depend on
-// the rows beside it.
+// out = x @ weight^T + bias, fused with the norm before and the step after. Every output element is one fp32 (or
+// exact int32) sum over K in ascending order, by the same instructions for every M, so a row's bits do not depend on
+// the other rows.
 //
 // Packed weights, the same on every instruction set, N in panels of 16 columns padded with zeros:
 //   dense  [ceil(N/16)][K][16]           fp32, fp16 or bf16
 //   int8   [ceil(N/16)][K4 + 1][16][4]   K in groups of four, K4 = ceil(K/4); the last group of a panel holds, as
 //                                        int32, the 16 column sums that an unsigned-by-signed dot product needs
-//   GGUF   [ceil(N/16)][K/B][16 * S]     as the file has them, in blocks of B weights of a column and S bytes, the
-//   blocks
-//                                        of 16 columns word by word: [S/4 words][16][4 bytes], then [16-bit
-//                                        floats][16]. The floats are a block's scale d and, if it has one, its min (m
-//                                        or dmin)
+//   GGUF   [ceil(N/16)][K/B][16 * S]     as in the file, in blocks of B weights of a column and S bytes, those of 16
+//                                        columns word by word: [S/4 words][16][4 bytes], then [16-bit floats][16]: a
+//                                        block's scale d and, if it has one, its min (m or dmin)
 #pragma once
 
 #include "pybatch/types.h"
@@ -22,12 +20,12 @@ constexpr int64_t kPanel = 16;
 // Types of quantised tensors in GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 enum class GgufType { q4_0, q4_1, q8_0, q4_k, q6_k };
 
-// 32 weights are a step: weight = scale * (code - offset) + min, of one scale, or of two for 16 weights each.
+// A step is 32 weights: weight = scale * (code - offset) + min, with one scale, or two for 16 weights each.
 struct GgufBlock {
   const char* name;
   int weights, bytes;
   int scales;  // of a step
-  bool min;    // or without one
+  bool min;    // whether there is one
 };
 constexpr GgufBlock kGgufBlocks[] = {{"Q4_0", 32, 18, 1, false},
                                      {"Q4_1", 32, 20, 1, true},
@@ -41,7 +39,7 @@ struct GgufConstants {
   static constexpr bool kMin = kBlock.min;
 };
 
-// What becomes of the product, once rounded to out's dtype:
+// What is done with the product, after it is rounded to out's dtype:
 //   store          out = product
 //   add            out += product
 //   silu_mul       out = silu(gate) * up, where of every 32 columns of the product 16 are gate and the next 16 up
@@ -52,12 +50,12 @@ constexpr bool is_gated(Epilogue e) { return e == Epilogue::silu_mul || e == Epi
 
 // matmul_dense: weights as they are, fp32 sums.
 // matmul_w8a16: int8 weights widened to fp32, activations as they are; the sum times the weight scale, plus bias.
-// matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x * (127 / max|x|)) (a scale
-//   below the smallest normal number: it and all q are 0; a value that is not finite: the row's results are NaN); the
-//   s32 sum is exact, for k <= 131072; out = float(sum) * (row scale * weight scale) + bias.
+// matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x * (127 / max|x|)) (with a
+//   scale below the smallest normal number, it and all q are 0; with an inf or NaN, the row's results are NaN); the s32
+//   sum is exact, for k <= 131072; out = float(sum) * (row scale * weight scale) + bias.
 // matmul_gguf: activations quantised likewise, in blocks of 32; dot products of blocks are exact in s32; out = the fp32
-//   sum over blocks in ascending order of, each by one fma, float(dot) * (weight scale * scale), for either half of a
-//   block where weight scales change between them, and weight min * (scale * sum(q)).
+//   sum over blocks, in ascending order and by one fma each, of float(dot) * (weight scale * scale), for each half of a
+//   block if they have different weight scales, and of weight min * (scale * sum(q)).
 struct MatmulParams {
   ConstMatrix x;       // [m, k], f32, f16 or bf16
   const void* weight;  // packed, 64-byte aligned

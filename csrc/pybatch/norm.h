@@ -7,7 +7,7 @@ namespace pybatch {
 // rms_norm (Zhang & Sennrich 2019):  x / sqrt(mean(x^2) + eps) * weight
 // layer_norm (Ba et al. 2016):        (x - mean) / sqrt(var + eps) * weight + bias
 //
-// One row at a time: if residual is set, residual += x (rounded to its dtype), and the sum is what gets normalised.
+// One row at a time: if residual is set, residual += x (rounded to its dtype), and the sum is normalised.
 // Sums run in fp32 in one fixed order.
 struct NormParams {
   ConstMatrix x;       // [rows, width]

@@ -1,5 +1,5 @@
-// How a CPU kernel runs on several threads without knowing whose threads they are: the binding installs the
-// host framework's pool (one pool in the process, no nesting); until then work runs on the calling thread.
+// How CPU kernels use threads: the binding installs the framework's pool (one pool in the process, no nesting); until
+// then work runs on the calling thread.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ void parallel_for(int64_t n, int64_t grain, const F& f) {
       const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-// A buffer of the calling thread, at least `bytes` long and 64-byte aligned, kept for the next call. `slot` tells
-// buffers apart that one kernel needs at the same time. Throws where there is no memory for it.
+// A buffer of the calling thread, at least `bytes` long and 64-byte aligned, kept for the next call. `slot`
+// distinguishes buffers that one kernel needs at the same time. Throws std::runtime_error if out of memory.
 void* thread_scratch(int slot, int64_t bytes);
 
 }  // namespace pybatch

@@ -105,7 +105,7 @@ inline int64_t storage_bytes(const Tensor& t) {
   return bytes;
 }
 
-// From the first element to behind the last.
+// From the first element to the end of the last.
 inline int64_t extent_bytes(const Tensor& t) {
   if (t.numel() == 0) return 0;
   int64_t last = 0;
@@ -113,11 +113,10 @@ inline int64_t extent_bytes(const Tensor& t) {
   return (last + 1) * static_cast<int64_t>(t.element_size());
 }
 
-// The checks that ask the backend where tensors may be.
+// Checks that depend on the backend.
 template <class Backend>
 struct Checks {
-  // t is where the kernels work, and its storage still holds all of it: resizing a storage leaves its tensors as they
-  // are.
+  // t is where the kernels run, and its storage holds all of it: a storage can be resized under its tensors.
   static void expect_present(const Tensor& t, const char* name, bool (*is_there)(const Tensor&) = Backend::holds) {
     expect_given(t, name);
     EXPECT(is_there(t), name, ": expected a tensor on ", Backend::kDevice);

@@ -16,7 +16,7 @@ Graph::Range range_of_storage(const Tensor& t) {
   return {pointer<char>(t) - t.storage_offset() * static_cast<int64_t>(t.element_size()), storage_bytes(t)};
 }
 
-// t's storage, owned by a tensor of its first element, since t itself may be given another storage.
+// t's storage, owned through a tensor of its first element, since t itself may later be set to another storage.
 Graph::Memory storage_of(const Tensor& t) {
   const int64_t size = 1, stride = 1;
   AtenTensorHandle first = nullptr;
@@ -72,12 +72,12 @@ const bool kExecutorInstalled = [] {
   return true;
 }();
 
-// The threads of that pool are OpenMP's. A forked child does not have them, but OpenMP there would wait for them for
-// ever, so they are ended before a fork; the next parallel region, in parent or child, starts new ones.
+// The threads of that pool are OpenMP's. They do not exist in a forked child, where OpenMP would wait for
+// them forever, so they are ended before a fork; the next parallel region, in parent or child, starts new ones.
 int (*pause_openmp)(int kind) = nullptr;
 
 const bool kForkHandled = [] {
-  void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);  // the OpenMP that torch uses, if there are several
+  void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);  // a process may have several OpenMPs
   if (torch != nullptr) pause_openmp = reinterpret_cast<int (*)(int)>(dlsym(torch, "omp_pause_resource_all"));
   constexpr int kHard = 2;  // omp_pause_hard
   if (pause_openmp != nullptr) pthread_atfork([] { pause_openmp(kHard); }, nullptr, nullptr);

@@ -1,5 +1,5 @@
 // The CUDA backend: kernels run on torch's current stream, on the device of their tensors. Values are not checked,
-// since looking at them would make the host wait and could not be captured in a CUDA graph.
+// since reading them would synchronise with the host and could not be captured in a CUDA graph.
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -19,7 +19,7 @@ int32_t current_device() {
   return index;
 }
 
-// libtorch_cuda's, found at run time so that no torch with CUDA is needed to build.
+// From libtorch_cuda, found at run time so that the build needs no torch with CUDA.
 cudaStream_t current_stream() {
   using Function = AOTITorchError (*)(int32_t, void**);
   static const auto get = [] {
@@ -64,7 +64,7 @@ struct Cuda {
   PYBATCH_RUN(token_logprobs, TokenLogprobsParams)
 #undef PYBATCH_RUN
 
-  // Goes back to torch's allocator with the tensor; the stream's order keeps it from being used too early.
+  // Returned to torch's allocator with the tensor; stream order keeps it from being reused too early.
   static Tensor workspace(int64_t bytes) {
     const torch::stable::Device device(torch::headeronly::DeviceType::CUDA, current_device());
     return torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, device);
@@ -80,7 +80,7 @@ struct Cuda {
   PYBATCH_RUN_WITH_WORKSPACE(matmul_w8a8, MatmulParams)
 #undef PYBATCH_RUN_WITH_WORKSPACE
 
-  // Runs f with x normalised, if the matmul is to have it so.
+  // Runs f with x normalised, if the matmul has a norm.
   template <class F>
   static void behind_norm(MatmulParams p, const F& f) {
     if (p.norm == nullptr) return f(p);

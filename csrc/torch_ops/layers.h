@@ -64,7 +64,7 @@ struct LayerOps : Checks<Backend> {
     return groups;
   }
 
-  // Packed blocks of a GGUF file's weights; how many bytes a group of them has says their type.
+  // Packed blocks of a GGUF file's weights; the bytes of a group tell their type.
   static GgufType gguf_type(const Tensor& weight, const char* name, int64_t n, int64_t k) {
     check(weight, name, ScalarType::Byte, {kAny, kAny, kAny});
     for (const GgufBlock& block : kGgufBlocks) {

@@ -33,8 +33,7 @@ struct Slots {
   }
 };
 
-// Pairs of blocks are copied in parallel, so that none may be written twice, nor, within a pool, be both read and
-// written.
+// Pairs are copied in parallel, so no block may be written twice, or be both read and written within a pool.
 struct BlockPairs {
   const int64_t* pairs;  // [count][2]
   int64_t count, src_blocks, dst_blocks;
@@ -106,7 +105,7 @@ struct AttentionBatch {
       EXPECT(blocks <= block_table_stride, "block_tables: expected at least ", blocks, " columns for sequence ", s,
              ", got ", block_table_stride);
       const int32_t* table = block_tables + s * block_table_stride;
-      uint32_t largest = 0;  // a negative block is larger than any other
+      uint32_t largest = 0;  // negative numbers are larger than any others
       for (int64_t b = 0; b < blocks; ++b) largest = std::max(largest, static_cast<uint32_t>(table[b]));
       EXPECT(blocks == 0 || largest < std::min(num_blocks, int64_t{1} << 31), "block_tables: expected blocks in [0, ",
              num_blocks, "), got ", static_cast<int32_t>(largest), " in sequence ", s);

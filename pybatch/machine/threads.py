@@ -25,8 +25,8 @@ def usable_cores() -> int:
 
 
 def most_threads() -> int:
-    """How many threads may be asked for. More than there are processors never help, but where a system refuses to start
-    one, OpenMP ends the process."""
+    """The largest number of threads to allow. More than there are processors do not help, and OpenMP ends the process
+    when a thread cannot be started."""
     return max(64, os.cpu_count() or 1)
 
 
@@ -48,8 +48,8 @@ def set_threads(threads: int | None) -> int:
 
 
 def _replace_threads_after_fork() -> None:
-    """torch.set_num_threads also starts a pool beside OpenMP's. In a forked child torch replaces it when that function
-    is next called; without that, exit() waits for threads that are not there."""
+    """torch.set_num_threads also starts a pool beside OpenMP's. In a forked child the next call replaces it; without
+    one, exit() waits for threads that do not exist."""
     torch.set_num_threads(torch.get_num_threads())
 
 

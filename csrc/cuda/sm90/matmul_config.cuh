@@ -1,4 +1,4 @@
-// Sizes of the W8A8 matmul on Hopper. None of them shows in a result.
+// Sizes of the W8A8 matmul on Hopper. No result depends on them.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +27,7 @@ struct WgmmaTile {
   static constexpr int kStages = kRows == 256 ? 4 : 6;
   static constexpr int kWeightBytes = kTilePanels * kStagePanelBytes, kRowBytes = kRows * kStageK;
   static constexpr int kStageBytes = kRowBytes + kWeightBytes;  // rows first
-  static constexpr int kPitch = 64 + 4;  // of the sums of a row in shared memory: in unlike banks
+  static constexpr int kPitch = 64 + 4;  // of the sums of a row in shared memory: in different banks
 
   static constexpr size_t sum_bytes() { return size_t{kConsumers} * kRows * kPitch * sizeof(int32_t); }
   static constexpr size_t stage_bytes() { return size_t{kStages} * kStageBytes; }
@@ -39,7 +39,7 @@ struct WgmmaTile {
 using LargeTile = WgmmaTile<256>;
 using SmallTile = WgmmaTile<128>;
 
-// From so many rows on wgmma pays: fewer leave most of a tile empty.
+// The fewest rows for wgmma: with fewer, most of a tile is empty.
 constexpr int64_t kWgmmaRows = 256;
 
 // Tiles run in waves of one a multiprocessor. The large one reads three quarters as many bytes for its work.

@@ -1,7 +1,7 @@
-// A block makes 128 columns of some rows of x. Weights are the rows of the product, as in matmul_kernel.cuh: they come
-// into shared memory as they are packed, and from there to the registers of the warp that multiplies their panel. The
+// A block computes 128 columns of some rows of x. Weights are the rows of the product, as in matmul_kernel.cuh: they
+// are copied to shared memory as packed, and from there to the registers of the warp that multiplies their panel. The
 // rows of x stay in shared memory, where wgmma reads them. One warp copies, two warpgroups multiply; barriers tell when
-// a stage is full and when it is empty again.
+// a stage is full and when it is empty.
 #include "cuda/launch.cuh"
 #include "cuda/sm90/matmul_config.cuh"
 #include "cuda/sm90/matmul_w8a8.cuh"
@@ -50,7 +50,7 @@ __device__ __forceinline__ void copy_stages(const MatmulParams& p, const CUtenso
     char* to_weights = to + Tile::kRowBytes;
     const int64_t first = int64_t{i} * kStageK / 4, left = groups - first;
     const int bytes = static_cast<int>(left * group_bytes < kStagePanelBytes ? left * group_bytes : kStagePanelBytes);
-    // Beyond K there are zeros in x, which any weights do for, so long as they are there.
+    // Beyond K, x is zero, so any readable weights will do.
     for (int at = bytes + lane * 16; at < kStagePanelBytes; at += kWarp * 16) {
       for (int panel = 0; panel < kTilePanels; ++panel) {
         *reinterpret_cast<uint4*>(to_weights + panel * kStagePanelBytes + at) = uint4{};
@@ -145,7 +145,7 @@ __device__ __forceinline__ void write_tile(const MatmulParams& p, const Scaling&
       for (int row = begin; row < end; row += 2) write_gated(p, type, place.row + row, column, product(row));
       return;
     }
-    constexpr int kAtOnce = 16;  // rows whose loads are on their way together
+    constexpr int kAtOnce = 16;  // rows whose loads are in flight together
     for (int first = begin; first < end; first += 2 * kAtOnce) {
       float products[kAtOnce], residuals[kAtOnce];
 #pragma unroll

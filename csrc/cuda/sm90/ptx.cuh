@@ -39,11 +39,11 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity(uint64_t* barrier, uint
   return done != 0;
 }
 
-// Orders this thread's writes to shared memory before accesses by copies and wgmma: those go by another way, the
+// Orders this thread's writes to shared memory before accesses by copies and wgmma: those use the
 // asynchronous proxy.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- copies, global to shared, by one thread: their bytes come to the barrier as they land ----
+// ---- copies, global to shared, by one thread: their bytes are counted by the barrier ----
 
 // Addresses and bytes are multiples of 16.
 __device__ __forceinline__ void cp_async_bulk(void* smem, const void* gmem, uint32_t bytes, uint64_t* barrier) {
