@@ -45,11 +45,12 @@ def tightest_limit(root: Path = ROOT) -> Limit | None:
 
 
 def advice(device: torch.device, root: Path = ROOT) -> str:
-    """For the end of an error about memory: which limit counts, if one leaves less than the machine has."""
+    """For the end of an error about memory: which limit to raise, if one leaves less than the machine has."""
     limit = tightest_limit(root) if device.type == "cpu" else None
     if limit is None or limit.free >= psutil.virtual_memory().available:
         return ""
-    return f"; {limit.name} allows this process {limit.size / 1e6:,.1f} MB and leaves {limit.free / 1e6:,.1f} MB"
+    sizes = f"{limit.size / 1e6:,.1f} MB and leaves {limit.free / 1e6:,.1f} MB"
+    return f"; {limit.name} allows this process {sizes}: raise it, or ask for less"
 
 
 def _resource_limits(root: Path) -> Iterator[Limit]:

@@ -112,6 +112,6 @@ def short(value: object, most: int = 60) -> str:
     """A value as an error names it."""
     try:
         text = "null" if value is None else repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "a number of thousands of digits"
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= most else text[:most] + "..."

@@ -82,7 +82,7 @@ def _is_neutral(key: str, value: Any, head_dim: int) -> bool:
 
 
 def _is_attention_scale(value: Any, head_dim: int) -> bool:
-    return isinstance(value, float) and math.isclose(value, head_dim**-0.5, rel_tol=1e-6)
+    return isinstance(value, float) and head_dim > 0 and math.isclose(value, head_dim**-0.5, rel_tol=1e-6)
 
 
 SPECIAL: dict[str, Callable[[Any, int], bool]] = {

@@ -86,8 +86,8 @@ def test_files_that_say_nothing_are_no_limit(tmp_path: Path, content: str) -> No
 def test_an_error_names_the_limit_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = proc(tmp_path, "0::/", V2)
     group(root / "sys/fs/cgroup", memory__max=300 * 10**6, memory__current=100 * 10**6, memory__stat="")
-    said = "; memory.max of the control group / allows this process 300.0 MB and leaves 200.0 MB"
-    assert advice(CPU, root) == said
+    said = "; memory.max of the control group / allows this process 300.0 MB and leaves 200.0 MB: raise it, "
+    assert advice(CPU, root) == said + "or ask for less"
     free = psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
     assert advice(CPU, root) == ""
