@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -124,7 +125,8 @@ class ProgressReporter:
     def __enter__(self) -> Self:
         if self._show_bar:
             self._live = Live(get_renderable=self._bar, console=self._console, refresh_per_second=4)
-            self._live.start(refresh=True)
+            with suppress(OSError):
+                self._live.start(refresh=True)
         elif self._show_lines:
             self._thread = threading.Thread(target=self._print_lines, daemon=True)
             self._thread.start()
@@ -133,7 +135,8 @@ class ProgressReporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):  # the terminal has been closed, which is no reason to lose a batch
+                self._live.stop()
         if self._thread is not None:
             self._thread.join()
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import pty
+import sys
 import time
 
 import pytest
@@ -52,6 +55,17 @@ def test_lines_are_printed_where_there_is_no_terminal(
     assert captured.out == ""
     assert captured.err.splitlines()[0].startswith("Answering: 0/10 rows")
     assert "Silent" not in captured.err
+
+
+def test_a_terminal_that_is_closed_does_not_end_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with open(theirs, "w", buffering=1, closefd=False) as terminal:
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with ProgressReporter("Answering", BatchProgress(EngineMetrics(kv_blocks=100), 10, 100), lines=True):
+            os.close(ours)
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), theirs)  # takes what is still buffered
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (36_000, "10:00:00")])
