@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pybatch.engine.config import EngineConfig
-from pybatch.engine.execution.detokenizer import Detokenizer
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.model_runner import ModelRunner
-from pybatch.engine.execution.sampler import Sampler, derived_seed, sample_seed
+from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.step_inputs import logit_positions
+from pybatch.engine.intake import Intake
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, resolve, truncated
+from pybatch.engine.request_params import RequestParams
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.policies import make_policy
@@ -43,7 +41,7 @@ class Computed:
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     prompt_logprobs: list[tuple[Request, list[TokenLogprobs]]] = field(default_factory=list)
     faults: list[tuple[Chunk, str]] = field(default_factory=list)
-    """With the error's text: the error itself keeps frames alive, whose views of arrays these could not grow under."""
+    """With the error's text: the error itself would keep its frames alive, and views of arrays that are to grow."""
     postponed: list[Chunk] = field(default_factory=list)
     """Not at fault, but they share blocks that a chunk at fault was to fill."""
     run_time: float = 0.0
@@ -89,6 +87,14 @@ class Engine:
         own_ids = () if tokenizer is None else tokenizer.eos_token_ids
         all_ids = {*decoder.config.eos_token_ids, *own_ids}
         self._eos_ids = frozenset(token for token in all_ids if 0 <= token < decoder.config.vocab_size)
+        self._intake = Intake(
+            tokenizer,
+            eos_ids=self._eos_ids,
+            vocab_size=decoder.config.vocab_size,
+            max_model_len=self.max_model_len,
+            seed=config.seed or 0,
+            pool=f"{self.num_kv_blocks} KV blocks of {config.block_size} tokens",
+        )
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._requests: dict[str, Request] = {}
         self._ready: list[RequestOutput] = []
@@ -121,32 +127,7 @@ class Engine:
         """
         if request_id in self._requests:
             raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
-        own = checked(params)
-        tokens = array("q", truncated(self._token_ids(prompt_token_ids), own, self.max_model_len))
-        self._expect_room(len(tokens))
-        resolved = resolve(
-            own,
-            prompt_tokens=len(tokens),
-            max_model_len=self.max_model_len,
-            vocab_size=self._decoder.config.vocab_size,
-            encode=None if self._tokenizer is None else self._encode_word,
-        )
-        stream = stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY
-        request = Request(
-            request_id,
-            prompt,
-            tokens.tolist(),
-            resolved,
-            max_total_tokens=resolved.max_total_tokens,
-            stop_ids=resolved.stop_token_ids | (frozenset() if resolved.ignore_eos else self._eos_ids),
-            stream=stream,
-            arrival_time=time.perf_counter(),
-        )
-        seed = resolved.seed
-        if seed is None:
-            seed = 0 if resolved.greedy else derived_seed(self.config.seed or 0, index, tokens)
-        for i in range(resolved.n):
-            request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(request)))
+        request = self._intake.request(request_id, prompt_token_ids, params, prompt=prompt, stream=stream, index=index)
         self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request
 
@@ -210,40 +191,6 @@ class Engine:
                 if sequence.status is not Status.FINISHED:
                     sequence.reset()
                     self._scheduler.add(sequence)
-
-    # ---- a request comes in ----
-
-    def _token_ids(self, prompt: Iterable[int]) -> list[int]:
-        """A copy."""
-        try:
-            ids = array("q", list(prompt)).tolist()
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"prompt: expected token ids: {error}") from error
-        if not ids:
-            raise ValueError("prompt: expected at least one token, got none")
-        vocab_size = self._decoder.config.vocab_size
-        if not (min(ids) >= 0 and max(ids) < vocab_size):
-            expect_in_vocabulary("prompt", ids, vocab_size)
-        return ids
-
-    def _expect_room(self, num_tokens: int) -> None:
-        if num_tokens >= self.max_model_len:
-            raise ValueError(
-                f"prompt: {num_tokens} tokens and one of output do not fit max_model_len = "
-                f"{self.max_model_len} ({self.num_kv_blocks} KV blocks of {self.config.block_size} tokens)"
-            )
-
-    def _encode_word(self, text: str) -> list[int]:
-        assert self._tokenizer is not None
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def _detokenizer(self, request: Request) -> Detokenizer | None:
-        """None where the text is wanted at the end only: it costs least there."""
-        params = request.params
-        if self._tokenizer is None or not params.detokenize or not (request.stream or params.stop_strings):
-            return None
-        stream = self._tokenizer.text_stream(params.skip_special_tokens, after=request.prompt_token_ids)
-        return Detokenizer(stream, params.stop_strings, min_tokens=params.min_tokens)
 
     # ---- a step ----
 

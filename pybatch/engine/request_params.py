@@ -58,12 +58,6 @@ class RequestParams:
     """As token ids; of each the last is not drawn after the others."""
 
 
-def truncated(prompt: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
-    """The tokens of the prompt that truncate_prompt_tokens keeps."""
-    keep = params.truncate_prompt_tokens
-    return prompt if keep is None else prompt[-int(max_model_len - 1 if keep == -1 else keep) :]
-
-
 def checked(params: SamplingParams) -> SamplingParams:
     """A copy, with the checks of its making done again: fields may have been set since. Raises ValueError."""
     if not isinstance(params, SamplingParams):

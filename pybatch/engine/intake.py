@@ -1,0 +1,113 @@
+"""From a caller's prompt and parameters to a request that can run, or a ValueError."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+
+from pybatch.engine.execution.detokenizer import Detokenizer
+from pybatch.engine.execution.sampler import derived_seed, sample_seed
+from pybatch.engine.request_params import checked, expect_in_vocabulary, resolve
+from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
+from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.model.text.tokenizer import Tokenizer
+
+
+class Intake:
+    """Makes requests for one engine, and keeps nothing of them.
+
+    seed: of the draws of requests that have none. pool: the KV pool in words, for the error of what does not fit.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        eos_ids: frozenset[int],
+        vocab_size: int,
+        max_model_len: int,
+        seed: int,
+        pool: str,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._eos_ids = eos_ids
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._seed = seed
+        self._pool = pool
+
+    def request(
+        self,
+        request_id: str,
+        prompt_token_ids: Iterable[int],
+        params: SamplingParams,
+        *,
+        prompt: str | None,
+        stream: bool,
+        index: int,
+    ) -> Request:
+        """A request that shares nothing with the arguments, which are those of Engine.add_request."""
+        own = checked(params)
+        tokens = self._truncated(self._token_ids(prompt_token_ids), own)
+        resolved = resolve(
+            own,
+            prompt_tokens=len(tokens),
+            max_model_len=self._max_model_len,
+            vocab_size=self._vocab_size,
+            encode=None if self._tokenizer is None else self._encode_word,
+        )
+        request = Request(
+            request_id,
+            prompt,
+            tokens.tolist(),
+            resolved,
+            max_total_tokens=resolved.max_total_tokens,
+            stop_ids=resolved.stop_token_ids | (frozenset() if resolved.ignore_eos else self._eos_ids),
+            stream=stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY,
+            arrival_time=time.perf_counter(),
+        )
+        seed = resolved.seed
+        if seed is None:
+            seed = 0 if resolved.greedy else derived_seed(self._seed, index, tokens)
+        for i in range(resolved.n):
+            request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(request)))
+        return request
+
+    def _token_ids(self, prompt: Iterable[int]) -> array[int]:
+        try:
+            tokens = array("q", list(prompt))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"prompt: expected token ids: {error}") from error
+        if not tokens:
+            raise ValueError("prompt: expected at least one token, got none")
+        values = np.array(tokens)
+        if values.min() < 0 or values.max() >= self._vocab_size:
+            expect_in_vocabulary("prompt", tokens, self._vocab_size)
+        return tokens
+
+    def _truncated(self, tokens: array[int], params: SamplingParams) -> array[int]:
+        """What truncate_prompt_tokens keeps. Raises ValueError unless it leaves room for one token of output."""
+        keep, room = params.truncate_prompt_tokens, self._max_model_len - 1
+        if keep is not None:
+            tokens = tokens[-int(room if keep == -1 else keep) :]
+        if len(tokens) > room:
+            raise ValueError(
+                f"prompt: {len(tokens)} tokens and one of output do not fit max_model_len = {self._max_model_len} "
+                f"({self._pool})"
+            )
+        return tokens
+
+    def _encode_word(self, text: str) -> list[int]:
+        assert self._tokenizer is not None
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _detokenizer(self, request: Request) -> Detokenizer | None:
+        """None where the text is wanted at the end only: it costs least there."""
+        params = request.params
+        if self._tokenizer is None or not params.detokenize or not (request.stream or params.stop_strings):
+            return None
+        stream = self._tokenizer.text_stream(params.skip_special_tokens, after=request.prompt_token_ids)
+        return Detokenizer(stream, params.stop_strings, min_tokens=params.min_tokens)
