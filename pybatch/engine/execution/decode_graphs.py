@@ -1,4 +1,4 @@
-"""Decode steps as replays of graphs: one call instead of hundreds."""
+"""Decode steps as replays of recorded graphs: one call instead of hundreds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pybatch.ops import CpuGraph
 
 
 class DecodeGraphs:
-    """Runs batches of one token a sequence, in graphs that are captured when a size of batch is first met.
+    """Runs batches of one token per sequence in graphs, each captured when a batch of its size first comes.
 
-    On a GPU a batch is padded to the next of a few sizes. No row's bits depend on others, so that a replay has the bits
-    of an eager step.
+    On a GPU a batch is padded to the next of a few sizes. No row's bits depend on other rows, so a replay gives the
+    same bits as an eager step.
     """
 
     def __init__(self, decoder: Decoder, kv_cache: KvCache, inputs: StepInputs, *, max_seqs: int) -> None:

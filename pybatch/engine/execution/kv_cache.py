@@ -1,4 +1,4 @@
-"""The KV pool: one tensor, block-major, in which a block holds all layers of block_size tokens in one piece."""
+"""The KV pool: one block-major tensor. A block holds all layers of block_size tokens contiguously."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ALIGNMENT = 64  # bytes, of every piece of a block
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """Where things lie in a block: for each layer K [kv_heads, head_dim, block_size], then V [kv_heads, block_size,
+    """The layout of a block: for each layer K [kv_heads, head_dim, block_size], then V [kv_heads, block_size,
     head_dim], then, for 8-bit types, the scales of K and of V, float32 [kv_heads, block_size] each."""
 
     num_layers: int
@@ -84,7 +84,7 @@ class KvCache:
 
 
 def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
-    """The layout of this model's blocks. Raises ValueError for a type that its device does not have."""
+    """The layout of this model's blocks. Raises ValueError for a dtype that the device does not support."""
     model = decoder.config
     name = config.kv_cache_dtype
     if name == "fp8" and decoder.device.type == "cpu":

@@ -12,7 +12,7 @@ from pybatch.model.decoder import Decoder
 
 
 class ModelRunner:
-    """Runs steps in buffers of its own: what it returns is valid until its next call."""
+    """Runs steps in its own buffers, so what it returns is valid until the next call."""
 
     def __init__(
         self, decoder: Decoder, kv_cache: KvCache, *, block_size: int, max_tokens: int, max_seqs: int, max_blocks: int

@@ -80,7 +80,7 @@ def sample_seed(request_seed: int, index: int) -> int:
 
 
 class Batch:
-    """What stays the same for as long as the same sequences are sampled."""
+    """What is the same in every step with the same sequences."""
 
     def __init__(self, sequences: list[Sequence], device: torch.device) -> None:
         self.sequences = sequences.copy()
@@ -100,7 +100,7 @@ class Batch:
             )
 
     def adjusted(self) -> list[bool]:
-        """Of each row, whether its logits are to be changed."""
+        """For each row, whether its logits need to be changed."""
         if not self._with_min_tokens:
             return self._adjusted
         adjusted = self._adjusted.copy()

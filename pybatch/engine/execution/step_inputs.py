@@ -14,10 +14,10 @@ from pybatch.model.batch import ForwardBatch
 
 
 class StepInputs:
-    """One piece of memory that never moves: graphs of all sizes record views of it, and one copy takes a step to a GPU.
+    """One buffer that never moves: graphs of all sizes record views of it, and a single copy takes a step to a GPU.
 
-    A block table is written when a sequence comes to a row. While it decodes in that row, only a block that it begins
-    is added: blocks already known cost nothing.
+    A block table is written when a sequence gets a row. While the sequence decodes in that row, only new blocks are
+    added, so blocks that are already known cost nothing.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class StepInputs:
         self._filled: list[Chunk] = []  # row by row, what the block tables hold
 
     def fill(self, chunks: list[Chunk], size: int = 0) -> ForwardBatch:
-        """Takes a step to the device. Decodes are padded to `size`, with sequences of one token written to no slot."""
+        """Copies a step to the device and returns its batch, as views. If all chunks decode, they are padded to `size`
+        sequences; a padding row is a sequence of one token that is written to no slot."""
         if self._copied is not None:
             self._copied.synchronize()  # the last copy may still be reading
         count, decodes = len(chunks), num_decodes(chunks)
@@ -113,7 +114,7 @@ class StepInputs:
         self._filled = chunks
 
     def _fill_prompts(self, chunks: list[Chunk], first: int, starts: np.ndarray[tuple[int], np.dtype[np.int32]]) -> int:
-        """The tokens of chunks[first:] and their rows of logits; returns the number of all rows."""
+        """Fills in the tokens of chunks[first:] and their rows of logits. Returns the number of all rows of logits."""
         rows = first
         for chunk, start in zip(chunks[first:], starts[first:-1].tolist(), strict=True):
             sequence, begin = chunk.sequence, chunk.sequence.num_computed
@@ -126,7 +127,7 @@ class StepInputs:
 
 
 def logit_positions(sequence: Sequence, begin: int, end: int) -> range:
-    """The positions in [begin, end) whose logits are wanted: the last known token's, and the prompt's where its
+    """The positions in [begin, end) whose logits are needed: the last known token's, and the prompt's if its
     log-probabilities are still to be reported (there is no output yet then)."""
     first = len(sequence.tokens) - 1
     reported = sequence.request.prompt_logprobs

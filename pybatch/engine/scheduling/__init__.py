@@ -1,1 +1,1 @@
-"""Who runs when, and in which KV blocks: plain Python, without torch."""
+"""Decides who runs when, and in which KV blocks: plain Python, without torch."""

@@ -1,4 +1,4 @@
-"""Which KV-cache blocks are free, shared or cached. It knows block numbers only; the bytes are kv_cache's."""
+"""Tracks which KV-cache blocks are free, shared or cached, by number: the bytes are in execution/kv_cache.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 
 class IntegrityError(AssertionError):
-    """The engine's bookkeeping contradicts itself: a bug in the engine."""
+    """The engine's bookkeeping contradicts itself, which is a bug in the engine."""
 
 
 class BlockKey(NamedTuple):
-    """A full block's name in the prefix cache: a digest chained over all tokens up to its end, and its own tokens."""
+    """Identifies a full block in the prefix cache: a digest chained over all tokens to its end, and its own tokens."""
 
     digest: bytes
     tokens: bytes
@@ -52,7 +52,7 @@ class BlockPool:
         return self._references[block]
 
     def allocate(self) -> int:
-        """A free block, with one reference. IndexError if there is none: see num_free."""
+        """Returns a free block with one reference. Raises IndexError if there is none (see num_free)."""
         if self._free:
             block = self._free.pop()
         elif self._evictable:
@@ -65,13 +65,13 @@ class BlockPool:
         return block
 
     def share(self, block: int) -> None:
-        """One more reference to a block that is in use or cached."""
+        """Adds a reference to a block that is in use or cached."""
         if self._references[block] == 0:
             del self._evictable[block]
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Gives back one reference to each block of a sequence, the last first, so that prefixes outlive their ends."""
+        """Drops one reference to each block of a sequence, last block first, so that prefixes outlive their ends."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
@@ -81,7 +81,7 @@ class BlockPool:
                     self._free.append(block)
 
     def register(self, block: int, key: BlockKey) -> None:
-        """Makes a full block known to the prefix cache, unless another block holds the same already."""
+        """Makes a full block known to the prefix cache, unless another block already holds the same tokens."""
         if key.digest not in self._cached:
             self._cached[key.digest] = block
             self._keys[block] = key
@@ -104,7 +104,7 @@ class BlockPool:
         self._keys.clear()
 
     def match(self, keys: Iterable[BlockKey]) -> list[int]:
-        """The longest run of cached blocks for these keys, with a reference taken on each."""
+        """Returns the longest run of cached blocks for these keys, and takes a reference to each."""
         blocks = []
         for key in keys:
             if not self.is_cached(key):
@@ -115,7 +115,7 @@ class BlockPool:
         return blocks
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """IntegrityError unless every block is exactly as used, free or cached as the owners' block tables say."""
+        """Raises IntegrityError unless every block is used, free or cached exactly as the owners' block tables say."""
         owners = [0] * self.num_blocks
         for table in tables:
             for block in table:

@@ -1,7 +1,7 @@
-"""Batching policies: how many sequences may join in this step for the first time. All else is the one scheduler's.
+"""Batching policies: how many sequences may join the batch in this step. All else is up to the one scheduler.
 
-Each policy answers before a step, from the same few facts, and is told what came of it. A sequence that was preempted
-has its place in the batch back.
+The scheduler asks a policy before each step, with the same few facts, and tells it how many joined. Preempted sequences
+return to the batch without being counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a policy may look at: numbers of sequences.
+    """What a policy decides by: numbers of sequences.
 
     prefilling: of the running ones. waiting: those that have not run yet. returning: those that wait to run again.
     longest_wait: seconds since the first in the queue arrived.
@@ -30,15 +30,15 @@ class Load:
 
 class Policy(Protocol):
     def open_places(self, load: Load) -> int:
-        """The most sequences that may join in this step for the first time."""
+        """Returns the most sequences that may join in this step for the first time."""
 
     def joined(self, count: int, *, full: bool) -> None:
-        """`count` of them joined. full: another did not, for want of KV blocks or places (rather than of tokens left in
-        the step)."""
+        """`count` of them joined. full: another one could not, because it lacked KV blocks or a place (and not because
+        the step had no tokens left)."""
 
 
 class Continuous:
-    """Whoever waits joins as soon as there is room (Orca, Yu et al. 2022)."""
+    """Sequences join as soon as there is room (Orca, Yu et al. 2022)."""
 
     def open_places(self, load: Load) -> int:
         return load.max_num_seqs
@@ -48,8 +48,8 @@ class Continuous:
 
 
 class Static:
-    """A batch is formed of who waits when nothing runs, as many as there is room for, and runs to its end before the
-    next. Their prompts may take several steps to join."""
+    """When nothing runs, the sequences that are waiting form a batch, as many as there is room for, and run to the end
+    before the next batch. It may take several steps until all of them have joined."""
 
     def __init__(self) -> None:
         self._open = 0
@@ -67,7 +67,7 @@ class Static:
 
 
 class Dynamic(Static):
-    """As static, but a batch starts only when it is full or its oldest request has waited for max_wait seconds."""
+    """Like static, but a batch starts only when it is full or its oldest request has waited for max_wait seconds."""
 
     def __init__(self, max_wait: float) -> None:
         super().__init__()
@@ -78,8 +78,8 @@ class Dynamic(Static):
 
 
 class Micro(Static):
-    """Groups of a quarter of the places join one after the other, each when the one before is through its prompts:
-    while one group is prefilled, those before it decode."""
+    """Groups of a quarter of the places join one after the other, each when the previous one has computed its prompts:
+    while a group prefills, earlier ones decode."""
 
     def open_places(self, load: Load) -> int:
         if self._open == 0 and load.prefilling == 0:
@@ -88,7 +88,7 @@ class Micro(Static):
 
 
 def make_policy(name: str, *, max_batch_wait: float) -> Policy:
-    """The policy of that name; max_batch_wait is dynamic's."""
+    """Returns a new policy by its name in EngineConfig. max_batch_wait: in seconds, for dynamic."""
     policies: dict[str, Callable[[], Policy]] = {
         "continuous": Continuous,
         "static": Static,

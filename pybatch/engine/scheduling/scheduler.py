@@ -1,4 +1,4 @@
-"""Who computes how many tokens in the next step, and in which KV blocks."""
+"""Decides which sequences run in the next step, how many tokens of each, and in which KV blocks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityE
 from pybatch.engine.scheduling.policies import Load, Policy
 from pybatch.engine.scheduling.sequence import Sequence, Status
 
-_LOOK_AHEAD = 16  # sequences without room that are looked at in a step
-_SPARE_BLOCKS = 2  # a running sequence, that one which passes another leaves free
+_LOOK_AHEAD = 16  # sequences without room that are considered in a step
+_SPARE_BLOCKS = 2  # per running sequence, which a sequence that passes another leaves free
 
 
 @dataclass(slots=True, eq=False)
 class Chunk:
     """A sequence's next num_tokens tokens, to be computed in one step.
 
-    decodes: its one known token not computed yet. Such a chunk is the same object in every step until its sequence ends
-    or is preempted.
+    decodes: the sequence has one token left to compute. Such a chunk is the same object in every step, until its
+    sequence ends or is preempted.
     """
 
     sequence: Sequence
@@ -30,12 +30,12 @@ class Chunk:
 
     @property
     def complete(self) -> bool:
-        """It reaches the sequence's last known token, so the next one can be sampled."""
+        """Whether it reaches the sequence's last known token, so that the next one can be sampled."""
         return self.num_tokens == self.sequence.num_pending
 
 
 def num_decodes(chunks: list[Chunk]) -> int:
-    """How many of a step's chunks decode: these come first."""
+    """The number of a step's chunks that decode; they come first."""
     count = len(chunks)
     while count and not chunks[count - 1].decodes:
         count -= 1
@@ -44,8 +44,8 @@ def num_decodes(chunks: list[Chunk]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the first in the queue could not join: it holds until so many blocks are free, the next block of its prefix
-    is cached, or another sequence joins (and so puts cached blocks to use that the first would share)."""
+    """The first in the queue could not join. Trying again is of no use until this many blocks are free, the next block
+    of its prefix is cached, or another sequence joins (which may put cached blocks to use that both share)."""
 
     sequence: Sequence
     blocks: int
@@ -53,17 +53,17 @@ class Refusal:
 
 
 class Scheduler:
-    """One step, one token budget: running sequences that decode come first, then those still in their prompts, then
-    the waiting in order of arrival, as far as the policy lets them join.
+    """Fills each step up to one token budget: first sequences that decode, then those still in their prompts, then
+    waiting ones in order of arrival, as far as the policy lets them join.
 
-    A sequence joins if there is room for all its known tokens. A prompt that needs more takes its blocks chunk by
-    chunk, one such prompt at a time. While it, or the first in the queue, has no room, later sequences that fit may
-    pass it: at most max_num_seqs of them, after which nobody joins until it has its blocks. Nobody passes a sequence
-    that was preempted.
+    A sequence joins when there is room for all its known tokens. A prompt that needs more than is free takes its blocks
+    chunk by chunk; one such prompt runs at a time. While it, or the first in the queue, has no room, later sequences
+    that fit may pass it: at most max_num_seqs of them, after which nobody joins until it has its blocks. A preempted
+    sequence is never passed.
 
-    Where a sequence that decodes finds no free block, the one with the fewest computed tokens is preempted: it gives
-    its blocks back and goes to the front of the queue, to be computed again. The one with the most always goes on, so
-    all of them end.
+    If a sequence that decodes needs a block and none is free, the one with the fewest computed tokens is preempted: it
+    returns its blocks and goes to the front of the queue, to be recomputed. The one with the most is never preempted,
+    so every sequence ends.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.at: Sequence | None = None  # the one being looked at: if scheduling raises, the cause
         self._pool = pool
-        self._reserve = pool.num_blocks // 8  # blocks that a prompt which takes them chunk by chunk leaves for others
+        self._reserve = pool.num_blocks // 8  # blocks that a prompt which takes them by chunks leaves
         self._policy = policy
         self._block_size = block_size
         self._max_tokens = max_num_batched_tokens
@@ -88,10 +88,10 @@ class Scheduler:
         self._prefix_caching = prefix_caching
         self._prefills: dict[Sequence, None] = {}  # in order of joining
         self._decodes: list[Chunk] = []
-        self._rows: dict[Sequence, int] = {}  # where in _decodes a sequence is
-        self._short: Sequence | None = None  # the one of _prefills that has not all its blocks
-        self._joined = 0  # sequences so far
-        self._returning = 0  # sequences that wait and have run before
+        self._rows: dict[Sequence, int] = {}  # a sequence's index in _decodes
+        self._short: Sequence | None = None  # the one of _prefills that does not have all its blocks
+        self._joined = 0  # the last number given to a sequence that joined
+        self._returning = 0  # waiting sequences that have run before
         self._refusal: Refusal | None = None
 
     @property
@@ -106,7 +106,7 @@ class Scheduler:
         self.waiting[sequence] = None
 
     def schedule(self) -> list[Chunk]:
-        """The next step. Whoever calls it computes the chunks and raises num_computed by their num_tokens."""
+        """Returns the next step. The caller computes the chunks and adds their num_tokens to num_computed."""
         self.at = None
         preemptions = self.num_preemptions
         chunks = self._schedule_decodes()
@@ -185,7 +185,7 @@ class Scheduler:
         return not sequence.returning and sequence.num_passed < self._max_seqs
 
     def _join(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
-        """Gives a waiting sequence the blocks for all its tokens, if there are enough, or else for its first chunk."""
+        """Lets a waiting sequence run if there are blocks for all its tokens or, unless it passes another, a chunk."""
         if passing:
             if self._blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * self.num_running > self._pool.num_free:
                 return False
@@ -230,9 +230,9 @@ class Scheduler:
         )
 
     def _take_blocks(self, sequence: Sequence, count: int, *, whole: bool = False) -> bool:
-        """Blocks for all known tokens of a sequence in its prompt; where there are too few, and unless the whole is
-        asked for, those for its next `count` tokens."""
-        # A spare block for each who runs: else the next to need one would throw somebody out at once.
+        """Gives a sequence the blocks for all its known tokens or, if these are too many and `whole` is false, for its
+        next `count` tokens. Returns whether it did."""
+        # One spare block for each running sequence: else the next one to need a block would preempt another at once.
         available = self._pool.num_free - self.num_running + (sequence is self._short)
         missing = self._blocks_missing(sequence, sequence.num_pending)
         if missing <= available:
@@ -247,7 +247,7 @@ class Scheduler:
         return True
 
     def _blocks_missing(self, sequence: Sequence, count: int) -> int:
-        """Those that its next `count` tokens need besides the ones it has."""
+        """The number of blocks that a sequence lacks for its next `count` tokens."""
         return self._blocks_for(sequence.num_computed + count) - len(sequence.blocks)
 
     def unwritten_blocks(self, chunk: Chunk) -> array[int]:
@@ -266,10 +266,10 @@ class Scheduler:
             self._requeue(chunk.sequence)
 
     def fork(self, parent: Sequence, children: list[Sequence]) -> list[tuple[int, int]]:
-        """Lets children run on from the parent's computed tokens, over the same blocks.
+        """Lets children continue from the parent's computed tokens, in the same blocks.
 
-        The last block, if it is not full, each child will write to: it gets a copy. Returns the (source, destination)
-        pairs to copy. Children for whom there is no room wait, and are computed like preempted sequences.
+        Each child gets a copy of the last block if it is not full, since it will write to it. Returns the (source,
+        destination) pairs to copy. Children without room wait and are recomputed, like preempted sequences.
         """
         pairs: list[tuple[int, int]] = []
         full = parent.num_computed // self._block_size
@@ -293,7 +293,7 @@ class Scheduler:
         return pairs
 
     def finish(self, sequence: Sequence) -> None:
-        """Takes a sequence out, whatever its state."""
+        """Removes a sequence, whatever its state."""
         if sequence.status is Status.RUNNING:
             self._stop_running(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
@@ -325,7 +325,7 @@ class Scheduler:
         )
 
     def _places_needed(self, sequence: Sequence) -> int:
-        """One, or one a sample while the first of a request's samples computes the prompt for all."""
+        """One, or one per sample while the first of a request's samples computes the prompt for all."""
         return 1 if sequence.request.forked else min(sequence.request.params.n, self._max_seqs)
 
     def _blocks_for(self, num_tokens: int) -> int:
@@ -356,7 +356,7 @@ class Scheduler:
         if row is None:
             del self._prefills[sequence]
             return
-        last = self._decodes.pop()  # takes the empty row, so that all the others stay where they are
+        last = self._decodes.pop()  # moves to the empty row, so that all others keep theirs
         if last.sequence is not sequence:
             self._decodes[row] = last
             self._rows[last.sequence] = row

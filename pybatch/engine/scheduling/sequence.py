@@ -1,4 +1,4 @@
-"""A request and its sequences: one growing list of tokens a sample."""
+"""A request and its sequences: one growing list of tokens per sample."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Status(Enum):
 class Sequence:
     """One sample of a request: its tokens, the KV blocks that hold them, and how far they are computed.
 
-    Everything but the tokens can be computed again from them: a preempted sequence keeps its tokens alone.
+    Everything but the tokens can be recomputed from them, so a preempted sequence keeps only its tokens.
     """
 
     __slots__ = (
@@ -53,11 +53,11 @@ class Sequence:
         self.tokens = array("q", request.prompt_token_ids)  # prompt, then output
         self.blocks = array("i")
         self.num_computed = 0  # tokens whose keys and values are in the blocks
-        self.keys: list[BlockKey] = []  # the prefix cache's, of full blocks, as far as they were needed
-        self.num_registered = 0  # blocks that the prefix cache knows of
-        self.joined = 0  # how many sequences had joined before it
+        self.keys: list[BlockKey] = []  # in the prefix cache, of the full blocks for which one was needed
+        self.num_registered = 0  # leading blocks that the prefix cache knows
+        self.joined = 0  # counts up with each sequence that joins
         self.num_passed = 0  # later sequences that joined while this one had no room
-        self.returning = False  # it waits, and has run or been sampled before
+        self.returning = False  # waiting, after it was preempted or forked without room
         self.logprobs: list[TokenLogprobs] = []
         self.cumulative_logprob = 0.0
         self.detokenizer = detokenizer
@@ -66,7 +66,7 @@ class Sequence:
         self.stop_reason: int | str | None = None
 
     def reset(self) -> None:
-        """Keeps the tokens alone. For a new schedule: the blocks are not given back."""
+        """Keeps only the tokens. The blocks are not returned to a pool: this is for starting again with a new one."""
         self.status = Status.WAITING
         del self.blocks[:]
         self.num_computed = self.num_registered = self.num_passed = 0
@@ -78,7 +78,7 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Known tokens not computed yet: 1 when decoding."""
+        """Known tokens that are not computed yet; 1 when decoding."""
         return len(self.tokens) - self.num_computed
 
     @property
@@ -93,7 +93,7 @@ class Sequence:
 
 
 class Request:
-    """A prompt, how to sample it, and its n sequences. The first sequence computes the prompt for all of them."""
+    """A prompt, its sampling parameters and its n sequences, the first of which computes the prompt for all."""
 
     __slots__ = (
         "delivered",
