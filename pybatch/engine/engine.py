@@ -156,6 +156,7 @@ class Engine:
         if request is not None:
             for sequence in request.sequences:
                 self._scheduler.finish(sequence)
+            request.sequences.clear()
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
@@ -380,7 +381,7 @@ class Engine:
             del self._requests[request.request_id]
         delta = request.stream and request.params.output_kind is RequestOutputKind.DELTA
         first = request.delivered[0] == (0, 0)
-        return RequestOutput(
+        output = RequestOutput(
             request_id=request.request_id,
             prompt=request.prompt,
             prompt_token_ids=request.prompt_token_ids,
@@ -391,6 +392,9 @@ class Engine:
             error=request.error,
             num_cached_tokens=metrics.num_cached_tokens,
         )
+        if finished:
+            request.sequences.clear()  # they refer to it: without the cycle all are freed now
+        return output
 
 
 def _completion(sequence: Sequence, delta: bool) -> CompletionOutput:

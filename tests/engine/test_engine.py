@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from pybatch.engine import Engine, EngineConfig, RequestOutputKind, SamplingParams
 from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.scheduling.sequence import Request
 from pybatch.model import Decoder, Tokenizer
 from pybatch.model.layers import DenseLinear
 from pybatch.model.text.token_text import TextStream
@@ -548,5 +549,25 @@ def test_an_engine_is_freed_with_the_last_reference_to_it(
         gone = weakref.ref(engine), weakref.ref(engine._kv_cache)
         del engine
         assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_request_that_has_ended_is_freed_at_once(make_engine: MakeEngine) -> None:
+    """Without the garbage collector, whose runs hold up all threads."""
+    engine = make_engine()
+    gc.collect()
+    gc.disable()
+    try:
+        for name in ("done", "aborted"):
+            engine.add_request(name, [5, 6], SamplingParams(n=2, max_tokens=3, ignore_eos=True))
+            engine.step()
+            if name == "aborted":
+                engine.abort(name)
+            list(drain(engine))
+        engine.add_request("next", [7], SamplingParams(max_tokens=1))  # a batch is kept until the next one
+        list(drain(engine))
+        alive = [each.request_id for each in gc.get_objects() if type(each) is Request]
+        assert not {"done", "aborted"} & {*alive}
     finally:
         gc.enable()
