@@ -1,3 +1,3 @@
-"""Where Tokenizer used to be; pybatch.model.text.tokenizer is its place."""
+"""The former place of Tokenizer, kept for programs that import it from here."""
 
 from pybatch.model.text.tokenizer import Tokenizer as Tokenizer
