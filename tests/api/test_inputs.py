@@ -213,12 +213,13 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized() -> None:
         ({"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}}, " " * 999_999 + "ab"),
         ({"normalizer": {"type": "Replace", "pattern": {"Regex": "x+"}, "content": "a"}}, "x" * 999_999),
         ({"normalizer": {"type": "NFC"}}, "\u03b1\u0313\u0300\u0345" * 10),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}, "\x04é\U0001f642" * 99 + "ab"),
         ({"model": {"type": "WordLevel", "vocab": {"ab": 0, "?": 1}, "unk_token": "?"}}, "x" * 999_999),
     ],
 )
 def test_a_text_that_fits_is_never_refused(change: dict[str, Any], text: str) -> None:
     state = {**json.loads(byte_level().backend.to_str()), **change}
-    if change.get("model"):
+    if change.get("model", {}).get("type") == "WordLevel":
         state["pre_tokenizer"] = None
     state["added_tokens"] = []
     tokenizer = Tokenizer(Backend.from_str(json.dumps(state)))

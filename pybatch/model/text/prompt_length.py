@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +21,16 @@ _GROW = {"NFD", "NFKD", "Prepend", "ByteLevel", "Lowercase"}  # normalizers that
 
 @dataclass(frozen=True)
 class LengthBound:
-    """characters: the most that one token stands for. spaces_count: no white space vanishes on the way to tokens."""
+    """characters: the most that one token stands for. vanishing: matches those that may come to no token at all."""
 
     characters: int
-    spaces_count: bool
+    vanishing: re.Pattern[str] | None
 
     def least_tokens(self, text: str) -> int:
         length = len(text)
-        if not self.spaces_count:
+        if self.vanishing is not None:
             chunks = (text[begin : begin + _CHUNK] for begin in range(0, length, _CHUNK))
-            length = sum(len(word) for chunk in chunks for word in chunk.split())
+            length = sum(len(self.vanishing.sub("", chunk)) for chunk in chunks)
         return -(-length // self.characters)
 
 
@@ -38,31 +39,49 @@ def length_bound(backend: tokenizers.Tokenizer) -> LengthBound | None:
     normalizers = _steps(backend.normalizer, "normalizers")
     pre_tokenizers = _steps(backend.pre_tokenizer, "pretokenizers")
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    if not _covers_all_bytes(backend, vocabulary, normalizers + pre_tokenizers):
+    unknown = _unknown_bytes(backend, vocabulary, normalizers + pre_tokenizers)
+    if unknown is None:
         return None
-    factor, spaces_count = 1, not any(t.lstrip or t.rstrip for t in backend.get_added_tokens_decoder().values())
+    factor, spaces_vanish = 1, any(t.lstrip or t.rstrip for t in backend.get_added_tokens_decoder().values())
     for step in normalizers:
         if step["type"] in ("NFC", "NFKC"):
             factor = _COMPOSED
         elif step["type"] == "Strip":
-            spaces_count = False
+            spaces_vanish = True
         elif step["type"] not in _GROW and not _replaces_with_no_less(step):
             return None
     for step in pre_tokenizers:
         if step["type"] in _DROP_SPACES:
-            spaces_count = False
+            spaces_vanish = True
         elif step["type"] not in _KEEP_ALL and step.get("behavior", "Removed") == "Removed":
             return None
-    return LengthBound(factor * max(map(len, vocabulary)), spaces_count)
+    return LengthBound(factor * max(map(len, vocabulary)), _vanishing(unknown, spaces_vanish))
 
 
-def _covers_all_bytes(backend: tokenizers.Tokenizer, vocabulary: dict[str, int], steps: list[dict[str, Any]]) -> bool:
-    """Whether no text is unknown to the model."""
+def _unknown_bytes(
+    backend: tokenizers.Tokenizer, vocabulary: dict[str, int], steps: list[dict[str, Any]]
+) -> set[int] | None:
+    """The bytes that the model has no token for; None if it is not made of bytes."""
     if not isinstance(backend.model, models.BPE):
-        return False
+        return None
     if any(step["type"] == "ByteLevel" for step in steps):
-        return all(letter in vocabulary for letter in byte_of_letter())
-    return bool(backend.model.byte_fallback) and all(token in vocabulary for token in BYTE_TOKENS)
+        return {byte for letter, byte in byte_of_letter().items() if letter not in vocabulary}
+    if backend.model.byte_fallback:
+        return {byte for byte, token in enumerate(BYTE_TOKENS) if token not in vocabulary}
+    return None
+
+
+def _vanishing(unknown: set[int], spaces_vanish: bool) -> re.Pattern[str] | None:
+    """Characters with an unknown byte in their UTF-8, in broad ranges, and white space if that may go."""
+    ranges = "".join(map(re.escape, map(chr, sorted(byte for byte in unknown if byte < 0x80))))
+    if unknown & {*range(0x80, 0xC0), *range(0xC2, 0xF0)}:
+        ranges += "\x80-\U0010ffff"
+    for lead in unknown & {*range(0xF0, 0xF5)}:
+        begin, end = (lead - 0xF0) << 18, (lead - 0xEF) << 18
+        ranges += f"{chr(max(begin, 0x10000))}-{chr(min(end - 1, 0x10FFFF))}"
+    if spaces_vanish:
+        ranges += r"\s"
+    return re.compile(f"[{ranges}]+") if ranges else None
 
 
 def _replaces_with_no_less(step: dict[str, Any]) -> bool:

@@ -119,9 +119,12 @@ class Tokenizer:
         """Raises ValueError for text that is not Unicode, or cannot come to so few tokens whatever they are."""
         if not text.isascii():
             text.encode()  # a ValueError for unpaired surrogates
-        if max_tokens is None or len(text) <= max_tokens or self._length_bound is None:
+        if max_tokens is None or len(text) <= max_tokens:
             return
-        least = self._length_bound.least_tokens(text)
+        bound = self._length_bound
+        if bound is None or len(text) <= max_tokens * bound.characters:
+            return
+        least = bound.least_tokens(text)
         if least > max_tokens:
             raise ValueError(
                 f"prompt: {len(text):,} characters are at least {least:,} tokens; expected at most {max_tokens:,}"
