@@ -16,10 +16,10 @@ NAMES = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repe
 
 
 def default_params(of_model: Mapping[str, Any], source: str | Path) -> SamplingParams:
-    """vLLM's defaults, but an output may fill the context, and what a generation_config.json says instead.
+    """SamplingParams' defaults with max_tokens=None, replaced by what a generation_config.json has.
 
-    of_model: the model's own. source: "auto": that; "vllm": none; else a folder that has one. Raises ValueError for
-    values that cannot be used.
+    of_model: the model's own file. source: "auto" for that, "vllm" for none, or a folder with another one. Raises
+    ValueError for values that SamplingParams refuses.
     """
     if source == "vllm":
         return SamplingParams(max_tokens=None)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 TOKENIZE_AT_ONCE = 16  # prompts
 TOKENIZE_CHARACTERS = 1 << 16  # after which no further prompt joins those that are tokenised at once
-INTAKE_SECONDS = 0.002  # between two steps, so that those who are running do not wait for those who come
+INTAKE_SECONDS = 0.002  # the most that new requests may take between two steps of the running ones
 
 
 class Submission:
@@ -54,7 +54,7 @@ class EngineThread:
         self._open: dict[str, Submission] = {}
         self._ended: RuntimeError | None = None
         self._closing = False
-        # A full collection walks all that has been imported and loaded, 0.3 s in which no Python runs: leave that out.
+        # A full garbage collection walks everything imported and loaded: 0.3 s in which no Python runs. Exclude it.
         gc.collect()
         gc.freeze()
         self._pid = os.getpid()
@@ -66,8 +66,10 @@ class EngineThread:
             thread.start()
 
     def submit(self, prompt: Prompt, params: SamplingParams, request_id: str | None, mailbox: Mailbox) -> Submission:
-        """The mailbox gets every output. request_id: None for a number. Raises ValueError if it is in use, RuntimeError
-        if the engine's thread has ended."""
+        """Queues a request whose outputs go to the mailbox. request_id: None for a number.
+
+        Raises ValueError if the id is in use, RuntimeError if the engine's thread has ended.
+        """
         with self._lock:
             self.expect_running()
             if request_id is None:
@@ -79,13 +81,13 @@ class EngineThread:
         return submission
 
     def leave(self, submission: Submission) -> None:
-        """Drops the request unless it has finished; nobody waits for its outputs any more."""
+        """Aborts the request unless it has finished; its outputs are no longer wanted."""
         if self._forget(submission):
             submission.cancelled = True
             self._commands.put(partial(self._drop, submission))
 
     def abort(self, request_id: str) -> None:
-        """Drops the request of that id. Who waits for it gets what has come so far, with finish_reason "abort"."""
+        """Aborts the request of that id. Its last output has what came before, with finish_reason "abort"."""
         with self._lock:
             submission = self._open.pop(request_id, None)
         if submission is not None:
@@ -93,7 +95,7 @@ class EngineThread:
             self._commands.put(partial(self._drop, submission, tell=True))
 
     def close(self) -> None:
-        """Ends both threads after the step under way. Whoever still waits gets a RuntimeError."""
+        """Ends both threads after the step under way. Mailboxes of unfinished requests get a RuntimeError."""
         self._closing = True
         self._prompts.put(None)  # wake them up
         self._commands.put(None)
@@ -157,7 +159,8 @@ class EngineThread:
                 self._drop(submission)
 
     def _take_commands(self) -> bool:
-        """Runs what has been asked for; waits for something if there is nothing to do. False when it is to end."""
+        """Runs commands, for INTAKE_SECONDS at most while requests are running; waits for one if none are. Returns
+        False if the thread is to end."""
         start = None
         while True:
             idle = self._session.idle
@@ -193,7 +196,7 @@ class EngineThread:
 
 
 def aborted(submission: Submission) -> RequestOutput:
-    """A last output with what had come; of deltas nothing is new."""
+    """The last output of an aborted request: everything so far, or an empty delta."""
     newest = submission.newest
     if newest is None:
         return empty_output(submission.request_id, "abort")

@@ -15,7 +15,7 @@ class FairLock:
         self._waiting: deque[threading.Lock] = deque()
 
     def acquire(self, *, blocking: bool = True) -> bool:
-        """Whether the lock has been taken."""
+        """Returns whether this thread has the lock now."""
         with self._guard:
             if not self._held:
                 self._held = True

@@ -23,7 +23,7 @@ class Mailbox:
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, item: RequestOutput | Exception) -> bool:
-        """Whether anybody can still get it: False once the event loop is closed."""
+        """Returns False if the event loop is closed, so that no task can get it."""
         self._items.append(item)
         if not self._notified:
             self._notified = True

@@ -16,6 +16,8 @@ from pybatch.model.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Metric:
+    """One of the engine's counters, as "pybatch:" and a field of MetricsSummary."""
+
     name: str
     value: float
 
@@ -30,6 +32,7 @@ class ModelHandle:
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> Self:
+        """The same as giving the arguments one by one."""
         return cls(**vars(engine_args))
 
     @property
@@ -43,13 +46,13 @@ class ModelHandle:
         return expect_tokenizer(self.session.tokenizer)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What is used where no SamplingParams are given: temperature, top_p, top_k, min_p, repetition_penalty and
-        max_tokens of the model's generation_config.json, and SamplingParams' own, but an output may fill the context.
+        """A copy of the parameters used where none are given: SamplingParams' defaults with max_tokens=None, replaced
+        by temperature, top_p, top_k, min_p, repetition_penalty and max_new_tokens of generation_config.json.
         """
         return self.session.default_params.clone()
 
     def get_metrics(self) -> list[Metric]:
-        """What the engine has counted since it was made. Times in seconds, throughputs in tokens per second."""
+        """The engine's counters since it was made. Times in seconds, throughputs in tokens per second."""
         return [Metric(f"pybatch:{name}", value) for name, value in asdict(self.engine.metrics.summary()).items()]
 
     if not TYPE_CHECKING:  # which would believe that every name is there

@@ -95,9 +95,11 @@ class Session:
 
     def step(self, unless: Collection[object] = ()) -> None:
         """One step of the engine, and its outputs to their receivers. No step if `unless` is not empty when it is this
-        thread's turn, since another thread's step has brought what it waits for. If the step raises, the receivers
-        of what it has finished get that, and all others a failed output, since the engine has dropped their
-        requests."""
+        thread's turn: another thread's step has brought what it waits for.
+
+        Raises what the engine's step raises. Outputs that were ready are received before; every other receiver gets a
+        failed output, since the engine has discarded its request.
+        """
         with self._engine_alone():
             if unless:
                 return
@@ -107,7 +109,7 @@ class Session:
                 self._deliver(self.engine.take_outputs())
                 lost, self._receivers = self._receivers, {}
                 for request_id, receive in list(lost.items()):
-                    receive(empty_output(request_id, "error", error=f"dropped by a failed step: {error!r}"))
+                    receive(empty_output(request_id, "error", error=f"discarded by a failed step: {error!r}"))
                 raise
             self._deliver(outputs)
 
@@ -119,16 +121,16 @@ class Session:
                 receiver(output)
 
     def abort(self, request_id: str) -> None:
-        """Drops a request; nothing is received of it any more. One that has finished may be named too.
+        """Ends a request; nothing more is received of it. Does nothing for one that has finished.
 
-        Never waits, and may come out of a finalizer in the middle of a step: then the engine drops it after the step.
+        Never waits, so that a finalizer may call it in the middle of a step: the engine then aborts after the step.
         """
         if self._receivers.pop(request_id, None) is not None:
             self._aborted.append(request_id)
-            self._drop_aborted()
+            self._abort_in_engine()
 
     def reset_prefix_cache(self) -> bool:
-        """Whether the cached prefixes have been forgotten: not while there are unfinished requests."""
+        """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
         with self._engine_alone():
             return self.engine.reset_prefix_cache()
 
@@ -142,10 +144,10 @@ class Session:
             with self._lock:
                 yield
         finally:
-            self._drop_aborted()
+            self._abort_in_engine()
 
-    def _drop_aborted(self) -> None:
-        # Where the lock is taken, its holder comes here after releasing it.
+    def _abort_in_engine(self) -> None:
+        # If another thread holds the lock, it comes here after releasing it.
         while self._aborted and self._lock.acquire(blocking=False):
             try:
                 while self._aborted:
