@@ -62,7 +62,7 @@ class Budget:
             self._look_at = time.monotonic() + SECONDS - used
 
     def weight(self, value: Any) -> int:
-        """The size of a value, of all within it too, however often the same thing is in it."""
+        """The size of a value with everything in it; what is in it twice counts twice."""
         kind = type(value)
         if kind is str or isinstance(value, str):
             return len(value) if value.isascii() else 4 * len(value)
@@ -76,7 +76,7 @@ class Budget:
         return STEP
 
     def take(self, value: Any) -> Any:
-        """A new value, refused if it is too large."""
+        """Returns a new value. Raises LimitError if it is too large."""
         weight = self.weight(value)
         if isinstance(value, str):
             self.spend(weight)
@@ -119,7 +119,8 @@ def new_budget(*arguments: object) -> Iterator[None]:
 
 
 class SteppingCode(CodeGenerator):
-    """Python that pays for each block it enters, and for what no method of the environment sees otherwise."""
+    """Generates Python that pays for each block it enters, and that hands literals, slices, ~ and comparisons to the
+    environment, which does not see them otherwise."""
 
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Any) -> None:
         self.writeline("environment.step()")
@@ -131,7 +132,7 @@ class SteppingCode(CodeGenerator):
     def visit_Dict(self, node: nodes.Dict, frame: Any) -> None:  # noqa: N802
         self.write("environment.made({")
         for item in node.items:
-            self._through("read", self.visit, item.key, frame)  # to hash it takes as long as it is large
+            self._through("read", self.visit, item.key, frame)  # hashing takes time in proportion to its size
             self.write(": ")
             self.visit(item.value, frame)
             self.write(", ")
@@ -171,19 +172,19 @@ class SteppingCode(CodeGenerator):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Renders within new_budget only."""
+    """Renders only within new_budget."""
 
     code_generator_class = SteppingCode
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(optimized=False, finalize=_printed, **options)  # optimized: works constants out unpaid
+        super().__init__(optimized=False, finalize=_printed, **options)  # optimized would fold constants unpaid
         for name in ("pprint", "striptags", "urlize", "wordwrap", "xmlattr"):  # for web pages
             del self.filters[name]
         for table in (self.filters, self.tests):
             table.update({name: paid(function, cost_of(name)) for name, function in list(table.items())})
         del self.globals["lipsum"]
-        self.globals.update(namespace=QuietNamespace, dict=_new_dict)  # a class of Python's has methods that change it
+        self.globals.update(namespace=QuietNamespace, dict=_new_dict)  # the class has methods that change dicts
 
     def compile_source(self, source: str) -> jinja2.Template:
         if len(source) > LONGEST_SOURCE:
@@ -251,14 +252,14 @@ class BoundedFormatter(SandboxedFormatter):
 
 
 class QuietNamespace(Namespace):
-    """Its text does not hold what it holds, which may be changed without end."""
+    """Its text leaves out its attributes, which can be nested after their size was checked."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
 
 
 def paid(function: Callable[..., Any], cost: Callable[..., float]) -> Callable[..., Any]:
-    """A filter or test that costs a step, and what `cost` says of its arguments."""
+    """The filter or test, charging a step and what `cost` makes of its arguments."""
     passed = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context or environment comes first
 
     @functools.wraps(function)
@@ -270,7 +271,7 @@ def paid(function: Callable[..., Any], cost: Callable[..., float]) -> Callable[.
 
 
 def _taken(result: Any) -> Any:
-    """What a call made; of a generator all at once, so that it is paid for here."""
+    """The result of a call. A generator is run to its end, so that it is paid for here."""
     return budget().take(list(map(budget().take, result)) if isinstance(result, _GENERATOR) else result)
 
 
@@ -302,7 +303,7 @@ def _nothing(*args: Any, **kwargs: Any) -> float:
 
 
 def _whole(*args: Any, **kwargs: Any) -> float:
-    """Reads all, and makes no more than about that."""
+    """For what reads all of its arguments, and makes no more than about that."""
     return 2 * sum(map(budget().weight, (*args, *kwargs.values())))
 
 
@@ -315,7 +316,7 @@ def _elements(value: Any = (), *args: Any, **kwargs: Any) -> float:
 
 
 def _counts(*args: object, **kwargs: object) -> int:
-    """The sum of the numbers that say how much to make; a text that is to be repeated counts as long as it is."""
+    """The sum of the integers among the arguments, which say how much to make, and of the lengths of texts."""
     numbers = (abs(each) if isinstance(each, int) else 0 for each in (*args, *kwargs.values()))
     return sum(numbers) + sum(len(each) for each in (*args, *kwargs.values()) if isinstance(each, str))
 
@@ -325,7 +326,7 @@ def _padded(text: Any, *args: Any, **kwargs: Any) -> float:
 
 
 def _by_line(text: Any, *args: Any, **kwargs: Any) -> float:
-    """Adds so much at each line or tab."""
+    """For what adds text at each line or tab."""
     written = _text(text)
     places = 1 + sum(map(written.count, _PLACES))
     return _whole(text) + 4 * (4 + _counts(*args, **kwargs)) * places
@@ -376,14 +377,14 @@ def _formatted(text: Any, *args: Any, **kwargs: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    """What str makes of it, which is paid for first."""
+    """str(value), paid for first."""
     if not isinstance(value, str):
         budget().spend(4 * budget().weight(value))
     return str(value)
 
 
 def _width(form: str) -> int:
-    """No less than what the widths and precisions in a format come to."""
+    """At least the sum of the widths and precisions in a format."""
     return sum(int(number) if len(number) < 10 else 10**10 for number in re.findall(r"\d+", form))
 
 
@@ -433,7 +434,7 @@ _COST_OF = {name: cost for cost, names in _COSTS.items() for name in names.split
 
 
 def cost_of(name: str) -> Callable[..., float]:
-    """Of a filter, a test or a method. Most read all of their arguments and make no more than that."""
+    """The cost of a filter, a test or a method beyond a step. Most read all of their arguments and make no more."""
     return _COST_OF.get(name, _whole)
 
 

@@ -32,14 +32,14 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
 
 
 def render_unfinished(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """The same up to the end of the last message's content."""
+    """As render, cut at the end of the last message's content. Raises ValueError if the template does not write it."""
     if not messages or not (content := messages[-1].get("content")):
         raise ValueError("continue_final_message: expected a last message with content, got none")
     text = render(template, [*messages[:-1], {**messages[-1], "content": _with_end_mark(content)}], variables)
     before, mark, after = text.rpartition(_END)
     if not mark:
         raise ValueError("continue_final_message: the chat template does not write the last message's content")
-    return before if after.startswith(" ") else before.rstrip()  # as a template does that trims its messages
+    return before if after.startswith(" ") else before.rstrip()  # the template has trimmed the message
 
 
 def _with_end_mark(content: Any) -> Any:

@@ -13,8 +13,9 @@ from pybatch.model.text.token_text import special_tokens_of
 
 
 class ControlTokens:
-    """A copy of a backend in which the special tokens go by secret names (`backend`), so that none of their usual names
-    is more than text to it; and the way of a chat there: hide what reads like them in its strings, render, reveal.
+    """A copy of a backend (`backend`) in which the special tokens have secret names, so that their usual names are
+    ordinary text to it. A chat gets there in three steps: hide what reads like a special token in its strings, render,
+    reveal.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -26,7 +27,8 @@ class ControlTokens:
         self.backend = self._renamed(backend)
 
     def hide(self, value: Any) -> Any:
-        """The value with a mark within all in its strings that reads like a special token; keys of dicts stay."""
+        """The value with a mark inside whatever reads like a special token in its strings. Keys of dicts stay as they
+        are."""
         if isinstance(value, str):
             return self._pattern.sub(lambda match: self._marked(match[0]), value)
         if isinstance(value, dict):
@@ -36,7 +38,7 @@ class ControlTokens:
         return value
 
     def reveal(self, rendered: str) -> tuple[str, str]:
-        """(the text without marks, the same for `backend`: with the secret names of what was not marked)."""
+        """Two texts without marks: as it reads, and for `backend`, with secret names where nothing was marked."""
         return self._unmarked(rendered), self._unmarked(
             self._pattern.sub(lambda match: self._names[match[0]], rendered)
         )
@@ -67,5 +69,5 @@ class ControlTokens:
 
 
 def _secret() -> str:
-    """Characters for private use that nobody can guess and no normalizer changes."""
+    """Random private-use characters, which nobody can guess and no normalizer changes."""
     return "".join(chr(0xF0000 + secrets.randbelow(0xFFF0)) for _ in range(6))

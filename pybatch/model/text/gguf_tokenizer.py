@@ -1,4 +1,4 @@
-"""A tokenizer out of a GGUF file's metadata."""
+"""The tokenizer in a GGUF file's metadata."""
 
 from __future__ import annotations
 
@@ -42,13 +42,18 @@ PRE_TOKENIZERS = {
     "deepseek-r1-qwen": (QWEN2,),
     "tekken": (TEKKEN,),
 }
-WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken")  # a word that is a token is not merged up to
+WHOLE_WORDS_FIRST = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "tekken",
+)  # a word that is a token is not split
 NORMALIZED = ("qwen2", "deepseek-r1-qwen")  # NFC
 
 
 def tokenizer_from_gguf(path: Path) -> Tokenizer:
-    """Builds the tokenizer of a GGUF file. Raises ModelError for a kind or a pre-tokenizer that is not known, and for
-    metadata that does not make one."""
+    """Builds the tokenizer of a GGUF file. Raises ModelError if its kind or pre-tokenizer is unknown, or its metadata
+    does not describe a tokenizer."""
     metadata = GGUFFile(path).metadata
     try:
         tokenizer: Tokenizer = guarded(lambda: _tokenizer(path, metadata))
@@ -112,7 +117,7 @@ def _byte_level_bpe(path: Path, ggml: dict[str, Any]) -> Backend:
 
 
 def _sentencepiece_bpe(ggml: dict[str, Any]) -> Backend:
-    """SentencePiece's BPE joins the pair whose whole has the highest score, so scores give the order of merges."""
+    """SentencePiece's BPE merges the pair whose result has the highest score, so the scores order the merges."""
     tokens, scores = ggml["tokens"], ggml["scores"]
     vocab = {token: i for i, token in enumerate(tokens)}
     merges: list[tuple[str, str]] = []

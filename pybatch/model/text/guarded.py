@@ -7,7 +7,7 @@ from typing import Any
 
 
 def guarded(call: Callable[[], Any]) -> Any:
-    """What the call returns. Whatever else it raises is a ValueError here, a panic of the tokenizers library too."""
+    """Returns what the call returns. Raises ValueError for its other exceptions and for a panic of the library."""
     try:
         return call()
     except (ValueError, TypeError):

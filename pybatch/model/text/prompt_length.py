@@ -1,4 +1,4 @@
-"""How many tokens a text comes to at least, told from its length alone."""
+"""A lower bound on the number of tokens of a text, from its length alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GROW = {"NFD", "NFKD", "Prepend", "ByteLevel", "Lowercase"}  # normalizers that
 
 @dataclass(frozen=True)
 class LengthBound:
-    """characters: the most that one token stands for. vanishing: matches those that may come to no token at all."""
+    """characters: the most that one token stands for. vanishing: matches characters that may leave no token."""
 
     characters: int
     vanishing: re.Pattern[str] | None

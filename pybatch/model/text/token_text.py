@@ -63,7 +63,7 @@ class TokenBytes:
         return text[len(base) :].encode()
 
     def _broken(self, token: int) -> bytes | None:
-        """The bytes of a token that are no whole characters; None of any other token."""
+        """The bytes of a token that are not whole characters; None for any other token."""
         if "\ufffd" not in self._decode(token):
             return None
         name: str = self._backend.id_to_token(token) or ""
@@ -98,7 +98,7 @@ class TextStream:
         seen.reverse()
         self._utf8.decode(tokens.join(None, seen))
         self._before = seen[-1] if seen else None
-        self._begun = bool(self._utf8.getstate()[0])  # a character before the text begins is not the text's fault
+        self._begun = bool(self._utf8.getstate()[0])  # a broken character at the prompt's end is the prompt's
 
     def add(self, ids: Sequence[int], *, last: bool = False) -> str:
         """The text that ids add. An unfinished character waits for its end; with last, it comes out as U+FFFD."""
@@ -114,7 +114,7 @@ class TextStream:
 
 
 class _Table(dict[int, bytes]):
-    """Fills itself."""
+    """A dict that finds missing entries itself."""
 
     def __init__(self, find: Any) -> None:
         self._find = find

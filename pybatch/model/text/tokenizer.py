@@ -133,7 +133,7 @@ class Tokenizer:
     # ---- ids to text ----
 
     def decode(self, ids: int | Sequence[int], skip_special_tokens: bool = True, *, after: Sequence[int] = ()) -> str:
-        """The text of token ids, where they stand after others. Bytes that are no character come out as U+FFFD."""
+        """The text of token ids that follow the ids `after`. Bytes that are not UTF-8 become U+FFFD."""
         return self.text_stream(skip_special_tokens, after=after).add(_as_list(ids), last=True)
 
     def batch_decode(self, rows: Iterable[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
@@ -144,7 +144,7 @@ class Tokenizer:
         return TextStream(self._token_bytes, skip_special_tokens=skip_special_tokens, after=after)
 
     def token_text(self, token: int) -> str:
-        """The text of one token in the midst of others."""
+        """The text of one token in the middle of a text."""
         return self._token_bytes.after(token, token).decode(errors="replace")
 
     # ---- chats ----
@@ -239,7 +239,7 @@ class Tokenizer:
         return vocabulary
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a token or ids of several. What is not in the vocabulary has that of the unknown token, or None."""
+        """The id of a token or ids of several. Unknown ones get the id of the unknown token, or None without one."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         found = self.backend.token_to_id(tokens)
@@ -265,8 +265,6 @@ class Tokenizer:
     def all_special_tokens(self) -> list[str]:
         return list(special_tokens_of(self.backend).values())
 
-    # ----
-
     def _named(self, name: str) -> tuple[str | None, int | None]:
         text = self.special_tokens.get(name)
         return text, None if text is None else self.backend.token_to_id(text)
@@ -290,7 +288,7 @@ class Tokenizer:
 
 
 def _as_list(ids: Any) -> list[int]:
-    """Of one id, a sequence, an array or a tensor."""
+    """One id, a sequence, an array or a tensor as a list."""
     if isinstance(ids, Integral):
         return [int(ids)]
     listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
