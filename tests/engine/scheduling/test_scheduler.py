@@ -328,22 +328,24 @@ def test_a_head_of_the_queue_without_room_is_matched_again_only_when_it_might_fi
     assert long.metrics.num_cached_tokens > 0
 
 
-def test_a_head_without_room_joins_when_another_has_put_its_prefix_to_use() -> None:
-    simulation = Simulation(num_blocks=24, max_num_seqs=8, max_num_batched_tokens=100)
-    shared = [1, 0, 0] * 20
-    simulation.add(shared, max_tokens=1)
+def test_a_head_without_room_counts_the_prefix_that_another_has_put_to_use() -> None:
+    simulation = Simulation(num_blocks=70, max_num_seqs=8, max_num_batched_tokens=400)
+    prefix = [1, 0, 0, 0] * 20
+    simulation.add(prefix, max_tokens=1)
+    simulation.run()  # 20 blocks are cached, and nobody's
+    stays = simulation.add([0] * 117, max_tokens=40)
+    leaves = simulation.add([1] * 23, max_tokens=4)
+    simulation.step()
+    head = simulation.add([*prefix, *[1] * 55], max_tokens=2).sequences[0]  # 14 blocks more, of 14 that are free
+    passes = simulation.add([*prefix, 0], max_tokens=40)
+    simulation.step()
+    assert (head.status, passes.sequences[0].status) == (Status.WAITING, Status.RUNNING)
+    while not leaves.finished:
+        simulation.step()
+    simulation.step()
+    assert head.status is not Status.WAITING
+    assert not stays.finished
     simulation.run()
-    stays = simulation.add([0] * 24, max_tokens=50)
-    simulation.step()
-    first = simulation.add([*shared, *[1] * 12], max_tokens=2)
-    simulation.step()
-    assert first.sequences[0].status is Status.WAITING
-    again = simulation.add(shared[:-4], max_tokens=2)
-    simulation.step()
-    simulation.step()
-    assert again.sequences[0].status is not Status.WAITING
-    simulation.run()
-    assert stays.finished
 
 
 @settings(max_examples=200, deadline=None)
