@@ -20,7 +20,7 @@ from pybatch.engine.scheduling.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Per row: the token, -1 if its logits were no numbers, and its log-probabilities if they were asked for."""
+    """Per row: the token, -1 if its logits are not finite, and its log-probabilities if they were asked for."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
