@@ -24,15 +24,28 @@ logger = logging.getLogger(__name__)
 TOKENIZE_AT_ONCE = 16  # prompts
 TOKENIZE_CHARACTERS = 1 << 16  # after which no further prompt joins those that are tokenised at once
 INTAKE_SECONDS = 0.002  # the most that new requests may take between two steps of the running ones
+YIELD_EVERY, YIELD_SECONDS = 0.001, 0.0001  # how often a busy submitter lets the engine's thread have the GIL
 
 
 class Submission:
     """A request on its way: from the prompt's arrival to its last output."""
 
-    __slots__ = ("cancelled", "engine_id", "mailbox", "newest", "params", "prompt", "request_id")
+    __slots__ = (
+        "admitted",
+        "arrival_time",
+        "cancelled",
+        "engine_id",
+        "mailbox",
+        "newest",
+        "params",
+        "prompt",
+        "request_id",
+    )
 
     def __init__(self, prompt: Prompt, params: SamplingParams, request_id: str, mailbox: Mailbox) -> None:
         self.prompt, self.params, self.request_id, self.mailbox = prompt, params, request_id, mailbox
+        self.arrival_time = time.perf_counter()
+        self.admitted = False  # it takes one of the engine's places
         self.cancelled = False
         self.engine_id: str | None = None
         self.newest: RequestOutput | None = None
@@ -41,19 +54,22 @@ class Submission:
 class EngineThread:
     """Runs a session's engine until it is closed. Every method may be called on any thread.
 
-    Prompts go through two queues: the tokenising thread takes them in batches and in their order, and hands them to the
-    engine's, which spends a bounded time on them between two steps.
+    Prompts go through two queues: the tokenising thread takes them in batches and in their order, as far as the engine
+    has places, and hands them to the engine's, which spends a bounded time on them between two steps.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._prompts: SimpleQueue[Submission | None] = SimpleQueue()
         self._commands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._lock = threading.Lock()  # over the three below
+        # As many as the policy can choose from; more would only be tokenised earlier, and walked by the collector.
+        self._places = threading.Semaphore(2 * session.engine.config.max_num_seqs)
+        self._lock = threading.Lock()  # over the three below, and which submissions are cancelled and admitted
         self._numbers = itertools.count()
         self._open: dict[str, Submission] = {}
         self._ended: RuntimeError | None = None
         self._closing = False
+        self._progress = 0.0  # when the engine's thread last began a step, or a submitter yielded to it
         # A full garbage collection walks everything imported and loaded: 0.3 s in which no Python runs. Exclude it.
         gc.collect()
         gc.freeze()
@@ -78,31 +94,38 @@ class EngineThread:
                 raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
             submission = self._open[request_id] = Submission(prompt, params, request_id, mailbox)
         self._prompts.put(submission)
+        self._yield()
         return submission
 
     def leave(self, submission: Submission) -> None:
         """Aborts the request unless it has finished; its outputs are no longer wanted."""
-        if self._forget(submission):
-            submission.cancelled = True
+        if self._cancel(submission.request_id) is not None:
             self._commands.put(partial(self._drop, submission))
 
     def abort(self, request_id: str) -> None:
         """Aborts the request of that id. Its last output has what came before, with finish_reason "abort"."""
-        with self._lock:
-            submission = self._open.pop(request_id, None)
+        submission = self._cancel(request_id)
         if submission is not None:
-            submission.cancelled = True
             self._commands.put(partial(self._drop, submission, tell=True))
 
     def close(self) -> None:
         """Ends both threads after the step under way. Mailboxes of unfinished requests get a RuntimeError."""
         self._closing = True
         self._prompts.put(None)  # wake them up
+        self._places.release()
         self._commands.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
         gc.unfreeze()
+
+    def _yield(self) -> None:
+        """Gives the engine's thread a chance to run. A busy event loop releases the GIL at each turn and has it back
+        before a waiting thread is awake, and that thread's claim begins anew each time (CPython's take_gil)."""
+        now = time.perf_counter()
+        if now - self._progress > YIELD_EVERY and not self._session.idle:
+            self._progress = now
+            time.sleep(YIELD_SECONDS)
 
     def expect_running(self) -> None:
         if os.getpid() != self._pid:
@@ -113,26 +136,40 @@ class EngineThread:
         if self._ended is not None:
             raise self._ended
 
-    def _forget(self, submission: Submission) -> bool:
-        """Whether it was still open."""
+    def _cancel(self, request_id: str) -> Submission | None:
+        """The submission if it was still open, which is to be dropped then."""
         with self._lock:
-            return self._open.pop(submission.request_id, None) is not None
+            submission = self._open.pop(request_id, None)
+            if submission is not None:
+                submission.cancelled = True
+            return submission
+
+    def _admit(self, submission: Submission) -> bool:
+        """Gives it the place that was acquired, unless it is cancelled."""
+        with self._lock:
+            submission.admitted = not submission.cancelled
+        if not submission.admitted:
+            self._places.release()
+        return submission.admitted
 
     # ---- on the tokenising thread ----
 
     def _tokenize(self) -> None:
-        while (first := self._prompts.get()) is not None and not self._closing:
+        while self._places.acquire() and (first := self._prompts.get()) is not None and not self._closing:
             batch, characters = [first], size(first)
             while len(batch) < TOKENIZE_AT_ONCE and characters < TOKENIZE_CHARACTERS:
+                if not self._places.acquire(blocking=False):
+                    break
                 try:
                     following = self._prompts.get_nowait()
                 except Empty:
+                    self._places.release()
                     break
                 if following is None:
                     return
                 batch.append(following)
                 characters += size(following)
-            batch = [submission for submission in batch if not submission.cancelled]
+            batch = [submission for submission in batch if self._admit(submission)]
             requests = [(submission.prompt, submission.params) for submission in batch]
             for submission, encoded in zip(batch, self._session.encode(requests), strict=True):
                 self._commands.put(partial(self._add, submission, encoded))
@@ -143,6 +180,7 @@ class EngineThread:
         ended = RuntimeError("this AsyncLLM is closed")
         try:
             while self._take_commands():
+                self._progress = time.perf_counter()
                 try:
                     self._session.step()
                 except BaseException:  # its requests have come out with an error; those to come have a sound engine
@@ -178,19 +216,25 @@ class EngineThread:
     def _add(self, submission: Submission, encoded: Encoded) -> None:
         if not submission.cancelled:
             submission.engine_id = self._session.add(
-                encoded, submission.params, partial(self._deliver, submission), partial=True
+                encoded,
+                submission.params,
+                partial(self._deliver, submission),
+                partial=True,
+                arrival_time=submission.arrival_time,
             )
 
     def _deliver(self, submission: Submission, output: RequestOutput) -> None:
         submission.newest = output = replace(output, request_id=submission.request_id)
-        if output.finished:
-            self._forget(submission)
+        if output.finished and self._cancel(submission.request_id) is not None:
+            self._places.release()
         if not submission.mailbox.put(output):
             self.leave(submission)
 
     def _drop(self, submission: Submission, *, tell: bool = False) -> None:
         if submission.engine_id is not None:
             self._session.abort(submission.engine_id)
+        if submission.admitted:
+            self._places.release()
         if tell:
             submission.mailbox.put(aborted(submission))
 

@@ -71,11 +71,13 @@ class Session:
         *,
         partial: bool = False,
         index: int | None = None,
+        arrival_time: float | None = None,
     ) -> str:
         """Adds a request and returns its id. ``receive`` gets its output when it has finished, and if ``partial`` after
         every step. A request that cannot be run is received at once, as an output with ``error`` set.
 
-        index: seeds the draws of a request without a seed; None: the number of requests before it."""
+        index: seeds the draws of a request without a seed; None: the number of requests before it. arrival_time: of the
+        prompt, by time.perf_counter(); None: now."""
         number = next(self._ids)
         request_id = str(number)
         if prompt.error is None:
@@ -87,6 +89,7 @@ class Session:
                     prompt=prompt.text,
                     stream=partial,
                     index=number if index is None else index,
+                    arrival_time=arrival_time,
                 )
                 self._receivers[request_id] = receive
         if prompt.error is not None:

@@ -118,16 +118,25 @@ class Engine:
         prompt: str | None = None,
         stream: bool = False,
         index: int = 0,
+        arrival_time: float | None = None,
     ) -> None:
         """Queues a request. Raises ValueError, with the numbers, if it can never be run; nothing is left of it then.
 
         params: copied. prompt: the text, handed through to the outputs. stream: an output after every step that brought
         something new, as params.output_kind has it. index: the prompt's place among the caller's prompts, so that equal
-        prompts without a seed draw differently.
+        prompts without a seed draw differently. arrival_time: by time.perf_counter(); None: now.
         """
         if request_id in self._requests:
             raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
-        request = self._intake.request(request_id, prompt_token_ids, params, prompt=prompt, stream=stream, index=index)
+        request = self._intake.request(
+            request_id,
+            prompt_token_ids,
+            params,
+            prompt=prompt,
+            stream=stream,
+            index=index,
+            arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
+        )
         self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request
 

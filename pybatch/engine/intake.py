@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from array import array
 from collections.abc import Iterable
 
@@ -48,6 +47,7 @@ class Intake:
         prompt: str | None,
         stream: bool,
         index: int,
+        arrival_time: float,
     ) -> Request:
         """A request that shares nothing with the arguments, which are those of Engine.add_request."""
         own = checked(params)
@@ -67,7 +67,7 @@ class Intake:
             max_total_tokens=resolved.max_total_tokens,
             stop_ids=resolved.stop_token_ids | (frozenset() if resolved.ignore_eos else self._eos_ids),
             stream=stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY,
-            arrival_time=time.perf_counter(),
+            arrival_time=arrival_time,
         )
         seed = resolved.seed
         if seed is None:

@@ -27,7 +27,7 @@ class RequestOutputKind(Enum):
 
 
 @suggest_names
-@dataclass
+@dataclass(slots=True)
 class SamplingParams:
     """Sampling parameters of one request. A bad value raises ValueError, an unknown keyword TypeError.
 

@@ -256,6 +256,39 @@ def test_prompts_are_tokenised_beside_the_engine(llm: AsyncLLM) -> None:
     assert asyncio.run(main()) > 5
 
 
+def test_the_engine_has_no_more_requests_than_its_policy_can_choose_from(llm: AsyncLLM) -> None:
+    """What waits beyond that is not tokenised yet; a request gives its place back however it ends."""
+    places = 2 * llm.engine.config.max_num_seqs
+    most = 0
+
+    async def ask(i: int) -> list[RequestOutput]:
+        outputs = []
+        params = LONG if i % 2 else SamplingParams(max_tokens=1)
+        async for output in llm.generate([1] * 9000 if i % 7 == 3 else f"{i}", params):
+            outputs.append(output)
+            if i % 2:
+                break
+        return outputs
+
+    async def main() -> None:
+        nonlocal most
+        for _ in range(2):
+            asking = [asyncio.create_task(ask(i)) for i in range(4 * places)]
+            for i, task in enumerate(asking):
+                await asyncio.sleep(0.001)
+                most = max(most, llm.engine.num_unfinished())
+                if i % 3 == 0:
+                    task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        async with asyncio.timeout(20):
+            for outputs in await asyncio.gather(*(collect(llm, f"{i}") for i in range(2 * places))):
+                assert outputs[-1].error is None
+        await until_idle(llm)
+
+    asyncio.run(main())
+    assert 0 < most <= places
+
+
 def test_abort_by_id_ends_with_what_has_come(llm: AsyncLLM) -> None:
     async def main() -> None:
         stream = llm.generate("a", LONG, request_id="mine")
