@@ -13,7 +13,9 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from pybatch.model.text.bounded_templates import BoundedEnvironment, LimitError, budget, cost_of, new_budget, paid
+from pybatch.model.text.bounded_templates import BoundedEnvironment, paid
+from pybatch.model.text.template_budget import LimitError, budget, new_budget
+from pybatch.model.text.template_costs import cost_of
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
