@@ -1,4 +1,4 @@
-"""Prompts into an engine, and its outputs to whoever asked: what LLM and AsyncLLM share."""
+"""Feeds prompts to an engine and hands its outputs to their receivers: what LLM and AsyncLLM share."""
 
 from __future__ import annotations
 

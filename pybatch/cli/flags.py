@@ -67,7 +67,7 @@ def token_biases(text: str) -> dict[int, float]:
 
 @dataclass
 class Given:
-    """Flags that leave what is not given to the library's own defaults."""
+    """Flags that are None unless given, so that the library's own defaults apply."""
 
     def given(self) -> dict[str, Any]:
         """Those that were given, by name."""

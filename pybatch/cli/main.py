@@ -29,7 +29,7 @@ def main() -> None:
 
 def run_command() -> int:
     """Returns the exit code."""
-    import typer  # these imports take a while, in which a Ctrl-C is no traceback either
+    import typer  # here, where a Ctrl-C during the import prints no traceback
 
     from pybatch.cli.app import app
 

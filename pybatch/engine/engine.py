@@ -378,7 +378,7 @@ class Engine:
                 sequence.finish_reason = "error"
                 self._scheduler.finish(sequence)
 
-    # ---- a request goes out ----
+    # ---- outputs ----
 
     def _output(self, request: Request) -> RequestOutput:
         finished = request.finished

@@ -19,7 +19,7 @@ def why_no_cuda() -> str:
 def find_device(name: str) -> torch.device:
     """The device of that name: "cpu", "cuda" (torch's current one), "cuda:N", or "auto": a GPU if there is one.
 
-    Raises ValueError that says what was expected, or why CUDA is not to be had.
+    Raises ValueError that says what was expected, or why CUDA is unavailable.
     """
     if name == "auto":
         name = "cpu" if why_no_cuda() else "cuda"

@@ -1,4 +1,4 @@
-"""Settings of torch that a caller may have made for this thread, and not for the inside of a model."""
+"""Shields a model from torch settings that the caller has made for this thread."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ BLOCK_SIZE = 32
 
 
 class PackedWhenCalled:
-    """A projection behind a norm whose weights are packed at the first call, by what it is called with."""
+    """A projection behind a norm whose weights are packed at the first call, by its input."""
 
     def __init__(self, pack: Callable[[Tensor], Packed]) -> None:
         self._pack = pack

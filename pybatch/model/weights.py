@@ -61,7 +61,7 @@ class Checkpoint(Protocol):
 
     def __getitem__(self, name: str) -> Rows: ...
 
-    def unread(self) -> list[str]: ...  # the tensors that nobody has asked for
+    def unread(self) -> list[str]: ...  # the tensors that have not been read
 
 
 class Stacked:
@@ -271,7 +271,7 @@ class WeightLoader:
 
 
 class WeightPlan(WeightLoader):
-    """Goes through the motions of a WeightLoader and takes no memory: what it makes has shapes and dtypes alone."""
+    """A WeightLoader that allocates nothing: what it makes has shapes and dtypes only."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str | None) -> None:
         # Of the same size as "int8", which would run the model to scale its weights.

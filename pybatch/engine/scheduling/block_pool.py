@@ -27,8 +27,8 @@ class BlockKey(NamedTuple):
 class BlockPool:
     """Reference-counted blocks with a prefix cache.
 
-    A block is in use (one reference an owner), free, or free but cached: nobody's, its content kept until the block is
-    needed, the least recently used first. Only full blocks are cached, and they are never written again.
+    A block is in use (one reference an owner), free, or cached: without an owner, its content kept until the block is
+    needed. The least recently used is taken first. Only full blocks are cached, and they are never written again.
     """
 
     def __init__(self, num_blocks: int) -> None:

@@ -79,7 +79,7 @@ class GGUFCheckpoint:
         return self.file.rows(name, self._turned_heads.get(name.split(".")[-2]))
 
     def unread(self) -> list[str]:
-        """The tensors that nobody has asked for."""
+        """The tensors that have not been read."""
         return sorted(self.file.tensors.keys() - self._read)
 
     def _gguf_name(self, name: str) -> str:

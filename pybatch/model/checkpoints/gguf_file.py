@@ -85,7 +85,7 @@ class QuantizedRows:
 class GGUFFile:
     """metadata: every key and value of the header; tensors: what is where. Data is mapped when asked for.
 
-    Raises ModelError for a file whose header or whose tensors' places are not as the format has them.
+    Raises ModelError if the header, or where it says the tensors are, is not as the format has it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -61,7 +61,7 @@ class SafetensorsCheckpoint:
         return name in self.tensors
 
     def unread(self) -> list[str]:
-        """The tensors that nobody has asked for."""
+        """The tensors that have not been read."""
         tied = {HEAD} if self.config.tie_word_embeddings else set()
         names = self.tensors.keys() - self._read - tied
         return sorted(name for name in names if not name.endswith("rotary_emb.inv_freq"))  # which older ones store
