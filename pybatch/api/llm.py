@@ -169,10 +169,11 @@ class LLM(ModelHandle):
         try:
             while True:
                 drawn = list(itertools.islice(numbered, in_flight - len(pending)))
-                encoded = self.session.encode([request for _, request in drawn])
-                with deferred_interrupts():
-                    for (index, (_, params)), prompt in zip(drawn, encoded, strict=True):
-                        pending[self.session.add(prompt, params, inbox.append, partial=partial)] = index
+                if drawn:
+                    encoded = self.session.encode([request for _, request in drawn])
+                    with deferred_interrupts():
+                        for (index, (_, params)), prompt in zip(drawn, encoded, strict=True):
+                            pending[self.session.add(prompt, params, inbox.append, partial=partial)] = index
                 if not pending:
                     return
                 fault: BaseException | None = None

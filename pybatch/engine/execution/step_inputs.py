@@ -52,7 +52,9 @@ class StepInputs:
         self._slots, self._logits_rows = host.slots.numpy(), host.logits_rows.numpy()
         self._query_start, self._seq_lens = host.query_start.numpy(), host.seq_lens.numpy()
         self._tables = host.block_tables.numpy()
+        self._every = np.arange(max_seqs + 1)
         self._filled: list[Chunk] = []  # row by row, what the block tables hold
+        self._decode_batches: dict[int, ForwardBatch] = {}  # by the number of sequences, since most steps only decode
 
     def fill(self, chunks: list[Chunk], size: int = 0) -> ForwardBatch:
         """Copies a step to the device and returns its batch, as views. If all chunks decode, they are padded to `size`
@@ -61,19 +63,23 @@ class StepInputs:
             self._copied.synchronize()  # the last copy may still be reading
         count, decodes = len(chunks), num_decodes(chunks)
         computed = np.array([chunk.sequence.num_computed for chunk in chunks], np.int64)
-        lengths = np.ones(count, np.int32)
-        lengths[decodes:] = [chunk.num_tokens for chunk in chunks[decodes:]]
-        starts = self._query_start[: count + 1]  # the first is always 0
-        lengths.cumsum(dtype=np.int32, out=starts[1:])
-        total = int(starts[count])
-        self._seq_lens[:count] = computed + lengths
         self._fill_tables(chunks, computed)
         self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
-        self._logits_rows[:decodes] = np.arange(decodes)
-        rows = self._fill_prompts(chunks, decodes, starts)
-
-        owner = np.repeat(np.arange(count), lengths)
-        positions = np.arange(total) + (computed - starts[:-1])[owner]
+        self._logits_rows[:decodes] = self._every[:decodes]
+        self._query_start[: decodes + 1] = self._every[: decodes + 1]
+        total = rows = count
+        owner, positions = self._every[:count], computed
+        if decodes < count:
+            lengths = np.ones(count, np.int64)
+            lengths[decodes:] = [chunk.num_tokens for chunk in chunks[decodes:]]
+            starts = self._query_start[: count + 1]
+            lengths.cumsum(dtype=np.int32, out=starts[1:])
+            total = int(starts[count])
+            rows = self._fill_prompts(chunks, decodes, starts)
+            owner = np.repeat(owner, lengths)
+            positions = np.arange(total) + (computed - starts[:-1])[owner]
+            computed = computed + lengths - 1
+        self._seq_lens[:count] = computed + 1
         blocks = self._tables[owner, positions // self._block_size]
         self._positions[:total] = positions
         self._slots[:total] = blocks * np.int64(self._block_size) + positions % self._block_size
@@ -83,22 +89,30 @@ class StepInputs:
             self._token_ids[padding] = self._positions[padding] = 0
             self._slots[padding] = -1
             self._seq_lens[padding] = 1
-            self._logits_rows[padding] = np.arange(count, size)
-            self._query_start[count + 1 : size + 1] = np.arange(count + 1, size + 1)
+            self._logits_rows[padding] = self._every[padding]
+            self._query_start[count + 1 : size + 1] = self._every[count + 1 : size + 1]
             count = total = rows = size
         if self._copied is not None:
             used = self._tables_at + int(count * self._table_words + 1)
             self._memory[:used].copy_(self._staging[:used], non_blocking=True)
             self._copied.record()
+        if not total == count == rows:
+            return self._batch(total, count, rows)
+        if count not in self._decode_batches:
+            self._decode_batches[count] = self._batch(count, count, count)
+        return self._decode_batches[count]
+
+    def _batch(self, tokens: int, sequences: int, rows: int) -> ForwardBatch:
+        """The views of a step of that size."""
         views = self._views
         return ForwardBatch(
-            token_ids=views.token_ids[:total],
-            positions=views.positions[:total],
-            slots=views.slots[:total],
+            token_ids=views.token_ids[:tokens],
+            positions=views.positions[:tokens],
+            slots=views.slots[:tokens],
             logits_rows=views.logits_rows[:rows],
-            query_start=views.query_start[: count + 1],
-            seq_lens=views.seq_lens[:count],
-            block_tables=views.block_tables[:count],
+            query_start=views.query_start[: sequences + 1],
+            seq_lens=views.seq_lens[:sequences],
+            block_tables=views.block_tables[:sequences],
         )
 
     def _fill_tables(self, chunks: list[Chunk], computed: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
