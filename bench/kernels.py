@@ -29,8 +29,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from pybatch import _C, environment, ops
+from pybatch import _C, ops
 from pybatch.engine.execution.kv_cache import KvCache, KvLayout
+from pybatch.machine.facts import facts
 from pybatch.model.batch import LayerCache
 
 CACHE_BYTES = 128 << 20  # more than the last-level caches of most machines
@@ -485,9 +486,9 @@ def main() -> None:
                         results.append(measure(case, 0.1 if args.quick else 0.5))
     show(results)
     if args.json:
-        facts = {"date": date.today().isoformat(), "threads": args.threads, "command": " ".join(sys.argv)}
-        facts |= {"ceilings": typical_ceilings(results), "machine": environment.facts(), "results": results}
-        args.json.write_text(json.dumps(facts, indent=1))
+        report = {"date": date.today().isoformat(), "threads": args.threads, "command": " ".join(sys.argv)}
+        report |= {"ceilings": typical_ceilings(results), "machine": facts(), "results": results}
+        args.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
