@@ -1,0 +1,14 @@
+"""The programs in bench/ find what they import."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.mark.parametrize("name", ["kernels", "steps", "step_profile", "throughput", "gpu_kernels", "gpu_models"])
+def test_a_benchmark_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    assert callable(runpy.run_path(str(BENCH / f"{name}.py"), run_name=name)["main"])
