@@ -1,0 +1,69 @@
+"""What makes two jobs the same job: everything that their answers depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+WHOLE = 128 << 20  # bytes; of a larger file the size, the head and the tail count
+PART = 4 << 20
+
+Fingerprint = dict[str, Any]
+"""Names, as a user knows them, to values in JSON's types."""
+
+
+def model_fingerprint(path: Path) -> str:
+    """A hash of a GGUF file, or of a model directory's weights, settings, tokenizer and chat template.
+
+    Files up to 128 MiB count whole, larger ones by their size, first and last 4 MiB: a hash of 100 GB would take
+    minutes. Names count, dates and places do not. Raises OSError if a file cannot be read.
+    """
+    total = blake2b(digest_size=16)
+    for name, file in model_files(path):
+        total.update(f"{name}\0{file_digest(file)}\0".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def model_files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield "", path
+        return
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt", ".gguf"):
+            yield file.name, file
+
+
+def file_digest(path: Path) -> str:
+    size = path.stat().st_size
+    total = blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            while part := file.read(1 << 20):
+                total.update(part)
+        else:
+            total.update(file.read(PART))
+            file.seek(-PART, 2)
+            total.update(file.read(PART))
+    return total.hexdigest()
+
+
+def content_digest(value: Any) -> int:
+    """64 bits of a hash of a value in JSON's types."""
+    text = json.dumps(value, sort_keys=True, default=str).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The name, the earlier and the present value, as text, of what differs."""
+    return [
+        (name, shown(before.get(name)), shown(now.get(name)))
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
+def shown(value: Any) -> str:
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
