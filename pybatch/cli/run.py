@@ -63,10 +63,11 @@ def run(
     """
     from pybatch.api.progress import BatchProgress, ProgressReporter
     from pybatch.jobs.files import expect_apart, measure, open_results, open_rows, standard_streams_reserved
-    from pybatch.jobs.prompts import PromptMaker, Template
+    from pybatch.jobs.prompts import PromptMaker
     from pybatch.jobs.read_ahead import ReadAhead
     from pybatch.jobs.reader import read_rows
     from pybatch.jobs.result_file import discard_unused_files
+    from pybatch.jobs.template import Template
 
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")

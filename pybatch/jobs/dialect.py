@@ -7,16 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pybatch.api.inputs import Prompt
-from pybatch.jobs.outcomes import Outcome
+from pybatch.api.outcomes import Failure, Outcome
+from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.rows import Row
 
-
-class RowError(ValueError):
-    """What is wrong with a row. code: as Failure's."""
-
-    def __init__(self, message: str, code: str = "invalid_request") -> None:
-        super().__init__(message)
-        self.code = code
+RowError = RequestError
+"""What is wrong with a row is what is wrong with its request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +26,24 @@ class RowRequest:
 
 
 class Dialect(Protocol):
-    """A format of rows. Needs neither model nor tokenizer, so that rows can be checked before these are loaded.
+    """A format of rows. Needs neither model nor tokenizer, so that rows can be checked before these are loaded."""
 
-    apart: whether rows that fail are written to the error file alone, or to the results too.
-    """
-
-    apart: bool
+    @property
+    def apart(self) -> bool:
+        """Whether rows that fail are written to the error file alone, or to the results too."""
 
     def request(self, row: Row) -> RowRequest:
         """Raises ValueError (a RowError where it has a code) for a row that does not ask properly."""
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         """The result row, in types that JSON has. fields: with those of the row."""
+
+
+def request_of(dialect: Dialect, row: Row) -> RowRequest | Failure:
+    """What a row asks for, or what is wrong with it, which nesting too deep for Python can be too."""
+    try:
+        return dialect.request(row)
+    except RowError as error:
+        return Failure(str(error), error.code, error.param)
+    except (ValueError, RecursionError) as error:
+        return Failure(str(error))

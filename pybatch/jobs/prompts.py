@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import string
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pybatch.api.inputs import Conversation, Message, Prompt
 from pybatch.jobs.reader import Row
-
-
-class Template:
-    """Text with {field} where a row's field goes; {{ and }} stand for braces.
-
-    Raises ValueError if the text is not such a template.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.parts: list[tuple[str, str | None]] = []
-        try:
-            for literal, field, spec, conversion in string.Formatter().parse(text):
-                if field is not None and (spec or conversion or not field.strip()):
-                    raise ValueError("only {field} is known")
-                self.parts.append((literal, field))
-        except ValueError as error:
-            raise ValueError(f"{error}; write {{{{ and }}}} for braces that are text") from None
-
-    def fill(self, fields: Mapping[str, Any]) -> str:
-        """Puts in the fields: text as it is, everything else as JSON. Raises ValueError if one is missing."""
-        return "".join(literal + (self.value(fields, name) if name is not None else "") for literal, name in self.parts)
-
-    def value(self, fields: Mapping[str, Any], name: str) -> str:
-        if name not in fields:
-            raise ValueError(f"the template asks for {name!r}; the row has {', '.join(map(repr, fields)) or 'nothing'}")
-        value = fields[name]
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+from pybatch.jobs.template import Template
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""What became of a request: an answer or a failure, independent of how it is written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pybatch.engine import RequestOutput
+    from pybatch.engine.outputs import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample of an answer. tokens: how many were generated. logprobs: as `positions` gives them."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+    stop_reason: int | str | None = None
+    logprobs: list[list[dict[str, Any]] | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says to a request: everything that is written of it, in types that JSON has."""
+
+    prompt_tokens: int
+    samples: tuple[Sample, ...]
+    prompt_logprobs: list[list[dict[str, Any]] | None] | None = None
+
+    @property
+    def output_tokens(self) -> int:
+        """Of all samples."""
+        return sum(sample.tokens for sample in self.samples)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Answer:
+        fields = json.loads(text.decode("utf-8", "surrogatepass"))
+        return cls(**{**fields, "samples": tuple(Sample(**sample) for sample in fields["samples"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no answer. code: in the words of OpenAI's API and batches, such as invalid_json_line. param: the
+    parameter at fault, if it is one."""
+
+    message: str
+    code: str = "invalid_request"
+    param: str | None = None
+
+
+Outcome = Answer | Failure
+
+
+def outcome_of(output: RequestOutput) -> Outcome:
+    """Of a finished request."""
+    if output.error is not None:
+        return Failure(output.error)
+    return Answer(
+        prompt_tokens=len(output.prompt_token_ids),
+        samples=tuple(
+            Sample(
+                sample.text,
+                len(sample.token_ids),
+                sample.finish_reason or "abort",
+                sample.stop_reason,
+                None if sample.logprobs is None else positions(sample.logprobs),
+            )
+            for sample in output.outputs
+        ),
+        prompt_logprobs=None if output.prompt_logprobs is None else positions(output.prompt_logprobs),
+    )
+
+
+def positions(logprobs: Sequence[TokenLogprobs | None]) -> list[list[dict[str, Any]] | None]:
+    """At each position the actual token, then the likeliest ones; None at a prompt's first token."""
+    return [None if at is None else [{"token_id": token, **asdict(of)} for token, of in at.items()] for at in logprobs]

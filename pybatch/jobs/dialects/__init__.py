@@ -1,0 +1,1 @@
+"""The formats of rows and their results."""

@@ -1,0 +1,92 @@
+"""pybatch's own rows: a prompt or messages beside data that is kept, and the answer in fields after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pybatch.api.inputs import Conversation, Prompt
+from pybatch.api.outcomes import Answer, Failure, Outcome
+from pybatch.api.protocols.messages import ROLES, TEMPLATE_ROLES, expect_messages, expect_unicode
+from pybatch.jobs.dialect import RowError, RowRequest
+from pybatch.jobs.row_params import from_json, row_params
+from pybatch.jobs.rows import Row
+from pybatch.jobs.template import Template
+
+RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "logprobs", "prompt_logprobs", "error")
+
+
+@dataclass(frozen=True)
+class PlainDialect:
+    """Rows with "messages" or a "prompt", or with the fields of a template, and with sampling parameters.
+
+    template: filled in with the row's fields; None takes the row's "messages" or "prompt". system: the text of a system
+    message to put in front. chat: text becomes a user's message; if False, the model completes it as it is.
+    """
+
+    template: Template | None = None
+    system: str | None = None
+    chat: bool = True
+
+    @property
+    def apart(self) -> bool:
+        return False
+
+    def request(self, row: Row) -> RowRequest:
+        if row.error is not None:
+            raise RowError(row.error, "invalid_json_line")
+        return RowRequest(self.prompt(row.fields), row_params(row.fields))
+
+    def prompt(self, fields: dict[str, Any]) -> Prompt:
+        if self.template is None and fields.get("messages") is not None:
+            return self.conversation(expect_messages(from_json(fields["messages"]), roles=ROLES + TEMPLATE_ROLES))
+        text = fields.get("prompt") if self.template is None else self.template.fill(fields)
+        if text is None:
+            raise RowError("the row has neither 'prompt' nor 'messages'", "missing_required_parameter", "prompt")
+        if not isinstance(text, str):
+            raise RowError(f"prompt: expected text, got {type(text).__name__}", "invalid_type", "prompt")
+        expect_unicode("prompt", text)
+        return self.conversation([{"role": "user", "content": text}]) if self.chat else text
+
+    def conversation(self, messages: list[Any]) -> Conversation:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return Conversation([*system, *messages])
+
+    def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
+        """The row's own fields, then its number and the answer. With n > 1 what belongs to one sample becomes a list,
+        one item a sample."""
+        own = kept(row.fields) if fields else {}
+        if isinstance(outcome, Failure):
+            return {**own, "row": row.index, "error": f"{row.place}: {outcome.message}"}
+        return {**own, "row": row.index, **answer_fields(outcome)}
+
+
+def answer_fields(answer: Answer) -> dict[str, Any]:
+    samples = answer.samples
+    fields = {
+        "response": one_or_all([sample.text for sample in samples]),
+        "finish_reason": one_or_all([sample.finish_reason for sample in samples]),
+        "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.output_tokens},
+    }
+    if samples[0].logprobs is not None:
+        fields["logprobs"] = one_or_all([sample.logprobs for sample in samples])
+    if answer.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = answer.prompt_logprobs
+    return fields
+
+
+def one_or_all(items: list[Any]) -> Any:
+    return items[0] if len(items) == 1 else items
+
+
+def kept(fields: dict[str, Any]) -> dict[str, Any]:
+    """A row's fields. One that has one of RESULT_FIELDS' names is kept as "input_<name>", so that the results of one
+    job can be the input of the next."""
+    own = {}
+    for name, value in fields.items():
+        if name in RESULT_FIELDS:
+            name = f"input_{name}"
+            while name in fields:
+                name = f"input_{name}"
+        own[name] = value
+    return own

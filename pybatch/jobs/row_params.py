@@ -1,0 +1,93 @@
+"""Sampling parameters that a row sets over the job's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from pybatch.engine.arguments import expect_known, without_vllm_only
+from pybatch.engine.sampling_params import SamplingParams
+from pybatch.jobs.dialect import RowError
+
+TYPES = {field.name: str(field.type) for field in fields(SamplingParams) if field.name != "output_kind"}
+NAMES = TYPES.keys()
+NESTED = "sampling_params"
+RESULTS = ("logprobs", "prompt_logprobs")  # what an earlier job reported under these names is a list
+
+
+def row_params(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of SamplingParams in a row, at its top or, with precedence, in an object "sampling_params".
+
+    Where the row says nothing (null, or the empty text of a table's cell) the job's value holds. A table without types
+    has its numbers, lists and objects as JSON. Raises RowError, naming the field, for bad values and for unknown names
+    in the object; at the top other names are the row's own data.
+    """
+    given = {name: row[name] for name in NAMES & row.keys()}
+    for name in RESULTS:
+        if isinstance(given.get(name), list):
+            del given[name]
+    nested = from_json(row.get(NESTED))
+    if nested not in (None, ""):
+        if not isinstance(nested, Mapping):
+            raise RowError(f"{NESTED}: expected an object, got {type(nested).__name__}", "invalid_type", NESTED)
+        given |= known(nested)
+    return checked({name: typed(name, value) for name, value in given.items() if not is_missing(value)})
+
+
+def known(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises RowError for unknown names; vLLM's that ask for nothing are left out."""
+    try:
+        ours = without_vllm_only(NESTED, given, SamplingParams.VLLM_ONLY)
+        expect_known(NESTED, ours, NAMES)
+    except TypeError as error:
+        raise RowError(str(error), "unknown_parameter", NESTED) from None
+    return ours
+
+
+def checked(given: dict[str, Any]) -> dict[str, Any]:
+    if given:
+        merged(SamplingParams(max_tokens=None), given)
+    return given
+
+
+def merged(params: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
+    """The job's parameters with those that a row sets. Raises RowError if they do not go together."""
+    if not given:
+        return params
+    try:
+        return replace(params, **given)
+    except ValueError as error:
+        message = str(error).removeprefix("SamplingParams: ")
+        name = message.partition(":")[0]
+        raise RowError(message, "invalid_value", name if name in NAMES else None) from None
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or value == "" or value != value
+
+
+def typed(name: str, value: Any) -> Any:
+    """The value in the field's own type, as far as JSON and tables write it in another."""
+    if name != "stop":
+        value = from_json(value)
+    if isinstance(value, float) and TYPES[name].startswith("int") and value.is_integer():
+        return int(value)
+    if name == "logit_bias" and isinstance(value, Mapping):
+        return {token_id(token): bias for token, bias in value.items()}
+    return value
+
+
+def token_id(text: Any) -> Any:
+    """JSON has numbers as keys of an object as text."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
+def from_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
