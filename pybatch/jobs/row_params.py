@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from typing import Any
 
+from pybatch.api.protocols.sampling import NAMES, TYPES, expect_params, token_biases
 from pybatch.engine.arguments import expect_known, without_vllm_only
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.jobs.dialect import RowError
 
-TYPES = {field.name: str(field.type) for field in fields(SamplingParams) if field.name != "output_kind"}
-NAMES = TYPES.keys()
 NESTED = "sampling_params"
 RESULTS = ("logprobs", "prompt_logprobs")  # what an earlier job reported under these names is a list
 
@@ -33,7 +31,9 @@ def row_params(row: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(nested, Mapping):
             raise RowError(f"{NESTED}: expected an object, got {type(nested).__name__}", "invalid_type", NESTED)
         given |= known(nested)
-    return checked({name: typed(name, value) for name, value in given.items() if not is_missing(value)})
+    params = {name: typed(name, value) for name, value in given.items() if not is_missing(value)}
+    expect_params(params)
+    return params
 
 
 def known(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,24 +46,6 @@ def known(given: Mapping[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def checked(given: dict[str, Any]) -> dict[str, Any]:
-    if given:
-        merged(SamplingParams(max_tokens=None), given)
-    return given
-
-
-def merged(params: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
-    """The job's parameters with those that a row sets. Raises RowError if they do not go together."""
-    if not given:
-        return params
-    try:
-        return replace(params, **given)
-    except ValueError as error:
-        message = str(error).removeprefix("SamplingParams: ")
-        name = message.partition(":")[0]
-        raise RowError(message, "invalid_value", name if name in NAMES else None) from None
-
-
 def is_missing(value: Any) -> bool:
     return value is None or value == "" or value != value
 
@@ -74,14 +56,7 @@ def typed(name: str, value: Any) -> Any:
         value = from_json(value)
     if isinstance(value, float) and TYPES[name].startswith("int") and value.is_integer():
         return int(value)
-    if name == "logit_bias" and isinstance(value, Mapping):
-        return {token_id(token): bias for token, bias in value.items()}
-    return value
-
-
-def token_id(text: Any) -> Any:
-    """JSON has numbers as keys of an object as text."""
-    return int(text) if isinstance(text, str) and text.isdecimal() else text
+    return token_biases(value) if name == "logit_bias" else value
 
 
 def from_json(value: Any) -> Any:

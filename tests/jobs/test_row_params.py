@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from pybatch import SamplingParams
+from pybatch.api.protocols.sampling import NAMES, merged
 from pybatch.jobs.dialect import RowError
-from pybatch.jobs.row_params import NAMES, merged, row_params
+from pybatch.jobs.row_params import row_params
 
 JOB = SamplingParams(temperature=0.5, max_tokens=10, stop=["x"])
 

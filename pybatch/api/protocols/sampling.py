@@ -1,0 +1,42 @@
+"""Sampling parameters that a request sets over those it would have otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from pybatch.api.protocols.request_error import RequestError
+from pybatch.engine.sampling_params import SamplingParams
+
+TYPES = {field.name: str(field.type) for field in fields(SamplingParams) if field.name != "output_kind"}
+NAMES = TYPES.keys()
+"""Of what a request may set."""
+
+_UNBOUND = SamplingParams(max_tokens=None)
+
+
+def merged(params: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
+    """The parameters with the given ones in their places. Raises RequestError, naming the parameter, for bad values."""
+    if not given:
+        return params
+    try:
+        return replace(params, **given)
+    except ValueError as error:
+        message = str(error).removeprefix("SamplingParams: ")
+        name = message.partition(":")[0]
+        raise RequestError(message, "invalid_value", name if name in NAMES else None) from None
+
+
+def expect_params(given: Mapping[str, Any]) -> None:
+    """Raises RequestError for values that are bad whatever the others are."""
+    merged(_UNBOUND, given)
+
+
+def token_biases(bias: Any) -> Any:
+    """JSON has the numbers that are keys of an object as text."""
+    return {token_id(key): value for key, value in bias.items()} if isinstance(bias, Mapping) else bias
+
+
+def token_id(text: Any) -> Any:
+    return int(text) if isinstance(text, str) and text.isascii() and text.isdecimal() else text
