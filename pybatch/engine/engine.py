@@ -70,7 +70,7 @@ class Engine:
     @neutral_torch()
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None, config: EngineConfig) -> None:
         self.config = config
-        self._decoder = decoder
+        self.decoder = decoder
         self._tokenizer = tokenizer
         layout = kv_layout(decoder, config)
         self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
@@ -102,7 +102,7 @@ class Engine:
 
     @property
     def weight_bytes(self) -> int:
-        return self._decoder.weight_bytes()
+        return self.decoder.weight_bytes()
 
     @property
     def kv_cache_bytes(self) -> int:

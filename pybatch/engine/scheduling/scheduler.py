@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -64,6 +65,8 @@ class Scheduler:
     If a sequence that decodes needs a block and none is free, the one with the fewest computed tokens is preempted: it
     returns its blocks and goes to the front of the queue, to be recomputed. The one with the most is never preempted,
     so every sequence ends.
+
+    clock: the time in seconds, by which requests' arrival_time is too; a simulator gives its own.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         prefix_caching: bool,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         self.num_preemptions = 0
@@ -86,6 +90,7 @@ class Scheduler:
         self._max_tokens = max_num_batched_tokens
         self._max_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that everyone can decode in each step
         self._prefix_caching = prefix_caching
+        self._clock = clock
         self._prefills: dict[Sequence, None] = {}  # in order of joining
         self._decodes: list[Chunk] = []
         self._rows: dict[Sequence, int] = {}  # a sequence's index in _decodes
@@ -216,7 +221,7 @@ class Scheduler:
         self._start_running(sequence)
         metrics = sequence.request.metrics
         if metrics.first_scheduled_time is None:
-            metrics.first_scheduled_time = time.perf_counter()
+            metrics.first_scheduled_time = self._clock()
             metrics.num_cached_tokens = sequence.num_computed
         return True
 
@@ -320,7 +325,7 @@ class Scheduler:
             prefilling=len(self._prefills),
             waiting=len(self.waiting) - self._returning,
             returning=self._returning,
-            longest_wait=time.perf_counter() - next(iter(self.waiting)).request.metrics.arrival_time,
+            longest_wait=self._clock() - next(iter(self.waiting)).request.metrics.arrival_time,
             max_num_seqs=self._max_seqs,
         )
 

@@ -30,6 +30,7 @@ class Simulation:
     max_num_batched_tokens: int = 16
     policy: str = "continuous"
     prefix_caching: bool = True
+    now: float = 1.0  # requests arrive at 0
     memory: dict[int, tuple[int, ...]] = field(default_factory=dict)
     batches: list[list[tuple[str, int]]] = field(default_factory=list)
 
@@ -42,6 +43,7 @@ class Simulation:
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             prefix_caching=self.prefix_caching,
+            clock=lambda: self.now,
         )
         self.requests: list[Request] = []
 
@@ -211,9 +213,8 @@ def test_a_static_batch_lets_nobody_in_until_it_has_ended() -> None:
     ]  # fmt: skip
 
 
-def test_a_dynamic_batch_starts_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
-    simulation = Simulation(policy="dynamic", max_num_seqs=2)
+def test_a_dynamic_batch_starts_when_it_is_full() -> None:
+    simulation = Simulation(policy="dynamic", max_num_seqs=2, now=0.0)
     simulation.add([1], max_tokens=1)
     simulation.step()
     simulation.add([2], max_tokens=1)
@@ -222,7 +223,7 @@ def test_a_dynamic_batch_starts_when_it_is_full(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_dynamic_batch_starts_when_the_first_has_waited_long_enough() -> None:
-    simulation = Simulation(policy="dynamic", max_num_seqs=2)  # arrival_time 0.0 is long ago
+    simulation = Simulation(policy="dynamic", max_num_seqs=2)
     simulation.add([1], max_tokens=1)
     simulation.run()
     assert simulation.batches == [[("0", 1)]]

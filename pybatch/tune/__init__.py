@@ -1,0 +1,1 @@
+"""What a workload takes on a machine: measured, fitted and simulated before it runs."""

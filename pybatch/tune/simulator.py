@@ -1,0 +1,141 @@
+"""The engine's own scheduler on a virtual clock: how a workload would run, without running the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from pybatch.engine.config import EngineConfig
+from pybatch.engine.intake import Intake
+from pybatch.engine.sampling_params import SamplingParams
+from pybatch.engine.scheduling.block_pool import BlockPool
+from pybatch.engine.scheduling.policies import make_policy
+from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
+from pybatch.engine.scheduling.sequence import Request
+from pybatch.tune.step_times import StepShape
+
+_IDLE = 0.001  # seconds, where the policy holds back all there is
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request: its prompt, and how many tokens (at least 1) each of its samples comes to."""
+
+    prompt_token_ids: Sequence[int]
+    output_tokens: Sequence[int]
+
+
+@dataclass(slots=True)
+class SimulatedRun:
+    """What EngineMetrics would say. sequences: summed over the steps. peak_kv_blocks: in a step, before those that end
+    with it return theirs."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    sequences: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
+    peak_kv_blocks: int = 0
+
+
+class Simulator:
+    """An engine without a model.
+
+    step_seconds: how long a step takes, such as StepTimes.seconds. max_model_len, num_kv_blocks: as the engine has
+    them.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        step_seconds: Callable[[StepShape], float],
+        *,
+        max_model_len: int,
+        num_kv_blocks: int,
+    ) -> None:
+        self._config, self._step_seconds, self._num_kv_blocks = config, step_seconds, num_kv_blocks
+        self._intake = Intake(
+            None,
+            eos_ids=frozenset(),
+            vocab_size=2**63,  # a prompt's tokens only need to differ where the real ones do
+            max_model_len=max_model_len,
+            seed=0,
+            pool=f"{num_kv_blocks} KV blocks of {config.block_size} tokens",
+        )
+
+    def run(self, requests: Iterable[Work]) -> SimulatedRun:
+        """Draws requests while there is room for them, as bulk jobs do. Raises ValueError for one that never fits."""
+        config = self._config
+        run = SimulatedRun()
+        pool = BlockPool(self._num_kv_blocks)
+        scheduler = Scheduler(
+            pool,
+            make_policy(config.policy, max_batch_wait=config.max_batch_wait),
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            prefix_caching=config.enable_prefix_caching,
+            clock=lambda: run.seconds,
+        )
+        arriving = iter(requests)
+        unfinished: dict[Request, Work] = {}
+        while True:
+            for work in list(islice(arriving, 2 * config.max_num_seqs - len(unfinished))):
+                request = self._request(work, run)
+                unfinished[request] = work
+                scheduler.add(request.sequences[0])
+            if not unfinished:
+                run.preemptions = scheduler.num_preemptions
+                return run
+            chunks = scheduler.schedule()
+            if not chunks:
+                run.seconds += _IDLE
+                continue
+            run.steps += 1
+            run.sequences += len(chunks)
+            run.peak_kv_blocks = max(run.peak_kv_blocks, pool.num_used)
+            shape = StepShape.of(chunks)
+            run.tokens += shape.tokens
+            run.seconds += self._step_seconds(shape)
+            self._update(scheduler, chunks, unfinished, run)
+
+    def _request(self, work: Work, run: SimulatedRun) -> Request:
+        samples = work.output_tokens
+        return self._intake.request(
+            "",
+            work.prompt_token_ids,
+            SamplingParams(n=len(samples), temperature=0, max_tokens=max(samples), detokenize=False),
+            prompt=None,
+            stream=False,
+            index=0,
+            arrival_time=run.seconds,
+        )
+
+    @staticmethod
+    def _update(scheduler: Scheduler, chunks: list[Chunk], unfinished: dict[Request, Work], run: SimulatedRun) -> None:
+        """As the engine does with what a step has computed."""
+        complete = [chunk.sequence for chunk in chunks if chunk.complete]
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.num_tokens
+        for sequence in complete:
+            request = sequence.request
+            samples = [sequence] if request.forked else list(request.sequences)
+            for sample in samples:
+                run.output_tokens += 1
+                sample.tokens.append(-run.output_tokens)  # a token like no other
+            lengths = unfinished[request].output_tokens
+            ended = [sample for sample in samples if sample.num_output >= lengths[sample.index]]
+            if not request.forked:
+                request.forked = True
+                scheduler.fork(sequence, [sample for sample in samples[1:] if sample not in ended])
+            for sample in ended:
+                scheduler.finish(sample)
+            if ended and request.finished:
+                run.prompt_tokens += request.metrics.num_prompt_tokens
+                run.cached_tokens += request.metrics.num_cached_tokens
+                del unfinished[request]
+                request.sequences.clear()  # they refer to it

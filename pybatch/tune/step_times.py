@@ -1,0 +1,119 @@
+"""How long a step of the engine takes, by what is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pybatch.engine.scheduling.scheduler import Chunk
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step computes.
+
+    tokens: that pass through the model. sequences: that get a new token, and so need logits. context: tokens that those
+    which decode attend to, in all. pairs: of a token and one it attends to, in prompts.
+    """
+
+    tokens: int
+    sequences: int
+    context: int
+    pairs: int
+
+    @classmethod
+    def of(cls, chunks: Iterable[Chunk]) -> Self:
+        """Of a step that is scheduled and not computed yet."""
+        tokens = sequences = context = pairs = 0
+        for chunk in chunks:
+            computed, count = chunk.sequence.num_computed, chunk.num_tokens
+            tokens += count
+            if chunk.decodes:
+                sequences += 1
+                context += computed + 1
+            else:
+                sequences += chunk.complete
+                pairs += count * computed + count * (count + 1) // 2
+        return cls(tokens, sequences, context, pairs)
+
+
+class StepTimes:
+    """A model of a step's time: a sum of a few costs, each a coefficient that is not negative.
+
+    A token costs more from the 9th and the 65th in a step on: few tokens wait for the weights to come from memory, many
+    for the arithmetic. The model is so convex in the number of tokens.
+    """
+
+    COSTS = ("step", "token", "token_from_9th", "token_from_65th", "sequence", "context_token", "attention_pair")
+
+    def __init__(self, seconds: Sequence[float], error: float = 0.0) -> None:
+        """seconds: for each of COSTS. error: the median of the relative errors where it was measured."""
+        self.coefficients = tuple(seconds)
+        self.error = error
+
+    @staticmethod
+    def _counts(shape: StepShape) -> tuple[float, ...]:
+        tokens = shape.tokens
+        return 1, tokens, max(0, tokens - 8), max(0, tokens - 64), shape.sequences, shape.context, shape.pairs
+
+    def seconds(self, shape: StepShape) -> float:
+        return sum(map(float.__mul__, self.coefficients, map(float, self._counts(shape))))
+
+    def scaled(self, factor: float) -> StepTimes:
+        """Every cost times a factor."""
+        return StepTimes([factor * seconds for seconds in self.coefficients], self.error)
+
+    @classmethod
+    def fit(cls, shapes: Sequence[StepShape], seconds: Sequence[float]) -> StepTimes:
+        """The coefficients with the least sum of squared relative errors. Raises ValueError if nothing was measured."""
+        if not shapes:
+            raise ValueError("shapes: expected at least one step")
+        measured = np.array(seconds)
+        counts = np.array([cls._counts(shape) for shape in shapes], np.float64)
+        relative = counts / measured[:, None]
+        coefficients = non_negative_least_squares(relative, np.ones(len(shapes)))
+        errors = np.abs(relative @ coefficients - 1)
+        return cls(coefficients.tolist(), float(np.median(errors)))
+
+    def to_json(self) -> str:
+        return json.dumps({"seconds": dict(zip(self.COSTS, self.coefficients, strict=True)), "error": self.error})
+
+    @classmethod
+    def from_json(cls, text: str) -> StepTimes:
+        """Raises ValueError for what to_json did not write."""
+        try:
+            fields = json.loads(text)
+            return cls([float(fields["seconds"][name]) for name in cls.COSTS], float(fields["error"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected the costs {', '.join(cls.COSTS)}, got {text!r:.200}") from error
+
+
+def non_negative_least_squares(matrix: Array, target: Array) -> Array:
+    """The x without a negative element that brings matrix @ x closest to target: the best of all choices of columns
+    whose own least squares have no negative element. For a few columns: each doubles the work."""
+    columns = matrix.shape[1]
+    scale = np.linalg.norm(matrix, axis=0)
+    scale[scale == 0] = 1
+    scaled = matrix / scale
+    best: Array = np.zeros(columns)
+    least = float(target @ target)
+    for size in range(1, columns + 1):
+        for chosen in combinations(range(columns), size):
+            some = scaled[:, chosen]
+            x = np.linalg.lstsq(some, target)[0]
+            if (x < 0).any():
+                continue
+            rest = target - some @ x
+            if (squares := float(rest @ rest)) < least * (1 - 1e-9):
+                least = squares
+                best = np.zeros(columns)
+                best[list(chosen)] = x / scale[list(chosen)]
+    return best

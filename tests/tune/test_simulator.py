@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybatch import SamplingParams
+from pybatch.engine import Engine, EngineConfig
+from pybatch.model import Decoder, load_model
+from pybatch.tune.simulator import SimulatedRun, Simulator, Work
+from pybatch.tune.step_times import StepShape
+
+CONTEXT = 512
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_model: Path) -> Decoder:
+    return load_model(tiny_model, skip_tokenizer=True).decoder
+
+
+def workload(n: int = 1) -> list[Work]:
+    """Shuffled prompts of which groups begin alike, and outputs of all lengths."""
+    chosen = random.Random(1)
+    prefixes = [[chosen.randrange(2, 250) for _ in range(40)] for _ in range(4)]
+    return [
+        Work(
+            [*chosen.choice(prefixes), *(chosen.randrange(2, 250) for _ in range(chosen.randrange(1, 60)))],
+            [chosen.randrange(1, 40)] * n,
+        )
+        for _ in range(40)
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"num_kv_blocks": 24},  # preempts
+        {"policy": "static"},
+        {"policy": "micro", "max_num_batched_tokens": 64},
+        {"enable_prefix_caching": False, "block_size": 8},
+        {"samples": 3, "num_kv_blocks": 60},
+    ],
+    ids=str,
+)
+def test_a_simulated_run_takes_the_steps_of_a_real_one(decoder: Decoder, config: dict[str, Any]) -> None:
+    samples = config.get("samples", 1)
+    settings = {"num_kv_blocks": 400, "max_num_seqs": 8, **config}
+    settings.pop("samples", None)
+    engine = Engine(decoder, None, EngineConfig(**settings))
+    works = workload(samples)
+    pending = list(enumerate(works))
+    while pending or engine.has_unfinished():
+        while pending and engine.num_unfinished() < 16:
+            i, work = pending.pop(0)
+            params = SamplingParams(n=samples, temperature=1, ignore_eos=True, max_tokens=max(work.output_tokens))
+            engine.add_request(str(i), list(work.prompt_token_ids), params, index=i)
+        engine.step()
+    metrics = engine.metrics
+
+    run = simulator(engine.config, engine.num_kv_blocks).run(works)
+    assert (run.steps, run.tokens, run.sequences) == (metrics.steps, metrics.step_tokens, metrics.step_sequences)
+    assert (run.prompt_tokens, run.output_tokens) == (metrics.prompt_tokens, metrics.output_tokens)
+    assert (run.cached_tokens, run.preemptions) == (metrics.cached_tokens, metrics.preemptions)
+    assert metrics.peak_kv_blocks <= run.peak_kv_blocks <= engine.num_kv_blocks
+    assert run.seconds == pytest.approx(run.steps * 0.5)
+    assert run.preemptions or settings["num_kv_blocks"] > 24
+
+
+def simulator(config: EngineConfig, num_kv_blocks: int = 400) -> Simulator:
+    return Simulator(config, lambda shape: 0.5, max_model_len=CONTEXT, num_kv_blocks=num_kv_blocks)
+
+
+def test_samples_of_a_request_end_each_by_itself() -> None:
+    run = simulator(EngineConfig()).run([Work([1, 2, 3], [1, 4, 2])])
+    assert (run.steps, run.output_tokens, run.sequences) == (4, 7, 1 + 2 + 1 + 1)
+
+
+def test_a_dynamic_batch_waits_on_the_virtual_clock() -> None:
+    run = simulator(EngineConfig(policy="dynamic", max_batch_wait=10.0)).run([Work([1], [2])])
+    assert run.steps == 2
+    assert run.seconds == pytest.approx(10 + 2 * 0.5, abs=0.01)
+
+
+def test_a_steps_time_depends_on_its_shape() -> None:
+    seen: list[StepShape] = []
+
+    def seconds(shape: StepShape) -> float:
+        seen.append(shape)
+        return 1.0 * shape.tokens
+
+    run = Simulator(EngineConfig(), seconds, max_model_len=CONTEXT, num_kv_blocks=64).run([Work([7] * 5, [3])])
+    assert [shape.tokens for shape in seen] == [5, 1, 1]
+    assert run.seconds == 7.0
+
+
+def test_no_requests_take_no_time_and_one_that_never_fits_is_refused() -> None:
+    assert simulator(EngineConfig()).run([]) == SimulatedRun()
+    with pytest.raises(ValueError, match="do not fit max_model_len"):
+        simulator(EngineConfig()).run([Work([1] * CONTEXT, [1])])
+
+
+def test_requests_are_drawn_as_there_is_room() -> None:
+    drawn: list[int] = []
+    stream = (drawn.append(i) or Work([i], [2]) for i in range(50))  # type: ignore[func-returns-value]
+    most: list[int] = []
+
+    def seconds(shape: StepShape) -> float:
+        most.append(len(drawn))
+        return 1.0
+
+    Simulator(EngineConfig(max_num_seqs=4), seconds, max_model_len=CONTEXT, num_kv_blocks=64).run(stream)
+    assert most[0] == 8
+    assert len(drawn) == 50
