@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -14,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pybatch.api.pace import Pace
+
 if TYPE_CHECKING:
     from pybatch.engine.metrics import EngineMetrics
 
@@ -21,33 +25,55 @@ TOKENS_PER_BYTE = 0.25  # roughly, in English text; used until the first row is 
 
 
 class BatchProgress:
-    """Counts a batch's rows and tokens, and estimates the tokens left.
+    """Counts a batch's rows and tokens, and estimates the tokens and the time left.
 
     rows, size: the number of rows, and their size in bytes or characters; None if not known. max_output_tokens: the
-    most that a row may generate; None if there is no limit but the context.
+    most that a row may generate; None if there is no limit but the context. now: a clock, in seconds.
     """
 
     def __init__(
-        self, metrics: EngineMetrics, rows: int | None, size: int | None, max_output_tokens: int | None = None
+        self,
+        metrics: EngineMetrics,
+        rows: int | None,
+        size: int | None,
+        max_output_tokens: int | None = None,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.metrics = metrics
         self.rows, self.size, self.max_output_tokens = rows, size, max_output_tokens
         self.rows_done = self.rows_failed = self.prompt_tokens = 0
-        self._size_done = self._size_answered = 0
+        self.rows_cached = self.rows_resumed = 0  # of those done, without work of this run
+        self.rows_retried = 0  # that had failed in an earlier run: counted by the caller
+        self._size_done = self._rows_answered = self._size_answered = 0  # answered: by the model, in this run
         self._tokens_before, self._output_before = metrics.step_tokens, metrics.output_tokens
-        self._start = time.perf_counter()
+        self._steps_before, self._hits_before = metrics.steps, metrics.cached_tokens
+        self._drain_began: int | None = None  # the step since which no row waits
+        self._now, self._start = now, now()
+        self._pace = Pace(metrics, now)
 
-    def finish(self, size: int, prompt_tokens: int, *, failed: bool) -> None:
-        """Counts a finished row; size: its share of the whole size."""
+    def finish(self, size: int, prompt_tokens: int, *, failed: bool, cached: bool = False) -> None:
+        """Counts a row that this run has finished; size: its share of the whole size. cached: it has an answer that was
+        there before, which was no work."""
         self.rows_done += 1
         self.rows_failed += failed
-        self.prompt_tokens += prompt_tokens
+        self.rows_cached += cached
         self._size_done += size
-        self._size_answered += 0 if failed else size
+        if not cached:
+            self.prompt_tokens += prompt_tokens
+            if not failed:
+                self._rows_answered += 1
+                self._size_answered += size
+
+    def resume(self, size: int, *, failed: bool = False) -> None:
+        """Counts a row that an earlier run has finished."""
+        self.rows_done += 1
+        self.rows_failed += failed
+        self.rows_resumed += 1
+        self._size_done += size
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self._start
+        return self._now() - self._start
 
     @property
     def tokens(self) -> int:
@@ -64,30 +90,98 @@ class BatchProgress:
         return self.metrics.kv_blocks_now / self.metrics.kv_blocks
 
     @property
+    def recent_rate(self) -> float:
+        """Prompt and output tokens per second, of the last seconds."""
+        self._pace.observe()
+        return self._pace.rate
+
+    @property
     def tokens_left(self) -> float | None:
         """An estimate of the prompt and output tokens still to be processed; None while there is nothing to base it on.
 
-        Prompt tokens are in proportion to the size of the rows left. For output tokens the mean of the finished rows
-        would be too low, since short ones finish first; all output tokens per finished row is the maximum-likelihood
-        mean of such censored lengths.
+        Prompt tokens are in proportion to the size of the rows left, as far as the prefix cache did not have them. For
+        output tokens the mean of the finished rows would be too low, since short ones finish first; all output tokens
+        per finished row is the maximum-likelihood mean of such censored lengths.
         """
         if self.rows is None or self.size is None:
             return None
         if self.rows_done >= self.rows:
             return 0.0
-        answered = self.rows_done - self.rows_failed
-        if answered:
-            per_size = self.prompt_tokens / max(1, self._size_answered)
-            output = self.output_tokens / answered
-            if self.max_output_tokens is not None:
-                output = min(output, self.max_output_tokens)
-        elif self.max_output_tokens is not None:
-            per_size, output = TOKENS_PER_BYTE, self.max_output_tokens
-        else:
+        output = self._output_of_a_row()
+        if output is None:
             return None
-        begun = self.tokens - self.output_tokens - self.prompt_tokens  # of prompts whose rows are not done
-        prompt = max(0.0, per_size * (self.size - self._size_done) - begun)
-        return prompt + output * (self.rows - self.rows_done)
+        computed = self.prompt_tokens - (self.metrics.cached_tokens - self._hits_before)
+        per_size = computed / max(1, self._size_answered) if self._rows_answered else TOKENS_PER_BYTE
+        begun = self.tokens - self.output_tokens - computed  # of prompts whose rows are not done
+        return max(0.0, per_size * (self.size - self._size_done) - begun) + output * (self.rows - self.rows_done)
+
+    def _output_of_a_row(self) -> float | None:
+        """The output tokens that are expected of a row that is not done."""
+        age, limit = self._age_in_drain, self.max_output_tokens
+        if not self._rows_answered:
+            return None if limit is None else max(1.0, limit - (age or 0))
+        if not age:
+            return least(self.output_tokens / self._rows_answered, limit)
+        return self._output_beyond(age)
+
+    def _output_beyond(self, age: int) -> float:
+        """The same for a row that has gone on for `age` steps, or longer: what it does next is learnt from rows that
+        came near its age, this one and its like included. The mean over all would tell of a few endless answers that
+        they are about to end, until they reach the limit."""
+        near = age / 2
+        assert self.rows is not None
+        lengths = self.metrics.output_length.above(near)
+        exposure = sum(count * (length - near) for length, count in lengths)
+        exposure += (self.rows - self.rows_done) * (age - near)
+        ended = sum(count for _, count in lengths)
+        limit = self.max_output_tokens
+        return least(max(1.0, exposure / (1 + ended)), None if limit is None else max(1.0, limit - age))
+
+    @property
+    def _age_in_drain(self) -> int | None:
+        """Steps since the last row left the queue; None while rows wait."""
+        if self.metrics.waiting_now or self.metrics.steps == self._steps_before or not self._all_rows_run:
+            self._drain_began = None
+            return None
+        if self._drain_began is None:
+            self._drain_began = self.metrics.steps if self.rows_done else self._steps_before
+        return self.metrics.steps - self._drain_began
+
+    @property
+    def _all_rows_run(self) -> bool:
+        return self.rows is not None and self.rows - self.rows_done <= self.metrics.peak_batch
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate of the time left; None while there is nothing to base it on.
+
+        The tokens alone tell it only while the batch is full: after that it takes as many steps as the longest answer
+        still has, and a step of few tokens is cheaper, but not in proportion. The last rows are reckoned with from the
+        start, so that the estimate does not jump when the batch empties.
+        """
+        tokens, output = self.tokens_left, self._output_of_a_row()
+        if not tokens or output is None or self.rows is None:
+            return tokens
+        metrics, left, age = self.metrics, self.rows - self.rows_done, self._age_in_drain
+        steps = metrics.steps - self._steps_before
+        last = left if age is not None else min(left, metrics.step_sequences / max(1, metrics.steps))
+        before = max(0.0, tokens - output * last) * steps / max(1, self.tokens)
+        self._pace.observe()
+        return self._pace.seconds_for(before + self._longest_of(last, output, age or 0), tokens)
+
+    def _longest_of(self, rows: float, output: float, age: int) -> float:
+        """The output tokens that the longest of so many rows still has, all of which have gone on for `age` steps: the
+        mean times the harmonic number of rows if they end at a steady rate, and no more than what has been seen where
+        that is enough to tell."""
+        limit = self.max_output_tokens
+        longest = least(output * (1 + math.log(max(1.0, rows))), None if limit is None else max(1.0, limit - age))
+        lengths = self.metrics.output_length.above(age)
+        known = rest = sum(count for _, count in lengths)
+        for length, count in lengths:
+            rest -= count
+            if known >= rows and rest * rows <= known / 2:  # one of twice as many rows is longer
+                return min(longest, length - age)
+        return longest
 
     @property
     def share_done(self) -> float | None:
@@ -96,13 +190,27 @@ class BatchProgress:
         return None if left is None else 1.0 if left == 0 else self.tokens / (self.tokens + left)
 
     def __str__(self) -> str:
+        return f"{self.counts()} · {self.speed()}"
+
+    def counts(self) -> str:
+        """The rows, and those among them that are special."""
         rows = f"{self.rows_done:,}" if self.rows is None else f"{self.rows_done:,}/{self.rows:,}"
-        failed = f" ({self.rows_failed:,} failed)" if self.rows_failed else ""
-        rate = self.tokens / max(self.seconds, 1e-9)
-        left = self.tokens_left
-        remaining = "-:--" if left is None or not rate else clock(left / rate)
-        speed = f"{self.tokens:,} tokens · {rate:,.0f} tok/s"
-        return f"{rows} rows{failed} · {speed} · KV {self.kv_usage:.0%} · {remaining} left"
+        special = (
+            (self.rows_failed, "failed"),
+            (self.rows_cached, "cached"),
+            (self.rows_resumed, "resumed"),
+        )
+        listed = ", ".join(f"{count:,} {what}" for count, what in special if count)
+        return f"{rows} rows ({listed})" if listed else f"{rows} rows"
+
+    def speed(self) -> str:
+        left = self.seconds_left
+        remaining = "-:--" if left is None else clock(left)
+        return f"{self.tokens:,} tokens · {self.recent_rate:,.0f} tok/s · KV {self.kv_usage:.0%} · {remaining} left"
+
+
+def least(value: float, limit: float | None) -> float:
+    return value if limit is None else min(value, limit)
 
 
 class ProgressReporter:
@@ -156,7 +264,7 @@ class ProgressReporter:
         row.add_column(width=4, justify="right")
         bar = ProgressBar(total=None if share is None else 1.0, completed=share or 0.0)
         row.add_row(self._title, bar, "" if share is None else f"{share:.0%}")
-        return Group(row, Text(str(self._progress), no_wrap=True))
+        return Group(row, Text(self._progress.counts(), no_wrap=True), Text(self._progress.speed(), no_wrap=True))
 
 
 def clock(seconds: float) -> str:

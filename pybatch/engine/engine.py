@@ -217,6 +217,7 @@ class Engine:
         self.metrics.step(
             tokens=sum([chunk.num_tokens for chunk in chunks]),
             sequences=len(chunks),
+            waiting=len(self._scheduler.waiting),
             kv_blocks=self._pool.num_used,
             preemptions=self._scheduler.num_preemptions - preemptions,
             schedule_time=scheduled - begin,

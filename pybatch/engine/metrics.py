@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -82,8 +83,48 @@ class Distribution:
         for bucket, count in enumerate(self._buckets, self._FIRST):
             rank -= count
             if rank <= 0:
-                return 2 * self._RATIO**bucket / (1 + self._RATIO)
+                return self._middle(bucket)
         return math.nan
+
+    def counts(self) -> Iterator[tuple[float, int]]:
+        """The numbers in ascending order, each to within 1%, with how often it came."""
+        return ((self._middle(bucket), count) for bucket, count in enumerate(self._buckets, self._FIRST) if count)
+
+    def above(self, floor: float) -> list[tuple[float, int]]:
+        """Those of `counts` that are above `floor`."""
+        return [(value, count) for value, count in self.counts() if value > floor]
+
+    def _middle(self, bucket: int) -> float:
+        return 2 * self._RATIO**bucket / (1 + self._RATIO)
+
+
+class StepCost:
+    """What a step costs: a fixed time, and a time for each token. By least squares over all steps, weighted by one over
+    their tokens, so that the many large steps do not hide what the small ones cost."""
+
+    def __init__(self) -> None:
+        self._steps = self._tokens = 0
+        self._seconds = 0.0
+        self._steps_by_tokens = self._seconds_by_tokens = 0.0  # sums of 1 / tokens and of seconds / tokens
+
+    def add(self, tokens: int, seconds: float) -> None:
+        self._steps += 1
+        self._tokens += tokens
+        self._seconds += seconds
+        self._steps_by_tokens += 1 / tokens
+        self._seconds_by_tokens += seconds / tokens
+
+    def line(self) -> tuple[float, float]:
+        """Seconds for a step and seconds for each of its tokens, neither below 0. All is the tokens' where the steps
+        are alike, which cannot tell the two apart."""
+        if not self._steps:
+            return 0.0, 0.0
+        spread = self._tokens * self._steps_by_tokens - self._steps**2
+        fixed = 0.0
+        if spread > 1e-9 * self._steps**2:
+            fixed = (self._tokens * self._seconds_by_tokens - self._steps * self._seconds) / spread
+        fixed = min(max(fixed, 0.0), self._seconds / self._steps)
+        return fixed, (self._seconds - fixed * self._steps) / self._tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +173,12 @@ class EngineMetrics:
     step_blocks: int = 0
     peak_kv_blocks: int = 0
     kv_blocks_now: int = 0
+    waiting_now: int = 0  # sequences in the queue
     preemptions: int = 0
     schedule_time: float = 0.0
     run_time: float = 0.0
     sample_time: float = 0.0
+    step_cost: StepCost = field(default_factory=StepCost)
     requests: int = 0
     failed_requests: int = 0
     prompt_tokens: int = 0
@@ -145,12 +188,15 @@ class EngineMetrics:
     ttft: Distribution = field(default_factory=Distribution)
     tpot: Distribution = field(default_factory=Distribution)
     e2e: Distribution = field(default_factory=Distribution)
+    prompt_length: Distribution = field(default_factory=Distribution)  # in tokens; of requests that did not fail
+    output_length: Distribution = field(default_factory=Distribution)  # of all samples of a request
 
     def step(
         self,
         *,
         tokens: int,
         sequences: int,
+        waiting: int,
         kv_blocks: int,
         preemptions: int,
         schedule_time: float,
@@ -164,10 +210,12 @@ class EngineMetrics:
         self.step_blocks += kv_blocks
         self.peak_kv_blocks = max(self.peak_kv_blocks, kv_blocks)
         self.kv_blocks_now = kv_blocks
+        self.waiting_now = waiting
         self.preemptions += preemptions
         self.schedule_time += schedule_time
         self.run_time += run_time
         self.sample_time += sample_time
+        self.step_cost.add(tokens, schedule_time + run_time + sample_time)
 
     def finished(self, request: RequestMetrics, *, failed: bool) -> None:
         self.requests += 1
@@ -179,6 +227,8 @@ class EngineMetrics:
             (self.ttft, request.ttft),
             (self.tpot, request.tpot),
             (self.e2e, request.e2e_time),
+            (self.prompt_length, None if failed else request.num_prompt_tokens),
+            (self.output_length, None if failed else request.num_output_tokens),
         ):
             if value is not None:
                 distribution.add(value)

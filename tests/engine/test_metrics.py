@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybatch.engine.metrics import Distribution, RequestMetrics
+from pybatch.engine.metrics import Distribution, RequestMetrics, StepCost
 
 
 @given(st.lists(st.floats(1e-6, 1e5), min_size=1, max_size=200), st.floats(0, 1))
@@ -46,3 +46,25 @@ def test_times_of_a_request() -> None:
     metrics.num_output_tokens = 5
     assert (metrics.queue_time, metrics.prefill_time, metrics.decode_time) == (1.0, 2.0, 4.0)
     assert (metrics.ttft, metrics.tpot, metrics.e2e_time) == (3.0, 1.0, 7.0)
+
+
+def test_a_distribution_gives_back_its_numbers() -> None:
+    distribution = Distribution()
+    for value in (100, 1, 5, 100):
+        distribution.add(value)
+    (one, five, hundred), counts = zip(*distribution.counts(), strict=True)
+    assert (one, five, hundred) == pytest.approx((1, 5, 100), rel=0.01)
+    assert counts == (1, 1, 2)
+    assert distribution.above(2) == [(five, 1), (hundred, 2)]
+
+
+def test_step_cost_tells_what_a_step_costs_from_what_its_tokens_do() -> None:
+    cost = StepCost()
+    assert cost.line() == (0, 0)
+    cost.add(64, 0.032)
+    cost.add(64, 0.032)
+    assert cost.line() == (0, pytest.approx(0.0005))  # steps that are alike cannot tell
+    cost = StepCost()
+    for tokens in (1, 64, 512, 64):
+        cost.add(tokens, 0.005 + 0.001 * tokens)
+    assert cost.line() == pytest.approx((0.005, 0.001))
