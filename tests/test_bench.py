@@ -8,7 +8,9 @@ import pytest
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
 
-@pytest.mark.parametrize("name", ["kernels", "steps", "step_profile", "throughput", "gpu_kernels", "gpu_models"])
+@pytest.mark.parametrize(
+    "name", ["kernels", "order", "steps", "step_profile", "throughput", "gpu_kernels", "gpu_models"]
+)
 def test_a_benchmark_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)
     assert callable(runpy.run_path(str(BENCH / f"{name}.py"), run_name=name)["main"])
