@@ -1,0 +1,17 @@
+"""What a request asks of the engine, whatever protocol it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pybatch.api.inputs import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets."""
+
+    prompts: tuple[Prompt, ...]
+    params: Mapping[str, Any]

@@ -1,0 +1,179 @@
+"""Bodies of OpenAI's requests for chat completions and completions, with the fields that vLLM takes besides."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pybatch.api.inputs import Conversation, Prompt, is_token_ids
+from pybatch.api.protocols.fields import expect_fields, expect_given, expect_type, flag
+from pybatch.api.protocols.generation import Generation
+from pybatch.api.protocols.messages import expect_messages, expect_unicode
+from pybatch.api.protocols.request_error import RequestError
+from pybatch.api.protocols.sampling import expect_params, token_biases
+from pybatch.api.vllm_names import ANYTHING
+from pybatch.engine.sampling_params import SamplingParams
+
+SAMPLING = {
+    *("max_tokens", "n", "seed", "stop", "temperature", "top_p"),
+    *("presence_penalty", "frequency_penalty", "logit_bias"),
+    # vLLM's
+    *("top_k", "min_p", "min_tokens", "repetition_penalty", "ignore_eos", "stop_token_ids", "bad_words"),
+    *("include_stop_str_in_output", "skip_special_tokens", "allowed_token_ids", "truncate_prompt_tokens"),
+}
+"""The fields that SamplingParams has too."""
+
+# By name, the values that change no answer; every other value is refused.
+_VLLM_ONLY: dict[str, Collection[Any]] = {
+    name: values for name, values in SamplingParams.VLLM_ONLY.items() if name != "best_of"
+}
+ASKING_NOTHING: dict[str, Collection[Any]] = {
+    **_VLLM_ONLY,
+    "stream": (False,),
+    **dict.fromkeys(("user", "stream_options", "request_id", "priority", "cache_salt"), ANYTHING),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "kv_transfer_params": (),
+    "vllm_xargs": ({},),
+}
+CHAT_ASKING_NOTHING: dict[str, Collection[Any]] = {
+    **ASKING_NOTHING,
+    **dict.fromkeys(("metadata", "store", "service_tier", "safety_identifier", "prediction"), ANYTHING),
+    **dict.fromkeys(("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"), ANYTHING),
+    "audio": (),
+    "modalities": (["text"],),
+    "moderation": (),
+    "response_format": ({"type": "text"},),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "parallel_tool_calls": (True,),
+    "functions": ([],),
+    "function_call": ("none",),
+    "best_of": (1,),
+    "echo": (False,),
+    "add_special_tokens": (False,),
+    "include_reasoning": (True,),
+    "chat_template": (),
+    "mm_processor_kwargs": ({},),
+}
+COMPLETION_ASKING_NOTHING: dict[str, Collection[Any]] = {
+    **ASKING_NOTHING,
+    "suffix": ("",),
+    "add_special_tokens": (True,),
+    "response_format": ({"type": "text"},),
+    "prompt_embeds": (),
+}
+CHAT = SAMPLING | {
+    *("model", "messages", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice"),
+    # vLLM's
+    *("add_generation_prompt", "continue_final_message", "documents", "chat_template_kwargs", "reasoning_effort"),
+}
+COMPLETION = SAMPLING | {"model", "prompt", "echo", "best_of", "logprobs"}
+
+NO_TEMPLATE_VARIABLES = {
+    *("messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("split_special_tokens", "max_tokens"),
+}
+
+
+def chat_request(body: Any) -> Generation:
+    """Of a body for /v1/chat/completions. Raises RequestError."""
+    expect_fields(body, CHAT, CHAT_ASKING_NOTHING)
+    messages = expect_messages(expect_given(body, "messages"))
+    params = sampling(body)
+    if body.get("max_completion_tokens") is not None:  # the newer name of max_tokens
+        params["max_tokens"] = expect_type(
+            "max_completion_tokens", body["max_completion_tokens"], int, "an integer of at least 1"
+        )
+    top = body.get("top_logprobs")
+    if flag(body, "logprobs"):
+        params["logprobs"] = 0 if top is None else count("top_logprobs", top)
+    elif top is not None and top != 0:
+        raise RequestError("top_logprobs: expected logprobs = true with it", "invalid_value", "top_logprobs")
+    expect_params(params)
+    return Generation((Conversation(messages, template_options(body)),), params)
+
+
+def completion_request(body: Any) -> Generation:
+    """Of a body for /v1/completions, which may hold several prompts. Raises RequestError."""
+    expect_fields(body, COMPLETION, COMPLETION_ASKING_NOTHING)
+    prompts = read_prompts(expect_given(body, "prompt"))
+    params = sampling(body)
+    if body.get("best_of") not in (None, 1, params.get("n", 1)):
+        raise RequestError("best_of: not supported here; expected n's value", "unsupported_parameter", "best_of")
+    if body.get("logprobs") is not None:
+        params["logprobs"] = count("logprobs", body["logprobs"])
+    if flag(body, "echo"):
+        if "logprobs" in params:
+            raise RequestError("echo: not supported here with logprobs", "unsupported_parameter", "echo")
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise RequestError("echo: not supported here for token ids", "unsupported_parameter", "echo")
+    expect_params(params)
+    return Generation(prompts, params)
+
+
+def sampling(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of SamplingParams that have values; null asks for the default."""
+    params = {name: body[name] for name in SAMPLING & body.keys() if body[name] is not None}
+    if "logit_bias" in params:
+        params["logit_bias"] = token_biases(params["logit_bias"])
+    return params
+
+
+def count(name: str, value: Any) -> int:
+    """A number of log-probabilities."""
+    number: int = expect_type(name, value, int, "an integer of at least 0")
+    if number < 0:
+        raise RequestError(f"{name}: expected an integer of at least 0, got {number}", "invalid_value", name)
+    return number
+
+
+def template_options(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat template gets besides the messages."""
+    options: dict[str, Any] = {}
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if choice not in (None, "auto", "none"):
+        raise RequestError(
+            "tool_choice: not supported here; expected 'auto' or 'none', since the model cannot be held to a call",
+            "unsupported_parameter",
+            "tool_choice",
+        )
+    if tools and choice != "none":
+        options["tools"] = objects("tools", tools)
+    if body.get("documents"):
+        options["documents"] = objects("documents", body["documents"])
+    for name in ("add_generation_prompt", "continue_final_message"):
+        if body.get(name) is not None:
+            options[name] = flag(body, name)
+    if body.get("reasoning_effort") is not None:
+        options["reasoning_effort"] = body["reasoning_effort"]
+    variables = body.get("chat_template_kwargs") or {}
+    expect_type("chat_template_kwargs", variables, Mapping, "an object")
+    for name in variables.keys() & NO_TEMPLATE_VARIABLES:
+        where = f"chat_template_kwargs.{name}"
+        raise RequestError(f"{where}: no variable of the template", "invalid_value", where)
+    return {**options, **variables}
+
+
+def objects(name: str, value: Any) -> list[Mapping[str, Any]]:
+    items: list[Mapping[str, Any]] = expect_type(name, value, list, "a list of objects")
+    for item in items:
+        expect_type(name, item, Mapping, "a list of objects")
+    return items
+
+
+def read_prompts(prompt: Any) -> tuple[Prompt, ...]:
+    """Text, token ids, or a list of texts or of lists of token ids."""
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and is_token_ids(prompt)):
+        prompts = [prompt]
+    else:
+        prompts = expect_type("prompt", prompt, list, "text, token ids or a list of these")
+        if not prompts:
+            raise RequestError("prompt: expected at least one, got []", "invalid_value", "prompt")
+    for each in prompts:
+        if isinstance(each, str):
+            expect_unicode("prompt", each)
+        elif not isinstance(each, list) or not each or not is_token_ids(each) or min(each) < 0:
+            raise RequestError("prompt: expected text, token ids or a list of these", "invalid_type", "prompt")
+    return tuple(prompts)

@@ -1,0 +1,43 @@
+"""Anthropic's message batches: the parameters of a message on each line, and its result on a line of the results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pybatch.api.outcomes import Answer, Outcome
+from pybatch.api.protocols.anthropic import error_response, message_request, message_response
+from pybatch.api.protocols.fields import expect_given, expect_type
+from pybatch.jobs.dialect import RowError, RowRequest
+from pybatch.jobs.dialects.openai_batch import row_id
+from pybatch.jobs.rows import Row
+
+
+@dataclass(frozen=True)
+class AnthropicBatch:
+    """Rows of custom_id and params. A row that fails has its result among the others, of type "errored"."""
+
+    @property
+    def apart(self) -> bool:
+        return False
+
+    def request(self, row: Row) -> RowRequest:
+        if row.error is not None:
+            raise RowError(row.error, "invalid_json_line")
+        custom_id = expect_type("custom_id", expect_given(row.fields, "custom_id"), str, "text")
+        params = expect_type("params", expect_given(row.fields, "params"), dict, "an object")
+        asked = message_request(params)
+        expect_type("model", expect_given(params, "model"), str, "text")
+        return RowRequest(asked.prompts[0], asked.params, custom_id)
+
+    def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
+        id, params = row_id(row), row.fields.get("params")
+        if isinstance(outcome, Answer):
+            assert params is not None
+            message = message_response(params, outcome, id=id, model=params["model"])
+            result = {"type": "succeeded", "message": message}
+        else:
+            told = replace(outcome, message=f"{row.place}: {outcome.message}")
+            result = {"type": "errored", "error": error_response(told, id=id)}
+        custom_id = row.fields.get("custom_id")
+        return {"custom_id": custom_id if isinstance(custom_id, str) else "", "result": result}

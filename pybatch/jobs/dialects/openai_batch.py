@@ -1,0 +1,96 @@
+"""OpenAI's batch files: a request to an endpoint on each line, and its response on a line of the results."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pybatch.api.outcomes import Answer, Failure, Outcome
+from pybatch.api.protocols.fields import expect_given, expect_type
+from pybatch.api.protocols.generation import Generation
+from pybatch.api.protocols.openai_requests import chat_request, completion_request
+from pybatch.api.protocols.openai_responses import chat_completion, error_body, text_completion
+from pybatch.jobs.dialect import RowError, RowRequest
+from pybatch.jobs.rows import Row
+
+CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
+ENDPOINTS: dict[str, Callable[[Any], Generation]] = {CHAT_URL: chat_request, COMPLETIONS_URL: completion_request}
+
+NO_REQUEST = ("invalid_json_line", "duplicate_custom_id", "invalid_method", "invalid_url", "batch_expired")
+"""Codes of lines that never became a request to an endpoint, so that no response is written for them."""
+
+
+@dataclass(frozen=True)
+class OpenAIBatch:
+    """Rows of custom_id, method, url and body.
+
+    created: when the job began, in seconds since 1970, the same however often it is resumed. model: that all rows must
+    name; None: whatever each names.
+
+    A request that is refused has the response that HTTP would have brought, with the status 400, and what is wrong in
+    "error" too. A line that is no request has "error" alone.
+    """
+
+    created: int
+    model: str | None = None
+
+    @property
+    def apart(self) -> bool:
+        return True
+
+    def request(self, row: Row) -> RowRequest:
+        if row.error is not None:
+            raise RowError(row.error, "invalid_json_line")
+        fields = row.fields
+        custom_id = expect_type("custom_id", expect_given(fields, "custom_id"), str, "text")
+        if expect_given(fields, "method") != "POST":
+            raise RowError(f"method: expected 'POST', got {fields['method']!r:.80}", "invalid_method", "method")
+        url, body = expect_given(fields, "url"), expect_given(fields, "body")
+        if not isinstance(url, str) or url not in ENDPOINTS:
+            why = "this model generates text; " if url == "/v1/embeddings" else ""
+            raise RowError(f"url: {why}expected {' or '.join(ENDPOINTS)}, got {url!r:.80}", "invalid_url", "url")
+        asked = ENDPOINTS[url](body)
+        self.expect_model(body.get("model"))
+        if len(asked.prompts) != 1:
+            raise RowError(
+                f"prompt: expected one in a row, got {len(asked.prompts)}; give each a row", "invalid_value", "prompt"
+            )
+        return RowRequest(asked.prompts[0], asked.params, custom_id)
+
+    def expect_model(self, model: Any) -> None:
+        if model is None:
+            raise RowError("model: missing", "missing_required_parameter", "model")
+        expect_type("model", model, str, "text")
+        if self.model is not None and model != self.model:
+            raise RowError(f"model: expected {self.model!r} as in the first row, got {model!r}", "mismatched_model")
+
+    def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
+        id = row_id(row)
+        custom_id, body = row.fields.get("custom_id"), row.fields.get("body")
+        response: dict[str, Any] | None = None
+        error = None
+        if isinstance(outcome, Answer):
+            response = {"status_code": 200, "request_id": id, "body": self.body(row, outcome, id)}
+        else:
+            error = {"code": outcome.code, "message": f"{row.place}: {outcome.message}"}
+            if isinstance(custom_id, str) and isinstance(body, dict) and outcome.code not in NO_REQUEST:
+                response = {"status_code": status(outcome), "request_id": id, "body": error_body(outcome)}
+        return {"id": f"batch_req_{id}", "custom_id": custom_id, "response": response, "error": error}
+
+    def body(self, row: Row, answer: Answer, id: str) -> dict[str, Any]:
+        body = row.fields["body"]
+        if row.fields["url"] == CHAT_URL:
+            return chat_completion(body, answer, id=id, created=self.created, model=body["model"])
+        return text_completion(body, [answer], id=id, created=self.created, model=body["model"])
+
+
+def status(failure: Failure) -> int:
+    return 500 if failure.code == "server_error" else 400
+
+
+def row_id(row: Row) -> str:
+    """The same for a row whenever it is run."""
+    name = f"{row.index}:{row.fields.get('custom_id')}"
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

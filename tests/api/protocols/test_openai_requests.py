@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from pybatch import SamplingParams
+from pybatch.api.inputs import Conversation
+from pybatch.api.protocols.openai_requests import SAMPLING, chat_request, completion_request
+from pybatch.api.protocols.request_error import RequestError
+
+USER = [{"role": "user", "content": "Hello"}]
+
+
+def chat(**body: Any) -> Any:
+    return chat_request({"model": "m", "messages": USER, **body})
+
+
+def completion(**body: Any) -> Any:
+    return completion_request({"model": "m", "prompt": "Hello", **body})
+
+
+def options(**body: Any) -> Any:
+    (conversation,) = chat(**body).prompts
+    return conversation.options
+
+
+def test_a_conversation_and_its_sampling() -> None:
+    asked = chat(max_tokens=5, stop=["a"], seed=3, temperature=0, top_p=0.5, n=2, presence_penalty=None, user="u")
+    assert asked.prompts == (Conversation(USER),)
+    assert asked.params == {"max_tokens": 5, "stop": ["a"], "seed": 3, "temperature": 0, "top_p": 0.5, "n": 2}
+
+
+def test_what_sampling_takes_under_other_names_and_types() -> None:
+    assert chat(max_completion_tokens=7, max_tokens=5).params == {"max_tokens": 7}
+    assert chat(logit_bias={"42": -100}).params == {"logit_bias": {42: -100}}
+    assert chat(logprobs=True).params == {"logprobs": 0}
+    assert chat(logprobs=True, top_logprobs=4).params == {"logprobs": 4}
+    assert chat(logprobs=False, top_logprobs=0).params == {}
+    assert completion(logprobs=3).params == {"logprobs": 3}
+    assert completion(logprobs=0).params == {"logprobs": 0}
+
+
+def test_vllms_fields_are_taken_too() -> None:
+    given = {
+        "top_k": 3, "min_p": 0.1, "min_tokens": 1, "repetition_penalty": 1.1, "ignore_eos": True, "stop_token_ids": [2],
+        "skip_special_tokens": False, "include_stop_str_in_output": True, "bad_words": ["x"],
+        "allowed_token_ids": [1, 2], "truncate_prompt_tokens": 9,
+    }  # fmt: skip
+    assert chat(**given, use_beam_search=False).params == given
+    assert completion(**given, length_penalty=1.0, best_of=1).params == given
+    assert {field.name for field in fields(SamplingParams)} >= SAMPLING
+
+
+def test_the_chat_template_gets_tools_and_variables() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert options(tools=tools, tool_choice="auto") == {"tools": tools}
+    assert options(tools=tools, tool_choice="none") == {}
+    assert options(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low") == {
+        "enable_thinking": False,
+        "reasoning_effort": "low",
+    }
+    assert options(continue_final_message=True, add_generation_prompt=False) == {
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    }
+
+
+def test_what_asks_for_nothing_passes() -> None:
+    body = {
+        "stream": False, "stream_options": None, "response_format": {"type": "text"}, "store": True, "audio": None,
+        "metadata": {"a": "b"}, "service_tier": "auto", "modalities": ["text"], "parallel_tool_calls": True,
+        "tools": None, "logit_bias": None,
+    }  # fmt: skip
+    assert chat(**body).params == {}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ("a",)),
+        (["a"], ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2], ([1, 2],)),
+        ([[1, 2], [3]], ([1, 2], [3])),
+    ],
+)
+def test_prompts_to_complete(prompt: Any, prompts: Any) -> None:
+    assert completion(prompt=prompt).prompts == prompts
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param", "says"),
+    [
+        ({"messages": None}, "missing_required_parameter", "messages", "missing"),
+        ({"messages": "Hi"}, "invalid_type", "messages", "expected a list, got str"),
+        ({"max_tokns": 3}, "unknown_parameter", "max_tokns", "did you mean 'max_tokens'?"),
+        ({"max_tokns": None}, "unknown_parameter", "max_tokns", "unknown parameter"),
+        ({"max_tokens": 0}, "invalid_value", "max_tokens", "an integer of at least 1, got 0"),
+        ({"max_tokens": "5"}, "invalid_value", "max_tokens", "an integer of at least 1, got '5'"),
+        ({"max_completion_tokens": 1.5}, "invalid_type", "max_completion_tokens", "an integer of at least 1, got 1.5"),
+        ({"temperature": "hot"}, "invalid_value", "temperature", "a number of at least 0"),
+        ({"stream": True}, "unsupported_parameter", "stream", "expected false or null, got True"),
+        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format", '{"type": "text"}'),
+        ({"tools": "f"}, "invalid_type", "tools", "a list of objects"),
+        ({"tools": ["f"]}, "invalid_type", "tools", "a list of objects"),
+        ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice", "'auto' or 'none'"),
+        ({"logprobs": 3}, "invalid_type", "logprobs", "true or false, got 3"),
+        ({"top_logprobs": 3}, "invalid_value", "top_logprobs", "logprobs = true"),
+        ({"logprobs": True, "top_logprobs": -1}, "invalid_value", "top_logprobs", "an integer of at least 0"),
+        ({"logit_bias": {"a": 1}}, "invalid_value", "logit_bias", "a dict from token ids"),
+        ({"use_beam_search": True}, "unsupported_parameter", "use_beam_search", "expected false or null"),
+        ({"structured_outputs": {"json": {}}}, "unsupported_parameter", "structured_outputs", "expected null"),
+        ({"chat_template_kwargs": [1]}, "invalid_type", "chat_template_kwargs", "an object"),
+        ({"chat_template_kwargs": {"tools": 1}}, "invalid_value", "chat_template_kwargs.tools", "no variable"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_the_field(body: Any, code: str, param: str, says: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        chat(**body)
+    assert (caught.value.code, caught.value.param) == (code, param)
+    assert str(caught.value).startswith(f"{param}: ")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param", "says"),
+    [
+        ({"prompt": None}, "missing_required_parameter", "prompt", "missing"),
+        ({"prompt": []}, "invalid_value", "prompt", "at least one"),
+        ({"prompt": {"a": 1}}, "invalid_type", "prompt", "text, token ids or a list of these"),
+        ({"prompt": ["a", 3]}, "invalid_type", "prompt", "text, token ids or a list of these"),
+        ({"prompt": [1, -1]}, "invalid_type", "prompt", "text, token ids or a list of these"),
+        ({"prompt": [True]}, "invalid_type", "prompt", "text, token ids or a list of these"),
+        ({"prompt": [[]]}, "invalid_type", "prompt", "text, token ids or a list of these"),
+        ({"prompt": "a\udc00"}, "invalid_value", "prompt", "unpaired surrogate"),
+        ({"messages": []}, "unknown_parameter", "messages", "unknown parameter"),
+        ({"logprobs": True}, "invalid_type", "logprobs", "an integer of at least 0"),
+        ({"echo": True, "logprobs": 1}, "unsupported_parameter", "echo", "with logprobs"),
+        ({"echo": True, "prompt": [1]}, "unsupported_parameter", "echo", "for token ids"),
+        ({"best_of": 3}, "unsupported_parameter", "best_of", "expected n's value"),
+        ({"suffix": "x"}, "unsupported_parameter", "suffix", 'expected "" or null'),
+    ],
+)
+def test_completions_are_refused_with_the_field(body: Any, code: str, param: str, says: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        completion(**body)
+    assert (caught.value.code, caught.value.param) == (code, param)
+    assert says in str(caught.value)
+
+
+def test_best_of_as_many_as_are_asked_for_is_nothing_more() -> None:
+    assert completion(n=3, best_of=3).params == {"n": 3}
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 3])
+def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
+    with pytest.raises(RequestError, match="body: expected an object"):
+        chat_request(body)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from anthropic.types.messages import MessageBatchIndividualResponse
+
+from pybatch.api.inputs import Conversation
+from pybatch.api.outcomes import Answer, Failure, Outcome, Sample
+from pybatch.jobs.dialect import Dialect, request_of
+from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
+from pybatch.jobs.rows import Row
+
+USER = [{"role": "user", "content": "Hello"}]
+PARAMS = {"model": "claude", "max_tokens": 5, "messages": USER}
+ANSWER = Answer(3, (Sample("one", 2, "stop"),))
+DIALECT: Dialect = AnthropicBatch()
+
+
+def row(**changes: Any) -> Row:
+    fields = {"custom_id": "a", "params": PARAMS, **changes}
+    return Row(6, "line 7", 1, {name: value for name, value in fields.items() if value is not None})
+
+
+def test_a_line_is_a_request() -> None:
+    asked = DIALECT.request(row())
+    assert (asked.prompt, asked.params, asked.id) == (Conversation(USER), {"n": 1, "max_tokens": 5}, "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"custom_id": None}, "custom_id: missing"),
+        ({"params": None}, "params: missing"),
+        ({"params": [1]}, "params: expected an object, got [1]"),
+        ({"params": {**PARAMS, "model": None}}, "model: missing"),
+        ({"params": {**PARAMS, "max_tokens": None}}, "max_tokens: missing"),
+    ],
+)
+def test_a_line_that_is_no_request_is_refused(changes: dict[str, Any], says: str) -> None:
+    failure = request_of(DIALECT, row(**changes))
+    assert isinstance(failure, Failure)
+    assert failure.message.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("each", "outcome", "custom_id", "kind"),
+    [
+        (row(), ANSWER, "a", "succeeded"),
+        (row(), Failure("no", "invalid_value"), "a", "errored"),
+        (replace(row(), fields={"line": "{"}, error="x"), Failure("x", "invalid_json_line"), "", "errored"),
+    ],
+)
+def test_a_result_is_anthropics(each: Row, outcome: Outcome, custom_id: str, kind: str) -> None:
+    line = DIALECT.result(each, outcome)
+    read = MessageBatchIndividualResponse.model_validate(line, strict=True)
+    assert read.model_dump(exclude_unset=True) == line
+    assert (read.custom_id, read.result.type) == (custom_id, kind)
+    if read.result.type == "succeeded":
+        assert (read.result.message.model, read.result.message.content[0].type) == ("claude", "text")
+    if read.result.type == "errored":
+        assert read.result.error.error.message.startswith("line 7: ")
+
+
+def test_failures_stay_among_the_results_which_are_always_the_same() -> None:
+    assert not DIALECT.apart
+    assert DIALECT.result(row(), ANSWER) == DIALECT.result(row(), ANSWER)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+
+from pybatch.api.inputs import Conversation
+from pybatch.api.outcomes import Answer, Failure, Sample
+from pybatch.jobs.dialect import Dialect, request_of
+from pybatch.jobs.dialects.openai_batch import OpenAIBatch
+from pybatch.jobs.rows import Row
+
+USER = [{"role": "user", "content": "Hello"}]
+BODY = {"model": "gpt-4o-mini", "messages": USER, "max_tokens": 5}
+SEVERAL = {"model": "m", "prompt": ["a", "b"]}
+ANSWER = Answer(3, (Sample("one", 2, "stop"),))
+DIALECT = OpenAIBatch(1_700_000_000)
+
+
+def row(index: int = 0, /, **changes: Any) -> Row:
+    fields = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": BODY, **changes}
+    return Row(index, f"line {index + 1}", 1, {name: value for name, value in fields.items() if value is not None})
+
+
+def completion(**body: Any) -> Row:
+    return row(url="/v1/completions", body={"model": "m", "prompt": "Hello", **body})
+
+
+def test_a_line_is_a_request() -> None:
+    asked = DIALECT.request(row())
+    assert (asked.prompt, asked.params, asked.id) == (Conversation(USER), {"max_tokens": 5}, "a")
+    assert DIALECT.request(completion(prompt=[1, 2])).prompt == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"custom_id": None}, "missing_required_parameter", "custom_id: missing"),
+        ({"custom_id": 3}, "invalid_type", "custom_id: expected text, got 3"),
+        ({"method": None}, "missing_required_parameter", "method: missing"),
+        ({"method": "GET"}, "invalid_method", "method: expected 'POST', got 'GET'"),
+        ({"url": "/v1/embeddings"}, "invalid_url", "url: this model generates text; expected /v1/chat/completions or"),
+        ({"url": ["x"]}, "invalid_url", "url: expected /v1/chat/completions or /v1/completions, got ['x']"),
+        ({"body": None}, "missing_required_parameter", "body: missing"),
+        ({"body": "x"}, "invalid_type", "body: expected an object, got str"),
+        ({"body": {**BODY, "model": None}}, "missing_required_parameter", "model: missing"),
+        ({"body": {**BODY, "foo": 1}}, "unknown_parameter", "foo: unknown parameter"),
+        ({"body": SEVERAL, "url": "/v1/completions"}, "invalid_value", "prompt: expected one in a row, got 2"),
+    ],
+)
+def test_a_line_that_is_no_request_is_refused(changes: dict[str, Any], code: str, says: str) -> None:
+    failure = request_of(DIALECT, row(**changes))
+    assert isinstance(failure, Failure)
+    assert failure.code == code
+    assert failure.message.startswith(says)
+
+
+def test_all_rows_name_one_model() -> None:
+    dialect = OpenAIBatch(0, model="gpt-4o-mini")
+    dialect.request(row())
+    failure = request_of(dialect, row(body={**BODY, "model": "gpt-4o"}))
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.message) == (
+        "mismatched_model", "model: expected 'gpt-4o-mini' as in the first row, got 'gpt-4o'",
+    )  # fmt: skip
+
+
+def test_a_result_is_openais() -> None:
+    line = DIALECT.result(row(), ANSWER)
+    assert line.keys() == {"id", "custom_id", "response", "error"}
+    assert line["id"].startswith("batch_req_")
+    assert (line["custom_id"], line["error"]) == ("a", None)
+    assert line["response"].keys() == {"status_code", "request_id", "body"}
+    assert line["response"]["status_code"] == 200
+    read = ChatCompletion.model_validate(line["response"]["body"], strict=True)
+    assert read.model_dump(exclude_unset=True) == line["response"]["body"]
+    assert (read.model, read.created, read.choices[0].message.content) == ("gpt-4o-mini", 1_700_000_000, "one")
+    completed = DIALECT.result(completion(echo=True), ANSWER)["response"]["body"]
+    assert Completion.model_validate(completed, strict=True).choices[0].text == "Helloone"
+
+
+def test_a_rows_result_is_the_same_whenever_it_is_written_and_has_ids_of_its_own() -> None:
+    assert DIALECT.result(row(), ANSWER) == DIALECT.result(row(), ANSWER)
+    ids = {DIALECT.result(each, ANSWER)["id"] for each in (row(), row(1), row(custom_id="b"))}
+    assert len(ids) == 3
+
+
+def test_a_refused_request_has_the_response_of_http_and_the_error() -> None:
+    line = DIALECT.result(row(6), Failure("max_tokens: no", "invalid_value", "max_tokens"))
+    assert line["error"] == {"code": "invalid_value", "message": "line 7: max_tokens: no"}
+    assert line["response"]["status_code"] == 400
+    assert line["response"]["body"] == {
+        "error": {
+            "message": "max_tokens: no",
+            "type": "invalid_request_error",
+            "param": "max_tokens",
+            "code": "invalid_value",
+        }
+    }
+    assert DIALECT.result(row(), Failure("x", "server_error"))["response"]["status_code"] == 500
+
+
+def test_a_line_that_never_was_a_request_has_an_error_alone() -> None:
+    bad = replace(row(2), fields={"line": "{"}, error="not valid JSON: x")
+    failure = request_of(DIALECT, bad)
+    assert isinstance(failure, Failure)
+    line = DIALECT.result(bad, failure)
+    assert line == {
+        "id": line["id"],
+        "custom_id": None,
+        "response": None,
+        "error": {"code": "invalid_json_line", "message": "line 3: not valid JSON: x"},
+    }
+    assert DIALECT.result(row(), Failure("x", "duplicate_custom_id"))["response"] is None
+
+
+def test_failures_are_written_apart() -> None:
+    dialect: Dialect = DIALECT
+    assert dialect.apart
