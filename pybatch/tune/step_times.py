@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from pybatch.engine.scheduling.scheduler import Chunk
 
 Array = NDArray[np.float64]
+
+_TOO_LITTLE = 1e-5  # of the mean squared relative error, for one more cost to be told apart from the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +74,35 @@ class StepTimes:
 
     @classmethod
     def fit(cls, shapes: Sequence[StepShape], seconds: Sequence[float]) -> StepTimes:
-        """The coefficients with the least sum of squared relative errors. Raises ValueError if nothing was measured."""
+        """The coefficients with the least sum of squared relative errors; a cost that makes next to no difference is 0.
+        Raises ValueError if nothing was measured."""
         if not shapes:
             raise ValueError("shapes: expected at least one step")
         measured = np.array(seconds)
         counts = np.array([cls._counts(shape) for shape in shapes], np.float64)
         relative = counts / measured[:, None]
-        coefficients = non_negative_least_squares(relative, np.ones(len(shapes)))
+        coefficients = non_negative_least_squares(relative, np.ones(len(shapes)), penalty=_TOO_LITTLE * len(shapes))
         errors = np.abs(relative @ coefficients - 1)
         return cls(coefficients.tolist(), float(np.median(errors)))
 
-    def to_json(self) -> str:
-        return json.dumps({"seconds": dict(zip(self.COSTS, self.coefficients, strict=True)), "error": self.error})
+    def to_json(self) -> dict[str, Any]:
+        return {"seconds": dict(zip(self.COSTS, self.coefficients, strict=True)), "error": self.error}
 
     @classmethod
-    def from_json(cls, text: str) -> StepTimes:
-        """Raises ValueError for what to_json did not write."""
+    def from_json(cls, fields: Mapping[str, Any]) -> StepTimes:
+        """Raises ValueError for what to_json did not make."""
         try:
-            fields = json.loads(text)
             return cls([float(fields["seconds"][name]) for name in cls.COSTS], float(fields["error"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"expected the costs {', '.join(cls.COSTS)}, got {text!r:.200}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"expected the costs {', '.join(cls.COSTS)}, got {fields!r:.200}") from error
 
 
-def non_negative_least_squares(matrix: Array, target: Array) -> Array:
+def non_negative_least_squares(matrix: Array, target: Array, penalty: float = 0.0) -> Array:
     """The x without a negative element that brings matrix @ x closest to target: the best of all choices of columns
-    whose own least squares have no negative element. For a few columns: each doubles the work."""
+    whose own least squares have no negative element. For a few columns: each doubles the work.
+
+    penalty: by how much one more column has to lower the sum of squares.
+    """
     columns = matrix.shape[1]
     scale = np.linalg.norm(matrix, axis=0)
     scale[scale == 0] = 1
@@ -112,7 +116,8 @@ def non_negative_least_squares(matrix: Array, target: Array) -> Array:
             if (x < 0).any():
                 continue
             rest = target - some @ x
-            if (squares := float(rest @ rest)) < least * (1 - 1e-9):
+            squares = float(rest @ rest) + size * penalty
+            if squares < least * (1 - 1e-9):
                 least = squares
                 best = np.zeros(columns)
                 best[list(chosen)] = x / scale[list(chosen)]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +25,9 @@ def shapes() -> list[StepShape]:
 
 def test_costs_are_found_again_from_times() -> None:
     fitted = StepTimes.fit(shapes(), [MADE.seconds(shape) for shape in shapes()])
-    assert fitted.coefficients == pytest.approx(MADE.coefficients, rel=1e-6, abs=1e-15)
-    assert fitted.error < 1e-9
+    assert fitted.error < 0.005
+    for shape in (StepShape(30, 30, 9000, 0), StepShape(300, 2, 60, 100_000), StepShape(1, 1, 1, 0)):
+        assert fitted.seconds(shape) == pytest.approx(MADE.seconds(shape), rel=0.02)
 
 
 def test_noise_makes_no_cost_negative_and_is_told() -> None:
@@ -39,6 +42,7 @@ def test_noise_makes_no_cost_negative_and_is_told() -> None:
 def test_one_step_is_enough_to_fit_and_none_is_not() -> None:
     shape = StepShape(1, 1, 10, 0)
     assert StepTimes.fit([shape], [0.5]).seconds(shape) == pytest.approx(0.5)
+    assert StepTimes.fit([shape], [0.5]).seconds(StepShape(1, 1, 20, 0)) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="at least one step"):
         StepTimes.fit([], [])
 
@@ -48,14 +52,14 @@ def test_scaled_costs() -> None:
 
 
 def test_json_brings_the_same_costs_back() -> None:
-    again = StepTimes.from_json(MADE.to_json())
+    again = StepTimes.from_json(json.loads(json.dumps(MADE.to_json())))
     assert (again.coefficients, again.error) == (MADE.coefficients, MADE.error)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"seconds": {"step": 1}, "error": 0}', '{"seconds": 1}', "null"])
-def test_json_of_something_else_is_refused(text: str) -> None:
+@pytest.mark.parametrize("fields", [[], {}, {"seconds": {"step": 1}, "error": 0}, {"seconds": 1}, None])
+def test_json_of_something_else_is_refused(fields: Any) -> None:
     with pytest.raises(ValueError, match="expected the costs step, token"):
-        StepTimes.from_json(text)
+        StepTimes.from_json(fields)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 8))
