@@ -2,5 +2,6 @@
 
 from pybatch.jobs.sources.formats import INPUT_FORMATS
 from pybatch.jobs.sources.open import open_source
+from pybatch.jobs.sources.paths import files_of
 
-__all__ = ["INPUT_FORMATS", "open_source"]
+__all__ = ["INPUT_FORMATS", "files_of", "open_source"]

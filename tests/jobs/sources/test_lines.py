@@ -1,23 +1,47 @@
 from __future__ import annotations
 
-import pytest
+import io
+import json
 
-from pybatch.jobs.sources.lines import read_lines
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pybatch.jobs.rows import Row
+from pybatch.jobs.sources import lines
+from pybatch.jobs.sources.lines import read_json_lines, read_text_lines
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def read(data: bytes, *, text: bool = False) -> list[Row]:
+    file = io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
+    return list((read_text_lines if text else read_json_lines)(file, "line ", 0))
 
 
 def test_rows_are_numbered_without_blank_lines_and_keep_their_fields() -> None:
-    rows = list(read_lines([b'\xef\xbb\xbf{"prompt": "a", "id": 1.0}\r\n', b"\n", b'{"prompt": "\xc3\xa9"}'], "jsonl"))
-    assert [(row.index, row.fields, row.error) for row in rows] == [
-        (0, {"prompt": "a", "id": 1.0}, None),
-        (1, {"prompt": "é"}, None),
+    rows = read(b'\xef\xbb\xbf{"prompt": "a", "id": 1.0}\r\n\n{"prompt": "\xc3\xa9"}')
+    assert [(row.index, row.place, row.fields, row.error) for row in rows] == [
+        (0, "line 1", {"prompt": "a", "id": 1.0}, None),
+        (1, "line 3", {"prompt": "é"}, None),
     ]
-    assert [row.place for row in rows] == ["line 1", "line 3"]
     assert rows[1].size == len(b'{"prompt": "\xc3\xa9"}')
 
 
 def test_text_lines_are_prompts() -> None:
-    rows = list(read_lines([b" one \n", b"  \n", b'{"two"}\r\n'], "text"))
+    rows = read(b' one \n  \n{"two"}\r\n', text=True)
     assert [row.fields for row in rows] == [{"prompt": " one "}, {"prompt": '{"two"}'}]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.dictionaries(st.text(), JSON, max_size=4)))
+def test_rows_are_read_as_they_were_written(rows: list[dict[str, object]]) -> None:
+    data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    assert [(row.index, row.fields, row.error) for row in read(data)] == [(*item, None) for item in enumerate(rows)]
 
 
 @pytest.mark.parametrize(
@@ -29,16 +53,42 @@ def test_text_lines_are_prompts() -> None:
         (b'{"x": NaN}', "NaN is no JSON number"),
         (b'{"x": 1e999}', "out of range"),
         (b'{"x": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"x": "\x00"}', "not valid JSON: Invalid control character"),
+        (b"\x00", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
+        (b'{"x":' * 300 + b"1" + b"}" * 300, "nested more than 256 levels deep"),
         (b'{"prompt": "\xff"}', "not UTF-8"),
     ],
 )
 def test_a_bad_line_is_that_rows_error_alone(line: bytes, says: str) -> None:
     good = b'{"prompt": "x"}\n'
-    before, bad, after = read_lines([good, line + b"\n", good], "jsonl")
+    before, bad, after = read(good + line + b"\n" + good)
     assert before.error is None
-    assert after.error is None
+    assert (after.index, after.place, after.fields, after.error) == (2, "line 3", {"prompt": "x"}, None)
     assert bad.error is not None
     assert says in bad.error
     assert bad.place == "line 2"
     assert bad.fields == {"line": line.decode(errors="replace")}
+
+
+def test_what_looks_odd_but_is_json_is_a_row() -> None:
+    brackets = "[" * 300
+    nested = b'{"x":' * 256 + b"1" + b"}" * 256
+    lone = b'{"a": "first", "b": "\\u0000 \\ud800", "a": "last"}'
+    rows = read(b"\n".join([lone, json.dumps({"x": brackets}).encode(), nested]))
+    assert [row.error for row in rows] == [None, None, None]
+    assert rows[0].fields == {"a": "last", "b": "\0 \ud800"}
+    assert rows[1].fields == {"x": brackets}
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_line_that_is_too_long_is_not_kept(text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 100)
+    long = b'{"x": "' + b"y" * 93 + b'"}\n'
+    good = b'{"x": "' + b"y" * 90 + b'"}\n'
+    assert len(good) == 100
+    rows = read(good + long + good + long[:-1], text=text)
+    assert [row.error is None for row in rows] == [True, False, True, False]
+    assert [row.size for row in rows] == [100, 103, 100, 102]
+    assert rows[1].error == rows[3].error == lines.TOO_LONG
+    assert [row.place for row in rows] == ["line 1", "line 2", "line 3", "line 4"]
