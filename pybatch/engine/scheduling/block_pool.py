@@ -28,7 +28,8 @@ class BlockPool:
     """Reference-counted blocks with a prefix cache.
 
     A block is in use (one reference an owner), free, or cached: without an owner, its content kept until the block is
-    needed. The least recently used is taken first. Only full blocks are cached, and they are never written again.
+    needed. The least recently used is taken first, but those that a sequence waits to use again after all others. Only
+    full blocks are cached, and they are never written again.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -37,12 +38,13 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: a block just freed is warm in the CPU's caches
         self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._awaited: OrderedDict[int, None] = OrderedDict()  # evictable too, but last
         self._cached: dict[bytes, int] = {}
         self._keys: dict[int, BlockKey] = {}
 
     @property
     def num_free(self) -> int:
-        return len(self._free) + len(self._evictable)
+        return len(self._free) + len(self._evictable) + len(self._awaited)
 
     @property
     def num_used(self) -> int:
@@ -55,8 +57,8 @@ class BlockPool:
         """Returns a free block with one reference. Raises IndexError if there is none (see num_free)."""
         if self._free:
             block = self._free.pop()
-        elif self._evictable:
-            block, _ = self._evictable.popitem(last=False)
+        elif cached := self._evictable or self._awaited:
+            block, _ = cached.popitem(last=False)
             del self._cached[self._keys.pop(block).digest]
             self.num_evictions += 1
         else:
@@ -67,18 +69,26 @@ class BlockPool:
     def share(self, block: int) -> None:
         """Adds a reference to a block that is in use or cached."""
         if self._references[block] == 0:
-            del self._evictable[block]
+            del (self._evictable if block in self._evictable else self._awaited)[block]
         self._references[block] += 1
 
-    def release(self, blocks: Sequence[int]) -> None:
-        """Drops one reference to each block of a sequence, last block first, so that prefixes outlive their ends."""
+    def release(self, blocks: Sequence[int], *, awaited: bool = False) -> None:
+        """Drops one reference to each block of a sequence, last block first, so that prefixes outlive their ends.
+
+        awaited: a waiting sequence will use them again.
+        """
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
                 if block in self._keys:
-                    self._evictable[block] = None
+                    (self._awaited if awaited else self._evictable)[block] = None
                 else:
                     self._free.append(block)
+
+    def await_none(self) -> None:
+        """No sequence waits for blocks that it has used: these are cached ones like any other."""
+        self._evictable.update(self._awaited)
+        self._awaited.clear()
 
     def register(self, block: int, key: BlockKey) -> None:
         """Makes a full block known to the prefix cache, unless another block already holds the same tokens."""
@@ -98,8 +108,9 @@ class BlockPool:
 
     def forget_cached(self) -> None:
         """Empties the prefix cache; blocks in use stay so."""
-        self._free += self._evictable
+        self._free += [*self._evictable, *self._awaited]
         self._evictable.clear()
+        self._awaited.clear()
         self._cached.clear()
         self._keys.clear()
 
@@ -123,13 +134,13 @@ class BlockPool:
         for block, count in enumerate(owners):
             if self._references[block] != count:
                 raise IntegrityError(f"block {block} has {self._references[block]} references and {count} owners")
-        free = set(self._free)
-        if len(free) != len(self._free) or free & self._evictable.keys() or free & self._keys.keys():
+        free, cached = set(self._free), self._evictable.keys() | self._awaited.keys()
+        if self.num_free != len(free | cached) or free & self._keys.keys():
             raise IntegrityError("a block is free twice, or free and cached")
         idle = {block for block, count in enumerate(owners) if count == 0}
-        if free | self._evictable.keys() != idle:
-            raise IntegrityError(f"blocks lost or free in use: {sorted(idle ^ (free | self._evictable.keys()))}")
-        if not self._evictable.keys() <= self._keys.keys():
+        if free | cached != idle:
+            raise IntegrityError(f"blocks lost or free in use: {sorted(idle ^ (free | cached))}")
+        if not cached <= self._keys.keys():
             raise IntegrityError("an evictable block has no key")
         if {key.digest: block for block, key in self._keys.items()} != self._cached:
             raise IntegrityError("the prefix cache's two maps disagree")

@@ -213,9 +213,11 @@ class Scheduler:
                 missing = min(missing, for_chunk + self._reserve)
             next_key = sequence.keys[len(cached)] if len(cached) < len(sequence.keys) else None
             self._refusal = Refusal(sequence, free - self._pool.num_free + missing, next_key)
-            self._release(sequence)
+            self._release(sequence, awaited=True)
             return False
         self._refusal = None
+        if not whole:  # it was the first in the queue, and no preempted sequence is left there
+            self._pool.await_none()
         sequence.num_registered = len(cached)
         self._prefills[sequence] = None
         self._start_running(sequence)
@@ -374,7 +376,7 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _requeue(self, sequence: Sequence) -> None:
-        self._release(sequence)
+        self._release(sequence, awaited=True)
         sequence.status = Status.WAITING
         sequence.returning = True
         self._returning += 1
@@ -386,7 +388,7 @@ class Scheduler:
         self._returning -= sequence.returning
         sequence.returning = False
 
-    def _release(self, sequence: Sequence) -> None:
-        self._pool.release(sequence.blocks)
+    def _release(self, sequence: Sequence, *, awaited: bool = False) -> None:
+        self._pool.release(sequence.blocks, awaited=awaited)
         del sequence.blocks[:]
         sequence.num_computed = sequence.num_registered = 0

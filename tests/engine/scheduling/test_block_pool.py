@@ -59,10 +59,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.tables.append(list(table))
 
     @precondition(lambda self: self.tables)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), awaited=st.booleans())
+    def release(self, data: st.DataObject, awaited: bool) -> None:
         table = self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1)))
-        self.pool.release(table)
+        self.pool.release(table, awaited=awaited)
+
+    @rule()
+    def await_none(self) -> None:
+        self.pool.await_none()
 
     @invariant()
     def is_whole(self) -> None:
@@ -97,6 +101,34 @@ def test_a_prefix_is_found_again_until_its_blocks_are_needed_least_recently_used
     found = pool.match(new)
     assert len(found) == 2
     pool.release(found)
+
+
+def test_blocks_that_a_sequence_waits_for_are_evicted_after_all_others() -> None:
+    pool = BlockPool(3)
+    awaited, other = chain([1]), chain([2, 3])
+    for keys in (awaited, other):
+        blocks = [pool.allocate() for _ in keys]
+        for block, key in zip(blocks, keys, strict=True):
+            pool.register(block, key)
+        pool.release(blocks, awaited=keys is awaited)
+    taken = [pool.allocate(), pool.allocate()]
+    assert not pool.is_cached(other[0])
+    assert pool.is_cached(awaited[0])
+    taken.append(pool.allocate())  # better than none
+    assert pool.num_free == 0
+    assert not pool.is_cached(awaited[0])
+
+
+def test_blocks_that_nobody_waits_for_any_more_are_evicted_in_their_turn() -> None:
+    pool = BlockPool(2)
+    first, second = chain([1]), chain([2])
+    for keys in (first, second):
+        block = pool.allocate()
+        pool.register(block, keys[0])
+        pool.release([block], awaited=keys is first)
+        pool.await_none()
+    pool.allocate()
+    assert (pool.is_cached(first[0]), pool.is_cached(second[0])) == (False, True)
 
 
 def test_equal_digests_of_other_tokens_are_no_hit() -> None:

@@ -329,6 +329,38 @@ def test_a_head_of_the_queue_without_room_is_matched_again_only_when_it_might_fi
     assert long.metrics.num_cached_tokens > 0
 
 
+def test_the_cached_prefix_of_a_prompt_that_waits_outlives_those_of_sequences_that_end() -> None:
+    simulation = Simulation(num_blocks=64, max_num_seqs=8, max_num_batched_tokens=400)
+    known = [1, 0, 0] * 40
+    simulation.add(known, max_tokens=1)
+    simulation.run()
+    simulation.add([0] * 60, max_tokens=60)
+    for i in range(3):
+        simulation.add([i + 2] * 20, max_tokens=3)
+    simulation.step()
+    long = simulation.add([*known, *[1] * 80], max_tokens=1)
+    simulation.run()
+    assert simulation.pool.num_evictions > 0
+    assert long.metrics.num_cached_tokens == len(known)
+
+
+def test_the_cached_blocks_of_a_preempted_sequence_outlive_those_of_sequences_that_end() -> None:
+    simulation = Simulation(num_blocks=16)
+    requests = [simulation.add([i] * length, max_tokens=30) for i, length in enumerate((28, 16, 8))]
+    _, ends, victim = (request.sequences[0] for request in requests)
+    while simulation.scheduler.num_preemptions == 0:
+        simulation.step()
+    assert (ends.status, victim.status) == (Status.RUNNING, Status.WAITING)
+    pool = simulation.pool
+    kept = [key for key in victim.keys if pool.is_cached(key)]
+    assert len(kept) >= 2
+    simulation.scheduler.finish(ends)
+    for _ in range(pool.num_free - len(kept)):
+        pool.allocate()
+    assert pool.num_evictions > 0
+    assert all(map(pool.is_cached, kept))
+
+
 def test_a_head_without_room_counts_the_prefix_that_another_has_put_to_use() -> None:
     simulation = Simulation(num_blocks=70, max_num_seqs=8, max_num_batched_tokens=400)
     prefix = [1, 0, 0, 0] * 20
