@@ -186,7 +186,7 @@ class SamplingParams:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _is_token_id(value: Any) -> bool:
@@ -207,7 +207,7 @@ def _is_list_of(value: Any, is_item: Callable[[Any], bool]) -> bool:
 
 def _is_number(value: Any) -> bool:
     """A finite one that a float can hold."""
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if type(value) not in (int, float) and (not isinstance(value, Real) or isinstance(value, bool)):
         return False
     try:
         return math.isfinite(value)

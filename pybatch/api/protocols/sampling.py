@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from pybatch.api.protocols.request_error import RequestError
@@ -13,6 +13,7 @@ TYPES = {field.name: str(field.type) for field in fields(SamplingParams) if fiel
 NAMES = TYPES.keys()
 """Of what a request may set."""
 
+_FIELDS = [field.name for field in fields(SamplingParams)]
 _UNBOUND = SamplingParams(max_tokens=None)
 
 
@@ -21,7 +22,7 @@ def merged(params: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
     if not given:
         return params
     try:
-        return replace(params, **given)
+        return SamplingParams(**{**{name: getattr(params, name) for name in _FIELDS}, **given})
     except ValueError as error:
         message = str(error).removeprefix("SamplingParams: ")
         name = message.partition(":")[0]
