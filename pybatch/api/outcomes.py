@@ -37,12 +37,19 @@ class Answer:
         return sum(sample.tokens for sample in self.samples)
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return _encode(self).encode("utf-8", "surrogatepass")
 
     @classmethod
     def from_json(cls, text: bytes) -> Answer:
         fields = json.loads(text.decode("utf-8", "surrogatepass"))
         return cls(**{**fields, "samples": tuple(Sample(**sample) for sample in fields["samples"])})
+
+
+def _fields(part: Answer | Sample) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in part.__slots__}
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, default=_fields).encode
 
 
 @dataclass(frozen=True, slots=True)
