@@ -13,8 +13,15 @@ demo: $(VENV)/installed
 	$(VENV)/bin/pybatch run examples/reviews.jsonl -o results.jsonl --overwrite --model smollm2-135m \
 	  --quantization int8 --temperature 0 --max-tokens 128
 
-test: $(VENV)/installed
+test: $(VENV)/installed browser
 	$(VENV)/bin/pytest
+
+# For the test that looks at a report; without a browser it is skipped. On Debian, where we may install one.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends chromium chromium-driver; } || \
+	echo "No chromium and chromedriver: the test of the report in a browser will be skipped."
 
 lint: $(VENV)/lint
 	$(VENV)/bin/ruff check .
@@ -56,4 +63,4 @@ build:  # with the packages of $(VENV), which may be any virtual environment tha
 clean:
 	rm -rf build dist $(VENV) pybatch/*.so
 
-.PHONY: demo test lint cuda build clean
+.PHONY: demo test browser lint cuda build clean

@@ -49,6 +49,7 @@ class BatchProgress:
         self._steps_before, self._hits_before = metrics.steps, metrics.cached_tokens
         self._drain_began: int | None = None  # the step since which no row waits
         self._now, self._start = now, now()
+        self._end: float | None = None
         self._pace = Pace(metrics, now)
 
     def finish(self, size: int, prompt_tokens: int, *, failed: bool, cached: bool = False) -> None:
@@ -64,16 +65,20 @@ class BatchProgress:
                 self._rows_answered += 1
                 self._size_answered += size
 
-    def resume(self, size: int, *, failed: bool = False) -> None:
-        """Counts a row that an earlier run has finished."""
-        self.rows_done += 1
+    def resume(self, size: int, *, rows: int = 1, failed: int = 0) -> None:
+        """Counts rows that an earlier run has finished; size: of all of them."""
+        self.rows_done += rows
         self.rows_failed += failed
-        self.rows_resumed += 1
+        self.rows_resumed += rows
         self._size_done += size
+
+    def stop(self) -> None:
+        """Stops the clock, so that all that is told of the batch afterwards agrees."""
+        self._end = self._now()
 
     @property
     def seconds(self) -> float:
-        return self._now() - self._start
+        return (self._now() if self._end is None else self._end) - self._start
 
     @property
     def tokens(self) -> int:
@@ -242,6 +247,7 @@ class ProgressReporter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
+        self._progress.stop()
         if self._live is not None:
             with suppress(OSError):  # the terminal has been closed, which is no reason to lose a batch
                 self._live.stop()

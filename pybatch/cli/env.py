@@ -24,13 +24,9 @@ def env(json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = 
 
 
 def facts_table(known: dict[str, Any]) -> Table:
+    from pybatch.machine.facts import readable
+
     table = Table(show_header=False)
-    for name, value in known.items():
-        if isinstance(value, list):
-            value = ", ".join(value)
-        elif name.startswith("memory_") and isinstance(value, int):
-            value = f"{value / 2**30:.1f} GiB"
-        table.add_row(
-            name.replace("_", " ") if name.islower() else name, "not set" if value is None else printable(str(value))
-        )
+    for name, value in readable(known).items():
+        table.add_row(name, printable(value))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ def facts() -> dict[str, Any]:
         "cuda": not why_no_cuda(),
         "cuda_why": why_no_cuda() or torch.cuda.get_device_name(),
     }
+
+
+def readable(known: Mapping[str, Any]) -> dict[str, str]:
+    """The facts as people read them."""
+    return {
+        name.replace("_", " ") if name.islower() else name: readable_fact(name, value) for name, value in known.items()
+    }
+
+
+def readable_fact(name: str, value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value / 2**30:.1f} GiB" if name.startswith("memory_") and isinstance(value, int) else str(value)
 
 
 def chosen_isa() -> dict[str, str | None]:

@@ -47,9 +47,8 @@ def test_a_line_tells_rows_tokens_speed_kv_use_and_time_left() -> None:
 def test_cached_and_resumed_rows_are_done_but_no_work() -> None:
     metrics, clock = EngineMetrics(kv_blocks=100), Clock()
     progress = BatchProgress(metrics, 100, 4_000, now=clock)
-    for _ in range(50):
-        progress.resume(40)
-    progress.resume(40, failed=True)
+    progress.resume(50 * 40, rows=50)
+    progress.resume(40, failed=1)
     for _ in range(30):
         progress.finish(40, 20, failed=False, cached=True)
     assert progress.tokens_left is progress.seconds_left is None  # no row tells yet what a row costs
@@ -187,6 +186,7 @@ def test_lines_are_printed_where_there_is_no_terminal(
     progress = BatchProgress(EngineMetrics(kv_blocks=100), 10, 100)
     with ProgressReporter("Answering", progress, lines=True):
         time.sleep(0.1)
+    assert progress.seconds == progress.seconds  # the clock has stopped
     with ProgressReporter("Silent", progress, lines=False):
         time.sleep(0.1)
     captured = capsys.readouterr()

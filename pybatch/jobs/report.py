@@ -1,0 +1,168 @@
+"""A job's report: one HTML file that needs nothing else, not even a script or a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pybatch.api.progress import BatchProgress, clock
+from pybatch.engine.metrics import EngineMetrics
+from pybatch.jobs.charts import Chart, Quantity, histogram, time_chart
+from pybatch.jobs.failures import FailureTally
+from pybatch.jobs.summary import duration, summary_figures
+from pybatch.jobs.timeline import Timeline
+from pybatch.machine.facts import readable
+
+Sections = Mapping[str, Mapping[str, Any]]
+
+
+def write_report(
+    path: str,
+    *,
+    title: str,
+    status: str,
+    progress: BatchProgress,
+    metrics: EngineMetrics,
+    timeline: Timeline,
+    failures: FailureTally,
+    settings: Sections,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes the report, all at once: a file that is there is replaced.
+
+    status: how the job ended, in a word or two. settings: names and values in groups; values that are None are left
+    out. facts: of software and hardware, as `pybatch.machine.facts` has them. All text is escaped.
+
+    Raises OSError, with the path, if it cannot be written.
+    """
+    summary = metrics.summary()
+    page = template().render(
+        title=title,
+        status=status,
+        written=datetime.now().astimezone(),
+        progress=progress,
+        headlines=headlines(progress),
+        figures=summary_figures(progress, summary, failures),
+        over_time=charts_over_time(timeline, metrics),
+        spreads=spreads(metrics),
+        failures=list(failures),
+        settings={group: readable_settings(values) for group, values in settings.items()},
+        facts=readable(facts),
+    )
+
+    write_whole(Path(path), page.encode(errors="replace"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Puts a file in its place at once."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pybatch.jobs"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    name: str
+    figure: str
+    unit: str
+    more: str
+
+
+def headlines(progress: BatchProgress) -> list[Headline]:
+    seconds, done = progress.seconds, progress.rows_done
+    tokens = progress.prompt_tokens + progress.output_tokens
+    left = "" if progress.rows in (None, done) else f"of {progress.rows:,}"
+    wall, unit = (clock(seconds), "") if seconds >= 60 else (f"{seconds:.2f}", "s")
+    return [
+        Headline("Rows", f"{done:,}", left, f"{progress.rows_cached:,} cached, {progress.rows_resumed:,} resumed"),
+        Headline("Failed", f"{progress.rows_failed:,}", "", f"{progress.rows_failed / max(1, done):.1%} of the rows"),
+        Headline("Wall time", wall, unit, "of this run"),
+        Headline("Output", f"{progress.output_tokens / seconds:,.1f}", "tok/s", f"{progress.output_tokens:,} tokens"),
+        Headline("Prompts and output", f"{tokens / seconds:,.1f}", "tok/s", f"{tokens:,} tokens"),
+    ]
+
+
+def charts_over_time(timeline: Timeline, metrics: EngineMetrics) -> list[Chart]:
+    summary, intervals = metrics.summary(), timeline.intervals()
+    blocks = metrics.peak_kv_blocks / metrics.kv_blocks
+    charts = (
+        time_chart(
+            "Throughput",
+            "tokens per second",
+            intervals,
+            (
+                Quantity("output", "first", lambda each: each.output_rate),
+                Quantity("prompts", "second", lambda each: each.prompt_rate),
+            ),
+            lambda rate: f"{rate:,.0f}",
+            stacked=True,
+        ),
+        time_chart(
+            "Batch",
+            f"sequences in a step: {summary.batch_occupancy:.1f} in the mean, {summary.peak_batch} at most",
+            intervals,
+            (
+                Quantity("in a step", "first", lambda each: each.sequences),
+                Quantity("waiting", "third", lambda each: each.waiting),
+            ),
+            lambda count: f"{count:,.1f}".removesuffix(".0"),
+        ),
+        time_chart(
+            "KV cache",
+            f"share of the blocks in use: {blocks:.1%} at most",
+            intervals,
+            (Quantity("in use", "fourth", lambda each: 100 * each.kv_usage),),
+            lambda share: f"{share:,.3g}%",
+        ),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def spreads(metrics: EngineMetrics) -> list[Chart]:
+    charts = (
+        histogram("Time to first token", metrics.ttft, seconds, exact=duration),
+        histogram("Time per output token", metrics.tpot, seconds, exact=duration),
+        histogram("Prompt length, tokens", metrics.prompt_length, whole_number, whole=True),
+        histogram("Output length, tokens", metrics.output_length, whole_number, whole=True),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def seconds(value: float) -> str:
+    """Without digits that an axis does not need."""
+    if value == 0:
+        return "0"
+    return f"{value * 1e3:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
+
+
+def whole_number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def readable_settings(values: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: value if isinstance(value, str) else repr(value) for name, value in values.items() if value is not None
+    }
