@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybatch import LLM, SamplingParams
-from pybatch.engine import RequestOutput
+from pybatch.engine import EngineConfig, RequestOutput
 from pybatch.jobs.order import AdmissionOrder
+from pybatch.tune.simulator import Simulator, Work
 
 BLOCK = 4
 
@@ -134,3 +135,25 @@ def test_prefixes_are_found_in_a_small_cache_and_answers_are_the_same_bits(tiny_
     ideal = (rows - groups) * prefix
     assert few < 0.6 * ideal
     assert many >= 0.9 * ideal
+
+
+def test_a_job_is_faster_than_in_file_order_and_than_by_prefix_alone() -> None:
+    """Documents with short answers beside chats with long ones, on the engine's own scheduler. A step of more than 32
+    tokens is bound by compute."""
+    rng = random.Random(0)
+    documents = [[rng.randrange(9999) for _ in range(150)] for _ in range(10)]
+    rows = [
+        (documents[i // 8] + [rng.randrange(9999)] * rng.randrange(20, 80), rng.randrange(2, 10)) for i in range(80)
+    ]
+    rows += [([rng.randrange(9999)] * rng.randrange(4, 20), rng.randrange(30, 100)) for _ in range(120)]
+    rng.shuffle(rows)
+    config = EngineConfig(max_num_seqs=16, max_num_batched_tokens=128)
+    simulator = Simulator(config, lambda step: max(1, step.tokens / 32), max_model_len=512, num_kv_blocks=150)
+
+    def seconds(order: list[int]) -> float:
+        return simulator.run(Work(rows[i][0], [rows[i][1]]) for i in order).seconds
+
+    given = list(range(len(rows)))
+    admitted = seconds(order_of([(tokens, output) for tokens, output in rows], config.block_size))
+    assert admitted < 0.85 * seconds(given)
+    assert admitted < seconds(sorted(given, key=lambda i: rows[i][0]))
