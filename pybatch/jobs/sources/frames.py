@@ -123,7 +123,7 @@ class PandasSource(FrameSource):
         expect_pyarrow(self.name)
         import pyarrow as pa
 
-        frame = self.data.copy(deep=False)
+        frame = self.data.set_axis([str(name) for name in self.data.columns], axis=1)
         for number, name in enumerate(frame.columns):
             try:
                 pa.array(frame.iloc[:, number], from_pandas=True)

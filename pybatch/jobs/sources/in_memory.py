@@ -21,11 +21,11 @@ class ListSource:
 
     def __init__(self, items: Iterable[Any], name: str) -> None:
         self.name = name
-        self._items = items
+        self.items = items
         self.rereadable = isinstance(items, Sequence)
 
     def rows(self) -> Iterator[Row]:
-        for index, item in enumerate(self._items):
+        for index, item in enumerate(self.items):
             fields, error = item_fields(item)
             yield Row(index, f"row {index}", size_of(fields), fields, error)
 
