@@ -216,8 +216,11 @@ def plain_message(message: Message) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError(f"messages: expected {{'role': ..., 'content': ...}}, got {message!r:.80}")
     plain = {**message, "content": plain_content(message)}
-    if message.get("tool_calls"):
-        plain["tool_calls"] = [plain_tool_call(call) for call in message["tool_calls"]]
+    calls = as_list(message.get("tool_calls"))
+    if calls:
+        if not isinstance(calls, list | tuple):
+            raise ValueError(f"messages: expected a list as tool calls, got {calls!r:.80}")
+        plain["tool_calls"] = [plain_tool_call(call) for call in calls]
     return plain
 
 

@@ -26,6 +26,8 @@ def test_messages_are_given_back() -> None:
         ([{"content": "x"}], "messages: expected {'role': ..., 'content': ...}"),
         ([{"role": "user", "content": 3}], "messages: expected text as content, got 3"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages: expected {'type': 'text', 'text': ...}"),
+        ([{"role": "user", "content": "x", "tool_calls": 3}], "messages: expected a list as tool calls, got 3"),
+        ([{"role": "user", "content": "x", "tool_calls": [3]}], "messages: expected {'function': {'name': ...}}"),
         ([{"role": "usr", "content": "x"}], "messages[0].role: unknown role 'usr'; did you mean 'user'?"),
         ([{"role": "wizard", "content": "x"}], "messages[0].role: unknown role 'wizard'; expected one of system, dev"),
         (
