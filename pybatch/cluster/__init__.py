@@ -1,0 +1,1 @@
+"""Bulk jobs on many machines, through Ray."""

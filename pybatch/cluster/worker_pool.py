@@ -1,0 +1,265 @@
+"""Hands a job's rows to the workers of a Ray cluster, and takes their outcomes back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pybatch
+from pybatch.api.engine_args import EngineArgs
+from pybatch.api.outcomes import Failure, Outcome
+from pybatch.cluster.ray_cluster import ClusterError, Slot, find_slots
+from pybatch.cluster.worker import Request, Worker
+
+logger = logging.getLogger(__name__)
+
+CALLS = 2  # in flight to a worker, so that it has the next one when it has answered one
+ALONE = 2  # deaths of workers that a row has seen, after which it runs with no other beside it
+DEATHS = 3  # after which it has failed
+DEATHS_OF_SLOT = 4  # on average, with no outcome between them, after which the job cannot go on
+LOOK_AROUND = 5.0  # seconds between two looks for machines that have come back or are new
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """A worker, and what it has been given. calls: those in flight, the oldest first; the first of all loads the model.
+    pid: of its process; None until it has loaded. rows: by their numbers, in the order in which they were given.
+    suspect: it has one row, which is to run alone."""
+
+    slot: Slot
+    actor: Any
+    calls: deque[Any]
+    pid: int | None = None
+    rows: dict[int, Request] = field(default_factory=dict)
+    withdrawn: list[int] = field(default_factory=list)
+    suspect: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.pid is not None
+
+
+class WorkerPool:
+    """One engine on each GPU of the cluster that the process is connected to, or on each machine.
+
+    Rows go to the workers in the order in which they came, and each gets one outcome. The rows of a worker whose
+    process or machine dies go to the others, and it is started again where the machine is still there. A row with which
+    three workers have died, the last time while it ran alone, has failed.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], fingerprint: str) -> None:
+        """arguments: EngineArgs'. fingerprint: of the model, which every machine must have.
+
+        Raises ClusterError if no machine of the cluster can have a worker."""
+        import ray
+
+        self._arguments, self._fingerprint = absolute_paths(arguments), fingerprint
+        self._full = EngineArgs(**self._arguments).max_num_seqs
+        self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Worker)
+        self._members: list[Member] = []
+        self._pending: set[int] = set()  # the rows that have no outcome yet
+        self._waiting: deque[Request] = deque()  # those of them that no worker has
+        self._suspects: deque[Request] = deque()  # and those that are to run alone
+        self._deaths: dict[int, int] = {}  # that pending rows have seen
+        self._failed: list[tuple[int, Outcome]] = []
+        self._proven: set[Slot] = set()  # where a worker has once been ready
+        self._deaths_in_a_row = 0
+        self._next_look = 0.0
+        self._fill_slots()
+
+    @property
+    def room(self) -> int:
+        """How many more rows the pool takes, so that no worker has to wait for some."""
+        return max(0, len(self._members) * self._most - len(self._pending))
+
+    def add(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self._pending.add(request.index)
+            self._waiting.append(request)
+
+    def outcomes(self, timeout: float) -> list[tuple[int, Outcome]]:
+        """Of rows that have finished, with their numbers; waits for some, at most `timeout` seconds.
+
+        Raises ClusterError if a worker cannot load the model, if workers keep dying, or if no machine is left.
+        """
+        import ray
+
+        self._fill_slots()
+        self._hand_out()
+        finished, self._failed = self._failed, []
+        calls = {member.calls[0]: member for member in self._members if member.calls}
+        if not calls:
+            return finished
+        ray.wait(list(calls), timeout=0 if finished else timeout)
+        ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        for call in ready:
+            finished += self._receive(calls[call])
+        self._hand_out()  # before the caller saves what has finished
+        return finished
+
+    def withdraw_waiting(self) -> int:
+        """Takes back the rows that no worker has. Returns how many others are pending."""
+        for request in (*self._waiting, *self._suspects):
+            self._pending.remove(request.index)
+            self._deaths.pop(request.index, None)
+        self._waiting.clear()
+        self._suspects.clear()
+        return len(self._pending)
+
+    def close(self) -> None:
+        """Ends the workers, whatever they are at."""
+        while self._members:
+            self._kill(self._members.pop())
+
+    @property
+    def _most(self) -> int:
+        """Rows of a worker, so that its engine has some to choose from, and some while outcomes and rows travel."""
+        return 2 * self._full
+
+    # ---- rows ----
+
+    def _hand_out(self) -> None:
+        for member in self._members:
+            while member.ready and len(member.calls) < CALLS:
+                requests = self._share(member)
+                member.rows |= {request.index: request for request in requests}
+                if not member.rows and not member.withdrawn:
+                    break
+                member.calls.append(member.actor.exchange.remote(requests, member.withdrawn))
+                member.withdrawn = []
+
+    def _share(self, member: Member) -> list[Request]:
+        """What a worker gets: as many rows as make its share of all, so that shares become smaller towards the end."""
+        ready = [each for each in self._members if each.ready]
+        if member.suspect:
+            return []
+        if self._suspects and member is ready[-1]:  # it gets nothing else until these are done
+            if member.rows:
+                return []
+            member.suspect = True
+            return [self._suspects.popleft()]
+        if not self._waiting:
+            return self._moved_to(member)
+        rows = len(self._waiting) + sum(len(each.rows) for each in ready)
+        share = min(-(-rows // len(ready)), self._most) - len(member.rows)
+        return [self._waiting.popleft() for _ in range(min(share, len(self._waiting)))]
+
+    def _moved_to(self, member: Member) -> list[Request]:
+        """Rows that wait in another worker's engine and could run in this one's."""
+        busiest = max(self._members, key=lambda each: len(each.rows))
+        count = min(len(busiest.rows) - self._full, self._full - len(member.rows))
+        moved = list(busiest.rows)[-count:] if count > 0 else []
+        busiest.withdrawn += moved
+        return [busiest.rows.pop(index) for index in moved]
+
+    def _receive(self, member: Member) -> list[tuple[int, Outcome]]:
+        import ray
+
+        try:
+            answer = ray.get(member.calls.popleft())
+        except ray.exceptions.RayError as error:
+            self._bury(member, error)
+            return []
+        if not member.ready:
+            member.pid = answer
+            self._proven.add(member.slot)
+            return []
+        return [(index, outcome) for index, outcome in answer if self._settle(index, member)]
+
+    def _settle(self, index: int, by: Member) -> bool:
+        """Returns False if the row, which was moved to another worker too late, has its outcome already."""
+        if index not in self._pending:
+            return False
+        self._pending.remove(index)
+        self._deaths.pop(index, None)
+        self._deaths_in_a_row = 0
+        by.suspect = False
+        for member in self._members:
+            if member.rows.pop(index, None) is not None and member is not by:
+                member.withdrawn.append(index)
+        return True
+
+    # ---- workers ----
+
+    def _fill_slots(self) -> None:
+        """Starts a worker wherever there is a place without one."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_AROUND
+        use_gpus = str(self._arguments.get("device", "auto")) != "cpu"
+        taken = {member.slot for member in self._members}
+        self._members += [self._start(slot) for slot in find_slots(use_gpus=use_gpus) if slot not in taken]
+        if not self._members:
+            raise ClusterError("the Ray cluster has no machine with processors to give to a worker")
+
+    def _start(self, slot: Slot) -> Member:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        actor = self._actor_class.options(
+            num_cpus=slot.cpus,
+            num_gpus=slot.gpus,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
+        ).remote()
+        load = actor.load.remote(pybatch.__version__, self._arguments, self._fingerprint, slot.cpus)
+        return Member(slot, actor, deque([load]))
+
+    def _bury(self, member: Member, error: Exception) -> None:
+        """Its rows go to the others."""
+        import ray
+
+        self._members.remove(member)
+        self._kill(member)
+        reason = in_short(error)
+        cannot_load = isinstance(error, ray.exceptions.RayTaskError) and not member.ready
+        if cannot_load and member.slot not in self._proven:
+            raise ClusterError(f"{member.slot.host}: {reason}") from error
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > DEATHS_OF_SLOT * (len(self._members) + 1):
+            raise ClusterError(f"{self._deaths_in_a_row} workers have died with no answer between: {reason}") from error
+        name = f"worker {member.pid or '(loading)'} on {member.slot.host}"
+        logger.warning("%s: %s; %d rows go to others", name, reason, len(member.rows))
+        if member.ready:
+            self._next_look = 0.0
+        for request in reversed(member.rows.values()):
+            self._take_back(request, reason)
+
+    def _take_back(self, request: Request, reason: str) -> None:
+        deaths = self._deaths[request.index] = self._deaths.get(request.index, 0) + 1
+        if deaths < ALONE:
+            self._waiting.appendleft(request)
+        elif deaths < DEATHS:
+            self._suspects.appendleft(request)
+        else:
+            del self._deaths[request.index]
+            self._pending.remove(request.index)
+            message = f"{deaths} workers died while they had this row, the last one while it ran alone: {reason}"
+            self._failed.append((request.index, Failure(message, "worker_died")))
+
+    @staticmethod
+    def _kill(member: Member) -> None:
+        import ray
+
+        with suppress(Exception):  # it is dead, or the cluster is
+            ray.kill(member.actor)
+
+
+def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Workers have other working folders."""
+    return {
+        name: os.path.abspath(value) if name in ("model", "tokenizer") and os.path.exists(value) else value
+        for name, value in arguments.items()
+    }
+
+
+def in_short(error: Exception) -> str:
+    """One line: of an error that a worker raised, that one; of a worker's death what Ray knows of its cause."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    told = next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
+    return told.partition(". ")[0].removeprefix("The actor is dead because ")

@@ -1,0 +1,183 @@
+"""Rows on a real Ray cluster of two machines, which are processes of this one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pybatch
+from pybatch.api.inputs import Encoded
+from pybatch.api.outcomes import Failure, Outcome, outcome_of
+from pybatch.cluster.ray_cluster import OBJECT_STORE, ClusterError, Slot, connected, find_slots
+from pybatch.cluster.worker import Request
+from pybatch.cluster.worker_pool import DEATHS, Member, WorkerPool
+from pybatch.engine import SamplingParams
+from pybatch.jobs.fingerprint import model_fingerprint
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'pybatch[ray]'")
+ROWS = 200
+SECONDS = 60  # after which a test gives up
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two machines of one processor each."""
+    from ray.cluster_utils import Cluster
+
+    machine = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **machine})
+    cluster.add_node(**machine)
+    try:
+        with connected(cluster.address):
+            yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: Any, tiny_model: Path) -> Iterator[WorkerPool]:
+    """One for all tests: to start a worker takes seconds."""
+    arguments = {"model": tiny_model, "max_num_seqs": 8, "device": "cpu"}
+    pool = WorkerPool(arguments, model_fingerprint(tiny_model))
+    yield pool
+    pool.close()
+
+
+def test_a_worker_is_killed_and_every_row_is_answered_once_as_by_one_process(
+    pool: WorkerPool, answers: dict[int, Outcome], caplog: pytest.LogCaptureFixture
+) -> None:
+    killed: list[Slot] = []
+
+    def kill_one(done: int) -> None:
+        both_busy = all(member.rows for member in pool._members)
+        if not killed and done >= 40 and both_busy:
+            killed.append(pool._members[0].slot)
+            kill(pool._members[0])
+
+    outcomes = run(pool, requests(ROWS), kill_one)
+    assert killed, "no worker was killed while both had rows"
+    assert sorted(index for index, _ in outcomes) == list(range(ROWS))
+    assert dict(outcomes) == answers
+    assert "its worker process has died" in caplog.text
+
+
+def test_a_row_that_kills_its_worker_fails_and_the_others_are_answered(
+    pool: WorkerPool, answers: dict[int, Outcome]
+) -> None:
+    poison, rows = 13, 60
+    killed: list[Member] = []
+    beside: list[int] = []
+
+    def kill_who_has_it(done: int) -> None:
+        for member in pool._members:
+            if poison in member.rows and member not in killed:
+                killed.append(member)
+                beside.append(len(member.rows) - 1)
+                kill(member)
+
+    outcomes = dict(run(pool, requests(rows), kill_who_has_it))
+    assert len(beside) == DEATHS
+    assert beside[0] > 0
+    assert beside[-1] == 0
+    failure = outcomes.pop(poison)
+    assert isinstance(failure, Failure)
+    assert failure.code == "worker_died"
+    assert outcomes == {index: answers[index] for index in range(rows) if index != poison}
+
+
+def test_a_machine_leaves_and_another_joins(pool: WorkerPool, cluster: Any, answers: dict[int, Outcome]) -> None:
+    left: list[Slot] = []
+
+    def leave(done: int) -> None:
+        (node,) = cluster.worker_nodes or [None]
+        for member in pool._members:
+            if not left and node is not None and member.slot.node == node.node_id and member.rows:
+                left.append(member.slot)
+                cluster.remove_node(node)
+
+    assert dict(run(pool, requests(ROWS), leave)) == answers
+    assert left, "no machine left while it had rows"
+    assert [member.slot for member in pool._members if member.slot in left] == []
+    cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=OBJECT_STORE)
+    assert [(slot.number, slot.gpus, slot.cpus) for slot in find_slots(use_gpus=True)] == [(0, 1, 0), (1, 1, 0)]
+    end = time.monotonic() + SECONDS
+    while not (len(pool._members) == 2 and all(member.ready for member in pool._members)):
+        assert time.monotonic() < end, "the new machine has no worker"
+        assert pool.outcomes(timeout=0.5) == []
+    busy: set[Slot] = set()
+    run(pool, requests(ROWS), lambda done: busy.update(member.slot for member in pool._members if member.rows))
+    assert len(busy) == 2
+
+
+def test_rows_that_no_worker_has_are_taken_back(pool: WorkerPool, answers: dict[int, Outcome]) -> None:
+    rows = requests(ROWS)
+    pool.add(rows)
+    assert pool.room == 0
+    outcomes: dict[int, Outcome] = {}
+    while not outcomes:
+        outcomes |= pool.outcomes(timeout=0.5)
+    running = pool.withdraw_waiting()
+    assert 0 < running < ROWS - len(outcomes)
+    for _ in range(100):
+        outcomes |= pool.outcomes(timeout=0.5)
+        if len(outcomes) >= running and pool.withdraw_waiting() == 0:
+            break
+    assert pool.room > 0
+    assert outcomes == {index: answers[index] for index in outcomes}
+
+
+def test_a_machine_without_the_model_is_named(pool: WorkerPool, cluster: Any, tmp_path: Path) -> None:
+    pool.close()
+    missing = tmp_path / "model"
+    other = WorkerPool({"model": missing}, "")
+    with pytest.raises(ClusterError, match=rf"{re.escape(socket.gethostname())}: .*{re.escape(str(missing))}"):
+        run(other, requests(1))
+    other.close()
+
+
+def requests(count: int) -> list[Request]:
+    """Greedy and sampled, of several lengths."""
+    return [
+        Request(
+            index,
+            Encoded(None, [2 + (index * 7 + i) % 250 for i in range(3 + index % 5)]),
+            SamplingParams(temperature=float(index % 2), max_tokens=100 + index % 7, ignore_eos=True),
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_model: Path) -> dict[int, Outcome]:
+    """Of one process."""
+    rows = requests(ROWS)
+    outputs = pybatch.LLM(tiny_model).generate([row.prompt.token_ids for row in rows], [row.params for row in rows])
+    return {row.index: outcome_of(output) for row, output in zip(rows, outputs, strict=True)}
+
+
+def run(
+    pool: WorkerPool, rows: list[Request], look: Callable[[int], None] = lambda done: None
+) -> list[tuple[int, Outcome]]:
+    """look: called with the number of outcomes so far."""
+    left = iter(rows)
+    done: list[tuple[int, Outcome]] = []
+    end = time.monotonic() + SECONDS
+    while len(done) < len(rows):
+        assert time.monotonic() < end, f"{len(done)} of {len(rows)} rows in {SECONDS} seconds"
+        pool.add([row for _, row in zip(range(pool.room), left, strict=False)])
+        done += pool.outcomes(timeout=0.5)
+        look(len(done))
+    return done
+
+
+def kill(member: Member) -> None:
+    assert member.pid is not None
+    os.kill(member.pid, signal.SIGKILL)
