@@ -114,7 +114,8 @@ class Timeline:
         interval: its tokens are spread over its time."""
         width, edges = self.seconds / most, self._samples[:1]
         for sample in self._samples[1:]:
-            under_way = sample.steps == edges[-1].steps and sample.blocks_now > 0
+            first_step = sample.steps == self._samples[0].steps
+            under_way = sample.steps == edges[-1].steps and (sample.blocks_now > 0 or first_step)
             if sample.at - edges[-1].at >= width * 0.999 and not under_way:
                 edges.append(sample)
         if len(edges) > 1 and edges[-1] is not self._samples[-1]:

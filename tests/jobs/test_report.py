@@ -123,6 +123,15 @@ def test_a_job_that_ran_nothing_has_a_report(job: Job, tmp_path: Path) -> None:
     assert "Errors" not in page
 
 
+def test_failures_of_earlier_runs_are_told(job: Job, tmp_path: Path) -> None:
+    progress = BatchProgress(job.options["metrics"], 9, None)
+    progress.resume(10, rows=9, failed=5)
+    assert "5 rows failed in earlier runs" in job.write(
+        tmp_path / "report.html", progress=progress, failures=FailureTally()
+    )
+    assert "earlier runs" not in job.path.read_text()
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if not (BROWSER and DRIVER):

@@ -76,7 +76,7 @@ def test_memory_is_bounded_and_nothing_is_lost_by_it() -> None:
 def test_a_step_longer_than_an_interval_is_spread_over_its_time_and_idleness_is_not() -> None:
     engine = Engine()
     timeline = Timeline(engine.metrics, now=engine.now)
-    for seconds, blocks in ((0.1, 5), (1.0, 0)):  # 0: with this step all requests have ended
+    for seconds, blocks in ((0.5, 5), (1.0, 0)):  # 0: with this step all requests have ended
         for _ in range(round(seconds * 10) - 1):
             engine.seconds += 0.1
             timeline.sample()
@@ -86,8 +86,8 @@ def test_a_step_longer_than_an_interval_is_spread_over_its_time_and_idleness_is_
         engine.seconds += 0.1
         timeline.sample()
     first, long, *idle = timeline.intervals()
-    assert (first.output_rate, long.output_rate) == pytest.approx((100, 10))
-    assert (long.begin, long.end, long.sequences) == pytest.approx((0.1, 1.1, 10))
+    assert (first.output_rate, long.output_rate) == pytest.approx((20, 10))
+    assert (first.begin, long.begin, long.end, long.sequences) == pytest.approx((0, 0.5, 1.5, 10))
     assert [each.output_rate for each in idle] == [0] * 20
 
 
