@@ -9,7 +9,7 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 
 
 @pytest.mark.parametrize(
-    "name", ["kernels", "order", "steps", "step_profile", "throughput", "gpu_kernels", "gpu_models"]
+    "name", ["estimate", "kernels", "order", "steps", "step_profile", "throughput", "gpu_kernels", "gpu_models"]
 )
 def test_a_benchmark_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)
