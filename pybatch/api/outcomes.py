@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pybatch.engine import RequestOutput
-    from pybatch.engine.outputs import TokenLogprobs
+    from pybatch.engine.outputs import Logprob, TokenLogprobs
+    from pybatch.model.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ class Failure:
 Outcome = Answer | Failure
 
 
-def outcome_of(output: RequestOutput) -> Outcome:
-    """Of a finished request."""
+def outcome_of(output: RequestOutput, tokenizer: Tokenizer | None = None) -> Outcome:
+    """Of a finished request. tokenizer: as for `positions`."""
     if output.error is not None:
         return Failure(output.error)
     return Answer(
@@ -77,14 +78,27 @@ def outcome_of(output: RequestOutput) -> Outcome:
                 len(sample.token_ids),
                 sample.finish_reason or "abort",
                 sample.stop_reason,
-                None if sample.logprobs is None else positions(sample.logprobs),
+                None if sample.logprobs is None else positions(sample.logprobs, tokenizer),
             )
             for sample in output.outputs
         ),
-        prompt_logprobs=None if output.prompt_logprobs is None else positions(output.prompt_logprobs),
+        prompt_logprobs=None if output.prompt_logprobs is None else positions(output.prompt_logprobs, tokenizer),
     )
 
 
-def positions(logprobs: Sequence[TokenLogprobs | None]) -> list[list[dict[str, Any]] | None]:
-    """At each position the actual token, then the likeliest ones; None at a prompt's first token."""
-    return [None if at is None else [{"token_id": token, **asdict(of)} for token, of in at.items()] for at in logprobs]
+def positions(
+    logprobs: Sequence[TokenLogprobs | None], tokenizer: Tokenizer | None = None
+) -> list[list[dict[str, Any]] | None]:
+    """At each position the actual token, then the likeliest ones; None at a prompt's first token.
+
+    tokenizer: tells the bytes of tokens that are no whole characters, whose texts have U+FFFD for them.
+    """
+    return [None if at is None else [entry(token, of, tokenizer) for token, of in at.items()] for at in logprobs]
+
+
+def entry(token: int, of: Logprob, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    text = of.decoded_token
+    fields: dict[str, Any] = {"token_id": token, "logprob": of.logprob, "rank": of.rank, "decoded_token": text}
+    if tokenizer is not None and text is not None and "\ufffd" in text:
+        fields["bytes"] = list(tokenizer.token_bytes(token))
+    return fields

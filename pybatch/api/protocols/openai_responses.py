@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,17 +86,23 @@ def chat_logprobs(sample: Sample, top: int) -> dict[str, Any]:
 
 def completion_logprobs(sample: Sample) -> dict[str, Any]:
     """With the actual token among the likeliest ones, and offsets into the sample's text."""
-    actual = [at[0] for at in sample.logprobs or () if at is not None]
-    tokens, offsets, end = [token_text(entry) for entry in actual], [], 0
-    for token in tokens:
-        offsets.append(end)
-        end += len(token)
+    found = [at for at in sample.logprobs or () if at is not None]
+    actual = [at[0] for at in found]
     return {
-        "tokens": tokens,
+        "tokens": [token_text(entry) for entry in actual],
         "token_logprobs": [logprob(entry) for entry in actual],
-        "top_logprobs": [by_text(at) for at in sample.logprobs or () if at is not None],
-        "text_offset": offsets,
+        "top_logprobs": [by_text(at) for at in found],
+        "text_offset": offsets(actual),
     }
+
+
+def offsets(tokens: Sequence[Entry]) -> list[int]:
+    """Where in the text each token begins; one that goes on with a character, where that begins."""
+    decoder, end, starts = codecs.getincrementaldecoder("utf-8")("replace"), 0, []
+    for token in tokens:
+        starts.append(end)
+        end += len(decoder.decode(token_bytes(token)))
+    return starts
 
 
 def likeliest(at: Sequence[Entry]) -> list[Entry]:
@@ -112,15 +119,17 @@ def by_text(at: Sequence[Entry]) -> dict[str, float]:
 
 
 def token_logprob(entry: Entry) -> dict[str, Any]:
-    text = token_text(entry)
-    # U+FFFD stands for a part of a character, of which the bytes are not known here.
-    data = None if "\ufffd" in text else list(text.encode())
-    return {"token": text, "bytes": data, "logprob": logprob(entry)}
+    return {"token": token_text(entry), "bytes": list(token_bytes(entry)), "logprob": logprob(entry)}
 
 
 def token_text(entry: Entry) -> str:
     text: str | None = entry["decoded_token"]
     return f"token_id:{entry['token_id']}" if text is None else text
+
+
+def token_bytes(entry: Entry) -> bytes:
+    """A token's own, which may be a part of a character that its text does not show."""
+    return bytes(entry["bytes"]) if "bytes" in entry else token_text(entry).encode()
 
 
 def logprob(entry: Entry) -> float:

@@ -145,7 +145,11 @@ class Tokenizer:
 
     def token_text(self, token: int) -> str:
         """The text of one token in the middle of a text."""
-        return self._token_bytes.after(token, token).decode(errors="replace")
+        return self.token_bytes(token).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token in the middle of a text, which may be a part of a character."""
+        return self._token_bytes.after(token, token)
 
     # ---- chats ----
 

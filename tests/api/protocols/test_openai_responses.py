@@ -26,7 +26,8 @@ def llm(tiny_model: Path) -> LLM:
 
 def answers(llm: LLM, asked: Any) -> list[Answer]:
     params = SamplingParams(**{"max_tokens": 4, "ignore_eos": True, **asked.params})
-    outcomes = [outcome_of(each) for each in llm.generate([render(llm, each) for each in asked.prompts], params)]
+    outputs = llm.generate([render(llm, each) for each in asked.prompts], params)
+    outcomes = [outcome_of(output, llm.get_tokenizer()) for output in outputs]
     return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
 
 
@@ -85,7 +86,7 @@ def test_log_probabilities_of_a_chat(llm: LLM) -> None:
         assert len(top) == 3
         assert top == sorted(top, reverse=True)
         assert top[0] >= at["logprob"]
-        assert at["bytes"] == (None if "\ufffd" in at["token"] else list(at["token"].encode()))
+        assert bytes(at["bytes"]).decode(errors="replace") == at["token"]
     greedy = chat(llm, logprobs=True, top_logprobs=1, temperature=0)["choices"][0]["logprobs"]["content"]
     for at in greedy:
         (first,) = at.pop("top_logprobs")
@@ -120,7 +121,25 @@ def test_log_probabilities_of_a_completion(llm: LLM) -> None:
         assert list(top.values()) == sorted(top.values(), reverse=True)
         assert 1 <= len(top) <= 3
         assert top[token] >= logprob  # of tokens with the same text the likelier one's
-    assert logprobs["text_offset"] == [sum(map(len, logprobs["tokens"][:i])) for i in range(4)]
+
+
+def test_a_character_of_several_tokens_has_its_bytes_and_one_place() -> None:
+    parts = [("a", None), ("\ufffd", [0xC3]), ("\ufffd", [0xA9]), ("b", None)]
+    entries: list[Any] = [{"token_id": 1, "logprob": -0.5, "rank": 1, "decoded_token": text} for text, _ in parts]
+    for entry, (_, data) in zip(entries, parts, strict=True):
+        entry |= {} if data is None else {"bytes": data}
+    answer = Answer(1, (Sample("aéb", 4, "stop", logprobs=[[entry] for entry in entries]),))
+    chat_body = chat_completion({"logprobs": True}, answer, id="x", created=1, model="m")
+    content = chat_body["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(at["bytes"]) for at in content).decode() == "aéb"
+    body = text_completion({"prompt": "p", "logprobs": 0}, [answer], id="x", created=1, model="m")
+    assert body["choices"][0]["logprobs"]["text_offset"] == [0, 1, 1, 2]
+
+
+def test_the_tokenizer_knows_the_bytes_of_a_part_of_a_character(llm: LLM) -> None:
+    logprobs = completion(llm, logprobs=0, prompt="é" * 20, max_tokens=30, seed=1)["choices"][0]["logprobs"]
+    assert "\ufffd" in logprobs["tokens"]
+    assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
 
 
 def test_impossible_tokens_and_those_without_text() -> None:
