@@ -90,9 +90,12 @@ class _Decompressed(io.RawIOBase):
             if not piece:
                 raise unreadable(self._name, "damaged: it ends in the middle of the compressed data")
             return piece
-        piece = self._member.unused_data or self._file.read1(PIECE)
-        if piece:
-            self._member = self._new()
+        piece = self._member.unused_data
+        while not (piece := piece.lstrip(b"\0")):  # zeros may fill a block of a tape
+            piece = self._file.read1(PIECE)
+            if not piece:
+                return piece
+        self._member = self._new()
         return piece
 
     def close(self) -> None:

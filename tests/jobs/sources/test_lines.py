@@ -58,6 +58,7 @@ def test_rows_are_read_as_they_were_written(rows: list[dict[str, object]]) -> No
         (b"[" * 100_000, "not valid JSON"),
         (b'{"x":' * 300 + b"1" + b"}" * 300, "nested more than 256 levels deep"),
         (b'{"prompt": "\xff"}', "not UTF-8"),
+        (b"\xff\xfe{\x00}\x00", "not UTF-8"),
     ],
 )
 def test_a_bad_line_is_that_rows_error_alone(line: bytes, says: str) -> None:
@@ -92,3 +93,11 @@ def test_a_line_that_is_too_long_is_not_kept(text: bool, monkeypatch: pytest.Mon
     assert [row.size for row in rows] == [100, 103, 100, 102]
     assert rows[1].error == rows[3].error == lines.TOO_LONG
     assert [row.place for row in rows] == ["line 1", "line 2", "line 3", "line 4"]
+
+
+def test_a_line_of_50_mb_is_no_row() -> None:
+    row, after = read(b'{"prompt": "' + b"x" * 50_000_000 + b'"}\n{"prompt": "y"}\n')
+    assert row.error == "longer than the 32 MiB that a row may have"
+    assert len(row.fields["line"]) == 1000
+    assert row.size == 50_000_015
+    assert after.fields == {"prompt": "y"}

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from pybatch.jobs.rows import Source
-from pybatch.jobs.sources import INPUT_FORMATS, files_of, open_source
+from pybatch.jobs.sources import INPUT_FORMATS, files_of, open_source, would_read
 
 
 def prompts(source: Source) -> list[object]:
@@ -72,7 +72,7 @@ def test_a_fifo_and_compressed_standard_input_are_streams(tmp_path: Path) -> Non
     assert prompts(source) == ["a", "b"]
     writer.join()
     read, write = os.pipe()
-    os.write(write, gzip.compress(b"a\n") + gzip.compress(b"b\n"))
+    os.write(write, gzip.compress(b"a\n") + gzip.compress(b"b\n") + bytes(5000))  # zeros fill a tape's block
     os.close(write)
     assert prompts(standard_input(read, "text")) == ["a", "b"]
 
@@ -159,6 +159,40 @@ def test_where_one_file_ends_matters_to_the_digest(tmp_path: Path) -> None:
         (tmp_path / "2.txt").write_text(second)
         digests.add(open_source(tmp_path).digest())
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "reads"),
+    [
+        ("in", "in/out.jsonl", True),
+        ("in", "link/out.jsonl", True),
+        ("in", "in/deep/out.jsonl", False),
+        ("in", "out.jsonl", False),
+        ("in/a.txt", "in/out.txt", False),
+        ("*/*.jsonl", "in/out.jsonl", True),
+        ("*/*.jsonl", "in/out.csv", False),
+        ("*/*.jsonl", "out.jsonl", False),
+        ("*/*.jsonl", "in/deep/out.jsonl", False),
+        ("link/*.jsonl", "in/out.jsonl", True),
+        ("in/*.jsonl", "link/out.jsonl", True),
+        ("**/*.jsonl", "in/deep/out.jsonl", True),
+        ("**/*.jsonl", "out.jsonl", True),
+        ("**/deep/*", "in/deep/out.jsonl", True),
+        ("**/deep/*", "in/out.jsonl", False),
+        ("-", "in/out.jsonl", False),
+    ],
+)
+def test_a_folder_and_a_glob_say_what_they_would_read(
+    path: str, file: str, reads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "a.jsonl", "deep/a.jsonl"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "link").symlink_to("in")
+    monkeypatch.chdir(tmp_path)
+    assert would_read(path, file) == reads
+    Path(file).touch()
+    assert any(os.path.samefile(each, file) for each in files_of(path) if each != "-") == reads
 
 
 def test_a_name_that_looks_like_a_glob_is_a_file_if_there_is_one(tmp_path: Path) -> None:
