@@ -115,11 +115,12 @@ def as_conversations(messages: Sequence[Message] | Iterable[Sequence[Message]]) 
 
 @dataclass(slots=True)
 class Encoded:
-    """A prompt's text, where it has one, and its token ids. error: why it has no ids."""
+    """A prompt's text, where it has one, and its token ids. error: why it has no ids; error_code as RequestOutput's."""
 
     text: str | None = None
     token_ids: list[int] = field(default_factory=list)
     error: str | None = None
+    error_code: str | None = None
 
 
 def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, limits: Sequence[int | None]) -> list[Encoded]:
@@ -166,9 +167,9 @@ def fault_of(encoded: Encoded) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except ValueError as error:
-        encoded.error = str(error)
+        encoded.error, encoded.error_code = str(error), getattr(error, "code", "invalid_request")
     except BaseException as error:
-        encoded.error = f"{type(error).__name__}: {error}"
+        encoded.error, encoded.error_code = f"{type(error).__name__}: {error}", "invalid_request"
 
 
 def read_prompt(

@@ -69,7 +69,7 @@ Outcome = Answer | Failure
 def outcome_of(output: RequestOutput, tokenizer: Tokenizer | None = None) -> Outcome:
     """Of a finished request. tokenizer: as for `positions`."""
     if output.error is not None:
-        return Failure(output.error)
+        return Failure(output.error, output.error_code or "invalid_request")
     return Answer(
         prompt_tokens=len(output.prompt_token_ids),
         samples=tuple(

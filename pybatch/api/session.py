@@ -93,7 +93,7 @@ class Session:
                 )
                 self._receivers[request_id] = receive
         if prompt.error is not None:
-            receive(empty_output(request_id, "error", prompt.text, prompt.token_ids, prompt.error))
+            receive(empty_output(request_id, "error", prompt.text, prompt.token_ids, prompt.error, prompt.error_code))
         return request_id
 
     def step(self, unless: Collection[object] = ()) -> None:
@@ -112,7 +112,8 @@ class Session:
                 self._deliver(self.engine.take_outputs())
                 lost, self._receivers = self._receivers, {}
                 for request_id, receive in list(lost.items()):
-                    receive(empty_output(request_id, "error", error=f"discarded by a failed step: {error!r}"))
+                    reason = f"discarded by a failed step: {error!r}"
+                    receive(empty_output(request_id, "error", error=reason, error_code="server_error"))
                 raise
             self._deliver(outputs)
 
@@ -165,6 +166,7 @@ def empty_output(
     prompt: str | None = None,
     prompt_token_ids: Sequence[int] = (),
     error: str | None = None,
+    error_code: str | None = None,
 ) -> RequestOutput:
     """The output of a request that never ran."""
     completion = CompletionOutput(
@@ -185,4 +187,5 @@ def empty_output(
         finished=True,
         metrics=RequestMetrics(arrival_time=time.perf_counter(), num_prompt_tokens=len(prompt_token_ids)),
         error=error,
+        error_code=error_code,
     )

@@ -401,6 +401,7 @@ class Engine:
             metrics=metrics,
             error=request.error,
             num_cached_tokens=metrics.num_cached_tokens,
+            error_code=None if request.error is None else "server_error",
         )
         if finished:
             request.sequences.clear()  # they refer to it: without the cycle all are freed now

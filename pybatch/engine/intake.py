@@ -12,6 +12,7 @@ from pybatch.engine.execution.sampler import derived_seed, sample_seed
 from pybatch.engine.request_params import checked, expect_in_vocabulary, resolve
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.model.errors import PromptTooLongError
 from pybatch.model.text.tokenizer import Tokenizer
 
 
@@ -94,7 +95,7 @@ class Intake:
         if keep is not None:
             tokens = tokens[-int(room if keep == -1 else keep) :]
         if len(tokens) > room:
-            raise ValueError(
+            raise PromptTooLongError(
                 f"prompt: {len(tokens)} tokens and one of output do not fit max_model_len = {self._max_model_len} "
                 f"({self._pool})"
             )

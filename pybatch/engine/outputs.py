@@ -42,8 +42,10 @@ class CompletionOutput:
 class RequestOutput:
     """A request's prompt and samples so far. prompt_logprobs[0] is None: nothing precedes the first token.
 
-    error says why finish_reason is "error". num_cached_tokens: prompt tokens found in the prefix cache. A stream of
-    RequestOutputKind.DELTA holds in each output what is new: text, tokens and log-probabilities.
+    error says why finish_reason is "error"; error_code is OpenAI's word for it, context_length_exceeded or
+    invalid_request, or server_error for what happened while it ran. num_cached_tokens: prompt tokens found in the
+    prefix cache. A stream of RequestOutputKind.DELTA holds in each output what is new: text, tokens and
+    log-probabilities.
     """
 
     request_id: str
@@ -55,6 +57,7 @@ class RequestOutput:
     metrics: RequestMetrics
     error: str | None = None
     num_cached_tokens: int = 0
+    error_code: str | None = None
 
     def add(self, following: RequestOutput) -> None:
         """Takes in the next output of a stream of deltas: this one then holds what is new in both."""
@@ -71,4 +74,5 @@ class RequestOutput:
                 sample.logprobs = [*(sample.logprobs or ()), *more.logprobs]
             sample.finish_reason, sample.stop_reason = more.finish_reason, more.stop_reason
         self.prompt_logprobs = self.prompt_logprobs or following.prompt_logprobs
-        self.finished, self.metrics, self.error = following.finished, following.metrics, following.error
+        self.finished, self.metrics = following.finished, following.metrics
+        self.error, self.error_code = following.error, following.error_code

@@ -8,6 +8,12 @@ class ModelError(ValueError):
         super().__init__(one_line(message))
 
 
+class PromptTooLongError(ValueError):
+    """A prompt that does not fit into the context."""
+
+    code = "context_length_exceeded"
+
+
 def one_line(text: str) -> str:
     """Text out of files, fit for a terminal: in one line, and control characters in the escapes of Python."""
     line = " ".join(text.split())

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,11 +31,23 @@ def test_an_answer_has_what_is_written_of_it(llm: LLM) -> None:
     assert answer.prompt_logprobs[1][0]["decoded_token"] == "i"  # type: ignore[index]
 
 
-def test_a_failure_says_why(llm: LLM) -> None:
-    (output,) = llm.generate("x" * 600, SamplingParams())
+@pytest.mark.parametrize(
+    ("prompt", "params", "code"),
+    [
+        ("x" * 600, SamplingParams(), "context_length_exceeded"),
+        ([5] * 600, SamplingParams(), "context_length_exceeded"),
+        ([], SamplingParams(), "invalid_request"),
+        ([9999], SamplingParams(), "invalid_request"),
+        ("x", SamplingParams(allowed_token_ids=[5], bad_words=["5"]), "server_error"),
+    ],
+)
+def test_a_failure_says_why(llm: LLM, prompt: Any, params: SamplingParams, code: str) -> None:
+    if params.bad_words:  # which leaves no token at all
+        params = replace(params, bad_words=[llm.get_tokenizer().decode([5])])
+    (output,) = llm.generate([prompt], params)
     outcome = outcome_of(output)
     assert isinstance(outcome, Failure)
-    assert outcome.message == output.error
+    assert (outcome.message, outcome.code) == (output.error, code)
 
 
 def test_an_answer_is_the_same_after_it_was_kept_as_json() -> None:

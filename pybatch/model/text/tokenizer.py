@@ -10,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from pybatch.model.errors import PromptTooLongError
 from pybatch.model.text import chat_template as templates
 from pybatch.model.text.control_tokens import ControlTokens
 from pybatch.model.text.guarded import guarded
@@ -126,7 +127,7 @@ class Tokenizer:
             return
         least = bound.least_tokens(text)
         if least > max_tokens:
-            raise ValueError(
+            raise PromptTooLongError(
                 f"prompt: {len(text):,} characters are at least {least:,} tokens; expected at most {max_tokens:,}"
             )
 
