@@ -31,12 +31,16 @@ def read_batches(file: ByteFile, schema: pa.Schema | None = None) -> Iterator[pa
     """A file's rows. schema: to be converted to, where columns that the file lacks are null. Raises OSError, with the
     file's name, if it is damaged, after the rows before that."""
     with opened(file) as parquet:
+        read = 0
         for group in range(parquet.num_row_groups):
             about = parquet.metadata.row_group(group)
             row = max(1, about.total_byte_size // max(1, about.num_rows))
             rows = max(1, min(BATCH_ROWS, BATCH_BYTES // row))
             for batch in parquet.iter_batches(rows, row_groups=[group], use_threads=False):
+                read += batch.num_rows
                 yield batch if schema is None or batch.schema.equals(schema) else converted(batch, schema)
+        if read != parquet.metadata.num_rows:
+            raise OSError(f"it says that it has {parquet.metadata.num_rows:,} rows, and has {read:,}")
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def opened(file: ByteFile) -> Iterator[pq.ParquetFile]:
         # Pages are read one by one; the default reads a whole column of a row group.
         with file.open() as bytes_, pq.ParquetFile(bytes_, buffer_size=1 << 20, pre_buffer=False) as parquet:
             yield parquet
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise unreadable(file.name, f"no Parquet file, or damaged: {' '.join(str(error).split())}") from error
 
 

@@ -64,6 +64,17 @@ def test_a_bad_row_is_that_rows_error_alone(bad: bytes, says: str, after: bytes)
     assert [row.index for row in rows] == list(range(len(rows)))
 
 
+@given(st.binary(max_size=20).filter(lambda line: b"\n" not in line and line.strip(b"\r")) | st.just(b'"'))
+def test_whatever_a_line_holds_the_others_are_unchanged(line: bytes) -> None:
+    rows = read(b"a,b\n1,2\n" + line + b"\n3,4\n5,6\n")
+    assert [row.fields for row in rows if row.place != "line 3"] == [
+        {"a": "1", "b": "2"},
+        {"a": "3", "b": "4"},
+        {"a": "5", "b": "6"},
+    ]
+    assert [row.place for row in rows] == [f"line {number}" for number in (2, 3, 4, 5)]
+
+
 def test_a_bad_byte_in_a_later_line_of_a_row_is_that_rows_error() -> None:
     bad, good = read(b'a,b\n"x\n\xff\n",1\ny,2\n')
     assert bad.error == "not UTF-8: invalid start byte"

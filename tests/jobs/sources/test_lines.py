@@ -72,6 +72,15 @@ def test_a_bad_line_is_that_rows_error_alone(line: bytes, says: str) -> None:
     assert bad.fields == {"line": line.decode(errors="replace")}
 
 
+@given(st.binary().filter(lambda line: b"\n" not in line and line.strip()))
+def test_whatever_a_line_holds_the_others_are_unchanged(line: bytes) -> None:
+    good = b'{"prompt": "x"}\n'
+    for text in (False, True):
+        before, row, after = read(good + line + b"\n" + good, text=text)
+        assert before.fields == after.fields == read(good, text=text)[0].fields
+        assert row.error is not None or isinstance(row.fields, dict)
+
+
 def test_what_looks_odd_but_is_json_is_a_row() -> None:
     brackets = "[" * 300
     nested = b'{"x":' * 256 + b"1" + b"}" * 256

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import datasets
@@ -141,6 +142,22 @@ def test_a_damaged_parquet_file_is_one_error_that_names_it(tmp_path: Path) -> No
     with pytest.raises(OSError, match="from files alone"):
         open_source(f"/proc/self/fd/{read}", "parquet")
     os.close(read)
+
+
+def test_whatever_byte_of_a_parquet_file_is_wrong_the_error_names_the_file(tmp_path: Path) -> None:
+    path = parquet_file(tmp_path)
+    data = path.read_bytes()
+    random = Random(0)
+    named = []
+    for _ in range(100):
+        place = random.randrange(len(data) // 2, len(data))  # the half that describes the rest
+        path.write_bytes(data[:place] + bytes([random.randrange(256)]) + data[place + 1 :])
+        try:
+            assert sum(1 for _ in open_source(path).rows()) == len(ROWS)
+        except OSError as error:
+            named.append(error.filename)
+    assert named == [str(path)] * len(named)
+    assert len(named) > 30
 
 
 def test_without_the_libraries_an_input_says_what_it_needs(tmp_path: Path) -> None:
