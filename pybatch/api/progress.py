@@ -50,11 +50,16 @@ class BatchProgress:
         self._drain_began: int | None = None  # the step since which no row waits
         self._now, self._start = now, now()
         self._end: float | None = None
+        self._lock = threading.Lock()
         self._pace = Pace(metrics, now)
 
     def finish(self, size: int, prompt_tokens: int, *, failed: bool, cached: bool = False) -> None:
         """Counts a row that this run has finished; size: its share of the whole size. cached: it has an answer that was
         there before, which was no work."""
+        with self._lock:
+            self._count(size, prompt_tokens, failed=failed, cached=cached)
+
+    def _count(self, size: int, prompt_tokens: int, *, failed: bool, cached: bool) -> None:
         self.rows_done += 1
         self.rows_failed += failed
         self.rows_cached += cached
@@ -66,11 +71,13 @@ class BatchProgress:
                 self._size_answered += size
 
     def resume(self, size: int, *, rows: int = 1, failed: int = 0) -> None:
-        """Counts rows that an earlier run has finished; size: of all of them."""
-        self.rows_done += rows
-        self.rows_failed += failed
-        self.rows_resumed += rows
-        self._size_done += size
+        """Counts rows that an earlier run has finished; size: of all of them. May be called on another thread than
+        `finish`."""
+        with self._lock:
+            self.rows_done += rows
+            self.rows_failed += failed
+            self.rows_resumed += rows
+            self._size_done += size
 
     def stop(self) -> None:
         """Stops the clock, so that all that is told of the batch afterwards agrees."""

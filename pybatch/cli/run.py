@@ -3,35 +3,84 @@
 from __future__ import annotations
 
 import errno
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pybatch.cli import exit_codes
 from pybatch.cli.command import CommandError, UsageError, load, one_line, stderr, usage_errors
 from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
-from pybatch.cli.signals import ending_at_once, ending_in_order, exit_code
+from pybatch.cli.signals import Stop, ending_at_once, ending_in_order, exit_code
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
-    from pybatch.api.progress import BatchProgress
+    from pybatch.jobs.check import Checked
+    from pybatch.jobs.dialect import Dialect
+    from pybatch.jobs.preparation import OtherJobError, Preparation
 
 
 class InputFormat(StrEnum):
     jsonl = "jsonl"
+    csv = "csv"
+    tsv = "tsv"
     text = "text"
+    parquet = "parquet"
+
+
+class RowFormat(StrEnum):
+    rows = "rows"
+    openai_batch = "openai-batch"
+    anthropic_batch = "anthropic-batch"
+
+
+class OnError(StrEnum):
+    skip = "skip"
+    fail = "fail"
 
 
 @takes(sampling=SamplingFlags, engine=EngineFlags)
 def run(
-    prompts: Annotated[str, typer.Argument(help="The rows: a file, or - for standard input.", metavar="PROMPTS")],
-    output: Annotated[str, typer.Option("--output", "-o", help="The results: a file, or - for standard output.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if there is one.")] = False,
+    prompts: Annotated[
+        str | None, typer.Argument(help="The rows: a file, or - for standard input.", metavar="PROMPTS")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", "--output-file", help="The results: a file, or - for standard output."),
+    ] = None,
+    input_file: Annotated[
+        str | None, typer.Option("--input-file", "-i", help="Another way to name PROMPTS.", metavar="PROMPTS")
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", "--overwrite", help="Start over, and replace the output file if there is one."),
+    ] = False,
+    unordered: Annotated[
+        bool, typer.Option("--unordered", help="Write each result as its row finishes, not all in input order.")
+    ] = False,
+    on_error: Annotated[
+        OnError, typer.Option(help="What a row that cannot be answered does: it is skipped, or ends the job.")
+    ] = OnError.skip,
+    error_file: Annotated[
+        str | None,
+        typer.Option(help="Where failed rows go too. Default: beside the output, with the ending .errors.jsonl."),
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Run the rows again that failed in an earlier run of this job.")
+    ] = False,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that running rows have to finish after Ctrl-C or SIGTERM.")
+    ] = 10.0,
     input_format: Annotated[
-        InputFormat | None, typer.Option(help="Default: text for a name that ends in .txt, else jsonl.")
+        InputFormat | None, typer.Option(help="Of the files. Default: by their names' endings, else jsonl.")
+    ] = None,
+    format: Annotated[
+        RowFormat | None, typer.Option(help="What a row holds. Default: what the first one does.")
     ] = None,
     prompt_template: Annotated[
         str | None, typer.Option(help="The prompt, with {field} where a row's field goes; {{ and }} are braces.")
@@ -47,76 +96,173 @@ def run(
     """Answer a file of prompts.
 
     A row is a JSON object with "messages" (a conversation) or "prompt" (text), or with the fields that
-    --prompt-template names; in a text file it is a line. Text becomes a user's message where the model has a chat
-    template; with --raw the model completes it as it is.
+    --prompt-template names; in a text file it is a line; in CSV and Parquet files columns are fields. Folders and
+    globs stand for their files, which may be compressed (.gz, .zst). Batch files of OpenAI's and Anthropic's are known
+    by their first row, and answered as these do. Text becomes a user's message where the model has a chat
+    template; with --raw the model completes it as it is. Sampling parameters in a row go before those of the command.
 
-    A result is the row's own fields and: "row", its number from 0, since results come in the order in which they
-    finish; "response"; "finish_reason"; "usage" with "prompt_tokens" and "completion_tokens"; with --logprobs and
-    --prompt-logprobs, these. With -n, "response" and "finish_reason" are lists. A row that cannot be answered has
-    "error" instead, and the others go on. A field of the row that has one of these names is kept as "input_response"
-    and so on.
+    A result is the row's own fields and: "row", its number from 0; "response"; "finish_reason"; "usage" with
+    "prompt_tokens" and "completion_tokens"; with --logprobs and --prompt-logprobs, these. With -n, "response" and
+    "finish_reason" are lists. A row that cannot be answered has "error" instead, and the others go on. A field of the
+    row that has one of these names is kept as "input_response" and so on.
+
+    Results appear in the order of the input when the job is done. Until then finished rows are in a journal beside the
+    output: whatever ends the job, the same command goes on where it was. Ctrl-C and SIGTERM let the running rows
+    finish, and leave what is done in the output; a second one ends at once.
 
     Exit code: 0, all rows are answered; 1, some have errors; 2, wrong usage: arguments, files, a limit on their size,
     or a model that cannot be used; 3, the job could not go on: the disk, memory or a step of the model; 130 after
-    Ctrl-C, 143 after SIGTERM; 141, nobody reads the results any more. Rows that have finished are in the results, all
-    of them whole. A second Ctrl-C does not wait for the step under way.
+    Ctrl-C, 143 after SIGTERM; 141, nobody reads the results any more.
     """
-    from pybatch.api.progress import BatchProgress, ProgressReporter
-    from pybatch.jobs.files import expect_apart, measure, open_results, open_rows, standard_streams_reserved
-    from pybatch.jobs.prompts import PromptMaker
-    from pybatch.jobs.read_ahead import ReadAhead
-    from pybatch.jobs.reader import read_rows
-    from pybatch.jobs.result_file import discard_unused_files
-    from pybatch.jobs.template import Template
-
+    if (prompts is None) == (input_file is None):
+        raise UsageError("expected PROMPTS or --input-file" + (", not both" if prompts else ""))
+    if output is None:
+        raise UsageError("Missing option '--output' / '-o'.")
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
-    format = input_format or (InputFormat.text if prompts.endswith(".txt") else InputFormat.jsonl)
-    with ending_at_once(discard_unused_files), ExitStack() as opened:
+
+    from pybatch.engine import SamplingParams
+    from pybatch.jobs.check import Checked, check_rows
+    from pybatch.jobs.dialects.choose import dialect_of
+    from pybatch.jobs.files import created, expect_apart, open_stream, standard_streams_reserved
+    from pybatch.jobs.preparation import Destination, OtherJobError, Preparation, job_fingerprint
+    from pybatch.jobs.sources import open_source
+    from pybatch.jobs.sources.peeked import peek
+    from pybatch.jobs.template import Template
+
+    name = prompts or input_file or ""
+    prepared: list[Preparation] = []
+
+    def clean_up() -> None:
+        for each in prepared:
+            each.discard_unused()
+
+    with ending_at_once(clean_up), ExitStack() as opened:
         with usage_errors():
             template = None if prompt_template is None else Template(prompt_template)
-            expect_apart(output, rows=prompts, others=(engine.model, engine.given().get("tokenizer")))
-            lines = open_rows(prompts)
-            results = opened.enter_context(open_results(output, overwrite=overwrite))
+            params = SamplingParams(**{"max_tokens": None, **sampling.given()})
+            expect_apart(output, rows=name, others=(engine.model, engine.given().get("tokenizer")))
+            source = open_source(name, input_format and input_format.value)
+            stream = open_stream(output)
             opened.enter_context(standard_streams_reserved())
-            rows = ReadAhead(read_rows(lines, format.value), name=prompts)
-            count, size = measure(prompts)
-        llm, params = load(engine, sampling)
-        chat = not raw and llm.get_tokenizer().chat_template is not None
-        if system is not None and not chat:
-            raise UsageError(f"--system: {engine.model} has no chat template")
-        from pybatch.api.llm import most_output_tokens
-        from pybatch.jobs.row_runner import run_job
-        from pybatch.jobs.summary import summary_table
+            first: dict[str, Any] = {}
+            if template is None:
+                first, source = peek(source)
+            dialect = dialect_of(
+                format and format.value, first, created=created(name), template=template, system=system, chat=not raw
+            )
+            checked = check_rows(source, dialect, params) if source.rereadable else Checked()
+            fingerprint = job_fingerprint(
+                engine.model,
+                engine.given(),
+                sampling.given(),
+                {"template": prompt_template, "system": system, "raw": raw or None, "input": source.digest()},
+            )
+            to = Destination(output, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
+            try:
+                job = opened.enter_context(Preparation(source, to, fingerprint, stream))
+            except OtherJobError as error:
+                show_differences(error)
+                raise
+            prepared.append(job)
+        if job.finished:
+            tell_finished(job)
+            return
+        for line in checked.lines():
+            tell(line)
+        if checked.bad and on_error is OnError.fail:
+            raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
+        answer(job, dialect, checked, on_error, grace, sampling, engine)
 
-        progress = BatchProgress(llm.engine.metrics, count, size, max_output_tokens=most_output_tokens(params))
-        make_prompt = PromptMaker(template, system, chat)
-        with ending_in_order() as stop:
-            with usage_errors():
-                results.begin()
-            bar = not results.isatty()  # which would be in the rows' way
-            with job_errors(progress), ProgressReporter("Answering", progress, lines=True, bar=bar):
-                run_job(llm, rows, make_prompt, params, results, progress, stop.requested)
-            stderr.print(summary_table(progress, llm.engine.metrics.summary()))
-            if stop.signum is not None:
-                tell(f"Interrupted: {progress.rows_done:,} rows are done and saved in {output}.")
-                raise typer.Exit(exit_code(stop.signum))
-    if progress.rows_failed:
-        tell(f'{progress.rows_failed:,} of {progress.rows_done:,} rows failed: each has an "error" in {output}.')
+
+def answer(
+    prepared: Preparation,
+    dialect: Dialect,
+    checked: Checked,
+    on_error: OnError,
+    grace: float,
+    sampling: SamplingFlags,
+    engine: EngineFlags,
+) -> None:
+    from pybatch.jobs.dialects.plain import PlainDialect
+
+    llm, params = load(engine, sampling)
+    if isinstance(dialect, PlainDialect) and dialect.chat and llm.get_tokenizer().chat_template is None:
+        if dialect.system is not None:
+            raise UsageError(f"--system: {engine.model} has no chat template")
+        dialect = replace(dialect, chat=False)
+
+    from pybatch.api.llm import most_output_tokens
+    from pybatch.api.progress import BatchProgress, ProgressReporter
+    from pybatch.jobs.read_ahead import ReadAhead
+    from pybatch.jobs.row_runner import RowRunner
+    from pybatch.jobs.summary import summary_table
+
+    rows, size = (checked.rows, checked.size) if prepared.source.rereadable else (None, None)
+    progress = BatchProgress(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
+    output = prepared.destination.output
+    with ending_in_order() as stop:
+        with usage_errors():
+            job = prepared.start(dialect, params, progress, checked, on_error=on_error.value)
+        if prepared.rows_done:
+            tell(f"Going on: {prepared.rows_done:,} rows are done.")
+        pending = ReadAhead(job.pending(), name=prepared.source.name)
+        runner = RowRunner(llm, job, pending, stop.requested, grace)
+        bar = not prepared.shows_on_terminal  # which would be in the rows' way
+        with job_errors(prepared):
+            with ProgressReporter("Answering", progress, lines=True, bar=bar):
+                finished = runner.run()
+            job.results.publish(finished=finished)
+        stderr.print(summary_table(progress, llm.engine.metrics.summary()))
+        if job.failure is not None:
+            raise CommandError(f"{job.failure}; {job.journal.done:,} rows are saved", exit_codes.FAILED_ROWS)
+        if not finished:
+            tell_interrupted(prepared, stop)
+    if job.journal.failed:
+        tell(f'{job.journal.failed:,} of {job.journal.done:,} rows failed: each has an "error" in {output}.')
         raise typer.Exit(exit_codes.FAILED_ROWS)
 
 
+def tell_finished(prepared: Preparation) -> None:
+    notes, to = prepared.journal.notes, prepared.destination
+    failed = f", {notes['failed']:,} of them failed" if notes["failed"] else ""
+    tell(f"Done already: {notes['rows']:,} rows in {to.output}{failed}. --fresh starts over.")
+    if notes["failed"]:
+        raise typer.Exit(exit_codes.FAILED_ROWS)
+
+
+def tell_interrupted(prepared: Preparation, stop: Stop) -> None:
+    tell(f"Interrupted: {prepared.journal.done:,} rows are done and saved in {prepared.destination.output}.")
+    if prepared.resumable:
+        again = [each for each in sys.argv[1:] if each not in ("--fresh", "--overwrite")]
+        tell(f"To go on: pybatch {shlex.join(again)}")
+    raise typer.Exit(exit_code(stop.signum or 0))
+
+
+def show_differences(error: OtherJobError) -> None:
+    from rich.table import Table
+
+    table = Table(title="What differs from the job in the journal", title_justify="left")
+    for column in ("", "then", "now"):
+        table.add_column(column)
+    for row in error.differences:
+        table.add_row(*map(printable, row))
+    stderr.print(table)
+
+
 @contextmanager
-def job_errors(progress: BatchProgress) -> Iterator[None]:
-    """Turns what ends a job before its time into one line, with the count of the rows that are saved."""
+def job_errors(prepared: Preparation) -> Iterator[None]:
+    """Turns what ends a job before its time into one line, with the count of the rows that are saved. Those are put in
+    the output if it still takes them."""
     try:
         yield
     except Exception as error:
+        prepared.publish_what_there_is()
         reason, code = f"the job cannot go on: {one_line(error)}", exit_codes.FAILED
         if isinstance(error, OSError) and error.filename is not None:
             reason = f"{error.filename}: {error.strerror}"
             code = {errno.EPIPE: exit_codes.BROKEN_PIPE, errno.EFBIG: exit_codes.USAGE}.get(error.errno or 0, code)
-        raise CommandError(f"{reason}; {progress.rows_done:,} rows are saved", code) from error
+        raise CommandError(f"{reason}; {prepared.rows_saved:,} rows are saved", code) from error
 
 
 def tell(message: str) -> None:

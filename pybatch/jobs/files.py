@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import BinaryIO
 
-from pybatch.jobs.result_file import ResultFile
+from pybatch.jobs.line_file import LineFile
 
 STANDARD = "-"
 
 
-def open_rows(path: str) -> BinaryIO:
-    """Raises OSError, with the path, if it cannot be read."""
-    try:
-        fd = os.dup(0) if path == STANDARD else os.open(path, os.O_RDONLY)
-        os.set_blocking(fd, True)  # a pipe may have been left non-blocking, and would seem to end
-        os.read(fd, 0)  # a folder, or a stream that is closed
-    except OSError as error:
-        error.filename = "standard input" if path == STANDARD else path
-        raise
-    return open(fd, "rb")
-
-
-def measure(path: str) -> tuple[int | None, int | None]:
-    """The numbers of rows and bytes of a file; None for a stream, which can be read only once."""
-    if path == STANDARD or not Path(path).is_file():
-        return None, None
-    with Path(path).open("rb") as file:
-        return sum(1 for line in file if line.strip()), os.fstat(file.fileno()).st_size
-
-
 def expect_apart(results: str, *, rows: str, others: Iterable[str | None] = ()) -> None:
-    """Raises FileExistsError if the results would go into the file that the rows, or others, are read from, by
-    whatever name or stream it is reached."""
+    """Raises FileExistsError if the results would go into the file or folder that the rows, or others, are read from,
+    by whatever name or stream it is reached."""
     output = status(results, stream=1)
     for path in (rows, *others):
         read = None if path is None else status(path, stream=0)
         if output is not None and read is not None and is_fed_back(read, output):
             what = "the prompts" if path == rows else path
             raise FileExistsError(f"{results} holds {what}; the results need a file of their own")
+    if os.path.isdir(rows) and os.path.samefile(rows, os.path.dirname(os.path.realpath(results))):
+        raise FileExistsError(f"{results} is in the folder of the prompts; the results need a place of their own")
+
+
+def created(path: str) -> int:
+    """When a file was last changed, in seconds since 1970; now for a stream. Results that bear a date have this one, so
+    that the same job always gives the same bytes."""
+    found = status(path, stream=0)
+    return int(found.st_mtime) if found is not None and stat.S_ISREG(found.st_mode) else int(time.time())
 
 
 def status(path: str, *, stream: int) -> os.stat_result | None:
@@ -60,24 +47,30 @@ def is_fed_back(read: os.stat_result, written: os.stat_result) -> bool:
     return os.path.samestat(read, written) and not (stat.S_ISCHR(mode) or stat.S_ISSOCK(mode))
 
 
-def open_results(path: str, *, overwrite: bool) -> ResultFile:
-    """Opens a new file, one that may be overwritten, a pipe or a device.
+def open_stream(path: str) -> LineFile | None:
+    """Standard output, a pipe or a device to which results are written as they come; None if the path is, or is to be,
+    a file.
 
-    The old lines of a file to be overwritten stay until ResultFile.begin. Raises FileExistsError if the file exists and
-    may not be overwritten, FileNotFoundError if its folder does not exist, OSError if it takes no bytes.
+    Raises FileNotFoundError if there is no such folder, OSError if the stream takes no bytes.
     """
     try:
-        return standard_output(path) if is_standard_output(path) else open_file(path, overwrite=overwrite)
+        if is_standard_output(path):
+            fd = os.dup(1)
+        elif not os.path.exists(path):
+            folder = os.path.dirname(os.path.realpath(path))
+            if not os.path.isdir(folder):
+                raise FileNotFoundError(f"{path}: there is no folder {os.path.dirname(path) or folder}")
+            return None
+        elif os.path.isfile(path):
+            return None
+        else:
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.write(fd, b"")  # a stream that is closed, or a full device
     except OSError as error:
         if error.errno is not None:
             error.filename = "standard output" if path == STANDARD else path
         raise
-
-
-def standard_output(path: str) -> ResultFile:
-    fd = os.dup(1)
-    os.write(fd, b"")  # a stream that is closed, or a full device
-    return ResultFile(path, fd)
+    return LineFile(path, fd)
 
 
 def is_standard_output(path: str) -> bool:
@@ -89,33 +82,6 @@ def is_standard_output(path: str) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(1))
     except OSError:
         return False
-
-
-def open_file(path: str, *, overwrite: bool) -> ResultFile:
-    target = os.path.realpath(path) if os.path.islink(path) and not os.path.exists(path) else path
-    folder = os.path.dirname(target) or "."
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{path}: there is no folder {folder}")
-    flags = os.O_WRONLY | os.O_APPEND
-    try:
-        with signals_blocked():  # or one could come before the ResultFile knows what to remove
-            fd = os.open(target, flags | os.O_CREAT | os.O_EXCL, 0o666)
-            return ResultFile(path, fd, path=target, created=True)
-    except FileExistsError:
-        if os.path.isfile(target) and not overwrite:
-            raise FileExistsError(f"{path} exists; --overwrite replaces it") from None
-    fd = os.open(target, flags)
-    os.write(fd, b"")  # a full device
-    return ResultFile(path, fd, path=target)
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

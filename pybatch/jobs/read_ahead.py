@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
-from pybatch.jobs.reader import Row
+from pybatch.jobs.rows import Row
 
 
 class ReadAhead:

@@ -1,94 +1,118 @@
-"""A bulk job: rows through the model, results into a file as they finish."""
+"""Answers a job's rows with the model on this machine."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from pybatch.api.inputs import Prompt
+from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.llm import LLM
-from pybatch.api.progress import BatchProgress
+from pybatch.api.outcomes import Failure, outcome_of
 from pybatch.engine import RequestOutput, SamplingParams
-from pybatch.jobs.prompts import PromptMaker
+from pybatch.jobs.job import Job
+from pybatch.jobs.order import AdmissionOrder
 from pybatch.jobs.read_ahead import ReadAhead
-from pybatch.jobs.reader import Row
-from pybatch.jobs.result_file import ResultFile
-from pybatch.jobs.writer import answer, result_line
+from pybatch.jobs.rows import Row
 
 WAIT = 0.05  # seconds between two checks of `stopped` while no row comes
+MOST_AT_START, MOST_AT_ONCE = 2048, 256  # rows that are tokenised between two steps
 
 
-def run_job(
-    llm: LLM,
-    rows: ReadAhead,
-    make_prompt: PromptMaker,
-    params: SamplingParams,
-    results: ResultFile,
-    progress: BatchProgress,
-    stopped: Callable[[], bool] = lambda: False,
-) -> None:
-    """Answers every row and writes the results in the order in which they finish; a row that cannot be answered is
-    written with an "error".
+@dataclass(slots=True)
+class Work:
+    """A row that is ready for the engine. Its token ids are with the admission order while it waits."""
 
-    stopped: checked between two steps; the job ends once it returns True.
+    row: Row
+    prompt: Encoded
+    params: SamplingParams
 
-    Raises OSError, with the file's name, if rows cannot be read or results cannot be written, and whatever the engine's
-    step raises. However the job ends, every row that has finished is in the results.
+
+class RowRunner:
+    """Runs the rows that a job has pending, and saves each as it finishes.
+
+    stopped: checked between two steps; once it returns True no new rows run, and those that run may end within `grace`
+    seconds.
     """
-    session = llm.session
-    room = 2 * llm.engine.config.max_num_seqs  # so that the batching policy has some to choose from
-    inbox: deque[RequestOutput] = deque()
-    running: dict[str, Row] = {}
 
-    def save(row: Row, result: Mapping[str, Any], prompt_tokens: int = 0) -> None:
-        if "error" in result:
-            result = {"error": f"line {row.line}: {result['error']}"}
+    def __init__(
+        self, llm: LLM, job: Job, rows: ReadAhead, stopped: Callable[[], bool] = lambda: False, grace: float = 0.0
+    ) -> None:
+        self._session, self._job, self._rows = llm.session, job, rows
+        self._stopped, self._grace = stopped, grace
+        config = llm.engine.config
+        self._room = 2 * config.max_num_seqs  # so that the batching policy has some to choose from
+        self._waiting = AdmissionOrder[Work](block_size=config.block_size)
+        self._running: dict[str, Work] = {}
+        self._inbox: deque[RequestOutput] = deque()
+
+    def run(self) -> bool:
+        """Returns whether every row is done. Raises OSError, with the file's name, if rows cannot be read or results
+        cannot be written, and whatever the engine's step raises. However it ends, every row that has finished is saved.
+        """
         try:
-            line = result_line(row, result)
-        except (ValueError, RecursionError) as error:  # nested too deeply for the encoder
-            result = {"error": f"line {row.line}: the row cannot be written: {error}"}
-            line = result_line(Row(row.index, row.line, row.size, {}), result)
-        results.append(line)
-        progress.finish(row.size, prompt_tokens, failed="error" in result)
+            while not self._stopping():
+                self._take_rows()
+                self._admit()
+                if self._running:
+                    self._step()
+                elif not self._waiting and self._rows.ended:
+                    return True
+            deadline = time.monotonic() + self._grace
+            while self._running and time.monotonic() < deadline:
+                self._step()
+            return not (self._running or self._waiting) and self._rows.ended and self._job.failure is None
+        finally:
+            for request_id in self._running:
+                self._session.abort(request_id)
 
-    def draw() -> Iterator[tuple[Row, Prompt]]:
-        """The rows that there are and that there is room for."""
-        drawn = len(running)
-        while drawn < room and not stopped():
-            row = rows.take(0 if drawn else WAIT)
+    def _stopping(self) -> bool:
+        return self._stopped() or self._job.failure is not None
+
+    def _take_rows(self) -> None:
+        """Those that there are. It waits only while the engine has nothing to do: for a stream's next row, or for a
+        good choice among a file's."""
+        taken: list[tuple[Row, Prompt, SamplingParams]] = []
+        idle = not (self._running or self._waiting)
+        while len(taken) < (MOST_AT_START if idle else MOST_AT_ONCE) and self._waiting.has_room:
+            row = self._rows.take(WAIT if idle and (not taken or self._job.source.rereadable) else 0)
             if row is None:
-                if drawn or rows.ended:
-                    return
-                continue
-            try:
-                prompt = make_prompt(row)
-            except ValueError as error:
-                save(row, {"error": str(error)})
+                if idle and not taken and not self._rows.ended and not self._stopping():
+                    continue
+                break
+            request = self._job.request(row)
+            if isinstance(request, Failure):
+                self._job.save(row, request)
             else:
-                drawn += 1
-                yield row, prompt
+                taken.append((row, *request))
+        encoded = self._session.encode([(prompt, params) for _, prompt, params in taken])
+        for (row, _, params), prompt in zip(taken, encoded, strict=True):
+            if prompt.error is not None:
+                self._job.save(row, Failure(prompt.error))
+                continue
+            ids, prompt.token_ids = prompt.token_ids, []
+            self._waiting.push(Work(row, prompt, params), ids, params.max_tokens, row.size)
 
-    def save_finished() -> None:
-        while inbox:
-            output = inbox.popleft()
-            save(running.pop(output.request_id), answer(output), len(output.prompt_token_ids))
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._room:
+            work, ids = self._waiting.pop()
+            work.prompt.token_ids = ids.tolist()
+            request_id = self._session.add(work.prompt, work.params, self._inbox.append, index=work.row.index)
+            self._running[request_id] = work
+        self._save_finished()  # those that cannot be run have been received at once
 
-    try:
-        while not stopped() and (running or not rows.ended):
-            drawn = list(draw())
-            encoded = session.encode([(prompt, params) for _, prompt in drawn])
-            for (row, _), ids in zip(drawn, encoded, strict=True):
-                running[session.add(ids, params, inbox.append, index=row.index)] = row
-            if running and not inbox:
-                try:
-                    session.step()
-                except BaseException:
-                    for output in inbox:
-                        if output.error is None:  # of those that the step has dropped
-                            save(running[output.request_id], answer(output), len(output.prompt_token_ids))
-                    raise
-            save_finished()
-    finally:
-        for request_id in running:
-            session.abort(request_id)
+    def _step(self) -> None:
+        try:
+            self._session.step()
+        except BaseException:
+            for output in self._inbox:
+                if output.error is None:  # not of those that the step has discarded
+                    self._job.save(self._running[output.request_id].row, outcome_of(output))
+            raise
+        self._save_finished()
+
+    def _save_finished(self) -> None:
+        while self._inbox:
+            output = self._inbox.popleft()
+            self._job.save(self._running.pop(output.request_id).row, outcome_of(output))

@@ -210,7 +210,7 @@ def test_an_existing_file_is_not_overwritten_unasked(cli: Run, tiny_model: Path,
     results = write(tmp_path / "results.jsonl", {"row": 0, "kept": True})
     ran = cli("run", prompts, "-o", results, "--model", tiny_model, *FAST)
     assert ran.code == 2
-    assert "exists; --overwrite replaces it" in ran.err
+    assert "exists; --fresh replaces it" in ran.err
     assert read(results) == [{"row": 0, "kept": True}]
     assert cli("run", prompts, "-o", results, "--model", "no-such-model", "--overwrite").code == 2
     assert read(results) == [{"row": 0, "kept": True}]
@@ -236,7 +236,7 @@ def test_an_existing_file_is_not_overwritten_unasked(cli: Run, tiny_model: Path,
         (["run", "prompts.jsonl", "-o", "out", "--prompt-template", "{"], "for braces that are text"),
         (["run", "prompts.jsonl", "-o", "out", "--raw", "--system", "x"], "--system"),
         (["run", "prompts.jsonl", "-o", "/dev/full"], "/dev/full: No space left on device"),
-        (["run", ".", "-o", "out"], ".: Is a directory"),
+        (["run", ".", "-o", "out"], "out is in the folder of the prompts"),
         (["run", "prompts.jsonl", "-o", "out", "--logit-bias", '{"258": 1}'], "token id 258 is not in the vocabulary"),
         (["run", "prompts.jsonl", "-o", "out", "--stop-token-id", "300"], "token id 300 is not in the vocabulary"),
         (["run", "prompts.jsonl", "-o", "out", "--seed", "1" + 20 * "0"], "seed: expected"),
@@ -273,7 +273,7 @@ def test_a_limit_on_the_size_of_files_ends_the_job_after_a_whole_row(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     rows = read(tmp_path / "out")
     assert 0 < len(rows) < 12
-    assert (ran.code, ran.err) == (2, f"pybatch: {tmp_path}/out: File too large; {len(rows)} rows are saved\n")
+    assert (ran.code, ran.err) == (2, f"pybatch: {tmp_path}/out.journal: File too large; {len(rows)} rows are saved\n")
 
 
 def test_a_folder_that_vanishes_ends_the_job(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
@@ -284,7 +284,8 @@ def test_a_folder_that_vanishes_ends_the_job(cli: Run, tiny_model: Path, tmp_pat
     def produce() -> None:
         with fifo.open("w", buffering=1) as rows:
             rows.write('{"prompt": "Say 1"}\n')
-            while not (results.exists() and results.stat().st_size):
+            journal = results.with_name("out.journal")
+            while not (journal.exists() and b"Say 1" in journal.read_bytes()):
                 time.sleep(0.01)
             shutil.rmtree(results.parent)
             rows.write('{"prompt": "Say 2"}\n')
@@ -293,7 +294,7 @@ def test_a_folder_that_vanishes_ends_the_job(cli: Run, tiny_model: Path, tmp_pat
     producer.start()
     ran = cli("run", fifo, "-o", results, "--model", tiny_model, *FAST)
     producer.join()
-    expected = f"pybatch: {results}: deleted or replaced while the job was running; 1 rows are saved\n"
+    expected = f"pybatch: {results}.journal: deleted or replaced while the job was running; 1 rows are saved\n"
     assert (ran.code, ran.err) == (3, expected)
 
 
@@ -332,8 +333,11 @@ def test_a_model_that_fails_in_an_unforeseen_way_is_wrong_usage(
         raise KeyError("rope")
 
     monkeypatch.setattr(Session, "open", fail)
-    ran = cli("run", prompts, "-o", tmp_path / "out", "--model", "damaged")
-    assert (ran.code, ran.err) == (2, "pybatch: damaged: the model cannot be loaded: KeyError: 'rope'\n")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text("{}")
+    ran = cli("run", prompts, "-o", tmp_path / "out", "--model", damaged)
+    assert (ran.code, ran.err) == (2, f"pybatch: {damaged}: the model cannot be loaded: KeyError: 'rope'\n")
     assert not (tmp_path / "out").exists()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pybatch.jobs.files import expect_apart, open_results, open_rows, standard_streams_reserved
+from pybatch.jobs.files import expect_apart, open_stream, standard_streams_reserved
+from pybatch.jobs.sources import open_source
 
 
 @pytest.fixture
@@ -16,56 +17,20 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_is_created_at_once_and_goes_again_if_the_job_never_begins(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    with open_results(str(path), overwrite=False), pytest.raises(FileExistsError, match="--overwrite replaces it"):
-        open_results(str(path), overwrite=False)
-    assert not path.exists()
-    with open_results(str(path), overwrite=False) as results:
-        results.begin()
-    assert path.read_bytes() == b""
-
-
-def test_what_another_has_put_in_its_place_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    with open_results(str(path), overwrite=False) as results:
-        (tmp_path / "other").write_text("other")
-        (tmp_path / "other").rename(path)
-        with pytest.raises(FileNotFoundError, match="deleted or replaced"):
-            results.begin()
-    assert path.read_text() == "other"
-
-
-def test_what_another_writes_while_the_model_loads_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    with open_results(str(path), overwrite=False) as results:
-        path.write_text("other")
-        with pytest.raises(FileExistsError, match="another process has written to it"):
-            results.begin()
-    assert path.read_text() == "other"
-
-
-def test_old_results_stay_until_the_job_begins(prompts: Path) -> None:
-    with open_results(str(prompts), overwrite=True):
-        pass
-    assert prompts.read_text() == "a\nb\n"
-    with open_results(str(prompts), overwrite=True) as results:
-        results.begin()
-        results.append(b"c\n")
-    assert prompts.read_text() == "c\n"
-
-
-def test_a_link_to_a_file_that_is_not_there_yet_creates_it(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("target")
-    with open_results(str(tmp_path / "link"), overwrite=False) as results:
-        results.begin()
-    assert (tmp_path / "target").read_bytes() == b""
-
-
 @pytest.mark.parametrize("path", ["/dev/full", ".", "no/such/folder"])
 def test_what_takes_no_results_is_refused_at_the_door(path: str) -> None:
     with pytest.raises(OSError, match=path):
-        open_results(path, overwrite=True)
+        open_stream(path)
+
+
+def test_a_file_is_no_stream(prompts: Path, tmp_path: Path) -> None:
+    assert open_stream(str(prompts)) is None
+    assert open_stream(str(tmp_path / "new")) is None
+
+
+def test_results_inside_the_folder_of_the_rows_are_refused(prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="in the folder of the prompts"):
+        expect_apart(str(tmp_path / "out"), rows=str(tmp_path))
 
 
 def test_the_rows_file_is_refused_however_it_is_reached(prompts: Path, tmp_path: Path) -> None:
@@ -109,9 +74,10 @@ def test_dev_stdout_keeps_what_stands_in_its_file(tmp_path: Path) -> None:
     file = os.open(path, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     try:
-        with open_results(str(path), overwrite=True) as results:
-            results.begin()
-            results.append(b"row\n")
+        results = open_stream(str(path))
+        assert results is not None
+        results.append(b"row\n")
+        results.close()
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)
@@ -123,16 +89,17 @@ def test_standard_streams_are_the_jobs_alone(capfd: pytest.CaptureFixture[str]) 
     stdin, (read, write) = os.dup(0), os.pipe()
     os.dup2(read, 0)
     try:
-        rows, results = open_rows("-"), open_results("-", overwrite=False)
+        source, results = open_source("-", "text"), open_stream("-")
+        assert results is not None
         os.write(write, b"a\nb\n")
-        with results, standard_streams_reserved():
+        with standard_streams_reserved():
             assert os.read(0, 1) == b""  # what a question would get as its answer
             os.write(1, b"a library's message\n")
-            assert rows.readline() == b"a\n"
+            rows = source.rows()
+            os.close(write)
+            assert [row.fields for row in rows] == [{"prompt": "a"}, {"prompt": "b"}]
             results.append(b"row\n")
-        os.close(write)
-        assert rows.readline() == b"b\n"
-        rows.close()
+        results.close()
     finally:
         os.dup2(stdin, 0)
         os.close(stdin)

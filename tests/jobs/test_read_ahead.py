@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pybatch.jobs.read_ahead import ReadAhead
-from pybatch.jobs.reader import Row
+from pybatch.jobs.rows import Row
 
 LONG = 10.0  # seconds, for what comes at once
 

@@ -13,11 +13,13 @@ import pytest
 
 from pybatch import LLM, SamplingParams
 from pybatch.api.progress import BatchProgress
-from pybatch.jobs.files import open_results
-from pybatch.jobs.prompts import PromptMaker
+from pybatch.jobs.check import Checked
+from pybatch.jobs.dialects.plain import PlainDialect
+from pybatch.jobs.preparation import Destination, Preparation
 from pybatch.jobs.read_ahead import ReadAhead
-from pybatch.jobs.reader import read_rows
-from pybatch.jobs.row_runner import run_job
+from pybatch.jobs.row_runner import RowRunner
+from pybatch.jobs.sources import open_source
+from pybatch.jobs.sources.lines import read_json_lines
 
 PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
@@ -27,31 +29,41 @@ def llm(tiny_model: Path) -> LLM:
     return LLM(tiny_model, num_kv_blocks=128, max_num_seqs=4, threads=1)
 
 
-class Job:
-    """A job whose rows come through a pipe."""
+class JobInPipe:
+    """A job whose rows come through a pipe, and whose results are read from its journal."""
 
     def __init__(self, llm: LLM, path: Path) -> None:
         self.llm, self.path = llm, path
         read, self.pipe = os.pipe()
-        self.rows = ReadAhead(read_rows(open(read, "rb"), "jsonl"), "rows")  # noqa: SIM115
+        self.source = open_source(f"/dev/fd/{read}", "jsonl")
+        os.close(read)
         self.progress = BatchProgress(llm.engine.metrics, None, None)
 
     def feed(self, *rows: dict[str, Any] | bytes) -> None:
         for row in rows:
             os.write(self.pipe, row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n")
 
-    def run(self, params: SamplingParams = PARAMS, **options: Any) -> None:
-        with open_results(str(self.path), overwrite=True) as results:
-            results.begin()
-            run_job(self.llm, self.rows, PromptMaker(), params, results, self.progress, **options)
+    def run(self, params: SamplingParams = PARAMS, **options: Any) -> bool:
+        with Preparation(self.source, Destination(str(self.path)), {}) as prepared:
+            job = prepared.start(PlainDialect(), params, self.progress, Checked())
+            runner = RowRunner(self.llm, job, ReadAhead(job.pending(), "rows"), **options)
+            try:
+                return runner.run()
+            finally:
+                job.results.publish(finished=False)
 
     def results(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
+    def done(self) -> int:
+        """Rows in the journal of the job while it runs: all lines but the header."""
+        journal = self.path.with_name(f"{self.path.name}.journal")
+        return journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
+
 
 @pytest.fixture
-def job(llm: LLM, tmp_path: Path) -> Iterator[Job]:
-    yield Job(llm, tmp_path / "out")
+def job(llm: LLM, tmp_path: Path) -> Iterator[JobInPipe]:
+    yield JobInPipe(llm, tmp_path / "out")
     assert llm.session.idle
 
 
@@ -62,31 +74,31 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_rows_of_an_open_pipe_are_answered_as_they_come(job: Job) -> None:
+def test_rows_of_an_open_pipe_are_answered_as_they_come(job: JobInPipe) -> None:
     seen = list[int]()
 
     def produce() -> None:
         for i in range(3):
             job.feed({"prompt": f"Say {i}"})
-            wait_for(lambda: job.path.exists() and len(job.results()) == i + 1)  # noqa: B023
+            wait_for(lambda: job.done() == i + 1)  # noqa: B023
             seen.append(i)
         os.close(job.pipe)
 
     producer = threading.Thread(target=produce)
     producer.start()
-    job.run()
+    assert job.run()
     producer.join()
     assert seen == [0, 1, 2]
 
 
-def test_a_job_stops_while_its_pipe_is_silent(job: Job) -> None:
+def test_a_job_stops_while_its_pipe_is_silent(job: JobInPipe) -> None:
     job.feed({"prompt": "Say 0"})
-    job.run(stopped=lambda: job.progress.rows_done == 1)
+    assert not job.run(stopped=lambda: job.progress.rows_done == 1)
     assert [row["row"] for row in job.results()] == [0]
     os.close(job.pipe)
 
 
-def test_rows_that_finish_in_the_last_step_are_written(job: Job) -> None:
+def test_rows_that_finish_in_the_last_step_are_written(job: JobInPipe) -> None:
     job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
     os.close(job.pipe)
     steps = job.llm.engine.metrics.steps
@@ -94,7 +106,15 @@ def test_rows_that_finish_in_the_last_step_are_written(job: Job) -> None:
     assert len(job.results()) == job.progress.rows_done == 4
 
 
-def test_what_finished_in_a_step_that_fails_is_written(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_run_may_end_in_the_time_of_grace_and_no_others_begin(job: JobInPipe) -> None:
+    job.feed(*({"prompt": f"Say {i}"} for i in range(20)))
+    os.close(job.pipe)
+    steps = job.llm.engine.metrics.steps
+    assert not job.run(stopped=lambda: job.llm.engine.metrics.steps > steps, grace=60.0)
+    assert len(job.results()) == 8  # those in the engine, of which half were still waiting there
+
+
+def test_what_finished_in_a_step_that_fails_is_written(job: JobInPipe, monkeypatch: pytest.MonkeyPatch) -> None:
     job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
     os.close(job.pipe)
     metrics, steps = job.llm.engine.metrics, iter(range(1, 100))
@@ -112,9 +132,9 @@ def test_what_finished_in_a_step_that_fails_is_written(job: Job, monkeypatch: py
     assert all("response" in row for row in job.results())
 
 
-def test_a_row_draws_by_its_number_whatever_the_rows_before_it_are(job: Job, tmp_path: Path) -> None:
+def test_a_row_draws_by_its_number_whatever_the_rows_before_it_are(job: JobInPipe, tmp_path: Path) -> None:
     params = SamplingParams(temperature=1, max_tokens=8, ignore_eos=True)
-    other = Job(job.llm, tmp_path / "other")
+    other = JobInPipe(job.llm, tmp_path / "other")
     job.feed({"prompt": "Say 0"}, {"prompt": "Say it"})
     other.feed({"no": "prompt"}, {"prompt": "Say it"})
     for each in (job, other):
@@ -125,7 +145,7 @@ def test_a_row_draws_by_its_number_whatever_the_rows_before_it_are(job: Job, tmp
     assert first[1]["response"] == second[1]["response"]
 
 
-def test_a_row_that_is_too_deep_to_be_written_is_an_error(job: Job) -> None:
+def test_a_row_that_is_too_deep_to_be_written_is_an_error(job: JobInPipe) -> None:
     deep = next(depth for depth in range(2000, 0, -1) if readable(b'{"a":' * depth + b"1" + b"}" * depth))
     job.feed(b'{"prompt": "Hello", "deep": ' + b'{"a":' * (deep - 1) + b"1" + b"}" * (deep - 1) + b"}\n")
     job.feed({"prompt": "Hello"})
@@ -138,6 +158,6 @@ def test_a_row_that_is_too_deep_to_be_written_is_an_error(job: Job) -> None:
 
 def readable(line: bytes) -> bool:
     """On a thread, as the job reads."""
-    rows = ReadAhead(read_rows(io.BytesIO(line), "jsonl"), "rows")
+    rows = ReadAhead(read_json_lines(io.BufferedReader(io.BytesIO(line)), "line ", 0), "rows")
     row = rows.take(30)
     return row is not None and row.error is None

@@ -1,0 +1,112 @@
+"""One bulk job: its rows, what has become of them, and where the results go. Whoever answers rows works on this."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pybatch.api.inputs import Prompt
+from pybatch.api.outcomes import Answer, Failure, Outcome
+from pybatch.api.protocols.sampling import merged
+from pybatch.jobs.check import Checked
+from pybatch.jobs.dialect import Dialect, RowError, request_of
+from pybatch.jobs.fingerprint import content_digest
+from pybatch.jobs.journal import Journal, JournalMismatchError, Record
+from pybatch.jobs.results import Results
+from pybatch.jobs.rows import Row, Source
+
+if TYPE_CHECKING:
+    from pybatch.api.progress import BatchProgress
+    from pybatch.engine import SamplingParams
+
+
+class Job:
+    """Takes outcomes of rows, in any order, each row's once.
+
+    params: for the rows' own to change. checked: what is known of the rows. retry: rows that failed in an earlier run
+    are pending again. fail_fast: the first row that fails ends the job, and stays without a record. with_fields: result
+    rows hold the row's own fields.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        dialect: Dialect,
+        params: SamplingParams,
+        journal: Journal,
+        results: Results,
+        progress: BatchProgress,
+        *,
+        checked: Checked,
+        retry: bool = False,
+        fail_fast: bool = False,
+        with_fields: bool = True,
+    ) -> None:
+        self.source, self.dialect, self.params = source, dialect, params
+        self.journal, self.results, self.progress = journal, results, progress
+        self._checked = checked
+        self._retry, self._fail_fast, self._with_fields = retry, fail_fast, with_fields
+        self.failure: str | None = None  # of the row that ended the job
+
+    def pending(self) -> Iterator[Row]:
+        """The rows that have no record yet, in the order of the input.
+
+        Raises JournalMismatchError if a stream gives another row than the one that has the record.
+        """
+        for row in self.source.rows():
+            if row.index not in self.journal or (self._retry and self.journal.has_failed(row.index)):
+                yield row
+                continue
+            self.progress.resume(row.size, failed=self.journal.has_failed(row.index))
+            if not self.source.rereadable and self.journal[row.index].digest != content_digest(row.fields):
+                raise JournalMismatchError(
+                    f"{self.source.name}, {row.place}: not the row that an earlier run of this job has answered; "
+                    "--fresh starts over"
+                )
+
+    def request(self, row: Row) -> tuple[Prompt, SamplingParams] | Failure:
+        """What a row asks for, or what is wrong with it."""
+        request = request_of(self.dialect, row)
+        if isinstance(request, Failure):
+            return request
+        if repeated := self._checked.duplicate(row, request.id):
+            return repeated
+        try:
+            return request.prompt, merged(self.params, request.params)
+        except RowError as error:
+            return Failure(str(error), error.code, error.param)
+
+    def save(self, row: Row, outcome: Outcome, *, leader: int | None = None, key: int = 0) -> None:
+        """leader, key: as Record's; None: the answer was computed for this row.
+
+        Raises OSError, with the file's name, if the row cannot be saved."""
+        failed = isinstance(outcome, Failure)
+        if isinstance(outcome, Failure) and self._fail_fast:
+            self.failure = self.failure or f"{row.place}: {outcome.message}"
+            return
+        try:
+            result = self._encode(row, outcome)
+        except (ValueError, RecursionError) as error:  # nested too deeply for the encoder
+            failed, outcome = True, Failure(f"the row cannot be written: {error}")
+            result = self._encode(replace(row, fields={}), outcome)
+        record = Record(
+            index=row.index,
+            failed=failed,
+            prompt_tokens=outcome.prompt_tokens if isinstance(outcome, Answer) else 0,
+            output_tokens=outcome.output_tokens if isinstance(outcome, Answer) else 0,
+            leader=row.index if leader is None else leader,
+            key=key,
+            digest=0 if self.source.rereadable else content_digest(row.fields),
+            result=result,
+        )
+        self.journal.append(record)
+        self.results.saved(record)
+        self.progress.finish(row.size, record.prompt_tokens, failed=failed)
+
+    def _encode(self, row: Row, outcome: Outcome) -> bytes:
+        fields = self._with_fields or isinstance(outcome, Failure)
+        result = self.dialect.result(row, outcome, fields=fields)
+        # An unpaired surrogate has no UTF-8 form; backslashreplace makes it the JSON escape that it came from.
+        return json.dumps(result, ensure_ascii=False).encode(errors="backslashreplace")

@@ -1,0 +1,93 @@
+"""Puts a whole file in its place at once, and tells later whether it still is the file that was put there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import BinaryIO
+
+SECOND = 10**9  # in nanoseconds
+
+
+def publish(path: str, write: Callable[[BinaryIO], None], *, replace: bool, tag: int) -> None:
+    """Writes a file beside the path, forces it to the disk and renames it.
+
+    replace: whether it may take another file's place. tag: below 10**9; becomes the nanoseconds of the file's time of
+    change, by which it is known until something else writes to it. Nothing has to be noted elsewhere for
+    that, which a kill between the note and the rename could make wrong, or a full disk impossible.
+
+    Raises FileExistsError if the file may not be replaced, OSError, with the path as its filename, if it cannot be
+    written; nothing is left behind then.
+    """
+    target = os.path.realpath(path)  # what a link leads to is replaced, not the link
+    folder = os.path.dirname(target)
+    temporary = None
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", suffix=".part", dir=folder)
+        with open(fd, "wb") as file:
+            os.fchmod(fd, mode_for(target))
+            write(file)
+            file.flush()
+            changed = time.time_ns() // SECOND * SECOND + tag
+            os.utime(fd, ns=(changed, changed))
+            os.fsync(fd)
+        move(temporary, target, replace=replace)
+        temporary = None
+        sync_folder(folder)
+    except OSError as error:
+        error.filename, error.filename2 = path, None
+        raise
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def changed_at(path: str) -> int | None:
+    """When a file was changed, in nanoseconds since 1970; None if there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def move(source: str, target: str, *, replace: bool) -> None:
+    if replace:
+        os.replace(source, target)
+        return
+    try:
+        os.link(source, target)  # which never replaces
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        os.rename(source, target)
+    else:
+        os.unlink(source)
+
+
+def mode_for(target: str) -> int:
+    """The permissions of the file that is there, or of a new one."""
+    try:
+        return os.stat(target).st_mode & 0o777
+    except OSError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def sync_folder(folder: str) -> None:
+    """Forces a rename to the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)

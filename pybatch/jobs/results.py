@@ -1,0 +1,108 @@
+"""Where a job's results go: a file that appears as a whole, a file that grows, or a stream."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol
+
+from pybatch.jobs.journal import Journal, Record
+from pybatch.jobs.publishing import SECOND, changed_at, publish
+
+WriteFile = Callable[[BinaryIO, Callable[[], Iterator[Record]]], None]
+"""Writes records, in the order of their rows, to an open file; the function that gives them may be called again."""
+
+
+class Results(Protocol):
+    """Gets each record after the journal has it."""
+
+    name: str
+
+    def begin(self) -> None:
+        """Called once, before the first row runs. Raises OSError if results cannot be written."""
+
+    def saved(self, record: Record) -> None:
+        """Raises OSError, with the name, if the record cannot be written."""
+
+    def publish(self, *, finished: bool) -> None:
+        """At the end of a run: makes what is done visible. finished: every row has its record."""
+
+    def close(self) -> None:
+        """Called once, whatever has happened."""
+
+
+class OwnFiles:
+    """Files that a job puts in place by a rename, and knows again later as its own."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def expect(self, path: str, *, fresh: bool = False) -> None:
+        """Raises FileExistsError if another file is at the path, unless fresh, and OSError if none can be."""
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not fresh and os.path.exists(path) and not self.has(path):
+            what = "is not as this job left it" if self._journal.done else "exists"
+            raise FileExistsError(f"{path} {what}; --fresh replaces it")
+
+    def has(self, path: str) -> bool:
+        """Whether the file is there, as the job left it or as it found it when it was told to replace it."""
+        changed = changed_at(path)
+        return changed is not None and (
+            changed % SECOND == self._journal.tag or changed in self._journal.header.get("replaces", ())
+        )
+
+    def put(self, path: str, write: Callable[[BinaryIO], None]) -> None:
+        assert self._journal.tag is not None
+        publish(path, write, replace=self.has(path), tag=self._journal.tag)
+
+    def remove(self, path: str) -> None:
+        if self.has(path):
+            os.unlink(path)
+
+
+class WholeFile:
+    """A file that appears by a rename, with all rows in input order, when the job is done; after a run that was
+    interrupted, with the rows that are done. Beside it a file of the rows that failed, if there are any.
+
+    errors: that file's path. apart: failed rows are in it alone.
+    """
+
+    def __init__(self, name: str, errors: str, journal: Journal, write: WriteFile, *, apart: bool = False) -> None:
+        self.name, self._errors, self._journal, self._write, self._apart = name, errors, journal, write, apart
+        self._own = OwnFiles(journal)
+
+    def begin(self) -> None:
+        """Raises FileExistsError if another file is there."""
+        self._own.expect(self.name)
+        self._own.expect(self._errors)
+
+    def saved(self, record: Record) -> None:
+        pass
+
+    def publish(self, *, finished: bool) -> None:
+        if finished or self._journal.done:
+            self._own.put(self.name, lambda file: self._write(file, self._records))
+            publish_failed(self._errors, self._journal, self._own)
+        if finished:
+            self._journal.finish()
+
+    def close(self) -> None:
+        pass
+
+    def _records(self) -> Iterator[Record]:
+        return (record for record in self._journal if not (self._apart and record.failed))
+
+
+def publish_failed(path: str, journal: Journal, own: OwnFiles) -> None:
+    """The result rows of those that failed, as JSON Lines."""
+    if journal.failed:
+        own.put(path, lambda file: write_lines(file, lambda: (record for record in journal if record.failed)))
+    else:
+        own.remove(path)
+
+
+def write_lines(file: BinaryIO, records: Callable[[], Iterator[Record]]) -> None:
+    """As JSON Lines: the bytes that the journal has."""
+    file.writelines(record.result + b"\n" for record in records())

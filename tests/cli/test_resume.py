@@ -1,0 +1,177 @@
+"""Jobs that are cut and go on."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_command import COMMAND
+
+from pybatch.cli import main
+
+ROWS = 200
+SAMPLED = ["--temperature", "1", "--max-tokens", "24", "--ignore-eos", "--num-kv-blocks", "128", "--max-num-seqs", "4"]
+SAMPLED += ["--threads", "1"]
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["pybatch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return int(exit.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"Say {i % 150}", **({"temperature": 0} if i % 2 else {}), "n": 1 + i % 3} for i in range(ROWS)]
+    lines = [json.dumps(row) for row in rows]
+    lines[17] = '{"prompt": "cut'
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def journaled(results: Path) -> dict[int, bytes]:
+    """The rows in a journal by their numbers; the last record of each."""
+    journal = results.with_name(f"{results.name}.journal")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    whole = [line[9:].split(b" ", 1) for line in lines if line.endswith(b"\n") and not line[9:].startswith(b"{")]
+    return {int(index): rest for index, rest in whole}
+
+
+@pytest.mark.parametrize("order", [[], ["--unordered"]])
+def test_a_job_that_is_killed_at_random_moments_gives_what_an_uninterrupted_one_gives(
+    cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path, order: list[str]
+) -> None:
+    whole, results = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    arguments = ["--model", tiny_model, *SAMPLED]
+    assert cli("run", prompts, "-o", whole, *arguments)[0] == 1
+    kills, moments = 0, random.Random(len(order))
+    before: dict[int, bytes] = {}
+    while kills < (5 if not order else 2):
+        command = [*COMMAND, "run", prompts, "-o", results, *arguments, *order]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            goal = len(before) + moments.randint(1, 15)
+            while process.poll() is None and (not (tmp_path / "cut.jsonl.journal").exists() or size(results) < goal):
+                time.sleep(0.002)
+            assert process.poll() is None, "it was done before it was killed"
+            time.sleep(moments.random() * 0.02)
+            process.send_signal(signal.SIGKILL)
+        kills += 1
+        after = journaled(results)
+        assert {index: after[index] for index in before} == before  # nothing is lost, and nothing is run again
+        before = after
+        assert order or not results.exists()
+    code, err = cli("run", prompts, "-o", results, *arguments, *order)
+    assert code == 1
+    assert f"Going on: {len(before)} rows are done" in err
+    lines = results.read_bytes().splitlines(keepends=True)
+    if order:
+        lines.sort(key=lambda line: json.loads(line)["row"])
+    assert b"".join(lines) == whole.read_bytes()
+    assert len(lines) == ROWS
+    assert results.with_suffix(".errors.jsonl").read_bytes() == whole.with_suffix(".errors.jsonl").read_bytes()
+
+
+def size(results: Path) -> int:
+    try:
+        return len(journaled(results))
+    except (ValueError, IndexError):  # a line is being written
+        return 0
+
+
+def test_a_finished_job_is_not_run_again(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "Say 1"}\n{"prompt": "Say 2"}\n')
+    arguments = ["run", prompts, "-o", results, "--model", tiny_model, *SAMPLED]
+    assert cli(*arguments)[0] == 0
+    first, changed = results.read_bytes(), results.stat().st_mtime_ns
+    code, err = cli(*arguments)
+    assert (code, err) == (0, f"Done already: 2 rows in {results}. --fresh starts over.\n")
+    assert results.stat().st_mtime_ns == changed
+    assert cli(*arguments, "--fresh")[0] == 0
+    assert results.read_bytes() == first
+    assert results.stat().st_mtime_ns != changed
+
+
+def test_another_job_is_refused_with_what_differs(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "Say 1"}\n')
+    arguments = ["run", prompts, "-o", results, "--model", tiny_model, *SAMPLED]
+    assert cli(*arguments, "--system", "Be brief.")[0] == 0
+    before = results.read_bytes()
+    prompts.write_text('{"prompt": "Say 2"}\n')
+    code, err = cli(*arguments, "--seed", "7", "--quantization", "int8")
+    assert code == 2
+    assert f"{results}.journal is of another job; --fresh starts over" in err
+    for name, then, now in (("seed", "-", "7"), ("quantization", "-", "int8"), ("system", "Be brief.", "-")):
+        (line,) = (line for line in err.splitlines() if name in line)
+        assert [each.strip() for each in line.split("│")[1:4]] == [name, then, now]
+    assert "input" in err
+    assert results.read_bytes() == before
+
+
+def test_files_that_are_not_this_jobs_are_left_alone(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "Say 1"}\n')
+    arguments = ["run", prompts, "-o", results, "--model", tiny_model, *SAMPLED]
+    for path in (results, tmp_path / "out.errors.jsonl", tmp_path / "out.jsonl.journal"):
+        path.write_text("mine\n")
+        code, err = cli(*arguments)
+        assert code == 2
+        assert str(path) in err
+        assert path.read_text() == "mine\n"
+        assert sorted(tmp_path.glob("out*")) == [path]
+        path.unlink()
+    assert cli(*arguments)[0] == 0
+    results.write_text("changed\n")
+    code, err = cli(*arguments)
+    assert code == 2
+    assert results.read_text() == "changed\n"
+
+
+def test_failed_rows_run_again_when_they_are_asked_to(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "Say 1"}\n{"prompt": 2}\n{"prompt": "Say 3"}\n')
+    arguments = ["run", prompts, "-o", results, "--model", tiny_model, *SAMPLED]
+    assert cli(*arguments)[0] == 1
+    whole, errors = results.read_bytes(), tmp_path / "out.errors.jsonl"
+    assert errors.read_bytes() == whole.splitlines(keepends=True)[1]
+    code, err = cli(*arguments)
+    assert code == 1
+    assert "Done already: 3 rows" in err
+    assert "1 of them failed" in err
+    code, err = cli(*arguments, "--retry-errors")
+    assert code == 1
+    assert "Going on: 3 rows are done" in err
+    assert (results.read_bytes(), errors.read_bytes()) == (whole, whole.splitlines(keepends=True)[1])
+    code, _ = cli("run", errors, "-o", tmp_path / "again.jsonl", "--model", tiny_model, *SAMPLED)
+    assert code == 1
+    assert json.loads((tmp_path / "again.jsonl").read_text())["input_error"].startswith("line 2: ")
+
+
+def test_a_row_that_fails_can_end_the_job(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "Say 1"}\n' + json.dumps({"prompt": "long " * 200}) + "\n")
+    arguments = ["run", prompts, "-o", results, "--model", tiny_model, *SAMPLED, "--on-error", "fail"]
+    code, err = cli(*arguments)
+    assert code == 1
+    assert "line 2: prompt: " in err.splitlines()[-1]
+    assert [json.loads(line)["row"] for line in results.read_text().splitlines()] in ([], [0])
+    prompts.write_text('{"prompt": "Say 1"}\n{"no": 1}\n')
+    code, err = cli(*arguments, "--fresh")
+    assert code == 1
+    assert err.splitlines()[-1] == "pybatch: --on-error fail: nothing has run"
+    assert "line 2: the row has neither" in err
