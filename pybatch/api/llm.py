@@ -177,12 +177,12 @@ class LLM(ModelHandle):
                 if not pending:
                     return
                 fault: BaseException | None = None
-                if not inbox:
-                    try:
-                        with deferred_interrupts():
+                try:
+                    with deferred_interrupts() as interrupts:
+                        while not (inbox or interrupts):
                             self.session.step(unless=inbox)
-                    except BaseException as error:  # raised below, after the outputs that came before it
-                        fault = error
+                except BaseException as error:  # raised below, after the outputs that came before it
+                    fault = error
                 while inbox:
                     output = inbox.popleft()
                     if fault is not None and output.error is not None:  # of those that the step has discarded

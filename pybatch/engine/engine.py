@@ -23,7 +23,7 @@ from pybatch.engine.scheduling.policies import make_policy
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.machine.faults import describe, is_request_fault
-from pybatch.machine.torch_state import neutral_torch
+from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.decoder import Decoder
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ class Engine:
     interrupt: then the engine discards the unfinished requests and resets, and take_outputs() has what was ready.
     """
 
-    @neutral_torch()
+    @in_neutral_torch
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None, config: EngineConfig) -> None:
         self.config = config
         self.decoder = decoder
@@ -140,7 +140,7 @@ class Engine:
         self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request
 
-    @neutral_torch()
+    @in_neutral_torch
     def step(self) -> list[RequestOutput]:
         """One step of the batch. Returns every request that finished, and what is new of those that stream."""
         try:

@@ -15,7 +15,7 @@ import torch
 from pybatch.machine.device import find_device
 from pybatch.machine.faults import is_machine_fault
 from pybatch.machine.memory import advice, free_memory
-from pybatch.machine.torch_state import neutral_torch
+from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
@@ -39,6 +39,7 @@ class LoadedModel:
     generation_config: dict[str, Any]  # of generation_config.json: the defaults that the model's makers give
 
 
+@in_neutral_torch
 def load_model(
     model: str | Path,
     *,
@@ -72,7 +73,7 @@ def load_model(
     compute = DTYPES[dtype] if dtype != "auto" else torch.float32 if place.type == "cpu" else torch.bfloat16
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ModelError(f"quantization: expected None or one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
-    with neutral_torch(), _errors_in_words(model, place):
+    with _errors_in_words(model, place):
         path = find_model(model)
         if quantization == "gguf" and path.is_dir():
             raise ModelError(

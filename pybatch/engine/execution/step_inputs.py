@@ -12,6 +12,8 @@ from pybatch.engine.scheduling.scheduler import Chunk, num_decodes
 from pybatch.engine.scheduling.sequence import Sequence
 from pybatch.model.batch import ForwardBatch
 
+Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
+
 
 class StepInputs:
     """One buffer that never moves: graphs of all sizes record views of it, and a single copy takes a step to a GPU.
@@ -63,7 +65,8 @@ class StepInputs:
             self._copied.synchronize()  # the last copy may still be reading
         count, decodes = len(chunks), num_decodes(chunks)
         computed = np.array([chunk.sequence.num_computed for chunk in chunks], np.int64)
-        self._fill_tables(chunks, computed)
+        places = np.divmod(computed, self._block_size)  # the block of each, and the place in it
+        self._fill_tables(chunks, *places)
         self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
         self._logits_rows[:decodes] = self._every[:decodes]
         self._query_start[: decodes + 1] = self._every[: decodes + 1]
@@ -78,11 +81,12 @@ class StepInputs:
             rows = self._fill_prompts(chunks, decodes, starts)
             owner = np.repeat(owner, lengths)
             positions = np.arange(total) + (computed - starts[:-1])[owner]
+            places = np.divmod(positions, self._block_size)
             computed = computed + lengths - 1
         self._seq_lens[:count] = computed + 1
-        blocks = self._tables[owner, positions // self._block_size]
+        blocks = self._tables[owner, places[0]]
         self._positions[:total] = positions
-        self._slots[:total] = blocks * np.int64(self._block_size) + positions % self._block_size
+        self._slots[:total] = blocks * np.int64(self._block_size) + places[1]
 
         if size > count:
             padding = slice(count, size)
@@ -115,16 +119,16 @@ class StepInputs:
             block_tables=views.block_tables[:sequences],
         )
 
-    def _fill_tables(self, chunks: list[Chunk], computed: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def _fill_tables(self, chunks: list[Chunk], blocks: Integers, offsets: Integers) -> None:
         filled, self._filled = self._filled, []
         if chunks != filled:
             for row, (chunk, before) in enumerate(zip(chunks, chain(filled, repeat(None)), strict=False)):
                 if chunk is not before:
-                    blocks = chunk.sequence.blocks
-                    self._tables[row, : len(blocks)] = blocks
-        for row in np.flatnonzero(computed % self._block_size == 0).tolist():
-            block = int(computed[row]) // self._block_size
-            self._tables[row, block] = chunks[row].sequence.blocks[block]
+                    known = chunk.sequence.blocks
+                    self._tables[row, : len(known)] = known
+        if np.count_nonzero(offsets) < len(chunks):
+            for row in np.flatnonzero(offsets == 0).tolist():
+                self._tables[row, blocks[row]] = chunks[row].sequence.blocks[blocks[row]]
         self._filled = chunks
 
     def _fill_prompts(self, chunks: list[Chunk], first: int, starts: np.ndarray[tuple[int], np.dtype[np.int32]]) -> int:
