@@ -6,10 +6,10 @@ import itertools
 import os
 import pickle
 import weakref
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import Mock
 
 import pytest
@@ -18,6 +18,7 @@ from pybatch import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingPar
 from pybatch.api.inputs import Conversation
 from pybatch.engine.execution.model_runner import ModelRunner
 
+Result = TypeVar("Result")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
 ENGINE = {"num_kv_blocks": 256, "max_num_seqs": 8, "threads": 1}
@@ -36,6 +37,11 @@ async def collect(llm: AsyncLLM, prompt: str, params: SamplingParams = GREEDY) -
     return [output async for output in llm.generate(prompt, params)]
 
 
+def run(main: Coroutine[Any, Any, Result]) -> Result:
+    """Its result. Fails, rather than hangs, where something never comes."""
+    return asyncio.run(asyncio.wait_for(main, timeout=60))
+
+
 async def until_idle(llm: AsyncLLM) -> None:
     async with asyncio.timeout(10):
         while llm.engine.has_unfinished():
@@ -48,7 +54,7 @@ def test_concurrent_requests_get_what_llm_gives(llm: AsyncLLM, tiny_model: Path)
     async def main() -> list[list[RequestOutput]]:
         return await asyncio.gather(*(collect(llm, prompt) for prompt in prompts))
 
-    streams = asyncio.run(main())
+    streams = run(main())
     expected = LLM(tiny_model, **ENGINE).generate(prompts, GREEDY)
     for prompt, outputs, whole in zip(prompts, streams, expected, strict=True):
         assert outputs[-1].prompt == prompt
@@ -71,13 +77,13 @@ def test_a_stream_of_deltas_adds_up_however_slowly_it_is_read(llm: AsyncLLM) -> 
             await asyncio.sleep(0.05)
         return whole, quick, slow
 
-    whole, quick, slow = asyncio.run(main())
+    whole, quick, slow = run(main())
     assert 1 < len(slow) < len(quick)
     for stream in (quick, slow):
         for i, sample in enumerate(whole.outputs):
             assert "".join(output.outputs[i].text for output in stream) == sample.text
             assert [token for output in stream for token in output.outputs[i].token_ids] == sample.token_ids
-    (only,) = asyncio.run(collect(llm, "a prompt", replace(delta, output_kind=RequestOutputKind.FINAL_ONLY)))
+    (only,) = run(collect(llm, "a prompt", replace(delta, output_kind=RequestOutputKind.FINAL_ONLY)))
     assert only.outputs == whole.outputs
 
 
@@ -89,7 +95,7 @@ def test_parameters_changed_after_the_call_change_nothing(llm: AsyncLLM) -> None
         params.max_tokens = "5"  # type: ignore[assignment]
         return await task, await collect(llm, "a prompt")
 
-    changed, expected = asyncio.run(main())
+    changed, expected = run(main())
     assert changed[-1].outputs == expected[-1].outputs
 
 
@@ -117,7 +123,7 @@ def test_leaving_the_loop_or_cancelling_the_task_drops_the_request(llm: AsyncLLM
         assert (await beside)[-1].outputs[0].finish_reason == "length"
         await until_idle(llm)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_request_ids_are_the_callers_or_numbers(llm: AsyncLLM) -> None:
@@ -125,11 +131,11 @@ def test_request_ids_are_the_callers_or_numbers(llm: AsyncLLM) -> None:
         named = [output.request_id async for output in llm.generate("a", GREEDY, request_id="mine")]
         return [named[-1], (await collect(llm, "b"))[-1].request_id, (await collect(llm, "c"))[-1].request_id]
 
-    assert asyncio.run(main()) == ["mine", "0", "1"]
+    assert run(main()) == ["mine", "0", "1"]
 
 
 def test_a_bad_prompt_is_one_output_with_an_error(llm: AsyncLLM) -> None:
-    (output,) = asyncio.run(collect(llm, "x" * 600))
+    (output,) = run(collect(llm, "x" * 600))
     assert output.finished
     assert "max_model_len = 512" in str(output.error)
 
@@ -139,7 +145,7 @@ def test_chat(llm: AsyncLLM) -> None:
         stream = llm.chat([{"role": "user", "content": "Hello"}], GREEDY, add_generation_prompt=False)
         return [output async for output in stream][-1].prompt
 
-    assert asyncio.run(main()) == "<|role|>user: Hello<|end|>"
+    assert run(main()) == "<|role|>user: Hello<|end|>"
 
 
 def test_what_vllms_scripts_call(llm: AsyncLLM) -> None:
@@ -158,11 +164,11 @@ def test_what_vllms_scripts_call(llm: AsyncLLM) -> None:
         with pytest.raises(RuntimeError, match="closed"):
             await llm.check_health()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_one_engine_serves_several_event_loops(llm: AsyncLLM) -> None:
-    first, second = (asyncio.run(collect(llm, "Hello"))[-1] for _ in range(2))
+    first, second = (run(collect(llm, "Hello"))[-1] for _ in range(2))
     assert first.outputs == second.outputs
 
 
@@ -177,7 +183,7 @@ def test_close_ends_who_waits_and_refuses_who_comes(tiny_model: Path) -> None:
             await collect(llm, "late")
         llm.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_failed_step_fails_its_requests_only(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +194,7 @@ def test_a_failed_step_fails_its_requests_only(llm: AsyncLLM, monkeypatch: pytes
                 assert "failed step" in str(outputs[-1].error)
         assert (await collect(llm, "c"))[-1].error is None
 
-    asyncio.run(main())
+    run(main())
 
 
 class Hostile(dict[str, str]):
@@ -232,7 +238,7 @@ def test_whatever_is_wrong_with_a_request_is_its_own_error(llm: AsyncLLM) -> Non
         assert (await under_way)[-1].error is None
         assert (await collect(llm, "later"))[-1].error is None
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_prompts_are_tokenised_beside_the_engine(llm: AsyncLLM) -> None:
@@ -253,7 +259,7 @@ def test_prompts_are_tokenised_beside_the_engine(llm: AsyncLLM) -> None:
             assert outputs[-1].error is None
         return after - before
 
-    assert asyncio.run(main()) > 5
+    assert run(main()) > 5
 
 
 def test_the_engine_has_no_more_requests_than_its_policy_can_choose_from(llm: AsyncLLM) -> None:
@@ -285,7 +291,7 @@ def test_the_engine_has_no_more_requests_than_its_policy_can_choose_from(llm: As
                 assert outputs[-1].error is None
         await until_idle(llm)
 
-    asyncio.run(main())
+    run(main())
     assert 0 < most <= places
 
 
@@ -310,7 +316,7 @@ def test_abort_by_id_ends_with_what_has_come(llm: AsyncLLM) -> None:
             assert outputs[-1].outputs[0].finish_reason == "abort"
         await until_idle(llm)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_if_the_engines_thread_ends_everyone_is_told(tiny_model: Path) -> None:
@@ -326,7 +332,7 @@ def test_if_the_engines_thread_ends_everyone_is_told(tiny_model: Path) -> None:
         llm.close()
         assert not llm.engine.has_unfinished()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_loop_that_was_closed_leaves_nothing_running(llm: AsyncLLM) -> None:
@@ -334,13 +340,13 @@ def test_a_loop_that_was_closed_leaves_nothing_running(llm: AsyncLLM) -> None:
     stream = llm.generate("left", LONG)
     loop.run_until_complete(anext(stream))
     loop.close()
-    asyncio.run(until_idle(llm))
-    assert asyncio.run(collect(llm, "next"))[-1].error is None
+    run(until_idle(llm))
+    assert run(collect(llm, "next"))[-1].error is None
 
 
 def test_garbage_is_closed(tiny_model: Path) -> None:
     llm = AsyncLLM(tiny_model, **ENGINE)
-    asyncio.run(collect(llm, "a"))
+    run(collect(llm, "a"))
     thread, engine = llm._thread, weakref.ref(llm.engine)
     del llm
     assert not any(each.is_alive() for each in thread._threads)
@@ -350,11 +356,11 @@ def test_garbage_is_closed(tiny_model: Path) -> None:
 
 
 def test_a_forked_child_is_told_to_make_its_own(llm: AsyncLLM) -> None:
-    asyncio.run(collect(llm, "a"))
+    run(collect(llm, "a"))
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            asyncio.run(collect(llm, "a"))
+            run(collect(llm, "a"))
         except RuntimeError as error:
             os.write(write, str(error).encode())
         os._exit(0)
