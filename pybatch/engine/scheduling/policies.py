@@ -17,7 +17,7 @@ class Load:
     """What a policy decides by: numbers of sequences.
 
     prefilling: of the running ones. waiting: those that have not run yet. returning: those that wait to run again.
-    longest_wait: seconds since the first in the queue arrived.
+    longest_wait: seconds since the first in the queue arrived. queued: all that have come so far.
     """
 
     running: int
@@ -25,10 +25,14 @@ class Load:
     waiting: int
     returning: int
     longest_wait: float
+    queued: int
     max_num_seqs: int
 
 
 class Policy(Protocol):
+    last: float
+    """Of sequences counted as they come, the last that may join for the first time."""
+
     def open_places(self, load: Load) -> int:
         """Returns the most sequences that may join in this step for the first time."""
 
@@ -40,6 +44,8 @@ class Policy(Protocol):
 class Continuous:
     """Sequences join as soon as there is room (Orca, Yu et al. 2022)."""
 
+    last = math.inf
+
     def open_places(self, load: Load) -> int:
         return load.max_num_seqs
 
@@ -49,14 +55,16 @@ class Continuous:
 
 class Static:
     """When nothing runs, the sequences that are waiting form a batch, as many as there is room for, and run to the end
-    before the next batch. It may take several steps until all of them have joined."""
+    before the next batch. It may take several steps until all of them have joined; the place of one that is aborted
+    meanwhile stays empty rather than go to one that came later."""
 
     def __init__(self) -> None:
+        self.last = math.inf
         self._open = 0
 
     def open_places(self, load: Load) -> int:
         if load.running + load.returning == 0 and self._may_start(load):
-            self._open = min(load.waiting, load.max_num_seqs)
+            self._open, self.last = min(load.waiting, load.max_num_seqs), load.queued
         return self._open
 
     def joined(self, count: int, *, full: bool) -> None:
@@ -79,7 +87,7 @@ class Dynamic(Static):
 
 class Micro(Static):
     """Groups of a quarter of the places join one after the other, each when the previous one has computed its prompts:
-    while a group prefills, earlier ones decode."""
+    while a group prefills, earlier ones decode. The place of one that is aborted is the next one's."""
 
     def open_places(self, load: Load) -> int:
         if self._open == 0 and load.prefilling == 0:

@@ -7,7 +7,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
 from pybatch.engine.scheduling.policies import Load, Policy
@@ -95,7 +95,8 @@ class Scheduler:
         self._decodes: list[Chunk] = []
         self._rows: dict[Sequence, int] = {}  # a sequence's index in _decodes
         self._short: Sequence | None = None  # the one of _prefills that does not have all its blocks
-        self._joined = 0  # the last number given to a sequence that joined
+        self._queued = 0  # the last number given to a sequence that came
+        self._joined = 0  # and to one that joined
         self._returning = 0  # waiting sequences that have run before
         self._refusal: Refusal | None = None
 
@@ -108,6 +109,7 @@ class Scheduler:
         return len(self._decodes) + len(self._prefills)
 
     def add(self, sequence: Sequence) -> None:
+        sequence.queued = self._queued = self._queued + 1
         self.waiting[sequence] = None
 
     def schedule(self) -> list[Chunk]:
@@ -161,7 +163,9 @@ class Scheduler:
         places = self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
         blocked: list[Sequence] = [] if self._short is None else [self._short]
         may_join = self._returning + self._policy.open_places(self._load())
-        for sequence in list(islice(self.waiting, min(may_join, places + _LOOK_AHEAD))):
+        last = self._policy.last
+        candidates = takewhile(lambda sequence: sequence.returning or sequence.queued <= last, self.waiting)
+        for sequence in list(islice(candidates, min(may_join, places + _LOOK_AHEAD))):
             if budget == 0:
                 break
             self.at = sequence
@@ -328,6 +332,7 @@ class Scheduler:
             waiting=len(self.waiting) - self._returning,
             returning=self._returning,
             longest_wait=self._clock() - next(iter(self.waiting)).request.metrics.arrival_time,
+            queued=self._queued,
             max_num_seqs=self._max_seqs,
         )
 

@@ -36,6 +36,7 @@ class Sequence:
         "num_computed",
         "num_passed",
         "num_registered",
+        "queued",
         "request",
         "returning",
         "seed",
@@ -55,6 +56,7 @@ class Sequence:
         self.num_computed = 0  # tokens whose keys and values are in the blocks
         self.keys: list[BlockKey] = []  # in the prefix cache, of the full blocks for which one was needed
         self.num_registered = 0  # leading blocks that the prefix cache knows
+        self.queued = 0  # counts up with each sequence that comes to the queue
         self.joined = 0  # counts up with each sequence that joins
         self.num_passed = 0  # later sequences that joined while this one had no room
         self.returning = False  # waiting, after it was preempted or forked without room

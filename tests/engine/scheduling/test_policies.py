@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from engine.runs import MakeEngine, drain
 from engine.scheduling.test_scheduler import Simulation
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pybatch.engine import EngineConfig, SamplingParams
 from pybatch.engine.scheduling.policies import Load, make_policy
 
-IDLE = Load(running=0, prefilling=0, waiting=3, returning=0, longest_wait=1.0, max_num_seqs=8)
+IDLE = Load(running=0, prefilling=0, waiting=3, returning=0, longest_wait=1.0, queued=3, max_num_seqs=8)
 
 
 def test_a_static_batch_is_formed_once() -> None:
@@ -71,12 +71,14 @@ def test_a_wait_is_a_number_of_seconds(wait: Any) -> None:
     ),
     num_blocks=st.integers(8, 16),
     policy=st.sampled_from(("static", "dynamic")),
+    aborted=st.dictionaries(st.integers(0, 25), st.integers(0, 11), max_size=6),
 )
+@example([(0, 16, 2, 1), (0, 16, 2, 1), (1, 1, 1, 1)], 16, "static", {1: 1})
 def test_nobody_joins_a_batch_under_way(
-    arrivals: list[tuple[int, int, int, int]], num_blocks: int, policy: str
+    arrivals: list[tuple[int, int, int, int]], num_blocks: int, policy: str, aborted: dict[int, int]
 ) -> None:
     """Whoever runs was there when the batch was formed, at the last step before which nothing had begun and not ended,
-    however short of blocks the pool is."""
+    however short of blocks the pool is and whichever sequences are aborted."""
     simulation = Simulation(num_blocks, max_num_seqs=4, max_num_batched_tokens=16, policy=policy)
     arrived: dict[str, int] = {}
     begun: set[str] = set()
@@ -85,6 +87,9 @@ def test_nobody_joins_a_batch_under_way(
         for at, prompt, max_tokens, n in arrivals:
             if at == step:
                 arrived[simulation.add([at % 2] * prompt, max_tokens, n).request_id] = step
+        if aborted.get(step, len(arrived)) < len(arrived):
+            for sequence in simulation.requests[aborted[step]].sequences:
+                simulation.scheduler.finish(sequence)
         if not any(r.request_id in begun and not r.finished for r in simulation.requests):
             formed = step
         simulation.step()
