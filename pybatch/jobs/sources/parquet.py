@@ -54,7 +54,8 @@ def opened(file: ByteFile) -> Iterator[pq.ParquetFile]:
         raise unreadable(file.name, "Parquet is read from files alone, not from a stream")
     try:
         # Pages are read one by one; the default reads a whole column of a row group.
-        with file.open() as bytes_, pq.ParquetFile(bytes_, buffer_size=1 << 20, pre_buffer=False) as parquet:
+        options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+        with file.open() as bytes_, pq.ParquetFile(bytes_, **options) as parquet:
             yield parquet
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise unreadable(file.name, f"no Parquet file, or damaged: {' '.join(str(error).split())}") from error

@@ -35,7 +35,7 @@ class RowGroups:
 
     def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
         self._schema = schema
-        self._writer = pq.ParquetWriter(file, schema)
+        self._writer = pq.ParquetWriter(file, schema, write_page_checksum=True)
         self._batches: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 

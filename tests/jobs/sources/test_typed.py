@@ -125,7 +125,7 @@ def test_a_folder_of_parquet_files_is_typed_and_its_columns_are_united(tmp_path:
 def test_a_damaged_parquet_file_is_one_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     table = pa.table({"prompt": [os.urandom(50).hex() for _ in range(2000)]})
-    pq.write_table(table, path, row_group_size=1000, compression="zstd", use_dictionary=False)
+    pq.write_table(table, path, row_group_size=1000, use_dictionary=False, write_page_checksum=True)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(OSError, match="no Parquet file, or damaged") as caught:
@@ -136,7 +136,7 @@ def test_a_damaged_parquet_file_is_one_error_that_names_it(tmp_path: Path) -> No
     found = []
     with pytest.raises(OSError, match="no Parquet file, or damaged"):
         found.extend(row.fields["prompt"] for row in open_source(path).rows())
-    assert found == table.column("prompt").to_pylist()[: len(found)]
+    assert found == table.column("prompt").to_pylist()[:1000]  # the first row group
     read, write = os.pipe()
     os.close(write)
     with pytest.raises(OSError, match="from files alone"):
