@@ -9,7 +9,8 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 
 
 @pytest.mark.parametrize(
-    "name", ["estimate", "kernels", "order", "steps", "step_profile", "throughput", "gpu_kernels", "gpu_models"]
+    "name",
+    ["estimate", "kernels", "million", "order", "steps", "step_profile", "throughput", "gpu_kernels", "gpu_models"],
 )
 def test_a_benchmark_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)
