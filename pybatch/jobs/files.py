@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from pybatch.jobs.line_file import LineFile
+from pybatch.jobs.sources import would_read
 
 STANDARD = "-"
 
@@ -23,8 +24,9 @@ def expect_apart(results: str, *, rows: str, others: Iterable[str | None] = ()) 
         if output is not None and read is not None and is_fed_back(read, output):
             what = "the prompts" if path == rows else path
             raise FileExistsError(f"{results} holds {what}; the results need a file of their own")
-    if os.path.isdir(rows) and os.path.samefile(rows, os.path.dirname(os.path.realpath(results))):
-        raise FileExistsError(f"{results} is in the folder of the prompts; the results need a place of their own")
+    if results != STANDARD and would_read(rows, results):
+        where = "in the folder of the prompts" if os.path.isdir(rows) else f"one of {rows}, the prompts"
+        raise FileExistsError(f"{results} is {where}; the results need a place of their own")
 
 
 def created(path: str) -> int:

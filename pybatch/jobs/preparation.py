@@ -24,6 +24,7 @@ from pybatch.jobs.line_file import LineFile
 from pybatch.jobs.publishing import changed_at
 from pybatch.jobs.results import OwnFiles, Results, WholeFile, write_lines
 from pybatch.jobs.rows import Source
+from pybatch.jobs.sources.formats import stem
 from pybatch.jobs.stream_results import StreamResults
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Destination:
 
     @property
     def errors(self) -> str:
-        return self.error_file or f"{os.path.splitext(self.output)[0]}.errors.jsonl"
+        return self.error_file or f"{stem(self.output)}.errors.jsonl"
 
     @property
     def journal(self) -> str:

@@ -56,7 +56,7 @@ class ReadAhead:
         except Exception as caught:
             error = caught
             if isinstance(error, OSError):
-                error.filename = self._name
+                error.filename = error.filename or self._name  # of several files it is one
         with self._changed:
             self._done, self._error = True, error
             self._changed.notify_all()

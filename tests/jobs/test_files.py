@@ -33,6 +33,14 @@ def test_results_inside_the_folder_of_the_rows_are_refused(prompts: Path, tmp_pa
         expect_apart(str(tmp_path / "out"), rows=str(tmp_path))
 
 
+def test_results_that_the_glob_of_the_rows_matches_are_refused(tmp_path: Path) -> None:
+    rows = f"{tmp_path}/*.jsonl"
+    with pytest.raises(FileExistsError, match=r"out\.jsonl is one of .*\*\.jsonl, the prompts"):
+        expect_apart(str(tmp_path / "out.jsonl"), rows=rows)
+    expect_apart(str(tmp_path / "out.csv"), rows=rows)
+    expect_apart("-", rows="*")
+
+
 def test_the_rows_file_is_refused_however_it_is_reached(prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "soft").symlink_to(prompts)
     (tmp_path / "hard").hardlink_to(prompts)

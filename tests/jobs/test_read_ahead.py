@@ -52,12 +52,13 @@ def test_it_reads_no_further_than_its_limit_in_bytes() -> None:
     assert [ahead.take(LONG) for _ in range(19)] == [row(index, 10) for index in range(1, 20)]
 
 
-def test_an_error_comes_after_the_rows_before_it_and_names_the_input() -> None:
+@pytest.mark.parametrize(("given", "named"), [(None, "folder"), ("folder/b.jsonl", "folder/b.jsonl")])
+def test_an_error_comes_after_the_rows_before_it_and_names_the_input(given: str | None, named: str) -> None:
     def rows() -> Iterator[Row]:
         yield row(0)
-        raise OSError(5, "Input/output error")
+        raise OSError(5, "Input/output error", given)
 
-    ahead = ReadAhead(rows(), "prompts.jsonl")
+    ahead = ReadAhead(rows(), "folder")
     assert ahead.take(LONG) == row(0)
-    with pytest.raises(OSError, match=r"Input/output error: 'prompts\.jsonl'"):
+    with pytest.raises(OSError, match=f"Input/output error: '{named}'"):
         ahead.take(LONG)

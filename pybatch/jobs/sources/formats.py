@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+import os
 
 INPUT_FORMATS = ("jsonl", "csv", "tsv", "text", "parquet")
 
@@ -19,12 +19,18 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 def format_of(name: str) -> str | None:
     """The format that a file's name stands for, whether compressed or not; None if its ending is not known."""
-    path = PurePath(name)
-    if compression_of(name) is not None:
-        path = path.with_suffix("")
-    return ENDINGS.get(path.suffix.lower())
+    return ENDINGS.get(os.path.splitext(uncompressed(name))[1].lower())
 
 
 def compression_of(name: str) -> str | None:
     """gzip or zstd where the name ends so."""
-    return COMPRESSIONS.get(PurePath(name).suffix.lower())
+    return COMPRESSIONS.get(os.path.splitext(name)[1].lower())
+
+
+def stem(name: str) -> str:
+    """The name without its ending, and without that of a compression before."""
+    return os.path.splitext(uncompressed(name))[0]
+
+
+def uncompressed(name: str) -> str:
+    return name if compression_of(name) is None else os.path.splitext(name)[0]
