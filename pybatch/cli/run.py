@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -76,6 +77,10 @@ def run(
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds that running rows have to finish after Ctrl-C or SIGTERM.")
     ] = 10.0,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="A folder where answers are kept, so that equal requests of later jobs need not run."),
+    ] = None,
     input_format: Annotated[
         InputFormat | None, typer.Option(help="Of the files. Default: by their names' endings, else jsonl.")
     ] = None,
@@ -172,7 +177,7 @@ def run(
             tell(line)
         if checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
-        answer(job, dialect, checked, on_error, grace, sampling, engine)
+        answer(job, dialect, checked, on_error, grace, cache, sampling, engine)
 
 
 def answer(
@@ -181,6 +186,7 @@ def answer(
     checked: Checked,
     on_error: OnError,
     grace: float,
+    cache: Path | None,
     sampling: SamplingFlags,
     engine: EngineFlags,
 ) -> None:
@@ -201,13 +207,14 @@ def answer(
     rows, size = (checked.rows, checked.size) if prepared.source.rereadable else (None, None)
     progress = BatchProgress(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
     output = prepared.destination.output
-    with ending_in_order() as stop:
+    with ending_in_order() as stop, ExitStack() as opened:
         with usage_errors():
             job = prepared.start(dialect, params, progress, checked, on_error=on_error.value)
         if prepared.rows_done:
             tell(f"Going on: {prepared.rows_done:,} rows are done.")
         pending = ReadAhead(job.pending(), name=prepared.source.name)
-        runner = RowRunner(llm, job, pending, stop.requested, grace)
+        answers = opened.enter_context(prepared.answers(llm.engine.config, llm.engine.max_model_len, cache))
+        runner = RowRunner(llm, job, pending, answers, stop.requested, grace)
         bar = not prepared.shows_on_terminal  # which would be in the rows' way
         with job_errors(prepared):
             with ProgressReporter("Answering", progress, lines=True, bar=bar):

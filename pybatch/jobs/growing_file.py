@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from pybatch.jobs.journal import Journal, Record
 from pybatch.jobs.line_file import LineFile
+from pybatch.jobs.marks import Marks
 from pybatch.jobs.results import OwnFiles, publish_failed
 
 
@@ -16,11 +17,12 @@ class GrowingFile:
     """JSON Lines in the order in which rows finish. The journal has a row first, so that this file is a copy of its
     records up to some byte; `begin` makes it one again after a kill or a power failure.
 
-    errors, apart: as WholeFile's.
+    errors, apart, marked: as WholeFile's.
     """
 
-    def __init__(self, name: str, errors: str, journal: Journal, *, apart: bool = False) -> None:
+    def __init__(self, name: str, errors: str, journal: Journal, *, apart: bool = False, marked: bool = False) -> None:
         self.name, self._errors, self._journal, self._apart = name, errors, journal, apart
+        self._marks = Marks(marked=marked)
         self._own = OwnFiles(journal)
         self._file: LineFile | None = None
 
@@ -47,7 +49,7 @@ class GrowingFile:
 
     def saved(self, record: Record) -> None:
         if self._file is not None and not (self._apart and record.failed):
-            self._file.append(record.result + b"\n")
+            self._file.append(self._marks.line(record) + b"\n")
 
     def publish(self, *, finished: bool) -> None:
         if self._file is not None:
@@ -63,7 +65,7 @@ class GrowingFile:
     def _lines(self) -> Iterator[bytes]:
         for record in self._journal.as_finished():
             if not (self._apart and record.failed):
-                yield record.result + b"\n"
+                yield self._marks.line(record) + b"\n"
 
 
 def compare(written: BinaryIO, lines: Iterator[bytes]) -> tuple[int | None, Iterator[bytes]]:

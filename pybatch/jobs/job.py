@@ -78,8 +78,10 @@ class Job:
         except RowError as error:
             return Failure(str(error), error.code, error.param)
 
-    def save(self, row: Row, outcome: Outcome, *, leader: int | None = None, key: int = 0) -> None:
-        """leader, key: as Record's; None: the answer was computed for this row.
+    def save(
+        self, row: Row, outcome: Outcome, *, key: int = 0, cached: bool = False, from_other_job: bool = False
+    ) -> None:
+        """key, from_other_job: as Record's. cached: the answer was not computed for this row.
 
         Raises OSError, with the file's name, if the row cannot be saved."""
         failed = isinstance(outcome, Failure)
@@ -94,16 +96,16 @@ class Job:
         record = Record(
             index=row.index,
             failed=failed,
+            from_other_job=from_other_job,
             prompt_tokens=outcome.prompt_tokens if isinstance(outcome, Answer) else 0,
             output_tokens=outcome.output_tokens if isinstance(outcome, Answer) else 0,
-            leader=row.index if leader is None else leader,
             key=key,
             digest=0 if self.source.rereadable else content_digest(row.fields),
             result=result,
         )
         self.journal.append(record)
         self.results.saved(record)
-        self.progress.finish(row.size, record.prompt_tokens, failed=failed)
+        self.progress.finish(row.size, record.prompt_tokens, failed=failed, cached=cached)
 
     def _encode(self, row: Row, outcome: Outcome) -> bytes:
         fields = self._with_fields or isinstance(outcome, Failure)

@@ -18,39 +18,38 @@ from pybatch.jobs.line_file import LineFile
 from pybatch.jobs.publishing import SECOND, publish
 
 SYNC_INTERVAL = 1.0  # seconds of work that a power failure may cost
-OTHER_JOB = -1  # as a record's leader
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """A finished row. result: its result row, a line of JSON without the newline.
 
-    prompt_tokens, output_tokens: of the answer. leader: the row that the answer was computed for: this one, an equal
-    one, or OTHER_JOB. key: 64 bits of the request's cache key, 0 for none. digest: 64 bits of the row's own content.
+    from_other_job: the answer was computed for one. prompt_tokens, output_tokens: of the answer. key: 64 bits of the
+    request's cache key, 0 for none. digest: 64 bits of the row's own content.
     """
 
     index: int
     failed: bool
+    from_other_job: bool
     prompt_tokens: int
     output_tokens: int
-    leader: int
     key: int
     digest: int
     result: bytes
 
     def to_line(self) -> bytes:
         head = (
-            f"{self.index} {self.failed:d} {self.prompt_tokens} {self.output_tokens} {self.leader} {self.key:x} "
-            f"{self.digest:x} "
+            f"{self.index} {self.failed:d} {self.from_other_job:d} {self.prompt_tokens} {self.output_tokens} "
+            f"{self.key:x} {self.digest:x} "
         )
         return with_checksum(head.encode() + self.result)
 
     @classmethod
     def from_text(cls, text: bytes) -> Record:
         """Of a line without its checksum and newline."""
-        index, failed, prompt_tokens, output_tokens, leader, key, digest, result = text.split(b" ", 7)
+        index, failed, from_other_job, prompt_tokens, output_tokens, key, digest, result = text.split(b" ", 7)
         return cls(
-            int(index), failed == b"1", int(prompt_tokens), int(output_tokens), int(leader),
+            int(index), failed == b"1", from_other_job == b"1", int(prompt_tokens), int(output_tokens),
             int(key, 16), int(digest, 16), result,
         )  # fmt: skip
 
@@ -127,6 +126,11 @@ class Journal:
         self.header, self.notes, self.done, self.failed, self._end = header | {"tag": new_tag()}, {}, 0, 0, 0
         self._write(with_checksum(json.dumps(self.header).encode()))
         os.fsync(self._file.fileno())
+
+    @property
+    def job_id(self) -> str:
+        """The same for all runs of the job."""
+        return f"{self.header.get('started')} {self.tag}"
 
     @property
     def tag(self) -> int | None:

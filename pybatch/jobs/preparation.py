@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 import pybatch
+from pybatch.jobs.cache_keys import CacheKeys
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.fingerprint import Fingerprint, differences, model_fingerprint
 from pybatch.jobs.growing_file import GrowingFile
 from pybatch.jobs.job import Job
+from pybatch.jobs.job_answers import JobAnswers
 from pybatch.jobs.journal import Journal
 from pybatch.jobs.line_file import LineFile
 from pybatch.jobs.publishing import changed_at
-from pybatch.jobs.results import OwnFiles, Results, WholeFile, write_lines
+from pybatch.jobs.results import OwnFiles, Results, WholeFile, WriteLines, write_lines
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources.formats import stem
 from pybatch.jobs.stream_results import StreamResults
+from pybatch.jobs.tables import TableFormat, table_format, write_joined, write_table
 
 if TYPE_CHECKING:
     from pybatch.api.progress import BatchProgress
-    from pybatch.engine import SamplingParams
+    from pybatch.engine import EngineConfig, SamplingParams
 
 OnError = Literal["skip", "fail"]
 ANSWERS_DEPEND_ON = (
@@ -122,7 +126,10 @@ class Preparation:
         return journal
 
     def _expect_free(self) -> None:
-        """So that a file that is in the way is told of before the model loads."""
+        """So that what is wrong with the output is told of before the model loads."""
+        table = table_format(self.destination.output)
+        if self.destination.unordered and table != TableFormat("jsonl"):
+            raise ValueError(f"unordered: expected an output of JSON Lines, got {self.destination.output}")
         if os.path.isdir(self.destination.output):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.destination.output)
         own, fresh = OwnFiles(self.journal), self.destination.fresh
@@ -185,12 +192,17 @@ class Preparation:
                     "replaces": replaces,
                 }
             )
+        ways = {"apart": dialect.apart, "marked": not dialect.apart}
+        joined = False
         if self._stream is not None:
-            self._results = StreamResults(self._stream, journal, unordered=to.unordered, apart=dialect.apart)
+            self._results = StreamResults(self._stream, journal, unordered=to.unordered, **ways)
         elif to.unordered:
-            self._results = GrowingFile(to.output, to.errors, journal, apart=dialect.apart)
+            self._results = GrowingFile(to.output, to.errors, journal, **ways)
         else:
-            self._results = WholeFile(to.output, to.errors, journal, write_lines, apart=dialect.apart)
+            table = table_format(to.output)
+            joined = self.source.typed and table.format == "parquet" and not dialect.apart
+            write = writer(table, self.source if joined else None)
+            self._results = WholeFile(to.output, to.errors, journal, write, **ways)
         self._results.begin()
         self._progress = progress
         progress.rows_retried = journal.failed if to.retry_errors else 0
@@ -204,7 +216,15 @@ class Preparation:
             checked=checked,
             retry=to.retry_errors,
             fail_fast=on_error == "fail",
+            with_fields=not joined,
         )
+
+    def answers(self, config: EngineConfig, max_model_len: int, folder: Path | None) -> JobAnswers:
+        """config, max_model_len: of the engine. folder: of answers that other jobs may use too. Once the job is
+        started."""
+        model = {name: self._fingerprint.get(name) for name in ("model", *ANSWERS_DEPEND_ON)}
+        keys = CacheKeys(json.dumps(model), max_model_len=max_model_len, engine_seed=config.seed)
+        return JobAnswers(keys, self.journal.job_id, folder)
 
     def publish_what_there_is(self) -> None:
         """After an error, which may be that nothing can be written."""
@@ -225,6 +245,23 @@ class Preparation:
         if self._stream is None and not self.journal.header:
             with suppress(OSError):
                 self.journal.remove()
+
+
+def writer(table: TableFormat, source: Source | None) -> WriteLines:
+    """Writes results in a format. source: of columns that the results are joined to; None: the results have them."""
+    if table == TableFormat("jsonl"):
+        return write_lines
+
+    def write(file: BinaryIO, lines: Callable[[], Iterator[bytes]]) -> None:
+        def rows() -> Iterator[dict[str, Any]]:
+            return map(json.loads, lines())
+
+        if source is None:
+            write_table(file, table, rows)
+        else:
+            write_joined(file, source, rows)
+
+    return write
 
 
 def temporary_journal() -> Journal:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 from pybatch.jobs.journal import Journal, Record
+from pybatch.jobs.marks import Marks
 from pybatch.jobs.publishing import SECOND, changed_at, publish
 
-WriteFile = Callable[[BinaryIO, Callable[[], Iterator[Record]]], None]
-"""Writes records, in the order of their rows, to an open file; the function that gives them may be called again."""
+WriteLines = Callable[[BinaryIO, Callable[[], Iterator[bytes]]], None]
+"""Writes result rows, lines of JSON without newlines, to an open file; the function that gives them may be called
+again."""
 
 
 class Results(Protocol):
@@ -66,11 +68,14 @@ class WholeFile:
     """A file that appears by a rename, with all rows in input order, when the job is done; after a run that was
     interrupted, with the rows that are done. Beside it a file of the rows that failed, if there are any.
 
-    errors: that file's path. apart: failed rows are in it alone.
+    errors: that file's path. apart: failed rows are in it alone. marked: as Marks'. write: in the format of the file.
     """
 
-    def __init__(self, name: str, errors: str, journal: Journal, write: WriteFile, *, apart: bool = False) -> None:
-        self.name, self._errors, self._journal, self._write, self._apart = name, errors, journal, write, apart
+    def __init__(
+        self, name: str, errors: str, journal: Journal, write: WriteLines, *, apart: bool = False, marked: bool = False
+    ) -> None:
+        self.name, self._errors, self._journal, self._write = name, errors, journal, write
+        self._apart, self._marked = apart, marked
         self._own = OwnFiles(journal)
 
     def begin(self) -> None:
@@ -83,7 +88,7 @@ class WholeFile:
 
     def publish(self, *, finished: bool) -> None:
         if finished or self._journal.done:
-            self._own.put(self.name, lambda file: self._write(file, self._records))
+            self._own.put(self.name, lambda file: self._write(file, self._lines))
             publish_failed(self._errors, self._journal, self._own)
         if finished:
             self._journal.finish()
@@ -91,18 +96,19 @@ class WholeFile:
     def close(self) -> None:
         pass
 
-    def _records(self) -> Iterator[Record]:
-        return (record for record in self._journal if not (self._apart and record.failed))
+    def _lines(self) -> Iterator[bytes]:
+        marks = Marks(marked=self._marked)
+        return (marks.line(record) for record in self._journal if not (self._apart and record.failed))
 
 
 def publish_failed(path: str, journal: Journal, own: OwnFiles) -> None:
     """The result rows of those that failed, as JSON Lines."""
     if journal.failed:
-        own.put(path, lambda file: write_lines(file, lambda: (record for record in journal if record.failed)))
+        own.put(path, lambda file: write_lines(file, lambda: (record.result for record in journal if record.failed)))
     else:
         own.remove(path)
 
 
-def write_lines(file: BinaryIO, records: Callable[[], Iterator[Record]]) -> None:
-    """As JSON Lines: the bytes that the journal has."""
-    file.writelines(record.result + b"\n" for record in records())
+def write_lines(file: BinaryIO, lines: Callable[[], Iterator[bytes]]) -> None:
+    """As JSON Lines."""
+    file.writelines(line + b"\n" for line in lines())

@@ -9,41 +9,53 @@ from dataclasses import dataclass
 
 from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.llm import LLM
-from pybatch.api.outcomes import Failure, outcome_of
+from pybatch.api.outcomes import Answer, Failure, Outcome, outcome_of
 from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.jobs.duplicates import InFlight
 from pybatch.jobs.job import Job
+from pybatch.jobs.job_answers import JobAnswers, number_of
 from pybatch.jobs.order import AdmissionOrder
 from pybatch.jobs.read_ahead import ReadAhead
 from pybatch.jobs.rows import Row
 
 WAIT = 0.05  # seconds between two checks of `stopped` while no row comes
 MOST_AT_START, MOST_AT_ONCE = 2048, 256  # rows that are tokenised between two steps
+MOST_FOLLOWERS = 4096  # rows that wait for the answer to an equal one
 
 
 @dataclass(slots=True)
 class Work:
-    """A row that is ready for the engine. Its token ids are with the admission order while it waits."""
+    """A row that is ready for the engine. Its token ids are with the admission order while it waits. key: of its answer
+    in the cache; None if no other request has that answer."""
 
     row: Row
     prompt: Encoded
     params: SamplingParams
+    key: bytes | None
 
 
 class RowRunner:
     """Runs the rows that a job has pending, and saves each as it finishes.
 
-    stopped: checked between two steps; once it returns True no new rows run, and those that run may end within `grace`
-    seconds.
+    answers: where a row's answer is looked for first and kept; equal rows run once even so. stopped: checked between
+    two steps; once it returns True no new rows run, and those that run may end within `grace` seconds.
     """
 
     def __init__(
-        self, llm: LLM, job: Job, rows: ReadAhead, stopped: Callable[[], bool] = lambda: False, grace: float = 0.0
+        self,
+        llm: LLM,
+        job: Job,
+        rows: ReadAhead,
+        answers: JobAnswers,
+        stopped: Callable[[], bool] = lambda: False,
+        grace: float = 0.0,
     ) -> None:
-        self._session, self._job, self._rows = llm.session, job, rows
+        self._session, self._job, self._rows, self._answers = llm.session, job, rows, answers
         self._stopped, self._grace = stopped, grace
         config = llm.engine.config
         self._room = 2 * config.max_num_seqs  # so that the batching policy has some to choose from
         self._waiting = AdmissionOrder[Work](block_size=config.block_size)
+        self._in_flight = InFlight[Work]()
         self._running: dict[str, Work] = {}
         self._inbox: deque[RequestOutput] = deque()
 
@@ -75,7 +87,8 @@ class RowRunner:
         good choice among a file's."""
         taken: list[tuple[Row, Prompt, SamplingParams]] = []
         idle = not (self._running or self._waiting)
-        while len(taken) < (MOST_AT_START if idle else MOST_AT_ONCE) and self._waiting.has_room:
+        most = MOST_AT_START if idle else MOST_AT_ONCE
+        while len(taken) < most and self._waiting.has_room and self._in_flight.num_followers < MOST_FOLLOWERS:
             row = self._rows.take(WAIT if idle and (not taken or self._job.source.rereadable) else 0)
             if row is None:
                 if idle and not taken and not self._rows.ended and not self._stopping():
@@ -89,18 +102,37 @@ class RowRunner:
         encoded = self._session.encode([(prompt, params) for _, prompt, params in taken])
         for (row, _, params), prompt in zip(taken, encoded, strict=True):
             if prompt.error is not None:
-                self._job.save(row, Failure(prompt.error))
+                self._start(Work(row, prompt, params, None))
                 continue
-            ids, prompt.token_ids = prompt.token_ids, []
-            self._waiting.push(Work(row, prompt, params), ids, params.max_tokens, row.size)
+            key = self._answers.key(prompt.token_ids, params, row.index)
+            if not (key is not None and self._find(key, row)):
+                self._queue(Work(row, prompt, params, key))
+
+    def _find(self, key: bytes, row: Row) -> bool:
+        """Whether the row has an answer that was there before."""
+        found = self._answers.get(key)
+        if found is not None:
+            self._job.save(row, found.answer, key=number_of(key), cached=True, from_other_job=found.from_other_job)
+        return found is not None
+
+    def _queue(self, work: Work) -> None:
+        if work.key is None or self._in_flight.join(work.key, work):
+            self._push(work)
+
+    def _push(self, work: Work) -> None:
+        ids, work.prompt.token_ids = work.prompt.token_ids, []
+        self._waiting.push(work, ids, work.params.max_tokens, work.row.size)
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._room:
             work, ids = self._waiting.pop()
             work.prompt.token_ids = ids.tolist()
-            request_id = self._session.add(work.prompt, work.params, self._inbox.append, index=work.row.index)
-            self._running[request_id] = work
+            self._start(work)
         self._save_finished()  # those that cannot be run have been received at once
+
+    def _start(self, work: Work) -> None:
+        request_id = self._session.add(work.prompt, work.params, self._inbox.append, index=work.row.index)
+        self._running[request_id] = work
 
     def _step(self) -> None:
         try:
@@ -108,11 +140,26 @@ class RowRunner:
         except BaseException:
             for output in self._inbox:
                 if output.error is None:  # not of those that the step has discarded
-                    self._job.save(self._running[output.request_id].row, outcome_of(output))
+                    self._save(self._running[output.request_id], self._outcome(output))
             raise
         self._save_finished()
 
     def _save_finished(self) -> None:
         while self._inbox:
             output = self._inbox.popleft()
-            self._job.save(self._running.pop(output.request_id).row, outcome_of(output))
+            self._save(self._running.pop(output.request_id), self._outcome(output))
+
+    def _outcome(self, output: RequestOutput) -> Outcome:
+        return outcome_of(output, self._session.tokenizer)
+
+    def _save(self, work: Work, outcome: Outcome) -> None:
+        key = work.key
+        self._job.save(work.row, outcome, key=0 if key is None else number_of(key))
+        if key is None:
+            return
+        if isinstance(outcome, Answer):
+            self._answers.put(key, work.row.index, outcome)
+            for follower in self._in_flight.answered(key):
+                self._job.save(follower.row, outcome, key=number_of(key), cached=True)
+        elif (next_leader := self._in_flight.failed(key)) is not None:
+            self._push(next_leader)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pybatch.jobs.journal import Journal, Record
 from pybatch.jobs.line_file import LineFile
+from pybatch.jobs.marks import Marks
 
 
 class StreamResults:
@@ -12,9 +13,18 @@ class StreamResults:
     A job whose results go into a stream cannot be resumed: its journal is a temporary file.
     """
 
-    def __init__(self, file: LineFile, journal: Journal, *, unordered: bool = False, apart: bool = False) -> None:
+    def __init__(
+        self,
+        file: LineFile,
+        journal: Journal,
+        *,
+        unordered: bool = False,
+        apart: bool = False,
+        marked: bool = False,
+    ) -> None:
         self.name = file.name
         self._file, self._journal, self._unordered, self._apart = file, journal, unordered, apart
+        self._marks = Marks(marked=marked)
         self._next = 0
 
     def begin(self) -> None:
@@ -40,4 +50,4 @@ class StreamResults:
 
     def _emit(self, record: Record) -> None:
         if not (self._apart and record.failed):
-            self._file.append(record.result + b"\n")
+            self._file.append(self._marks.line(record) + b"\n")

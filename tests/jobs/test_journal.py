@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.jobs.journal import OTHER_JOB, Journal, JournalMismatchError, Record, checked
+from pybatch.jobs.journal import Journal, JournalMismatchError, Record, checked
 
 HEADER = {"fingerprint": {"model": "m"}}
 
 
 def record(index: int, result: bytes = b'{"response": "r"}', *, failed: bool = False) -> Record:
-    return Record(index, failed, 3, 4, index, 5, 6, result)
+    return Record(index, failed, False, 3, 4, 5, 6, result)
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def written(path: str, *records: Record) -> bytes:
         Record,
         index=st.integers(0, 2**40),
         failed=st.booleans(),
+        from_other_job=st.booleans(),
         prompt_tokens=st.integers(0, 2**31),
         output_tokens=st.integers(0, 2**31),
-        leader=st.integers(OTHER_JOB, 2**40),
         key=st.integers(0, 2**64 - 1),
         digest=st.integers(0, 2**64 - 1),
         result=st.binary().map(lambda text: b"{" + text.replace(b"\n", b"")),

@@ -32,8 +32,8 @@ def llm(tiny_model: Path) -> LLM:
 class JobInPipe:
     """A job whose rows come through a pipe, and whose results are read from its journal."""
 
-    def __init__(self, llm: LLM, path: Path) -> None:
-        self.llm, self.path = llm, path
+    def __init__(self, llm: LLM, path: Path, cache: Path | None = None) -> None:
+        self.llm, self.path, self.cache = llm, path, cache
         read, self.pipe = os.pipe()
         self.source = open_source(f"/dev/fd/{read}", "jsonl")
         os.close(read)
@@ -46,11 +46,13 @@ class JobInPipe:
     def run(self, params: SamplingParams = PARAMS, **options: Any) -> bool:
         with Preparation(self.source, Destination(str(self.path)), {}) as prepared:
             job = prepared.start(PlainDialect(), params, self.progress, Checked())
-            runner = RowRunner(self.llm, job, ReadAhead(job.pending(), "rows"), **options)
-            try:
-                return runner.run()
-            finally:
-                job.results.publish(finished=False)
+            config = self.llm.engine.config
+            with prepared.answers(config, self.llm.engine.max_model_len, self.cache) as answers:
+                runner = RowRunner(self.llm, job, ReadAhead(job.pending(), "rows"), answers, **options)
+                try:
+                    return runner.run()
+                finally:
+                    job.results.publish(finished=False)
 
     def results(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
@@ -143,6 +145,56 @@ def test_a_row_draws_by_its_number_whatever_the_rows_before_it_are(job: JobInPip
     first, second = ({row["row"]: row for row in each.results()} for each in (job, other))
     assert second[0]["error"].startswith("line 1: ")
     assert first[1]["response"] == second[1]["response"]
+
+
+def test_equal_rows_run_once_and_are_marked_in_the_order_of_the_input(job: JobInPipe) -> None:
+    rows = [{"prompt": f"Say {i % 3}"} for i in range(30)]
+    job.feed(*rows, {"prompt": "Say 0", "seed": 1, "temperature": 1}, {"prompt": "Say 0", "seed": 1, "temperature": 1})
+    job.feed({"prompt": "Say 0", "seed": 2, "temperature": 1}, {"prompt": "Say 0", "max_tokens": 3})
+    job.feed({"prompt": "Say 0", "temperature": 1}, {"prompt": "Say 0", "temperature": 1})
+    os.close(job.pipe)
+    before = job.llm.engine.metrics.requests
+    assert job.run()
+    assert job.llm.engine.metrics.requests - before == 3 + 1 + 2 + 2
+    results = job.results()
+    assert [i for i, row in enumerate(results) if row.get("cached")] == [*range(3, 30), 31]
+    assert job.progress.rows_cached == 28
+    for i in range(3, 30):
+        assert {**results[i], "row": i % 3} == {**results[i % 3], "cached": True}
+    assert results[31]["response"] == results[30]["response"]
+
+
+def test_answers_are_kept_for_later_jobs(llm: LLM, tmp_path: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        job = JobInPipe(llm, tmp_path / name, tmp_path / "cache")
+        job.feed({"prompt": "Say 0"}, {"prompt": "Say 1", "temperature": 1})
+        os.close(job.pipe)
+        before = llm.engine.metrics.requests
+        assert job.run()
+        written.append((llm.engine.metrics.requests - before, job.results()))
+    (ran, first), (ran_again, second) = written
+    assert (ran, ran_again) == (2, 0)
+    assert second == [{**row, "cached": True} for row in first]
+
+
+def test_a_row_whose_equal_fails_runs_itself(job: JobInPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, calls = job.llm.session.add, []
+
+    def fail_first(prompt: Any, params: Any, receive: Any, **options: Any) -> str:
+        calls.append(prompt)
+        if len(calls) == 1:
+            prompt.error = "a fault of this row alone"
+        return add(prompt, params, receive, **options)
+
+    monkeypatch.setattr(job.llm.session, "add", fail_first)
+    job.feed(*({"prompt": "Say it"} for _ in range(4)))
+    os.close(job.pipe)
+    assert job.run()
+    results = job.results()
+    assert ["error" in row for row in results] == [True, False, False, False]
+    assert [row.get("cached", False) for row in results] == [False, False, True, True]
+    assert len(calls) == 2
 
 
 def test_a_row_that_is_too_deep_to_be_written_is_an_error(job: JobInPipe) -> None:

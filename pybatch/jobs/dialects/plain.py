@@ -13,7 +13,7 @@ from pybatch.jobs.row_params import from_json, row_params
 from pybatch.jobs.rows import Row
 from pybatch.jobs.template import Template
 
-RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "logprobs", "prompt_logprobs", "error")
+RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "logprobs", "prompt_logprobs", "error", "cached")
 
 
 @dataclass(frozen=True)
