@@ -226,7 +226,8 @@ def answer(
         if not finished:
             tell_interrupted(prepared, stop)
     if job.journal.failed:
-        tell(f'{job.journal.failed:,} of {job.journal.done:,} rows failed: each has an "error" in {output}.')
+        where = prepared.destination.errors if prepared.resumable else output
+        tell(f'{job.journal.failed:,} of {job.journal.done:,} rows failed: each has an "error" in {where}.')
         raise typer.Exit(exit_codes.FAILED_ROWS)
 
 
