@@ -98,6 +98,7 @@ class Engine:
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._requests: dict[str, Request] = {}
         self._ready: list[RequestOutput] = []
+        self._began_again = False  # all unfinished requests, and none has ended since
         self._new_schedule()
 
     @property
@@ -226,8 +227,9 @@ class Engine:
         )
 
     def _schedule(self) -> list[Chunk]:
-        """The next step's chunks. A request that makes the scheduler raise ends with that error; where none can be
-        named, all do. Scheduling may have stopped anywhere, so the others begin again from their tokens."""
+        """The next step's chunks. A request that makes the scheduler raise ends with that error. Scheduling may have
+        stopped anywhere, so the others begin again from their tokens; so do all where no request can be named, unless
+        that happened before and none has ended since: then it would again, and all end with the error."""
         while self._requests:
             try:
                 return self._scheduler.schedule()
@@ -236,7 +238,11 @@ class Engine:
                     raise
                 what = describe(error)
             at = self._scheduler.at
-            failed = list(self._requests.values()) if at is None else [at.request]
+            if at is not None:
+                failed = [at.request]
+            else:
+                failed = list(self._requests.values()) if self._began_again else []
+                self._began_again = True
             self._new_schedule()
             for request in failed:
                 self._fail(request, what)
@@ -388,6 +394,7 @@ class Engine:
         if finished:
             metrics.finished_time = time.perf_counter()
             self.metrics.finished(metrics, failed=request.error is not None)
+            self._began_again = False
             del self._requests[request.request_id]
         delta = request.stream and request.params.output_kind is RequestOutputKind.DELTA
         first = request.delivered[0] == (0, 0)

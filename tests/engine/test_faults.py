@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pybatch.engine.execution.detokenizer import Detokenizer
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
+from pybatch.engine.scheduling.policies import Continuous
 from pybatch.engine.scheduling.scheduler import Scheduler
 
 SHARED = some_prompt(40, 99)
@@ -187,6 +189,20 @@ def test_where_everything_fails_each_gets_the_error(
     found = finish(engine)
     assert {output.error for output in found.values()} == {"LookupError: injected"}
     assert found.keys() == PROMPTS.keys()
+
+
+@pytest.mark.parametrize("steps", [{0}, {5}, {1, 50}])
+def test_where_no_request_can_be_named_all_begin_again_and_no_token_changes(
+    make_engine: MakeEngine, raise_where: Patch, steps: set[int]
+) -> None:
+    healthy, engine = make_engine(), make_engine(max_num_seqs=2, max_num_batched_tokens=32)
+    submit(healthy)
+    submit(engine)
+    expected = without_metrics(finish(healthy))
+    calls = itertools.count()  # of a policy: one a step while requests wait
+    raise_where(Continuous, "joined", lambda count, full: next(calls) in steps, after=True)
+    assert without_metrics(finish(engine)) == expected
+    assert next(calls) > max(steps)
 
 
 def test_a_batch_that_fails_as_a_whole_runs_in_parts(make_engine: MakeEngine, raise_where: Patch) -> None:

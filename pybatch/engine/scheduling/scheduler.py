@@ -160,6 +160,7 @@ class Scheduler:
     def _admit(self, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
         newcomers, full = 0, False
+        self.at = None
         places = self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
         blocked: list[Sequence] = [] if self._short is None else [self._short]
         may_join = self._returning + self._policy.open_places(self._load())
@@ -187,6 +188,7 @@ class Scheduler:
             budget -= count
             self._register(sequence, sequence.num_computed + count)
             chunks.append(Chunk(sequence, count))
+        self.at = None
         self._policy.joined(newcomers, full=full)
         return chunks
 
