@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pybatch.jobs.rows import Source
@@ -20,8 +20,8 @@ def open_source(data: Any, format: str | None = None) -> Source:
     """Opens what a job reads.
 
     data: the path of a file, a folder or a glob (`files_of` says which files these stand for), or "-" for standard
-    input; or what is in memory: a list of dicts or of prompts, a pandas or polars DataFrame, a pyarrow Table or a
-    Hugging Face Dataset. Anything else that yields dicts or prompts is read once, as a stream is.
+    input; or what is in memory: a list or column of dicts or prompts, a pandas or polars DataFrame, a pyarrow Table or
+    a Hugging Face Dataset. Anything else that yields dicts or prompts is read once, as a stream is.
 
     format: one of INPUT_FORMATS, for all files; None goes by the endings of their names (before .gz or .zst), and takes
     an unknown one as jsonl. Raises OSError, with the path, for a file that cannot be read, ValueError for another
@@ -82,7 +82,8 @@ def open_data(data: Any) -> Source:
                     f"data: a DatasetDict has splits; give one of them: data[{next(iter(data), 'train')!r}]"
                 )
     if isinstance(data, Iterable) and not isinstance(data, Mapping | bytes | bytearray):
-        return ListSource(data, name)
+        # A column or an array has no more than its length; what has none may give other items when it is read again.
+        return ListSource(list(data) if hasattr(data, "__len__") and not isinstance(data, Sequence) else data, name)
     raise TypeError(
         "data: expected a path, a list of dicts or of prompts, a pandas or polars DataFrame, a pyarrow Table or a "
         f"Hugging Face Dataset, got {name}"

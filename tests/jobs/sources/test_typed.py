@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -20,6 +21,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from pybatch.jobs.sources import open_source
+from pybatch.jobs.tables import join_results
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a", "n": 1, "x": 0.5, "messages": [{"role": "user", "content": "é"}], "raw": b"\xff"},
@@ -101,6 +103,14 @@ def test_frames_keep_what_they_are_given_with_and_names_are_text() -> None:
         open_source(pd.DataFrame([[1, 2]], columns=[7, "7"]))
     with pytest.raises(TypeError, match=r"splits; give one of them: data\['train'\]"):
         open_source(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)))
+
+
+def test_a_column_of_prompts_is_a_list_of_them() -> None:
+    for column in (pd.Series(["a", "b"], index=[5, 6]), pl.Series(["a", "b"]), np.array(["a", "b"])):
+        source = open_source(column)
+        assert source.rereadable
+        assert [row.fields for row in source.rows()] == [{"prompt": "a"}, {"prompt": "b"}]
+        assert join_results(source, [{"row": 1, "error": "x"}]) == [{"prompt": "b", "row": 1, "error": "x"}]
 
 
 def test_a_folder_of_parquet_files_is_typed_and_its_columns_are_united(tmp_path: Path) -> None:
