@@ -161,7 +161,13 @@ def run(
                 engine.model,
                 engine.given(),
                 sampling.given(),
-                {"template": prompt_template, "system": system, "raw": raw or None, "input": source.digest()},
+                {
+                    "format": dialect.name,
+                    "template": prompt_template,
+                    "system": system,
+                    "raw": raw or None,
+                    "input": source.digest(),
+                },
             )
             to = Destination(output, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
             try:

@@ -80,7 +80,7 @@ class Worker:
             self._session.step()
             self._settle()
         finished, self._finished = self._finished, []
-        return [(index, outcome_of(output)) for index, output in finished]
+        return [(index, outcome_of(output, self._session.tokenizer)) for index, output in finished]
 
     def _finish(self, index: int, output: RequestOutput) -> None:
         self._finished.append((index, output))

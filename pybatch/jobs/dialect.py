@@ -29,6 +29,10 @@ class Dialect(Protocol):
     """A format of rows. Needs neither model nor tokenizer, so that rows can be checked before these are loaded."""
 
     @property
+    def name(self) -> str:
+        """One of dialects.choose.DIALECTS."""
+
+    @property
     def apart(self) -> bool:
         """Whether rows that fail are written to the error file alone, or to the results too."""
 

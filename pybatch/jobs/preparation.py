@@ -195,7 +195,8 @@ class Preparation:
         ways = {"apart": dialect.apart, "marked": not dialect.apart}
         joined = False
         if self._stream is not None:
-            self._results = StreamResults(self._stream, journal, unordered=to.unordered, **ways)
+            marked = not dialect.apart
+            self._results = StreamResults(self._stream, journal, unordered=to.unordered, marked=marked)
         elif to.unordered:
             self._results = GrowingFile(to.output, to.errors, journal, **ways)
         else:

@@ -8,22 +8,15 @@ from pybatch.jobs.marks import Marks
 
 
 class StreamResults:
-    """JSON Lines in input order: a row waits, in the journal, for those before it; unless unordered.
+    """JSON Lines in input order: a row waits, in the journal, for those before it; unless unordered. Rows that failed
+    are among them in every dialect, since a stream has no error file beside it.
 
     A job whose results go into a stream cannot be resumed: its journal is a temporary file.
     """
 
-    def __init__(
-        self,
-        file: LineFile,
-        journal: Journal,
-        *,
-        unordered: bool = False,
-        apart: bool = False,
-        marked: bool = False,
-    ) -> None:
+    def __init__(self, file: LineFile, journal: Journal, *, unordered: bool = False, marked: bool = False) -> None:
         self.name = file.name
-        self._file, self._journal, self._unordered, self._apart = file, journal, unordered, apart
+        self._file, self._journal, self._unordered = file, journal, unordered
         self._marks = Marks(marked=marked)
         self._next = 0
 
@@ -49,5 +42,4 @@ class StreamResults:
         self._file.close()
 
     def _emit(self, record: Record) -> None:
-        if not (self._apart and record.failed):
-            self._file.append(self._marks.line(record) + b"\n")
+        self._file.append(self._marks.line(record) + b"\n")

@@ -18,6 +18,10 @@ class AnthropicBatch:
     """Rows of custom_id and params. A row that fails has its result among the others, of type "errored"."""
 
     @property
+    def name(self) -> str:
+        return "anthropic-batch"
+
+    @property
     def apart(self) -> bool:
         return False
 

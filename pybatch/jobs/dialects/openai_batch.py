@@ -37,6 +37,10 @@ class OpenAIBatch:
     model: str | None = None
 
     @property
+    def name(self) -> str:
+        return "openai-batch"
+
+    @property
     def apart(self) -> bool:
         return True
 

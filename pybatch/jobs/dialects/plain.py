@@ -29,6 +29,10 @@ class PlainDialect:
     chat: bool = True
 
     @property
+    def name(self) -> str:
+        return "rows"
+
+    @property
     def apart(self) -> bool:
         return False
 

@@ -39,6 +39,7 @@ def test_a_dialect_is_made_with_what_it_needs() -> None:
     assert dialect_of(None, {}, created=3, system="s", chat=False) == PlainDialect(None, "s", False)
     assert dialect_of("rows", OPENAI, created=3) == PlainDialect()
     assert dialect_of(None, OPENAI, created=3, template=template) == PlainDialect(template)
+    assert tuple(dialect_of(name, {}, created=3).name for name in DIALECTS) == DIALECTS
 
 
 @pytest.mark.parametrize(
