@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from pybatch.cli.streams import printable
 if TYPE_CHECKING:
     from pybatch.jobs.check import Checked
     from pybatch.jobs.dialect import Dialect
-    from pybatch.jobs.preparation import OtherJobError, Preparation
+    from pybatch.jobs.preparation import Destination, OtherJobError, Preparation
 
 
 class InputFormat(StrEnum):
@@ -81,6 +82,9 @@ def run(
         Path | None,
         typer.Option(help="A folder where answers are kept, so that equal requests of later jobs need not run."),
     ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="Write a report of the job, an HTML file, however the job ends.", metavar="PATH")
+    ] = None,
     input_format: Annotated[
         InputFormat | None, typer.Option(help="Of the files. Default: by their names' endings, else jsonl.")
     ] = None,
@@ -115,6 +119,9 @@ def run(
     output: whatever ends the job, the same command goes on where it was. Ctrl-C and SIGTERM let the running rows
     finish, and leave what is done in the output; a second one ends at once.
 
+    The report has the job's figures, its throughput, batch and KV use over time, the spread of latencies and lengths,
+    errors, settings and versions.
+
     Exit code: 0, all rows are answered; 1, some have errors; 2, wrong usage: arguments, files, a limit on their size,
     or a model that cannot be used; 3, the job could not go on: the disk, memory or a step of the model; 130 after
     Ctrl-C, 143 after SIGTERM; 141, nobody reads the results any more.
@@ -148,6 +155,9 @@ def run(
             params = SamplingParams(**{"max_tokens": None, **sampling.given()})
             expect_apart(output, rows=name, others=(engine.model, engine.given().get("tokenizer")))
             source = open_source(name, input_format and input_format.value)
+            to = Destination(output, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
+            if report is not None:
+                expect_report_apart(report, name, to)
             stream = open_stream(output)
             opened.enter_context(standard_streams_reserved())
             first: dict[str, Any] = {}
@@ -169,7 +179,6 @@ def run(
                     "input": source.digest(),
                 },
             )
-            to = Destination(output, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
             try:
                 job = opened.enter_context(Preparation(source, to, fingerprint, stream))
             except OtherJobError as error:
@@ -183,7 +192,7 @@ def run(
             tell(line)
         if checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
-        answer(job, dialect, checked, on_error, grace, cache, sampling, engine)
+        answer(job, dialect, checked, on_error, grace, cache, report, sampling, engine)
 
 
 def answer(
@@ -193,6 +202,7 @@ def answer(
     on_error: OnError,
     grace: float,
     cache: Path | None,
+    report_path: str | None,
     sampling: SamplingFlags,
     engine: EngineFlags,
 ) -> None:
@@ -207,6 +217,7 @@ def answer(
     from pybatch.api.llm import most_output_tokens
     from pybatch.api.progress import BatchProgress, ProgressReporter
     from pybatch.jobs.read_ahead import ReadAhead
+    from pybatch.jobs.report import JobReport
     from pybatch.jobs.row_runner import RowRunner
     from pybatch.jobs.summary import summary_table
 
@@ -222,11 +233,15 @@ def answer(
         answers = opened.enter_context(prepared.answers(llm.engine.config, llm.engine.max_model_len, cache))
         runner = RowRunner(llm, job, pending, answers, stop.requested, grace)
         bar = not prepared.shows_on_terminal  # which would be in the rows' way
-        with job_errors(prepared):
+        settings = {"input": prepared.source.name, "output": output, "on_error": on_error.value}
+        title = f"{Path(prepared.source.name).name} with {Path(engine.model).name}"
+        with job_errors(prepared), JobReport(report_path, title, llm, job, settings) as report:
             with ProgressReporter("Answering", progress, lines=True, bar=bar):
-                finished = runner.run()
+                report.finished = finished = runner.run()
             job.results.publish(finished=finished)
-        stderr.print(summary_table(progress, llm.engine.metrics.summary()))
+        stderr.print(summary_table(progress, llm.engine.metrics.summary(), job.failures))
+        if report.fault is not None:
+            tell(f"There is no report: {report.fault.filename}: {report.fault.strerror}")
         if job.failure is not None:
             raise CommandError(f"{job.failure}; {job.journal.done:,} rows are saved", exit_codes.FAILED_ROWS)
         if not finished:
@@ -234,7 +249,24 @@ def answer(
     if job.journal.failed:
         where = prepared.destination.errors if prepared.resumable else output
         tell(f'{job.journal.failed:,} of {job.journal.done:,} rows failed: each has an "error" in {where}.')
+    if report.fault is not None:
+        raise typer.Exit(exit_codes.FAILED)
+    if job.journal.failed:
         raise typer.Exit(exit_codes.FAILED_ROWS)
+
+
+def expect_report_apart(path: str, rows: str, to: Destination) -> None:
+    """Raises OSError if a report cannot be put there, as far as that is known before the job has run."""
+    others = {
+        os.path.realpath(each): what
+        for each, what in ((rows, "prompts"), (to.output, "results"), (to.errors, "errors"), (to.journal, "journal"))
+    }
+    if what := others.get(os.path.realpath(path)):
+        raise FileExistsError(f"--report: {path} is the file of the {what}; the report needs one of its own")
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 def tell_finished(prepared: Preparation) -> None:

@@ -14,7 +14,9 @@ from pybatch.jobs.timeline import Interval
 Format = Callable[[float], str]
 
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 240, 56, 16, 14, 28  # the whole height, and the margins around the plot
+NAMES = 22  # more at the top, for the names of marks
 BARS = 40  # of a histogram, about
+FEW = 10  # bars, below which there is room beside them
 LONG_TAIL = 30.0  # greatest value by median, from which on a histogram's axis is logarithmic
 
 
@@ -69,6 +71,7 @@ class Chart:
     tooltips: list[Box] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     height: int = HEIGHT
+    top: int = TOP
 
     @property
     def left(self) -> int:
@@ -79,10 +82,6 @@ class Chart:
         return self.width - RIGHT
 
     @property
-    def top(self) -> int:
-        return TOP
-
-    @property
     def bottom(self) -> int:
         return self.height - BOTTOM
 
@@ -90,7 +89,7 @@ class Chart:
         return round(LEFT + share * (self.right - LEFT), 2)
 
     def y(self, share: float) -> float:
-        return round(self.bottom - share * (self.bottom - TOP), 2)
+        return round(self.bottom - share * (self.bottom - self.top), 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +199,7 @@ def histogram(
     edges = log_edges(low, high) if logarithmic else even_edges(low, high, whole)
     heights = split_up(counts, edges, spread=0.0 if whole else 0.01)
     named = exact or show
-    chart = Chart(title, f"p50 {named(p50)} · p99 {named(p99)}", width)
+    chart = Chart(title, f"p50 {named(p50)} · p99 {named(p99)}", width, top=TOP + NAMES)
     position = math.log if logarithmic else float
     first, last = position(edges[0]), position(edges[-1])
 
@@ -211,7 +210,8 @@ def histogram(
     y_values = ticks(0, highest, min(4, highest))
     chart.y_ticks = [Tick(chart.y(value / y_values[-1]), f"{value:,.0f}") for value in y_values]
     marks = decades(edges[0], edges[-1]) if logarithmic else ticks(edges[0], edges[-1], 5)
-    chart.x_ticks = [Tick(x(value), show(value)) for value in marks if edges[0] <= value <= edges[-1]]
+    marks = [value for value in marks if edges[0] <= value <= edges[-1] and not (whole and value % 1)]
+    chart.x_ticks = [Tick(x(value), show(value)) for value in marks]
     for (begin, end), height in zip(pairwise(edges), heights, strict=True):
         if height > 0:
             bounds = (math.ceil(begin), math.floor(end)) if whole else (begin, end)
@@ -235,8 +235,9 @@ def even_edges(low: float, high: float, whole: bool) -> list[float]:
         first, last = math.floor(low * 0.99 / step), math.ceil(high * 1.01 / step)
         return [i * step for i in range(first, last + 1)]
     step = max(1, round(step))
-    first = int(low) // step
-    return [i * step - 0.5 for i in range(first, int(high) // step + 2)]
+    first, last = int(low) // step, int(high) // step
+    margin = max(0, FEW - (last - first)) // 2
+    return [i * step - 0.5 for i in range(max(0, first - margin), last + margin + 2)]
 
 
 def log_edges(low: float, high: float) -> list[float]:

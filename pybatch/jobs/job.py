@@ -12,6 +12,7 @@ from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.api.protocols.sampling import merged
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect, RowError, request_of
+from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.fingerprint import content_digest
 from pybatch.jobs.journal import Journal, JournalMismatchError, Record
 from pybatch.jobs.results import Results
@@ -48,6 +49,7 @@ class Job:
         self.journal, self.results, self.progress = journal, results, progress
         self._checked = checked
         self._retry, self._fail_fast, self._with_fields = retry, fail_fast, with_fields
+        self.failures = FailureTally()  # of this run
         self.failure: str | None = None  # of the row that ended the job
 
     def pending(self) -> Iterator[Row]:
@@ -105,6 +107,8 @@ class Job:
         )
         self.journal.append(record)
         self.results.saved(record)
+        if isinstance(outcome, Failure):
+            self.failures.add(outcome.code, row.place, outcome.message)
         self.progress.finish(row.size, record.prompt_tokens, failed=failed, cached=cached)
 
     def _encode(self, row: Row, outcome: Outcome) -> bytes:

@@ -2,24 +2,97 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from datetime import datetime
-from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import jinja2
+import torch
 
+from pybatch.api.llm import LLM
 from pybatch.api.progress import BatchProgress, clock
+from pybatch.engine import EngineConfig, SamplingParams
+from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.jobs.charts import Chart, Quantity, histogram, time_chart
 from pybatch.jobs.failures import FailureTally
+from pybatch.jobs.job import Job
+from pybatch.jobs.publishing import publish
 from pybatch.jobs.summary import duration, summary_figures
 from pybatch.jobs.timeline import Timeline
-from pybatch.machine.facts import readable
+from pybatch.machine.facts import facts, readable
 
 Sections = Mapping[str, Mapping[str, Any]]
+
+
+class JobReport:
+    """A context manager that watches a job on this machine and writes its report, however the job ends.
+
+    path: None: there is no report. settings: beside those of the model, the sampling and the engine.
+    """
+
+    def __init__(self, path: str | None, title: str, llm: LLM, job: Job, settings: Mapping[str, Any]) -> None:
+        self._path, self._title, self._llm, self._job, self._settings = path, title, llm, job, settings
+        self._timeline = Timeline(llm.engine.metrics)
+        self._opened = ExitStack()
+        self.finished = False  # whether every row is done
+        self.fault: OSError | None = None  # why there is no report
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            self._opened.enter_context(self._timeline.sampling())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._opened.close()
+        if self._path is None:
+            return
+        failed = error is not None or self._job.failure is not None
+        try:
+            write_report(
+                self._path,
+                title=self._title,
+                status="ended by an error" if failed else "finished" if self.finished else "interrupted",
+                progress=self._job.progress,
+                metrics=self._llm.engine.metrics,
+                timeline=self._timeline,
+                failures=self._job.failures,
+                settings={"Job": self._settings, **settings_of(self._llm, self._job.params)},
+                facts=facts(),
+            )
+        except OSError as fault:
+            self.fault = fault
+
+
+def settings_of(llm: LLM, params: SamplingParams) -> Sections:
+    """What answers and speed depend on: what was chosen where that was left to pybatch, and sampling parameters as far
+    as they are not the default ones."""
+    engine, given = llm.engine, vars(llm.engine.config)
+    of_model = {
+        "model": str(given["model"]),
+        "tokenizer": given["tokenizer"],
+        "quantization": given["quantization"],
+        "dtype": str(engine.decoder.dtype).removeprefix("torch."),
+        "kv_cache_dtype": str(kv_layout(engine.decoder, engine.config).dtype).removeprefix("torch."),
+        "weights": f"{engine.weight_bytes / 2**20:,.0f} MiB",
+        "max_model_len": engine.max_model_len,
+    }
+    of_engine = {
+        **{field.name: given[field.name] for field in fields(EngineConfig) if field.name not in of_model},
+        "num_kv_blocks": engine.num_kv_blocks,
+        "kv_pool": f"at most {engine.kv_cache_bytes / 2**20:,.0f} MiB",
+        "device": given["device"],
+        "threads": torch.get_num_threads(),
+    }
+    of_sampling = {
+        field.name: getattr(params, field.name)
+        for field in fields(params)
+        if field.name in ("temperature", "max_tokens") or getattr(params, field.name) != field.default
+    }
+    return {"Model": of_model, "Sampling": of_sampling, "Engine": of_engine}
 
 
 def write_report(
@@ -56,20 +129,10 @@ def write_report(
         facts=readable(facts),
     )
 
-    write_whole(Path(path), page.encode(errors="replace"))
+    def write(file: BinaryIO) -> None:
+        file.write(page.encode(errors="replace"))
 
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Puts a file in its place at once."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    publish(path, write, replace=True, tag=0)
 
 
 def template() -> jinja2.Template:

@@ -1,0 +1,137 @@
+"""pybatch run --report: a report however the job ends."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_command import FAST
+
+from pybatch.api.session import Session
+from pybatch.cli import main
+
+Run = Callable[..., tuple[int, str]]
+ROWS = 150
+
+
+@pytest.fixture
+def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process, on rows of which every tenth is bad. Returns its code and what it says."""
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"Say {i}", **({} if i % 10 else {"temperature": "<b>hot</b>"})} for i in range(ROWS)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        command = ["pybatch", "run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, *FAST, *arguments]
+        monkeypatch.setattr("sys.argv", [*map(str, command)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return int(exit.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+def status(page: str) -> str:
+    return re.findall(r'<span class="status[^"]*">([^<]*)</span>', page)[0]
+
+
+def test_the_report_has_the_figures_of_the_summary(run: Run, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    code, said = run("--report", report)
+    page = report.read_text()
+    assert code == 1
+    assert status(page) == "finished, 15 failed"
+    assert "prompts.jsonl with tiny" in page
+    figures = dict(re.findall(r"│ (\S.*?) +│ +(\S.*?) │", said))
+    assert (figures["rows"], figures["failed: invalid_value"]) == ("150 (15 failed)", "15")
+    for name, value in figures.items():
+        if name != "peak memory":
+            assert f'<th>{html.escape(name)}</th><td class="value">{html.escape(value)}</td>' in page
+    assert page.count("&lt;b&gt;hot&lt;/b&gt;") == 3  # the first examples
+    assert "<b>hot" not in page
+    for name, value in (("max_tokens", "8"), ("num_kv_blocks", "128"), ("dtype", "float32"), ("max_model_len", "512")):
+        assert f'<th>{name}</th><td class="value">{value}</td>' in page
+
+
+def test_an_interrupted_job_has_a_report_and_so_has_the_run_that_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, steps, step = tmp_path / "report.html", iter(range(1, 1000)), Session.step
+
+    def interrupted(session: Session) -> None:
+        step(session)
+        if next(steps) == 12:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "step", interrupted)
+        code, said = run("--report", report, "--grace", "0", "--max-num-seqs", "16")
+    assert code == 130
+    done = int(re.findall(r"Interrupted: (\d+) rows", said)[0])
+    assert 0 < done < ROWS
+    assert status(report.read_text()).startswith("interrupted")
+    code, said = run("--report", report, "--max-num-seqs", "16")
+    page = report.read_text()
+    assert code == 1
+    assert status(page) == "finished, 15 failed"
+    assert f"0 cached, {done} resumed" in page
+    assert f'<th>resumed rows</th><td class="value">{done}</td>' in page
+    assert "failed in earlier runs of this job" in page
+
+
+def test_a_job_that_cannot_go_on_has_a_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, step = iter(range(1, 1000)), Session.step
+
+    def fail(session: Session) -> None:
+        if next(steps) == 12:
+            raise MemoryError("no memory for the step")
+        step(session)
+
+    monkeypatch.setattr(Session, "step", fail)
+    code, said = run("--report", tmp_path / "report.html")
+    assert code == 3
+    assert "no memory for the step" in said
+    assert status((tmp_path / "report.html").read_text()).startswith("ended by an error")
+
+
+def test_a_report_that_cannot_be_written_is_told_of_before_the_job_runs(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "out.jsonl")
+    for name, says in (
+        ("prompts.jsonl", "the file of the prompts"),
+        ("link", "the file of the results"),
+        ("out.errors.jsonl", "the file of the errors"),
+        (".", "Is a directory"),
+        ("none/report.html", "No such file or directory"),
+    ):
+        code, said = run("--report", tmp_path / name)
+        assert (code, says in said) == (2, True), said
+        assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_report_that_cannot_be_written_in_the_end_costs_no_result(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pybatch.cli.run.answer", removing_first(folder))
+        code, said = run("--report", folder / "report.html")
+    assert code == 3
+    assert f"There is no report: {folder / 'report.html'}: No such file or directory" in said
+    assert "15 of 150 rows failed" in said
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == ROWS
+    assert "Done already: 150 rows" in run()[1]
+
+
+def removing_first(folder: Path) -> Callable[..., None]:
+    from pybatch.cli.run import answer
+
+    def answering(*arguments: object) -> None:
+        folder.rmdir()
+        answer(*arguments)  # type: ignore[arg-type]
+
+    return answering
