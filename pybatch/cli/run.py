@@ -17,14 +17,19 @@ import typer
 
 from pybatch.cli import exit_codes
 from pybatch.cli.command import CommandError, UsageError, load, one_line, stderr, usage_errors
+from pybatch.cli.dry_run import estimate_job, show_estimate
 from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
+from pybatch.cli.preview import Preview
 from pybatch.cli.signals import Stop, ending_at_once, ending_in_order, exit_code
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
+    from pybatch.api.llm import LLM
+    from pybatch.engine import SamplingParams
     from pybatch.jobs.check import Checked
     from pybatch.jobs.dialect import Dialect
     from pybatch.jobs.preparation import Destination, OtherJobError, Preparation
+    from pybatch.jobs.rows import Row
 
 
 class InputFormat(StrEnum):
@@ -75,6 +80,17 @@ def run(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Run the rows again that failed in an earlier run of this job.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing: check all rows, and tell tokens, memory and time after a short measurement.",
+        ),
+    ] = False,
+    preview: Annotated[
+        int | None,
+        typer.Option(min=1, help="Answer so many rows first and show them; on a terminal, ask whether to go on."),
+    ] = None,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds that running rows have to finish after Ctrl-C or SIGTERM.")
     ] = 10.0,
@@ -128,8 +144,10 @@ def run(
     """
     if (prompts is None) == (input_file is None):
         raise UsageError("expected PROMPTS or --input-file" + (", not both" if prompts else ""))
-    if output is None:
+    if output is None and not dry_run:
         raise UsageError("Missing option '--output' / '-o'.")
+    if dry_run and preview:
+        raise UsageError("--preview: a dry run answers no rows")
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
@@ -153,12 +171,14 @@ def run(
         with usage_errors():
             template = None if prompt_template is None else Template(prompt_template)
             params = SamplingParams(**{"max_tokens": None, **sampling.given()})
-            expect_apart(output, rows=name, others=(engine.model, engine.given().get("tokenizer")))
+            if output is not None:
+                expect_apart(output, rows=name, others=(engine.model, engine.given().get("tokenizer")))
             source = open_source(name, input_format and input_format.value)
-            to = Destination(output, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
+            to = Destination(output or "", error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
             if report is not None:
                 expect_report_apart(report, name, to)
-            stream = open_stream(output)
+            stream = None if output is None or dry_run else open_stream(output)
+            first_rows = None if preview is None else Preview(preview)
             opened.enter_context(standard_streams_reserved())
             first: dict[str, Any] = {}
             if template is None:
@@ -167,6 +187,15 @@ def run(
                 format and format.value, first, created=created(name), template=template, system=system, chat=not raw
             )
             checked = check_rows(source, dialect, params) if source.rereadable else Checked()
+        if output is None or dry_run:
+            for line in checked.lines():
+                tell(line)
+            llm, params, dialect = load_for(dialect, sampling, engine)
+            estimate = estimate_job(llm, engine.model, source, dialect, params, checked)
+            opened.close()  # standard output is the estimate's
+            show_estimate(estimate, told=checked.bad.total())
+            raise typer.Exit(exit_codes.FAILED_ROWS if estimate.rows_failed else exit_codes.OK)
+        with usage_errors():
             fingerprint = job_fingerprint(
                 engine.model,
                 engine.given(),
@@ -192,7 +221,7 @@ def run(
             tell(line)
         if checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
-        answer(job, dialect, checked, on_error, grace, cache, report, sampling, engine)
+        answer(job, dialect, checked, on_error, first_rows, grace, cache, report, sampling, engine)
 
 
 def answer(
@@ -200,19 +229,14 @@ def answer(
     dialect: Dialect,
     checked: Checked,
     on_error: OnError,
+    first_rows: Preview | None,
     grace: float,
     cache: Path | None,
     report_path: str | None,
     sampling: SamplingFlags,
     engine: EngineFlags,
 ) -> None:
-    from pybatch.jobs.dialects.plain import PlainDialect
-
-    llm, params = load(engine, sampling)
-    if isinstance(dialect, PlainDialect) and dialect.chat and llm.get_tokenizer().chat_template is None:
-        if dialect.system is not None:
-            raise UsageError(f"--system: {engine.model} has no chat template")
-        dialect = replace(dialect, chat=False)
+    llm, params, dialect = load_for(dialect, sampling, engine)
 
     from pybatch.api.llm import most_output_tokens
     from pybatch.api.progress import BatchProgress, ProgressReporter
@@ -229,15 +253,23 @@ def answer(
             job = prepared.start(dialect, params, progress, checked, on_error=on_error.value)
         if prepared.rows_done:
             tell(f"Going on: {prepared.rows_done:,} rows are done.")
-        pending = ReadAhead(job.pending(), name=prepared.source.name)
+        pending = job.pending()
         answers = opened.enter_context(prepared.answers(llm.engine.config, llm.engine.max_model_len, cache))
-        runner = RowRunner(llm, job, pending, answers, stop.requested, grace)
         bar = not prepared.shows_on_terminal  # which would be in the rows' way
         settings = {"input": prepared.source.name, "output": output, "on_error": on_error.value}
         title = f"{Path(prepared.source.name).name} with {Path(engine.model).name}"
+
+        def run_rows(some: Iterator[Row]) -> bool:
+            ahead = ReadAhead(some, name=prepared.source.name)
+            return RowRunner(llm, job, ahead, answers, stop.requested, grace).run()
+
         with job_errors(prepared), JobReport(report_path, title, llm, job, settings) as report:
-            with ProgressReporter("Answering", progress, lines=True, bar=bar):
-                report.finished = finished = runner.run()
+            agreed = first_rows is None or first_rows.agreed(job, llm.session, pending, run_rows, stop.requested, rows)
+            finished = False
+            if agreed:
+                with ProgressReporter("Answering", progress, lines=True, bar=bar):
+                    finished = run_rows(pending)
+            report.finished = finished
             job.results.publish(finished=finished)
         stderr.print(summary_table(progress, llm.engine.metrics.summary(), job.failures))
         if report.fault is not None:
@@ -269,6 +301,18 @@ def expect_report_apart(path: str, rows: str, to: Destination) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
+def load_for(dialect: Dialect, sampling: SamplingFlags, engine: EngineFlags) -> tuple[LLM, SamplingParams, Dialect]:
+    """The model, its parameters, and the dialect for it: text is no user's message where there is no chat template."""
+    from pybatch.jobs.dialects.plain import PlainDialect
+
+    llm, params = load(engine, sampling)
+    if isinstance(dialect, PlainDialect) and dialect.chat and llm.get_tokenizer().chat_template is None:
+        if dialect.system is not None:
+            raise UsageError(f"--system: {engine.model} has no chat template")
+        dialect = replace(dialect, chat=False)
+    return llm, params, dialect
+
+
 def tell_finished(prepared: Preparation) -> None:
     notes, to = prepared.journal.notes, prepared.destination
     failed = f", {notes['failed']:,} of them failed" if notes["failed"] else ""
@@ -278,11 +322,23 @@ def tell_finished(prepared: Preparation) -> None:
 
 
 def tell_interrupted(prepared: Preparation, stop: Stop) -> None:
-    tell(f"Interrupted: {prepared.journal.done:,} rows are done and saved in {prepared.destination.output}.")
+    """After a signal, or a question that was answered with no."""
+    why = "Stopped" if stop.signum is None else "Interrupted"
+    tell(f"{why}: {prepared.journal.done:,} rows are done and saved in {prepared.destination.output}.")
     if prepared.resumable:
-        again = [each for each in sys.argv[1:] if each not in ("--fresh", "--overwrite")]
-        tell(f"To go on: pybatch {shlex.join(again)}")
-    raise typer.Exit(exit_code(stop.signum or 0))
+        tell(f"To go on: pybatch {shlex.join(going_on(sys.argv[1:]))}")
+    raise typer.Exit(exit_codes.OK if stop.signum is None else exit_code(stop.signum))
+
+
+def going_on(arguments: list[str]) -> list[str]:
+    """The command that goes on where the one with these arguments has stopped."""
+    again, rest = [], iter(arguments)
+    for each in rest:
+        if each == "--preview":
+            next(rest, None)
+        elif each not in ("--fresh", "--overwrite") and not each.startswith("--preview="):
+            again.append(each)
+    return again
 
 
 def show_differences(error: OtherJobError) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Failure
 from pybatch.api.protocols.sampling import merged
 from pybatch.engine.sampling_params import SamplingParams
@@ -39,6 +40,18 @@ class Checked:
         if row.index <= index:
             return None
         return Failure(f'custom_id "{id:.80}" was used in {place}', "duplicate_custom_id", "custom_id")
+
+    def request(self, row: Row, dialect: Dialect, params: SamplingParams) -> tuple[Prompt, SamplingParams] | Failure:
+        """What is to be run for a row, or what is wrong with it."""
+        request = request_of(dialect, row)
+        if isinstance(request, Failure):
+            return request
+        if repeated := self.duplicate(row, request.id):
+            return repeated
+        try:
+            return request.prompt, merged(params, request.params)
+        except RowError as error:
+            return Failure(str(error), error.code, error.param)
 
     def add(self, row: Row, failure: Failure) -> None:
         self.bad[failure.code] += 1

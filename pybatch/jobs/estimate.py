@@ -12,6 +12,7 @@ import psutil
 from pybatch.api.llm import LLM
 from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.order import AdmissionOrder
 from pybatch.jobs.rows import Row
@@ -86,16 +87,17 @@ def estimate(
     params: SamplingParams,
     times: StepTimes,
     *,
+    checked: Checked | None = None,
     trial_seconds: float = SAMPLE_SECONDS,
 ) -> Estimate:
     """Reads all rows once, answers a few of them for about trial_seconds, and runs the others on a simulated engine.
 
-    times: of this engine (tune.calibration); they are scaled so that they fit the rows that were answered. Raises
-    OSError if rows cannot be read, and whatever a step of the engine raises.
+    times: of this engine (tune.calibration); they are scaled so that they fit the rows that were answered. checked:
+    what is known of the rows. Raises OSError if rows cannot be read, and whatever a step of the engine raises.
     """
     session, engine = llm.session, llm.engine
     begin = time.perf_counter()
-    survey = Survey(session, dialect, params)
+    survey = Survey(session, dialect, params, checked or Checked())
     survey.read(rows)
     reading = time.perf_counter() - begin
     resident = psutil.Process().memory_info().rss

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Answer, Failure, Outcome
-from pybatch.api.protocols.sampling import merged
 from pybatch.jobs.check import Checked
-from pybatch.jobs.dialect import Dialect, RowError, request_of
+from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.fingerprint import content_digest
 from pybatch.jobs.journal import Journal, JournalMismatchError, Record
@@ -29,7 +28,11 @@ class Job:
     params: for the rows' own to change. checked: what is known of the rows. retry: rows that failed in an earlier run
     are pending again. fail_fast: the first row that fails ends the job, and stays without a record. with_fields: result
     rows hold the row's own fields.
+
+    watch: called with each row that is saved, and its outcome.
     """
+
+    watch: Callable[[Row, Outcome], object] | None = None
 
     def __init__(
         self,
@@ -70,15 +73,7 @@ class Job:
 
     def request(self, row: Row) -> tuple[Prompt, SamplingParams] | Failure:
         """What a row asks for, or what is wrong with it."""
-        request = request_of(self.dialect, row)
-        if isinstance(request, Failure):
-            return request
-        if repeated := self._checked.duplicate(row, request.id):
-            return repeated
-        try:
-            return request.prompt, merged(self.params, request.params)
-        except RowError as error:
-            return Failure(str(error), error.code, error.param)
+        return self._checked.request(row, self.dialect, self.params)
 
     def save(
         self, row: Row, outcome: Outcome, *, key: int = 0, cached: bool = False, from_other_job: bool = False
@@ -110,6 +105,8 @@ class Job:
         if isinstance(outcome, Failure):
             self.failures.add(outcome.code, row.place, outcome.message)
         self.progress.finish(row.size, record.prompt_tokens, failed=failed, cached=cached)
+        if self.watch is not None:
+            self.watch(row, outcome)
 
     def _encode(self, row: Row, outcome: Outcome) -> bytes:
         fields = self._with_fields or isinstance(outcome, Failure)

@@ -10,10 +10,10 @@ from itertools import islice
 
 from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.outcomes import Failure
-from pybatch.api.protocols.sampling import merged
 from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
-from pybatch.jobs.dialect import Dialect, RowError, request_of
+from pybatch.jobs.check import Checked
+from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.prefix_savings import PrefixSavings
 from pybatch.jobs.rows import Row
 
@@ -44,8 +44,9 @@ class SampledRow:
 class Survey:
     """Counts rows, errors and tokens in memory that does not grow with the rows."""
 
-    def __init__(self, session: Session, dialect: Dialect, params: SamplingParams) -> None:
-        self._session, self._dialect, self._params = session, dialect, params
+    def __init__(self, session: Session, dialect: Dialect, params: SamplingParams, checked: Checked) -> None:
+        """params: for the rows' own to change. checked: what is known of the rows."""
+        self._session, self._dialect, self._params, self._checked = session, dialect, params, checked
         self.rows = 0
         self.errors: dict[str, ErrorKind] = {}
         self.prompt_tokens = self.longest_prompt = 0
@@ -80,30 +81,26 @@ class Survey:
     def _take(self, batch: Sequence[Row]) -> None:
         ready: list[tuple[Row, Prompt, SamplingParams]] = []
         for row in batch:
-            request = request_of(self._dialect, row)
+            request = self._checked.request(row, self._dialect, self._params)
             if isinstance(request, Failure):
-                self._fail(row, request.code, request.message)
-                continue
-            try:
-                ready.append((row, request.prompt, merged(self._params, request.params)))
-            except RowError as error:
-                self._fail(row, error.code, str(error))
+                self._fail(row, request)
+            else:
+                ready.append((row, *request))
         encoded = self._session.encode([(prompt, params) for _, prompt, params in ready])
         for (row, _, params), prompt in zip(ready, encoded, strict=True):
             # The engine refuses what is too long, or has parameters that this model cannot run.
             refused: list[RequestOutput] = []
             self._session.abort(self._session.add(prompt, params, refused.append, index=row.index))
             if refused:
-                failure = Failure(refused[0].error or "")
-                self._fail(row, failure.code, failure.message)
+                self._fail(row, Failure(refused[0].error or "", refused[0].error_code or "invalid_request"))
             else:
                 self._count(row, prompt, params)
 
-    def _fail(self, row: Row, code: str, message: str) -> None:
-        kind = self.errors.setdefault(code, ErrorKind())
+    def _fail(self, row: Row, failure: Failure) -> None:
+        kind = self.errors.setdefault(failure.code, ErrorKind())
         kind.rows += 1
         if len(kind.first) < FIRST:
-            kind.first.append(f"{row.place}: {message}")
+            kind.first.append(f"{row.place}: {failure.message}")
 
     def _count(self, row: Row, prompt: Encoded, params: SamplingParams) -> None:
         engine = self._session.engine
@@ -117,9 +114,7 @@ class Survey:
         self.limits[limit] += params.n
         self._savings.add(ids)
         if len(self.prompts) < FIRST:
-            tokenizer = self._session.tokenizer
-            shown = ids.tolist() if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)
-            self.prompts.append(str(shown))
+            self.prompts.append(prompt_text(self._session, ids))
         if self._is_sampled(row.index):
             self.sample.append(SampledRow(row.index, ids, params, limit))
             self._tokens += len(ids)
@@ -137,3 +132,9 @@ class Survey:
             self._stretch = max(1, self._stretch // 2)
             self.sample = self.sample[: (before + 1) // 2]
         self._tokens = sum(len(row.token_ids) for row in self.sample)
+
+
+def prompt_text(session: Session, token_ids: Sequence[int]) -> str:
+    """A prompt as the model sees it, with its special tokens."""
+    tokenizer = session.tokenizer
+    return str(list(token_ids)) if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=False)

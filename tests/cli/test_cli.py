@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import resource
 import shutil
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_command import COMMAND, FAST
+from cli_command import COMMAND, FAST, on_terminal
 
 import pybatch
 from pybatch import LLM, EngineArgs, SamplingParams
@@ -360,29 +359,6 @@ def test_a_reader_that_goes_away_ends_the_job(tiny_model: Path, prompts: Path) -
         err = process.stderr.read()
     assert process.returncode == 128 + signal.SIGPIPE
     assert err == "pybatch: -: Broken pipe; 0 rows are saved\n"
-
-
-def on_terminal(*arguments: str | Path, typed: str | None = None) -> tuple[int, str]:
-    """Runs the command with standard error, and standard input and output if something is ``typed``, on a terminal.
-    Returns the exit code and what the terminal showed."""
-    ours, theirs = pty.openpty()
-    inout = subprocess.DEVNULL if typed is None else theirs
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen([*COMMAND, *arguments], stdin=inout, stdout=inout, stderr=theirs, env=environment)
-    os.close(theirs)
-    if typed is not None:
-        os.write(ours, typed.encode())
-    shown = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # Linux's way to say that the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    return process.wait(), shown.decode(errors="replace")
 
 
 def test_a_terminal_gets_a_bar(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:

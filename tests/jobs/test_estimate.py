@@ -121,9 +121,16 @@ def shown(told: Estimate) -> str:
 def test_the_table_and_the_json_have_the_figures(llm: LLM) -> None:
     told = estimated(llm, ["Say it", "x" * 2000, "Say more"], ignore_eos=True)
     text = shown(told)
-    for words in ("rows", "bad: invalid request", f"{told.prompt_tokens:,}", "about 32", "2 rows answered", "MiB"):
+    for words in (
+        "rows",
+        "bad: context length exceeded",
+        f"{told.prompt_tokens:,}",
+        "about 32",
+        "2 rows answered",
+        "MiB",
+    ):
         assert words in text
     fields = json.loads(json.dumps(told.to_json()))
-    assert fields["errors"]["invalid_request"]["rows"] == fields["rows_failed"] == 1
-    assert fields["errors"]["invalid_request"]["first"][0].startswith("line 2: ")
+    assert fields["errors"]["context_length_exceeded"]["rows"] == fields["rows_failed"] == 1
+    assert fields["errors"]["context_length_exceeded"]["first"][0].startswith("line 2: ")
     assert fields["prompts"] == ["<|role|>user: Say it<|end|><|role|>assistant: ", told.prompts[1]]

@@ -9,6 +9,8 @@ import pytest
 
 from pybatch import LLM, SamplingParams
 from pybatch.jobs import survey
+from pybatch.jobs.check import Checked
+from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.rows import Row
 from pybatch.jobs.survey import Survey
@@ -26,7 +28,7 @@ def rows(fields: list[dict[str, Any]]) -> Iterator[Row]:
 
 
 def survey_of(llm: LLM, fields: list[dict[str, Any]], **params: Any) -> Survey:
-    made = Survey(llm.session, PlainDialect(), SamplingParams(**{"max_tokens": 8, **params}))
+    made = Survey(llm.session, PlainDialect(), SamplingParams(**{"max_tokens": 8, **params}), Checked())
     made.read(rows(fields))
     assert llm.session.idle
     assert not llm.engine.has_unfinished()
@@ -56,12 +58,21 @@ def test_rows_that_will_fail_are_counted_by_kind_with_the_first_messages(llm: LL
         ],
     )
     assert (made.rows, made.failed) == (9, 8)
+    assert made.errors["context_length_exceeded"].rows == 1
     missing = made.errors["missing_required_parameter"]
     assert missing.rows == 5
     assert missing.first == [f"line {i}: the row has neither 'prompt' nor 'messages'" for i in (2, 3, 4)]
     messages = [message for kind in made.errors.values() for message in kind.first]
     for place, words in ((7, "fit"), (8, "temperature"), (9, "vocabulary")):
         assert any(message.startswith(f"line {place}: ") and words in message for message in messages)
+
+
+def test_a_row_whose_id_was_used_before_will_fail(llm: LLM) -> None:
+    made = Survey(llm.session, AnthropicBatch(), SamplingParams(), Checked(repeated={"a": (0, "line 1")}))
+    body = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "Say it"}]}
+    made.read(rows([{"custom_id": "a", "params": body}] * 2))
+    assert (made.rows, len(made.sample)) == (2, 1)
+    assert made.errors["duplicate_custom_id"].first == ['line 2: custom_id "a" was used in line 1']
 
 
 def test_limits_are_the_rows_own_and_never_beyond_the_context(llm: LLM) -> None:

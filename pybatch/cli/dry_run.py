@@ -1,0 +1,63 @@
+"""pybatch run --dry-run: what a job will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pybatch.cli.command import CommandError, one_line, stderr
+from pybatch.cli.streams import printable
+
+if TYPE_CHECKING:
+    from pybatch.api.llm import LLM
+    from pybatch.engine import SamplingParams
+    from pybatch.jobs.check import Checked
+    from pybatch.jobs.dialect import Dialect
+    from pybatch.jobs.estimate import Estimate
+    from pybatch.jobs.rows import Source
+
+NEWLINES = "\n\t"
+
+
+def estimate_job(
+    llm: LLM, model: str, source: Source, dialect: Dialect, params: SamplingParams, checked: Checked
+) -> Estimate:
+    from pybatch.jobs.estimate import estimate
+    from pybatch.jobs.fingerprint import model_fingerprint
+    from pybatch.model.checkpoints.find import find_model
+    from pybatch.tune.calibration import calibrated
+
+    with failures():
+        with stderr.status("Measuring this machine"):
+            times = calibrated(llm.engine, model_fingerprint(find_model(model)))
+        with stderr.status("Reading the rows, and answering some of them"):
+            return estimate(llm, source.rows(), dialect, params, times, checked=checked)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turns what ends the estimate before its time into one line."""
+    try:
+        yield
+    except Exception as error:
+        what = (
+            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else one_line(error)
+        )
+        raise CommandError(f"the job cannot be estimated: {what}") from error
+
+
+def show_estimate(estimate: Estimate, told: int) -> None:
+    """On standard output. told: how many of the bad rows the user knows of."""
+    from pybatch.jobs.estimate_table import estimate_table
+
+    out = Console(highlight=False, markup=False, soft_wrap=True)
+    if estimate.rows_failed > told:
+        for kind in estimate.errors.values():
+            for message in kind.first:
+                out.print(printable(message))
+    out.print(estimate_table(estimate))
+    for number, prompt in enumerate(estimate.prompts, start=1):
+        out.print(f"\nPrompt {number}, as the model sees it:\n{printable(prompt, keep=NEWLINES)}")

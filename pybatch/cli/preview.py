@@ -1,0 +1,65 @@
+"""pybatch run --preview: the first answers, and a question whether to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pybatch.cli.command import stderr
+from pybatch.cli.question import Asker
+from pybatch.cli.streams import printable
+
+if TYPE_CHECKING:
+    from pybatch.api.outcomes import Outcome
+    from pybatch.api.session import Session
+    from pybatch.jobs.job import Job
+    from pybatch.jobs.rows import Row
+
+NEWLINES = "\n\t"
+
+
+class Preview:
+    """Runs the first of a job's rows and shows them on standard error, each as it finishes.
+
+    rows: how many. To be made before standard input is taken from the terminal.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._asker = Asker()
+
+    def agreed(
+        self,
+        job: Job,
+        session: Session,
+        pending: Iterator[Row],
+        run: Callable[[Iterator[Row]], bool],
+        stopped: Callable[[], bool],
+        all_rows: int | None,
+    ) -> bool:
+        """Whether the job is to go on with the rows that `pending` has left. run: answers rows, and returns whether it
+        came to their end. all_rows: of the job, where that is known: there is nothing to ask after the last."""
+        job.watch = lambda row, outcome: show(job, session, row, outcome)
+        try:
+            finished = run(islice(pending, self._rows))
+        finally:
+            job.watch = None
+        if not finished or job.journal.done == all_rows:
+            return finished
+        return self._asker.agrees("Go on with the other rows?", stopped)
+
+
+def show(job: Job, session: Session, row: Row, outcome: Outcome) -> None:
+    from pybatch.api.outcomes import Failure
+    from pybatch.jobs.survey import prompt_text
+
+    stderr.rule(printable(row.place), align="left", characters="-")
+    if isinstance(outcome, Failure):
+        stderr.print(printable(f"error: {outcome.message}"))
+        return
+    request = job.request(row)
+    if not isinstance(request, Failure):
+        stderr.print(printable(prompt_text(session, session.encode([request])[0].token_ids), keep=NEWLINES))
+    for sample in outcome.samples:
+        stderr.print(f"-> {printable(sample.text, keep=NEWLINES)}")

@@ -1,0 +1,190 @@
+"""pybatch run --dry-run and --preview."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_command import FAST, on_terminal
+
+from pybatch import LLM
+from pybatch.cli import main
+from pybatch.cli.question import Asker
+from pybatch.cli.run import going_on
+from pybatch.tune import calibration
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs `pybatch run` in this process."""
+
+    def run(*arguments: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["pybatch", "run", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return Ran(int(exit.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration, "ROUNDS", 1)
+    return tmp_path / "cache" / "pybatch" / "calibration.json"
+
+
+def write(path: Path, *rows: dict[str, Any] | str) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write(tmp_path / "prompts.jsonl", *({"prompt": f"Say {i}"} for i in range(6)))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- --dry-run ----
+
+
+def test_a_dry_run_tells_what_a_job_takes_and_writes_nothing(
+    cli: Run, tiny_model: Path, prompts: Path, cache: Path
+) -> None:
+    before = sorted(prompts.parent.iterdir())
+    ran = cli(prompts, "--dry-run", "--model", tiny_model, "--ignore-eos", *FAST)
+    assert ran.code == 0
+    llm = LLM(tiny_model, num_kv_blocks=8, max_model_len=64)
+    chats = [[{"role": "user", "content": f"Say {i}"}] for i in range(6)]
+    tokens = sum(len(output.prompt_token_ids) for output in llm.chat(chats, use_tqdm=False))
+    shown = " ".join(ran.out.split())
+    for words in ("rows │ 6", f"prompt tokens │ {tokens}", "about 48", "6 rows answered", "time, expected"):
+        assert words in shown
+    assert "Prompt 1, as the model sees it:\n<|role|>user: Say 0<|end|><|role|>assistant: \n" in ran.out
+    assert ran.out.count("as the model sees it") == 3
+    assert cache.exists()
+    assert sorted(prompts.parent.iterdir()) == sorted([*before, cache.parent.parent])
+
+    def fail(engine: object) -> None:
+        raise AssertionError("measured again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "measure", fail)
+        again = cli(prompts, "-o", prompts.parent / "out.jsonl", "--dry-run", "--model", tiny_model, *FAST)
+    assert again.code == 0
+    assert not (prompts.parent / "out.jsonl").exists()
+
+
+def test_a_dry_run_with_bad_rows_tells_of_them(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "in.jsonl", {"prompt": "\x1b[2Jfine"}, "{", {"prompt": "x" * 1000}, {"no": 1})
+    ran = cli(rows, "--dry-run", "--model", tiny_model, *FAST)
+    assert ran.code == 1
+    assert "line 2: not valid JSON" in ran.err
+    assert "line 3: prompt: 1" in ran.out  # its length is known only to the tokenizer
+    for words in ("bad: invalid json line", "bad: context length exceeded", "bad: missing required parameter"):
+        assert words in ran.out
+    assert "\x1b" not in ran.out
+    assert "\\x1b[2Jfine" in ran.out
+
+
+def test_a_dry_run_of_a_stream_reads_it_once(cli: Run, tiny_model: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, b'{"prompt": "Say it"}\n{\n')
+    os.close(write_end)
+    saved = os.dup(0)
+    os.dup2(read_end, 0)
+    try:
+        ran = cli("-", "--dry-run", "--model", tiny_model, *FAST)
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+        os.close(read_end)
+    assert ran.code == 1
+    assert "line 2: not valid JSON" in ran.out
+    assert "Prompt 1" in ran.out
+
+
+def test_a_dry_run_answers_no_rows(cli: Run, prompts: Path) -> None:
+    ran = cli(prompts, "--dry-run", "--preview", "2")
+    assert (ran.code, ran.err) == (2, "pybatch: --preview: a dry run answers no rows\n")
+
+
+# ---- --preview ----
+
+
+def test_a_preview_shows_the_first_rows_and_the_job_goes_on(
+    cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    plain, output = tmp_path / "plain.jsonl", tmp_path / "out.jsonl"
+    assert cli(prompts, "-o", plain, "--model", tiny_model, *FAST).code == 0
+    ran = cli(prompts, "-o", output, "--preview", "2", "--model", tiny_model, *FAST)
+    assert ran.code == 0
+    assert output.read_bytes() == plain.read_bytes()
+    shown, _, _ = ran.err.partition("Summary")
+    assert shown.count("<|role|>user: Say ") == 2
+    for row in read(plain)[:2]:
+        assert f"<|role|>user: {row['prompt']}<|end|><|role|>assistant: " in shown
+        assert "-> " in shown
+    assert "Go on" not in shown  # there is nobody to ask
+
+
+def test_a_preview_of_a_row_that_fails_shows_why(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "in.jsonl", {"prompt": "x" * 1000}, {"prompt": "Say it"})
+    ran = cli(rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
+    assert ran.code == 1
+    assert "error: prompt: 1" in ran.err
+
+
+def test_on_a_terminal_a_preview_asks_and_no_loses_nothing(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    job = ["run", prompts, "-o", output, "--model", tiny_model, *FAST]
+    code, shown = on_terminal(*job, "--preview=2", typed="n\n")
+    assert code == 0
+    assert "Go on with the other rows? [Y/n]" in shown
+    assert "Stopped: 2 rows are done and saved" in shown
+    (command,) = [line for line in shown.splitlines() if line.startswith("To go on: ")]
+    assert "--preview" not in command
+    assert [row["row"] for row in read(output)] == [0, 1]
+
+    code, shown = on_terminal(*job, "--preview=3", typed="y\n")
+    assert code == 0
+    assert "2 rows are done" in shown
+    assert "Go on with the other rows? [Y/n]" in shown
+    assert [row["row"] for row in read(output)] == list(range(6))
+
+
+def test_after_the_last_row_there_is_nothing_to_ask(
+    cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Asker, *arguments: object) -> bool:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(Asker, "agrees", fail)
+    output = tmp_path / "out.jsonl"
+    assert cli(prompts, "-o", output, "--preview", "6", "--model", tiny_model, *FAST).code == 0
+    assert len(read(output)) == 6
+    assert cli(prompts, "-o", output, "--fresh", "--preview", "5", "--model", tiny_model, *FAST).code == 3
+
+
+def test_the_command_that_goes_on_shows_no_preview() -> None:
+    given = ["run", "in.jsonl", "--preview", "3", "-o", "out", "--preview=4", "--fresh", "--seed", "1"]
+    assert going_on(given) == ["run", "in.jsonl", "-o", "out", "--seed", "1"]
