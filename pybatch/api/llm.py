@@ -188,7 +188,8 @@ class LLM(ModelHandle):
                     if fault is not None and output.error is not None:  # of those that the step has discarded
                         continue
                     index = pending.pop(output.request_id) if output.finished else pending[output.request_id]
-                    yield replace(output, request_id=str(index))
+                    output.request_id = str(index)
+                    yield output
                 if fault is not None:
                     raise fault
         finally:

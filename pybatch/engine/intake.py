@@ -9,15 +9,17 @@ import numpy as np
 
 from pybatch.engine.execution.detokenizer import Detokenizer
 from pybatch.engine.execution.sampler import derived_seed, sample_seed
-from pybatch.engine.request_params import checked, expect_in_vocabulary, resolve
+from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, plain_values, resolve
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.sequence import Request, Sequence
 from pybatch.model.errors import PromptTooLongError
 from pybatch.model.text.tokenizer import Tokenizer
 
+_KNOWN = 64  # parameters that are kept
+
 
 class Intake:
-    """Makes requests for one engine, and keeps nothing of them.
+    """Makes requests for one engine, and keeps nothing of them but a few parameters.
 
     seed: of the draws of requests that have none. pool: the KV pool in words, for the error of what does not fit.
     """
@@ -38,6 +40,7 @@ class Intake:
         self._max_model_len = max_model_len
         self._seed = seed
         self._pool = pool
+        self._known: dict[tuple[object, ...], RequestParams] = {}  # by their plain_values
 
     def request(
         self,
@@ -51,21 +54,15 @@ class Intake:
         arrival_time: float,
     ) -> Request:
         """A request that shares nothing with the arguments, which are those of Engine.add_request."""
-        own = checked(params)
-        tokens = self._truncated(self._token_ids(prompt_token_ids), own)
-        resolved = resolve(
-            own,
-            prompt_tokens=len(tokens),
-            max_model_len=self._max_model_len,
-            vocab_size=self._vocab_size,
-            encode=None if self._tokenizer is None else self._encode_word,
-        )
+        resolved = self._resolved(params)
+        tokens = self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens)
+        most = self._max_model_len if resolved.max_tokens is None else len(tokens) + resolved.max_tokens
         request = Request(
             request_id,
             prompt,
             tokens.tolist(),
             resolved,
-            max_total_tokens=resolved.max_total_tokens,
+            max_total_tokens=min(most, self._max_model_len),
             stop_ids=resolved.stop_token_ids | (frozenset() if resolved.ignore_eos else self._eos_ids),
             stream=stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY,
             arrival_time=arrival_time,
@@ -77,6 +74,23 @@ class Intake:
             request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(request)))
         return request
 
+    def _resolved(self, params: SamplingParams) -> RequestParams:
+        """A job's rows mostly have the same parameters: they are checked once, not for each row."""
+        values = plain_values(params)
+        found = None if values is None else self._known.get(values)
+        if found is None:
+            found = resolve(
+                checked(params),
+                max_model_len=self._max_model_len,
+                vocab_size=self._vocab_size,
+                encode=None if self._tokenizer is None else self._encode_word,
+            )
+            if values is not None:
+                if len(self._known) == _KNOWN:
+                    self._known.clear()
+                self._known[values] = found
+        return found
+
     def _token_ids(self, prompt: Iterable[int]) -> array[int]:
         try:
             tokens = array("q", list(prompt))
@@ -84,16 +98,15 @@ class Intake:
             raise ValueError(f"prompt: expected token ids: {error}") from error
         if not tokens:
             raise ValueError("prompt: expected at least one token, got none")
-        values = np.array(tokens)
-        if values.min() < 0 or values.max() >= self._vocab_size:
+        if np.frombuffer(tokens, np.uint64).max() >= self._vocab_size:  # negative ones are larger than any other
             expect_in_vocabulary("prompt", tokens, self._vocab_size)
         return tokens
 
-    def _truncated(self, tokens: array[int], params: SamplingParams) -> array[int]:
+    def _truncated(self, tokens: array[int], keep: int | None) -> array[int]:
         """What truncate_prompt_tokens keeps. Raises ValueError unless it leaves room for one token of output."""
-        keep, room = params.truncate_prompt_tokens, self._max_model_len - 1
+        room = self._max_model_len - 1
         if keep is not None:
-            tokens = tokens[-int(room if keep == -1 else keep) :]
+            tokens = tokens[-(room if keep == -1 else keep) :]
         if len(tokens) > room:
             raise PromptTooLongError(
                 f"prompt: {len(tokens)} tokens and one of output do not fit max_model_len = {self._max_model_len} "

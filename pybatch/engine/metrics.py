@@ -60,6 +60,7 @@ class Distribution:
     2% (DDSketch, Masson et al. 2019)."""
 
     _RATIO = 1.02
+    _LOG_RATIO = math.log(_RATIO)
     _FIRST, _LAST = math.ceil(math.log(1e-9, _RATIO)), math.ceil(math.log(1e9, _RATIO))
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class Distribution:
     def add(self, value: float) -> None:
         self.count += 1
         self.total += value
-        bucket = math.ceil(math.log(value, self._RATIO)) if value > 0 else self._FIRST
+        bucket = math.ceil(math.log(value) / self._LOG_RATIO) if value > 0 else self._FIRST
         self._buckets[min(max(bucket, self._FIRST), self._LAST) - self._FIRST] += 1
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ Encode = Callable[[str], list[int]]
 """Text to token ids, without special tokens."""
 
 _FIELDS = [field.name for field in fields(SamplingParams)]
+_PLAIN = frozenset({bool, int, float, str, type(None), RequestOutputKind})
+_values: Callable[[SamplingParams], tuple[object, ...]] = attrgetter(*_FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +44,7 @@ class RequestParams:
     stop_strings: tuple[str, ...]
     stop_token_ids: frozenset[int]
     ignore_eos: bool
-    max_total_tokens: int
-    """Of prompt and output, no more than the context holds."""
+    max_tokens: int | None
     min_tokens: int
     logprobs: int | None
     """No more than the vocabulary; so is prompt_logprobs."""
@@ -56,6 +58,17 @@ class RequestParams:
     """[vocab], of allowed_token_ids: the others."""
     bad_words: tuple[tuple[int, ...], ...]
     """As token ids; of each the last is not drawn after the others."""
+    truncate_prompt_tokens: int | None
+
+
+def plain_values(params: SamplingParams) -> tuple[object, ...] | None:
+    """The values and their types (True equals 1), by which equal parameters are known again. None if one is of a type
+    whose objects may change."""
+    if type(params) is not SamplingParams:
+        return None
+    values = _values(params)
+    types = tuple(map(type, values))
+    return values + types if _PLAIN.issuperset(types) else None
 
 
 def checked(params: SamplingParams) -> SamplingParams:
@@ -67,9 +80,7 @@ def checked(params: SamplingParams) -> SamplingParams:
     return copy
 
 
-def resolve(
-    params: SamplingParams, *, prompt_tokens: int, max_model_len: int, vocab_size: int, encode: Encode | None
-) -> RequestParams:
+def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, encode: Encode | None) -> RequestParams:
     """Takes checked parameters into the kernels' numbers. Raises ValueError for what they cannot hold or do.
 
     A value beyond the vocabulary or the context means all of it, and a top_p below float32's least the likeliest token.
@@ -93,7 +104,6 @@ def resolve(
         )
     greedy = params.temperature < GREEDY_TEMPERATURE
     penalizes = params.presence_penalty != 0 or params.frequency_penalty != 0 or repetition != 1
-    most = max_model_len if params.max_tokens is None else prompt_tokens + int(params.max_tokens)
     return RequestParams(
         n=int(params.n),
         greedy=greedy,
@@ -110,7 +120,7 @@ def resolve(
         stop_strings=params.stop_strings,
         stop_token_ids=stop_token_ids,
         ignore_eos=bool(params.ignore_eos),
-        max_total_tokens=min(most, max_model_len),
+        max_tokens=None if params.max_tokens is None else int(params.max_tokens),
         min_tokens=min(int(params.min_tokens), max_model_len),
         logprobs=_count(params.logprobs, vocab_size),
         prompt_logprobs=_count(params.prompt_logprobs, vocab_size),
@@ -121,6 +131,7 @@ def resolve(
         logit_bias=logit_bias,
         disallowed=None if allowed is None else _all_but(allowed, vocab_size),
         bad_words=bad_words,
+        truncate_prompt_tokens=None if params.truncate_prompt_tokens is None else int(params.truncate_prompt_tokens),
     )
 
 

@@ -7,11 +7,12 @@ import random
 from copy import copy
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from engine.runs import MakeEngine, drain, run, some_prompt
 
-from pybatch.engine import SamplingParams
+from pybatch.engine import SamplingParams, intake
 from pybatch.model import Decoder
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -133,3 +134,35 @@ def test_an_end_of_sequence_outside_the_vocabulary_is_no_end(make_engine: MakeEn
     assert [output.outputs for output in outputs] == [
         output.outputs for output in run(make_engine(), [[5, 6], [7, 8]], [params, GREEDY])
     ]
+
+
+def test_equal_parameters_are_checked_once_and_changed_ones_again(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    checks = Mock(wraps=intake.checked)
+    monkeypatch.setattr(intake, "checked", checks)
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    prompts = [some_prompt(2 + i) for i in range(6)]
+    outputs = run(engine, [*prompts, prompts[0][:1] * 510], [params, copy(params), *[params] * 5])
+    assert [len(each.outputs[0].token_ids) for each in outputs] == [3] * 6 + [2]  # the last fills the context
+    assert checks.call_count == 1
+    params.max_tokens = 5
+    (output,) = run(engine, prompts[:1], [params])
+    assert len(output.outputs[0].token_ids) == 5
+    assert checks.call_count == 2
+    params.max_tokens = True  # equal to 1, which would be known
+    with pytest.raises(ValueError, match="max_tokens: expected an integer"):
+        engine.add_request("0", [1], params)
+    params.max_tokens, params.stop_token_ids = 5, [output.outputs[0].token_ids[0]]
+    assert len(run(engine, prompts[:1], [params])[0].outputs[0].token_ids) == 1
+    params.stop_token_ids.clear()
+    assert len(run(engine, prompts[:1], [params])[0].outputs[0].token_ids) == 5
+
+
+def test_a_bounded_number_of_parameters_is_kept(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    for seed in range(1000):
+        engine.add_request("0", [1], SamplingParams(seed=seed))
+        engine.abort("0")
+    assert len(engine._intake._known) <= 64

@@ -37,9 +37,10 @@ class TokenBytes:
         self.independent = self._kinds <= _INDEPENDENT and not any(step.get("stop") for step in steps)
         self.special = frozenset(special_tokens_of(backend))
         self.of = _Table(lambda token: self._added(token, token))
+        self.first = lru_cache(maxsize=65536)(self._first)
         self.following = lru_cache(maxsize=65536)(self._added)
 
-    def first(self, token: int) -> bytes:
+    def _first(self, token: int) -> bytes:
         """What a token is at the beginning of a text, where some decoders strip a space."""
         return self._broken(token) or self._decode(token).encode()
 
