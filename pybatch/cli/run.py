@@ -152,7 +152,7 @@ def run(
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
     from pybatch.engine import SamplingParams
-    from pybatch.jobs.check import Checked, check_rows
+    from pybatch.jobs.check import CheckedAsRead, check_rows
     from pybatch.jobs.dialects.choose import dialect_of
     from pybatch.jobs.files import created, expect_apart, open_stream, standard_streams_reserved
     from pybatch.jobs.preparation import Destination, OtherJobError, Preparation, job_fingerprint
@@ -186,7 +186,7 @@ def run(
             dialect = dialect_of(
                 format and format.value, first, created=created(name), template=template, system=system, chat=not raw
             )
-            checked = check_rows(source, dialect, params) if source.rereadable else Checked()
+            checked = check_rows(source, dialect, params) if source.rereadable else CheckedAsRead()
         if output is None or dry_run:
             for line in checked.lines():
                 tell(line)

@@ -70,6 +70,15 @@ class Checked:
             yield f"  and {count - len(self.messages):,} more"
 
 
+class CheckedAsRead(Checked):
+    """Of a stream, whose rows are checked as they are answered: every id is kept with the place where it came first."""
+
+    def duplicate(self, row: Row, id: str | None) -> Failure | None:
+        if id is not None:
+            self.repeated.setdefault(id, (row.index, row.place))
+        return super().duplicate(row, id)
+
+
 def check_rows(source: Source, dialect: Dialect, params: SamplingParams) -> Checked:
     """Reads all rows and finds those that cannot be answered, whatever the model: unreadable ones, those that do not
     ask properly, sampling parameters that do not go together with `params`, and ids used before.

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 from pybatch.jobs.line_file import LineFile
 from pybatch.jobs.sources import would_read
+from pybatch.jobs.sources.paths import files_of
 
 STANDARD = "-"
 
@@ -30,10 +31,11 @@ def expect_apart(results: str, *, rows: str, others: Iterable[str | None] = ()) 
 
 
 def created(path: str) -> int:
-    """When a file was last changed, in seconds since 1970; now for a stream. Results that bear a date have this one, so
-    that the same job always gives the same bytes."""
-    found = status(path, stream=0)
-    return int(found.st_mtime) if found is not None and stat.S_ISREG(found.st_mode) else int(time.time())
+    """When the newest file of a path, a folder or a glob was last changed, in seconds since 1970; now for a stream.
+    Results that bear a date have this one, so that the same job always gives the same bytes."""
+    found = [status(file, stream=0) for file in files_of(path)]
+    changed = [each.st_mtime for each in found if each is not None and stat.S_ISREG(each.st_mode)]
+    return int(max(changed, default=time.time()))
 
 
 def status(path: str, *, stream: int) -> os.stat_result | None:

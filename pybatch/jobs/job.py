@@ -70,6 +70,8 @@ class Job:
                     f"{self.source.name}, {row.place}: not the row that an earlier run of this job has answered; "
                     "--fresh starts over"
                 )
+            if not self.source.rereadable:
+                self.request(row)  # later rows may not have its id
 
     def request(self, row: Row) -> tuple[Prompt, SamplingParams] | Failure:
         """What a row asks for, or what is wrong with it."""

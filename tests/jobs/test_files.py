@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 import pty
+import time
 from pathlib import Path
 
 import pytest
 
-from pybatch.jobs.files import expect_apart, open_stream, standard_streams_reserved
+from pybatch.jobs.files import created, expect_apart, open_stream, standard_streams_reserved
 from pybatch.jobs.sources import open_source
 
 
@@ -15,6 +16,20 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts"
     path.write_text("a\nb\n")
     return path
+
+
+def test_what_was_changed_last_dates_the_results(prompts: Path, tmp_path: Path) -> None:
+    others = [tmp_path / "folder" / name for name in ("a.jsonl", "b.jsonl")]
+    others[0].parent.mkdir()
+    for seconds, path in enumerate((prompts, *others)):
+        path.touch()
+        os.utime(path, (1_700_000_000 + seconds, 1_700_000_000 + seconds))
+    assert created(str(prompts)) == 1_700_000_000
+    assert created(str(tmp_path / "folder")) == created(str(tmp_path / "folder/*")) == 1_700_000_002
+    read, _ = pipe = os.pipe()
+    assert abs(created(f"/dev/fd/{read}") - time.time()) < 60
+    for fd in pipe:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("path", ["/dev/full", ".", "no/such/folder"])

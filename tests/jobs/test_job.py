@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pybatch import SamplingParams
+from pybatch.api.outcomes import Answer, Failure, Sample
+from pybatch.api.progress import BatchProgress
+from pybatch.engine.metrics import EngineMetrics
+from pybatch.jobs.check import CheckedAsRead
+from pybatch.jobs.dialects.openai_batch import OpenAIBatch
+from pybatch.jobs.preparation import Destination, Preparation
+from pybatch.jobs.rows import Source
+from pybatch.jobs.sources import open_source
+
+ANSWER = Answer(3, (Sample("one", 2, "stop"),))
+
+
+def request(custom_id: str) -> dict[str, Any]:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def stream(*rows: dict[str, Any]) -> Source:
+    """Through a pipe."""
+    read, write = os.pipe()
+    source = open_source(f"/dev/fd/{read}", "jsonl")
+    os.close(read)
+    os.write(write, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    os.close(write)
+    return source
+
+
+def test_an_id_of_a_row_that_is_done_is_used(tmp_path: Path) -> None:
+    rows = [request(name) for name in ("a", "b", "a", "c", "b")]
+    for done, pending in ((0, [0, 1, 2, 3, 4]), (1, [1, 2, 3, 4])):
+        with Preparation(stream(*rows), Destination(str(tmp_path / "out")), {}) as prepared:
+            progress = BatchProgress(EngineMetrics(kv_blocks=1), None, None)
+            job = prepared.start(OpenAIBatch(0), SamplingParams(), progress, CheckedAsRead())
+            assert prepared.rows_done == done
+            left = list(job.pending())
+            assert [row.index for row in left] == pending
+            requests = {row.index: job.request(row) for row in left}
+            assert {index: each.message for index, each in requests.items() if isinstance(each, Failure)} == {
+                2: 'custom_id "a" was used in line 1',
+                4: 'custom_id "b" was used in line 2',
+            }
+            if not done:
+                job.save(left[0], ANSWER)
