@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import html
 import json
+import os
+import pty
 import re
 import signal
+import struct
+import subprocess
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cli_command import FAST
+from cli_command import COMMAND, FAST
 
 from pybatch.api.session import Session
 from pybatch.cli import main
@@ -19,12 +26,17 @@ Run = Callable[..., tuple[int, str]]
 ROWS = 150
 
 
+def write_rows(path: Path) -> None:
+    """Every tenth is bad, and the last 30 repeat the first."""
+    rows = [{"prompt": f"Say {i % 120}", **({} if i % 10 else {"temperature": "<b>hot</b>"})} for i in range(ROWS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture
 def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process, on rows of which every tenth is bad. Returns its code and what it says."""
+    """Runs the command in this process. Returns its code and what it says."""
     prompts = tmp_path / "prompts.jsonl"
-    rows = [{"prompt": f"Say {i}", **({} if i % 10 else {"temperature": "<b>hot</b>"})} for i in range(ROWS)]
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(prompts)
 
     def run(*arguments: str | Path) -> tuple[int, str]:
         command = ["pybatch", "run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, *FAST, *arguments]
@@ -49,6 +61,8 @@ def test_the_report_has_the_figures_of_the_summary(run: Run, tmp_path: Path) -> 
     assert "prompts.jsonl with tiny" in page
     figures = dict(re.findall(r"│ (\S.*?) +│ +(\S.*?) │", said))
     assert (figures["rows"], figures["failed: invalid_value"]) == ("150 (15 failed)", "15")
+    assert figures["cached rows"] == "27"
+    assert figures["output tokens"] == f"{(ROWS - 15 - 27) * 8}"
     for name, value in figures.items():
         if name != "peak memory":
             assert f'<th>{html.escape(name)}</th><td class="value">{html.escape(value)}</td>' in page
@@ -79,7 +93,7 @@ def test_an_interrupted_job_has_a_report_and_so_has_the_run_that_goes_on(
     page = report.read_text()
     assert code == 1
     assert status(page) == "finished, 15 failed"
-    assert f"0 cached, {done} resumed" in page
+    assert re.search(rf"\d+ cached, {done} resumed", page)
     assert f'<th>resumed rows</th><td class="value">{done}</td>' in page
     assert "failed in earlier runs of this job" in page
 
@@ -135,3 +149,22 @@ def removing_first(folder: Path) -> Callable[..., None]:
         answer(*arguments)  # type: ignore[arg-type]
 
     return answering
+
+
+def test_a_terminal_shows_what_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    write_rows(prompts)
+    ours, theirs = pty.openpty()
+    command = [*COMMAND, "run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, *FAST]
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    with subprocess.Popen(command, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # which Linux raises at the end of a terminal
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 1
+    text = shown.decode()
+    assert re.search(r"\d+/150 rows \(15 failed, 27 cached\)", text)
+    assert re.search(r"[\d,]+ tokens · [\d,]+ tok/s · KV \d+% · \d:\d\d left", text)
