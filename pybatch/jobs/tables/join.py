@@ -9,6 +9,7 @@ from pybatch.jobs.dialects.plain import RESULT_FIELDS, kept
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources.frames import ArrowSource, DatasetSource, PandasSource, PolarsSource
 from pybatch.jobs.sources.in_memory import ListSource, item_fields
+from pybatch.jobs.sources.json_values import key_text
 from pybatch.jobs.tables.kinds import INT, TEXT, Kind, ListKind, ObjectKind, column_kinds, fitted
 
 if TYPE_CHECKING:
@@ -39,17 +40,18 @@ def write_joined(file: BinaryIO, source: Source, results: Callable[[], Iterable[
     """Writes the source's columns, with their types and metadata, and those of the results as a Parquet file, within
     bounded memory. source: a typed one.
 
-    results: gives them in the order of their rows each time that it is called; "row" says which row each belongs to,
-    and of its other fields those that a dialect's result has count. Rows without a result are left out. A column of the
-    source that has such a name is kept as "input_<name>".
+    results: gives them in the order of their rows each time that it is called; "row" says which row each belongs to.
+    They may hold the rows' own fields too, which are taken from the source. Rows without a result are left out. A
+    column of the source that has the name of a result's field is kept as "input_<name>".
     """
     from pybatch.jobs.tables.parquet import RowGroups, arrow_array
 
     if not source.typed:
         raise TypeError(f"source: expected a typed one, got {type(source).__name__}")
     typed = cast(TypedSource, source)
-    kinds = result_kinds(results())
-    schema = joined_schema(typed.schema, kinds)
+    schema = typed.schema
+    kinds = result_kinds(results(), schema.names)
+    schema = joined_schema(schema, kinds)
     with RowGroups(file, schema) as groups:
         for batch, found in paired(typed.batches(), results()):
             columns = [arrow_array([result.get(name) for result in found], kind) for name, kind in kinds.items()]
@@ -61,21 +63,31 @@ def join_results(source: Source, results: Iterable[Result]) -> Any:
     kind, except that strings become dicts. What came from an iterator is gone: the results are given as they are."""
     if isinstance(source, ListSource):
         return join_list(source, results)
-    found = list(results)
-    rows = [result["row"] for result in found]
-    kinds = result_kinds(found)
-    columns = {name: [result.get(name) for result in found] for name in kinds}
     if type(source) not in JOINS:
         raise TypeError(f"source: expected one of data in memory, got {type(source).__name__}")
     data = cast(Any, source).data
+    found = list(results)
+    rows = [result["row"] for result in found]
+    kinds = result_kinds(found, data.column_names if hasattr(data, "column_names") else data.columns)
+    columns = {name: [result.get(name) for result in found] for name in kinds}
     return JOINS[type(source)](data, None if rows == list(range(len(data))) else rows, columns, kinds)
 
 
-def result_kinds(results: Iterable[Result]) -> dict[str, Kind]:
-    """Of the columns that results become, in RESULT_FIELDS' order."""
-    fields = ({name: value for name, value in result.items() if name in RESULT_FIELDS} for result in results)
-    kinds = column_kinds(fields, COLUMNS)
-    return {name: kinds[name] for name in RESULT_FIELDS if name in kinds}
+def result_kinds(results: Iterable[Result], names: Iterable[Any]) -> dict[str, Kind]:
+    """Of the columns that results become. names: of the source's columns."""
+    own = own_fields(names)
+    kinds = column_kinds((added_fields(result, own) for result in results), COLUMNS)
+    order = [*RESULT_FIELDS, *kinds]
+    return {name: kinds[name] for name in dict.fromkeys(order) if name in kinds}
+
+
+def own_fields(names: Iterable[Any]) -> frozenset[str]:
+    """The names that a row's own fields have in its result."""
+    return frozenset(kept(dict.fromkeys(map(key_text, names))))
+
+
+def added_fields(result: Result, own: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name not in own}
 
 
 def kept_names(names: Iterable[Any]) -> list[Any]:
@@ -129,7 +141,7 @@ def join_list(source: ListSource, results: Iterable[Result]) -> list[dict[Any, A
     for result in results:
         item = items[result["row"]]
         own = dict(item) if isinstance(item, Mapping) else item_fields(item)[0]
-        joined.append({**kept(own), **{name: result[name] for name in RESULT_FIELDS if name in result}})
+        joined.append({**kept(own), **added_fields(result, own_fields(own))})
     return joined
 
 

@@ -179,6 +179,24 @@ def test_several_samples_are_lists_and_an_empty_table_has_the_same_columns() -> 
     assert join_results(source, []).schema.names == ["prompt", *ADDED]
 
 
+def test_results_of_batches_add_their_own_columns() -> None:
+    rows = [{"custom_id": "a", "params": {}}, {"custom_id": "b", "params": {}}]
+    found = [
+        {"row": n, "custom_id": row["custom_id"], "result": {"type": "x"}, "id": f"r{n}"} for n, row in enumerate(rows)
+    ]
+    joined = join_results(open_source(pd.DataFrame(rows)), found)
+    assert list(joined.columns) == ["custom_id", "params", *ADDED, "result", "id"]
+    assert joined["result"].tolist() == [{"type": "x"}] * 2
+    assert join_results(open_source(rows), found)[1] == {**rows[1], "row": 1, "result": {"type": "x"}, "id": "r1"}
+
+
+def test_results_may_hold_the_rows_own_fields() -> None:
+    frame = pd.DataFrame({"prompt": ["a"], 7: [1], "row": ["x"]})
+    own = {"prompt": "a", "7": 1, "input_row": "x"}
+    joined = join_results(open_source(frame), [{**own, "row": 0, "response": "r"}])
+    assert list(joined.columns) == ["prompt", 7, "input_row", *ADDED]
+
+
 def test_other_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     source = open_source(tmp_path / "rows.jsonl")
