@@ -14,11 +14,13 @@ import argparse
 import asyncio
 import gc
 import json
+import random
 import re
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +178,41 @@ def thrash(prompt: int, output: int, **config: Any) -> dict[str, Any]:
     for i in range(requests):
         begin = [1 + (i * 7 + j * j) % 50 for j in range(max(1, prompt - i % 16))]
         engine.add_request(str(i), begin, SamplingParams(**{**GREEDY, "max_tokens": output - i % 7}))
+    return computed(engine)
+
+
+def thrash_at_random(shapes: int) -> dict[str, Any]:
+    """The same over 5 to 50% of the blocks, for prompts and outputs of very different lengths, some of which begin
+    alike: the sums over all shapes."""
+    rng = random.Random(7)
+    sums: Counter[str] = Counter()
+    for _ in range(shapes):
+        prompt, output = int(2 ** rng.uniform(3, 10.5)), int(2 ** rng.uniform(2, 9))
+        spread, begin = rng.choice([0, 0.1, 0.5, 0.9]), rng.choice([0, 0.3, 0.9])
+        known = [[rng.randrange(1, 50) for _ in range(2 * prompt)] for _ in range(rng.choice([1, 4]))]
+        prompts, outputs = [], []
+        for _ in range(64):
+            length, new = (max(1, int(mean * rng.uniform(1 - spread, 1 + spread))) for mean in (prompt, output))
+            shared = rng.choice(known)[: int(begin * length)]
+            prompts.append(shared + [rng.randrange(1, 50) for _ in range(length - len(shared))])
+            outputs.append(new)
+        lengths = [len(ids) + new for ids, new in zip(prompts, outputs, strict=True)]
+        blocks = [-(-length // BLOCK) for length in lengths]
+        engine = engine_of(
+            num_kv_blocks=max(int(sum(blocks) * 2 ** rng.uniform(-4.3, -1)), max(blocks) + 1),
+            max_model_len=max(lengths),
+            max_num_seqs=rng.choice([16, 64]),
+            max_num_batched_tokens=rng.choice([128, 512, 2048]),
+            enable_prefix_caching=rng.random() < 0.6,
+        )
+        for i, (ids, new) in enumerate(zip(prompts, outputs, strict=True)):
+            engine.add_request(str(i), ids, SamplingParams(**{**GREEDY, "max_tokens": new}))
+        sums.update(computed(engine))
+    return {name: sums[name] for name in ("steps", "preemptions", "computed_tokens", "cpu_s")}
+
+
+def computed(engine: Engine) -> dict[str, Any]:
+    """Runs an engine's requests to their end, and counts."""
     needed, start = 0, time.thread_time()
     while engine.has_unfinished():
         needed += sum(len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1 for output in engine.step())
@@ -276,6 +313,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "thrash, one chunk, no prefix cache": lambda: thrash(100, 200, enable_prefix_caching=False),
     "thrash, long prompts": lambda: thrash(2000, 500),
     "thrash, long prompts, no prefix cache": lambda: thrash(2000, 500, enable_prefix_caching=False),
+    "thrash, 100 random shapes": lambda: thrash_at_random(100),
     "long and short": long_and_short,
     "gap 2000": lambda: gap(2_000),
     "gap 10000": lambda: gap(10_000),
