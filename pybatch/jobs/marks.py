@@ -12,12 +12,12 @@ class Marks:
     """Makes lines of a job's records, in the order in which they are written, and marks those whose answer an earlier
     line or another job has. So the marks are the same however the job was cut or ordered.
 
-    marked: whether the dialect has a place for the mark.
+    marked: whether the dialect has a place for the mark. rows: how many records there may be; more are taken too.
     """
 
-    def __init__(self, *, marked: bool) -> None:
+    def __init__(self, *, marked: bool, rows: int = 0) -> None:
         self._marked = marked
-        self._seen = KeySet()
+        self._seen = KeySet(rows)
 
     def line(self, record: Record) -> bytes:
         """The result row as a line of JSON, without the newline."""

@@ -223,7 +223,11 @@ class Preparation:
     def answers(self, config: EngineConfig, max_model_len: int, folder: Path | None) -> JobAnswers:
         """config, max_model_len: of the engine. folder: of answers that other jobs may use too. Once the job is
         started."""
-        model = {name: self._fingerprint.get(name) for name in ("model", *ANSWERS_DEPEND_ON)}
+        from pybatch.machine.facts import arithmetic
+
+        of_model = {"model", *ANSWERS_DEPEND_ON} - {"max_model_len", "seed"}  # which the keys have as they take effect
+        model = {name: self._fingerprint.get(name) for name in sorted(of_model)}
+        model["arithmetic"] = arithmetic(self._fingerprint.get("device", "auto"))
         keys = CacheKeys(json.dumps(model), max_model_len=max_model_len, engine_seed=config.seed)
         return JobAnswers(keys, self.journal.job_id, folder)
 

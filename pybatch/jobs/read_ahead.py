@@ -8,11 +8,14 @@ from collections.abc import Iterable
 
 from pybatch.jobs.rows import Row
 
+ROW_BYTES = 500  # that a short row takes in memory besides its text
+
 
 class ReadAhead:
     """Reads rows on a thread of its own and keeps some of them ready.
 
-    name: of the input, for error messages. limit: of the bytes of rows kept; the thread pauses when it is reached.
+    name: of the input, for error messages. limit: of the bytes that the rows kept take; the thread pauses when it is
+    reached.
     """
 
     def __init__(self, rows: Iterable[Row], name: str, limit: int = 1 << 20) -> None:
@@ -31,7 +34,7 @@ class ReadAhead:
             self._changed.wait_for(lambda: self._ready or self._done, timeout)
             if self._ready:
                 row = self._ready.popleft()
-                self._size -= row.size
+                self._size -= ROW_BYTES + row.size
                 self._changed.notify_all()
                 return row
             if self._error is not None:
@@ -50,7 +53,7 @@ class ReadAhead:
             for row in rows:
                 with self._changed:
                     self._ready.append(row)
-                    self._size += row.size
+                    self._size += ROW_BYTES + row.size
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: self._size < self._limit)
         except Exception as caught:

@@ -97,7 +97,7 @@ class WholeFile:
         pass
 
     def _lines(self) -> Iterator[bytes]:
-        marks = Marks(marked=self._marked)
+        marks = Marks(marked=self._marked, rows=self._journal.done)
         return (marks.line(record) for record in self._journal if not (self._apart and record.failed))
 
 

@@ -52,6 +52,21 @@ def test_it_reads_no_further_than_its_limit_in_bytes() -> None:
     assert [ahead.take(LONG) for _ in range(19)] == [row(index, 10) for index in range(1, 20)]
 
 
+def test_short_rows_count_with_what_they_take_in_memory() -> None:
+    drawn: list[int] = []
+
+    def rows() -> Iterator[Row]:
+        for index in range(10_000):
+            drawn.append(index)
+            yield row(index)
+
+    ahead = ReadAhead(rows(), "rows")
+    assert ahead.take(LONG) == row(0)
+    time.sleep(0.2)
+    assert len(drawn) < 3000
+    assert all(ahead.take(LONG) == row(index) for index in range(1, 10_000))
+
+
 @pytest.mark.parametrize(("given", "named"), [(None, "folder"), ("folder/b.jsonl", "folder/b.jsonl")])
 def test_an_error_comes_after_the_rows_before_it_and_names_the_input(given: str | None, named: str) -> None:
     def rows() -> Iterator[Row]:
