@@ -16,6 +16,7 @@ from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.order import AdmissionOrder
 from pybatch.jobs.rows import Row
+from pybatch.jobs.summary import peak_memory
 from pybatch.jobs.survey import ErrorKind, SampledRow, Survey
 from pybatch.tune.output_lengths import OutputLengths
 from pybatch.tune.simulator import Simulator, Work
@@ -53,14 +54,17 @@ class MemoryPlan:
 class Estimate:
     """Counts of rows and prompt tokens are exact; output tokens and times are estimates.
 
-    shared_prompt_tokens: that need not be computed in the best order. cached_prompt_tokens: that the prefix cache is
-    expected to find. prompts: the first ones, as the model sees them.
+    repeated_rows: that need not be run, since their answers are those of equal rows; repeated_prompt_tokens: of these.
+    shared_prompt_tokens: of the other rows, that need not be computed in the best order. cached_prompt_tokens: that the
+    prefix cache is expected to find. prompts: the first ones, as the model sees them.
     """
 
     rows: int
     errors: dict[str, ErrorKind]
     prompt_tokens: int
     longest_prompt: int
+    repeated_rows: int
+    repeated_prompt_tokens: int
     shared_prompt_tokens: int
     cached_prompt_tokens: int
     output_tokens: int
@@ -110,7 +114,8 @@ def estimate(
 
     simulated = spread(survey.sample, most_to_simulate(survey.sample, lengths))
     run = simulator(session, times).run(in_order(simulated, lengths, engine.config.block_size))
-    share = (survey.prompt_tokens + output_tokens) / max(1, run.prompt_tokens + run.output_tokens)
+    tokens = survey.prompt_tokens - survey.repeated_tokens + output_tokens
+    share = tokens / max(1, run.prompt_tokens + run.output_tokens)
 
     weights, pool = engine.weight_bytes, engine.kv_cache_bytes
     used = run.peak_kv_blocks * (pool // engine.num_kv_blocks)
@@ -120,14 +125,16 @@ def estimate(
         errors=survey.errors,
         prompt_tokens=survey.prompt_tokens,
         longest_prompt=survey.longest_prompt,
+        repeated_rows=survey.repeated,
+        repeated_prompt_tokens=survey.repeated_tokens,
         shared_prompt_tokens=survey.shared_tokens,
-        cached_prompt_tokens=round(share * run.cached_tokens),
+        cached_prompt_tokens=min(round(share * run.cached_tokens), survey.shared_tokens),
         output_tokens=output_tokens,
         output_tokens_at_most=survey.most_output_tokens,
         seconds=reading + share * run.seconds,
         sequences_in_a_step=run.sequences / max(1, run.steps),
         preemptions=round(share * run.preemptions),
-        memory=MemoryPlan(weights, pool, used, weights + pool if on_gpu else resident + used),
+        memory=MemoryPlan(weights, pool, used, weights + pool if on_gpu else max(peak_memory(), resident + used)),
         trial=trial,
         prompts=survey.prompts,
     )
@@ -216,6 +223,6 @@ def in_order(rows: Iterable[SampledRow], lengths: OutputLengths, block_size: int
         shares = [(number + i + 0.5) * GOLDEN % 1 for i in range(row.params.n)]  # spread evenly over [0, 1)
         number += row.params.n
         work = Work(row.token_ids, [lengths.quantile(share, row.limit) for share in shares])
-        order.push(work, row.token_ids, round(row.params.n * lengths.expected(row.limit)))
+        order.push(work, row.token_ids, row.params.max_tokens)
     while len(order):
         yield order.pop()[0]

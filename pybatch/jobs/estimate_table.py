@@ -24,7 +24,11 @@ def figures(estimate: Estimate) -> Iterator[tuple[str, str]]:
     yield "rows", f"{estimate.rows:,}"
     for code, kind in sorted(estimate.errors.items()):
         yield f"  bad: {code.replace('_', ' ')}", f"{kind.rows:,}"
+    if estimate.repeated_rows:
+        yield "  that repeat others", f"{estimate.repeated_rows:,}"
     yield "prompt tokens", f"{estimate.prompt_tokens:,} (longest {estimate.longest_prompt:,})"
+    if estimate.repeated_rows:
+        yield "  of rows that repeat others", f"{estimate.repeated_prompt_tokens:,}"
     yield "  in shared prefixes", f"{estimate.shared_prompt_tokens:,} ({estimate.shared_prompt_tokens / prompt:.1%})"
     yield (
         "  found cached, expected",
@@ -37,7 +41,7 @@ def figures(estimate: Estimate) -> Iterator[tuple[str, str]]:
         yield "  learnt from", f"{trial.rows:,} rows answered in {trial.seconds:.1f} s, {ended}"
     yield "time, expected", f"about {clock(estimate.seconds)}"
     if estimate.seconds:
-        rate = (estimate.prompt_tokens + estimate.output_tokens) / estimate.seconds
+        rate = (estimate.prompt_tokens - estimate.repeated_prompt_tokens + estimate.output_tokens) / estimate.seconds
         yield "  throughput", f"{rate:,.0f} tok/s, {estimate.sequences_in_a_step:.1f} sequences in a step"
     if estimate.preemptions:
         yield "  preemptions", f"{estimate.preemptions:,}: more KV blocks would save them"

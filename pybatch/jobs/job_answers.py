@@ -40,7 +40,7 @@ class JobAnswers:
 
     def key(self, token_ids: Sequence[int], params: SamplingParams, index: int) -> bytes | None:
         """None for a request whose answer is kept for no other."""
-        if not self._for_later and params.seed is None and params.temperature >= GREEDY_TEMPERATURE:
+        if not (self._for_later or may_repeat(params)):
             return None
         return self._keys.key(token_ids, params, index)
 
@@ -50,6 +50,11 @@ class JobAnswers:
 
     def put(self, key: bytes, row: int, answer: Answer) -> None:
         self._cache.put(key, self._job_id, row, answer)
+
+
+def may_repeat(params: SamplingParams) -> bool:
+    """Whether another row of the job can have the same answer by what it asks for."""
+    return params.seed is not None or params.temperature < GREEDY_TEMPERATURE
 
 
 def number_of(key: bytes) -> int:

@@ -12,8 +12,11 @@ from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.outcomes import Failure
 from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.jobs.cache_keys import CacheKeys
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.duplicates import KeySet
+from pybatch.jobs.job_answers import may_repeat, number_of
 from pybatch.jobs.prefix_savings import PrefixSavings
 from pybatch.jobs.rows import Row
 
@@ -42,7 +45,8 @@ class SampledRow:
 
 
 class Survey:
-    """Counts rows, errors and tokens in memory that does not grow with the rows."""
+    """Counts rows, errors and tokens, in memory that grows by some 20 bytes a row: for telling which rows repeat others
+    and so are answered without being run."""
 
     def __init__(self, session: Session, dialect: Dialect, params: SamplingParams, checked: Checked) -> None:
         """params: for the rows' own to change. checked: what is known of the rows."""
@@ -50,10 +54,14 @@ class Survey:
         self.rows = 0
         self.errors: dict[str, ErrorKind] = {}
         self.prompt_tokens = self.longest_prompt = 0
-        self.limits: Counter[int] = Counter()  # SampledRow's, of every sample of every row
+        self.repeated = self.repeated_tokens = 0  # rows that need not be run, and their prompts' tokens
+        self.limits: Counter[int] = Counter()  # SampledRow's, of every sample of every row that is run
         self.prompts: list[str] = []  # the first ones, as the model sees them
         self.sample: list[SampledRow] = []  # evenly spaced
-        self._savings = PrefixSavings(session.engine.config.block_size)
+        config = session.engine.config
+        self._savings = PrefixSavings(config.block_size)
+        self._keys = CacheKeys("", max_model_len=session.engine.max_model_len, engine_seed=config.seed)
+        self._known = KeySet()
         self._stretch, self._stride = STRETCH, 1
         self._tokens = 0  # in the sample
 
@@ -107,14 +115,18 @@ class Survey:
         ids, keep = array("q", prompt.token_ids), params.truncate_prompt_tokens
         if keep is not None:
             ids = ids[-(engine.max_model_len - 1 if keep == -1 else keep) :]
-        room = engine.max_model_len - len(ids)
-        limit = room if params.max_tokens is None else min(params.max_tokens, room)
         self.prompt_tokens += len(ids)
         self.longest_prompt = max(self.longest_prompt, len(ids))
-        self.limits[limit] += params.n
-        self._savings.add(ids)
         if len(self.prompts) < FIRST:
             self.prompts.append(prompt_text(self._session, ids))
+        if may_repeat(params) and not self._known.add(number_of(self._keys.key(ids, params, row.index))):
+            self.repeated += 1
+            self.repeated_tokens += len(ids)
+            return
+        room = engine.max_model_len - len(ids)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        self.limits[limit] += params.n
+        self._savings.add(ids)
         if self._is_sampled(row.index):
             self.sample.append(SampledRow(row.index, ids, params, limit))
             self._tokens += len(ids)

@@ -63,13 +63,13 @@ def test_the_expected_output_is_learnt_from_answers(tiny_model: Path) -> None:
     outputs = [output.outputs[0] for output in llm.chat(chats, SamplingParams(**params), use_tqdm=False)]
     assert told.trial.ended == sum(output.finish_reason == "stop" for output in outputs) > 5
     assert told.output_tokens == sum(len(output.token_ids) for output in outputs)  # all of them have been tried
-    part = estimated(llm, prompts * 4, **params)
+    part = estimated(llm, [f"Say {i}" for i in range(128)], **params)
     assert (part.trial.rows, part.output_tokens_at_most) == (32, 4 * 32 * 150)
     assert 0.5 < part.output_tokens / (4 * told.output_tokens) < 2
 
 
 def test_answers_cut_off_by_the_time_leave_nothing_behind(llm: LLM) -> None:
-    told = estimated(llm, ["Say it"] * 20, seconds=0, max_tokens=None, ignore_eos=True)
+    told = estimated(llm, ["Say it"] * 20, seconds=0, temperature=1.0, max_tokens=None, ignore_eos=True)
     assert told.trial.output_tokens == 0
     assert told.output_tokens == told.output_tokens_at_most
     assert llm.session.idle
@@ -84,6 +84,15 @@ def test_the_pool_that_a_job_fills_is_told(tiny_model: Path) -> None:
     assert 0.9 * told.memory.kv_cache < told.memory.kv_cache_peak <= told.memory.kv_cache
     assert told.memory.weights == llm.engine.weight_bytes
     assert told.memory.peak > told.memory.weights + told.memory.kv_cache_peak
+
+
+def test_rows_that_repeat_others_cost_nothing(llm: LLM) -> None:
+    chosen = [f"Say {i}" for i in range(8)]
+    once, often = (estimated(llm, chosen * times, ignore_eos=True) for times in (1, 4))
+    assert (often.repeated_rows, often.prompt_tokens) == (24, 4 * once.prompt_tokens)
+    assert often.repeated_prompt_tokens == 3 * once.prompt_tokens
+    assert often.output_tokens == once.output_tokens == 8 * 16
+    assert "that repeat others │ 24" in " ".join(shown(often).split())
 
 
 def test_several_samples_a_row(llm: LLM) -> None:

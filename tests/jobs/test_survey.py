@@ -75,6 +75,15 @@ def test_a_row_whose_id_was_used_before_will_fail(llm: LLM) -> None:
     assert made.errors["duplicate_custom_id"].first == ['line 2: custom_id "a" was used in line 1']
 
 
+def test_rows_that_repeat_others_are_not_run(llm: LLM) -> None:
+    same, other = {"prompt": "Say it"}, {"prompt": "Say it", "max_tokens": 4}
+    made = survey_of(llm, [same, other, same, same], temperature=0)
+    assert (made.repeated, made.repeated_tokens) == (2, made.prompt_tokens // 2)
+    assert (made.limits, [row.index for row in made.sample]) == ({8: 1, 4: 1}, [0, 1])
+    assert survey_of(llm, [same] * 3, seed=1).repeated == 2
+    assert survey_of(llm, [same] * 3).repeated == 0  # they are drawn each by its own number
+
+
 def test_limits_are_the_rows_own_and_never_beyond_the_context(llm: LLM) -> None:
     prompt = {"prompt": "abc"}
     length = len(survey_of(llm, [prompt]).sample[0].token_ids)
