@@ -43,15 +43,11 @@ class Checked:
 
     def request(self, row: Row, dialect: Dialect, params: SamplingParams) -> tuple[Prompt, SamplingParams] | Failure:
         """What is to be run for a row, or what is wrong with it."""
-        request = request_of(dialect, row)
-        if isinstance(request, Failure):
-            return request
-        if repeated := self.duplicate(row, request.id):
-            return repeated
-        try:
-            return request.prompt, merged(params, request.params)
-        except RowError as error:
-            return Failure(str(error), error.code, error.param)
+        asked = check_row(row, dialect, params)
+        if isinstance(asked, Failure):
+            return asked
+        request, own = asked
+        return self.duplicate(row, request.id) or (request.prompt, own)
 
     def add(self, row: Row, failure: Failure) -> None:
         self.bad[failure.code] += 1
@@ -95,23 +91,23 @@ def check_rows(source: Source, dialect: Dialect, params: SamplingParams) -> Chec
         asked = check_row(row, dialect, params)
         if isinstance(asked, Failure):
             checked.add(row, asked)
-        elif asked.id is not None:
-            hashes.append(hash(asked.id))
+        elif (id := asked[0].id) is not None:
+            hashes.append(hash(id))
             indices.append(row.index)
     if suspects := rows_of_equal_hash(hashes, indices):
         find_repeated(checked, source, dialect, suspects)
     return checked
 
 
-def check_row(row: Row, dialect: Dialect, params: SamplingParams) -> RowRequest | Failure:
-    """What a row asks for, or why it cannot be answered."""
-    asked = request_of(dialect, row)
-    if isinstance(asked, RowRequest) and asked.params:
-        try:
-            merged(params, asked.params)
-        except RowError as error:
-            return Failure(str(error), error.code, error.param)
-    return asked
+def check_row(row: Row, dialect: Dialect, params: SamplingParams) -> tuple[RowRequest, SamplingParams] | Failure:
+    """What a row asks for, with the parameters that it has then, or why it cannot be answered."""
+    request = request_of(dialect, row)
+    if isinstance(request, Failure):
+        return request
+    try:
+        return request, merged(params, request.params)
+    except RowError as error:
+        return Failure(str(error), error.code, error.param)
 
 
 def rows_of_equal_hash(hashes: array[int], indices: array[int]) -> set[int]:

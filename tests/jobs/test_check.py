@@ -107,4 +107,6 @@ def test_a_row_is_checked_against_the_jobs_own_parameters() -> None:
     assert failure == Failure("min_tokens: expected at most max_tokens = 8, got 9", "invalid_value", "min_tokens")
     asked = check_row(row, PlainDialect(), SamplingParams(max_tokens=9))
     assert not isinstance(asked, Failure)
-    assert asked.params == {"min_tokens": 9}
+    request, params = asked
+    assert request.params == {"min_tokens": 9}
+    assert (params.min_tokens, params.max_tokens) == (9, 9)
