@@ -12,8 +12,10 @@ from pybatch.api.default_params import default_params
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.fair_lock import FairLock
 from pybatch.api.inputs import Encoded, Prompt, encode, fault_of
+from pybatch.api.settings import EngineSettings, engine_settings
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
-from pybatch.engine.metrics import RequestMetrics
+from pybatch.engine.config import EngineConfig
+from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import FinishReason
 from pybatch.machine.threads import set_threads
 from pybatch.model.loader import load_model
@@ -50,6 +52,27 @@ class Session:
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
         return cls(Engine(loaded.decoder, loaded.tokenizer, arguments), loaded.tokenizer, params)
+
+    @property
+    def metrics(self) -> EngineMetrics:
+        return self.engine.metrics
+
+    @property
+    def capacity(self) -> int:
+        """How many requests to have here at a time, so that the batching policy has some to choose from."""
+        return 2 * self.config.max_num_seqs
+
+    @property
+    def config(self) -> EngineConfig:
+        return self.engine.config
+
+    @property
+    def max_model_len(self) -> int:
+        return self.engine.max_model_len
+
+    @property
+    def settings(self) -> EngineSettings:
+        return engine_settings(self.engine)
 
     def submit(self, prompt: Prompt, params: SamplingParams, receive: Receiver, *, partial: bool = False) -> str:
         """Tokenises a prompt and adds it, as `encode` and `add` do."""

@@ -12,8 +12,8 @@ from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
     from pybatch.api.outcomes import Outcome
-    from pybatch.api.session import Session
     from pybatch.jobs.job import Job
+    from pybatch.jobs.row_runner import RowSession
     from pybatch.jobs.rows import Row
 
 NEWLINES = "\n\t"
@@ -32,7 +32,7 @@ class Preview:
     def agreed(
         self,
         job: Job,
-        session: Session,
+        session: RowSession,
         pending: Iterator[Row],
         run: Callable[[Iterator[Row]], bool],
         stopped: Callable[[], bool],
@@ -50,7 +50,7 @@ class Preview:
         return self._asker.agrees("Go on with the other rows?", stopped)
 
 
-def show(job: Job, session: Session, row: Row, outcome: Outcome) -> None:
+def show(job: Job, session: RowSession, row: Row, outcome: Outcome) -> None:
     from pybatch.api.outcomes import Failure
     from pybatch.jobs.survey import prompt_text
 

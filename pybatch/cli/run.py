@@ -24,12 +24,14 @@ from pybatch.cli.signals import Stop, ending_at_once, ending_in_order, exit_code
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
-    from pybatch.api.llm import LLM
+    from pybatch.api.session import Session
+    from pybatch.cluster.cluster_session import ClusterSession
     from pybatch.engine import SamplingParams
     from pybatch.jobs.check import Checked
     from pybatch.jobs.dialect import Dialect
     from pybatch.jobs.preparation import Destination, OtherJobError, Preparation
     from pybatch.jobs.rows import Row
+    from pybatch.model.text.tokenizer import Tokenizer
 
 
 class InputFormat(StrEnum):
@@ -114,6 +116,14 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Complete prompts as they are, without the model's chat template.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            help="Answer on a Ray cluster, with one engine on each GPU or machine: HOST:PORT, auto, or local.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     *,
     sampling: SamplingFlags,
     engine: EngineFlags,
@@ -148,6 +158,8 @@ def run(
         raise UsageError("Missing option '--output' / '-o'.")
     if dry_run and preview:
         raise UsageError("--preview: a dry run answers no rows")
+    if dry_run and ray:
+        raise UsageError("--ray: a dry run tells what this machine would take")
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
@@ -190,7 +202,8 @@ def run(
         if output is None or dry_run:
             for line in checked.lines():
                 tell(line)
-            llm, params, dialect = load_for(dialect, sampling, engine)
+            llm, params = load(engine, sampling)
+            dialect = suited(dialect, llm.get_tokenizer(), engine.model)
             estimate = estimate_job(llm, engine.model, source, dialect, params, checked)
             opened.close()  # standard output is the estimate's
             show_estimate(estimate, told=checked.bad.total())
@@ -221,10 +234,37 @@ def run(
             tell(line)
         if checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
-        answer(job, dialect, checked, on_error, first_rows, grace, cache, report, sampling, engine)
+        session, params = opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
+        answer(session, params, job, dialect, checked, on_error, first_rows, grace, cache, report, engine.model)
+
+
+def local(engine: EngineFlags, sampling: SamplingFlags) -> tuple[Session, SamplingParams]:
+    """Of a model that this process loads."""
+    llm, params = load(engine, sampling)
+    return llm.session, params
+
+
+@contextmanager
+def cluster(
+    address: str, engine: EngineFlags, sampling: SamplingFlags
+) -> Iterator[tuple[ClusterSession, SamplingParams]]:
+    """Of models that a cluster's workers load."""
+    from pybatch.cluster.cluster_session import cluster_session
+    from pybatch.cluster.ray_cluster import ClusterError
+
+    with ExitStack() as opened:
+        try:
+            with usage_errors():
+                session = opened.enter_context(cluster_session(address, engine.given()))
+                params = replace(session.default_params, **sampling.given())
+        except ClusterError as error:
+            raise UsageError(str(error)) from error
+        yield session, params
 
 
 def answer(
+    session: Session | ClusterSession,
+    params: SamplingParams,
     prepared: Preparation,
     dialect: Dialect,
     checked: Checked,
@@ -233,10 +273,9 @@ def answer(
     grace: float,
     cache: Path | None,
     report_path: str | None,
-    sampling: SamplingFlags,
-    engine: EngineFlags,
+    model: str,
 ) -> None:
-    llm, params, dialect = load_for(dialect, sampling, engine)
+    dialect = suited(dialect, session.tokenizer, model)
 
     from pybatch.api.llm import most_output_tokens
     from pybatch.api.progress import BatchProgress, ProgressReporter
@@ -246,7 +285,7 @@ def answer(
     from pybatch.jobs.summary import summary_table
 
     rows, size = (checked.rows, checked.size) if prepared.source.rereadable else (None, None)
-    progress = BatchProgress(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
+    progress = BatchProgress(session.metrics, rows, size, max_output_tokens=most_output_tokens(params))
     output = prepared.destination.output
     with ending_in_order() as stop, ExitStack() as opened:
         with usage_errors():
@@ -254,24 +293,27 @@ def answer(
         if prepared.rows_done:
             tell(f"Going on: {prepared.rows_done:,} rows are done.")
         pending = job.pending()
-        answers = opened.enter_context(prepared.answers(llm.engine.config, llm.engine.max_model_len, cache))
+        answers = opened.enter_context(prepared.answers(session.config, session.max_model_len, cache))
         bar = not prepared.shows_on_terminal  # which would be in the rows' way
-        settings = {"input": prepared.source.name, "output": output, "on_error": on_error.value}
-        title = f"{Path(prepared.source.name).name} with {Path(engine.model).name}"
+        of_job = {"input": prepared.source.name, "output": output, "on_error": on_error.value}
+        title = f"{Path(prepared.source.name).name} with {Path(model).name}"
 
         def run_rows(some: Iterator[Row]) -> bool:
             ahead = ReadAhead(some, name=prepared.source.name)
-            return RowRunner(llm, job, ahead, answers, stop.requested, grace).run()
+            return RowRunner(session, job, ahead, answers, stop.requested, grace).run()
 
-        with job_errors(prepared), JobReport(report_path, title, llm, job, settings) as report:
-            agreed = first_rows is None or first_rows.agreed(job, llm.session, pending, run_rows, stop.requested, rows)
+        with (
+            job_errors(prepared),
+            JobReport(report_path, title, session.metrics, job, {"Job": of_job, **session.settings}) as report,
+        ):
+            agreed = first_rows is None or first_rows.agreed(job, session, pending, run_rows, stop.requested, rows)
             finished = False
             if agreed:
                 with ProgressReporter("Answering", progress, lines=True, bar=bar):
                     finished = run_rows(pending)
             report.finished = finished
             job.results.publish(finished=finished)
-        stderr.print(summary_table(progress, llm.engine.metrics.summary(), job.failures))
+        stderr.print(summary_table(progress, session.metrics.summary(), job.failures))
         if report.fault is not None:
             tell(f"There is no report: {report.fault.filename}: {report.fault.strerror}")
         if job.failure is not None:
@@ -301,16 +343,16 @@ def expect_report_apart(path: str, rows: str, to: Destination) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
-def load_for(dialect: Dialect, sampling: SamplingFlags, engine: EngineFlags) -> tuple[LLM, SamplingParams, Dialect]:
-    """The model, its parameters, and the dialect for it: text is no user's message where there is no chat template."""
+def suited(dialect: Dialect, tokenizer: Tokenizer | None, model: str) -> Dialect:
+    """The dialect for a model: text is no user's message where there is no chat template."""
+    from pybatch.api.inputs import expect_tokenizer
     from pybatch.jobs.dialects.plain import PlainDialect
 
-    llm, params = load(engine, sampling)
-    if isinstance(dialect, PlainDialect) and dialect.chat and llm.get_tokenizer().chat_template is None:
+    if isinstance(dialect, PlainDialect) and dialect.chat and expect_tokenizer(tokenizer).chat_template is None:
         if dialect.system is not None:
-            raise UsageError(f"--system: {engine.model} has no chat template")
+            raise UsageError(f"--system: {model} has no chat template")
         dialect = replace(dialect, chat=False)
-    return llm, params, dialect
+    return dialect
 
 
 def tell_finished(prepared: Preparation) -> None:

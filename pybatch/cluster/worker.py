@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pybatch
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Encoded
-from pybatch.api.outcomes import Outcome, outcome_of
 from pybatch.api.session import Session
+from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine.metrics import EngineMetrics
 from pybatch.jobs.fingerprint import model_fingerprint
 from pybatch.machine.threads import usable_cores
 from pybatch.model.checkpoints.find import find_model
@@ -32,12 +33,51 @@ class Request:
     params: SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A worker that is ready. pid: of its process. What follows is as Session and its engine have it."""
+
+    pid: int
+    max_model_len: int
+    kv_blocks: int
+    default_params: SamplingParams
+    settings: EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What has happened since the report before. finished: rows by their numbers. steps: arguments of
+    EngineMetrics.step."""
+
+    finished: list[tuple[int, RequestOutput]]
+    steps: list[dict[str, Any]]
+    output_tokens: int
+
+
+class StepLog(EngineMetrics):
+    """Keeps the steps for the next report."""
+
+    def __init__(self, kv_blocks: int) -> None:
+        super().__init__(kv_blocks)
+        self._steps: list[dict[str, Any]] = []
+        self._output_tokens = 0
+
+    def step(self, **step: Any) -> None:
+        super().step(**step)
+        self._steps.append(step)
+
+    def report(self, finished: list[tuple[int, RequestOutput]]) -> Report:
+        steps, self._steps = self._steps, []
+        before, self._output_tokens = self._output_tokens, self.output_tokens
+        return Report(finished, steps, self.output_tokens - before)
+
+
 class Worker:
     """Loads a model once, and answers with it."""
 
-    def load(self, version: str, arguments: Mapping[str, Any], fingerprint: str, cpus: int) -> int:
+    def load(self, version: str, arguments: Mapping[str, Any], fingerprint: str, cpus: int) -> Loaded:
         """version, fingerprint: the driver's pybatch and its model's. arguments: EngineArgs'. cpus: that the worker may
-        use, where arguments say nothing of threads. Returns the process's id.
+        use, where arguments say nothing of threads.
 
         Raises ValueError if this machine has another model or pybatch, and what loading raises.
         """
@@ -47,14 +87,21 @@ class Worker:
         path = find_model(arguments["model"])
         if model_fingerprint(path) != fingerprint:
             raise ValueError(f"{path}: the model's files differ from those that the driver has")
-        self._session = Session.open(EngineArgs(**arguments))
-        self._full = self._session.engine.config.max_num_seqs
+        self._session = session = Session.open(EngineArgs(**arguments))
+        self._log = session.engine.metrics = StepLog(session.engine.num_kv_blocks)
+        self._full = session.engine.config.max_num_seqs
         self._running: dict[int, str] = {}  # a row's number -> the engine's name for its request
         self._finished: list[tuple[int, RequestOutput]] = []
-        return os.getpid()
+        return Loaded(
+            os.getpid(),
+            session.max_model_len,
+            session.engine.num_kv_blocks,
+            session.default_params,
+            session.settings,
+        )
 
-    def exchange(self, requests: Sequence[Request], withdrawn: Sequence[int]) -> list[tuple[int, Outcome]]:
-        """Takes requests in, and returns the outcomes of those that have finished, whichever call brought them.
+    def exchange(self, requests: Sequence[Request], withdrawn: Sequence[int]) -> Report:
+        """Takes requests in, and reports those that have finished, whichever call brought them.
 
         withdrawn: numbers of rows that are no longer wanted. The engine runs inside of this call alone: it goes on
         without a pause if the next call has come before this one returns.
@@ -65,26 +112,24 @@ class Worker:
             if index in self._running:
                 self._session.abort(self._running.pop(index))
         for each in requests:
-            request_id = self._session.add(
-                each.prompt, each.params, partial(self._finish, each.index), index=each.index
-            )
-            self._running[each.index] = request_id
-        self._settle()
+            receive = partial(self._finish, each.index)
+            self._running[each.index] = self._session.add(each.prompt, each.params, receive, index=each.index)
+        self._forget_finished()
         start = time.monotonic()
         while self._running:
             seconds = time.monotonic() - start
             if seconds > (GATHER if self._finished else LONGEST):
                 break
-            if self._finished and len(self._running) < self._full:  # room for others
+            if self._finished and len(self._running) < self._full:  # there is room for others
                 break
             self._session.step()
-            self._settle()
+            self._forget_finished()
         finished, self._finished = self._finished, []
-        return [(index, outcome_of(output, self._session.tokenizer)) for index, output in finished]
+        return self._log.report(finished)
 
     def _finish(self, index: int, output: RequestOutput) -> None:
-        self._finished.append((index, output))
+        self._finished.append((index, replace(output, prompt=None)))  # the driver has the text
 
-    def _settle(self) -> None:
+    def _forget_finished(self) -> None:
         for index, _ in self._finished:
             self._running.pop(index, None)

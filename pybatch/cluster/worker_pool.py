@@ -13,9 +13,11 @@ from typing import Any
 
 import pybatch
 from pybatch.api.engine_args import EngineArgs
-from pybatch.api.outcomes import Failure, Outcome
+from pybatch.api.session import empty_output
 from pybatch.cluster.ray_cluster import ClusterError, Slot, find_slots
-from pybatch.cluster.worker import Request, Worker
+from pybatch.cluster.worker import Loaded, Request, Worker
+from pybatch.engine import RequestOutput
+from pybatch.engine.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +31,20 @@ LOOK_AROUND = 5.0  # seconds between two looks for machines that have come back 
 @dataclass(eq=False, slots=True)
 class Member:
     """A worker, and what it has been given. calls: those in flight, the oldest first; the first of all loads the model.
-    pid: of its process; None until it has loaded. rows: by their numbers, in the order in which they were given.
+    rows: by their numbers, in the order in which they were given.
     suspect: it has one row, which is to run alone."""
 
     slot: Slot
     actor: Any
     calls: deque[Any]
-    pid: int | None = None
+    loaded: Loaded | None = None
     rows: dict[int, Request] = field(default_factory=dict)
     withdrawn: list[int] = field(default_factory=list)
     suspect: bool = False
 
     @property
     def ready(self) -> bool:
-        return self.pid is not None
+        return self.loaded is not None
 
 
 class WorkerPool:
@@ -51,6 +53,9 @@ class WorkerPool:
     Rows go to the workers in the order in which they came, and each gets one outcome. The rows of a worker whose
     process or machine dies go to the others, and it is started again where the machine is still there. A row with which
     three workers have died, the last time while it ran alone, has failed.
+
+    metrics: of all workers, as of one engine. loaded: what the first worker that was ready says of the model; None
+    until then.
     """
 
     def __init__(self, arguments: Mapping[str, Any], fingerprint: str) -> None:
@@ -67,23 +72,25 @@ class WorkerPool:
         self._waiting: deque[Request] = deque()  # those of them that no worker has
         self._suspects: deque[Request] = deque()  # and those that are to run alone
         self._deaths: dict[int, int] = {}  # that pending rows have seen
-        self._failed: list[tuple[int, Outcome]] = []
+        self._failed: list[tuple[int, RequestOutput]] = []
         self._proven: set[Slot] = set()  # where a worker has once been ready
         self._deaths_in_a_row = 0
         self._next_look = 0.0
+        self.metrics = EngineMetrics(kv_blocks=1)
+        self.loaded: Loaded | None = None
         self._fill_slots()
 
     @property
-    def room(self) -> int:
-        """How many more rows the pool takes, so that no worker has to wait for some."""
-        return max(0, len(self._members) * self._most - len(self._pending))
+    def capacity(self) -> int:
+        """How many rows the pool is to have, so that no worker has to wait for some."""
+        return len(self._members) * self._most
 
     def add(self, requests: Iterable[Request]) -> None:
         for request in requests:
             self._pending.add(request.index)
             self._waiting.append(request)
 
-    def outcomes(self, timeout: float) -> list[tuple[int, Outcome]]:
+    def outputs(self, timeout: float) -> list[tuple[int, RequestOutput]]:
         """Of rows that have finished, with their numbers; waits for some, at most `timeout` seconds.
 
         Raises ClusterError if a worker cannot load the model, if workers keep dying, or if no machine is left.
@@ -103,14 +110,14 @@ class WorkerPool:
         self._hand_out()  # before the caller saves what has finished
         return finished
 
-    def withdraw_waiting(self) -> int:
-        """Takes back the rows that no worker has. Returns how many others are pending."""
-        for request in (*self._waiting, *self._suspects):
-            self._pending.remove(request.index)
-            self._deaths.pop(request.index, None)
-        self._waiting.clear()
-        self._suspects.clear()
-        return len(self._pending)
+    def withdraw(self, index: int) -> None:
+        """Nothing more comes of a row."""
+        self._pending.discard(index)
+        self._deaths.pop(index, None)
+        for member in self._members:
+            if member.rows.pop(index, None) is not None:
+                member.withdrawn.append(index)
+                member.suspect = False
 
     def close(self) -> None:
         """Ends the workers, whatever they are at."""
@@ -140,15 +147,22 @@ class WorkerPool:
         if member.suspect:
             return []
         if self._suspects and member is ready[-1]:  # it gets nothing else until these are done
-            if member.rows:
-                return []
-            member.suspect = True
-            return [self._suspects.popleft()]
+            alone = [] if member.rows else self._first(1, self._suspects)
+            member.suspect = bool(alone)
+            return alone
         if not self._waiting:
             return self._moved_to(member)
         rows = len(self._waiting) + sum(len(each.rows) for each in ready)
-        share = min(-(-rows // len(ready)), self._most) - len(member.rows)
-        return [self._waiting.popleft() for _ in range(min(share, len(self._waiting)))]
+        return self._first(min(-(-rows // len(ready)), self._most) - len(member.rows), self._waiting)
+
+    def _first(self, count: int, queue: deque[Request]) -> list[Request]:
+        """Takes them out of the queue, and those before them that have been withdrawn."""
+        first: list[Request] = []
+        while queue and len(first) < count:
+            request = queue.popleft()
+            if request.index in self._pending:
+                first.append(request)
+        return first
 
     def _moved_to(self, member: Member) -> list[Request]:
         """Rows that wait in another worker's engine and could run in this one's."""
@@ -158,7 +172,7 @@ class WorkerPool:
         busiest.withdrawn += moved
         return [busiest.rows.pop(index) for index in moved]
 
-    def _receive(self, member: Member) -> list[tuple[int, Outcome]]:
+    def _receive(self, member: Member) -> list[tuple[int, RequestOutput]]:
         import ray
 
         try:
@@ -167,10 +181,27 @@ class WorkerPool:
             self._bury(member, error)
             return []
         if not member.ready:
-            member.pid = answer
-            self._proven.add(member.slot)
+            self._welcome(member, answer)
             return []
-        return [(index, outcome) for index, outcome in answer if self._settle(index, member)]
+        for step in answer.steps:
+            self.metrics.step(**step)
+        self.metrics.output_tokens += answer.output_tokens
+        finished = [(index, output) for index, output in answer.finished if self._settle(index, member)]
+        for _, output in finished:
+            self.metrics.finished(output.metrics, failed=output.error is not None)
+        return finished
+
+    def _welcome(self, member: Member, loaded: Loaded) -> None:
+        if self.loaded is None:
+            self.loaded, self.metrics.kv_blocks = loaded, loaded.kv_blocks
+        if loaded.max_model_len != self.loaded.max_model_len:
+            raise ClusterError(
+                f"{member.slot.host} has room for {loaded.max_model_len:,} tokens of a row, another machine for "
+                f"{self.loaded.max_model_len:,}, so that a row's answer would depend on where it runs: give a smaller "
+                "max_model_len"
+            )
+        member.loaded = loaded
+        self._proven.add(member.slot)
 
     def _settle(self, index: int, by: Member) -> bool:
         """Returns False if the row, which was moved to another worker too late, has its outcome already."""
@@ -222,7 +253,7 @@ class WorkerPool:
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > DEATHS_OF_SLOT * (len(self._members) + 1):
             raise ClusterError(f"{self._deaths_in_a_row} workers have died with no answer between: {reason}") from error
-        name = f"worker {member.pid or '(loading)'} on {member.slot.host}"
+        name = f"worker {member.loaded.pid if member.loaded else '(loading)'} on {member.slot.host}"
         logger.warning("%s: %s; %d rows go to others", name, reason, len(member.rows))
         if member.ready:
             self._next_look = 0.0
@@ -239,7 +270,9 @@ class WorkerPool:
             del self._deaths[request.index]
             self._pending.remove(request.index)
             message = f"{deaths} workers died while they had this row, the last one while it ran alone: {reason}"
-            self._failed.append((request.index, Failure(message, "worker_died")))
+            self._failed.append(
+                (request.index, empty_output(str(request.index), "error", error=message, error_code="server_error"))
+            )
 
     @staticmethod
     def _kill(member: Member) -> None:

@@ -10,12 +10,9 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import jinja2
-import torch
 
-from pybatch.api.llm import LLM
 from pybatch.api.progress import BatchProgress, clock
-from pybatch.engine import EngineConfig, SamplingParams
-from pybatch.engine.execution.kv_cache import kv_layout
+from pybatch.engine import SamplingParams
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.jobs.charts import Chart, Quantity, histogram, time_chart
 from pybatch.jobs.failures import FailureTally
@@ -29,14 +26,14 @@ Sections = Mapping[str, Mapping[str, Any]]
 
 
 class JobReport:
-    """A context manager that watches a job on this machine and writes its report, however the job ends.
+    """A context manager that watches a job and writes its report, however the job ends.
 
-    path: None: there is no report. settings: beside those of the model, the sampling and the engine.
+    path: None: there is no report. metrics: of the engine that runs the job. settings: beside those of the sampling.
     """
 
-    def __init__(self, path: str | None, title: str, llm: LLM, job: Job, settings: Mapping[str, Any]) -> None:
-        self._path, self._title, self._llm, self._job, self._settings = path, title, llm, job, settings
-        self._timeline = Timeline(llm.engine.metrics)
+    def __init__(self, path: str | None, title: str, metrics: EngineMetrics, job: Job, settings: Sections) -> None:
+        self._path, self._title, self._metrics, self._job, self._settings = path, title, metrics, job, settings
+        self._timeline = Timeline(metrics)
         self._opened = ExitStack()
         self.finished = False  # whether every row is done
         self.fault: OSError | None = None  # why there is no report
@@ -57,42 +54,23 @@ class JobReport:
                 title=self._title,
                 status="ended by an error" if failed else "finished" if self.finished else "interrupted",
                 progress=self._job.progress,
-                metrics=self._llm.engine.metrics,
+                metrics=self._metrics,
                 timeline=self._timeline,
                 failures=self._job.failures,
-                settings={"Job": self._settings, **settings_of(self._llm, self._job.params)},
+                settings={**self._settings, "Sampling": sampling_settings(self._job.params)},
                 facts=facts(),
             )
         except OSError as fault:
             self.fault = fault
 
 
-def settings_of(llm: LLM, params: SamplingParams) -> Sections:
-    """What answers and speed depend on: what was chosen where that was left to pybatch, and sampling parameters as far
-    as they are not the default ones."""
-    engine, given = llm.engine, vars(llm.engine.config)
-    of_model = {
-        "model": str(given["model"]),
-        "tokenizer": given["tokenizer"],
-        "quantization": given["quantization"],
-        "dtype": str(engine.decoder.dtype).removeprefix("torch."),
-        "kv_cache_dtype": str(kv_layout(engine.decoder, engine.config).dtype).removeprefix("torch."),
-        "weights": f"{engine.weight_bytes / 2**20:,.0f} MiB",
-        "max_model_len": engine.max_model_len,
-    }
-    of_engine = {
-        **{field.name: given[field.name] for field in fields(EngineConfig) if field.name not in of_model},
-        "num_kv_blocks": engine.num_kv_blocks,
-        "kv_pool": f"at most {engine.kv_cache_bytes / 2**20:,.0f} MiB",
-        "device": given["device"],
-        "threads": torch.get_num_threads(),
-    }
-    of_sampling = {
+def sampling_settings(params: SamplingParams) -> dict[str, Any]:
+    """As far as they are not the default ones."""
+    return {
         field.name: getattr(params, field.name)
         for field in fields(params)
         if field.name in ("temperature", "max_tokens") or getattr(params, field.name) != field.default
     }
-    return {"Model": of_model, "Sampling": of_sampling, "Engine": of_engine}
 
 
 def write_report(

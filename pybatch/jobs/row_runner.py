@@ -1,26 +1,50 @@
-"""Answers a job's rows with the model on this machine."""
+"""Answers a job's rows, with the model on this machine or on others."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pybatch.api.inputs import Encoded, Prompt
-from pybatch.api.llm import LLM
 from pybatch.api.outcomes import Answer, Failure, Outcome, outcome_of
+from pybatch.api.session import Receiver
 from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine.config import EngineConfig
 from pybatch.jobs.duplicates import InFlight
 from pybatch.jobs.job import Job
 from pybatch.jobs.job_answers import JobAnswers, number_of
 from pybatch.jobs.order import AdmissionOrder
 from pybatch.jobs.read_ahead import ReadAhead
 from pybatch.jobs.rows import Row
+from pybatch.model.text.tokenizer import Tokenizer
 
 WAIT = 0.05  # seconds between two checks of `stopped` while no row comes
 MOST_AT_START, MOST_AT_ONCE = 2048, 256  # rows that are tokenised between two steps
 MOST_FOLLOWERS = 4096  # rows that wait for the answer to an equal one
+
+
+class RowSession(Protocol):
+    """What a runner needs of a Session, so that a cluster can take its place."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]: ...
+
+    def add(self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, index: int) -> str: ...
+
+    def step(self) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -43,18 +67,16 @@ class RowRunner:
 
     def __init__(
         self,
-        llm: LLM,
+        session: RowSession,
         job: Job,
         rows: ReadAhead,
         answers: JobAnswers,
         stopped: Callable[[], bool] = lambda: False,
         grace: float = 0.0,
     ) -> None:
-        self._session, self._job, self._rows, self._answers = llm.session, job, rows, answers
+        self._session, self._job, self._rows, self._answers = session, job, rows, answers
         self._stopped, self._grace = stopped, grace
-        config = llm.engine.config
-        self._room = 2 * config.max_num_seqs  # so that the batching policy has some to choose from
-        self._waiting = AdmissionOrder[Work](block_size=config.block_size)
+        self._waiting = AdmissionOrder[Work](block_size=session.config.block_size)
         self._in_flight = InFlight[Work]()
         self._running: dict[str, Work] = {}
         self._inbox: deque[RequestOutput] = deque()
@@ -124,7 +146,7 @@ class RowRunner:
         self._waiting.push(work, ids, work.params.max_tokens, work.row.size)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._room:
+        while self._waiting and len(self._running) < self._session.capacity:
             work, ids = self._waiting.pop()
             work.prompt.token_ids = ids.tolist()
             self._start(work)

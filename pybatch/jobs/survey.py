@@ -18,6 +18,7 @@ from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.duplicates import KeySet
 from pybatch.jobs.job_answers import may_repeat, number_of
 from pybatch.jobs.prefix_savings import PrefixSavings
+from pybatch.jobs.row_runner import RowSession
 from pybatch.jobs.rows import Row
 
 BATCH = 256  # rows that are tokenised at once
@@ -146,7 +147,7 @@ class Survey:
         self._tokens = sum(len(row.token_ids) for row in self.sample)
 
 
-def prompt_text(session: Session, token_ids: Sequence[int]) -> str:
+def prompt_text(session: RowSession, token_ids: Sequence[int]) -> str:
     """A prompt as the model sees it, with its special tokens."""
     tokenizer = session.tokenizer
     return str(list(token_ids)) if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=False)

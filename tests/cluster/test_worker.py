@@ -7,7 +7,7 @@ import pytest
 
 import pybatch
 from pybatch.api.inputs import Encoded
-from pybatch.api.outcomes import Answer, Failure, Outcome
+from pybatch.api.outcomes import Answer, Failure, Outcome, outcome_of
 from pybatch.cluster.worker import Request, Worker
 from pybatch.engine import SamplingParams
 from pybatch.jobs.fingerprint import model_fingerprint
@@ -16,7 +16,7 @@ from pybatch.jobs.fingerprint import model_fingerprint
 def loaded(model: Path) -> Worker:
     worker = Worker()
     arguments = {"model": model, "max_num_seqs": 4}
-    assert worker.load(pybatch.__version__, arguments, model_fingerprint(model), cpus=1) == os.getpid()
+    assert worker.load(pybatch.__version__, arguments, model_fingerprint(model), cpus=1).pid == os.getpid()
     return worker
 
 
@@ -26,11 +26,11 @@ def request(index: int, max_tokens: int = 4) -> Request:
 
 
 def outcomes(worker: Worker, rows: list[Request], count: int) -> dict[int, Outcome]:
-    finished = dict(worker.exchange(rows, []))
+    finished = worker.exchange(rows, []).finished
     while len(finished) < count:
-        finished |= dict(worker.exchange([], []))
-    assert worker.exchange([], []) == []
-    return finished
+        finished += worker.exchange([], []).finished
+    assert worker.exchange([], []).finished == []
+    return {index: outcome_of(output) for index, output in finished}
 
 
 def test_another_version_or_another_model_is_refused(tiny_model: Path) -> None:
@@ -59,6 +59,17 @@ def test_a_row_that_cannot_be_run_is_a_failure_beside_the_answers(tiny_model: Pa
 
 def test_a_withdrawn_row_has_no_outcome_and_may_come_again(tiny_model: Path) -> None:
     worker = loaded(tiny_model)
-    assert dict(worker.exchange([request(0, max_tokens=500), request(1)], [])).keys() == {1}
-    assert worker.exchange([], [0, 1]) == []
+    ((index, _),) = worker.exchange([request(0, max_tokens=500), request(1)], []).finished
+    assert index == 1
+    assert worker.exchange([], [0, 1]).finished == []
     assert outcomes(worker, [request(0)], 1).keys() == {0}
+
+
+def test_reports_tell_of_each_step_and_token_once(tiny_model: Path) -> None:
+    worker = loaded(tiny_model)
+    reports = [worker.exchange([request(index) for index in range(4)], [])]
+    while sum(len(report.finished) for report in reports) < 4:
+        reports.append(worker.exchange([], []))
+    assert sum(report.output_tokens for report in reports) == 16
+    assert sum(step["tokens"] for report in reports for step in report.steps) == 4 * (3 + 4 - 1)
+    assert all(output.metrics.ttft for report in reports for _, output in report.finished)

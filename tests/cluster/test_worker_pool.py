@@ -1,4 +1,4 @@
-"""Rows on a real Ray cluster of two machines, which are processes of this one."""
+"""Rows on a real Ray cluster of two workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +25,16 @@ from pybatch.cluster.worker_pool import DEATHS, Member, WorkerPool
 from pybatch.engine import SamplingParams
 from pybatch.jobs.fingerprint import model_fingerprint
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'pybatch[ray]'")
 ROWS = 200
 SECONDS = 60  # after which a test gives up
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two machines of one processor each."""
-    from ray.cluster_utils import Cluster
-
-    machine = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
-    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **machine})
-    cluster.add_node(**machine)
-    try:
-        with connected(cluster.address):
-            yield cluster
-    finally:
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
 def pool(cluster: Any, tiny_model: Path) -> Iterator[WorkerPool]:
     """One for all tests: to start a worker takes seconds."""
     arguments = {"model": tiny_model, "max_num_seqs": 8, "device": "cpu"}
-    pool = WorkerPool(arguments, model_fingerprint(tiny_model))
-    yield pool
-    pool.close()
+    with connected(cluster.address), closing(WorkerPool(arguments, model_fingerprint(tiny_model))) as pool:
+        yield pool
 
 
 def test_a_worker_is_killed_and_every_row_is_answered_once_as_by_one_process(
@@ -62,6 +48,7 @@ def test_a_worker_is_killed_and_every_row_is_answered_once_as_by_one_process(
             killed.append(pool._members[0].slot)
             kill(pool._members[0])
 
+    wait_for_two(pool)
     outcomes = run(pool, requests(ROWS), kill_one)
     assert killed, "no worker was killed while both had rows"
     assert sorted(index for index, _ in outcomes) == list(range(ROWS))
@@ -89,7 +76,8 @@ def test_a_row_that_kills_its_worker_fails_and_the_others_are_answered(
     assert beside[-1] == 0
     failure = outcomes.pop(poison)
     assert isinstance(failure, Failure)
-    assert failure.code == "worker_died"
+    assert failure.code == "server_error"
+    assert failure.message.startswith("3 workers died while they had this row, the last one while it ran alone: its")
     assert outcomes == {index: answers[index] for index in range(rows) if index != poison}
 
 
@@ -103,35 +91,35 @@ def test_a_machine_leaves_and_another_joins(pool: WorkerPool, cluster: Any, answ
                 left.append(member.slot)
                 cluster.remove_node(node)
 
+    wait_for_two(pool)
     assert dict(run(pool, requests(ROWS), leave)) == answers
     assert left, "no machine left while it had rows"
     assert [member.slot for member in pool._members if member.slot in left] == []
     cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=OBJECT_STORE)
     assert [(slot.number, slot.gpus, slot.cpus) for slot in find_slots(use_gpus=True)] == [(0, 1, 0), (1, 1, 0)]
-    end = time.monotonic() + SECONDS
-    while not (len(pool._members) == 2 and all(member.ready for member in pool._members)):
-        assert time.monotonic() < end, "the new machine has no worker"
-        assert pool.outcomes(timeout=0.5) == []
+    wait_for_two(pool)
     busy: set[Slot] = set()
     run(pool, requests(ROWS), lambda done: busy.update(member.slot for member in pool._members if member.rows))
     assert len(busy) == 2
 
 
-def test_rows_that_no_worker_has_are_taken_back(pool: WorkerPool, answers: dict[int, Outcome]) -> None:
+def test_nothing_comes_of_a_row_that_is_withdrawn(pool: WorkerPool, answers: dict[int, Outcome]) -> None:
     rows = requests(ROWS)
     pool.add(rows)
-    assert pool.room == 0
-    outcomes: dict[int, Outcome] = {}
-    while not outcomes:
-        outcomes |= pool.outcomes(timeout=0.5)
-    running = pool.withdraw_waiting()
-    assert 0 < running < ROWS - len(outcomes)
-    for _ in range(100):
-        outcomes |= pool.outcomes(timeout=0.5)
-        if len(outcomes) >= running and pool.withdraw_waiting() == 0:
-            break
-    assert pool.room > 0
-    assert outcomes == {index: answers[index] for index in outcomes}
+    for row in rows:
+        if row.index % 10:
+            pool.withdraw(row.index)
+    assert dict(run(pool, [row for row in rows if row.index % 10 == 0], add=False)) == {
+        index: answers[index] for index in range(0, ROWS, 10)
+    }
+    assert not any(member.rows for member in pool._members)
+
+
+def test_machines_with_room_for_other_lengths_are_refused(pool: WorkerPool) -> None:
+    member = pool._members[0]
+    assert member.loaded is not None
+    with pytest.raises(ClusterError, match="has room for 100 tokens of a row, another machine for 512"):
+        pool._welcome(member, replace(member.loaded, max_model_len=100))
 
 
 def test_a_machine_without_the_model_is_named(pool: WorkerPool, cluster: Any, tmp_path: Path) -> None:
@@ -164,20 +152,29 @@ def answers(tiny_model: Path) -> dict[int, Outcome]:
 
 
 def run(
-    pool: WorkerPool, rows: list[Request], look: Callable[[int], None] = lambda done: None
+    pool: WorkerPool, rows: list[Request], look: Callable[[int], None] = lambda done: None, *, add: bool = True
 ) -> list[tuple[int, Outcome]]:
-    """look: called with the number of outcomes so far."""
-    left = iter(rows)
+    """look: called with the number of outcomes so far. add: False if the pool has the rows already."""
+    left = iter(rows if add else ())
     done: list[tuple[int, Outcome]] = []
-    end = time.monotonic() + SECONDS
+    added, end = 0, time.monotonic() + SECONDS
     while len(done) < len(rows):
         assert time.monotonic() < end, f"{len(done)} of {len(rows)} rows in {SECONDS} seconds"
-        pool.add([row for _, row in zip(range(pool.room), left, strict=False)])
-        done += pool.outcomes(timeout=0.5)
+        more = list(islice(left, max(0, pool.capacity - (added - len(done)))))
+        added += len(more)
+        pool.add(more)
+        done += [(index, outcome_of(output)) for index, output in pool.outputs(timeout=0.5)]
         look(len(done))
     return done
 
 
+def wait_for_two(pool: WorkerPool) -> None:
+    end = time.monotonic() + SECONDS
+    while sum(member.ready for member in pool._members) < 2:
+        assert time.monotonic() < end, f"no two workers in {SECONDS} seconds"
+        assert pool.outputs(timeout=0.5) == []
+
+
 def kill(member: Member) -> None:
-    assert member.pid is not None
-    os.kill(member.pid, signal.SIGKILL)
+    assert member.loaded is not None
+    os.kill(member.loaded.pid, signal.SIGKILL)

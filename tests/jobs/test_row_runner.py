@@ -48,7 +48,7 @@ class JobInPipe:
             job = prepared.start(PlainDialect(), params, self.progress, Checked())
             config = self.llm.engine.config
             with prepared.answers(config, self.llm.engine.max_model_len, self.cache) as answers:
-                runner = RowRunner(self.llm, job, ReadAhead(job.pending(), "rows"), answers, **options)
+                runner = RowRunner(self.llm.session, job, ReadAhead(job.pending(), "rows"), answers, **options)
                 try:
                     return runner.run()
                 finally:

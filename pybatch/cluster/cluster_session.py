@@ -1,0 +1,90 @@
+"""A Ray cluster in a Session's place: who has rows to answer need not know which of the two it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from pybatch.api.engine_args import EngineArgs
+from pybatch.api.inputs import Encoded, Prompt, encode
+from pybatch.api.session import Receiver, empty_output
+from pybatch.cluster.ray_cluster import connected
+from pybatch.cluster.worker import Loaded, Request
+from pybatch.cluster.worker_pool import WorkerPool
+from pybatch.engine import SamplingParams
+from pybatch.engine.config import EngineConfig
+from pybatch.engine.metrics import EngineMetrics
+from pybatch.jobs.fingerprint import model_fingerprint
+from pybatch.model.checkpoints.find import find_model
+from pybatch.model.loader import load_tokenizer
+from pybatch.model.text.tokenizer import Tokenizer
+
+WAIT = 0.05  # seconds that a step waits for outputs, so that its caller sees signals and new rows meanwhile
+
+
+class ClusterSession:
+    """Tokenises on this machine, and answers on the cluster's. For one thread."""
+
+    def __init__(self, pool: WorkerPool, loaded: Loaded, tokenizer: Tokenizer | None, config: EngineConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self.default_params = loaded.default_params
+        self._pool = pool
+        self.max_model_len = loaded.max_model_len
+        self.settings = loaded.settings
+        self._receivers: dict[int, Receiver] = {}
+
+    @property
+    def capacity(self) -> int:
+        return self._pool.capacity
+
+    @property
+    def metrics(self) -> EngineMetrics:
+        return self._pool.metrics
+
+    def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]:
+        """As Session's."""
+        room = self.max_model_len - 1
+        limits = [None if params.truncate_prompt_tokens is not None else room for _, params in requests]
+        return encode([prompt for prompt, _ in requests], self.tokenizer, limits)
+
+    def add(self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, index: int) -> str:
+        """As Session's; index: unlike that of every request that has not finished."""
+        if prompt.error is not None:
+            receive(empty_output(str(index), "error", prompt.text, (), prompt.error, prompt.error_code))
+            return str(index)
+        self._receivers[index] = receive
+        self._pool.add([Request(index, replace(prompt, text=None), params)])
+        return str(index)
+
+    def step(self) -> None:
+        """Hands outputs to their receivers; waits a little for some. Raises ClusterError if there is no worker left
+        that could bring any, or if workers keep dying."""
+        for index, output in self._pool.outputs(WAIT):
+            self._receivers.pop(index)(replace(output, request_id=str(index)))
+
+    def abort(self, request_id: str) -> None:
+        """As Session's."""
+        if self._receivers.pop(int(request_id), None) is not None:
+            self._pool.withdraw(int(request_id))
+
+
+@contextmanager
+def cluster_session(address: str, arguments: Mapping[str, Any]) -> Iterator[ClusterSession]:
+    """One whose first worker is ready. Leaving the block ends the workers.
+
+    address: of the Ray cluster, as `connected` takes it. arguments: EngineArgs', for each worker.
+
+    Raises ClusterError if there is no such cluster or a worker cannot load the model, ModelError if this machine has no
+    such model, whose files workers compare theirs with and whose tokenizer is used here.
+    """
+    config = EngineArgs(**arguments)
+    fingerprint = model_fingerprint(find_model(arguments["model"]))
+    tokenizer = None
+    if not arguments.get("skip_tokenizer_init"):
+        tokenizer = load_tokenizer(find_model(arguments.get("tokenizer") or arguments["model"]))
+    with connected(address), closing(WorkerPool(arguments, fingerprint)) as pool:
+        while pool.loaded is None:
+            pool.outputs(WAIT)
+        yield ClusterSession(pool, pool.loaded, tokenizer, config)
