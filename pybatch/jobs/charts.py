@@ -163,7 +163,7 @@ def elapsed(seconds: float, end: float) -> str:
     """An instant of a job that takes until `end`."""
     if end >= 120:
         return clock(seconds)
-    return f"{seconds:g} s" if seconds == round(seconds, 1) else f"{seconds:.2f} s"
+    return f"{round(seconds, 2 - math.floor(math.log10(end))):g} s"
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pybatch.engine.metrics import EngineMetrics
 
 
+SHORTEST = 1e-4  # seconds, of an interval
+
+
 class Sample(NamedTuple):
     """The engine's counters at an instant, in seconds since the timeline began. All but the last two only grow, so that
     what happened between two samples does not depend on those in between."""
@@ -116,7 +119,7 @@ class Timeline:
         for sample in self._samples[1:]:
             first_step = sample.steps == self._samples[0].steps
             under_way = sample.steps == edges[-1].steps and (sample.blocks_now > 0 or first_step)
-            if sample.at - edges[-1].at >= width * 0.999 and not under_way:
+            if sample.at - edges[-1].at >= max(width * 0.999, SHORTEST) and not under_way:
                 edges.append(sample)
         if len(edges) > 1 and edges[-1] is not self._samples[-1]:
             edges[-1] = self._samples[-1]  # what is left over belongs to the last

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from pybatch.engine.metrics import Distribution
-from pybatch.jobs.charts import Quantity, histogram, split_up, ticks, time_chart, time_ticks
+from pybatch.jobs.charts import Quantity, elapsed, histogram, split_up, ticks, time_chart, time_ticks
 from pybatch.jobs.timeline import Interval
 
 
@@ -27,6 +27,7 @@ def test_an_axis_of_time_has_few_ticks_at_whole_units(end: float) -> None:
     assert 3 <= len(at) <= 9
     assert at[0] == 0
     assert end / 2 < at[-1] <= end
+    assert len({elapsed(each, end) for each in at}) == len(at)
     if end > 600:
         assert all(each % 60 == 0 for each in at)
 

@@ -91,6 +91,14 @@ def test_a_step_longer_than_an_interval_is_spread_over_its_time_and_idleness_is_
     assert [each.output_rate for each in idle] == [0] * 20
 
 
+def test_a_job_of_no_time_has_no_interval() -> None:
+    engine = Engine()
+    timeline = Timeline(engine.metrics, now=engine.now)
+    with timeline.sampling():
+        pass
+    assert timeline.intervals() == []
+
+
 def test_a_thread_takes_the_samples() -> None:
     timeline, threads = Timeline(EngineMetrics(kv_blocks=10), most=8, between=0.002), threading.active_count()
     with timeline.sampling():
