@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class InFlight(Generic[T]):
-    """Requests that wait or run, by key. The first with a key leads; equal ones follow it and get its answer."""
+    """Requests that wait or run, by key. The first with a key leads; equal ones follow it and get its answer.
 
-    def __init__(self) -> None:
-        self._followers: dict[bytes, list[T]] = {}
-        self.num_followers = 0
+    max_followers, max_bytes: bounds on the followers, which has_room tells of.
+    """
 
-    def join(self, key: bytes, request: T) -> bool:
+    def __init__(self, *, max_followers: int = 4096, max_bytes: int = 32 << 20) -> None:
+        self._max_followers, self._max_bytes = max_followers, max_bytes
+        self._followers: dict[bytes, deque[tuple[T, int]]] = {}
+        self._count = self._bytes = 0
+
+    @property
+    def has_room(self) -> bool:
+        return self._count < self._max_followers and self._bytes < self._max_bytes
+
+    def join(self, key: bytes, request: T, size: int = 0) -> bool:
         """Returns whether the request leads, and so is to run. If not it is kept, to be returned by `answered` or
-        `failed`."""
+        `failed`. size: in bytes."""
         followers = self._followers.get(key)
         if followers is None:
-            self._followers[key] = []
+            self._followers[key] = deque()
             return True
-        followers.append(request)
-        self.num_followers += 1
+        followers.append((request, size))
+        self._count += 1
+        self._bytes += size
         return False
 
     def answered(self, key: bytes) -> list[T]:
         """The followers of a request that has its answer, as they came."""
         followers = self._followers.pop(key)
-        self.num_followers -= len(followers)
-        return followers
+        self._count -= len(followers)
+        self._bytes -= sum(size for _, size in followers)
+        return [request for request, _ in followers]
 
     def failed(self, key: bytes) -> T | None:
         """The follower that leads now, and is to run, since a failure is the failed request's alone; None if there is
@@ -39,8 +50,10 @@ class InFlight(Generic[T]):
         if not followers:
             del self._followers[key]
             return None
-        self.num_followers -= 1
-        return followers.pop(0)
+        request, size = followers.popleft()
+        self._count -= 1
+        self._bytes -= size
+        return request
 
 
 class KeySet:

@@ -23,7 +23,7 @@ from pybatch.model.text.tokenizer import Tokenizer
 
 WAIT = 0.05  # seconds between two checks of `stopped` while no row comes
 MOST_AT_START, MOST_AT_ONCE = 2048, 256  # rows that are tokenised between two steps
-MOST_FOLLOWERS = 4096  # rows that wait for the answer to an equal one
+MOST_BYTES_AT_ONCE = 2 << 20  # of these rows: their token ids take a multiple of it
 
 
 class RowSession(Protocol):
@@ -49,8 +49,8 @@ class RowSession(Protocol):
 
 @dataclass(slots=True)
 class Work:
-    """A row that is ready for the engine. Its token ids are with the admission order while it waits. key: of its answer
-    in the cache; None if no other request has that answer."""
+    """A row that is ready for the engine. Its token ids are with the admission order while it waits, or with the equal
+    row that it follows. key: of its answer in the cache; None if no other request has that answer."""
 
     row: Row
     prompt: Encoded
@@ -110,7 +110,8 @@ class RowRunner:
         taken: list[tuple[Row, Prompt, SamplingParams]] = []
         idle = not (self._running or self._waiting)
         most = MOST_AT_START if idle else MOST_AT_ONCE
-        while len(taken) < most and self._waiting.has_room and self._in_flight.num_followers < MOST_FOLLOWERS:
+        size = 0
+        while len(taken) < most and size < MOST_BYTES_AT_ONCE and self._waiting.has_room and self._in_flight.has_room:
             row = self._rows.take(WAIT if idle and (not taken or self._job.source.rereadable) else 0)
             if row is None:
                 if idle and not taken and not self._rows.ended and not self._stopping():
@@ -121,6 +122,7 @@ class RowRunner:
                 self._job.save(row, request)
             else:
                 taken.append((row, *request))
+                size += row.size
         encoded = self._session.encode([(prompt, params) for _, prompt, params in taken])
         for (row, _, params), prompt in zip(taken, encoded, strict=True):
             if prompt.error is not None:
@@ -138,12 +140,14 @@ class RowRunner:
         return found is not None
 
     def _queue(self, work: Work) -> None:
-        if work.key is None or self._in_flight.join(work.key, work):
-            self._push(work)
-
-    def _push(self, work: Work) -> None:
         ids, work.prompt.token_ids = work.prompt.token_ids, []
-        self._waiting.push(work, ids, work.params.max_tokens, work.row.size)
+        if work.key is None or self._in_flight.join(work.key, work, work.row.size):
+            self._push(work, ids)
+
+    def _push(self, work: Work, token_ids: list[int]) -> None:
+        most = work.params.max_tokens
+        output = None if most is None else most * work.params.n
+        self._waiting.push(work, token_ids, output, work.row.size)
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._session.capacity:
@@ -184,4 +188,4 @@ class RowRunner:
             for follower in self._in_flight.answered(key):
                 self._job.save(follower.row, outcome, key=number_of(key), cached=True)
         elif (next_leader := self._in_flight.failed(key)) is not None:
-            self._push(next_leader)
+            self._push(next_leader, work.prompt.token_ids)

@@ -12,10 +12,8 @@ from pybatch.jobs.duplicates import InFlight, KeySet
 def test_equal_requests_follow_the_first_and_get_its_answer() -> None:
     requests: InFlight[int] = InFlight()
     assert [requests.join(key, i) for i, key in enumerate([b"a", b"b", b"a", b"a"])] == [True, True, False, False]
-    assert requests.num_followers == 2
     assert requests.answered(b"a") == [2, 3]
     assert requests.answered(b"b") == []
-    assert requests.num_followers == 0
     assert requests.join(b"a", 4), "the answer has been given: the next one leads"
 
 
@@ -28,7 +26,20 @@ def test_a_failure_is_the_leaders_alone() -> None:
     assert requests.join(b"a", 4)
     assert requests.failed(b"a") is None
     assert requests.join(b"a", 5)
-    assert requests.num_followers == 0
+
+
+def test_followers_are_bounded_in_number_and_bytes() -> None:
+    requests: InFlight[int] = InFlight(max_followers=3, max_bytes=100)
+    for i, (size, room) in enumerate([(1000, True), (60, True), (50, False)]):
+        requests.join(b"a", i, size)
+        assert requests.has_room == room
+    assert requests.failed(b"a") == 1
+    for i, room in ((3, True), (4, False)):
+        assert requests.has_room
+        assert not requests.join(b"a", i)
+        assert requests.has_room == room
+    assert requests.answered(b"a") == [2, 3, 4]
+    assert requests.has_room
 
 
 @settings(deadline=None)

@@ -13,6 +13,7 @@ import pytest
 
 from pybatch import LLM, SamplingParams
 from pybatch.api.progress import BatchProgress
+from pybatch.jobs import row_runner
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.preparation import Destination, Preparation
@@ -176,6 +177,22 @@ def test_answers_are_kept_for_later_jobs(llm: LLM, tmp_path: Path) -> None:
     (ran, first), (ran_again, second) = written
     assert (ran, ran_again) == (2, 0)
     assert second == [{**row, "cached": True} for row in first]
+
+
+def test_few_large_rows_are_tokenised_at_once(job: JobInPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_runner, "MOST_BYTES_AT_ONCE", 1000)
+    encode, batches = job.llm.session.encode, list[int]()
+
+    def counted(requests: Any) -> Any:
+        batches.append(len(requests))
+        return encode(requests)
+
+    monkeypatch.setattr(job.llm.session, "encode", counted)
+    job.feed(*({"prompt": f"Say {i}", "data": "x" * 400} for i in range(9)))
+    os.close(job.pipe)
+    assert job.run()
+    assert sum(batches) == 9
+    assert max(batches) <= 3
 
 
 def test_a_row_whose_equal_fails_runs_itself(job: JobInPipe, monkeypatch: pytest.MonkeyPatch) -> None:
