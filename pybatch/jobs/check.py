@@ -114,8 +114,11 @@ def rows_of_equal_hash(hashes: array[int], indices: array[int]) -> set[int]:
     """The indices of rows of which each shares its id's hash with another one."""
     if not hashes:
         return set()
-    _, group, sizes = np.unique(np.frombuffer(hashes, np.int64), return_inverse=True, return_counts=True)
-    return set(np.frombuffer(indices, np.int64)[sizes[group] > 1].tolist())
+    ordered = np.sort(np.frombuffer(hashes, np.int64))
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return set()
+    return set(np.frombuffer(indices, np.int64)[np.isin(np.frombuffer(hashes, np.int64), repeated)].tolist())
 
 
 def find_repeated(checked: Checked, source: Source, dialect: Dialect, suspects: set[int]) -> None:

@@ -39,7 +39,9 @@ class PlainDialect:
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
             raise RowError(row.error, "invalid_json_line")
-        return RowRequest(self.prompt(row.fields), row_params(row.fields))
+        name = row.fields.get("custom_id")  # which no two rows of a batch may share; an "id" is the row's own affair
+        id = name if isinstance(name, str) else None
+        return RowRequest(self.prompt(row.fields), row_params(row.fields), id)
 
     def prompt(self, fields: dict[str, Any]) -> Prompt:
         if self.template is None and fields.get("messages") is not None:

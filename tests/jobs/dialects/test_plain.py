@@ -86,6 +86,11 @@ def test_a_row_sets_sampling_parameters_and_keeps_them() -> None:
     }
 
 
+def test_a_custom_id_is_the_rows_alone_and_other_ids_are_data() -> None:
+    assert PlainDialect().request(row(prompt="a", custom_id="x")).id == "x"
+    assert PlainDialect().request(row(prompt="a", custom_id=3, id="x")).id is None
+
+
 def test_the_rows_fields_come_first_and_are_all_kept() -> None:
     dialect: Dialect = PlainDialect()
     result = dialect.result(row(4, id="a", prompt="p", nested={"k": [1, None]}), ANSWER)
