@@ -18,6 +18,7 @@ import pybatch
 from pybatch.jobs.cache_keys import CacheKeys
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.fingerprint import Fingerprint, differences, model_fingerprint
 from pybatch.jobs.growing_file import GrowingFile
 from pybatch.jobs.job import Job
@@ -201,7 +202,7 @@ class Preparation:
             self._results = GrowingFile(to.output, to.errors, journal, **ways)
         else:
             table = table_format(to.output)
-            joined = self.source.typed and table.format == "parquet" and not dialect.apart
+            joined = self.source.typed and table.format == "parquet" and isinstance(dialect, PlainDialect)
             write = writer(table, self.source if joined else None)
             self._results = WholeFile(to.output, to.errors, journal, write, **ways)
         self._results.begin()

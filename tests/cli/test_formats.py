@@ -143,3 +143,20 @@ def test_bad_rows_of_every_kind_leave_the_others_as_they_are(cli: Run, tmp_path:
             assert f"line {i + 1}: " in err or "long " * 5000 in bad[i].decode(errors="replace")  # known once tokenised
         else:
             assert results[i] == expected[i]
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_batches_may_be_parquet(cli: Run, tmp_path: Path, kind: str) -> None:
+    body = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "Say 1"}]}
+    asks = {"method": "POST", "url": "/v1/chat/completions", "body": body} if kind == "openai" else {"params": body}
+    rows = [{"custom_id": f"c{n}", **asks} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("rows.parquet", "rows.jsonl"):
+        results = tmp_path / f"results.of.{name}"
+        code, err = cli(tmp_path / name, results, "--seed", "1")
+        assert code == 0, err
+        found = read(results)
+        assert [row["custom_id"] for row in found] == ["c0", "c1", "c2"]
+        assert all(row["response" if kind == "openai" else "result"] for row in found)
+        assert "row" not in found[0]
