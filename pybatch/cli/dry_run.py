@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pybatch.cli.command import CommandError, one_line, stderr
+from pybatch.cli.preview import shown
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from pybatch.jobs.dialect import Dialect
     from pybatch.jobs.estimate import Estimate
     from pybatch.jobs.rows import Source
-
-NEWLINES = "\n\t"
 
 
 def estimate_job(
@@ -60,4 +59,4 @@ def show_estimate(estimate: Estimate, told: int) -> None:
                 out.print(printable(message))
     out.print(estimate_table(estimate))
     for number, prompt in enumerate(estimate.prompts, start=1):
-        out.print(f"\nPrompt {number}, as the model sees it:\n{printable(prompt, keep=NEWLINES)}")
+        out.print(f"\nPrompt {number}, as the model sees it:\n{shown(prompt)}")

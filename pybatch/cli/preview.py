@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from pybatch.cli.command import stderr
 from pybatch.cli.question import Asker
-from pybatch.cli.streams import printable
+from pybatch.cli.streams import printable, shortened
 
 if TYPE_CHECKING:
     from pybatch.api.outcomes import Outcome
@@ -16,18 +17,20 @@ if TYPE_CHECKING:
     from pybatch.jobs.row_runner import RowSession
     from pybatch.jobs.rows import Row
 
-NEWLINES = "\n\t"
-
 
 class Preview:
     """Runs the first of a job's rows and shows them on standard error, each as it finishes.
 
-    rows: how many. To be made before standard input is taken from the terminal.
+    rows: how many; None shows none and agrees at once. To be made before standard input is taken from the terminal.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int | None) -> None:
         self._rows = rows
         self._asker = Asker()
+
+    def now(self) -> float:
+        """A clock in seconds that stands still while a question waits for its answer."""
+        return time.perf_counter() - self._asker.seconds
 
     def agreed(
         self,
@@ -40,6 +43,8 @@ class Preview:
     ) -> bool:
         """Whether the job is to go on with the rows that `pending` has left. run: answers rows, and returns whether it
         came to their end. all_rows: of the job, where that is known: there is nothing to ask after the last."""
+        if self._rows is None:
+            return True
         job.watch = lambda row, outcome: show(job, session, row, outcome)
         try:
             finished = run(islice(pending, self._rows))
@@ -60,6 +65,10 @@ def show(job: Job, session: RowSession, row: Row, outcome: Outcome) -> None:
         return
     request = job.request(row)
     if not isinstance(request, Failure):
-        stderr.print(printable(prompt_text(session, session.encode([request])[0].token_ids), keep=NEWLINES))
+        stderr.print(shown(prompt_text(session, session.encode([request])[0].token_ids, request[1])))
     for sample in outcome.samples:
-        stderr.print(f"-> {printable(sample.text, keep=NEWLINES)}")
+        stderr.print(f"-> {shown(sample.text)}")
+
+
+def shown(text: str) -> str:
+    return printable(shortened(text), keep="\n\t")

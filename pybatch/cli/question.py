@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Callable
 
 ANSWERS = {"": True, "y": True, "yes": True, "n": False, "no": False}
@@ -11,9 +12,13 @@ WAIT = 0.1  # seconds between two checks of `stopped`
 
 
 class Asker:
-    """Asks on the terminal that standard input and error are on when it is made; elsewhere it has nobody to ask."""
+    """Asks on the terminal that standard input and error are on when it is made; elsewhere it has nobody to ask.
+
+    seconds: that it has waited for answers.
+    """
 
     def __init__(self) -> None:
+        self.seconds = 0.0
         try:
             self._terminal = os.dup(0) if os.isatty(0) and os.isatty(2) else None
         except OSError:
@@ -31,14 +36,16 @@ class Asker:
                 return answer
         return True
 
-    @staticmethod
-    def _line(terminal: int, stopped: Callable[[], bool]) -> str | None:
+    def _line(self, terminal: int, stopped: Callable[[], bool]) -> str | None:
         """A terminal gives whole lines."""
-        while not stopped():
-            if select.select([terminal], [], [], WAIT)[0]:
-                try:
+        begin = time.perf_counter()
+        try:
+            while not stopped():
+                if select.select([terminal], [], [], WAIT)[0]:
                     line = os.read(terminal, 4096)
-                except OSError:  # closed
-                    return None
-                return line.decode(errors="replace") if line else None
+                    return line.decode(errors="replace") if line else None
+        except OSError:  # closed
+            pass
+        finally:
+            self.seconds += time.perf_counter() - begin
         return None

@@ -159,6 +159,8 @@ def run(
     if dry_run and preview:
         raise UsageError("--preview: a dry run answers no rows")
     if dry_run and ray:
+        raise UsageError("--ray: a dry run measures this machine alone")
+    if dry_run and ray:
         raise UsageError("--ray: a dry run tells what this machine would take")
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
@@ -190,7 +192,7 @@ def run(
             if report is not None:
                 expect_report_apart(report, name, to)
             stream = None if output is None or dry_run else open_stream(output)
-            first_rows = None if preview is None else Preview(preview)
+            first_rows = Preview(preview)
             opened.enter_context(standard_streams_reserved())
             first: dict[str, Any] = {}
             if template is None:
@@ -269,7 +271,7 @@ def answer(
     dialect: Dialect,
     checked: Checked,
     on_error: OnError,
-    first_rows: Preview | None,
+    first_rows: Preview,
     grace: float,
     cache: Path | None,
     report_path: str | None,
@@ -285,7 +287,7 @@ def answer(
     from pybatch.jobs.summary import summary_table
 
     rows, size = (checked.rows, checked.size) if prepared.source.rereadable else (None, None)
-    progress = BatchProgress(session.metrics, rows, size, max_output_tokens=most_output_tokens(params))
+    progress = BatchProgress(session.metrics, rows, size, most_output_tokens(params), now=first_rows.now)
     output = prepared.destination.output
     with ending_in_order() as stop, ExitStack() as opened:
         with usage_errors():
@@ -306,9 +308,8 @@ def answer(
             job_errors(prepared),
             JobReport(report_path, title, session.metrics, job, {"Job": of_job, **session.settings}) as report,
         ):
-            agreed = first_rows is None or first_rows.agreed(job, session, pending, run_rows, stop.requested, rows)
             finished = False
-            if agreed:
+            if first_rows.agreed(job, session, pending, run_rows, stop.requested, rows):
                 with ProgressReporter("Answering", progress, lines=True, bar=bar):
                     finished = run_rows(pending)
             report.finished = finished

@@ -19,6 +19,13 @@ def printable(text: str, keep: str = "") -> str:
     return _OBEYED.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
+def shortened(text: str, most: int = 2000) -> str:
+    """A long text without its middle, told by its length."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} [... {len(text) - most // 2 * 2:,} characters ...] {text[len(text) - most // 2 :]}"
+
+
 @contextmanager
 def standard_streams_mended() -> Iterator[None]:
     """Inside the block, writing to standard error never fails, and characters that a stream's encoding lacks are

@@ -27,13 +27,16 @@ MOST_BYTES_AT_ONCE = 2 << 20  # of these rows: their token ids take a multiple o
 
 
 class RowSession(Protocol):
-    """What a runner needs of a Session, so that a cluster can take its place."""
+    """What a runner and a preview need of a Session, so that a cluster can take its place."""
 
     @property
     def capacity(self) -> int: ...
 
     @property
     def config(self) -> EngineConfig: ...
+
+    @property
+    def max_model_len(self) -> int: ...
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...

@@ -113,13 +113,11 @@ class Survey:
 
     def _count(self, row: Row, prompt: Encoded, params: SamplingParams) -> None:
         engine = self._session.engine
-        ids, keep = array("q", prompt.token_ids), params.truncate_prompt_tokens
-        if keep is not None:
-            ids = ids[-(engine.max_model_len - 1 if keep == -1 else keep) :]
+        ids = array("q", kept_tokens(prompt.token_ids, params, engine.max_model_len))
         self.prompt_tokens += len(ids)
         self.longest_prompt = max(self.longest_prompt, len(ids))
         if len(self.prompts) < FIRST:
-            self.prompts.append(prompt_text(self._session, ids))
+            self.prompts.append(prompt_text(self._session, prompt.token_ids, params))
         if may_repeat(params) and not self._known.add(number_of(self._keys.key(ids, params, row.index))):
             self.repeated += 1
             self.repeated_tokens += len(ids)
@@ -147,7 +145,13 @@ class Survey:
         self._tokens = sum(len(row.token_ids) for row in self.sample)
 
 
-def prompt_text(session: RowSession, token_ids: Sequence[int]) -> str:
+def kept_tokens(token_ids: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
+    """What truncate_prompt_tokens leaves of a prompt."""
+    keep = params.truncate_prompt_tokens
+    return token_ids if keep is None else token_ids[-int(max_model_len - 1 if keep == -1 else keep) :]
+
+
+def prompt_text(session: RowSession, token_ids: list[int], params: SamplingParams) -> str:
     """A prompt as the model sees it, with its special tokens."""
-    tokenizer = session.tokenizer
-    return str(list(token_ids)) if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=False)
+    ids, tokenizer = kept_tokens(token_ids, params, session.max_model_len), session.tokenizer
+    return str(ids) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)

@@ -123,9 +123,17 @@ def test_a_dry_run_of_a_stream_reads_it_once(cli: Run, tiny_model: Path) -> None
     assert "Prompt 1" in ran.out
 
 
-def test_a_dry_run_answers_no_rows(cli: Run, prompts: Path) -> None:
-    ran = cli(prompts, "--dry-run", "--preview", "2")
-    assert (ran.code, ran.err) == (2, "pybatch: --preview: a dry run answers no rows\n")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--preview", "2"], "--preview: a dry run answers no rows"),
+        (["--ray", "auto"], "--ray: a dry run measures this"),
+    ],
+)
+def test_what_a_dry_run_has_no_use_for_is_refused(cli: Run, prompts: Path, flags: list[str], words: str) -> None:
+    ran = cli(prompts, "--dry-run", *flags)
+    assert ran.code == 2
+    assert ran.err.startswith(f"pybatch: {words}")
 
 
 # ---- --preview ----
@@ -145,6 +153,16 @@ def test_a_preview_shows_the_first_rows_and_the_job_goes_on(
         assert f"<|role|>user: {row['prompt']}<|end|><|role|>assistant: " in shown
         assert "-> " in shown
     assert "Go on" not in shown  # there is nobody to ask
+
+
+def test_a_preview_shows_what_is_left_of_a_prompt(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    row = {"prompt": "x" * 100 + "y" * 100, "truncate_prompt_tokens": 110}
+    rows = write(tmp_path / "in.jsonl", row)
+    ran = cli(rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
+    assert ran.code == 0
+    shown, _, _ = ran.err.partition("->")
+    assert "y" * 97 in shown
+    assert "x" not in shown.partition("---\n")[2]
 
 
 def test_a_preview_of_a_row_that_fails_shows_why(cli: Run, tiny_model: Path, tmp_path: Path) -> None:

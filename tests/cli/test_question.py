@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from pybatch.cli.question import Asker
+from pybatch.cli.question import WAIT, Asker
 
 
 @contextmanager
@@ -52,9 +52,12 @@ def test_what_is_no_answer_is_asked_again() -> None:
         expect_asked(ours, times=2)
 
 
-def test_a_signal_ends_the_wait() -> None:
+def test_a_signal_ends_the_wait_which_is_timed() -> None:
+    stops = iter([False, False, False, True])
     with terminal():
-        assert not Asker().agrees("Go on?", lambda: True)
+        asker = Asker()
+        assert not asker.agrees("Go on?", lambda: next(stops))
+    assert asker.seconds >= 3 * WAIT
 
 
 def test_the_terminal_is_the_one_of_the_start() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_command import COMMAND, FAST
 
-from pybatch.cli.streams import Unfailing, printable
+from pybatch.cli.streams import Unfailing, printable, shortened
 
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
 
@@ -91,3 +91,9 @@ def test_a_terminal_gets_no_control_characters_of_a_model_or_a_name(tiny_model: 
     shown = os.read(ours, 65536)
     os.close(ours)
     assert shown == b"pybatch: missing \\x1b[31m[bold]: No such file or directory\r\n"
+
+
+def test_a_long_text_is_shown_without_its_middle() -> None:
+    assert shortened("x" * 2000) == "x" * 2000
+    text = shortened("a" * 1500 + "b" * 1501)
+    assert text == "a" * 1000 + " [... 1,001 characters ...] " + "b" * 1000
