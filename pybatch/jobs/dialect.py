@@ -36,6 +36,11 @@ class Dialect(Protocol):
     def apart(self) -> bool:
         """Whether rows that fail are written to the error file alone, or to the results too."""
 
+    @property
+    def extends_rows(self) -> bool:
+        """Whether a result is the row with fields after it, to which others may be added, and which tables can hold as
+        columns; else it is a document with a fixed shape."""
+
     def request(self, row: Row) -> RowRequest:
         """Raises ValueError (a RowError where it has a code) for a row that does not ask properly."""
 

@@ -18,7 +18,6 @@ import pybatch
 from pybatch.jobs.cache_keys import CacheKeys
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
-from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.fingerprint import Fingerprint, differences, model_fingerprint
 from pybatch.jobs.growing_file import GrowingFile
 from pybatch.jobs.job import Job
@@ -193,16 +192,15 @@ class Preparation:
                     "replaces": replaces,
                 }
             )
-        ways = {"apart": dialect.apart, "marked": not dialect.apart}
+        ways = {"apart": dialect.apart, "marked": dialect.extends_rows}
         joined = False
         if self._stream is not None:
-            marked = not dialect.apart
-            self._results = StreamResults(self._stream, journal, unordered=to.unordered, marked=marked)
+            self._results = StreamResults(self._stream, journal, unordered=to.unordered, marked=dialect.extends_rows)
         elif to.unordered:
             self._results = GrowingFile(to.output, to.errors, journal, **ways)
         else:
             table = table_format(to.output)
-            joined = self.source.typed and table.format == "parquet" and isinstance(dialect, PlainDialect)
+            joined = self.source.typed and table.format == "parquet" and dialect.extends_rows
             write = writer(table, self.source if joined else None)
             self._results = WholeFile(to.output, to.errors, journal, write, **ways)
         self._results.begin()

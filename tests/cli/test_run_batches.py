@@ -123,6 +123,18 @@ def test_anthropics_batches_are_answered_as_anthropic_does(command: Command, tin
     assert read(tmp_path / "out.errors.jsonl") == read(results)[1:]
 
 
+def test_results_of_equal_requests_keep_the_vendors_shape(command: Command, tmp_path: Path) -> None:
+    params = {"model": "claude", "max_tokens": 5, "messages": USER, "temperature": 0}
+    batches = {
+        "anthropic": ([{"custom_id": name, "params": params} for name in "ab"], {"custom_id", "result"}),
+        "openai": ([chat(name) for name in "ab"], {"id", "custom_id", "response", "error"}),
+    }
+    for name, (rows, keys) in batches.items():
+        results = tmp_path / f"{name}-out.jsonl"
+        assert command(write(tmp_path / f"{name}.jsonl", *rows), "-o", results) == 0
+        assert [line.keys() for line in read(results)] == [keys, keys]
+
+
 def test_a_stream_has_its_failures_among_the_results(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

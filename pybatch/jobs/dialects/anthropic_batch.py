@@ -25,6 +25,10 @@ class AnthropicBatch:
     def apart(self) -> bool:
         return False
 
+    @property
+    def extends_rows(self) -> bool:
+        return False
+
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
             raise RowError(row.error, "invalid_json_line")

@@ -44,6 +44,10 @@ class OpenAIBatch:
     def apart(self) -> bool:
         return True
 
+    @property
+    def extends_rows(self) -> bool:
+        return False
+
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
             raise RowError(row.error, "invalid_json_line")

@@ -36,6 +36,10 @@ class PlainDialect:
     def apart(self) -> bool:
         return False
 
+    @property
+    def extends_rows(self) -> bool:
+        return True
+
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
             raise RowError(row.error, "invalid_json_line")
