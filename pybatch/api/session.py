@@ -17,6 +17,7 @@ from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingPara
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import FinishReason
+from pybatch.machine.facts import arithmetic
 from pybatch.machine.threads import set_threads
 from pybatch.model.loader import load_model
 from pybatch.model.text.tokenizer import Tokenizer
@@ -69,6 +70,11 @@ class Session:
     @property
     def max_model_len(self) -> int:
         return self.engine.max_model_len
+
+    @property
+    def arithmetic(self) -> str:
+        """What the bits of its outputs depend on besides the model and its precision."""
+        return arithmetic(str(self.engine.decoder.device))
 
     @property
     def settings(self) -> EngineSettings:

@@ -32,6 +32,7 @@ class ClusterSession:
         self.default_params = loaded.default_params
         self._pool = pool
         self.max_model_len = loaded.max_model_len
+        self.arithmetic = loaded.arithmetic
         self.settings = loaded.settings
         self._receivers: dict[int, Receiver] = {}
 

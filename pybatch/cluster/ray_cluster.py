@@ -35,9 +35,8 @@ class Slot:
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """address: as ray.init takes it: HOST:PORT, or ray://HOST:PORT from a machine that is no part of the cluster.
-    "local" starts a cluster of this machine, "auto" does where none is running. A connection that the process already
-    has is used as it is, and kept.
+    """address: HOST:PORT of a cluster that this machine is part of; "local" starts a cluster of this machine, "auto"
+    does where none is running. A connection that the process already has is used as it is, and kept.
 
     Raises ClusterError if Ray is not installed, or if no cluster answers there.
     """
@@ -84,9 +83,9 @@ def running_cluster() -> str:
 
 def expect_listening(address: str) -> None:
     """Ray itself would try for minutes. Raises ClusterError."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise ClusterError(f"ray: expected HOST:PORT, ray://HOST:PORT, local or auto, got {address!r}")
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise ClusterError(f"ray: expected HOST:PORT, local or auto, got {address!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:

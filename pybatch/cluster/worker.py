@@ -41,6 +41,7 @@ class Loaded:
     max_model_len: int
     kv_blocks: int
     default_params: SamplingParams
+    arithmetic: str
     settings: EngineSettings
 
 
@@ -97,6 +98,7 @@ class Worker:
             session.max_model_len,
             session.engine.num_kv_blocks,
             session.default_params,
+            session.arithmetic,
             session.settings,
         )
 

@@ -200,6 +200,9 @@ class WorkerPool:
                 f"{self.loaded.max_model_len:,}, so that a row's answer would depend on where it runs: give a smaller "
                 "max_model_len"
             )
+        if loaded.arithmetic != self.loaded.arithmetic:
+            told = f"{loaded.arithmetic} on {member.slot.host}, {self.loaded.arithmetic} elsewhere"
+            logger.warning("machines of several kinds: the last bits of answers depend on where rows run: %s", told)
         member.loaded = loaded
         self._proven.add(member.slot)
 

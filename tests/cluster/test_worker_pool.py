@@ -99,7 +99,13 @@ def test_a_machine_leaves_and_another_joins(pool: WorkerPool, cluster: Any, answ
     assert [(slot.number, slot.gpus, slot.cpus) for slot in find_slots(use_gpus=True)] == [(0, 1, 0), (1, 1, 0)]
     wait_for_two(pool)
     busy: set[Slot] = set()
-    run(pool, requests(ROWS), lambda done: busy.update(member.slot for member in pool._members if member.rows))
+
+    def look(done: int) -> None:
+        busy.update(member.slot for member in pool._members if member.rows)
+        fewest, most = sorted(pool._members, key=lambda member: len(member.rows))
+        assert fewest.rows or fewest.calls or len(most.rows) <= 8, "one is idle while rows wait at the other"
+
+    run(pool, requests(ROWS), look)
     assert len(busy) == 2
 
 
@@ -115,11 +121,16 @@ def test_nothing_comes_of_a_row_that_is_withdrawn(pool: WorkerPool, answers: dic
     assert not any(member.rows for member in pool._members)
 
 
-def test_machines_with_room_for_other_lengths_are_refused(pool: WorkerPool) -> None:
+def test_machines_with_room_for_other_lengths_are_refused_and_of_other_kinds_are_told(
+    pool: WorkerPool, caplog: pytest.LogCaptureFixture
+) -> None:
     member = pool._members[0]
     assert member.loaded is not None
     with pytest.raises(ClusterError, match="has room for 100 tokens of a row, another machine for 512"):
         pool._welcome(member, replace(member.loaded, max_model_len=100))
+    assert not caplog.records
+    pool._welcome(member, replace(member.loaded, arithmetic="of another chip"))
+    assert "machines of several kinds" in caplog.text
 
 
 def test_a_machine_without_the_model_is_named(pool: WorkerPool, cluster: Any, tmp_path: Path) -> None:
