@@ -11,9 +11,10 @@ import numpy as np
 
 from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Failure
+from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import merged
 from pybatch.engine.sampling_params import SamplingParams
-from pybatch.jobs.dialect import Dialect, RowError, RowRequest, request_of
+from pybatch.jobs.dialect import Dialect, RowRequest, request_of
 from pybatch.jobs.rows import Row, Source
 
 SHOWN = 20  # messages that are kept
@@ -106,7 +107,7 @@ def check_row(row: Row, dialect: Dialect, params: SamplingParams) -> tuple[RowRe
         return request
     try:
         return request, merged(params, request.params)
-    except RowError as error:
+    except RequestError as error:
         return Failure(str(error), error.code, error.param)
 
 

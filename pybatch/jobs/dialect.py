@@ -11,9 +11,6 @@ from pybatch.api.outcomes import Failure, Outcome
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.rows import Row
 
-RowError = RequestError
-"""What is wrong with a row is what is wrong with its request."""
-
 
 @dataclass(frozen=True, slots=True)
 class RowRequest:
@@ -42,7 +39,7 @@ class Dialect(Protocol):
         columns; else it is a document with a fixed shape."""
 
     def request(self, row: Row) -> RowRequest:
-        """Raises ValueError (a RowError where it has a code) for a row that does not ask properly."""
+        """Raises ValueError (a RequestError where it has a code) for a row that does not ask properly."""
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         """The result row, in types that JSON has. fields: with those of the row."""
@@ -52,7 +49,7 @@ def request_of(dialect: Dialect, row: Row) -> RowRequest | Failure:
     """What a row asks for, or what is wrong with it, which nesting too deep for Python can be too."""
     try:
         return dialect.request(row)
-    except RowError as error:
+    except RequestError as error:
         return Failure(str(error), error.code, error.param)
     except (ValueError, RecursionError) as error:
         return Failure(str(error))

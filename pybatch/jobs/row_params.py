@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import NAMES, TYPES, expect_params, token_biases
 from pybatch.engine.arguments import expect_known, without_vllm_only
 from pybatch.engine.sampling_params import SamplingParams
-from pybatch.jobs.dialect import RowError
 
 NESTED = "sampling_params"
 RESULTS = ("logprobs", "prompt_logprobs")  # what an earlier job reported under these names is a list
@@ -19,8 +19,8 @@ def row_params(row: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of SamplingParams in a row, at its top or, with precedence, in an object "sampling_params".
 
     Where the row says nothing (null, or the empty text of a table's cell) the job's value holds. A table without types
-    has its numbers, lists and objects as JSON. Raises RowError, naming the field, for bad values and for unknown names
-    in the object; at the top other names are the row's own data.
+    has its numbers, lists and objects as JSON. Raises RequestError, naming the field, for bad values and for unknown
+    names in the object; at the top other names are the row's own data.
     """
     given = {name: row[name] for name in NAMES & row.keys()}
     for name in RESULTS:
@@ -29,7 +29,7 @@ def row_params(row: Mapping[str, Any]) -> dict[str, Any]:
     nested = from_json(row.get(NESTED))
     if nested not in (None, ""):
         if not isinstance(nested, Mapping):
-            raise RowError(f"{NESTED}: expected an object, got {type(nested).__name__}", "invalid_type", NESTED)
+            raise RequestError(f"{NESTED}: expected an object, got {type(nested).__name__}", "invalid_type", NESTED)
         given |= known(nested)
     params = {name: typed(name, value) for name, value in given.items() if not is_missing(value)}
     expect_params(params)
@@ -37,12 +37,12 @@ def row_params(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def known(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises RowError for unknown names; vLLM's that ask for nothing are left out."""
+    """Raises RequestError for unknown names; vLLM's that ask for nothing are left out."""
     try:
         ours = without_vllm_only(NESTED, given, SamplingParams.VLLM_ONLY)
         expect_known(NESTED, ours, NAMES)
     except TypeError as error:
-        raise RowError(str(error), "unknown_parameter", NESTED) from None
+        raise RequestError(str(error), "unknown_parameter", NESTED) from None
     return ours
 
 

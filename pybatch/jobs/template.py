@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from pybatch.jobs.dialect import RowError
+from pybatch.api.protocols.request_error import RequestError
 
 
 class Template:
@@ -27,12 +27,14 @@ class Template:
             raise ValueError(f"{error}; write {{{{ and }}}} for braces that are text") from None
 
     def fill(self, fields: Mapping[str, Any]) -> str:
-        """Puts in the fields: text as it is, everything else as JSON. Raises RowError if one is missing."""
+        """Puts in the fields: text as it is, everything else as JSON. Raises RequestError if one is missing."""
         return "".join(literal + (self.value(fields, name) if name is not None else "") for literal, name in self.parts)
 
     def value(self, fields: Mapping[str, Any], name: str) -> str:
         if name not in fields:
             there = ", ".join(map(repr, fields)) or "nothing"
-            raise RowError(f"the template asks for {name!r}; the row has {there}", "missing_required_parameter", name)
+            raise RequestError(
+                f"the template asks for {name!r}; the row has {there}", "missing_required_parameter", name
+            )
         value = fields[name]
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pybatch import SamplingParams
+from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import NAMES, merged
-from pybatch.jobs.dialect import RowError
 from pybatch.jobs.row_params import row_params
 
 JOB = SamplingParams(temperature=0.5, max_tokens=10, stop=["x"])
@@ -78,7 +78,7 @@ def test_tables_and_json_write_some_values_in_other_types() -> None:
     ],
 )
 def test_bad_values_are_refused(row: dict[str, Any], says: str) -> None:
-    with pytest.raises(RowError) as caught:
+    with pytest.raises(RequestError) as caught:
         row_params(row)
     assert str(caught.value).startswith(says)
     assert (caught.value.code, caught.value.param) == ("invalid_value", says.partition(":")[0])
@@ -94,7 +94,7 @@ def test_bad_values_are_refused(row: dict[str, Any], says: str) -> None:
     ],
 )
 def test_unknown_names_are_refused(given: Any, says: str, code: str) -> None:
-    with pytest.raises(RowError) as caught:
+    with pytest.raises(RequestError) as caught:
         row_params({"sampling_params": given})
     assert str(caught.value).startswith(f"sampling_params: {says}")
     assert (caught.value.code, caught.value.param) == (code, "sampling_params")
@@ -102,5 +102,5 @@ def test_unknown_names_are_refused(given: Any, says: str, code: str) -> None:
 
 def test_what_does_not_go_together_with_the_job_is_refused() -> None:
     given = row_params({"min_tokens": 20})
-    with pytest.raises(RowError, match="at most max_tokens = 10, got 20"):
+    with pytest.raises(RequestError, match="at most max_tokens = 10, got 20"):
         merged(JOB, given)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pybatch.jobs.dialect import RowError
+from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.template import Template
 
 
@@ -19,8 +19,8 @@ def test_what_is_no_template_is_refused(text: str) -> None:
 
 
 def test_an_unknown_field_is_named_with_those_there_are() -> None:
-    with pytest.raises(RowError, match="asks for 'txet'; the row has 'text', 'id'") as caught:
+    with pytest.raises(RequestError, match="asks for 'txet'; the row has 'text', 'id'") as caught:
         Template("{txet}").fill({"text": "a", "id": 1})
     assert (caught.value.code, caught.value.param) == ("missing_required_parameter", "txet")
-    with pytest.raises(RowError, match="the row has nothing"):
+    with pytest.raises(RequestError, match="the row has nothing"):
         Template("{txet}").fill({})

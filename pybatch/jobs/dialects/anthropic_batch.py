@@ -8,7 +8,8 @@ from typing import Any
 from pybatch.api.outcomes import Answer, Outcome
 from pybatch.api.protocols.anthropic import error_response, message_request, message_response
 from pybatch.api.protocols.fields import expect_given, expect_type
-from pybatch.jobs.dialect import RowError, RowRequest
+from pybatch.api.protocols.request_error import RequestError
+from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.dialects.openai_batch import row_id
 from pybatch.jobs.rows import Row
 
@@ -31,7 +32,7 @@ class AnthropicBatch:
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
-            raise RowError(row.error, "invalid_json_line")
+            raise RequestError(row.error, "invalid_json_line")
         custom_id = expect_type("custom_id", expect_given(row.fields, "custom_id"), str, "text")
         params = expect_type("params", expect_given(row.fields, "params"), dict, "an object")
         asked = message_request(params)

@@ -12,7 +12,8 @@ from pybatch.api.protocols.fields import expect_given, expect_type
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.openai_requests import chat_request, completion_request
 from pybatch.api.protocols.openai_responses import chat_completion, error_body, text_completion
-from pybatch.jobs.dialect import RowError, RowRequest
+from pybatch.api.protocols.request_error import RequestError
+from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.rows import Row
 
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
@@ -50,29 +51,29 @@ class OpenAIBatch:
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
-            raise RowError(row.error, "invalid_json_line")
+            raise RequestError(row.error, "invalid_json_line")
         fields = row.fields
         custom_id = expect_type("custom_id", expect_given(fields, "custom_id"), str, "text")
         if expect_given(fields, "method") != "POST":
-            raise RowError(f"method: expected 'POST', got {fields['method']!r:.80}", "invalid_method", "method")
+            raise RequestError(f"method: expected 'POST', got {fields['method']!r:.80}", "invalid_method", "method")
         url, body = expect_given(fields, "url"), expect_given(fields, "body")
         if not isinstance(url, str) or url not in ENDPOINTS:
             why = "this model generates text; " if url == "/v1/embeddings" else ""
-            raise RowError(f"url: {why}expected {' or '.join(ENDPOINTS)}, got {url!r:.80}", "invalid_url", "url")
+            raise RequestError(f"url: {why}expected {' or '.join(ENDPOINTS)}, got {url!r:.80}", "invalid_url", "url")
         asked = ENDPOINTS[url](body)
         self.expect_model(body.get("model"))
         if len(asked.prompts) != 1:
-            raise RowError(
+            raise RequestError(
                 f"prompt: expected one in a row, got {len(asked.prompts)}; give each a row", "invalid_value", "prompt"
             )
         return RowRequest(asked.prompts[0], asked.params, custom_id)
 
     def expect_model(self, model: Any) -> None:
         if model is None:
-            raise RowError("model: missing", "missing_required_parameter", "model")
+            raise RequestError("model: missing", "missing_required_parameter", "model")
         expect_type("model", model, str, "text")
         if self.model is not None and model != self.model:
-            raise RowError(f"model: expected {self.model!r} as in the first row, got {model!r}", "mismatched_model")
+            raise RequestError(f"model: expected {self.model!r} as in the first row, got {model!r}", "mismatched_model")
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         id = row_id(row)

@@ -8,7 +8,8 @@ from typing import Any
 from pybatch.api.inputs import Conversation, Prompt
 from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.api.protocols.messages import ROLES, TEMPLATE_ROLES, expect_messages, expect_unicode
-from pybatch.jobs.dialect import RowError, RowRequest
+from pybatch.api.protocols.request_error import RequestError
+from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.row_params import from_json, row_params
 from pybatch.jobs.rows import Row
 from pybatch.jobs.template import Template
@@ -42,7 +43,7 @@ class PlainDialect:
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
-            raise RowError(row.error, "invalid_json_line")
+            raise RequestError(row.error, "invalid_json_line")
         name = row.fields.get("custom_id")  # which no two rows of a batch may share; an "id" is the row's own affair
         id = name if isinstance(name, str) else None
         return RowRequest(self.prompt(row.fields), row_params(row.fields), id)
@@ -52,9 +53,9 @@ class PlainDialect:
             return self.conversation(expect_messages(from_json(fields["messages"]), roles=ROLES + TEMPLATE_ROLES))
         text = fields.get("prompt") if self.template is None else self.template.fill(fields)
         if text is None:
-            raise RowError("the row has neither 'prompt' nor 'messages'", "missing_required_parameter", "prompt")
+            raise RequestError("the row has neither 'prompt' nor 'messages'", "missing_required_parameter", "prompt")
         if not isinstance(text, str):
-            raise RowError(f"prompt: expected text, got {type(text).__name__}", "invalid_type", "prompt")
+            raise RequestError(f"prompt: expected text, got {type(text).__name__}", "invalid_type", "prompt")
         expect_unicode("prompt", text)
         return self.conversation([{"role": "user", "content": text}]) if self.chat else text
 
