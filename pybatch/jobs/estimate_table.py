@@ -39,7 +39,10 @@ def figures(estimate: Estimate) -> Iterator[tuple[str, str]]:
     if trial.rows:
         ended = f"{trial.ended:,} ended by themselves"
         yield "  learnt from", f"{trial.rows:,} rows answered in {trial.seconds:.1f} s, {ended}"
-    yield "time, expected", f"about {clock(estimate.seconds)}"
+    yield (
+        "time, expected",
+        f"about {clock(estimate.seconds) if estimate.seconds >= 60 else f'{estimate.seconds:.1f} s'}",
+    )
     if estimate.seconds:
         rate = (estimate.prompt_tokens - estimate.repeated_prompt_tokens + estimate.output_tokens) / estimate.seconds
         yield "  throughput", f"{rate:,.0f} tok/s, {estimate.sequences_in_a_step:.1f} sequences in a step"

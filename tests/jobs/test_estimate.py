@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import random
 from array import array
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import pytest
 from rich.console import Console
 
 from pybatch import LLM, SamplingParams
+from pybatch.jobs import estimate as estimate_module
 from pybatch.jobs.dialects.plain import PlainDialect
-from pybatch.jobs.estimate import Estimate, estimate, rows_to_try
+from pybatch.jobs.estimate import Estimate, estimate, in_order, rows_to_try
 from pybatch.jobs.estimate_table import estimate_table
 from pybatch.jobs.rows import Row
 from pybatch.jobs.survey import SampledRow
+from pybatch.tune.output_lengths import OutputLengths
+from pybatch.tune.simulator import SimulatedRun, Simulator, Work
 from pybatch.tune.step_times import StepTimes
 
 TIMES = StepTimes([1e-3, 1e-5, 0.0, 0.0, 1e-5, 1e-8, 0.0])
@@ -26,10 +31,10 @@ def llm(tiny_model: Path) -> LLM:
     return LLM(tiny_model, num_kv_blocks=256, max_num_seqs=8, threads=1)
 
 
-def estimated(llm: LLM, prompts: list[str], seconds: float = 60, **params: Any) -> Estimate:
+def estimated(llm: LLM, prompts: list[str], seconds: float = 60, times: StepTimes = TIMES, **params: Any) -> Estimate:
     rows = (Row(i, f"line {i + 1}", 10, {"prompt": prompt}) for i, prompt in enumerate(prompts))
     given = SamplingParams(**{"max_tokens": 16, "temperature": 0, **params})
-    return estimate(llm, rows, PlainDialect(), given, TIMES, trial_seconds=seconds)
+    return estimate(llm, rows, PlainDialect(), given, times, trial_seconds=seconds)
 
 
 def test_of_outputs_that_fill_their_limit_everything_but_the_time_is_exact(llm: LLM) -> None:
@@ -108,7 +113,7 @@ def test_a_job_without_a_row_that_can_run(llm: LLM, prompts: list[str]) -> None:
     assert (told.rows, told.rows_failed, told.output_tokens) == (len(prompts), len(prompts), 0)
     assert told.trial.rows == 0
     json.dumps(told.to_json())
-    assert "about 0:00" in shown(told)
+    assert "about 0.0 s" in shown(told)
 
 
 def test_as_many_rows_are_tried_as_their_prompts_leave_time_for() -> None:
@@ -143,3 +148,42 @@ def test_the_table_and_the_json_have_the_figures(llm: LLM) -> None:
     assert fields["errors"]["context_length_exceeded"]["rows"] == fields["rows_failed"] == 1
     assert fields["errors"]["context_length_exceeded"]["first"][0].startswith("line 2: ")
     assert fields["prompts"] == ["<|role|>user: Say it<|end|><|role|>assistant: ", told.prompts[1]]
+
+
+def test_times_are_scaled_to_fit_the_rows_that_were_answered(llm: LLM) -> None:
+    prompts = [f"Say {i}" for i in range(16)]
+    slow = estimated(llm, prompts, times=TIMES.scaled(1e6), ignore_eos=True)
+    assert slow.trial.predicted_seconds > 1000
+    assert slow.seconds < 100  # as on this machine, not on that one
+
+
+def test_of_a_long_job_a_part_is_simulated_and_counts_for_all(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [f"Say {i}" for i in range(200)]
+    monkeypatch.setattr(estimate_module, "MOST_SIMULATED", 40 * 16)
+    simulated: list[int] = []
+    run = Simulator.run
+
+    def watched(self: Simulator, works: Iterable[Work]) -> SimulatedRun:
+        result = run(self, works)
+        simulated.append(result.output_tokens)
+        return result
+
+    monkeypatch.setattr(Simulator, "run", watched)
+    told = estimated(llm, prompts, ignore_eos=True)
+    assert simulated == [8 * 16, 40 * 16]  # those that were answered, then those that stand for all
+    assert told.output_tokens == 200 * 16
+    assert told.seconds > 4 * told.trial.seconds
+
+
+def test_rows_are_simulated_in_the_order_of_admission() -> None:
+    prefixes = [[1] * 64, [2] * 64]
+    rows = [SampledRow(i, array("q", [*prefixes[i % 2], i]), SamplingParams(n=2), 16) for i in range(10)]
+    works = list(in_order(rows, OutputLengths([(4, True)]), 16))
+    assert sorted(work.prompt_token_ids[-1] for work in works) == list(range(10))
+    assert sum(a.prompt_token_ids[0] != b.prompt_token_ids[0] for a, b in pairwise(works)) == 1
+    assert all(work.output_tokens == [4, 4] for work in works)
+
+
+def test_long_times_are_told_in_hours_and_minutes(llm: LLM) -> None:
+    told = estimated(llm, ["Say it"], ignore_eos=True)
+    assert "about 2:03:20" in shown(replace(told, seconds=7400.4))
