@@ -22,6 +22,7 @@ from pybatch.jobs.rows import Row
 from pybatch.model.text.tokenizer import Tokenizer
 
 WAIT = 0.05  # seconds between two checks of `stopped` while no row comes
+START_WAIT = 1.0  # seconds in all for a file's first rows, from which to choose
 MOST_AT_START, MOST_AT_ONCE = 2048, 256  # rows that are tokenised between two steps
 MOST_BYTES_AT_ONCE = 2 << 20  # of these rows: their token ids take a multiple of it
 
@@ -108,16 +109,17 @@ class RowRunner:
         return self._stopped() or self._job.failure is not None
 
     def _take_rows(self) -> None:
-        """Those that there are. It waits only while the engine has nothing to do: for a stream's next row, or for a
-        good choice among a file's."""
+        """Those that there are. It waits only while the engine has nothing to do: for a stream's next row, or a moment
+        for a good choice among a file's."""
         taken: list[tuple[Row, Prompt, SamplingParams]] = []
         idle = not (self._running or self._waiting)
         most = MOST_AT_START if idle else MOST_AT_ONCE
+        choose_until = time.monotonic() + START_WAIT if idle and self._job.source.rereadable else 0.0
         size = 0
-        while len(taken) < most and size < MOST_BYTES_AT_ONCE and self._waiting.has_room and self._in_flight.has_room:
-            row = self._rows.take(WAIT if idle and (not taken or self._job.source.rereadable) else 0)
+        while len(taken) < most and size < MOST_BYTES_AT_ONCE and self._has_room and not self._stopping():
+            row = self._rows.take(WAIT if idle and (not taken or time.monotonic() < choose_until) else 0)
             if row is None:
-                if idle and not taken and not self._rows.ended and not self._stopping():
+                if idle and not taken and not self._rows.ended:
                     continue
                 break
             request = self._job.request(row)
@@ -134,6 +136,10 @@ class RowRunner:
             key = self._answers.key(prompt.token_ids, params, row.index)
             if not (key is not None and self._find(key, row)):
                 self._queue(Work(row, prompt, params, key))
+
+    @property
+    def _has_room(self) -> bool:
+        return self._waiting.has_room and self._in_flight.has_room
 
     def _find(self, key: bytes, row: Row) -> bool:
         """Whether the row has an answer that was there before."""

@@ -101,6 +101,33 @@ def test_a_job_stops_while_its_pipe_is_silent(job: JobInPipe) -> None:
     os.close(job.pipe)
 
 
+def test_a_job_stops_among_rows_that_are_bad(job: JobInPipe) -> None:
+    job.feed(*({"no": "prompt"} for _ in range(500)))
+    os.close(job.pipe)
+    assert not job.run(stopped=lambda: job.progress.rows_done >= 5)
+    assert len(job.results()) == 5
+
+
+def test_a_file_that_is_slow_to_read_is_not_waited_for(job: JobInPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_runner, "START_WAIT", 0.1)
+    monkeypatch.setattr(job.source, "rereadable", True)
+    done_before_the_end = list[int]()
+
+    def produce() -> None:
+        for i in range(30):
+            job.feed({"prompt": f"Say {i}"})
+            time.sleep(0.03)
+        done_before_the_end.append(job.done())
+        os.close(job.pipe)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    assert job.run()
+    producer.join()
+    assert done_before_the_end[0] > 0
+    assert len(job.results()) == 30
+
+
 def test_rows_that_finish_in_the_last_step_are_written(job: JobInPipe) -> None:
     job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
     os.close(job.pipe)
