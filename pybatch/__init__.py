@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pybatch.api.inputs import TextPrompt, TokensPrompt
     from pybatch.api.llm import LLM, generate
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
+    from pybatch.jobs.run_job import JobError, run_job
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "AsyncLLMEngine",
     "CompletionOutput",
     "EngineArgs",
+    "JobError",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
@@ -33,6 +35,7 @@ __all__ = [
     "TokensPrompt",
     "__version__",
     "generate",
+    "run_job",
 ]
 
 # torch takes seconds to import, and `pybatch --help` needs none of it.
@@ -44,6 +47,7 @@ __getattr__, __dir__ = lazy_names(
         "AsyncLLMEngine": "pybatch.api.async_llm",
         "CompletionOutput": "pybatch.engine.outputs",
         "EngineArgs": "pybatch.api.engine_args",
+        "JobError": "pybatch.jobs.run_job",
         "LLM": "pybatch.api.llm",
         "RequestOutput": "pybatch.engine.outputs",
         "RequestOutputKind": "pybatch.engine.sampling_params",
@@ -51,5 +55,6 @@ __getattr__, __dir__ = lazy_names(
         "TextPrompt": "pybatch.api.inputs",
         "TokensPrompt": "pybatch.api.inputs",
         "generate": "pybatch.api.llm",
+        "run_job": "pybatch.jobs.run_job",
     },
 )

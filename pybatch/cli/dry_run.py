@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 
-from pybatch.cli.command import CommandError, one_line, stderr
+from pybatch.cli import exit_codes
+from pybatch.cli.command import CommandError, load, one_line, stderr, usage_errors
 from pybatch.cli.preview import shown
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
     from pybatch.api.llm import LLM
+    from pybatch.cli.flags import EngineFlags, SamplingFlags
     from pybatch.engine import SamplingParams
     from pybatch.jobs.check import Checked
     from pybatch.jobs.dialect import Dialect
     from pybatch.jobs.estimate import Estimate
+    from pybatch.jobs.preparation import CheckedRows
     from pybatch.jobs.rows import Source
+
+
+def show_dry_run(
+    rows: CheckedRows, sampling: SamplingFlags, engine: EngineFlags, before_it_prints: Callable[[], None]
+) -> None:
+    """before_it_prints: frees standard output, where the estimate goes."""
+    from pybatch.jobs.preparation import for_model
+
+    for line in rows.checked.lines():
+        stderr.print(printable(line))
+    llm, params = load(engine, sampling)
+    with usage_errors():
+        dialect = for_model(rows.dialect, llm.get_tokenizer())
+    estimate = estimate_job(llm, engine.model, rows.source, dialect, params, rows.checked)
+    before_it_prints()
+    show_estimate(estimate, told=rows.checked.bad.total())
+    raise typer.Exit(exit_codes.FAILED_ROWS if estimate.rows_failed else exit_codes.OK)
 
 
 def estimate_job(

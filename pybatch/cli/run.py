@@ -11,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pybatch.cli import exit_codes
 from pybatch.cli.command import CommandError, UsageError, load, one_line, stderr, usage_errors
-from pybatch.cli.dry_run import estimate_job, show_estimate
+from pybatch.cli.dry_run import show_dry_run
 from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
 from pybatch.cli.preview import Preview
 from pybatch.cli.signals import Stop, ending_at_once, ending_in_order, exit_code
@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from pybatch.api.session import Session
     from pybatch.cluster.cluster_session import ClusterSession
     from pybatch.engine import SamplingParams
-    from pybatch.jobs.check import Checked
-    from pybatch.jobs.dialect import Dialect
     from pybatch.jobs.preparation import Destination, OtherJobError, Preparation
     from pybatch.jobs.rows import Row
-    from pybatch.model.text.tokenizer import Tokenizer
 
 
 class InputFormat(StrEnum):
@@ -165,14 +162,9 @@ def run(
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
-    from pybatch.engine import SamplingParams
-    from pybatch.jobs.check import CheckedAsRead, check_rows
-    from pybatch.jobs.dialects.choose import dialect_of
     from pybatch.jobs.files import created, expect_apart, open_stream, standard_streams_reserved
-    from pybatch.jobs.preparation import Destination, OtherJobError, Preparation, job_fingerprint
+    from pybatch.jobs.preparation import Destination, OtherJobError, RowOptions, check_input, prepare
     from pybatch.jobs.sources import open_source
-    from pybatch.jobs.sources.peeked import peek
-    from pybatch.jobs.template import Template
 
     name = prompts or input_file or ""
     prepared: list[Preparation] = []
@@ -183,48 +175,30 @@ def run(
 
     with ending_at_once(clean_up), ExitStack() as opened:
         with usage_errors():
-            template = None if prompt_template is None else Template(prompt_template)
-            params = SamplingParams(**{"max_tokens": None, **sampling.given()})
             if output is not None:
                 expect_apart(output, rows=name, others=(engine.model, engine.given().get("tokenizer")))
             source = open_source(name, input_format and input_format.value)
-            to = Destination(output or "", error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
+            to = Destination(output, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
             if report is not None:
                 expect_report_apart(report, name, to)
             stream = None if output is None or dry_run else open_stream(output)
             first_rows = Preview(preview)
             opened.enter_context(standard_streams_reserved())
-            first: dict[str, Any] = {}
-            if template is None:
-                first, source = peek(source)
-            dialect = dialect_of(
-                format and format.value, first, created=created(name), template=template, system=system, chat=not raw
+            rows = check_input(
+                source,
+                RowOptions(format and format.value, prompt_template, system, raw),
+                sampling=sampling.given(),
+                created=created(name),
             )
-            checked = check_rows(source, dialect, params) if source.rereadable else CheckedAsRead()
         if output is None or dry_run:
-            for line in checked.lines():
-                tell(line)
-            llm, params = load(engine, sampling)
-            dialect = suited(dialect, llm.get_tokenizer(), engine.model)
-            estimate = estimate_job(llm, engine.model, source, dialect, params, checked)
-            opened.close()  # standard output is the estimate's
-            show_estimate(estimate, told=checked.bad.total())
-            raise typer.Exit(exit_codes.FAILED_ROWS if estimate.rows_failed else exit_codes.OK)
+            show_dry_run(rows, sampling, engine, before_it_prints=opened.close)
         with usage_errors():
-            fingerprint = job_fingerprint(
-                engine.model,
-                engine.given(),
-                sampling.given(),
-                {
-                    "format": dialect.name,
-                    "template": prompt_template,
-                    "system": system,
-                    "raw": raw or None,
-                    "input": source.digest(),
-                },
-            )
             try:
-                job = opened.enter_context(Preparation(source, to, fingerprint, stream))
+                job = opened.enter_context(
+                    prepare(
+                        rows, to, model=engine.model, engine=engine.given(), sampling=sampling.given(), stream=stream
+                    )
+                )
             except OtherJobError as error:
                 show_differences(error)
                 raise
@@ -232,12 +206,12 @@ def run(
         if job.finished:
             tell_finished(job)
             return
-        for line in checked.lines():
+        for line in job.checked.lines():
             tell(line)
-        if checked.bad and on_error is OnError.fail:
+        if job.checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
         session, params = opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
-        answer(session, params, job, dialect, checked, on_error, first_rows, grace, cache, report, engine.model)
+        answer(session, params, job, on_error, first_rows, grace, cache, report, engine.model)
 
 
 def local(engine: EngineFlags, sampling: SamplingFlags) -> tuple[Session, SamplingParams]:
@@ -268,8 +242,6 @@ def answer(
     session: Session | ClusterSession,
     params: SamplingParams,
     prepared: Preparation,
-    dialect: Dialect,
-    checked: Checked,
     on_error: OnError,
     first_rows: Preview,
     grace: float,
@@ -277,8 +249,6 @@ def answer(
     report_path: str | None,
     model: str,
 ) -> None:
-    dialect = suited(dialect, session.tokenizer, model)
-
     from pybatch.api.llm import most_output_tokens
     from pybatch.api.progress import BatchProgress, ProgressReporter
     from pybatch.jobs.read_ahead import ReadAhead
@@ -286,12 +256,13 @@ def answer(
     from pybatch.jobs.row_runner import RowRunner
     from pybatch.jobs.summary import summary_table
 
+    checked = prepared.checked
     rows, size = (checked.rows, checked.size) if prepared.source.rereadable else (None, None)
     progress = BatchProgress(session.metrics, rows, size, most_output_tokens(params), now=first_rows.now)
     output = prepared.destination.output
     with ending_in_order() as stop, ExitStack() as opened:
         with usage_errors():
-            job = prepared.start(dialect, params, progress, checked, on_error=on_error.value)
+            job = prepared.start(session.tokenizer, params, progress, on_error=on_error.value)
         if prepared.rows_done:
             tell(f"Going on: {prepared.rows_done:,} rows are done.")
         pending = job.pending()
@@ -335,6 +306,7 @@ def expect_report_apart(path: str, rows: str, to: Destination) -> None:
     others = {
         os.path.realpath(each): what
         for each, what in ((rows, "prompts"), (to.output, "results"), (to.errors, "errors"), (to.journal, "journal"))
+        if each is not None
     }
     if what := others.get(os.path.realpath(path)):
         raise FileExistsError(f"--report: {path} is the file of the {what}; the report needs one of its own")
@@ -342,18 +314,6 @@ def expect_report_apart(path: str, rows: str, to: Destination) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-
-
-def suited(dialect: Dialect, tokenizer: Tokenizer | None, model: str) -> Dialect:
-    """The dialect for a model: text is no user's message where there is no chat template."""
-    from pybatch.api.inputs import expect_tokenizer
-    from pybatch.jobs.dialects.plain import PlainDialect
-
-    if isinstance(dialect, PlainDialect) and dialect.chat and expect_tokenizer(tokenizer).chat_template is None:
-        if dialect.system is not None:
-            raise UsageError(f"--system: {model} has no chat template")
-        dialect = replace(dialect, chat=False)
-    return dialect
 
 
 def tell_finished(prepared: Preparation) -> None:

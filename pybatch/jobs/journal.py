@@ -90,6 +90,7 @@ class Journal:
         self.header: dict[str, Any] = {}
         self.notes: dict[str, Any] = {}
         self.done = self.failed = 0
+        self.keeps_records = False  # when the job is done
         self._end = 0
         self._dirty, self._closed = threading.Event(), threading.Event()
         self._sync_error: OSError | None = None
@@ -141,7 +142,7 @@ class Journal:
         """Notes that every row is done. If none has failed the records are no longer needed: only the header and the
         note stay, so that the same job is known to be done."""
         self.note(finished=True, rows=self.done, failed=self.failed)
-        if not self.failed:
+        if not (self.failed or self.keeps_records):
             note = with_checksum(json.dumps({"note": self.notes}).encode())
 
             def write(file: BinaryIO) -> None:

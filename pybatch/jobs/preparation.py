@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 import pybatch
 from pybatch.jobs.cache_keys import CacheKeys
-from pybatch.jobs.check import Checked
+from pybatch.jobs.check import Checked, CheckedAsRead, check_rows
 from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.dialects.choose import dialect_of
+from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.fingerprint import Fingerprint, differences, model_fingerprint
 from pybatch.jobs.growing_file import GrowingFile
 from pybatch.jobs.job import Job
@@ -25,15 +26,18 @@ from pybatch.jobs.job_answers import JobAnswers
 from pybatch.jobs.journal import Journal
 from pybatch.jobs.line_file import LineFile
 from pybatch.jobs.publishing import changed_at
-from pybatch.jobs.results import OwnFiles, Results, WholeFile, WriteLines, write_lines
+from pybatch.jobs.results import NoResults, OwnFiles, Results, WholeFile, WriteLines, write_lines
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources.formats import stem
+from pybatch.jobs.sources.peeked import peek
 from pybatch.jobs.stream_results import StreamResults
 from pybatch.jobs.tables import TableFormat, table_format, write_joined, write_table
+from pybatch.jobs.template import Template
 
 if TYPE_CHECKING:
     from pybatch.api.progress import BatchProgress
     from pybatch.engine import EngineConfig, SamplingParams
+    from pybatch.model.text.tokenizer import Tokenizer
 
 OnError = Literal["skip", "fail"]
 ANSWERS_DEPEND_ON = (
@@ -60,12 +64,13 @@ class OtherJobError(ValueError):
 class Destination:
     """Where results go, and what is done with those of an earlier run.
 
-    output: a path, "-" for standard output. error_file: of the rows that failed; None: beside the output, with its name
+    output: a path, "-" for standard output, None if the caller takes the results from the journal, which then is a
+    temporary file. error_file: of the rows that failed; None: beside the output, with its name
     and the ending .errors.jsonl. unordered: rows are written as they finish. fresh: an earlier run is forgotten, and
     other files are replaced. retry_errors: rows that failed in an earlier run are run again.
     """
 
-    output: str
+    output: str | None
     error_file: str | None = None
     unordered: bool = False
     fresh: bool = False
@@ -73,24 +78,86 @@ class Destination:
 
     @property
     def errors(self) -> str:
-        return self.error_file or f"{stem(self.output)}.errors.jsonl"
+        return self.error_file or f"{stem(self.output or '')}.errors.jsonl"
 
     @property
     def journal(self) -> str:
         return f"{self.output}.journal"
 
 
-def job_fingerprint(
-    model: str | Path, engine: Mapping[str, Any], sampling: Mapping[str, Any], rows: Mapping[str, Any]
-) -> Fingerprint:
-    """engine, sampling: the arguments that were given. rows: how rows become prompts, and the digest of the input.
-    Raises ModelError if there is no such model."""
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows become prompts.
+
+    format: one of DIALECTS; None: what the first row is. prompt_template: text with {field} where a row's field goes.
+    system: a system message in front of every conversation. raw: the model completes text as it is, without its chat
+    template.
+    """
+
+    format: str | None = None
+    prompt_template: str | None = None
+    system: str | None = None
+    raw: bool = False
+
+    def dialect(self, source: Source, created: int) -> tuple[Dialect, Source]:
+        """And the source, of which a stream's first row has been looked at. created: as of dialect_of."""
+        template = None if self.prompt_template is None else Template(self.prompt_template)
+        first: dict[str, Any] = {}
+        if template is None:
+            first, source = peek(source)
+        made = dialect_of(self.format, first, created=created, template=template, system=self.system, chat=not self.raw)
+        return made, source
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows, what they hold, and what a look at each has found. options: how they were read."""
+
+    source: Source
+    dialect: Dialect
+    checked: Checked
+    options: RowOptions
+
+
+def check_input(source: Source, options: RowOptions, *, sampling: Mapping[str, Any], created: int) -> CheckedRows:
+    """Looks at every row of a source that can be read twice.
+
+    sampling: the arguments of SamplingParams that were given. created: the date in results that bear one, in seconds
+    since 1970. Raises ValueError for wrong options, OSError if the rows cannot be read.
+    """
+    from pybatch.engine import SamplingParams
+
+    params = SamplingParams(**{"max_tokens": None, **sampling})
+    dialect, source = options.dialect(source, created)
+    checked = check_rows(source, dialect, params) if source.rereadable else CheckedAsRead()
+    return CheckedRows(source, dialect, checked, options)
+
+
+def prepare(
+    rows: CheckedRows,
+    destination: Destination,
+    *,
+    model: str | Path,
+    engine: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    stream: LineFile | None = None,
+    keep_records: bool = False,
+) -> Preparation:
+    """Opens the job's journal. engine, sampling: the arguments that were given. stream, keep_records: as Preparation's.
+
+    Raises ValueError for what is wrong with the job as a whole (OtherJobError, ModelError), OSError for files.
+    """
     from pybatch.model.checkpoints.find import find_model
 
-    parts: Fingerprint = {"model": model_fingerprint(find_model(model))}
-    parts |= {name: str(engine[name]) for name in ANSWERS_DEPEND_ON if name in engine}
-    parts |= {name: value for name, value in sampling.items() if value is not None}
-    return parts | {name: value for name, value in rows.items() if value is not None}
+    fingerprint: Fingerprint = {
+        "model": model_fingerprint(find_model(model)),
+        **{name: str(engine[name]) for name in ANSWERS_DEPEND_ON if engine.get(name) is not None},
+        **sampling,
+        **{name: value for name, value in asdict(rows.options).items() if value not in (None, False)},
+        "format": rows.dialect.name,
+        "input": rows.source.digest(),
+    }
+    return Preparation(rows, destination, fingerprint, stream, keep_records=keep_records)
 
 
 class Preparation:
@@ -100,18 +167,26 @@ class Preparation:
     """
 
     def __init__(
-        self, source: Source, destination: Destination, fingerprint: Fingerprint, stream: LineFile | None = None
+        self,
+        rows: CheckedRows,
+        destination: Destination,
+        fingerprint: Fingerprint,
+        stream: LineFile | None = None,
+        *,
+        keep_records: bool = False,
     ) -> None:
-        """stream: of the destination, if it is one (open_stream), which is closed too.
+        """stream: of the destination, if it is one (open_stream), which is closed too. keep_records: the journal of a
+        finished job keeps what the output has too.
 
         Raises OtherJobError, FileExistsError for files that are not this job's, and OSError."""
-        self.source, self.destination, self._fingerprint = source, destination, fingerprint
-        self._stream = stream
+        self.source, self.dialect, self.checked = rows.source, rows.dialect, rows.checked
+        self.destination, self._fingerprint, self._stream = destination, fingerprint, stream
         self._results: Results | None = None
         self._progress: BatchProgress | None = None
-        self.journal = self._open_journal() if self._stream is None else temporary_journal()
+        self._keep_records = keep_records
+        self.journal = self._open_journal() if self.resumable else temporary_journal()
         try:
-            if self._stream is None:
+            if self.resumable:
                 self._expect_free()
         except BaseException:
             self.close()
@@ -127,13 +202,12 @@ class Preparation:
 
     def _expect_free(self) -> None:
         """So that what is wrong with the output is told of before the model loads."""
-        table = table_format(self.destination.output)
+        output = self.destination.output or ""
+        table = table_format(output)
         if self.destination.unordered and table != TableFormat("jsonl"):
-            raise ValueError(f"unordered: expected an output of JSON Lines, got {self.destination.output}")
-        if os.path.isdir(self.destination.output):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.destination.output)
+            raise ValueError(f"unordered: expected an output of JSON Lines, got {output}")
         own, fresh = OwnFiles(self.journal), self.destination.fresh
-        own.expect(self.destination.output, fresh=fresh or bool(self.journal.notes.get("grows")))
+        own.expect(output, fresh=fresh or bool(self.journal.notes.get("grows")))
         own.expect(self.destination.errors, fresh=fresh)
 
     def __enter__(self) -> Self:
@@ -149,7 +223,7 @@ class Preparation:
         return bool(
             not again
             and self.journal.notes.get("finished")
-            and (self.journal.notes.get("grows") or OwnFiles(self.journal).has(self.destination.output))
+            and (self.journal.notes.get("grows") or OwnFiles(self.journal).has(self.destination.output or ""))
         )
 
     @property
@@ -160,11 +234,12 @@ class Preparation:
     @property
     def rows_saved(self) -> int:
         """In the journal, or of a job that has none in the stream."""
-        return self.journal.done if self._stream is None else self._progress.rows_done if self._progress else 0
+        return self.journal.done if self.resumable else self._progress.rows_done if self._progress else 0
 
     @property
     def resumable(self) -> bool:
-        return self._stream is None
+        """Whether the journal outlives the process."""
+        return self._stream is None and self.destination.output is not None
 
     @property
     def shows_on_terminal(self) -> bool:
@@ -173,17 +248,20 @@ class Preparation:
 
     def start(
         self,
-        dialect: Dialect,
+        tokenizer: Tokenizer | None,
         params: SamplingParams,
         progress: BatchProgress,
-        checked: Checked,
         *,
         on_error: OnError = "skip",
     ) -> Job:
-        """To be called once the model is loaded: until then nothing of an earlier run is touched."""
+        """To be called once the model is loaded: until then nothing of an earlier run is touched.
+
+        Raises ValueError if the rows need what the model has not, OSError, and FileExistsError.
+        """
         journal, to = self.journal, self.destination
+        dialect = for_model(self.dialect, tokenizer)
         if to.fresh or not journal.header or (journal.notes.get("finished") and not journal.done):
-            replaces = [changed_at(path) for path in (to.output, to.errors)] if to.fresh else []
+            replaces = [changed_at(path) for path in (to.output, to.errors) if path] if to.fresh else []
             journal.begin(
                 {
                     "pybatch": pybatch.__version__,
@@ -192,9 +270,13 @@ class Preparation:
                     "replaces": replaces,
                 }
             )
+        journal.keeps_records = self._keep_records
         ways = {"apart": dialect.apart, "marked": dialect.extends_rows}
         joined = False
-        if self._stream is not None:
+        if to.output is None:
+            self._results = NoResults()
+            joined = True
+        elif self._stream is not None:
             self._results = StreamResults(self._stream, journal, unordered=to.unordered, marked=dialect.extends_rows)
         elif to.unordered:
             self._results = GrowingFile(to.output, to.errors, journal, **ways)
@@ -213,7 +295,7 @@ class Preparation:
             journal,
             self._results,
             progress,
-            checked=checked,
+            checked=self.checked,
             retry=to.retry_errors,
             fail_fast=on_error == "fail",
             with_fields=not joined,
@@ -246,9 +328,18 @@ class Preparation:
 
     def discard_unused(self) -> None:
         """Removes a journal that nothing has been written to. May be called by a signal's handler."""
-        if self._stream is None and not self.journal.header:
+        if self.resumable and not self.journal.header:
             with suppress(OSError):
                 self.journal.remove()
+
+
+def for_model(dialect: Dialect, tokenizer: Tokenizer | None) -> Dialect:
+    """Text is no user's message for a model without a chat template, which completes it as it is."""
+    if isinstance(dialect, PlainDialect) and dialect.chat and (tokenizer is None or tokenizer.chat_template is None):
+        if dialect.system is not None:
+            raise ValueError("system: the model has no chat template, which a system message needs")
+        return replace(dialect, chat=False)
+    return dialect
 
 
 def writer(table: TableFormat, source: Source | None) -> WriteLines:

@@ -34,6 +34,24 @@ class Results(Protocol):
         """Called once, whatever has happened."""
 
 
+class NoResults:
+    """For a caller who takes them from the journal."""
+
+    name = "no file"
+
+    def begin(self) -> None:
+        pass
+
+    def saved(self, record: Record) -> None:
+        pass
+
+    def publish(self, *, finished: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class OwnFiles:
     """Files that a job puts in place by a rename, and knows again later as its own."""
 

@@ -90,7 +90,7 @@ def test_a_terminal_gets_no_control_characters_of_a_model_or_a_name(tiny_model: 
     os.close(theirs)
     shown = os.read(ours, 65536)
     os.close(ours)
-    assert shown == b"pybatch: missing \\x1b[31m[bold]: No such file or directory\r\n"
+    assert shown == b"pybatch: missing \\x1b[31m[bold]: there are no files that match\r\n"
 
 
 def test_a_long_text_is_shown_without_its_middle() -> None:

@@ -16,7 +16,7 @@ from pybatch.api.progress import BatchProgress
 from pybatch.jobs import row_runner
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialects.plain import PlainDialect
-from pybatch.jobs.preparation import Destination, Preparation
+from pybatch.jobs.preparation import CheckedRows, Destination, Preparation, RowOptions
 from pybatch.jobs.read_ahead import ReadAhead
 from pybatch.jobs.row_runner import RowRunner
 from pybatch.jobs.sources import open_source
@@ -45,8 +45,9 @@ class JobInPipe:
             os.write(self.pipe, row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n")
 
     def run(self, params: SamplingParams = PARAMS, **options: Any) -> bool:
-        with Preparation(self.source, Destination(str(self.path)), {}) as prepared:
-            job = prepared.start(PlainDialect(), params, self.progress, Checked())
+        rows = CheckedRows(self.source, PlainDialect(), Checked(), RowOptions())
+        with Preparation(rows, Destination(str(self.path)), {}) as prepared:
+            job = prepared.start(self.llm.get_tokenizer(), params, self.progress)
             config = self.llm.engine.config
             with prepared.answers(config, self.llm.engine.max_model_len, self.cache) as answers:
                 runner = RowRunner(self.llm.session, job, ReadAhead(job.pending(), "rows"), answers, **options)

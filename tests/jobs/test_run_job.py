@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pybatch
+from pybatch import LLM, JobError, SamplingParams
+
+GREEDY = {"temperature": 0, "max_tokens": 4, "use_tqdm": False}
+ROWS = [{"prompt": f"Say {i % 3}", "id": i} for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model: Path) -> LLM:
+    return LLM(tiny_model, num_kv_blocks=128, threads=1)
+
+
+@pytest.fixture(scope="module")
+def responses(llm: LLM) -> list[str]:
+    conversations = [[{"role": "user", "content": row["prompt"]}] for row in ROWS]
+    outputs = llm.chat(conversations, SamplingParams(temperature=0, max_tokens=4), use_tqdm=False)
+    return [output.outputs[0].text for output in outputs]
+
+
+def test_a_list_comes_back_with_answers(llm: LLM, responses: list[str]) -> None:
+    results = pybatch.run_job([*ROWS, {"no": "prompt"}], llm, **GREEDY)
+    assert [row.get("response") for row in results] == [*responses, None]
+    assert [row.get("id") for row in results] == [*range(6), None]
+    assert [row.get("cached", False) for row in results] == [False] * 3 + [True] * 3 + [False]
+    assert results[6]["error"].startswith("row 6: the row has neither")
+
+
+def test_prompts_may_be_strings_and_come_from_an_iterator(tiny_model: Path, responses: list[str]) -> None:
+    results = pybatch.run_job(iter(["Say 0", "Say 1"]), tiny_model, num_kv_blocks=128, threads=1, **GREEDY)
+    assert [row["response"] for row in results] == responses[:2]
+
+
+def test_a_frame_gives_a_frame(llm: LLM, responses: list[str]) -> None:
+    pandas, polars, pyarrow = (pytest.importorskip(name) for name in ("pandas", "polars", "pyarrow"))
+    frame = pandas.DataFrame(ROWS, index=list("abcdef"))
+    frame["when"] = pandas.Timestamp("2026-01-01")
+    joined = pybatch.run_job(frame, llm, **GREEDY)
+    assert isinstance(joined, pandas.DataFrame)
+    assert list(joined.index) == list("abcdef")
+    assert list(joined["response"]) == responses
+    assert joined["when"].dtype == frame["when"].dtype
+    assert "response" not in frame
+    joined = pybatch.run_job(polars.DataFrame(ROWS), llm, **GREEDY)
+    assert isinstance(joined, polars.DataFrame)
+    assert joined["response"].to_list() == responses
+    joined = pybatch.run_job(pyarrow.Table.from_pylist(ROWS), llm, **GREEDY)
+    assert isinstance(joined, pyarrow.Table)
+    assert joined["response"].to_pylist() == responses
+
+
+def test_files_give_a_file_and_the_same_call_goes_on(llm: LLM, responses: list[str], tmp_path: Path) -> None:
+    rows, output = tmp_path / "in.jsonl", tmp_path / "out.csv"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert pybatch.run_job(rows, llm, output, **GREEDY) == str(output)
+    pandas = pytest.importorskip("pandas")
+    assert list(pandas.read_csv(output, keep_default_na=False)["response"]) == responses
+    steps = llm.engine.metrics.steps
+    assert pybatch.run_job(rows, llm, output, **GREEDY) == str(output)
+    assert llm.engine.metrics.steps == steps
+    with pytest.raises(ValueError, match="is of another job; --fresh starts over"):
+        pybatch.run_job(rows, llm, output, seed=7, **GREEDY)
+    with pytest.raises(ValueError, match="output: expected a path"):
+        pybatch.run_job(rows, llm, **GREEDY)
+
+
+def test_data_in_memory_with_an_output_goes_on_and_comes_back_each_time(llm: LLM, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    first = pybatch.run_job(ROWS, llm, output, **GREEDY)
+    steps = llm.engine.metrics.steps
+    assert pybatch.run_job(ROWS, llm, output, **GREEDY) == first
+    assert llm.engine.metrics.steps == steps
+    assert [json.loads(line) for line in output.read_text().splitlines()] == first
+
+
+def test_ctrl_c_keeps_what_is_done(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, metrics = tmp_path / "out.jsonl", llm.engine.metrics
+    rows = [{"prompt": f"Say {i}"} for i in range(200)]
+    step, start = llm.session.step, metrics.requests
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        step(*arguments, **options)
+        if metrics.requests - start >= 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.session, "step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pybatch.run_job(rows, llm, output, **GREEDY)
+    done = len(output.read_text().splitlines())
+    assert 20 <= done < 200
+    before = metrics.requests
+    results = pybatch.run_job(rows, llm, output, **GREEDY)
+    assert metrics.requests - before == 200 - done
+    assert [row["row"] for row in results] == list(range(200))
+    assert llm.session.idle
+
+
+def test_the_first_row_that_fails_can_end_the_job(llm: LLM) -> None:
+    with pytest.raises(JobError, match="row 1: the row has neither"):
+        pybatch.run_job([{"prompt": "a"}, {"no": 1}], llm, on_error="fail", **GREEDY)
+    with pytest.raises(JobError, match="row 0: prompt: "):
+        pybatch.run_job([{"prompt": "x" * 600}], llm, on_error="fail", **GREEDY)
+
+
+def test_wrong_arguments_are_named(llm: LLM) -> None:
+    with pytest.raises(TypeError, match="temperature"):
+        pybatch.run_job(ROWS, llm, temprature=0)
+    with pytest.raises(TypeError, match="quantization"):
+        pybatch.run_job(ROWS, llm, quantization="int8")
+    with pytest.raises(TypeError, match="data: expected a path"):
+        pybatch.run_job(7, llm)
