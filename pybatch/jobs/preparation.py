@@ -275,7 +275,7 @@ class Preparation:
         joined = False
         if to.output is None:
             self._results = NoResults()
-            joined = True
+            joined = self.source.rereadable  # or its rows are gone
         elif self._stream is not None:
             self._results = StreamResults(self._stream, journal, unordered=to.unordered, marked=dialect.extends_rows)
         elif to.unordered:

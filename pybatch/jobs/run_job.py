@@ -149,8 +149,8 @@ def joined(prepared: Preparation, source: Source) -> Any:
 
     marks = Marks(marked=prepared.dialect.extends_rows)
 
-    def line(record: Record) -> Any:
-        return loads(marks.line(record))
+    def line(record: Record) -> dict[str, Any]:
+        return {**loads(marks.line(record)), "row": record.index}  # which batches' results have not
 
     def results() -> Iterator[Any]:
         return map(line, prepared.journal)

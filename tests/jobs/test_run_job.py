@@ -58,6 +58,32 @@ def test_a_frame_gives_a_frame(llm: LLM, responses: list[str]) -> None:
     assert joined["response"].to_pylist() == responses
 
 
+def test_an_iterators_rows_keep_their_fields(llm: LLM, responses: list[str]) -> None:
+    results = pybatch.run_job(iter(ROWS), llm, **GREEDY)
+    assert [(row["prompt"], row["id"], row["response"]) for row in results] == [
+        (row["prompt"], row["id"], response) for row, response in zip(ROWS, responses, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_batches_in_memory_get_their_results_as_columns(llm: LLM, kind: str) -> None:
+    pandas, datasets = (pytest.importorskip(name) for name in ("pandas", "datasets"))
+    body = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "Say 1"}]}
+    asks = {"method": "POST", "url": "/v1/chat/completions", "body": body} if kind == "openai" else {"params": body}
+    rows = [{"custom_id": f"c{n}", **asks} for n in range(2)]
+    added = "response" if kind == "openai" else "result"
+    first = pybatch.run_job(rows, llm, **GREEDY)
+    assert [(row["custom_id"], row["row"]) for row in first] == [("c0", 0), ("c1", 1)]
+    for row, given in zip(first, rows, strict=True):
+        assert given.items() <= row.items()
+    for data in (pandas.DataFrame(rows), datasets.Dataset.from_list(rows)):
+        joined = pybatch.run_job(data, llm, **GREEDY)
+        assert type(joined) is type(data)
+        assert list(joined["custom_id"]) == ["c0", "c1"]
+        assert list(joined[added]) == [row[added] for row in first]
+    assert [row[added] for row in pybatch.run_job(iter(rows), llm, **GREEDY)] == [row[added] for row in first]
+
+
 def test_files_give_a_file_and_the_same_call_goes_on(llm: LLM, responses: list[str], tmp_path: Path) -> None:
     rows, output = tmp_path / "in.jsonl", tmp_path / "out.csv"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
