@@ -9,9 +9,7 @@ from pybatch import SamplingParams
 from pybatch.api.outcomes import Answer, Failure, Sample
 from pybatch.api.progress import BatchProgress
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.jobs.check import CheckedAsRead
-from pybatch.jobs.dialects.openai_batch import OpenAIBatch
-from pybatch.jobs.preparation import Destination, Preparation
+from pybatch.jobs.preparation import Destination, Preparation, RowOptions, check_input
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources import open_source
 
@@ -36,9 +34,10 @@ def stream(*rows: dict[str, Any]) -> Source:
 def test_an_id_of_a_row_that_is_done_is_used(tmp_path: Path) -> None:
     rows = [request(name) for name in ("a", "b", "a", "c", "b")]
     for done, pending in ((0, [0, 1, 2, 3, 4]), (1, [1, 2, 3, 4])):
-        with Preparation(stream(*rows), Destination(str(tmp_path / "out")), {}) as prepared:
+        checked = check_input(stream(*rows), RowOptions(), sampling={}, created=0)
+        with Preparation(checked, Destination(str(tmp_path / "out")), {}) as prepared:
             progress = BatchProgress(EngineMetrics(kv_blocks=1), None, None)
-            job = prepared.start(OpenAIBatch(0), SamplingParams(), progress, CheckedAsRead())
+            job = prepared.start(None, SamplingParams(), progress)
             assert prepared.rows_done == done
             left = list(job.pending())
             assert [row.index for row in left] == pending
