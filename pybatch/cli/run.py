@@ -157,8 +157,6 @@ def run(
         raise UsageError("--preview: a dry run answers no rows")
     if dry_run and ray:
         raise UsageError("--ray: a dry run measures this machine alone")
-    if dry_run and ray:
-        raise UsageError("--ray: a dry run tells what this machine would take")
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
@@ -266,7 +264,7 @@ def answer(
         if prepared.rows_done:
             tell(f"Going on: {prepared.rows_done:,} rows are done.")
         pending = job.pending()
-        answers = opened.enter_context(prepared.answers(session.config, session.max_model_len, cache))
+        answers = opened.enter_context(prepared.answers(session, cache))
         bar = not prepared.shows_on_terminal  # which would be in the rows' way
         of_job = {"input": prepared.source.name, "output": output, "on_error": on_error.value}
         title = f"{Path(prepared.source.name).name} with {Path(model).name}"

@@ -36,7 +36,8 @@ from pybatch.jobs.template import Template
 
 if TYPE_CHECKING:
     from pybatch.api.progress import BatchProgress
-    from pybatch.engine import EngineConfig, SamplingParams
+    from pybatch.engine import SamplingParams
+    from pybatch.jobs.row_runner import RowSession
     from pybatch.model.text.tokenizer import Tokenizer
 
 OnError = Literal["skip", "fail"]
@@ -301,15 +302,12 @@ class Preparation:
             with_fields=not joined,
         )
 
-    def answers(self, config: EngineConfig, max_model_len: int, folder: Path | None) -> JobAnswers:
-        """config, max_model_len: of the engine. folder: of answers that other jobs may use too. Once the job is
-        started."""
-        from pybatch.machine.facts import arithmetic
-
+    def answers(self, session: RowSession, folder: Path | None) -> JobAnswers:
+        """session: that is to run the job. folder: of answers that other jobs may use too. Once the job is started."""
         of_model = {"model", *ANSWERS_DEPEND_ON} - {"max_model_len", "seed"}  # which the keys have as they take effect
         model = {name: self._fingerprint.get(name) for name in sorted(of_model)}
-        model["arithmetic"] = arithmetic(self._fingerprint.get("device", "auto"))
-        keys = CacheKeys(json.dumps(model), max_model_len=max_model_len, engine_seed=config.seed)
+        model["arithmetic"] = session.arithmetic
+        keys = CacheKeys(json.dumps(model), max_model_len=session.max_model_len, engine_seed=session.config.seed)
         return JobAnswers(keys, self.journal.job_id, folder)
 
     def publish_what_there_is(self) -> None:

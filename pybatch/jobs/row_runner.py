@@ -13,6 +13,7 @@ from pybatch.api.outcomes import Answer, Failure, Outcome, outcome_of
 from pybatch.api.session import Receiver
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
+from pybatch.engine.metrics import EngineMetrics
 from pybatch.jobs.duplicates import InFlight
 from pybatch.jobs.job import Job
 from pybatch.jobs.job_answers import JobAnswers, number_of
@@ -38,6 +39,15 @@ class RowSession(Protocol):
 
     @property
     def max_model_len(self) -> int: ...
+
+    @property
+    def default_params(self) -> SamplingParams: ...
+
+    @property
+    def arithmetic(self) -> str: ...
+
+    @property
+    def metrics(self) -> EngineMetrics: ...
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from pybatch.api.engine_args import EngineArgs
+from pybatch.api.inputs import expect_tokenizer
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.llm import LLM, most_output_tokens
 from pybatch.api.progress import BatchProgress, ProgressReporter
@@ -21,7 +22,7 @@ from pybatch.jobs.journal import Record
 from pybatch.jobs.marks import Marks
 from pybatch.jobs.preparation import Destination, OnError, Preparation, RowOptions, check_input, prepare
 from pybatch.jobs.read_ahead import ReadAhead
-from pybatch.jobs.row_runner import RowRunner
+from pybatch.jobs.row_runner import RowRunner, RowSession
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources import open_source
 
@@ -46,6 +47,7 @@ def run_job(
     retry_errors: bool = False,
     unordered: bool = False,
     cache: str | os.PathLike[str] | None = None,
+    ray: str | None = None,
     use_tqdm: bool = True,
     **arguments: Any,
 ) -> Any:
@@ -66,13 +68,17 @@ def run_job(
     on_error: "skip" gives a row that cannot be answered an error; "fail" raises JobError for the first one.
     fresh: start over, and replace the output. retry_errors: run rows again that failed in an earlier run.
     unordered: write rows to the output as they finish. cache: a folder of answers that later jobs may use.
+    ray: answer on the Ray cluster at this address (HOST:PORT, "auto", "local"), with an engine on each GPU or machine.
     use_tqdm: show a progress bar, if stderr is a terminal.
     arguments: those of LLM, unless model is one, and of SamplingParams, by name; ``seed`` is LLM's, and without
       ``max_tokens`` an answer may fill the context. Sampling parameters in a row go before these.
 
     Ctrl-C raises KeyboardInterrupt after the step under way. Raises ValueError or TypeError for arguments that are
-    wrong as a whole, OSError for files, and JobError.
+    wrong as a whole, OSError for files, JobError, and
+    ClusterError where there is no such cluster or it has no worker any more.
     """
+    if ray is not None and isinstance(model, LLM):
+        raise ValueError("model: expected a path or a name, which each of Ray's workers loads, got an LLM")
     source = open_source(data, input_format)
     in_files = isinstance(data, str | os.PathLike)
     if output is None and in_files:
@@ -108,31 +114,45 @@ def run_job(
         if on_error == "fail" and prepared.checked.bad:
             raise JobError(prepared.checked.messages[0])
         if not prepared.finished:
-            llm = model if isinstance(model, LLM) else LLM(model, **of_llm)
-            answer(prepared, llm, of_sampling, on_error, None if cache is None else Path(cache), use_tqdm)
+            session = opened.enter_context(session_for(model, of_llm, ray))
+            answer(prepared, session, of_sampling, on_error, None if cache is None else Path(cache), use_tqdm)
         return os.fspath(output) if in_files and output is not None else joined(prepared, source)
+
+
+@contextmanager
+def session_for(model: str | Path | LLM, arguments: Mapping[str, Any], ray: str | None) -> Iterator[RowSession]:
+    """arguments: LLM's."""
+    if isinstance(model, LLM):
+        yield model.session
+    elif ray is None:
+        yield LLM(model, **arguments).session
+    else:
+        from pybatch.cluster.cluster_session import cluster_session  # the layer above takes this one's place here
+
+        with cluster_session(ray, {"model": model, **arguments}) as session:
+            yield session
 
 
 def answer(
     prepared: Preparation,
-    llm: LLM,
+    session: RowSession,
     sampling: Mapping[str, Any],
     on_error: OnError,
     cache: Path | None,
     show_progress: bool,
 ) -> None:
-    params = replace(llm.get_default_sampling_params(), **sampling)
+    params = replace(session.default_params, **sampling)
     rows, size = (prepared.checked.rows, prepared.checked.size) if prepared.source.rereadable else (None, None)
-    progress = BatchProgress(llm.engine.metrics, rows, size, max_output_tokens=most_output_tokens(params))
-    job = prepared.start(llm.get_tokenizer(), params, progress, on_error=on_error)
+    progress = BatchProgress(session.metrics, rows, size, max_output_tokens=most_output_tokens(params))
+    job = prepared.start(expect_tokenizer(session.tokenizer), params, progress, on_error=on_error)
     pending = ReadAhead(job.pending(), prepared.source.name)
     with (
-        prepared.answers(llm.engine.config, llm.engine.max_model_len, cache) as answers,
+        prepared.answers(session, cache) as answers,
         deferred_interrupts() as interrupts,
         ProgressReporter("Answering", progress, lines=False) if show_progress else nullcontext(),
     ):
         try:
-            finished = RowRunner(llm.session, job, pending, answers, lambda: bool(interrupts)).run()
+            finished = RowRunner(session, job, pending, answers, lambda: bool(interrupts)).run()
         except BaseException:
             prepared.publish_what_there_is()
             raise

@@ -16,10 +16,11 @@ import psutil
 import pytest
 from cli_command import COMMAND
 
+import pybatch
 from pybatch.cli import main
 
 ROWS = 200
-SECONDS = 90  # after which a test gives up
+SECONDS = 180  # after which a test gives up
 SETTINGS = ["--temperature", "1", "--max-tokens", "100", "--ignore-eos", "--max-num-seqs", "8", "--threads", "1"]
 
 
@@ -57,6 +58,17 @@ def test_a_worker_is_killed_and_the_job_is_interrupted_and_goes_on_as_if_nothing
     assert len(whole.read_bytes().splitlines()) == ROWS
     assert results.read_bytes() == whole.read_bytes()
     assert results.with_suffix(".errors.jsonl").read_bytes() == whole.with_suffix(".errors.jsonl").read_bytes()
+
+
+def test_a_list_comes_back_from_a_cluster_as_from_this_process(cluster: Any, tiny_model: Path) -> None:
+    rows = [*({"prompt": f"Say {i}"} for i in range(20)), {"no": "prompt"}]
+    settings: dict[str, Any] = {"temperature": 1, "max_tokens": 20, "use_tqdm": False}
+    results = pybatch.run_job(rows, tiny_model, ray=cluster.address, **settings)
+    assert results == pybatch.run_job(rows, tiny_model, threads=1, num_kv_blocks=128, **settings)
+    assert sum("response" in row for row in results) == 20
+    assert workers() == []
+    with pytest.raises(ValueError, match="model: expected a path or a name, which each of Ray's workers loads"):
+        pybatch.run_job(rows, pybatch.LLM(tiny_model), ray=cluster.address)
 
 
 @pytest.mark.parametrize(("address", "reason"), [("nowhere", "expected HOST:PORT"), ("127.0.0.1:1", "no cluster")])

@@ -26,7 +26,7 @@ from pybatch.engine import SamplingParams
 from pybatch.jobs.fingerprint import model_fingerprint
 
 ROWS = 200
-SECONDS = 60  # after which a test gives up
+SECONDS = 120  # after which a test gives up
 
 
 @pytest.fixture(scope="module")

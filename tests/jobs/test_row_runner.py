@@ -48,8 +48,7 @@ class JobInPipe:
         rows = CheckedRows(self.source, PlainDialect(), Checked(), RowOptions())
         with Preparation(rows, Destination(str(self.path)), {}) as prepared:
             job = prepared.start(self.llm.get_tokenizer(), params, self.progress)
-            config = self.llm.engine.config
-            with prepared.answers(config, self.llm.engine.max_model_len, self.cache) as answers:
+            with prepared.answers(self.llm.session, self.cache) as answers:
                 runner = RowRunner(self.llm.session, job, ReadAhead(job.pending(), "rows"), answers, **options)
                 try:
                     return runner.run()
