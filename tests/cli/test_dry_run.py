@@ -14,6 +14,7 @@ import pytest
 from cli_command import FAST, on_terminal
 
 from pybatch import LLM
+from pybatch.api.session import Session
 from pybatch.cli import main
 from pybatch.cli.question import Asker
 from pybatch.cli.run import going_on
@@ -121,6 +122,19 @@ def test_a_dry_run_of_a_stream_reads_it_once(cli: Run, tiny_model: Path) -> None
     assert ran.code == 1
     assert "line 2: not valid JSON" in ran.out
     assert "Prompt 1" in ran.out
+
+
+def test_what_stops_a_dry_run_is_one_line(
+    cli: Run, tiny_model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Session) -> None:
+        raise MemoryError("no memory for the step")
+
+    monkeypatch.setattr(Session, "step", fail)
+    ran = cli(prompts, "--dry-run", "--model", tiny_model, *FAST)
+    assert ran.code == 3
+    assert ran.err == "pybatch: the job cannot be estimated: MemoryError: no memory for the step\n"
+    assert ran.out == ""
 
 
 @pytest.mark.parametrize(
