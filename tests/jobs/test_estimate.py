@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pybatch import LLM, SamplingParams
+from pybatch.api.session import Session
 from pybatch.jobs import estimate as estimate_module
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.estimate import Estimate, estimate, in_order, rows_to_try
@@ -79,6 +81,39 @@ def test_answers_cut_off_by_the_time_leave_nothing_behind(llm: LLM) -> None:
     assert told.output_tokens == told.output_tokens_at_most
     assert llm.session.idle
     assert not llm.engine.has_unfinished()
+
+
+@pytest.fixture
+def step_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of the engine takes a second, and nothing else any time."""
+    now = [0.0]
+    step = Session.step
+
+    def timed(self: Session) -> None:
+        step(self)
+        now[0] += 1
+
+    monkeypatch.setattr(Session, "step", timed)
+    monkeypatch.setattr(estimate_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+
+def test_answers_cut_off_by_the_time_count_for_the_length_they_reached(llm: LLM, step_clock: None) -> None:
+    fields = [{"prompt": "Say it", "logit_bias": {"0": 100}, "seed": i} for i in range(4)]  # they end at once
+    fields += [{"prompt": "Say it", "ignore_eos": True, "seed": i} for i in range(4)]
+    rows = (Row(i, f"line {i + 1}", 10, each) for i, each in enumerate(fields))
+    told = estimate(llm, rows, PlainDialect(), SamplingParams(max_tokens=5), TIMES, trial_seconds=3)
+    assert (told.trial.seconds, told.trial.ended, told.trial.output_tokens) == (3, 4, 4 + 4 * 3)
+    ends = 4 / (4 + 4 * 3)  # the rate at which outputs go on to end beyond 3 tokens
+    assert told.output_tokens == 8 * (1 + 2 * 0.5 + 0.5 * (1 + (1 - ends)))
+
+
+def test_the_time_is_that_of_the_rows_that_are_run(llm: LLM, step_clock: None) -> None:
+    told = estimated(llm, [f"Say {i}" for i in range(8)] * 4, ignore_eos=True)
+    assert told.trial.seconds == 16
+    assert told.seconds == pytest.approx(16)
+    twice = estimated(llm, [f"Say {i}" for i in range(16)], ignore_eos=True)
+    assert twice.trial.seconds == 16
+    assert twice.seconds == pytest.approx(32, rel=0.05)
 
 
 def test_the_pool_that_a_job_fills_is_told(tiny_model: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ def made_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[StepTimes], Calla
     now = [0.0]
     step = MeasuredEngine.step
 
-    def install(times: StepTimes) -> Callable[[], float]:
+    def install(times: StepTimes, delayed: int = 0) -> Callable[[], float]:
+        steps = count(1)
+
         def timed(self: MeasuredEngine) -> Any:
             outputs = step(self)
             assert self.shape is not None
-            now[0] += times.seconds(self.shape)
+            late = delayed and next(steps) % delayed == 0
+            now[0] += times.seconds(self.shape) * (5 if late else 1)
             return outputs
 
         monkeypatch.setattr(MeasuredEngine, "step", timed)
@@ -46,6 +50,12 @@ def test_the_costs_of_a_machine_are_found(llm: LLM, made_machine: Callable[..., 
     assert clock() < 9
     for shape in (StepShape(64, 64, 64 * 150, 0), StepShape(1, 1, 400, 0), StepShape(300, 20, 19 * 60, 281 * 141)):
         assert found.seconds(shape) == pytest.approx(FAST.seconds(shape), rel=0.01)
+
+
+def test_what_delays_some_steps_does_not_count(llm: LLM, made_machine: Callable[..., Callable[[], float]]) -> None:
+    found = measure(llm.engine, clock=made_machine(FAST, delayed=4))
+    for shape in (StepShape(64, 64, 64 * 150, 0), StepShape(1, 1, 400, 0), StepShape(300, 20, 19 * 60, 281 * 141)):
+        assert found.seconds(shape) == pytest.approx(FAST.seconds(shape), rel=0.1)
 
 
 @pytest.mark.parametrize("factor", [30, 300, 3000])

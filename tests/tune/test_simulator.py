@@ -78,10 +78,15 @@ def test_samples_of_a_request_end_each_by_itself() -> None:
     assert (run.steps, run.output_tokens, run.sequences) == (4, 7, 1 + 2 + 1 + 1)
 
 
+def test_a_sample_that_has_ended_takes_no_place() -> None:
+    run = simulator(EngineConfig(max_num_seqs=2)).run([Work([1, 2, 3], [3, 1, 3])])
+    assert (run.steps, run.tokens) == (3, 3 + 2 * 2)
+
+
 def test_a_dynamic_batch_waits_on_the_virtual_clock() -> None:
-    run = simulator(EngineConfig(policy="dynamic", max_batch_wait=10.0)).run([Work([1], [2])])
+    run = simulator(EngineConfig(policy="dynamic", max_batch_wait=0.7)).run([Work([1], [2])])
     assert run.steps == 2
-    assert run.seconds == pytest.approx(10 + 2 * 0.5, abs=0.01)
+    assert run.seconds == pytest.approx(0.7 + 2 * 0.5, abs=0.01)
 
 
 def test_a_steps_time_depends_on_its_shape() -> None:
