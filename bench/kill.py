@@ -79,11 +79,12 @@ class Trial:
         arguments = [str(self.prompts), "-o", str(output), "--model", self.model, *OPTIONS]
         with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             try:
-                process.communicate(timeout=kill_after)
+                _, err = process.communicate(timeout=kill_after)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
                 return None
+            assert b"Traceback" not in err, err.decode()
             return process.returncode
 
     def go(self, kills: int, rng: random.Random) -> None:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pybatch.cli.flags import EngineFlags, SamplingFlags
     from pybatch.engine import SamplingParams
     from pybatch.jobs.check import Checked
+    from pybatch.jobs.checked_rows import CheckedRows
     from pybatch.jobs.dialect import Dialect
     from pybatch.jobs.estimate import Estimate
-    from pybatch.jobs.preparation import CheckedRows
     from pybatch.jobs.rows import Source
 
 
@@ -29,7 +29,7 @@ def show_dry_run(
     rows: CheckedRows, sampling: SamplingFlags, engine: EngineFlags, before_it_prints: Callable[[], None]
 ) -> None:
     """before_it_prints: frees standard output, where the estimate goes."""
-    from pybatch.jobs.preparation import for_model
+    from pybatch.jobs.checked_rows import for_model
 
     for line in rows.checked.lines():
         stderr.print(printable(line))

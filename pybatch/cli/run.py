@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,19 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pybatch.cli import exit_codes
-from pybatch.cli.command import CommandError, UsageError, load, one_line, stderr, usage_errors
+from pybatch.cli.answering import answer, cluster, local, show_differences, tell, tell_finished
+from pybatch.cli.command import CommandError, UsageError, usage_errors
 from pybatch.cli.dry_run import show_dry_run
 from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
 from pybatch.cli.preview import Preview
-from pybatch.cli.signals import Stop, ending_at_once, ending_in_order, exit_code
-from pybatch.cli.streams import printable
+from pybatch.cli.signals import ending_at_once
 
 if TYPE_CHECKING:
-    from pybatch.api.session import Session
-    from pybatch.cluster.cluster_session import ClusterSession
-    from pybatch.engine import SamplingParams
-    from pybatch.jobs.preparation import Destination, OtherJobError, Preparation
-    from pybatch.jobs.rows import Row
+    from pybatch.jobs.destination import Destination
 
 
 class InputFormat(StrEnum):
@@ -160,18 +152,14 @@ def run(
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
+    from pybatch.jobs.checked_rows import RowOptions, check_input
+    from pybatch.jobs.destination import Destination
     from pybatch.jobs.files import created, expect_apart, open_stream, standard_streams_reserved
-    from pybatch.jobs.preparation import Destination, OtherJobError, RowOptions, check_input, prepare
+    from pybatch.jobs.preparation import OtherJobError, discard_unused_journals, prepare
     from pybatch.jobs.sources import open_source
 
     name = prompts or input_file or ""
-    prepared: list[Preparation] = []
-
-    def clean_up() -> None:
-        for each in prepared:
-            each.discard_unused()
-
-    with ending_at_once(clean_up), ExitStack() as opened:
+    with ending_at_once(discard_unused_journals), ExitStack() as opened:
         with usage_errors():
             if output is not None:
                 expect_apart(output, rows=name, others=(engine.model, engine.given().get("tokenizer")))
@@ -200,7 +188,6 @@ def run(
             except OtherJobError as error:
                 show_differences(error)
                 raise
-            prepared.append(job)
         if job.finished:
             tell_finished(job)
             return
@@ -209,94 +196,7 @@ def run(
         if job.checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
         session, params = opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
-        answer(session, params, job, on_error, first_rows, grace, cache, report, engine.model)
-
-
-def local(engine: EngineFlags, sampling: SamplingFlags) -> tuple[Session, SamplingParams]:
-    """Of a model that this process loads."""
-    llm, params = load(engine, sampling)
-    return llm.session, params
-
-
-@contextmanager
-def cluster(
-    address: str, engine: EngineFlags, sampling: SamplingFlags
-) -> Iterator[tuple[ClusterSession, SamplingParams]]:
-    """Of models that a cluster's workers load."""
-    from pybatch.cluster.cluster_session import cluster_session
-    from pybatch.cluster.ray_cluster import ClusterError
-
-    with ExitStack() as opened:
-        try:
-            with usage_errors():
-                session = opened.enter_context(cluster_session(address, engine.given()))
-                params = replace(session.default_params, **sampling.given())
-        except ClusterError as error:
-            raise UsageError(str(error)) from error
-        yield session, params
-
-
-def answer(
-    session: Session | ClusterSession,
-    params: SamplingParams,
-    prepared: Preparation,
-    on_error: OnError,
-    first_rows: Preview,
-    grace: float,
-    cache: Path | None,
-    report_path: str | None,
-    model: str,
-) -> None:
-    from pybatch.api.llm import most_output_tokens
-    from pybatch.api.progress import BatchProgress, ProgressReporter
-    from pybatch.jobs.read_ahead import ReadAhead
-    from pybatch.jobs.report import JobReport
-    from pybatch.jobs.row_runner import RowRunner
-    from pybatch.jobs.summary import summary_table
-
-    checked = prepared.checked
-    rows, size = (checked.rows, checked.size) if prepared.source.rereadable else (None, None)
-    progress = BatchProgress(session.metrics, rows, size, most_output_tokens(params), now=first_rows.now)
-    output = prepared.destination.output
-    with ending_in_order() as stop, ExitStack() as opened:
-        with usage_errors():
-            job = prepared.start(session.tokenizer, params, progress, on_error=on_error.value)
-        if prepared.rows_done:
-            tell(f"Going on: {prepared.rows_done:,} rows are done.")
-        pending = job.pending()
-        answers = opened.enter_context(prepared.answers(session, cache))
-        bar = not prepared.shows_on_terminal  # which would be in the rows' way
-        of_job = {"input": prepared.source.name, "output": output, "on_error": on_error.value}
-        title = f"{Path(prepared.source.name).name} with {Path(model).name}"
-
-        def run_rows(some: Iterator[Row]) -> bool:
-            ahead = ReadAhead(some, name=prepared.source.name)
-            return RowRunner(session, job, ahead, answers, stop.requested, grace).run()
-
-        with (
-            job_errors(prepared),
-            JobReport(report_path, title, session.metrics, job, {"Job": of_job, **session.settings}) as report,
-        ):
-            finished = False
-            if first_rows.agreed(job, session, pending, run_rows, stop.requested, rows):
-                with ProgressReporter("Answering", progress, lines=True, bar=bar):
-                    finished = run_rows(pending)
-            report.finished = finished
-            job.results.publish(finished=finished)
-        stderr.print(summary_table(progress, session.metrics.summary(), job.failures))
-        if report.fault is not None:
-            tell(f"There is no report: {report.fault.filename}: {report.fault.strerror}")
-        if job.failure is not None:
-            raise CommandError(f"{job.failure}; {job.journal.done:,} rows are saved", exit_codes.FAILED_ROWS)
-        if not finished:
-            tell_interrupted(prepared, stop)
-    if job.journal.failed:
-        where = prepared.destination.errors if prepared.resumable else output
-        tell(f'{job.journal.failed:,} of {job.journal.done:,} rows failed: each has an "error" in {where}.')
-    if report.fault is not None:
-        raise typer.Exit(exit_codes.FAILED)
-    if job.journal.failed:
-        raise typer.Exit(exit_codes.FAILED_ROWS)
+        answer(session, params, job, on_error.value, first_rows, grace, cache, report, engine.model)
 
 
 def expect_report_apart(path: str, rows: str, to: Destination) -> None:
@@ -312,61 +212,3 @@ def expect_report_apart(path: str, rows: str, to: Destination) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-
-
-def tell_finished(prepared: Preparation) -> None:
-    notes, to = prepared.journal.notes, prepared.destination
-    failed = f", {notes['failed']:,} of them failed" if notes["failed"] else ""
-    tell(f"Done already: {notes['rows']:,} rows in {to.output}{failed}. --fresh starts over.")
-    if notes["failed"]:
-        raise typer.Exit(exit_codes.FAILED_ROWS)
-
-
-def tell_interrupted(prepared: Preparation, stop: Stop) -> None:
-    """After a signal, or a question that was answered with no."""
-    why = "Stopped" if stop.signum is None else "Interrupted"
-    tell(f"{why}: {prepared.journal.done:,} rows are done and saved in {prepared.destination.output}.")
-    if prepared.resumable:
-        tell(f"To go on: pybatch {shlex.join(going_on(sys.argv[1:]))}")
-    raise typer.Exit(exit_codes.OK if stop.signum is None else exit_code(stop.signum))
-
-
-def going_on(arguments: list[str]) -> list[str]:
-    """The command that goes on where the one with these arguments has stopped."""
-    again, rest = [], iter(arguments)
-    for each in rest:
-        if each == "--preview":
-            next(rest, None)
-        elif each not in ("--fresh", "--overwrite") and not each.startswith("--preview="):
-            again.append(each)
-    return again
-
-
-def show_differences(error: OtherJobError) -> None:
-    from rich.table import Table
-
-    table = Table(title="What differs from the job in the journal", title_justify="left")
-    for column in ("", "then", "now"):
-        table.add_column(column)
-    for row in error.differences:
-        table.add_row(*map(printable, row))
-    stderr.print(table)
-
-
-@contextmanager
-def job_errors(prepared: Preparation) -> Iterator[None]:
-    """Turns what ends a job before its time into one line, with the count of the rows that are saved. Those are put in
-    the output if it still takes them."""
-    try:
-        yield
-    except Exception as error:
-        prepared.publish_what_there_is()
-        reason, code = f"the job cannot go on: {one_line(error)}", exit_codes.FAILED
-        if isinstance(error, OSError) and error.filename is not None:
-            reason = f"{error.filename}: {error.strerror}"
-            code = {errno.EPIPE: exit_codes.BROKEN_PIPE, errno.EFBIG: exit_codes.USAGE}.get(error.errno or 0, code)
-        raise CommandError(f"{reason}; {prepared.rows_saved:,} rows are saved", code) from error
-
-
-def tell(message: str) -> None:
-    stderr.print(printable(message))

@@ -17,10 +17,12 @@ from pybatch.api.llm import LLM, most_output_tokens
 from pybatch.api.progress import BatchProgress, ProgressReporter
 from pybatch.engine import SamplingParams
 from pybatch.engine.arguments import expect_known
+from pybatch.jobs.checked_rows import RowOptions, check_input
+from pybatch.jobs.destination import Destination
 from pybatch.jobs.files import created, expect_apart
 from pybatch.jobs.journal import Record
 from pybatch.jobs.marks import Marks
-from pybatch.jobs.preparation import Destination, OnError, Preparation, RowOptions, check_input, prepare
+from pybatch.jobs.preparation import OnError, Preparation, prepare
 from pybatch.jobs.read_ahead import ReadAhead
 from pybatch.jobs.row_runner import RowRunner, RowSession
 from pybatch.jobs.rows import Source

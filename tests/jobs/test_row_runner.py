@@ -15,8 +15,10 @@ from pybatch import LLM, SamplingParams
 from pybatch.api.progress import BatchProgress
 from pybatch.jobs import row_runner
 from pybatch.jobs.check import Checked
+from pybatch.jobs.checked_rows import CheckedRows, RowOptions
+from pybatch.jobs.destination import Destination
 from pybatch.jobs.dialects.plain import PlainDialect
-from pybatch.jobs.preparation import CheckedRows, Destination, Preparation, RowOptions
+from pybatch.jobs.preparation import Preparation
 from pybatch.jobs.read_ahead import ReadAhead
 from pybatch.jobs.row_runner import RowRunner
 from pybatch.jobs.sources import open_source
