@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -21,6 +23,9 @@ from pybatch.model.checkpoints.find import find_model
 from pybatch.model.loader import load_tokenizer
 from pybatch.model.text.tokenizer import Tokenizer
 
+logger = logging.getLogger(__name__)
+
+PATIENCE = 60.0  # seconds without a worker, after which it is told what that may mean
 WAIT = 0.05  # seconds that a step waits for outputs, so that its caller sees signals and new rows meanwhile
 
 
@@ -86,6 +91,10 @@ def cluster_session(address: str, arguments: Mapping[str, Any]) -> Iterator[Clus
     if not arguments.get("skip_tokenizer_init"):
         tokenizer = load_tokenizer(find_model(arguments.get("tokenizer") or arguments["model"]))
     with connected(address), closing(WorkerPool(arguments, fingerprint)) as pool:
+        start, told = time.monotonic(), False
         while pool.loaded is None:
             pool.outputs(WAIT)
+            if not told and time.monotonic() - start > PATIENCE:
+                logger.warning("no worker yet: they load the model, or others use the cluster's processors or GPUs")
+                told = True
         yield ClusterSession(pool, pool.loaded, tokenizer, config)

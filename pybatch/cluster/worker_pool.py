@@ -82,8 +82,8 @@ class WorkerPool:
 
     @property
     def capacity(self) -> int:
-        """How many rows the pool is to have, so that no worker has to wait for some."""
-        return len(self._members) * self._most
+        """How many rows the pool is to have, so that no worker has to wait for some, not even one that is to come."""
+        return max(1, len(self._members)) * self._most
 
     def add(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -102,6 +102,8 @@ class WorkerPool:
         finished, self._failed = self._failed, []
         calls = {member.calls[0]: member for member in self._members if member.calls}
         if not calls:
+            if not finished:
+                time.sleep(timeout)
             return finished
         ray.wait(list(calls), timeout=0 if finished else timeout)
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
@@ -236,7 +238,7 @@ class WorkerPool:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         actor = self._actor_class.options(
-            num_cpus=slot.cpus,
+            num_cpus=min(1, slot.cpus) if slot.gpus else slot.cpus,  # beside a GPU others may have the rest
             num_gpus=slot.gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
         ).remote()
@@ -288,7 +290,9 @@ class WorkerPool:
 def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Workers have other working folders."""
     return {
-        name: os.path.abspath(value) if name in ("model", "tokenizer") and os.path.exists(value) else value
+        name: os.path.abspath(value)
+        if name in ("model", "tokenizer", "generation_config") and value is not None and os.path.exists(value)
+        else value
         for name, value in arguments.items()
     }
 

@@ -21,7 +21,7 @@ from pybatch.api.inputs import Encoded
 from pybatch.api.outcomes import Failure, Outcome, outcome_of
 from pybatch.cluster.ray_cluster import OBJECT_STORE, ClusterError, Slot, connected, find_slots
 from pybatch.cluster.worker import Request
-from pybatch.cluster.worker_pool import DEATHS, Member, WorkerPool
+from pybatch.cluster.worker_pool import DEATHS, Member, WorkerPool, absolute_paths
 from pybatch.engine import SamplingParams
 from pybatch.jobs.fingerprint import model_fingerprint
 
@@ -33,7 +33,9 @@ SECONDS = 120  # after which a test gives up
 def pool(cluster: Any, tiny_model: Path) -> Iterator[WorkerPool]:
     """One for all tests: to start a worker takes seconds."""
     arguments = {"model": tiny_model, "max_num_seqs": 8, "device": "cpu"}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with connected(cluster.address), closing(WorkerPool(arguments, model_fingerprint(tiny_model))) as pool:
+        assert signal.getsignal(signal.SIGTERM) is on_sigterm  # Ray's ends the process without saving anything
         yield pool
 
 
@@ -107,6 +109,13 @@ def test_a_machine_leaves_and_another_joins(pool: WorkerPool, cluster: Any, answ
 
     run(pool, requests(ROWS), look)
     assert len(busy) == 2
+
+
+def test_paths_are_those_of_the_command_and_names_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {"model": "model", "tokenizer": None, "generation_config": "vllm", "dtype": "model"}
+    assert absolute_paths(given) == {**given, "model": str(tmp_path / "model")}
 
 
 def test_nothing_comes_of_a_row_that_is_withdrawn(pool: WorkerPool, answers: dict[int, Outcome]) -> None:
