@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pybatch import LLM, SamplingParams
 from pybatch.jobs.dialects.plain import PlainDialect
-from pybatch.jobs.estimate import estimate
+from pybatch.jobs.estimate.estimate import estimate
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources import open_source
 from pybatch.tune.calibration import measure

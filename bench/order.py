@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pybatch import LLM, SamplingParams
-from pybatch.jobs.order import AdmissionOrder
+from pybatch.jobs.order.admission import AdmissionOrder
 
 Row = tuple[int, list[int], int]
 """Its number, token ids and output tokens."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pybatch.api.engine_args import AsyncEngineArgs, EngineArgs
     from pybatch.api.inputs import TextPrompt, TokensPrompt
     from pybatch.api.llm import LLM, generate
+    from pybatch.bulk import JobError, run_job
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
-    from pybatch.jobs.run_job import JobError, run_job
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,7 +47,7 @@ __getattr__, __dir__ = lazy_names(
         "AsyncLLMEngine": "pybatch.api.async_llm",
         "CompletionOutput": "pybatch.engine.outputs",
         "EngineArgs": "pybatch.api.engine_args",
-        "JobError": "pybatch.jobs.run_job",
+        "JobError": "pybatch.bulk",
         "LLM": "pybatch.api.llm",
         "RequestOutput": "pybatch.engine.outputs",
         "RequestOutputKind": "pybatch.engine.sampling_params",
@@ -55,6 +55,6 @@ __getattr__, __dir__ = lazy_names(
         "TextPrompt": "pybatch.api.inputs",
         "TokensPrompt": "pybatch.api.inputs",
         "generate": "pybatch.api.llm",
-        "run_job": "pybatch.jobs.run_job",
+        "run_job": "pybatch.bulk",
     },
 )

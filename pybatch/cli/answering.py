@@ -65,10 +65,10 @@ def answer(
 ) -> None:
     from pybatch.api.llm import most_output_tokens
     from pybatch.api.progress import BatchProgress, ProgressReporter
-    from pybatch.jobs.read_ahead import ReadAhead
-    from pybatch.jobs.report import JobReport
+    from pybatch.jobs.report.report import JobReport
+    from pybatch.jobs.report.summary import summary_table
     from pybatch.jobs.row_runner import RowRunner
-    from pybatch.jobs.summary import summary_table
+    from pybatch.jobs.sources.read_ahead import ReadAhead
 
     checked = prepared.checked
     rows, size = (checked.rows, checked.size) if prepared.source.rereadable else (None, None)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pybatch.jobs.check import Checked
     from pybatch.jobs.checked_rows import CheckedRows
     from pybatch.jobs.dialect import Dialect
-    from pybatch.jobs.estimate import Estimate
+    from pybatch.jobs.estimate.estimate import Estimate
     from pybatch.jobs.rows import Source
 
 
@@ -45,7 +45,7 @@ def show_dry_run(
 def estimate_job(
     llm: LLM, model: str, source: Source, dialect: Dialect, params: SamplingParams, checked: Checked
 ) -> Estimate:
-    from pybatch.jobs.estimate import estimate
+    from pybatch.jobs.estimate.estimate import estimate
     from pybatch.jobs.fingerprint import model_fingerprint
     from pybatch.model.checkpoints.find import find_model
     from pybatch.tune.calibration import calibrated
@@ -71,7 +71,7 @@ def failures() -> Iterator[None]:
 
 def show_estimate(estimate: Estimate, told: int) -> None:
     """On standard output. told: how many of the bad rows the user knows of."""
-    from pybatch.jobs.estimate_table import estimate_table
+    from pybatch.jobs.estimate.table import estimate_table
 
     out = Console(highlight=False, markup=False, soft_wrap=True)
     if estimate.rows_failed > told:

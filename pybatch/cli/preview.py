@@ -57,7 +57,7 @@ class Preview:
 
 def show(job: Job, session: RowSession, row: Row, outcome: Outcome) -> None:
     from pybatch.api.outcomes import Failure
-    from pybatch.jobs.survey import prompt_text
+    from pybatch.jobs.estimate.survey import prompt_text
 
     stderr.rule(printable(row.place), align="left", characters="-")
     if isinstance(outcome, Failure):

@@ -20,7 +20,7 @@ from pybatch.cli.preview import Preview
 from pybatch.cli.signals import ending_at_once
 
 if TYPE_CHECKING:
-    from pybatch.jobs.destination import Destination
+    from pybatch.jobs.results.destination import Destination
 
 
 class InputFormat(StrEnum):
@@ -153,9 +153,9 @@ def run(
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
     from pybatch.jobs.checked_rows import RowOptions, check_input
-    from pybatch.jobs.destination import Destination
     from pybatch.jobs.files import created, expect_apart, open_stream, standard_streams_reserved
     from pybatch.jobs.preparation import OtherJobError, discard_unused_journals, prepare
+    from pybatch.jobs.results.destination import Destination
     from pybatch.jobs.sources import open_source
 
     name = prompts or input_file or ""

@@ -10,9 +10,9 @@ from pybatch.jobs.check import Checked, CheckedAsRead, check_rows
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.dialects.choose import dialect_of
 from pybatch.jobs.dialects.plain import PlainDialect
+from pybatch.jobs.dialects.template import Template
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources.peeked import peek
-from pybatch.jobs.template import Template
 
 if TYPE_CHECKING:
     from pybatch.model.text.tokenizer import Tokenizer

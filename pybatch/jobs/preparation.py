@@ -15,16 +15,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pybatch
-from pybatch.jobs.cache_keys import CacheKeys
+from pybatch.jobs.answers.cache_keys import CacheKeys
+from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.checked_rows import CheckedRows, for_model
-from pybatch.jobs.destination import Destination
 from pybatch.jobs.fingerprint import Fingerprint, differences, model_fingerprint
 from pybatch.jobs.job import Job
-from pybatch.jobs.job_answers import JobAnswers
 from pybatch.jobs.journal import Journal
-from pybatch.jobs.line_file import LineFile
-from pybatch.jobs.publishing import changed_at
-from pybatch.jobs.results import Results
+from pybatch.jobs.results.destination import Destination
+from pybatch.jobs.results.line_file import LineFile
+from pybatch.jobs.results.publishing import changed_at
+from pybatch.jobs.results.results import Results
 
 if TYPE_CHECKING:
     from pybatch.api.progress import BatchProgress

@@ -14,12 +14,12 @@ from pybatch.api.session import Receiver
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.jobs.duplicates import InFlight
+from pybatch.jobs.answers.duplicates import InFlight
+from pybatch.jobs.answers.job_answers import JobAnswers, number_of
 from pybatch.jobs.job import Job
-from pybatch.jobs.job_answers import JobAnswers, number_of
-from pybatch.jobs.order import AdmissionOrder
-from pybatch.jobs.read_ahead import ReadAhead
+from pybatch.jobs.order.admission import AdmissionOrder
 from pybatch.jobs.rows import Row
+from pybatch.jobs.sources.read_ahead import ReadAhead
 from pybatch.model.text.tokenizer import Tokenizer
 
 WAIT = 0.05  # seconds between two checks of `stopped` while no row comes

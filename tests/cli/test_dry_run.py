@@ -17,7 +17,7 @@ from pybatch import LLM
 from pybatch.api.session import Session
 from pybatch.cli import main
 from pybatch.cli.question import Asker
-from pybatch.cli.run import going_on
+from pybatch.cli.answering import going_on
 from pybatch.tune import calibration
 
 

@@ -10,8 +10,8 @@ from pybatch.api.outcomes import Answer, Failure, Sample
 from pybatch.api.progress import BatchProgress
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.jobs.checked_rows import RowOptions, check_input
-from pybatch.jobs.destination import Destination
 from pybatch.jobs.preparation import Preparation
+from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources import open_source
 

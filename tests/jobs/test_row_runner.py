@@ -16,13 +16,13 @@ from pybatch.api.progress import BatchProgress
 from pybatch.jobs import row_runner
 from pybatch.jobs.check import Checked
 from pybatch.jobs.checked_rows import CheckedRows, RowOptions
-from pybatch.jobs.destination import Destination
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.preparation import Preparation
-from pybatch.jobs.read_ahead import ReadAhead
+from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.row_runner import RowRunner
 from pybatch.jobs.sources import open_source
 from pybatch.jobs.sources.lines import read_json_lines
+from pybatch.jobs.sources.read_ahead import ReadAhead
 
 PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 

@@ -9,7 +9,7 @@ from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
 from pybatch.jobs.dialects.openai_batch import OpenAIBatch
 from pybatch.jobs.dialects.plain import PlainDialect
-from pybatch.jobs.template import Template
+from pybatch.jobs.dialects.template import Template
 
 ROWS, OPENAI, ANTHROPIC = DIALECTS = ("rows", "openai-batch", "anthropic-batch")
 

@@ -10,9 +10,9 @@ from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.api.protocols.messages import ROLES, TEMPLATE_ROLES, expect_messages, expect_unicode
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialect import RowRequest
-from pybatch.jobs.row_params import from_json, row_params
+from pybatch.jobs.dialects.row_params import from_json, row_params
+from pybatch.jobs.dialects.template import Template
 from pybatch.jobs.rows import Row
-from pybatch.jobs.template import Template
 
 RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "logprobs", "prompt_logprobs", "error", "cached")
 

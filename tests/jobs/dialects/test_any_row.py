@@ -18,8 +18,8 @@ from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
 from pybatch.jobs.dialects.openai_batch import OpenAIBatch
 from pybatch.jobs.dialects.plain import PlainDialect
+from pybatch.jobs.dialects.template import Template
 from pybatch.jobs.rows import Row
-from pybatch.jobs.template import Template
 
 ENTRY = {"token_id": 1, "logprob": -0.5, "rank": 1, "decoded_token": "a"}
 ANSWER = Answer(3, (Sample("one", 2, "stop", logprobs=[[ENTRY]]), Sample("two", 1, "length", 5, [[ENTRY]])))

@@ -8,7 +8,7 @@ from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
 from pybatch.jobs.dialects.choose import DIALECTS, detect, dialect_of
 from pybatch.jobs.dialects.openai_batch import OpenAIBatch
 from pybatch.jobs.dialects.plain import PlainDialect
-from pybatch.jobs.template import Template
+from pybatch.jobs.dialects.template import Template
 
 OPENAI = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}
 ANTHROPIC = {"custom_id": "a", "params": {"model": "m"}}

@@ -10,8 +10,8 @@ from pybatch.api.inputs import Conversation
 from pybatch.api.outcomes import Answer, Failure, Sample
 from pybatch.jobs.dialect import Dialect, request_of
 from pybatch.jobs.dialects.plain import PlainDialect
+from pybatch.jobs.dialects.template import Template
 from pybatch.jobs.rows import Row
-from pybatch.jobs.template import Template
 
 USER = [{"role": "user", "content": "Hello"}]
 ANSWER = Answer(prompt_tokens=3, samples=(Sample("one", 2, "stop"),))

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
+from pybatch.jobs.results.tables import join_results
 from pybatch.jobs.sources import open_source
-from pybatch.jobs.tables import join_results
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a", "n": 1, "x": 0.5, "messages": [{"role": "user", "content": "é"}], "raw": b"\xff"},

@@ -1,0 +1,197 @@
+"""Bulk jobs from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import fields, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from pybatch.api.engine_args import EngineArgs
+from pybatch.api.inputs import expect_tokenizer
+from pybatch.api.interrupts import deferred_interrupts
+from pybatch.api.llm import LLM, most_output_tokens
+from pybatch.api.progress import BatchProgress, ProgressReporter
+from pybatch.engine import SamplingParams
+from pybatch.engine.arguments import expect_known
+from pybatch.jobs.checked_rows import RowOptions, check_input
+from pybatch.jobs.files import created, expect_apart
+from pybatch.jobs.journal import Record
+from pybatch.jobs.preparation import OnError, Preparation, prepare
+from pybatch.jobs.results.destination import Destination
+from pybatch.jobs.results.marks import Marks
+from pybatch.jobs.row_runner import RowRunner, RowSession
+from pybatch.jobs.rows import Source
+from pybatch.jobs.sources import open_source
+from pybatch.jobs.sources.read_ahead import ReadAhead
+
+
+class JobError(RuntimeError):
+    """A job that was to end with the first row that fails."""
+
+
+def run_job(
+    data: Any,
+    model: str | Path | LLM,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    input_format: str | None = None,
+    format: str | None = None,
+    prompt_template: str | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    error_file: str | os.PathLike[str] | None = None,
+    on_error: OnError = "skip",
+    fresh: bool = False,
+    retry_errors: bool = False,
+    unordered: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    ray: str | None = None,
+    use_tqdm: bool = True,
+    **arguments: Any,
+) -> Any:
+    """Answers every row of the data, as ``pybatch run`` does, and gives the same kind of data back.
+
+    data: a list of dicts or of prompts, a pandas or polars DataFrame, a pyarrow Table or a Hugging Face Dataset: a new
+      one comes back, with the columns row, response, finish_reason, usage and error beside its own (of a list, each
+      dict has those that it needs). Or the path of a file (JSONL, CSV, TSV, text, Parquet, each also compressed), a
+      folder or a glob: the path of the output comes back.
+    model: as LLM's, or an LLM that is loaded.
+    output: a path for the results, whose ending says the format. It is needed for data in files, and makes any job one
+      that goes on after a crash: beside it a journal keeps what is done, and the same call again runs the rest only.
+    input_format: of files: jsonl, csv, tsv, text or parquet; None: by their names' endings.
+    format: rows, openai-batch or anthropic-batch; None: what the first row is.
+    prompt_template: the prompt, with {field} where a row's field goes. system: a system message in front of every
+      conversation. raw: complete prompts as they are, without the model's chat template.
+    error_file: where rows that failed go too; None: beside the output, with the ending .errors.jsonl.
+    on_error: "skip" gives a row that cannot be answered an error; "fail" raises JobError for the first one.
+    fresh: start over, and replace the output. retry_errors: run rows again that failed in an earlier run.
+    unordered: write rows to the output as they finish. cache: a folder of answers that later jobs may use.
+    ray: answer on the Ray cluster at this address (HOST:PORT, "auto", "local"), with an engine on each GPU or machine.
+    use_tqdm: show a progress bar, if stderr is a terminal.
+    arguments: those of LLM, unless model is one, and of SamplingParams, by name; ``seed`` is LLM's, and without
+      ``max_tokens`` an answer may fill the context. Sampling parameters in a row go before these.
+
+    Ctrl-C raises KeyboardInterrupt after the step under way. Raises ValueError or TypeError for arguments that are
+    wrong as a whole, OSError for files, JobError, and
+    ClusterError where there is no such cluster or it has no worker any more.
+    """
+    if ray is not None and isinstance(model, LLM):
+        raise ValueError("model: expected a path or a name, which each of Ray's workers loads, got an LLM")
+    source = open_source(data, input_format)
+    in_files = isinstance(data, str | os.PathLike)
+    if output is None and in_files:
+        raise ValueError("output: expected a path for the results, since the data is in files")
+    of_llm, of_sampling = split_arguments(arguments, isinstance(model, LLM))
+    to = Destination(
+        None if output is None else os.fspath(output),
+        None if error_file is None else os.fspath(error_file),
+        unordered=unordered,
+        fresh=fresh,
+        retry_errors=retry_errors,
+    )
+    engine = given_to(model) if isinstance(model, LLM) else of_llm
+    if to.output is not None and in_files:
+        expect_apart(to.output, rows=os.fspath(data), others=(str(engine.get("model", model)), engine.get("tokenizer")))
+    rows = check_input(
+        source,
+        RowOptions(format, prompt_template, system, raw),
+        sampling=of_sampling,
+        created=created(os.fspath(data)) if in_files else 0,
+    )
+    with ExitStack() as opened:
+        prepared = opened.enter_context(
+            prepare(
+                rows,
+                to,
+                model=engine.get("model", model),
+                engine=engine,
+                sampling=of_sampling,
+                keep_records=not in_files,
+            )
+        )
+        if on_error == "fail" and prepared.checked.bad:
+            raise JobError(prepared.checked.messages[0])
+        if not prepared.finished:
+            session = opened.enter_context(session_for(model, of_llm, ray))
+            answer(prepared, session, of_sampling, on_error, None if cache is None else Path(cache), use_tqdm)
+        return os.fspath(output) if in_files and output is not None else joined(prepared, source)
+
+
+@contextmanager
+def session_for(model: str | Path | LLM, arguments: Mapping[str, Any], ray: str | None) -> Iterator[RowSession]:
+    """arguments: LLM's."""
+    if isinstance(model, LLM):
+        yield model.session
+    elif ray is None:
+        yield LLM(model, **arguments).session
+    else:
+        from pybatch.cluster.cluster_session import cluster_session
+
+        with cluster_session(ray, {"model": model, **arguments}) as session:
+            yield session
+
+
+def answer(
+    prepared: Preparation,
+    session: RowSession,
+    sampling: Mapping[str, Any],
+    on_error: OnError,
+    cache: Path | None,
+    show_progress: bool,
+) -> None:
+    params = replace(session.default_params, **sampling)
+    rows, size = (prepared.checked.rows, prepared.checked.size) if prepared.source.rereadable else (None, None)
+    progress = BatchProgress(session.metrics, rows, size, max_output_tokens=most_output_tokens(params))
+    job = prepared.start(expect_tokenizer(session.tokenizer), params, progress, on_error=on_error)
+    pending = ReadAhead(job.pending(), prepared.source.name)
+    with (
+        prepared.answers(session, cache) as answers,
+        deferred_interrupts() as interrupts,
+        ProgressReporter("Answering", progress, lines=False) if show_progress else nullcontext(),
+    ):
+        try:
+            finished = RowRunner(session, job, pending, answers, lambda: bool(interrupts)).run()
+        except BaseException:
+            prepared.publish_what_there_is()
+            raise
+        job.results.publish(finished=finished)
+    if job.failure is not None:
+        raise JobError(job.failure)
+
+
+def joined(prepared: Preparation, source: Source) -> Any:
+    """The data of the source with the job's results."""
+    from json import loads
+
+    from pybatch.jobs.results.tables import join_results
+
+    marks = Marks(marked=prepared.dialect.extends_rows)
+
+    def line(record: Record) -> dict[str, Any]:
+        return {**loads(marks.line(record)), "row": record.index}  # which batches' results have not
+
+    def results() -> Iterator[Any]:
+        return map(line, prepared.journal)
+
+    return join_results(source, results())
+
+
+def split_arguments(arguments: Mapping[str, Any], loaded: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of LLM and those of SamplingParams. Raises TypeError for others."""
+    of_llm = set() if loaded else {*signature(LLM).parameters, *EngineArgs.VLLM_ONLY} - {"model"}
+    of_sampling = {field.name for field in fields(SamplingParams)}
+    expect_known("run_job", arguments, of_llm | of_sampling)
+    return (
+        {name: value for name, value in arguments.items() if name in of_llm},
+        {name: value for name, value in arguments.items() if name not in of_llm},
+    )
+
+
+def given_to(llm: LLM) -> dict[str, Any]:
+    """The arguments of a loaded model that are not the defaults."""
+    config = llm.engine.config
+    return {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}

@@ -1,0 +1,1 @@
+"""Answers that are used again, within a job and in later ones."""

@@ -1,0 +1,228 @@
+"""What a job will take, told before it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+from pybatch.api.llm import LLM
+from pybatch.api.session import Session
+from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.jobs.check import Checked
+from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.estimate.survey import ErrorKind, SampledRow, Survey
+from pybatch.jobs.order.admission import AdmissionOrder
+from pybatch.jobs.report.summary import peak_memory
+from pybatch.jobs.rows import Row
+from pybatch.tune.output_lengths import OutputLengths
+from pybatch.tune.simulator import Simulator, Work
+from pybatch.tune.step_times import StepShape, StepTimes
+
+SAMPLE_SECONDS = 10.0
+PREFILL_SHARE = 0.3  # of the seconds, for the prompts of the rows that are answered
+MOST_SIMULATED = 1 << 19  # output tokens
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Some rows of the job, answered. ended: by themselves; the others were cut off by their limit or the time.
+    predicted_seconds: what StepTimes made of the same rows."""
+
+    rows: int
+    output_tokens: int
+    ended: int
+    seconds: float
+    predicted_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """In bytes. kv_cache_peak: of the pool what is in use at most. peak: of the process, or of the GPU's memory."""
+
+    weights: int
+    kv_cache: int
+    kv_cache_peak: int
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Counts of rows and prompt tokens are exact; output tokens and times are estimates.
+
+    repeated_rows: that need not be run, since their answers are those of equal rows; repeated_prompt_tokens: of these.
+    shared_prompt_tokens: of the other rows, that need not be computed in the best order. cached_prompt_tokens: that the
+    prefix cache is expected to find. prompts: the first ones, as the model sees them.
+    """
+
+    rows: int
+    errors: dict[str, ErrorKind]
+    prompt_tokens: int
+    longest_prompt: int
+    repeated_rows: int
+    repeated_prompt_tokens: int
+    shared_prompt_tokens: int
+    cached_prompt_tokens: int
+    output_tokens: int
+    output_tokens_at_most: int
+    seconds: float
+    sequences_in_a_step: float
+    preemptions: int
+    memory: MemoryPlan
+    trial: Trial
+    prompts: list[str]
+
+    @property
+    def rows_failed(self) -> int:
+        return sum(kind.rows for kind in self.errors.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "rows_failed": self.rows_failed}
+
+
+def estimate(
+    llm: LLM,
+    rows: Iterable[Row],
+    dialect: Dialect,
+    params: SamplingParams,
+    times: StepTimes,
+    *,
+    checked: Checked | None = None,
+    trial_seconds: float = SAMPLE_SECONDS,
+) -> Estimate:
+    """Reads all rows once, answers a few of them for about trial_seconds, and runs the others on a simulated engine.
+
+    times: of this engine (tune.calibration); they are scaled so that they fit the rows that were answered. checked:
+    what is known of the rows. Raises OSError if rows cannot be read, and whatever a step of the engine raises.
+    """
+    session, engine = llm.session, llm.engine
+    begin = time.perf_counter()
+    survey = Survey(session, dialect, params, checked or Checked())
+    survey.read(rows)
+    reading = time.perf_counter() - begin
+    resident = psutil.Process().memory_info().rss
+
+    chosen = rows_to_try(survey.sample, times, trial_seconds, most=engine.config.max_num_seqs)
+    trial, lengths = answer_some(session, chosen, times, trial_seconds)
+    if trial.predicted_seconds:
+        times = times.scaled(trial.seconds / trial.predicted_seconds)
+    output_tokens = round(sum(lengths.expected(limit) * count for limit, count in survey.limits.items()))
+
+    simulated = spread(survey.sample, most_to_simulate(survey.sample, lengths))
+    run = simulator(session, times).run(in_order(simulated, lengths, engine.config.block_size))
+    tokens = survey.prompt_tokens - survey.repeated_tokens + output_tokens
+    share = tokens / max(1, run.prompt_tokens + run.output_tokens)
+
+    weights, pool = engine.weight_bytes, engine.kv_cache_bytes
+    used = run.peak_kv_blocks * (pool // engine.num_kv_blocks)
+    on_gpu = engine.decoder.device.type == "cuda"
+    return Estimate(
+        rows=survey.rows,
+        errors=survey.errors,
+        prompt_tokens=survey.prompt_tokens,
+        longest_prompt=survey.longest_prompt,
+        repeated_rows=survey.repeated,
+        repeated_prompt_tokens=survey.repeated_tokens,
+        shared_prompt_tokens=survey.shared_tokens,
+        cached_prompt_tokens=min(round(share * run.cached_tokens), survey.shared_tokens),
+        output_tokens=output_tokens,
+        output_tokens_at_most=survey.most_output_tokens,
+        seconds=reading + share * run.seconds,
+        sequences_in_a_step=run.sequences / max(1, run.steps),
+        preemptions=round(share * run.preemptions),
+        memory=MemoryPlan(weights, pool, used, weights + pool if on_gpu else max(peak_memory(), resident + used)),
+        trial=trial,
+        prompts=survey.prompts,
+    )
+
+
+def simulator(session: Session, times: StepTimes) -> Simulator:
+    engine = session.engine
+    return Simulator(
+        engine.config, times.seconds, max_model_len=engine.max_model_len, num_kv_blocks=engine.num_kv_blocks
+    )
+
+
+# ---- a few rows are answered ----
+
+
+def rows_to_try(sample: Sequence[SampledRow], times: StepTimes, seconds: float, *, most: int) -> list[SampledRow]:
+    """Evenly spaced ones, as many as run at once and have their prompts computed in a part of the time."""
+    token_seconds = times.seconds(StepShape(256, 0, 0, 0)) / 256
+    count = min(most, len(sample))
+    while count > 1:
+        chosen = spread(sample, count)
+        samples = sum(row.params.n for row in chosen)
+        prefill = token_seconds * sum(len(row.token_ids) for row in chosen)
+        if samples <= most and prefill <= seconds * PREFILL_SHARE:
+            return chosen
+        count = count * 3 // 4
+    return spread(sample, count)
+
+
+def answer_some(
+    session: Session, rows: Sequence[SampledRow], times: StepTimes, seconds: float
+) -> tuple[Trial, OutputLengths]:
+    """Answers rows as the job would, until the time is over."""
+    session.reset_prefix_cache()
+    metrics = session.engine.metrics
+    running: dict[str, SampledRow] = {}
+    outputs: list[RequestOutput] = []
+    tokens, begin = metrics.output_tokens, time.perf_counter()
+    for row, prompt in zip(rows, session.encode([(row.token_ids, row.params) for row in rows]), strict=True):
+        running[session.add(prompt, row.params, outputs.append, index=row.index)] = row
+    try:
+        while not session.idle and time.perf_counter() - begin < seconds:
+            session.step()
+    finally:
+        for request_id in running:
+            session.abort(request_id)
+    took, tokens = time.perf_counter() - begin, metrics.output_tokens - tokens
+
+    works: list[Work] = []
+    observed: list[tuple[int, bool]] = []
+    for output in outputs:
+        row = running.pop(output.request_id)
+        ended = [(len(each.token_ids), each.finish_reason == "stop") for each in output.outputs if each.token_ids]
+        observed += ended
+        works += [Work(row.token_ids, [length for length, _ in ended])] if ended else []
+    cut_off = sum(row.params.n for row in running.values())
+    if cut_off:  # they began at about the same time
+        length = max(1, (tokens - sum(length for length, _ in observed)) // cut_off)
+        observed += [(length, False)] * cut_off
+        works += [Work(row.token_ids, [length] * row.params.n) for row in running.values()]
+    predicted = simulator(session, times).run(works).seconds
+    return Trial(len(rows), tokens, sum(ended for _, ended in observed), took, predicted), OutputLengths(observed)
+
+
+# ---- all of them are simulated ----
+
+
+def spread(sample: Sequence[SampledRow], count: int) -> list[SampledRow]:
+    """So many rows, evenly spaced."""
+    return [sample[i * len(sample) // count] for i in range(count)]
+
+
+def most_to_simulate(sample: Sequence[SampledRow], lengths: OutputLengths) -> int:
+    """Rows, so that the simulation takes some seconds."""
+    tokens = sum(row.params.n * lengths.expected(row.limit) for row in sample)
+    return len(sample) if tokens <= MOST_SIMULATED else max(1, int(len(sample) * MOST_SIMULATED / tokens))
+
+
+def in_order(rows: Iterable[SampledRow], lengths: OutputLengths, block_size: int) -> Iterator[Work]:
+    """The rows in the order in which the job admits them, with outputs of the lengths that are expected."""
+    order = AdmissionOrder[Work](block_size=block_size)
+    number = 0
+    for row in rows:
+        while not order.has_room:
+            yield order.pop()[0]
+        shares = [(number + i + 0.5) * GOLDEN % 1 for i in range(row.params.n)]  # spread evenly over [0, 1)
+        number += row.params.n
+        work = Work(row.token_ids, [lengths.quantile(share, row.limit) for share in shares])
+        order.push(work, row.token_ids, row.params.max_tokens)
+    while len(order):
+        yield order.pop()[0]

@@ -1,0 +1,1 @@
+"""What a job tells of itself: the summary, and the report with its charts."""

@@ -1,0 +1,65 @@
+"""The figures of a job at its end, and the table that is printed of them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+from rich.table import Table
+
+from pybatch.api.progress import BatchProgress, clock
+from pybatch.engine.metrics import MetricsSummary
+from pybatch.jobs.report.failures import FailureTally
+
+
+def summary_figures(
+    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None
+) -> dict[str, str]:
+    """The job's rows, throughput, latencies and memory, by name. metrics: of an engine that has run nothing but this
+    job."""
+    seconds = progress.seconds
+    failed = f" ({progress.rows_failed:,} failed)" if progress.rows_failed else ""
+    special = {
+        "cached rows": progress.rows_cached,
+        "resumed rows": progress.rows_resumed,
+        "retried rows": progress.rows_retried,
+    }
+    return {
+        "rows": f"{progress.rows_done:,}{failed}",
+        **{f"failed: {kind.code}": f"{kind.count:,}" for kind in failures or ()},
+        **{name: f"{count:,}" for name, count in special.items() if count},
+        "wall time": clock(seconds) if seconds >= 60 else f"{seconds:.2f} s",
+        "prompt tokens": f"{progress.prompt_tokens:,}",
+        "output tokens": f"{progress.output_tokens:,}",
+        "output throughput": f"{progress.output_tokens / seconds:,.1f} tok/s",
+        "total throughput": f"{(progress.prompt_tokens + progress.output_tokens) / seconds:,.1f} tok/s",
+        "TTFT p50 / p99": f"{duration(metrics.ttft_p50)} / {duration(metrics.ttft_p99)}",
+        "TPOT p50 / p99": f"{duration(metrics.tpot_p50)} / {duration(metrics.tpot_p99)}",
+        "sequences in a step": f"{metrics.batch_occupancy:.1f} (peak {metrics.peak_batch})",
+        "KV blocks, peak": f"{metrics.peak_kv_blocks:,} of {metrics.kv_blocks:,}",
+        "prefix hits": f"{metrics.cached_tokens / max(1, metrics.prompt_tokens):.1%} of prompt tokens",
+        "preemptions": f"{metrics.preemptions:,}",
+        "peak memory": f"{peak_memory() / 2**20:,.0f} MiB",
+    }
+
+
+def summary_table(progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None) -> Table:
+    table = Table(title="Summary", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in summary_figures(progress, metrics, failures).items():
+        table.add_row(name, value)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Milliseconds or seconds; a dash for NaN, which stands for nothing measured."""
+    if seconds != seconds:
+        return "-"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def peak_memory() -> int:
+    """The peak of this process's resident memory, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

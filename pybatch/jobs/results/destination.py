@@ -1,0 +1,95 @@
+"""Where a job's results go, and in which format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.journal import Journal
+from pybatch.jobs.results.growing_file import GrowingFile
+from pybatch.jobs.results.line_file import LineFile
+from pybatch.jobs.results.results import NoResults, Results
+from pybatch.jobs.results.stream import StreamResults
+from pybatch.jobs.results.tables import TableFormat, table_format, write_joined, write_table
+from pybatch.jobs.results.whole_file import OwnFiles, WholeFile, WriteLines, write_lines
+from pybatch.jobs.rows import Source
+from pybatch.jobs.sources.formats import stem
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where results go, and what is done with those of an earlier run.
+
+    output: a path, "-" for standard output, None if the caller takes the results from the journal, which then is a
+    temporary file. error_file: of the rows that failed; None: beside the output, with its name and the ending
+    .errors.jsonl. unordered: rows are written as they finish. fresh: an earlier run is forgotten, and other files are
+    replaced. retry_errors: rows that failed in an earlier run are run again.
+    """
+
+    output: str | None
+    error_file: str | None = None
+    unordered: bool = False
+    fresh: bool = False
+    retry_errors: bool = False
+
+    @property
+    def errors(self) -> str:
+        return self.error_file or f"{stem(self.output or '')}.errors.jsonl"
+
+    @property
+    def journal(self) -> str:
+        return f"{self.output}.journal"
+
+    def expect_free(self, journal: Journal) -> None:
+        """So that what is wrong with a file is told of before the model loads. Raises FileExistsError for files that
+        are not of the journal's job, ValueError for a format that cannot be written."""
+        output = self.output or ""
+        table = table_format(output)
+        if self.unordered and table != TableFormat("jsonl"):
+            raise ValueError(f"unordered: expected an output of JSON Lines, got {output}")
+        own = OwnFiles(journal)
+        own.expect(output, fresh=self.fresh or bool(journal.notes.get("grows")))
+        own.expect(self.errors, fresh=self.fresh)
+
+    def has_results(self, journal: Journal) -> bool:
+        """Whether the results of a finished job are where it put them."""
+        return bool(journal.notes.get("grows")) or OwnFiles(journal).has(self.output or "")
+
+    def joins(self, source: Source, dialect: Dialect, stream: LineFile | None) -> bool:
+        """Whether results become columns beside those of the source, so that they need not hold its fields."""
+        if self.output is None:
+            return source.rereadable  # or its rows are gone
+        typed = source.typed and stream is None and not self.unordered and dialect.extends_rows
+        return typed and table_format(self.output).format == "parquet"
+
+    def open(self, journal: Journal, source: Source, dialect: Dialect, stream: LineFile | None) -> Results:
+        """stream: of the output, if it is one."""
+        marked = dialect.extends_rows
+        if self.output is None:
+            return NoResults()
+        if stream is not None:
+            return StreamResults(stream, journal, unordered=self.unordered, marked=marked)
+        if self.unordered:
+            return GrowingFile(self.output, self.errors, journal, apart=dialect.apart, marked=marked)
+        write = writer(table_format(self.output), source if self.joins(source, dialect, stream) else None)
+        return WholeFile(self.output, self.errors, journal, write, apart=dialect.apart, marked=marked)
+
+
+def writer(table: TableFormat, source: Source | None) -> WriteLines:
+    """Writes results in a format. source: of columns that the results are joined to; None: the results have them."""
+    if table == TableFormat("jsonl"):
+        return write_lines
+
+    def write(file: BinaryIO, lines: Callable[[], Iterator[bytes]]) -> None:
+        def rows() -> Iterator[dict[str, Any]]:
+            return map(json.loads, lines())
+
+        if source is None:
+            write_table(file, table, rows)
+        else:
+            write_joined(file, source, rows)
+
+    return write
