@@ -16,8 +16,8 @@ from cli_command import FAST, on_terminal
 from pybatch import LLM
 from pybatch.api.session import Session
 from pybatch.cli import main
-from pybatch.cli.question import Asker
 from pybatch.cli.answering import going_on
+from pybatch.cli.question import Asker
 from pybatch.tune import calibration
 
 
