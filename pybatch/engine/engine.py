@@ -70,7 +70,7 @@ class Engine:
     @in_neutral_torch
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None, config: EngineConfig) -> None:
         self.config = config
-        self.decoder = decoder
+        self._decoder = decoder
         self._tokenizer = tokenizer
         layout = kv_layout(decoder, config)
         self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
@@ -102,8 +102,13 @@ class Engine:
         self._new_schedule()
 
     @property
+    def decoder(self) -> Decoder:
+        """The model that the engine runs."""
+        return self._decoder
+
+    @property
     def weight_bytes(self) -> int:
-        return self.decoder.weight_bytes()
+        return self._decoder.weight_bytes()
 
     @property
     def kv_cache_bytes(self) -> int:
