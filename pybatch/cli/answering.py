@@ -77,8 +77,9 @@ def answer(
     with ending_in_order() as stop, ExitStack() as opened:
         with usage_errors():
             job = prepared.start(session.tokenizer, params, progress, on_error=on_error)
-        if prepared.rows_done:
-            tell(f"Going on: {prepared.rows_done:,} rows are done.")
+        if job.journal.done or progress.rows_retried:
+            again = f", {progress.rows_retried:,} that failed run again" if progress.rows_retried else ""
+            tell(f"Going on: {job.journal.done:,} rows are done{again}.")
         pending = job.pending()
         answers = opened.enter_context(prepared.answers(session, cache))
         bar = not prepared.shows_on_terminal  # which would be in the rows' way

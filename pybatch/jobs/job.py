@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 class Job:
     """Takes outcomes of rows, in any order, each row's once.
 
-    params: for the rows' own to change. checked: what is known of the rows. retry: rows that failed in an earlier run
-    are pending again. fail_fast: the first row that fails ends the job, and stays without a record. with_fields: result
-    rows hold the row's own fields.
+    params: for the rows' own to change. checked: what is known of the rows. fail_fast: the first row that fails ends
+    the job, and stays without a record. with_fields: result rows hold the row's own fields.
 
     watch: called with each row that is saved, and its outcome.
     """
@@ -44,14 +43,13 @@ class Job:
         progress: BatchProgress,
         *,
         checked: Checked,
-        retry: bool = False,
         fail_fast: bool = False,
         with_fields: bool = True,
     ) -> None:
         self.source, self.dialect, self.params = source, dialect, params
         self.journal, self.results, self.progress = journal, results, progress
         self._checked = checked
-        self._retry, self._fail_fast, self._with_fields = retry, fail_fast, with_fields
+        self._fail_fast, self._with_fields = fail_fast, with_fields
         self.failures = FailureTally()  # of this run
         self.failure: str | None = None  # of the row that ended the job
 
@@ -61,7 +59,7 @@ class Job:
         Raises JournalMismatchError if a stream gives another row than the one that has the record.
         """
         for row in self.source.rows():
-            if row.index not in self.journal or (self._retry and self.journal.has_failed(row.index)):
+            if row.index not in self.journal:
                 yield row
                 continue
             self.progress.resume(row.size, failed=self.journal.has_failed(row.index))

@@ -150,6 +150,11 @@ class Journal:
 
             publish(self.name, write, replace=True, tag=0)
 
+    def forget_failed(self) -> None:
+        """Drops the records of rows that have failed: they are to run again, in this run or a later one."""
+        self.note(forget_failed=True, finished=False)
+        self._drop_failed()
+
     def append(self, record: Record) -> None:
         """Raises OSError, with the journal's name, if the record cannot be written."""
         line = record.to_line()
@@ -227,6 +232,13 @@ class Journal:
         self.done += 1
         self.failed += failed
 
+    def _drop_failed(self) -> None:
+        for index, failed in enumerate(self._failed):
+            if failed:
+                self._offsets[index], self._failed[index] = -1, 0
+        self.done -= self.failed
+        self.failed = 0
+
     def _lines(self) -> Iterator[tuple[int, bytes | None]]:
         offset = 0
         with open(os.dup(self._file.fileno()), "rb") as file:
@@ -250,7 +262,10 @@ class Journal:
             elif offset == 0:
                 self.header = json.loads(text)
             else:
-                self.notes |= json.loads(text)["note"]
+                note = json.loads(text)["note"]
+                self.notes |= note
+                if note.get("forget_failed"):
+                    self._drop_failed()
         os.ftruncate(self._file.fileno(), whole)
         self._end = whole
 

@@ -139,11 +139,6 @@ class Preparation:
         return bool(not again and self.journal.notes.get("finished") and self.destination.has_results(self.journal))
 
     @property
-    def rows_done(self) -> int:
-        """By earlier runs."""
-        return 0 if self.destination.fresh else self.journal.done
-
-    @property
     def rows_saved(self) -> int:
         """In the journal, or of a job that has none in the stream."""
         return self.journal.done if self.resumable else self._progress.rows_done if self._progress else 0
@@ -183,11 +178,13 @@ class Preparation:
                     "replaces": replaces,
                 }
             )
+        if to.retry_errors and journal.failed:
+            progress.rows_retried = journal.failed
+            journal.forget_failed()
         journal.keeps_records = self._keep_records
         self._results = to.open(journal, self.source, dialect, self._stream)
         self._results.begin()
         self._progress = progress
-        progress.rows_retried = journal.failed if to.retry_errors else 0
         return Job(
             self.source,
             dialect,
@@ -196,7 +193,6 @@ class Preparation:
             self._results,
             progress,
             checked=self.checked,
-            retry=to.retry_errors,
             fail_fast=on_error == "fail",
             with_fields=not to.joins(self.source, dialect, self._stream),
         )

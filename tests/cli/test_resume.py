@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cli_command import COMMAND
 
+from pybatch.api.outcomes import Failure
 from pybatch.cli import main
 
 ROWS = 200
@@ -155,11 +156,27 @@ def test_failed_rows_run_again_when_they_are_asked_to(cli: Run, tiny_model: Path
     assert "1 of them failed" in err
     code, err = cli(*arguments, "--retry-errors")
     assert code == 1
-    assert "Going on: 3 rows are done" in err
+    assert "Going on: 2 rows are done, 1 that failed run again" in err
     assert (results.read_bytes(), errors.read_bytes()) == (whole, whole.splitlines(keepends=True)[1])
     code, _ = cli("run", errors, "-o", tmp_path / "again.jsonl", "--model", tiny_model, *SAMPLED)
     assert code == 1
     assert json.loads((tmp_path / "again.jsonl").read_text())["input_error"].startswith("line 2: ")
+
+
+def test_a_growing_file_loses_the_lines_of_rows_that_run_again(
+    cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(4)))
+    arguments = ["run", prompts, "-o", results, "--model", tiny_model, *SAMPLED, "--unordered"]
+    with monkeypatch.context() as patch:  # a fault that passes
+        patch.setattr("pybatch.jobs.row_runner.outcome_of", lambda *_: Failure("no memory"))
+        assert cli(*arguments)[0] == 1
+    assert results.read_text().count("no memory") == 4
+    assert cli(*arguments, "--retry-errors")[0] == 0
+    assert sorted(json.loads(line)["row"] for line in results.read_text().splitlines()) == [0, 1, 2, 3]
+    assert "error" not in results.read_text()
+    assert not (tmp_path / "out.errors.jsonl").exists()
 
 
 def test_a_row_that_fails_can_end_the_job(cli: Run, tiny_model: Path, tmp_path: Path) -> None:

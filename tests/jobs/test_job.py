@@ -40,7 +40,7 @@ def test_an_id_of_a_row_that_is_done_is_used(tmp_path: Path) -> None:
         with Preparation(checked, Destination(str(tmp_path / "out")), {}) as prepared:
             progress = BatchProgress(EngineMetrics(kv_blocks=1), None, None)
             job = prepared.start(None, SamplingParams(), progress)
-            assert prepared.rows_done == done
+            assert prepared.journal.done == done
             left = list(job.pending())
             assert [row.index for row in left] == pending
             requests = {row.index: job.request(row) for row in left}

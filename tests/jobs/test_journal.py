@@ -157,6 +157,22 @@ def test_a_finished_job_keeps_its_records_only_if_some_have_failed(path: str) ->
         again.close()
 
 
+def test_rows_that_failed_can_be_forgotten_for_good(path: str) -> None:
+    journal = Journal.open(path)
+    journal.begin(HEADER)
+    for index in range(4):
+        journal.append(record(index, failed=index % 2 == 1))
+    journal.forget_failed()
+    journal.append(record(3))
+    for each in (journal, None):
+        if each is None:
+            journal.close()
+            each = Journal.open(path)
+        assert [found.index for found in each] == [found.index for found in each.as_finished()] == [0, 2, 3]
+        assert (each.done, each.failed, each.has_failed(1)) == (3, 0, False)
+    each.close()
+
+
 def test_the_disk_has_what_was_written_when_it_is_closed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     sync = os.fdatasync

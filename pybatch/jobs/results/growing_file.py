@@ -22,6 +22,7 @@ class GrowingFile:
 
     def __init__(self, name: str, errors: str, journal: Journal, *, apart: bool = False, marked: bool = False) -> None:
         self.name, self._errors, self._journal, self._apart = name, errors, journal, apart
+        self._marked = marked
         self._marks = Marks(marked=marked)
         self._own = OwnFiles(journal)
         self._file: LineFile | None = None
@@ -41,11 +42,13 @@ class GrowingFile:
             os.ftruncate(fd, 0)
         with open(os.dup(fd), "rb") as written:
             end, missing = compare(written, self._lines())
-            if end is None:
-                raise FileExistsError(f"{self.name} has been changed since this job wrote it; --fresh replaces it")
-            os.ftruncate(fd, end)
-            for line in missing:
-                self._file.append(line)
+        if end is None:
+            if not self._journal.notes.get("forget_failed"):  # after which the lines of failed rows are to go
+                raise FileExistsError(f"{self.name} is not as this job left it; move it away and it is written anew")
+            end, missing = 0, self._lines()
+        os.ftruncate(fd, end)
+        for line in missing:
+            self._file.append(line)
 
     def saved(self, record: Record) -> None:
         if self._file is not None and not (self._apart and record.failed):
@@ -63,6 +66,8 @@ class GrowingFile:
             self._file.close()
 
     def _lines(self) -> Iterator[bytes]:
+        """What the file is to have, from its beginning."""
+        self._marks = Marks(marked=self._marked)
         for record in self._journal.as_finished():
             if not (self._apart and record.failed):
                 yield self._marks.line(record) + b"\n"
