@@ -13,8 +13,8 @@ from typing import Any
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import expect_tokenizer
 from pybatch.api.interrupts import deferred_interrupts
-from pybatch.api.llm import LLM, most_output_tokens
-from pybatch.api.progress import BatchProgress, ProgressReporter
+from pybatch.api.llm import LLM
+from pybatch.api.progress import ProgressReporter
 from pybatch.engine import SamplingParams
 from pybatch.engine.arguments import expect_known
 from pybatch.jobs.checked_rows import RowOptions, check_input
@@ -144,8 +144,7 @@ def answer(
     show_progress: bool,
 ) -> None:
     params = replace(session.default_params, **sampling)
-    rows, size = (prepared.checked.rows, prepared.checked.size) if prepared.source.rereadable else (None, None)
-    progress = BatchProgress(session.metrics, rows, size, max_output_tokens=most_output_tokens(params))
+    progress = prepared.progress(session, params)
     job = prepared.start(expect_tokenizer(session.tokenizer), params, progress, on_error=on_error)
     pending = ReadAhead(job.pending(), prepared.source.name)
     with (

@@ -135,9 +135,8 @@ class LLM(ModelHandle):
     def _collect(self, prompts: Sequence[Prompt], params: Params, show_progress: bool) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
         sizes = [size_of(prompt) for prompt in prompts]
-        progress = BatchProgress(
-            self.engine.metrics, len(prompts), sum(sizes), max_output_tokens=most_output_tokens(params)
-        )
+        most, samples = (params.max_tokens, params.n) if isinstance(params, SamplingParams) else (None, 1)
+        progress = BatchProgress(self.engine.metrics, len(prompts), sum(sizes), most, samples)
         with ProgressReporter("Generating", progress, lines=False) if show_progress else nullcontext():
             for output in self._run(self._pair(prompts, params), partial=False):
                 index = int(output.request_id)
@@ -196,10 +195,3 @@ class LLM(ModelHandle):
             with deferred_interrupts():
                 for request_id in pending:
                     self.session.abort(request_id)
-
-
-def most_output_tokens(params: Params) -> int | None:
-    """The most that one prompt may generate; None if that is not known."""
-    if not isinstance(params, SamplingParams) or params.max_tokens is None:
-        return None
-    return params.n * params.max_tokens

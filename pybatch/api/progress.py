@@ -28,7 +28,8 @@ class BatchProgress:
     """Counts a batch's rows and tokens, and estimates the tokens and the time left.
 
     rows, size: the number of rows, and their size in bytes or characters; None if not known. max_output_tokens: the
-    most that a row may generate; None if there is no limit but the context. now: a clock, in seconds.
+    most that a sample may have; None if there is no limit but the context. samples: of each row. now: a clock, in
+    seconds.
     """
 
     def __init__(
@@ -37,14 +38,17 @@ class BatchProgress:
         rows: int | None,
         size: int | None,
         max_output_tokens: int | None = None,
+        samples: int = 1,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.metrics = metrics
-        self.rows, self.size, self.max_output_tokens = rows, size, max_output_tokens
+        self.rows, self.size = rows, size
+        self.max_output_tokens, self.samples = max_output_tokens, samples
         self.rows_done = self.rows_failed = self.prompt_tokens = 0
         self.rows_cached = self.rows_resumed = 0  # of those done, without work of this run
         self.rows_retried = 0  # that had failed in an earlier run: counted by the caller
         self._size_done = self._rows_answered = self._size_answered = 0  # answered: by the model, in this run
+        self._rows_at_work = self._rows_repeating = 0  # of those that are not done
         self._tokens_before, self._output_before = metrics.step_tokens, metrics.output_tokens
         self._steps_before, self._hits_before = metrics.steps, metrics.cached_tokens
         self._drain_began: int | None = None  # the step since which no row waits
@@ -78,6 +82,11 @@ class BatchProgress:
             self.rows_failed += failed
             self.rows_resumed += rows
             self._size_done += size
+
+    def know(self, *, at_work: int, repeating: int) -> None:
+        """What is known of the rows that are not done: how many the model is to answer, and how many wait for the
+        answer of an equal row. The others are expected to be as those seen so far."""
+        self._rows_at_work, self._rows_repeating = at_work, repeating
 
     def stop(self) -> None:
         """Stops the clock, so that all that is told of the batch afterwards agrees."""
@@ -113,41 +122,61 @@ class BatchProgress:
 
         Prompt tokens are in proportion to the size of the rows left, as far as the prefix cache did not have them. For
         output tokens the mean of the finished rows would be too low, since short ones finish first; all output tokens
-        per finished row is the maximum-likelihood mean of such censored lengths.
+        per finished row is the maximum-likelihood mean of such censored lengths. Rows with answers that were there
+        before are no work: as many of the rows left are expected to have one as of those seen so far.
         """
         if self.rows is None or self.size is None:
             return None
         if self.rows_done >= self.rows:
             return 0.0
-        output = self._output_of_a_row()
+        output = self._output_of_a_sample()
         if output is None:
             return None
         computed = self.prompt_tokens - (self.metrics.cached_tokens - self._hits_before)
         per_size = computed / max(1, self._size_answered) if self._rows_answered else TOKENS_PER_BYTE
         begun = self.tokens - self.output_tokens - computed  # of prompts whose rows are not done
-        return max(0.0, per_size * (self.size - self._size_done) - begun) + output * (self.rows - self.rows_done)
+        size_left = (self.size - self._size_done) * self._work_left / self._rows_left
+        return max(0.0, per_size * size_left - begun) + output * self._work_left * self.samples
 
-    def _output_of_a_row(self) -> float | None:
-        """The output tokens that are expected of a row that is not done."""
+    @property
+    def _rows_left(self) -> int:
+        assert self.rows is not None
+        return max(0, self.rows - self.rows_done)
+
+    @property
+    def _work_left(self) -> float:
+        """Of the rows left, how many the model is expected to answer."""
+        at_work, repeating = min(self._rows_at_work, self._rows_left), self._rows_repeating
+        computed = self._rows_answered + at_work
+        seen = computed + self.rows_cached + repeating
+        unknown = max(0, self._rows_left - at_work - repeating)
+        return at_work + unknown * (computed / seen if seen else 1.0)
+
+    def _output_of_a_sample(self) -> float | None:
+        """The output tokens that are expected of a sample that is not done."""
         age, limit = self._age_in_drain, self.max_output_tokens
         if not self._rows_answered:
             return None if limit is None else max(1.0, limit - (age or 0))
         if not age:
-            return least(self.output_tokens / self._rows_answered, limit)
+            return least(self.output_tokens / (self._rows_answered * self.samples), limit)
         return self._output_beyond(age)
 
     def _output_beyond(self, age: int) -> float:
-        """The same for a row that has gone on for `age` steps, or longer: what it does next is learnt from rows that
+        """The same for one that has gone on for `age` steps, or longer: what it does next is learnt from those that
         came near its age, this one and its like included. The mean over all would tell of a few endless answers that
         they are about to end, until they reach the limit."""
         near = age / 2
-        assert self.rows is not None
-        lengths = self.metrics.output_length.above(near)
+        lengths = self._lengths_above(near)
         exposure = sum(count * (length - near) for length, count in lengths)
-        exposure += (self.rows - self.rows_done) * (age - near)
+        exposure += self._work_left * (age - near)
         ended = sum(count for _, count in lengths)
         limit = self.max_output_tokens
         return least(max(1.0, exposure / (1 + ended)), None if limit is None else max(1.0, limit - age))
+
+    def _lengths_above(self, floor: float) -> list[tuple[float, int]]:
+        """Lengths of finished samples, the means of their rows', and the number of rows that had each."""
+        lengths = self.metrics.output_length.above(floor * self.samples)
+        return [(length / self.samples, count) for length, count in lengths]
 
     @property
     def _age_in_drain(self) -> int | None:
@@ -161,7 +190,9 @@ class BatchProgress:
 
     @property
     def _all_rows_run(self) -> bool:
-        return self.rows is not None and self.rows - self.rows_done <= self.metrics.peak_batch
+        if self.rows is None:
+            return False
+        return (self._rows_left - self._rows_repeating) * self.samples <= self.metrics.peak_batch
 
     @property
     def seconds_left(self) -> float | None:
@@ -171,27 +202,27 @@ class BatchProgress:
         still has, and a step of few tokens is cheaper, but not in proportion. The last rows are reckoned with from the
         start, so that the estimate does not jump when the batch empties.
         """
-        tokens, output = self.tokens_left, self._output_of_a_row()
+        tokens, output = self.tokens_left, self._output_of_a_sample()
         if not tokens or output is None or self.rows is None:
             return tokens
-        metrics, left, age = self.metrics, self.rows - self.rows_done, self._age_in_drain
+        metrics, left, age = self.metrics, self._work_left * self.samples, self._age_in_drain
         steps = metrics.steps - self._steps_before
         last = left if age is not None else min(left, metrics.step_sequences / max(1, metrics.steps))
         before = max(0.0, tokens - output * last) * steps / max(1, self.tokens)
         self._pace.observe()
         return self._pace.seconds_for(before + self._longest_of(last, output, age or 0), tokens)
 
-    def _longest_of(self, rows: float, output: float, age: int) -> float:
-        """The output tokens that the longest of so many rows still has, all of which have gone on for `age` steps: the
-        mean times the harmonic number of rows if they end at a steady rate, and no more than what has been seen where
+    def _longest_of(self, samples: float, output: float, age: int) -> float:
+        """The output tokens that the longest of so many samples still has, all of which have gone on for `age` steps:
+        the mean times their harmonic number if they end at a steady rate, and no more than what has been seen where
         that is enough to tell."""
         limit = self.max_output_tokens
-        longest = least(output * (1 + math.log(max(1.0, rows))), None if limit is None else max(1.0, limit - age))
-        lengths = self.metrics.output_length.above(age)
+        longest = least(output * (1 + math.log(max(1.0, samples))), None if limit is None else max(1.0, limit - age))
+        lengths = self._lengths_above(age)
         known = rest = sum(count for _, count in lengths)
         for length, count in lengths:
             rest -= count
-            if known >= rows and rest * rows <= known / 2:  # one of twice as many rows is longer
+            if known >= samples and rest * samples <= known / 2:  # one of twice as many is longer
                 return min(longest, length - age)
         return longest
 

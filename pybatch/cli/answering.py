@@ -63,16 +63,13 @@ def answer(
     report_path: str | None,
     model: str,
 ) -> None:
-    from pybatch.api.llm import most_output_tokens
-    from pybatch.api.progress import BatchProgress, ProgressReporter
+    from pybatch.api.progress import ProgressReporter
     from pybatch.jobs.report.report import JobReport
     from pybatch.jobs.report.summary import summary_table
     from pybatch.jobs.row_runner import RowRunner
     from pybatch.jobs.sources.read_ahead import ReadAhead
 
-    checked = prepared.checked
-    rows, size = (checked.rows, checked.size) if prepared.source.rereadable else (None, None)
-    progress = BatchProgress(session.metrics, rows, size, most_output_tokens(params), now=first_rows.now)
+    progress = prepared.progress(session, params, now=first_rows.now)
     output = prepared.destination.output
     with ending_in_order() as stop, ExitStack() as opened:
         with usage_errors():
@@ -95,7 +92,7 @@ def answer(
             JobReport(report_path, title, session.metrics, job, {"Job": of_job, **session.settings}) as report,
         ):
             finished = False
-            if first_rows.agreed(job, session, pending, run_rows, stop.requested, rows):
+            if first_rows.agreed(job, session, pending, run_rows, stop.requested, progress.rows):
                 with ProgressReporter("Answering", progress, lines=True, bar=bar):
                     finished = run_rows(pending)
             report.finished = finished

@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -152,6 +152,15 @@ class Preparation:
     def shows_on_terminal(self) -> bool:
         """Whether results are printed where a progress bar would be."""
         return self._stream is not None and os.isatty(self._stream.fileno())
+
+    def progress(
+        self, session: RowSession, params: SamplingParams, now: Callable[[], float] = time.perf_counter
+    ) -> BatchProgress:
+        """Of a job that has not begun. now: a clock, in seconds."""
+        from pybatch.api.progress import BatchProgress
+
+        rows, size = (self.checked.rows, self.checked.size) if self.source.rereadable else (None, None)
+        return BatchProgress(session.metrics, rows, size, params.max_tokens, params.n, now)
 
     def start(
         self,

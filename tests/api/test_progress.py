@@ -57,8 +57,41 @@ def test_cached_and_resumed_rows_are_done_but_no_work() -> None:
     metrics.output_tokens = 4
     progress.finish(40, 20, failed=False)
     assert progress.prompt_tokens == 20
-    assert progress.tokens_left == pytest.approx(18 * (20 + 4))
-    assert progress.seconds_left == pytest.approx(18)
+    assert progress.tokens_left == pytest.approx(18 / 31 * (20 + 4))  # one of 31 rows was work
+    assert progress.seconds_left == pytest.approx(18 / 31)
+
+
+def test_as_many_of_the_rows_left_are_expected_to_be_work_as_of_those_seen() -> None:
+    metrics, clock = EngineMetrics(kv_blocks=100), Clock()
+    progress = BatchProgress(metrics, 1_000, 40_000, now=clock)
+    step(metrics, clock, tokens=2 * 24, sequences=2, seconds=2.0, waiting=1)
+    metrics.output_tokens = 8
+    for _ in range(2):
+        progress.finish(40, 20, failed=False)
+    assert progress.tokens_left == pytest.approx(998 * 24)
+    for _ in range(87):
+        progress.finish(40, 20, failed=False, cached=True)
+    progress.know(at_work=8, repeating=3)  # with 2 and 87: 10 of 100 are work
+    assert progress.tokens_left == pytest.approx((8 + 0.1 * 900) * 24)
+    assert progress.seconds_left == pytest.approx(98, rel=0.05)
+    for _ in range(900):
+        progress.finish(40, 20, failed=False, cached=True)
+    assert progress.tokens_left == pytest.approx(8 * 24)
+
+
+def test_samples_of_a_row_run_side_by_side() -> None:
+    """Steps of 0.1 s: the last row has four samples of 50 tokens, which end together."""
+    metrics, clock = EngineMetrics(kv_blocks=100), Clock()
+    progress = BatchProgress(metrics, 9, 9 * 40, max_output_tokens=50, samples=4, now=clock)
+    for row in range(9):
+        for _ in range(50 if row < 8 else 25):
+            metrics.output_tokens += 4
+            step(metrics, clock, tokens=4, sequences=4, seconds=0.1, waiting=0 if row == 8 else 4)
+            assert progress.seconds_left is not None
+        if row < 8:
+            metrics.finished(RequestMetrics(0.0, 0, num_output_tokens=4 * 50, num_samples=4), failed=False)
+            progress.finish(40, 0, failed=False)
+    assert progress.seconds_left == pytest.approx(2.5, abs=0.3)
 
 
 def test_prompt_tokens_that_the_prefix_cache_has_are_not_to_come() -> None:

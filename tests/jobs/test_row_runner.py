@@ -130,6 +130,24 @@ def test_a_file_that_is_slow_to_read_is_not_waited_for(job: JobInPipe, monkeypat
     assert len(job.results()) == 30
 
 
+def test_rows_that_repeat_others_are_not_expected_to_be_work(job: JobInPipe) -> None:
+    rows = [{"prompt": f"Say {i % 8}"} for i in range(400)]
+    job.feed(*rows)
+    os.close(job.pipe)
+    job.progress.rows, job.progress.size = 400, sum(len(json.dumps(row)) for row in rows)
+    job.progress.max_output_tokens = PARAMS.max_tokens
+    left = list[float]()
+
+    def stopped() -> bool:
+        if job.progress.tokens:
+            left.append(job.progress.tokens_left or 0.0)
+        return False
+
+    assert job.run(stopped=stopped)
+    assert left[-1] == 0
+    assert max(left) < 3 * job.progress.tokens  # of 8 rows, not of 400
+
+
 def test_rows_that_finish_in_the_last_step_are_written(job: JobInPipe) -> None:
     job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
     os.close(job.pipe)

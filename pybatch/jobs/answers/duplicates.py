@@ -20,6 +20,10 @@ class InFlight(Generic[T]):
         self._followers: dict[bytes, deque[tuple[T, int]]] = {}
         self._count = self._bytes = 0
 
+    def __len__(self) -> int:
+        """How many requests follow others."""
+        return self._count
+
     @property
     def has_room(self) -> bool:
         return self._count < self._max_followers and self._bytes < self._max_bytes
