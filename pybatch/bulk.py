@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import expect_tokenizer
@@ -18,7 +18,7 @@ from pybatch.api.progress import ProgressReporter
 from pybatch.engine import SamplingParams
 from pybatch.engine.arguments import expect_known
 from pybatch.jobs.checked_rows import RowOptions, check_input
-from pybatch.jobs.files import created, expect_apart
+from pybatch.jobs.files import created, expect_all_apart
 from pybatch.jobs.journal import Record
 from pybatch.jobs.preparation import OnError, Preparation, prepare
 from pybatch.jobs.results.destination import Destination
@@ -79,6 +79,13 @@ def run_job(
     wrong as a whole, OSError for files, JobError, and
     ClusterError where there is no such cluster or it has no worker any more.
     """
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error: expected one of {', '.join(get_args(OnError))}, got {on_error!r}")
+    expect_type("model", model, str | os.PathLike | LLM, "a path, a name or an LLM")
+    for name, path in {"output": output, "error_file": error_file, "cache": cache}.items():
+        expect_type(name, path, str | os.PathLike | None, "a path")
+    for name, text in {"prompt_template": prompt_template, "system": system, "ray": ray}.items():
+        expect_type(name, text, str | None, "text")
     if ray is not None and isinstance(model, LLM):
         raise ValueError("model: expected a path or a name, which each of Ray's workers loads, got an LLM")
     source = open_source(data, input_format)
@@ -94,8 +101,10 @@ def run_job(
         retry_errors=retry_errors,
     )
     engine = given_to(model) if isinstance(model, LLM) else of_llm
-    if to.output is not None and in_files:
-        expect_apart(to.output, rows=os.fspath(data), others=(str(engine.get("model", model)), engine.get("tokenizer")))
+    if in_files:
+        expect_all_apart(
+            to.files, rows=os.fspath(data), others=(str(engine.get("model", model)), engine.get("tokenizer"))
+        )
     rows = check_input(
         source,
         RowOptions(format, prompt_template, system, raw),
@@ -176,7 +185,12 @@ def joined(prepared: Preparation, source: Source) -> Any:
     def results() -> Iterator[Any]:
         return map(line, prepared.journal)
 
-    return join_results(source, results())
+    return join_results(source, results(), answer_columns=prepared.dialect.extends_rows)
+
+
+def expect_type(name: str, value: object, types: Any, expected: str) -> None:
+    if not isinstance(value, types):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
 
 
 def split_arguments(arguments: Mapping[str, Any], loaded: bool) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -81,6 +81,7 @@ def test_batches_in_memory_get_their_results_as_columns(llm: LLM, kind: str) -> 
         assert type(joined) is type(data)
         assert list(joined["custom_id"]) == ["c0", "c1"]
         assert list(joined[added]) == [row[added] for row in first]
+        assert "finish_reason" not in (joined.columns if hasattr(joined, "columns") else joined.column_names)
     assert [row[added] for row in pybatch.run_job(iter(rows), llm, **GREEDY)] == [row[added] for row in first]
 
 
@@ -145,3 +146,10 @@ def test_wrong_arguments_are_named(llm: LLM) -> None:
         pybatch.run_job(ROWS, llm, quantization="int8")
     with pytest.raises(TypeError, match="data: expected a path"):
         pybatch.run_job(7, llm)
+    with pytest.raises(ValueError, match="on_error: expected one of skip, fail, got 'stop'"):
+        pybatch.run_job(ROWS, llm, on_error="stop")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model: expected a path, a name or an LLM, got NoneType"):
+        pybatch.run_job(ROWS, None)  # type: ignore[arg-type]
+    for name in ("output", "error_file", "cache", "system", "prompt_template", "ray"):
+        with pytest.raises(TypeError, match=f"{name}: expected (a path|text), got int"):
+            pybatch.run_job(ROWS, llm, **{name: 7})

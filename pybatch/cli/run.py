@@ -153,7 +153,7 @@ def run(
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
     from pybatch.jobs.checked_rows import RowOptions, check_input
-    from pybatch.jobs.files import created, expect_apart, open_stream, standard_streams_reserved
+    from pybatch.jobs.files import created, expect_all_apart, open_stream, standard_streams_reserved
     from pybatch.jobs.preparation import OtherJobError, discard_unused_journals, prepare
     from pybatch.jobs.results.destination import Destination
     from pybatch.jobs.sources import open_source
@@ -161,10 +161,9 @@ def run(
     name = prompts or input_file or ""
     with ending_at_once(discard_unused_journals), ExitStack() as opened:
         with usage_errors():
-            if output is not None:
-                expect_apart(output, rows=name, others=(engine.model, engine.given().get("tokenizer")))
-            source = open_source(name, input_format and input_format.value)
             to = Destination(output, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
+            expect_all_apart(to.files, rows=name, others=(engine.model, engine.given().get("tokenizer")))
+            source = open_source(name, input_format and input_format.value)
             if report is not None:
                 expect_report_apart(report, name, to)
             stream = None if output is None or dry_run else open_stream(output)

@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from pybatch.jobs.results.line_file import LineFile
@@ -14,6 +14,12 @@ from pybatch.jobs.sources import would_read
 from pybatch.jobs.sources.paths import files_of
 
 STANDARD = "-"
+
+
+def expect_all_apart(written: Iterable[str], *, rows: str, others: Sequence[str | None] = ()) -> None:
+    """As expect_apart, for each of several files that a job writes."""
+    for path in written:
+        expect_apart(path, rows=rows, others=others)
 
 
 def expect_apart(results: str, *, rows: str, others: Iterable[str | None] = ()) -> None:

@@ -81,7 +81,7 @@ def test_parquet_keeps_its_columns_and_failed_rows_can_be_fed_back(cli: Run, tmp
     assert joined.select(["prompt", "when", "input_row"]).rename_columns(table.column_names).equals(table)
     assert [error is None for error in joined.column("error").to_pylist()] == [True, False, True]
     assert [text is None for text in joined.column("response").to_pylist()] == [False, True, False]
-    errors = tmp_path / "results.errors.jsonl"
+    errors = tmp_path / "results.parquet.errors.jsonl"
     (failed,) = read(errors)
     assert failed["when"] == "2024-01-02T00:00:00+00:00"
     assert cli(errors, tmp_path / "again.jsonl", "--prompt-template", "{when}")[0] == 0

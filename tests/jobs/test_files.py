@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pybatch.jobs.files import created, expect_apart, open_stream, standard_streams_reserved
+from pybatch.jobs.files import created, expect_all_apart, expect_apart, open_stream, standard_streams_reserved
+from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.sources import open_source
 
 
@@ -54,6 +55,27 @@ def test_results_that_the_glob_of_the_rows_matches_are_refused(tmp_path: Path) -
         expect_apart(str(tmp_path / "out.jsonl"), rows=rows)
     expect_apart(str(tmp_path / "out.csv"), rows=rows)
     expect_apart("-", rows="*")
+
+
+def test_every_file_that_a_job_writes_is_apart_from_its_rows(prompts: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "results" / "out.jsonl")
+    for to, rows, refused in (
+        (Destination(output), f"{tmp_path}/results/*.errors.jsonl", "out.errors.jsonl"),
+        (Destination(output), f"{tmp_path}/results/*.journal", "out.jsonl.journal"),
+        (Destination(output, error_file=str(prompts)), str(prompts), "prompts"),
+        (Destination(output, error_file=str(tmp_path / "errors.csv")), str(tmp_path), "errors.csv"),
+    ):
+        with pytest.raises(FileExistsError, match=f"{refused} .*the prompts"):
+            expect_all_apart(to.files, rows=rows)
+    expect_all_apart(Destination(output).files, rows=str(tmp_path))
+    expect_all_apart(Destination("-").files, rows="*")
+
+
+def test_outputs_that_differ_in_their_endings_have_error_files_of_their_own() -> None:
+    names = ("w.jsonl", "w.csv", "w.csv.gz", "w.tsv", "w.parquet", "w.jsonl.gz")
+    errors = [Destination(name).errors for name in names]
+    assert errors[:3] == ["w.errors.jsonl", "w.csv.errors.jsonl", "w.csv.gz.errors.jsonl"]
+    assert len(set(errors)) == len(names)
 
 
 def test_the_rows_file_is_refused_however_it_is_reached(prompts: Path, tmp_path: Path) -> None:

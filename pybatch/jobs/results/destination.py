@@ -16,7 +16,8 @@ from pybatch.jobs.results.stream import StreamResults
 from pybatch.jobs.results.tables import TableFormat, table_format, write_joined, write_table
 from pybatch.jobs.results.whole_file import OwnFiles, WholeFile, WriteLines, write_lines
 from pybatch.jobs.rows import Source
-from pybatch.jobs.sources.formats import stem
+
+STANDARD = "-"
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,10 @@ class Destination:
     """Where results go, and what is done with those of an earlier run.
 
     output: a path, "-" for standard output, None if the caller takes the results from the journal, which then is a
-    temporary file. error_file: of the rows that failed; None: beside the output, with its name and the ending
-    .errors.jsonl. unordered: rows are written as they finish. fresh: an earlier run is forgotten, and other files are
-    replaced. retry_errors: rows that failed in an earlier run are run again.
+    temporary file. error_file: of the rows that failed; None: out.errors.jsonl beside out.jsonl, out.csv.errors.jsonl
+    beside out.csv, so that outputs of several formats have error files of their own. unordered: rows are written as
+    they finish. fresh: an earlier run is forgotten, and other files are replaced. retry_errors: rows that failed in an
+    earlier run are run again.
     """
 
     output: str | None
@@ -37,11 +39,18 @@ class Destination:
 
     @property
     def errors(self) -> str:
-        return self.error_file or f"{stem(self.output or '')}.errors.jsonl"
+        return self.error_file or f"{(self.output or '').removesuffix('.jsonl')}.errors.jsonl"
 
     @property
     def journal(self) -> str:
         return f"{self.output}.journal"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that the job writes."""
+        if self.output is None:
+            return ()
+        return (self.output,) if self.output == STANDARD else (self.output, self.errors, self.journal)
 
     def expect_free(self, journal: Journal) -> None:
         """So that what is wrong with a file is told of before the model loads. Raises FileExistsError for files that

@@ -27,10 +27,5 @@ def compression_of(name: str) -> str | None:
     return COMPRESSIONS.get(os.path.splitext(name)[1].lower())
 
 
-def stem(name: str) -> str:
-    """The name without its ending, and without that of a compression before."""
-    return os.path.splitext(uncompressed(name))[0]
-
-
 def uncompressed(name: str) -> str:
     return name if compression_of(name) is None else os.path.splitext(name)[0]

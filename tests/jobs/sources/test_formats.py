@@ -2,21 +2,21 @@ from __future__ import annotations
 
 import pytest
 
-from pybatch.jobs.sources.formats import compression_of, format_of, stem
+from pybatch.jobs.sources.formats import compression_of, format_of
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "compression", "rest"),
+    ("name", "format", "compression"),
     [
-        ("a/b.c/rows.jsonl", "jsonl", None, "a/b.c/rows"),
-        ("rows.NDJSON.GZ", "jsonl", "gzip", "rows"),
-        ("my.rows.csv.zst", "csv", "zstd", "my.rows"),
-        ("rows.parquet", "parquet", None, "rows"),
-        ("a.b/rows", None, None, "a.b/rows"),
-        ("rows.gz", None, "gzip", "rows"),
-        (".txt", None, None, ".txt"),
-        ("-", None, None, "-"),
+        ("a/b.c/rows.jsonl", "jsonl", None),
+        ("rows.NDJSON.GZ", "jsonl", "gzip"),
+        ("my.rows.csv.zst", "csv", "zstd"),
+        ("rows.parquet", "parquet", None),
+        ("a.b/rows", None, None),
+        ("rows.gz", None, "gzip"),
+        (".txt", None, None),
+        ("-", None, None),
     ],
 )
-def test_endings(name: str, format: str | None, compression: str | None, rest: str) -> None:
-    assert (format_of(name), compression_of(name), stem(name)) == (format, compression, rest)
+def test_endings(name: str, format: str | None, compression: str | None) -> None:
+    assert (format_of(name), compression_of(name)) == (format, compression)

@@ -58,9 +58,11 @@ def write_joined(file: BinaryIO, source: Source, results: Callable[[], Iterable[
             groups.append(type(batch).from_arrays([*batch.columns, *columns], schema=schema))
 
 
-def join_results(source: Source, results: Iterable[Result]) -> Any:
+def join_results(source: Source, results: Iterable[Result], *, answer_columns: bool = True) -> Any:
     """The data in memory that the source was made of, with the results as in `write_joined`: a new object of the same
-    kind, except that strings become dicts. What came from an iterator is gone: the results are given as they are."""
+    kind, except that strings become dicts. What came from an iterator is gone: the results are given as they are.
+
+    answer_columns: those of COLUMNS are always there; else "row" alone is, beside those that results have."""
     if isinstance(source, ListSource):
         return join_list(source, results)
     if type(source) not in JOINS:
@@ -68,15 +70,18 @@ def join_results(source: Source, results: Iterable[Result]) -> Any:
     data = cast(Any, source).data
     found = list(results)
     rows = [result["row"] for result in found]
-    kinds = result_kinds(found, data.column_names if hasattr(data, "column_names") else data.columns)
+    names = data.column_names if hasattr(data, "column_names") else data.columns
+    kinds = result_kinds(found, names, COLUMNS if answer_columns else {"row": INT})
     columns = {name: [result.get(name) for result in found] for name in kinds}
     return JOINS[type(source)](data, None if rows == list(range(len(data))) else rows, columns, kinds)
 
 
-def result_kinds(results: Iterable[Result], names: Iterable[Any]) -> dict[str, Kind]:
-    """Of the columns that results become. names: of the source's columns."""
+def result_kinds(
+    results: Iterable[Result], names: Iterable[Any], always: Mapping[str, Kind] = COLUMNS
+) -> dict[str, Kind]:
+    """Of the columns that results become. names: of the source's columns. always: those that are there in any case."""
     own = own_fields(names)
-    kinds = column_kinds((added_fields(result, own) for result in results), COLUMNS)
+    kinds = column_kinds((added_fields(result, own) for result in results), always)
     order = [*RESULT_FIELDS, *kinds]
     return {name: kinds[name] for name in dict.fromkeys(order) if name in kinds}
 
@@ -168,10 +173,13 @@ def join_dataset(dataset: Any, rows: list[int] | None, columns: Columns, kinds: 
     from pybatch.jobs.results.tables.parquet import arrow_array
 
     chosen = dataset if rows is None else dataset.select(rows)
+    renames = renamed(chosen.column_names)
     added = pa.table({name: arrow_array(values, kinds[name]) for name, values in columns.items()})
-    return datasets.concatenate_datasets(
-        [chosen.rename_columns(renamed(chosen.column_names)), datasets.Dataset(added)], axis=1
-    )
+    if not added.num_rows:  # to concatenate would leave out what has no rows
+        features = {renames.get(name, name): of for name, of in chosen.features.items()}
+        features |= datasets.Features.from_arrow_schema(added.schema)
+        return datasets.Dataset(datasets.Features(features).arrow_schema.empty_table())
+    return datasets.concatenate_datasets([chosen.rename_columns(renames), datasets.Dataset(added)], axis=1)
 
 
 def join_polars(frame: Any, rows: list[int] | None, columns: Columns, kinds: Kinds) -> Any:

@@ -177,6 +177,11 @@ def test_several_samples_are_lists_and_an_empty_table_has_the_same_columns() -> 
     assert joined.schema.field("response").type == pa.list_(pa.string())
     assert joined.schema.field("error").type == pa.string()
     assert join_results(source, []).schema.names == ["prompt", *ADDED]
+    label = datasets.Features({"row": datasets.ClassLabel(names=["a", "b"])})
+    for empty in (datasets.Dataset.from_dict({"row": []}, label), datasets.Dataset.from_dict({"row": [0]}, label)):
+        joined = join_results(open_source(empty), [])
+        assert joined.column_names == ["input_row", *ADDED]
+        assert joined.features["input_row"] == label["row"]
 
 
 def test_results_of_batches_add_their_own_columns() -> None:
