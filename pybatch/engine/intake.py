@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pybatch.engine.execution.detokenizer import Detokenizer
+from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.sampler import derived_seed, sample_seed
 from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, plain_values, resolve
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams

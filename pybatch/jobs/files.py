@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from pybatch.jobs.results.line_file import LineFile
+from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.sources import would_read
 from pybatch.jobs.sources.paths import files_of
 

@@ -11,9 +11,9 @@ from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.fingerprint import content_digest
 from pybatch.jobs.journal import Journal, JournalMismatchError, Record
-from pybatch.jobs.report.failures import FailureTally
 from pybatch.jobs.results.results import Results
 from pybatch.jobs.rows import Row, Source
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pybatch.jobs.results.line_file import LineFile
-from pybatch.jobs.results.publishing import SECOND, publish
+from pybatch.jobs.disk.line_file import LineFile
+from pybatch.jobs.disk.publishing import SECOND, publish
 
 SYNC_INTERVAL = 1.0  # seconds of work that a power failure may cost
 

@@ -18,12 +18,12 @@ import pybatch
 from pybatch.jobs.answers.cache_keys import CacheKeys
 from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.checked_rows import CheckedRows, for_model
+from pybatch.jobs.disk.line_file import LineFile
+from pybatch.jobs.disk.publishing import changed_at
 from pybatch.jobs.fingerprint import Fingerprint, differences, model_fingerprint
 from pybatch.jobs.job import Job
 from pybatch.jobs.journal import Journal
 from pybatch.jobs.results.destination import Destination
-from pybatch.jobs.results.line_file import LineFile
-from pybatch.jobs.results.publishing import changed_at
 from pybatch.jobs.results.results import Results
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
-"""How much memory may still be used: the machine's, and that of every limit this process is under."""
+"""How much memory this process has used, and may still use: the machine's, and that of every limit it is under."""
 
 from __future__ import annotations
 
 import re
 import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,3 +118,9 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def peak_memory() -> int:
+    """The peak of this process's resident memory, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

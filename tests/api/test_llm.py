@@ -29,7 +29,7 @@ from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.vllm_names import ARGUMENTS
 from pybatch.engine import EngineConfig
 from pybatch.engine.arguments import described_fields, warn_of_vllm_only
-from pybatch.engine.execution.detokenizer import Detokenizer
+from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.model_runner import ModelRunner
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)

@@ -14,7 +14,7 @@ from engine.fuzz import BLOCK, LONGEST, REQUESTS, alone
 from engine.runs import MakeEngine, drain, some_prompt
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from pybatch.engine.execution.detokenizer import Detokenizer
+from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from enum import Enum, auto
 
-from pybatch.engine.execution.detokenizer import Detokenizer
+from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.metrics import RequestMetrics
 from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.request_params import RequestParams

@@ -16,8 +16,8 @@ from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.estimate.survey import ErrorKind, SampledRow, Survey
 from pybatch.jobs.order.admission import AdmissionOrder
-from pybatch.jobs.report.summary import peak_memory
 from pybatch.jobs.rows import Row
+from pybatch.machine.memory import peak_memory
 from pybatch.tune.output_lengths import OutputLengths
 from pybatch.tune.simulator import Simulator, Work
 from pybatch.tune.step_times import StepShape, StepTimes

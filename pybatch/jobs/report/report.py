@@ -14,12 +14,12 @@ import jinja2
 from pybatch.api.progress import BatchProgress, clock
 from pybatch.engine import SamplingParams
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.jobs.disk.publishing import publish
+from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.job import Job
 from pybatch.jobs.report.charts import Chart, Quantity, histogram, time_chart
-from pybatch.jobs.report.failures import FailureTally
 from pybatch.jobs.report.summary import duration, summary_figures
 from pybatch.jobs.report.timeline import Timeline
-from pybatch.jobs.results.publishing import publish
 from pybatch.machine.facts import facts, readable
 
 Sections = Mapping[str, Mapping[str, Any]]

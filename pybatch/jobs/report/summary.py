@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-
 from rich.table import Table
 
 from pybatch.api.progress import BatchProgress, clock
 from pybatch.engine.metrics import MetricsSummary
-from pybatch.jobs.report.failures import FailureTally
+from pybatch.jobs.failures import FailureTally
+from pybatch.machine.memory import peak_memory
 
 
 def summary_figures(
@@ -57,9 +55,3 @@ def duration(seconds: float) -> str:
     if seconds != seconds:
         return "-"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def peak_memory() -> int:
-    """The peak of this process's resident memory, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

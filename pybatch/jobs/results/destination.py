@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.journal import Journal
 from pybatch.jobs.results.growing_file import GrowingFile
-from pybatch.jobs.results.line_file import LineFile
 from pybatch.jobs.results.results import NoResults, Results
 from pybatch.jobs.results.stream import StreamResults
 from pybatch.jobs.results.tables import TableFormat, table_format, write_joined, write_table

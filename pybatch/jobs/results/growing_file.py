@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import BinaryIO
 
+from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.journal import Journal, Record
-from pybatch.jobs.results.line_file import LineFile
 from pybatch.jobs.results.marks import Marks
 from pybatch.jobs.results.whole_file import OwnFiles, publish_failed
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.journal import Journal, Record
-from pybatch.jobs.results.line_file import LineFile
 from pybatch.jobs.results.marks import Marks
 
 

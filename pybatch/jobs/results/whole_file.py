@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from pybatch.jobs.disk.publishing import SECOND, changed_at, publish
 from pybatch.jobs.journal import Journal, Record
 from pybatch.jobs.results.marks import Marks
-from pybatch.jobs.results.publishing import SECOND, changed_at, publish
 
 WriteLines = Callable[[BinaryIO, Callable[[], Iterator[bytes]]], None]
 """Writes result rows, lines of JSON without newlines, to an open file; the function that gives them may be called

@@ -14,7 +14,7 @@ import pytest
 from pybatch import LLM, SamplingParams
 from pybatch.api.progress import BatchProgress
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.jobs.report.failures import FailureTally
+from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.report.report import write_report
 from pybatch.jobs.report.summary import summary_figures
 from pybatch.jobs.report.timeline import Timeline

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pybatch.jobs.results.line_file import LineFile
+from pybatch.jobs.disk.line_file import LineFile
 
 
 def create(path: Path) -> LineFile:

@@ -7,7 +7,7 @@ from engine.runs import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.engine.execution.detokenizer import Detokenizer
+from pybatch.engine.detokenizer import Detokenizer
 from pybatch.model.text.token_text import byte_of_letter
 
 BYTE_LEVEL = make_tokenizer()

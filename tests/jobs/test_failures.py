@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pybatch.jobs.report.failures import FailureTally
+from pybatch.jobs.failures import FailureTally
 
 
 def test_failures_are_counted_by_kind_with_the_first_examples() -> None:
