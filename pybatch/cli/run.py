@@ -6,6 +6,7 @@ import errno
 import os
 from contextlib import ExitStack
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +16,18 @@ from pybatch.cli import exit_codes
 from pybatch.cli.answering import answer, cluster, local, show_differences, tell, tell_finished
 from pybatch.cli.command import CommandError, UsageError, usage_errors
 from pybatch.cli.dry_run import show_dry_run
-from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
+from pybatch.cli.flags import EngineFlags, SamplingFlags, option, takes
 from pybatch.cli.preview import Preview
 from pybatch.cli.signals import ending_at_once
 
 if TYPE_CHECKING:
     from pybatch.jobs.results.destination import Destination
+
+rows = partial(option, "Rows")
+results = partial(option, "Results")
+going_on = partial(option, "Going on")
+running = partial(option, "Before and during")
+machines = partial(option, "Many machines")
 
 
 class InputFormat(StrEnum):
@@ -45,71 +52,64 @@ class OnError(StrEnum):
 @takes(sampling=SamplingFlags, engine=EngineFlags)
 def run(
     prompts: Annotated[
-        str | None, typer.Argument(help="The rows: a file, or - for standard input.", metavar="PROMPTS")
-    ] = None,
-    output: Annotated[
         str | None,
-        typer.Option("--output", "-o", "--output-file", help="The results: a file, or - for standard output."),
+        typer.Argument(
+            help="The rows: a file, a folder, a glob in quotes, or - for standard input.", metavar="PROMPTS"
+        ),
     ] = None,
     input_file: Annotated[
-        str | None, typer.Option("--input-file", "-i", help="Another way to name PROMPTS.", metavar="PROMPTS")
-    ] = None,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", "--overwrite", help="Start over, and replace the output file if there is one."),
-    ] = False,
-    unordered: Annotated[
-        bool, typer.Option("--unordered", help="Write each result as its row finishes, not all in input order.")
-    ] = False,
-    on_error: Annotated[
-        OnError, typer.Option(help="What a row that cannot be answered does: it is skipped, or ends the job.")
-    ] = OnError.skip,
-    error_file: Annotated[
-        str | None,
-        typer.Option(help="Where failed rows go too. Default: beside the output, with the ending .errors.jsonl."),
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Run the rows again that failed in an earlier run of this job.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Write nothing: check all rows, and tell tokens, memory and time after a short measurement.",
-        ),
-    ] = False,
-    preview: Annotated[
-        int | None,
-        typer.Option(min=1, help="Answer so many rows first and show them; on a terminal, ask whether to go on."),
-    ] = None,
-    grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that running rows have to finish after Ctrl-C or SIGTERM.")
-    ] = 10.0,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="A folder where answers are kept, so that equal requests of later jobs need not run."),
-    ] = None,
-    report: Annotated[
-        str | None, typer.Option(help="Write a report of the job, an HTML file, however the job ends.", metavar="PATH")
+        str | None, rows("Another way to name PROMPTS.", "--input-file", "-i", metavar="PROMPTS")
     ] = None,
     input_format: Annotated[
-        InputFormat | None, typer.Option(help="Of the files. Default: by their names' endings, else jsonl.")
+        InputFormat | None, rows("Of the files. Default: by their names' endings, else jsonl.")
     ] = None,
-    format: Annotated[
-        RowFormat | None, typer.Option(help="What a row holds. Default: what the first one does.")
-    ] = None,
+    format: Annotated[RowFormat | None, rows("What a row holds. Default: what the first one does.")] = None,
     prompt_template: Annotated[
-        str | None, typer.Option(help="The prompt, with {field} where a row's field goes; {{ and }} are braces.")
+        str | None, rows("The prompt, with {field} where a row's field goes; {{ and }} are braces.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="A system message in front of every conversation.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Complete prompts as they are, without the model's chat template.")
+    system: Annotated[str | None, rows("A system message in front of every conversation.")] = None,
+    raw: Annotated[bool, rows("Complete prompts as they are, without the model's chat template.", "--raw")] = False,
+    output: Annotated[
+        str | None, results("The results: a file, or - for standard output.", "--output", "-o", "--output-file")
+    ] = None,
+    unordered: Annotated[
+        bool, results("Write each result as its row finishes, not all in input order.", "--unordered")
     ] = False,
+    error_file: Annotated[
+        str | None, results("Where failed rows go too. Default: beside the output, with the ending .errors.jsonl.")
+    ] = None,
+    report: Annotated[
+        str | None,
+        results(
+            "Write a report of the job, one HTML file with figures and charts, however the job ends.", metavar="PATH"
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, going_on("Start over, and replace the output file if there is one.", "--fresh", "--overwrite")
+    ] = False,
+    retry_errors: Annotated[
+        bool, going_on("Run the rows again that failed in an earlier run of this job.", "--retry-errors")
+    ] = False,
+    cache: Annotated[
+        Path | None, going_on("A folder where answers are kept, so that equal requests of later jobs need not run.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        running("Write nothing: check all rows, measure briefly, and tell tokens, memory and time.", "--dry-run"),
+    ] = False,
+    preview: Annotated[
+        int | None, running("Answer so many rows first and show them; on a terminal, ask whether to go on.", min=1)
+    ] = None,
+    on_error: Annotated[
+        OnError, running("skip gives a row that cannot be answered an error; fail ends the job there. Default: skip.")
+    ] = OnError.skip,
+    grace: Annotated[
+        float, running("Seconds that running rows have to finish after Ctrl-C or SIGTERM. Default: 10.", min=0)
+    ] = 10.0,
     ray: Annotated[
         str | None,
-        typer.Option(
-            "--ray",
-            help="Answer on a Ray cluster, with one engine on each GPU or machine: HOST:PORT, auto, or local.",
+        machines(
+            "Answer on a Ray cluster, with one engine on each GPU or machine: HOST:PORT, auto, or local.",
             metavar="ADDRESS",
         ),
     ] = None,
@@ -121,8 +121,8 @@ def run(
 
     A row is a JSON object with "messages" (a conversation) or "prompt" (text), or with the fields that
     --prompt-template names; in a text file it is a line; in CSV and Parquet files columns are fields. Folders and
-    globs stand for their files, which may be compressed (.gz, .zst). Batch files of OpenAI's and Anthropic's are known
-    by their first row, and answered as these do. Text becomes a user's message where the model has a chat
+    globs stand for their files, which may be compressed (.gz, .zst). Batch files of OpenAI and Anthropic are known by
+    their first row, and get results in their own format. Text becomes a user's message where the model has a chat
     template; with --raw the model completes it as it is. Sampling parameters in a row go before those of the command.
 
     A result is the row's own fields and: "row", its number from 0; "response"; "finish_reason"; "usage" with
@@ -133,9 +133,6 @@ def run(
     Results appear in the order of the input when the job is done. Until then finished rows are in a journal beside the
     output: whatever ends the job, the same command goes on where it was. Ctrl-C and SIGTERM let the running rows
     finish, and leave what is done in the output; a second one ends at once.
-
-    The report has the job's figures, its throughput, batch and KV use over time, the spread of latencies and lengths,
-    errors, settings and versions.
 
     Exit code: 0, all rows are answered; 1, some have errors; 2, wrong usage: arguments, files, a limit on their size,
     or a model that cannot be used; 3, the job could not go on: the disk, memory or a step of the model; 130 after
@@ -169,19 +166,19 @@ def run(
             stream = None if output is None or dry_run else open_stream(output)
             first_rows = Preview(preview)
             opened.enter_context(standard_streams_reserved())
-            rows = check_input(
+            checked = check_input(
                 source,
                 RowOptions(format and format.value, prompt_template, system, raw),
                 sampling=sampling.given(),
                 created=created(name),
             )
         if output is None or dry_run:
-            show_dry_run(rows, sampling, engine, before_it_prints=opened.close)
+            show_dry_run(checked, sampling, engine, before_it_prints=opened.close)
         with usage_errors():
             try:
                 job = opened.enter_context(
                     prepare(
-                        rows, to, model=engine.model, engine=engine.given(), sampling=sampling.given(), stream=stream
+                        checked, to, model=engine.model, engine=engine.given(), sampling=sampling.given(), stream=stream
                     )
                 )
             except OtherJobError as error:

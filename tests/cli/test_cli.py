@@ -411,10 +411,14 @@ def test_env_tells_of_an_impossible_isa() -> None:
 
 
 def test_help_and_version_are_quick(cli: Run) -> None:
-    code = "import sys; from pybatch.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    heavy = "{'torch', 'numpy', 'pyarrow', 'pandas', 'ray', 'jinja2'}"
+    code = f"import sys; from pybatch.cli import main\ntry: main()\nfinally: assert not {heavy} & {{*sys.modules}}"
     ran = subprocess.run([sys.executable, "-P", "-c", code, "run", "--help"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "--prompt-template" in ran.stdout
+    panels = ["Arguments", "Rows", "Results", "Going on", "Before and during", "Many machines", "Sampling", "Model and"]
+    places = [ran.stdout.index(f"─ {panel}") for panel in panels]
+    assert places == sorted(places)
     assert cli("--version").out.strip() == pybatch.__version__
 
 
