@@ -57,12 +57,12 @@ def run_job(
 
     data: a list of dicts or of prompts, a pandas or polars DataFrame, a pyarrow Table or a Hugging Face Dataset: a new
       one comes back, with the columns row, response, finish_reason, usage and error beside its own (of a list, each
-      dict has those that it needs). Or the path of a file (JSONL, CSV, TSV, text, Parquet, each also compressed), a
-      folder or a glob: the path of the output comes back.
+      dict has those that it needs). Or the path of a file (JSON Lines, JSON, CSV, TSV, text, Parquet, also compressed),
+      a folder or a glob: the path of the output comes back.
     model: as LLM's, or an LLM that is loaded.
     output: a path for the results, whose ending says the format. It is needed for data in files, and makes any job one
       that goes on after a crash: beside it a journal keeps what is done, and the same call again runs the rest only.
-    input_format: of files: jsonl, csv, tsv, text or parquet; None: by their names' endings.
+    input_format: of files: jsonl, json, csv, tsv, text or parquet; None: by their names' endings.
     format: rows, openai-batch or anthropic-batch; None: what the first row is.
     prompt_template: the prompt, with {field} where a row's field goes. system: a system message in front of every
       conversation. raw: complete prompts as they are, without the model's chat template.

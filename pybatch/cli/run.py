@@ -32,6 +32,7 @@ machines = partial(option, "Many machines")
 
 class InputFormat(StrEnum):
     jsonl = "jsonl"
+    json = "json"
     csv = "csv"
     tsv = "tsv"
     text = "text"

@@ -13,6 +13,7 @@ from pybatch.jobs.sources.byte_file import ByteFile
 from pybatch.jobs.sources.compression import decompressed
 from pybatch.jobs.sources.delimited import HeaderError, read_csv, read_tsv
 from pybatch.jobs.sources.faults import unreadable
+from pybatch.jobs.sources.json_array import ArrayError, begins_array, read_json_array
 from pybatch.jobs.sources.lines import read_json_lines, read_text_lines
 from pybatch.jobs.sources.parquet import common_schema, read_batches, read_schema
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # What reads the rows of an open file: it takes what stands before a row's line in its place, and the first row's index.
 LINE_READERS: dict[str, Callable[[io.BufferedReader, str, int], Iterator[Row]]] = {
     "jsonl": read_json_lines,
+    "json": read_json_lines,  # where it is no array
     "text": read_text_lines,
     "csv": read_csv,
     "tsv": read_tsv,
@@ -92,6 +94,9 @@ def read_part(part: Part, index: int) -> Iterator[Row]:
         return
     with decompressed(file.open(), file.name) as lines:
         try:
-            yield from LINE_READERS[part.format](lines, f"{part.place}line ", index)
-        except HeaderError as error:
+            if part.format == "json" and begins_array(lines):
+                yield from read_json_array(lines, f"{part.place}row ", index)
+            else:
+                yield from LINE_READERS[part.format](lines, f"{part.place}line ", index)
+        except (HeaderError, ArrayError) as error:
             raise unreadable(file.name, error) from error

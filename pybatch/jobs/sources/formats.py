@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-INPUT_FORMATS = ("jsonl", "csv", "tsv", "text", "parquet")
+INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
 
 ENDINGS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
     ".txt": "text",

@@ -12,6 +12,7 @@ from pybatch.jobs.sources.formats import compression_of, format_of
         ("rows.NDJSON.GZ", "jsonl", "gzip"),
         ("my.rows.csv.zst", "csv", "zstd"),
         ("rows.parquet", "parquet", None),
+        ("rows.json.gz", "json", "gzip"),
         ("a.b/rows", None, None),
         ("rows.gz", None, "gzip"),
         (".txt", None, None),
