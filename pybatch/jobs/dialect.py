@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Failure, Outcome
@@ -23,20 +23,16 @@ class RowRequest:
 
 
 class Dialect(Protocol):
-    """A format of rows. Needs neither model nor tokenizer, so that rows can be checked before these are loaded."""
+    """A format of rows. Needs neither model nor tokenizer, so that rows can be checked before these are loaded.
 
-    @property
-    def name(self) -> str:
-        """One of dialects.choose.DIALECTS."""
+    name: one of dialects.choose.DIALECTS. apart: whether rows that fail are written to the error file alone, or to the
+    results too. extends_rows: whether a result is the row with fields after it, to which others may be added, and which
+    tables can hold as columns; else it is a document with a fixed shape.
+    """
 
-    @property
-    def apart(self) -> bool:
-        """Whether rows that fail are written to the error file alone, or to the results too."""
-
-    @property
-    def extends_rows(self) -> bool:
-        """Whether a result is the row with fields after it, to which others may be added, and which tables can hold as
-        columns; else it is a document with a fixed shape."""
+    name: ClassVar[str]
+    apart: ClassVar[bool]
+    extends_rows: ClassVar[bool]
 
     def request(self, row: Row) -> RowRequest:
         """Raises ValueError (a RequestError where it has a code) for a row that does not ask properly."""

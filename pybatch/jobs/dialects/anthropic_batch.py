@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from pybatch.api.outcomes import Answer, Outcome
 from pybatch.api.protocols.anthropic import error_response, message_request, message_response
@@ -18,17 +18,9 @@ from pybatch.jobs.rows import Row
 class AnthropicBatch:
     """Rows of custom_id and params. A row that fails has its result among the others, of type "errored"."""
 
-    @property
-    def name(self) -> str:
-        return "anthropic-batch"
-
-    @property
-    def apart(self) -> bool:
-        return False
-
-    @property
-    def extends_rows(self) -> bool:
-        return False
+    name: ClassVar[str] = "anthropic-batch"
+    apart: ClassVar[bool] = False
+    extends_rows: ClassVar[bool] = False
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.api.protocols.fields import expect_given, expect_type
@@ -34,20 +34,12 @@ class OpenAIBatch:
     "error" too. A line that is no request has "error" alone.
     """
 
+    name: ClassVar[str] = "openai-batch"
+    apart: ClassVar[bool] = True
+    extends_rows: ClassVar[bool] = False
+
     created: int
     model: str | None = None
-
-    @property
-    def name(self) -> str:
-        return "openai-batch"
-
-    @property
-    def apart(self) -> bool:
-        return True
-
-    @property
-    def extends_rows(self) -> bool:
-        return False
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:

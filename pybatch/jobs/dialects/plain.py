@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pybatch.api.inputs import Conversation, Prompt
 from pybatch.api.outcomes import Answer, Failure, Outcome
@@ -25,21 +25,13 @@ class PlainDialect:
     message to put in front. chat: text becomes a user's message; if False, the model completes it as it is.
     """
 
+    name: ClassVar[str] = "rows"
+    apart: ClassVar[bool] = False
+    extends_rows: ClassVar[bool] = True
+
     template: Template | None = None
     system: str | None = None
     chat: bool = True
-
-    @property
-    def name(self) -> str:
-        return "rows"
-
-    @property
-    def apart(self) -> bool:
-        return False
-
-    @property
-    def extends_rows(self) -> bool:
-        return True
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
