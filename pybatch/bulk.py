@@ -55,10 +55,10 @@ def run_job(
 ) -> Any:
     """Answers every row of the data, as ``pybatch run`` does, and gives the same kind of data back.
 
-    data: a list of dicts or of prompts, a pandas or polars DataFrame, a pyarrow Table or a Hugging Face Dataset: a new
-      one comes back, with the columns row, response, finish_reason, usage and error beside its own (of a list, each
-      dict has those that it needs). Or the path of a file (JSON Lines, JSON, CSV, TSV, text, Parquet, also compressed),
-      a folder or a glob: the path of the output comes back.
+    data: a list of dicts or of prompts (texts, lists of token ids or of messages), a pandas or polars DataFrame, a
+      pyarrow Table or a Hugging Face Dataset: a new one comes back, with the columns row, response, finish_reason,
+      usage and error beside its own (of a list, each dict has those that it needs). Or the path of a file (JSON Lines,
+      JSON, CSV, TSV, text, Parquet, also compressed), a folder or a glob: the path of the output comes back.
     model: as LLM's, or an LLM that is loaded.
     output: a path for the results, whose ending says the format. It is needed for data in files, and makes any job one
       that goes on after a crash: beside it a journal keeps what is done, and the same call again runs the rest only.

@@ -40,6 +40,15 @@ def test_prompts_may_be_strings_and_come_from_an_iterator(tiny_model: Path, resp
     assert [row["response"] for row in results] == responses[:2]
 
 
+def test_prompts_may_be_token_ids_and_conversations(llm: LLM, responses: list[str]) -> None:
+    messages = [{"role": "user", "content": "Say 0"}]
+    ids = llm.get_tokenizer().encode_chat(messages)[1]
+    results = pybatch.run_job([ids, messages, {"prompt_token_ids": ids, "id": 7}], llm, **GREEDY)
+    assert [row["response"] for row in results] == [responses[0]] * 3
+    assert [row.get("cached", False) for row in results] == [False, True, True]
+    assert results[1]["messages"] == messages
+
+
 def test_a_frame_gives_a_frame(llm: LLM, responses: list[str]) -> None:
     pandas, polars, pyarrow = (pytest.importorskip(name) for name in ("pandas", "polars", "pyarrow"))
     frame = pandas.DataFrame(ROWS, index=list("abcdef"))

@@ -36,6 +36,19 @@ def model_files(path: Path) -> Iterator[tuple[str, Path]]:
             yield file.name, file
 
 
+def argument_fingerprint(name: str, value: Any) -> str:
+    """An engine's argument as answers depend on it: of a file or folder that is read what it holds, not where it is.
+
+    Raises ModelError for a tokenizer that is not to be found."""
+    if name == "tokenizer":
+        from pybatch.model.checkpoints.find import find_model
+
+        return model_fingerprint(find_model(value))
+    if name == "generation_config" and (file := Path(value) / "generation_config.json").is_file():
+        return file_digest(file)
+    return str(value)
+
+
 def file_digest(path: Path) -> str:
     size = path.stat().st_size
     total = blake2b(str(size).encode(), digest_size=16)

@@ -20,7 +20,7 @@ from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.checked_rows import CheckedRows, for_model
 from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.disk.publishing import changed_at
-from pybatch.jobs.fingerprint import Fingerprint, differences, model_fingerprint
+from pybatch.jobs.fingerprint import Fingerprint, argument_fingerprint, differences, model_fingerprint
 from pybatch.jobs.job import Job
 from pybatch.jobs.journal import Journal
 from pybatch.jobs.results.destination import Destination
@@ -73,7 +73,9 @@ def prepare(
 
     fingerprint: Fingerprint = {
         "model": model_fingerprint(find_model(model)),
-        **{name: str(engine[name]) for name in ANSWERS_DEPEND_ON if engine.get(name) is not None},
+        **{
+            name: argument_fingerprint(name, engine[name]) for name in ANSWERS_DEPEND_ON if engine.get(name) is not None
+        },
         **sampling,
         **{name: value for name, value in asdict(rows.options).items() if value not in (None, False)},
         "format": rows.dialect.name,

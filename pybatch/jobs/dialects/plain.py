@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pybatch.api.inputs import Conversation, Prompt
+from pybatch.api.inputs import Conversation, Prompt, is_token_ids
 from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.api.protocols.messages import ROLES, TEMPLATE_ROLES, expect_messages, expect_unicode
 from pybatch.api.protocols.request_error import RequestError
@@ -19,7 +19,8 @@ RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "logprobs", "promp
 
 @dataclass(frozen=True)
 class PlainDialect:
-    """Rows with "messages" or a "prompt", or with the fields of a template, and with sampling parameters.
+    """Rows with "messages", a "prompt" or "prompt_token_ids", or with the fields of a template, and with sampling
+    parameters.
 
     template: filled in with the row's fields; None takes the row's "messages" or "prompt". system: the text of a system
     message to put in front. chat: text becomes a user's message; if False, the model completes it as it is.
@@ -41,15 +42,34 @@ class PlainDialect:
         return RowRequest(self.prompt(row.fields), row_params(row.fields), id)
 
     def prompt(self, fields: dict[str, Any]) -> Prompt:
-        if self.template is None and fields.get("messages") is not None:
+        if self.template is not None:
+            return self.text(self.template.fill(fields))
+        if fields.get("messages") is not None:
             return self.conversation(expect_messages(from_json(fields["messages"]), roles=ROLES + TEMPLATE_ROLES))
-        text = fields.get("prompt") if self.template is None else self.template.fill(fields)
-        if text is None:
-            raise RequestError("the row has neither 'prompt' nor 'messages'", "missing_required_parameter", "prompt")
+        ids = from_json(fields.get("prompt_token_ids"))
+        if ids not in (None, ""):
+            return self.token_ids("prompt_token_ids", ids)
+        prompt = fields.get("prompt")
+        if prompt is None:
+            has = f", but {', '.join(map(repr, fields)):.80}" if fields else ""
+            raise RequestError(
+                f"the row has neither 'prompt' nor 'messages'{has}", "missing_required_parameter", "prompt"
+            )
+        return self.token_ids("prompt", prompt) if isinstance(prompt, list) else self.text(prompt)
+
+    def text(self, text: Any) -> Prompt:
         if not isinstance(text, str):
             raise RequestError(f"prompt: expected text, got {type(text).__name__}", "invalid_type", "prompt")
         expect_unicode("prompt", text)
         return self.conversation([{"role": "user", "content": text}]) if self.chat else text
+
+    def token_ids(self, name: str, ids: Any) -> list[int]:
+        """Of a whole prompt, with whatever the chat template would have put around it."""
+        if not (isinstance(ids, list) and ids and is_token_ids(ids) and min(ids) >= 0):
+            raise RequestError(f"{name}: expected text or a list of token ids, got {ids!r:.80}", "invalid_type", name)
+        if self.system is not None:
+            raise RequestError(f"{name}: no system message can stand in front of token ids", "invalid_value", name)
+        return ids
 
     def conversation(self, messages: list[Any]) -> Conversation:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -26,13 +26,21 @@ def row_params(row: Mapping[str, Any]) -> dict[str, Any]:
     for name in RESULTS:
         if isinstance(given.get(name), list):
             del given[name]
+    at_top = set(given)
     nested = from_json(row.get(NESTED))
     if nested not in (None, ""):
         if not isinstance(nested, Mapping):
             raise RequestError(f"{NESTED}: expected an object, got {type(nested).__name__}", "invalid_type", NESTED)
+        at_top -= nested.keys()
         given |= known(nested)
     params = {name: typed(name, value) for name, value in given.items() if not is_missing(value)}
-    expect_params(params)
+    try:
+        expect_params(params)
+    except RequestError as error:
+        if error.param not in at_top:
+            raise
+        hint = "a row's field of this name is a sampling parameter, so data needs another name"
+        raise RequestError(f"{error}; {hint}", error.code, error.param) from None
     return params
 
 

@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pybatch.api.inputs import is_token_ids
 from pybatch.jobs.rows import Row
 from pybatch.jobs.sources.json_values import json_fields
 
 
 class ListSource:
-    """A Source of dicts, which are the rows, or of strings, which are prompts.
+    """A Source of dicts, which are the rows, or of prompts: strings, lists of token ids, lists of messages.
 
     It can be read again unless the items come from an iterator.
     """
@@ -40,6 +41,11 @@ def item_fields(item: Any) -> tuple[dict[str, Any], str | None]:
             return {"prompt": str(item)}, None
         if isinstance(item, Mapping):
             return json_fields(item.items()), None
+        if isinstance(item, list | tuple) and item:
+            if all(isinstance(each, Mapping) for each in item):
+                return json_fields([("messages", item)]), None
+            if is_token_ids(item):
+                return json_fields([("prompt_token_ids", item)]), None
         return {"line": str(item)}, f"expected a dict or a string, got {type(item).__name__}"
     except (ValueError, RecursionError) as error:
         return {}, str(error)

@@ -41,10 +41,31 @@ def test_messages_and_a_system_message() -> None:
     assert prompt(PlainDialect(system="Be brief."), prompt="Hello") == Conversation([system, *USER])
 
 
+def test_token_ids_are_a_whole_prompt() -> None:
+    for fields in (
+        {"prompt": [5, 6]},
+        {"prompt_token_ids": [5, 6], "prompt": "not this"},
+        {"prompt_token_ids": "[5, 6]"},
+    ):
+        assert prompt(PlainDialect(), **fields) == [5, 6]
+    assert prompt(PlainDialect(), prompt_token_ids="", prompt="Hello") == Conversation(USER)  # a table's empty cell
+    refused = request_of(PlainDialect(system="Be brief."), row(prompt=[5, 6]))
+    assert isinstance(refused, Failure)
+    assert refused.message == "prompt: no system message can stand in front of token ids"
+
+
 @pytest.mark.parametrize(
     ("fields", "says", "code"),
     [
         ({"text": "x"}, "neither 'prompt' nor 'messages'", "missing_required_parameter"),
+        ({"prompt;id": "a;1"}, "neither 'prompt' nor 'messages', but 'prompt;id'", "missing_required_parameter"),
+        ({"prompt": ["x"]}, "prompt: expected text or a list of token ids, got ['x']", "invalid_type"),
+        ({"prompt_token_ids": [1, -1]}, "prompt_token_ids: expected text or a list of token ids", "invalid_type"),
+        (
+            {"prompt": "a", "n": "12 apples"},
+            "got '12 apples'; a row's field of this name is a sampling",
+            "invalid_value",
+        ),
         ({"prompt": None}, "neither 'prompt' nor 'messages'", "missing_required_parameter"),
         ({"prompt": 3}, "prompt: expected text, got int", "invalid_type"),
         ({"prompt": "a\ud800b"}, "prompt: expected Unicode text, got the unpaired surrogate '.ud800'", "invalid_value"),

@@ -61,7 +61,7 @@ def test_rows_that_will_fail_are_counted_by_kind_with_the_first_messages(llm: LL
     assert made.errors["context_length_exceeded"].rows == 1
     missing = made.errors["missing_required_parameter"]
     assert missing.rows == 5
-    assert missing.first == [f"line {i}: the row has neither 'prompt' nor 'messages'" for i in (2, 3, 4)]
+    assert missing.first == [f"line {i}: the row has neither 'prompt' nor 'messages', but 'no'" for i in (2, 3, 4)]
     messages = [message for kind in made.errors.values() for message in kind.first]
     for place, words in ((7, "fit"), (8, "temperature"), (9, "vocabulary")):
         assert any(message.startswith(f"line {place}: ") and words in message for message in messages)
