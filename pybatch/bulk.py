@@ -21,7 +21,7 @@ from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.files import created, expect_all_apart
 from pybatch.jobs.journal import Record
 from pybatch.jobs.preparation import OnError, Preparation, prepare
-from pybatch.jobs.results.destination import Destination
+from pybatch.jobs.results.destination import STANDARD, Destination
 from pybatch.jobs.results.marks import Marks
 from pybatch.jobs.row_runner import RowRunner, RowSession
 from pybatch.jobs.rows import Source
@@ -86,6 +86,8 @@ def run_job(
         expect_type(name, path, str | os.PathLike | None, "a path")
     for name, text in {"prompt_template": prompt_template, "system": system, "ray": ray}.items():
         expect_type(name, text, str | None, "text")
+    if output == STANDARD:
+        raise ValueError("output: expected a path or None, got '-': a program's standard output is its own")
     if ray is not None and isinstance(model, LLM):
         raise ValueError("model: expected a path or a name, which each of Ray's workers loads, got an LLM")
     source = open_source(data, input_format)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,28 @@ def test_a_frame_gives_a_frame(llm: LLM, responses: list[str]) -> None:
     joined = pybatch.run_job(pyarrow.Table.from_pylist(ROWS), llm, **GREEDY)
     assert isinstance(joined, pyarrow.Table)
     assert joined["response"].to_pylist() == responses
+
+
+def test_a_column_is_prompts(llm: LLM, responses: list[str]) -> None:
+    pandas, polars, pyarrow = (pytest.importorskip(name) for name in ("pandas", "polars", "pyarrow"))
+    prompts = ["Say 0", "Say 1"]
+    for column in (pandas.Series(prompts), polars.Series(prompts), pyarrow.chunked_array([prompts[:1], prompts[1:]])):
+        assert [row["response"] for row in pybatch.run_job(column, llm, **GREEDY)] == responses[:2]
+
+
+def test_a_frame_with_levels_of_names_is_refused(llm: LLM) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([["a", 1]], columns=pandas.MultiIndex.from_tuples([("prompt", ""), ("y", "z")]))
+    with pytest.raises(ValueError, match="column names of 2 levels, expected one"):
+        pybatch.run_job(frame, llm, **GREEDY)
+
+
+def test_jobs_in_several_threads_share_a_model(llm: LLM, tmp_path: Path) -> None:
+    rows = [f"Say {i}" for i in range(40)]
+    expected = pybatch.run_job(rows, llm, **GREEDY)
+    with ThreadPoolExecutor(3) as threads:
+        jobs = [threads.submit(pybatch.run_job, rows, llm, tmp_path / f"{i}.jsonl", **GREEDY) for i in range(3)]
+        assert [job.result(timeout=60) for job in jobs] == [expected] * 3
 
 
 def test_an_iterators_rows_keep_their_fields(llm: LLM, responses: list[str]) -> None:
@@ -159,6 +182,8 @@ def test_wrong_arguments_are_named(llm: LLM) -> None:
         pybatch.run_job(ROWS, llm, on_error="stop")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="model: expected a path, a name or an LLM, got NoneType"):
         pybatch.run_job(ROWS, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="output: expected a path or None, got '-'"):
+        pybatch.run_job(ROWS, llm, "-")
     for name in ("output", "error_file", "cache", "system", "prompt_template", "ray"):
         with pytest.raises(TypeError, match=f"{name}: expected (a path|text), got int"):
             pybatch.run_job(ROWS, llm, **{name: 7})

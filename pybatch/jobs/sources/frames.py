@@ -107,6 +107,14 @@ class PandasSource(FrameSource):
 
     data: pd.DataFrame
 
+    def __init__(self, data: pd.DataFrame, name: str) -> None:
+        super().__init__(data, name)
+        if data.columns.nlevels > 1:
+            raise ValueError(
+                f"{name} has column names of {data.columns.nlevels} levels, expected one: "
+                "data.columns = ['_'.join(map(str, name)) for name in data.columns]"
+            )
+
     def tuples(self) -> Iterator[tuple[Any, ...]]:
         columns = [self.data.iloc[:, number] for number in range(self.data.shape[1])]
         return zip(*columns, strict=True) if columns else iter([()] * len(self.data))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pybatch.api.inputs import as_list
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources.byte_file import ByteFile
 from pybatch.jobs.sources.compression import decompressor
@@ -83,7 +84,8 @@ def open_data(data: Any) -> Source:
                 )
     if isinstance(data, Iterable) and not isinstance(data, Mapping | bytes | bytearray):
         # A column or an array has no more than its length; what has none may give other items when it is read again.
-        return ListSource(list(data) if hasattr(data, "__len__") and not isinstance(data, Sequence) else data, name)
+        sized = hasattr(data, "__len__") and not isinstance(data, Sequence)
+        return ListSource(list(as_list(data)) if sized else data, name)  # type: ignore[call-overload]
     raise TypeError(
         "data: expected a path, a list of dicts or of prompts, a pandas or polars DataFrame, a pyarrow Table or a "
         f"Hugging Face Dataset, got {name}"
