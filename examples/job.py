@@ -1,4 +1,4 @@
-"""A bulk job: `pybatch run` over a file of rows, and its results put back together with what the rows hold."""
+"""A bulk job: `pybatch run` over a file of rows, and its results, which have the fields of the rows."""
 
 import json
 import subprocess
@@ -19,7 +19,6 @@ with tempfile.TemporaryDirectory() as folder:
 
     rows = [json.loads(line) for line in results.open()]
 
-rows.sort(key=lambda row: row["row"])  # results come in the order in which they finish
 for row in rows:
     print(f"{row['id']}: {row.get('error') or row['response'][:60]!r}")
 print(Counter(row.get("finish_reason", "error") for row in rows))

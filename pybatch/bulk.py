@@ -75,9 +75,9 @@ def run_job(
     arguments: those of LLM, unless model is one, and of SamplingParams, by name; ``seed`` is LLM's, and without
       ``max_tokens`` an answer may fill the context. Sampling parameters in a row go before these.
 
-    Ctrl-C raises KeyboardInterrupt after the step under way. Raises ValueError or TypeError for arguments that are
-    wrong as a whole, OSError for files, JobError, and
-    ClusterError where there is no such cluster or it has no worker any more.
+    Ctrl-C raises KeyboardInterrupt after the step under way; what is done stays in the journal. Raises ValueError or
+    TypeError for arguments that are wrong as a whole, OSError for files, JobError as on_error says, and ClusterError
+    where there is no such cluster or it has no worker any more.
     """
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error: expected one of {', '.join(get_args(OnError))}, got {on_error!r}")
