@@ -69,6 +69,18 @@ def test_the_answers_are_the_same_whatever_the_formats(cli: Run, tmp_path: Path)
     assert cli(tmp_path / "rows.parquet", tmp_path / "4.parquet")[1].startswith("Done already")
 
 
+def test_errors_need_a_file_of_their_own(cli: Run, tmp_path: Path) -> None:
+    rows, results = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text('{"prompt": "a"}\n{}\n')
+    (tmp_path / "link").symlink_to(results)
+    for errors, what in ((results, "results"), (tmp_path / "link", "results"), (f"{results}.journal", "journal")):
+        for fresh in ([], ["--fresh"]):
+            code, err = cli(rows, results, "--error-file", str(errors), *fresh)
+            assert code == 2
+            assert f"is the file of the {what}; the errors need one of their own" in err.replace("\n", " ")
+    assert not results.exists()
+
+
 def test_parquet_keeps_its_columns_and_failed_rows_can_be_fed_back(cli: Run, tmp_path: Path) -> None:
     when = pa.array([datetime.datetime(2024, 1, day) for day in range(1, 4)], pa.timestamp("us", "UTC"))
     table = pa.table({"prompt": ["a", None, "c"], "when": when, "row": [7, 8, 9]}).replace_schema_metadata({"k": "v"})

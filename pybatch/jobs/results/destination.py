@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -56,6 +57,9 @@ class Destination:
         """So that what is wrong with a file is told of before the model loads. Raises FileExistsError for files that
         are not of the journal's job, ValueError for a format that cannot be written."""
         output = self.output or ""
+        for other, what in ((output, "results"), (self.journal, "journal")):
+            if os.path.realpath(self.errors) == os.path.realpath(other):
+                raise FileExistsError(f"{self.errors} is the file of the {what}; the errors need one of their own")
         table = table_format(output)
         if self.unordered and table != TableFormat("jsonl"):
             raise ValueError(f"unordered: expected an output of JSON Lines, got {output}")
