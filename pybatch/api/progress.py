@@ -125,9 +125,13 @@ class BatchProgress:
         per finished row is the maximum-likelihood mean of such censored lengths. Rows with answers that were there
         before are no work: as many of the rows left are expected to have one as of those seen so far.
         """
-        if self.rows is None or self.size is None:
+        return self._tokens_for(self._work_left) if self.rows is not None else None
+
+    def _tokens_for(self, work: float) -> float | None:
+        """work: so many of the rows left, which the model is to answer."""
+        if self.size is None:
             return None
-        if self.rows_done >= self.rows:
+        if not self._rows_left:
             return 0.0
         output = self._output_of_a_sample()
         if output is None:
@@ -135,8 +139,8 @@ class BatchProgress:
         computed = self.prompt_tokens - (self.metrics.cached_tokens - self._hits_before)
         per_size = computed / max(1, self._size_answered) if self._rows_answered else TOKENS_PER_BYTE
         begun = self.tokens - self.output_tokens - computed  # of prompts whose rows are not done
-        size_left = (self.size - self._size_done) * self._work_left / self._rows_left
-        return max(0.0, per_size * size_left - begun) + output * self._work_left * self.samples
+        size_left = (self.size - self._size_done) * work / self._rows_left
+        return max(0.0, per_size * size_left - begun) + output * work * self.samples
 
     @property
     def _rows_left(self) -> int:
@@ -201,11 +205,24 @@ class BatchProgress:
         The tokens alone tell it only while the batch is full: after that it takes as many steps as the longest answer
         still has, and a step of few tokens is cheaper, but not in proportion. The last rows are reckoned with from the
         start, so that the estimate does not jump when the batch empties.
+
+        Where most rows are no work, the engine's pace is that of an engine that waits for rows, so that the time goes
+        by rows too, as far as it is not known that they are work.
         """
-        tokens, output = self.tokens_left, self._output_of_a_sample()
-        if not tokens or output is None or self.rows is None:
+        if self.rows is None:
+            return None
+        expected, seen = self._seconds_for(self._work_left), self._rows_answered + self.rows_cached
+        if expected is None or self.rows_cached <= seen / 2:
+            return expected
+        by_rows = self.seconds / seen * self._rows_left
+        at_work = self._seconds_for(min(self._rows_at_work, self._rows_left)) or 0.0
+        return max(at_work, min(expected or by_rows, by_rows))
+
+    def _seconds_for(self, work: float) -> float | None:
+        tokens, output = self._tokens_for(work), self._output_of_a_sample()
+        if not tokens or output is None:
             return tokens
-        metrics, left, age = self.metrics, self._work_left * self.samples, self._age_in_drain
+        metrics, left, age = self.metrics, work * self.samples, self._age_in_drain
         steps = metrics.steps - self._steps_before
         last = left if age is not None else min(left, metrics.step_sequences / max(1, metrics.steps))
         before = max(0.0, tokens - output * last) * steps / max(1, self.tokens)
