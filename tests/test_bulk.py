@@ -50,6 +50,16 @@ def test_prompts_may_be_token_ids_and_conversations(llm: LLM, responses: list[st
     assert results[1]["messages"] == messages
 
 
+def test_a_token_id_that_no_integer_type_holds_is_its_rows_error(llm: LLM) -> None:
+    asks = {"custom_id": "c", "method": "POST", "url": "/v1/completions"}
+    for id in (2**31, 2**70, 10**9):
+        results = pybatch.run_job([[5, id], "Say 0"], llm, **GREEDY)
+        assert f"token id {id} is not in the vocabulary" in results[0]["error"]
+        assert "response" in results[1]
+        batch = [{**asks, "body": {"model": "tiny", "prompt": [5, id]}}]
+        assert f"token id {id} is not in" in pybatch.run_job(batch, llm, **GREEDY)[0]["error"]["message"]
+
+
 def test_a_frame_gives_a_frame(llm: LLM, responses: list[str]) -> None:
     pandas, polars, pyarrow = (pytest.importorskip(name) for name in ("pandas", "polars", "pyarrow"))
     frame = pandas.DataFrame(ROWS, index=list("abcdef"))

@@ -196,7 +196,11 @@ def read_prompt(
         listed = as_list(ids)
         if not is_token_ids(listed):
             raise ValueError(f"prompt: expected text or a list of token ids, got {type(ids).__name__}")
-        return text, [int(each) for each in listed]  # type: ignore[attr-defined]
+        token_ids = [int(each) for each in listed]  # type: ignore[attr-defined]
+        for extreme in (min(token_ids, default=0), max(token_ids, default=0)):
+            if not -(1 << 31) <= extreme < 1 << 31:  # the engine has the vocabulary's size, and int32 for ids
+                raise ValueError(f"prompt: token id {extreme} is not in the vocabulary")
+        return text, token_ids
     if text is None:
         raise ValueError("prompt: expected text or a list of token ids, got None")
     tokenizer = expect_tokenizer(tokenizer)
