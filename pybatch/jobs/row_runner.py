@@ -103,9 +103,9 @@ class RowRunner:
             while not self._stopping():
                 self._take_rows()
                 self._admit()
+                at_work = len(self._running) + len(self._waiting)
+                self._job.progress.know(at_work=at_work, repeating=len(self._in_flight))
                 if self._running:
-                    at_work = len(self._running) + len(self._waiting)
-                    self._job.progress.know(at_work=at_work, repeating=len(self._in_flight))
                     self._step()
                 elif not self._waiting and self._rows.ended:
                     return True

@@ -148,6 +148,17 @@ def test_rows_that_repeat_others_are_not_expected_to_be_work(job: JobInPipe) -> 
     assert max(left) < 3 * job.progress.tokens  # of 8 rows, not of 400
 
 
+def test_rows_that_are_cached_leave_none_at_work(llm: LLM, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        job = JobInPipe(llm, tmp_path / name, cache=tmp_path / "cache")
+        job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
+        os.close(job.pipe)
+        job.progress.know(at_work=5, repeating=0)
+        assert job.run()
+        job.progress.rows, job.progress.size, job.progress.max_output_tokens = 100, 8_000, PARAMS.max_tokens
+        assert (job.progress.tokens_left == 0) == (name == "second")
+
+
 def test_rows_that_finish_in_the_last_step_are_written(job: JobInPipe) -> None:
     job.feed(*({"prompt": f"Say {i}"} for i in range(8)))
     os.close(job.pipe)
