@@ -156,10 +156,14 @@ def show_differences(error: OtherJobError) -> None:
 def job_errors(prepared: Preparation) -> Iterator[None]:
     """Turns what ends a job before its time into one line, with the count of the rows that are saved. Those are put in
     the output if it still takes them."""
+    from pybatch.jobs.journal import JournalMismatchError
+
     try:
         yield
     except Exception as error:
         prepared.publish_what_there_is()
+        if isinstance(error, JournalMismatchError):
+            raise UsageError(str(error)) from error
         reason, code = f"the job cannot go on: {one_line(error)}", exit_codes.FAILED
         if isinstance(error, OSError) and error.filename is not None:
             reason = f"{error.filename}: {error.strerror}"

@@ -56,20 +56,35 @@ class Job:
     def pending(self) -> Iterator[Row]:
         """The rows that have no record yet, in the order of the input.
 
-        Raises JournalMismatchError if a stream gives another row than the one that has the record.
+        Of a stream none comes before all rows that have a record are there again, since it might be another stream.
+        Raises JournalMismatchError if it is.
         """
+        known = 0 if self.source.rereadable else self.journal.end
+        held: list[Row] = []
+        count = 0
         for row in self.source.rows():
-            if row.index not in self.journal:
+            count = row.index + 1
+            if row.index in self.journal:
+                self.progress.resume(row.size, failed=self.journal.has_failed(row.index))
+                if known and self.journal[row.index].digest != content_digest(row.fields):
+                    raise JournalMismatchError(
+                        f"{self.source.name}, {row.place}: not the row that an earlier run of this job has answered; "
+                        "--fresh starts over"
+                    )
+            elif count > known:
                 yield row
-                continue
-            self.progress.resume(row.size, failed=self.journal.has_failed(row.index))
-            if not self.source.rereadable and self.journal[row.index].digest != content_digest(row.fields):
-                raise JournalMismatchError(
-                    f"{self.source.name}, {row.place}: not the row that an earlier run of this job has answered; "
-                    "--fresh starts over"
-                )
-            if not self.source.rereadable:
+            else:
+                held.append(row)
+            if count <= known:
                 self.request(row)  # later rows may not have its id
+            if count == known:
+                yield from held
+                held.clear()
+        if count < known:
+            raise JournalMismatchError(
+                f"{self.source.name}: ends after {count:,} rows, but an earlier run of this job has answered row "
+                f"{known - 1:,}; --fresh starts over"
+            )
 
     def request(self, row: Row) -> tuple[Prompt, SamplingParams] | Failure:
         """What a row asks for, or what is wrong with it."""

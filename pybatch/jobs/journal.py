@@ -10,13 +10,16 @@ import secrets
 import threading
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, BinaryIO
 
 from pybatch.jobs.disk.line_file import LineFile
-from pybatch.jobs.disk.publishing import SECOND, publish
+from pybatch.jobs.disk.publishing import SECOND, publish, sync_folder
 
+LAYOUT = 1  # of the lines; to be raised when they change
 SYNC_INTERVAL = 1.0  # seconds of work that a power failure may cost
 
 
@@ -63,6 +66,14 @@ def checked(line: bytes) -> bytes | None:
     text = line[9:-1]
     whole = line[8:9] == b" " and line[-1:] == b"\n" and line[:8] == b"%08x" % zlib.crc32(text)
     return text if whole else None
+
+
+def digest_of_rows(digests: Iterable[int]) -> str:
+    """Of the digests of all rows in their order."""
+    total = blake2b(digest_size=16)
+    for digest in digests:
+        total.update(digest.to_bytes(8, "little"))
+    return total.hexdigest()
 
 
 def new_tag() -> int:
@@ -124,9 +135,22 @@ class Journal:
         """Starts an empty journal over with this header."""
         os.ftruncate(self._file.fileno(), 0)
         self._offsets, self._sizes, self._failed = array("q"), array("q"), bytearray()
-        self.header, self.notes, self.done, self.failed, self._end = header | {"tag": new_tag()}, {}, 0, 0, 0
+        self.header, self.notes, self.done, self.failed, self._end = (
+            header | {"layout": LAYOUT, "tag": new_tag()},
+            {},
+            0,
+            0,
+            0,
+        )
         self._write(with_checksum(json.dumps(self.header).encode()))
         os.fsync(self._file.fileno())
+        if os.path.exists(self.name):  # it may have been created just now
+            sync_folder(os.path.dirname(os.path.realpath(self.name)))
+
+    @property
+    def end(self) -> int:
+        """One more than the number of the last row that has a record."""
+        return next((index + 1 for index in reversed(range(len(self._offsets))) if index in self), 0)
 
     @property
     def job_id(self) -> str:
@@ -139,16 +163,28 @@ class Journal:
         return self.header.get("tag")
 
     def finish(self) -> None:
-        """Notes that every row is done. If none has failed the records are no longer needed: only the header and the
-        note stay, so that the same job is known to be done."""
-        self.note(finished=True, rows=self.done, failed=self.failed)
-        if not (self.failed or self.keeps_records):
+        """Notes that every row is done, and shrinks."""
+        self.note(finished=True, rows=self.done, failed=self.failed, content=self._content())
+        self.shrink()
+
+    def shrink(self) -> None:
+        """If no row of a finished job has failed the records are no longer needed: only the header and the notes stay,
+        so that the same job is known to be done. Where the disk does not allow it the journal stays as it is."""
+        if self.done and not (self.failed or self.keeps_records):
             note = with_checksum(json.dumps({"note": self.notes}).encode())
 
             def write(file: BinaryIO) -> None:
                 file.write(with_checksum(json.dumps(self.header).encode()) + note)
 
-            publish(self.name, write, replace=True, tag=0)
+            with suppress(OSError):
+                publish(self.name, write, replace=True, tag=0)
+
+    def _content(self) -> str | None:
+        """Of a stream's rows, whose records have digests."""
+        end = self.end
+        if not (end and self[end - 1].digest):
+            return None
+        return digest_of_rows(record.digest for record in self)
 
     def forget_failed(self) -> None:
         """Drops the records of rows that have failed: they are to run again, in this run or a later one."""
@@ -256,18 +292,29 @@ class Journal:
                     raise JournalMismatchError(f"{self.name} is not a journal of pybatch")
                 continue
             whole = offset + len(text) + 10
-            if not text.startswith(b"{"):
-                record = Record.from_text(text)
-                self._enter(record.index, record.failed, offset, whole - offset)
-            elif offset == 0:
-                self.header = json.loads(text)
-            else:
-                note = json.loads(text)["note"]
-                self.notes |= note
-                if note.get("forget_failed"):
-                    self._drop_failed()
+            try:
+                self._replay(offset, text)
+            except (ValueError, TypeError, LookupError):
+                raise JournalMismatchError(
+                    f"{self.name} was written by another version of pybatch; move it away to start over"
+                ) from None
         os.ftruncate(self._file.fileno(), whole)
         self._end = whole
+
+    def _replay(self, offset: int, text: bytes) -> None:
+        """A line, without its checksum. Raises ValueError, TypeError or LookupError if its layout is another one."""
+        if not text.startswith(b"{"):
+            record = Record.from_text(text)
+            self._enter(record.index, record.failed, offset, len(text) + 10)
+        elif offset == 0:
+            self.header = json.loads(text)
+            if self.header["layout"] != LAYOUT:
+                raise ValueError
+        else:
+            note = json.loads(text)["note"]
+            self.notes |= note
+            if note.get("forget_failed"):
+                self._drop_failed()
 
     def _is_torn_header(self) -> bool:
         first = os.pread(self._file.fileno(), 1 << 16, 0)

@@ -20,9 +20,15 @@ from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.checked_rows import CheckedRows, for_model
 from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.disk.publishing import changed_at
-from pybatch.jobs.fingerprint import Fingerprint, argument_fingerprint, differences, model_fingerprint
+from pybatch.jobs.fingerprint import (
+    Fingerprint,
+    argument_fingerprint,
+    content_digest,
+    differences,
+    model_fingerprint,
+)
 from pybatch.jobs.job import Job
-from pybatch.jobs.journal import Journal
+from pybatch.jobs.journal import Journal, JournalMismatchError, digest_of_rows
 from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.results.results import Results
 
@@ -108,11 +114,13 @@ class Preparation:
         self.destination, self._fingerprint, self._stream = destination, fingerprint, stream
         self._results: Results | None = None
         self._progress: BatchProgress | None = None
-        self._keep_records = keep_records
         self.journal = self._open_journal() if self.resumable else temporary_journal()
         try:
-            if self.resumable:
-                destination.expect_free(self.journal)
+            destination.expect_free(self.journal, stream)
+            self.journal.keeps_records = keep_records
+            if self.finished:
+                self._expect_same_stream()
+                self.journal.shrink()  # if a kill has prevented it
         except BaseException:
             self.close()
             raise
@@ -127,6 +135,15 @@ class Preparation:
             journal.close()
             raise OtherJobError(journal.name, differences(earlier, self._fingerprint))
         return journal
+
+    def _expect_same_stream(self) -> None:
+        """Raises JournalMismatchError if the rows of a stream are not those that the finished job has answered."""
+        content = self.journal.notes.get("content")
+        rows = () if self.source.rereadable else self.source.rows()
+        if content is not None and content != digest_of_rows(content_digest(row.fields) for row in rows):
+            raise JournalMismatchError(
+                f"{self.source.name}: not the rows that {self.destination.output} has answers of; --fresh starts over"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -192,7 +209,6 @@ class Preparation:
         if to.retry_errors and journal.failed:
             progress.rows_retried = journal.failed
             journal.forget_failed()
-        journal.keeps_records = self._keep_records
         self._results = to.open(journal, self.source, dialect, self._stream)
         self._results.begin()
         self._progress = progress

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -192,3 +194,80 @@ def test_a_row_that_fails_can_end_the_job(cli: Run, tiny_model: Path, tmp_path: 
     assert code == 1
     assert err.splitlines()[-1] == "pybatch: --on-error fail: nothing has run"
     assert "line 2: the row has neither" in err
+
+
+def test_an_error_file_is_a_file_of_its_own(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "Say 1"}\n{"prompt": 2}\n')
+    before = prompts.read_bytes()
+    arguments = ["run", prompts, "-o", results, "--model", tiny_model, *SAMPLED, "--fresh", "--error-file"]
+    (tmp_path / "link").symlink_to(results)
+    for errors, message in (
+        (results, "is the file of the results"),
+        (tmp_path / "link", "is the file of the results"),
+        (tmp_path / "out.jsonl.journal", "is the file of the journal"),
+        (prompts, "holds the prompts"),
+        (tmp_path / "missing" / "errors.jsonl", "No such file or directory"),
+    ):
+        code, err = cli(*arguments, errors)
+        assert code == 2
+        assert f"{errors}" in err
+        assert message in err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link"]
+    as_default = tmp_path / "out.errors.jsonl"
+    prompts.rename(as_default)
+    code, err = cli("run", as_default, *arguments[2:-1])
+    assert code == 2
+    assert "holds the prompts" in err
+    assert as_default.read_bytes() == before
+
+
+def test_rows_that_fail_go_to_the_error_file_of_a_stream_too(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, errors = tmp_path / "in.jsonl", tmp_path / "errors.jsonl"
+    prompts.write_text('{"prompt": "Say 1"}\n{"prompt": 2}\n')
+    assert cli("run", prompts, "-o", "/dev/null", "--error-file", errors, "--model", tiny_model, *SAMPLED)[0] == 1
+    assert [json.loads(line)["row"] for line in errors.read_text().splitlines()] == [1]
+
+
+def test_a_growing_file_may_be_a_link_and_is_written_anew_if_it_is_gone(
+    cli: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    prompts, results, link = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "link.jsonl"
+    prompts.write_text('{"prompt": "Say 1"}\n')
+    link.symlink_to(results)
+    arguments = ["run", prompts, "-o", link, "--model", tiny_model, *SAMPLED, "--unordered"]
+    assert cli(*arguments)[0] == 0
+    first = results.read_bytes()
+    assert link.is_symlink()
+    assert "Done already" in cli(*arguments)[1]
+    results.unlink()
+    assert cli(*arguments)[0] == 0
+    assert results.read_bytes() == first
+    results.write_text("changed\n")
+    code, err = cli(*arguments)
+    assert code == 2
+    assert "is not as this job left it" in err or "exists" in err
+    assert results.read_text() == "changed\n"
+
+
+def test_a_finished_job_of_a_stream_is_done_for_the_same_rows_alone(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    results, fifo = tmp_path / "out.jsonl", tmp_path / "fifo"
+    os.mkfifo(fifo)
+    rows = ['{"prompt": "Say 1"}\n', '{"prompt": "Say 2"}\n']
+
+    def run(*given: str) -> tuple[int, str]:
+        writer = threading.Thread(target=fifo.write_text, args=["".join(given)])
+        writer.start()
+        ended = cli("run", fifo, "--input-format", "jsonl", "-o", results, "--model", tiny_model, *SAMPLED)
+        writer.join()
+        return ended
+
+    assert run(*rows)[0] == 0
+    first = results.read_bytes()
+    code, err = run(*rows)
+    assert (code, err) == (0, f"Done already: 2 rows in {results}. --fresh starts over.\n")
+    for other in (rows[:1], rows[::-1], rows * 2):
+        code, err = run(*other)
+        assert code == 2
+        assert err == f"pybatch: {fifo}: not the rows that {results} has answers of; --fresh starts over\n"
+        assert results.read_bytes() == first

@@ -10,6 +10,7 @@ from pybatch.api.outcomes import Answer, Failure, Sample
 from pybatch.api.progress import BatchProgress
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.jobs.checked_rows import RowOptions, check_input
+from pybatch.jobs.journal import JournalMismatchError
 from pybatch.jobs.preparation import Preparation
 from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.rows import Source
@@ -50,3 +51,28 @@ def test_an_id_of_a_row_that_is_done_is_used(tmp_path: Path) -> None:
             }
             if not done:
                 job.save(left[0], ANSWER)
+
+
+def test_no_row_of_another_stream_runs(tmp_path: Path) -> None:
+    rows = [request(name) for name in "abcd"]
+    to = Destination(str(tmp_path / "out"))
+
+    def left(*given: dict[str, Any], save: bool = False) -> list[int]:
+        checked = check_input(stream(*given), RowOptions(), sampling={}, created=0)
+        with Preparation(checked, to, {}) as prepared:
+            job = prepared.start(None, SamplingParams(), BatchProgress(EngineMetrics(kv_blocks=1), None, None))
+            found = []
+            try:
+                for row in job.pending():
+                    found.append(row.index)
+                    if save and row.index == 2:
+                        job.save(row, ANSWER)
+            except JournalMismatchError as error:
+                return [*found, -1] if "--fresh starts over" in str(error) else []
+            return found
+
+    assert left(*rows, save=True) == [0, 1, 2, 3]
+    assert left(*rows) == [0, 1, 3]
+    assert left(*rows, request("e")) == [0, 1, 3, 4]
+    assert left(*rows[:2]) == [-1]
+    assert left(rows[0], request("other"), request("c2")) == [-1]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.jobs.journal import Journal, JournalMismatchError, Record, checked
+from pybatch.jobs.journal import Journal, JournalMismatchError, Record, checked, digest_of_rows, with_checksum
 
 HEADER = {"fingerprint": {"model": "m"}}
 
@@ -151,7 +151,8 @@ def test_a_finished_job_keeps_its_records_only_if_some_have_failed(path: str) ->
         journal.finish()
         journal.close()
         again = Journal.open(path)
-        assert again.notes == {"finished": True, "rows": 2, "failed": int(failed)}
+        content = digest_of_rows([record(0).digest, record(1).digest])
+        assert again.notes == {"finished": True, "rows": 2, "failed": int(failed), "content": content}
         assert again.header == journal.header
         assert again.done == (2 if failed else 0)
         again.close()
@@ -200,3 +201,21 @@ def test_an_error_of_the_disk_is_told_at_the_next_record(path: str, monkeypatch:
     assert error.value.filename == path
     with pytest.raises(OSError, match="Input/output error"):
         journal.close()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'{"layout": 2, "tag": 7}', b"0 0 0 0 1 2 a b c d e f {}"],
+        [b'{"pybatch": "0", "tag": 7}', b"0 0 1 2 {}"],
+        [b'{"layout": 1, "tag": 7}', b"0 0 1 2 {}"],
+        [b'{"layout": 1, "tag": 7}', b'{"no": "note"}'],
+        [b"[1]"],
+    ],
+)
+def test_a_journal_of_another_version_is_refused_and_left_alone(path: str, lines: list[bytes]) -> None:
+    Path(path).write_bytes(b"".join(map(with_checksum, lines)))
+    before = Path(path).read_bytes()
+    with pytest.raises(JournalMismatchError, match="was written by another version of pybatch; move it away"):
+        Journal.open(path)
+    assert Path(path).read_bytes() == before

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
@@ -18,7 +18,8 @@ def publish(path: str, write: Callable[[BinaryIO], None], *, replace: bool, tag:
 
     replace: whether it may take another file's place. tag: below 10**9; becomes the nanoseconds of the file's time of
     change, by which it is known until something else writes to it. Nothing has to be noted elsewhere for
-    that, which a kill between the note and the rename could make wrong, or a full disk impossible.
+    that, which a kill between the note and the rename could make wrong, or a full disk impossible. One process at a
+    time may publish a path with a tag; it takes away what a killed one has left beside the path.
 
     Raises FileExistsError if the file may not be replaced, OSError, with the path as its filename, if it cannot be
     written; nothing is left behind then.
@@ -27,13 +28,16 @@ def publish(path: str, write: Callable[[BinaryIO], None], *, replace: bool, tag:
     folder = os.path.dirname(target)
     temporary = None
     try:
-        fd, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", suffix=".part", dir=folder)
+        left = temporary_name(target, tag)
+        with suppress(FileNotFoundError):
+            os.unlink(left)
+        fd = os.open(left, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        temporary = left
         with open(fd, "wb") as file:
             os.fchmod(fd, mode_for(target))
             write(file)
             file.flush()
-            changed = time.time_ns() // SECOND * SECOND + tag
-            os.utime(fd, ns=(changed, changed))
+            stamp(fd, tag)
             os.fsync(fd)
         move(temporary, target, replace=replace)
         temporary = None
@@ -45,6 +49,17 @@ def publish(path: str, write: Callable[[BinaryIO], None], *, replace: bool, tag:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+def stamp(fd: int, tag: int) -> None:
+    changed = time.time_ns() // SECOND * SECOND + tag
+    os.utime(fd, ns=(changed, changed))
+
+
+def temporary_name(target: str, tag: int) -> str:
+    """Short, since the target's name may be as long as names can be."""
+    folder, name = os.path.split(target)
+    return os.path.join(folder, f".pybatch-{zlib.crc32(os.fsencode(name)):08x}-{tag}.part")
 
 
 def changed_at(path: str) -> int | None:

@@ -51,25 +51,32 @@ class Destination:
         """All that the job writes."""
         if self.output is None:
             return ()
-        return (self.output,) if self.output == STANDARD else (self.output, self.errors, self.journal)
+        of_stream = () if self.error_file is None else (self.error_file,)
+        return (self.output, *of_stream) if self.output == STANDARD else (self.output, self.errors, self.journal)
 
-    def expect_free(self, journal: Journal) -> None:
+    def expect_free(self, journal: Journal, stream: LineFile | None) -> None:
         """So that what is wrong with a file is told of before the model loads. Raises FileExistsError for files that
-        are not of the journal's job, ValueError for a format that cannot be written."""
-        output = self.output or ""
+        are not of the journal's job or are two at once, FileNotFoundError for a folder that is not there, ValueError
+        for a format that cannot be written. stream: of the output, if it is one."""
+        own = OwnFiles(journal)
+        if self.output is None or stream is not None:
+            if self.error_file is not None:
+                own.expect(self.error_file, fresh=self.fresh)
+            return
+        output = self.output
         for other, what in ((output, "results"), (self.journal, "journal")):
             if os.path.realpath(self.errors) == os.path.realpath(other):
                 raise FileExistsError(f"{self.errors} is the file of the {what}; the errors need one of their own")
         table = table_format(output)
         if self.unordered and table != TableFormat("jsonl"):
             raise ValueError(f"unordered: expected an output of JSON Lines, got {output}")
-        own = OwnFiles(journal)
-        own.expect(output, fresh=self.fresh or bool(journal.notes.get("grows")))
+        growing = journal.notes.get("grows") and not journal.notes.get("finished")
+        own.expect(output, fresh=self.fresh or bool(growing))
         own.expect(self.errors, fresh=self.fresh)
 
     def has_results(self, journal: Journal) -> bool:
         """Whether the results of a finished job are where it put them."""
-        return bool(journal.notes.get("grows")) or OwnFiles(journal).has(self.output or "")
+        return OwnFiles(journal).has(self.output or "")
 
     def joins(self, source: Source, dialect: Dialect, stream: LineFile | None) -> bool:
         """Whether results become columns beside those of the source, so that they need not hold its fields."""
@@ -84,7 +91,7 @@ class Destination:
         if self.output is None:
             return NoResults()
         if stream is not None:
-            return StreamResults(stream, journal, unordered=self.unordered, marked=marked)
+            return StreamResults(stream, journal, self.error_file, unordered=self.unordered, marked=marked)
         if self.unordered:
             return GrowingFile(self.output, self.errors, journal, apart=dialect.apart, marked=marked)
         write = writer(table_format(self.output), source if self.joins(source, dialect, stream) else None)

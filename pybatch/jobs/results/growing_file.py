@@ -8,6 +8,7 @@ from itertools import chain
 from typing import BinaryIO
 
 from pybatch.jobs.disk.line_file import LineFile
+from pybatch.jobs.disk.publishing import stamp
 from pybatch.jobs.journal import Journal, Record
 from pybatch.jobs.results.marks import Marks
 from pybatch.jobs.results.whole_file import OwnFiles, publish_failed
@@ -32,9 +33,10 @@ class GrowingFile:
         self._own.expect(self._errors)
         known = self._journal.notes.get("grows", False)
         self._journal.note(grows=True)  # before the file is created, or a kill between the two would leave a stranger
+        target = os.path.realpath(self.name)  # a link that leads nowhere is no file yet
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         try:
-            fd = os.open(self.name, flags | (0 if known or self._own.has(self.name) else os.O_EXCL), 0o666)
+            fd = os.open(target, flags | (0 if known or self._own.has(self.name) else os.O_EXCL), 0o666)
         except FileExistsError:
             raise FileExistsError(f"{self.name} exists; --fresh replaces it") from None
         self._file = LineFile(self.name, fd)
@@ -56,6 +58,8 @@ class GrowingFile:
 
     def publish(self, *, finished: bool) -> None:
         if self._file is not None:
+            if finished:
+                stamp(self._file.fileno(), self._journal.header["tag"])
             os.fsync(self._file.fileno())
         publish_failed(self._errors, self._journal, self._own)
         if finished:

@@ -5,19 +5,29 @@ from __future__ import annotations
 from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.journal import Journal, Record
 from pybatch.jobs.results.marks import Marks
+from pybatch.jobs.results.whole_file import OwnFiles, publish_failed
 
 
 class StreamResults:
     """JSON Lines in input order: a row waits, in the journal, for those before it; unless unordered. Rows that failed
-    are among them in every dialect, since a stream has no error file beside it.
+    are among them in every dialect, since a stream has no error file beside it; errors: a path where they go too.
 
     A job whose results go into a stream cannot be resumed: its journal is a temporary file.
     """
 
-    def __init__(self, file: LineFile, journal: Journal, *, unordered: bool = False, marked: bool = False) -> None:
+    def __init__(
+        self,
+        file: LineFile,
+        journal: Journal,
+        errors: str | None = None,
+        *,
+        unordered: bool = False,
+        marked: bool = False,
+    ) -> None:
         self.name = file.name
         self._file, self._journal, self._unordered = file, journal, unordered
         self._marks = Marks(marked=marked)
+        self._errors, self._own = errors, OwnFiles(journal)
         self._next = 0
 
     def begin(self) -> None:
@@ -37,6 +47,8 @@ class StreamResults:
             for record in self._journal.following(self._next):
                 self._emit(record)
                 self._next = record.index + 1
+        if self._errors is not None:
+            publish_failed(self._errors, self._journal, self._own)
 
     def close(self) -> None:
         self._file.close()

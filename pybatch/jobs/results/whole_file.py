@@ -26,6 +26,8 @@ class OwnFiles:
         """Raises FileExistsError if another file is at the path, unless fresh, and OSError if none can be."""
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         if not fresh and os.path.exists(path) and not self.has(path):
             what = "is not as this job left it" if self._journal.done else "exists"
             raise FileExistsError(f"{path} {what}; --fresh replaces it")
