@@ -65,7 +65,8 @@ def run_job(source: Path, output: Path, options: list[str], *, keep: str = "jour
 def job(keep: str, arguments: list[str]) -> None:
     """The child process. Prints the seconds inside the calls of the journal."""
     from pybatch.cli import main as run_command
-    from pybatch.jobs.journal import Journal, Record
+    from pybatch.jobs.journal import Journal
+    from pybatch.jobs.record import Record
 
     append, kept, inside = Journal.append, {}, 0.0
 

@@ -19,8 +19,8 @@ from pybatch.engine import SamplingParams
 from pybatch.engine.arguments import expect_known
 from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.files import created, expect_all_apart
-from pybatch.jobs.journal import Record
 from pybatch.jobs.preparation import OnError, Preparation, prepare
+from pybatch.jobs.record import Record
 from pybatch.jobs.results.destination import STANDARD, Destination
 from pybatch.jobs.results.marks import Marks
 from pybatch.jobs.row_runner import RowRunner, RowSession

@@ -13,7 +13,8 @@ from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.fingerprint import content_digest
-from pybatch.jobs.journal import Journal, JournalMismatchError, Record
+from pybatch.jobs.journal import Journal, JournalMismatchError
+from pybatch.jobs.record import Record
 from pybatch.jobs.results.results import Results
 from pybatch.jobs.rows import Row, Source
 

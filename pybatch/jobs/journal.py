@@ -8,64 +8,18 @@ import json
 import os
 import secrets
 import threading
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, BinaryIO
 
 from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.disk.publishing import SECOND, publish, sync_folder
+from pybatch.jobs.record import Record, checked, with_checksum
 
 LAYOUT = 1  # of the lines; to be raised when they change
 SYNC_INTERVAL = 1.0  # seconds of work that a power failure may cost
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A finished row. result: its result row, a line of JSON without the newline.
-
-    from_other_job: the answer was computed for one. prompt_tokens, output_tokens: of the answer. key: 64 bits of the
-    request's cache key, 0 for none. digest: 64 bits of the row's own content.
-    """
-
-    index: int
-    failed: bool
-    from_other_job: bool
-    prompt_tokens: int
-    output_tokens: int
-    key: int
-    digest: int
-    result: bytes
-
-    def to_line(self) -> bytes:
-        head = (
-            f"{self.index} {self.failed:d} {self.from_other_job:d} {self.prompt_tokens} {self.output_tokens} "
-            f"{self.key:x} {self.digest:x} "
-        )
-        return with_checksum(head.encode() + self.result)
-
-    @classmethod
-    def from_text(cls, text: bytes) -> Record:
-        """Of a line without its checksum and newline."""
-        index, failed, from_other_job, prompt_tokens, output_tokens, key, digest, result = text.split(b" ", 7)
-        return cls(
-            int(index), failed == b"1", from_other_job == b"1", int(prompt_tokens), int(output_tokens),
-            int(key, 16), int(digest, 16), result,
-        )  # fmt: skip
-
-
-def with_checksum(text: bytes) -> bytes:
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def checked(line: bytes) -> bytes | None:
-    """The text of a line; None if it is not whole."""
-    text = line[9:-1]
-    whole = line[8:9] == b" " and line[-1:] == b"\n" and line[:8] == b"%08x" % zlib.crc32(text)
-    return text if whole else None
 
 
 def digest_of_rows(digests: Iterable[int]) -> str:
@@ -94,15 +48,13 @@ class Journal:
     In memory it takes 17 bytes a row.
     """
 
+    header: dict[str, Any]
+    notes: dict[str, Any]
+
     def __init__(self, file: LineFile) -> None:
         self._file = file
-        self._offsets, self._sizes = array("q"), array("q")  # by row; -1 for one without a record
-        self._failed = bytearray()
-        self.header: dict[str, Any] = {}
-        self.notes: dict[str, Any] = {}
-        self.done = self.failed = 0
         self.keeps_records = False  # when the job is done
-        self._end = 0
+        self._forget()
         self._dirty, self._closed = threading.Event(), threading.Event()
         self._sync_error: OSError | None = None
         self._load()
@@ -112,7 +64,7 @@ class Journal:
     @classmethod
     def open(cls, path: str) -> Journal:
         """Opens the journal at the path, or creates it. Raises OSError if it cannot be written, BlockingIOError if
-        another process has it open, and JournalMismatchError if the file is something else."""
+        it is open already, and JournalMismatchError if the file is something else."""
         while True:
             fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -121,7 +73,7 @@ class Journal:
                     return cls(LineFile(path, fd))
             except BlockingIOError:
                 os.close(fd)
-                raise BlockingIOError(errno.EWOULDBLOCK, "another process is at work on this job", path) from None
+                raise BlockingIOError(errno.EWOULDBLOCK, "another run of this job is under way", path) from None
             except BaseException:
                 os.close(fd)
                 raise
@@ -134,14 +86,8 @@ class Journal:
     def begin(self, header: dict[str, Any]) -> None:
         """Starts an empty journal over with this header."""
         os.ftruncate(self._file.fileno(), 0)
-        self._offsets, self._sizes, self._failed = array("q"), array("q"), bytearray()
-        self.header, self.notes, self.done, self.failed, self._end = (
-            header | {"layout": LAYOUT, "tag": new_tag()},
-            {},
-            0,
-            0,
-            0,
-        )
+        self._forget()
+        self.header = header | {"layout": LAYOUT, "tag": new_tag()}
         self._write(with_checksum(json.dumps(self.header).encode()))
         os.fsync(self._file.fileno())
         if os.path.exists(self.name):  # it may have been created just now
@@ -254,6 +200,12 @@ class Journal:
         self._file.append(line)
         self._end += len(line)
         self._dirty.set()
+
+    def _forget(self) -> None:
+        self._offsets, self._sizes = array("q"), array("q")  # by row; -1 for one without a record
+        self._failed = bytearray()
+        self.header, self.notes = {}, {}
+        self.done = self.failed = self._end = 0
 
     def _enter(self, index: int, failed: bool, offset: int, size: int) -> None:
         missing = index + 1 - len(self._offsets)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.jobs.journal import Journal, JournalMismatchError, Record, checked, digest_of_rows, with_checksum
+from pybatch.jobs.journal import Journal, JournalMismatchError, digest_of_rows
+from pybatch.jobs.record import Record, checked, with_checksum
 
 HEADER = {"fingerprint": {"model": "m"}}
 
@@ -117,7 +118,7 @@ def test_one_process_at_a_time(path: str) -> None:
     journal = Journal.open(path)
     code = "import sys; from pybatch.jobs.journal import Journal; Journal.open(sys.argv[1])"
     ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-    assert f"BlockingIOError: [Errno 11] another process is at work on this job: '{path}'" in ran.stderr
+    assert f"BlockingIOError: [Errno 11] another run of this job is under way: '{path}'" in ran.stderr
     journal.close()
     Journal.open(path).close()
 

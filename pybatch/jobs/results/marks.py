@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pybatch.jobs.answers.duplicates import KeySet
-from pybatch.jobs.journal import Record
+from pybatch.jobs.record import Record
 
 MARK = b', "cached": true}'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pybatch.jobs.journal import Record
+from pybatch.jobs.record import Record
 
 
 class Results(Protocol):

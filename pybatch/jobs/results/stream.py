@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pybatch.jobs.disk.line_file import LineFile
-from pybatch.jobs.journal import Journal, Record
+from pybatch.jobs.journal import Journal
+from pybatch.jobs.record import Record
 from pybatch.jobs.results.marks import Marks
 from pybatch.jobs.results.whole_file import OwnFiles, publish_failed
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from pybatch.jobs.disk.publishing import SECOND, changed_at, publish
-from pybatch.jobs.journal import Journal, Record
+from pybatch.jobs.journal import Journal
+from pybatch.jobs.record import Record
 from pybatch.jobs.results.marks import Marks
 
 WriteLines = Callable[[BinaryIO, Callable[[], Iterator[bytes]]], None]
