@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
+NAMES = "crash_points estimate gpu_kernels gpu_models kernels kill million order step_profile steps throughput"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["estimate", "kernels", "million", "order", "steps", "step_profile", "throughput", "gpu_kernels", "gpu_models"],
-)
+@pytest.mark.parametrize("name", NAMES.split())
 def test_a_benchmark_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)
     assert callable(runpy.run_path(str(BENCH / f"{name}.py"), run_name=name)["main"])
