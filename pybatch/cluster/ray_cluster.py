@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 
 OBJECT_STORE = 80 << 20  # bytes, of a local cluster: rows and answers are small, and travel beside it
@@ -54,7 +54,9 @@ def connected(address: str) -> Iterator[None]:
         expect_listening(address)
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if address == "local" else {}
     try:
-        with own_signals():
+        # Ray puts the working folder before all that its workers import from; in a source tree of pybatch that would be
+        # one without its native parts.
+        with own_signals(), chdir("/"):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"the Ray cluster at {address} cannot be used: {error}") from error
