@@ -6,6 +6,7 @@ Each library is the caller's: it is imported here only through its own objects, 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ class DatasetSource(ArrowSource):
             yield from table.to_batches()
 
 
-class FrameSource:
+class FrameSource(ABC):
     """What the frames of pandas and polars share. data: the frame."""
 
     typed = rereadable = True
@@ -67,8 +68,9 @@ class FrameSource:
         self.data, self.name = data, name
         expect_distinct(map(str, data.columns), name)
 
+    @abstractmethod
     def tuples(self) -> Iterator[tuple[Any, ...]]:
-        raise NotImplementedError
+        """The rows' values, in the order of the columns."""
 
     def rows(self) -> Iterator[Row]:
         names = list(self.data.columns)
