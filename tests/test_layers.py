@@ -16,7 +16,7 @@ LAYERS = (
     ("cli",),
     ("__init__",),
     ("bulk",),
-    ("cluster",),
+    ("serve", "cluster"),
     ("jobs",),
     ("tune", "api"),
     ("engine",),

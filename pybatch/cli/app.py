@@ -10,6 +10,7 @@ import pybatch
 from pybatch.cli.chat import chat
 from pybatch.cli.env import env
 from pybatch.cli.run import run
+from pybatch.cli.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 
@@ -29,5 +30,5 @@ def top(
     """Run language models over many prompts at once."""
 
 
-for command in (run, chat, env):
+for command in (run, serve, chat, env):
     app.command()(command)

@@ -119,11 +119,16 @@ class SamplingFlags(Given):
 
 
 def flags_of(
-    arguments: type, *, without: Sequence[str] = (), names: Mapping[str, Sequence[str]] | None = None
+    arguments: type,
+    *,
+    panel: Callable[..., Any] = engine,
+    without: Sequence[str] = (),
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> Callable[[type[G]], type[G]]:
     """Decorates a group: every field of the dataclass `arguments` becomes a flag with the field's own description.
 
-    names: of flags that have others than the field's. Fields that the group has already keep their default.
+    panel: makes an option, as `engine` does. names: of flags that have others than the field's. Fields that the group
+    has already keep their default.
     """
 
     def decorate(group: type[G]) -> type[G]:
@@ -132,7 +137,7 @@ def flags_of(
             if field.name not in without:
                 kind, default = flag_type(field.type), getattr(group, field.name, None)
                 help = field.help if field.default in (None, MISSING) else f"{field.help} Default: {field.default}."
-                flag = engine(help, *(names or {}).get(field.name, ()))
+                flag = panel(help, *(names or {}).get(field.name, ()))
                 flags.append((field.name, Annotated[kind if default is not None else kind | None, flag], default))
         return make_dataclass(group.__name__, flags, bases=(group,), namespace={"__doc__": group.__doc__})
 

@@ -1,0 +1,45 @@
+"""pybatch serve: the server."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from pybatch.cli.command import UsageError, leave_deleted_folder, loading_errors, stderr, usage_errors
+from pybatch.cli.flags import EngineFlags, Given, flags_of, option, takes
+from pybatch.serve.settings import ServerSettings
+
+
+@flags_of(ServerSettings, panel=partial(option, "Server"))
+@dataclass
+class ServerFlags(Given):
+    """The arguments of ServerSettings."""
+
+
+@takes(server=ServerFlags, engine=EngineFlags)
+def serve(
+    model_tag: Annotated[str | None, typer.Argument(help="The model, as --model has it.", metavar="MODEL")] = None,
+    *,
+    server: ServerFlags,
+    engine: EngineFlags,
+) -> None:
+    """Serve a model over HTTP, in the protocols of OpenAI and Anthropic."""
+    leave_deleted_folder()
+    arguments = engine.given() if model_tag is None else {**engine.given(), "model": model_tag}
+    with usage_errors():
+        settings = ServerSettings(**server.given())
+        try:
+            from pybatch.serve.run import bind, run
+        except ModuleNotFoundError as error:
+            raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[serve]'") from None
+        with bind(settings) as bound:
+            with loading_errors(arguments["model"]):
+                from pybatch.api.async_llm import AsyncLLM
+
+                llm = AsyncLLM(**arguments)
+            with closing(llm):
+                run(llm, settings, bound, lambda url: stderr.print(f"Serving {arguments['model']} at {url}"))

@@ -1,0 +1,1 @@
+"""The HTTP doors onto the engine and the jobs, in the protocols of OpenAI and Anthropic."""
