@@ -33,9 +33,9 @@ class AsyncLLM(ModelHandle):
     @takes_fields_of(EngineArgs)
     def __init__(self, arguments: EngineArgs) -> None:
         super().__init__(**vars(arguments))
-        self._thread = EngineThread(self.session)
+        self.thread = EngineThread(self.session)
         # When it is garbage, and before the interpreter ends: a daemon thread must not be running then.
-        self._close = weakref.finalize(self, self._thread.close)
+        self._close = weakref.finalize(self, self.thread.close)
 
     async def generate(
         self,
@@ -44,7 +44,7 @@ class AsyncLLM(ModelHandle):
         request_id: str | None = None,
         *,
         lora_request: None = None,
-        priority: int | None = 0,
+        priority: int = 0,
         trace_headers: None = None,
         tokenization_kwargs: None = None,
     ) -> AsyncIterator[RequestOutput]:
@@ -55,19 +55,18 @@ class AsyncLLM(ModelHandle):
         task, aborts the request. A prompt or parameters that cannot be run yield one output with ``error`` set, as LLM
         does.
 
-        request_id: for abort(), and unlike those of all unfinished requests; None: a number. Raises ValueError if it is
-        in use, RuntimeError once the AsyncLLM is closed.
+        request_id: for abort(), and unlike those of all unfinished requests; None: a number. priority: requests with a
+        lower one run first. Raises ValueError if the id is in use, RuntimeError once the AsyncLLM is closed.
         """
         refuse(
             lora_request=lora_request,
-            priority=priority or None,
             trace_headers=trace_headers,
             tokenization_kwargs=tokenization_kwargs,
         )
         params = self.get_default_sampling_params() if sampling_params is None else copy(sampling_params)
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
         mailbox = Mailbox(asyncio.get_running_loop(), deltas=deltas)
-        submission = self._thread.submit(prompt, params, request_id, mailbox)
+        submission = self.thread.submit(prompt, params, request_id, mailbox, priority=priority)
         try:
             while True:
                 output = await mailbox.get()
@@ -75,7 +74,7 @@ class AsyncLLM(ModelHandle):
                 if output.finished:
                     return
         finally:
-            self._thread.leave(submission)
+            self.thread.leave(submission)
 
     def chat(
         self,
@@ -88,17 +87,18 @@ class AsyncLLM(ModelHandle):
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> AsyncIterator[RequestOutput]:
         """As generate, for a conversation; the other arguments are those of LLM.chat."""
         options = chat_options(
             chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs
         )
-        return self.generate(Conversation(messages, options), sampling_params, request_id)
+        return self.generate(Conversation(messages, options), sampling_params, request_id, priority=priority)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests: their last output has what had come, and finish_reason "abort". Unknown ids are ignored."""
         for each in [request_id] if isinstance(request_id, str) else request_id:
-            self._thread.abort(each)
+            self.thread.abort(each)
 
     async def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
@@ -106,7 +106,7 @@ class AsyncLLM(ModelHandle):
 
     async def check_health(self) -> None:
         """Raises RuntimeError if requests can no longer be answered."""
-        self._thread.expect_running()
+        self.thread.expect_running()
 
     def close(self) -> None:
         """Stops the engine after the step under way. Unfinished requests raise RuntimeError where they are awaited."""

@@ -8,14 +8,14 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from pybatch.api.inputs import Encoded, Prompt
-from pybatch.api.mailbox import Mailbox
 from pybatch.api.session import Session, empty_output
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 
@@ -27,23 +27,35 @@ INTAKE_SECONDS = 0.002  # the most that new requests may take between two steps 
 YIELD_EVERY, YIELD_SECONDS = 0.001, 0.0001  # how often a busy submitter lets the engine's thread have the GIL
 
 
+class Outbox(Protocol):
+    """Where a request's outputs go."""
+
+    def put(self, item: RequestOutput | Exception) -> bool:
+        """Called on the engine's thread, so it may not wait. An exception is the last item. Returns False if nobody can
+        get the item any more: the request is aborted then."""
+
+
 class Submission:
-    """A request on its way: from the prompt's arrival to its last output."""
+    """A request on its way: from the prompt's arrival to its last output. index: as Session.add's."""
 
     __slots__ = (
         "admitted",
         "arrival_time",
         "cancelled",
         "engine_id",
-        "mailbox",
+        "index",
         "newest",
+        "outbox",
         "params",
-        "prompt",
+        "priority",
         "request_id",
     )
 
-    def __init__(self, prompt: Prompt, params: SamplingParams, request_id: str, mailbox: Mailbox) -> None:
-        self.prompt, self.params, self.request_id, self.mailbox = prompt, params, request_id, mailbox
+    def __init__(
+        self, params: SamplingParams, request_id: str, outbox: Outbox, *, priority: int, index: int | None = None
+    ) -> None:
+        self.params, self.request_id, self.outbox = params, request_id, outbox
+        self.priority, self.index = priority, index
         self.arrival_time = time.perf_counter()
         self.admitted = False  # it takes one of the engine's places
         self.cancelled = False
@@ -55,13 +67,15 @@ class EngineThread:
     """Runs a session's engine until it is closed. Every method may be called on any thread.
 
     Prompts go through two queues: the tokenising thread takes them in batches and in their order, as far as the engine
-    has places, and hands them to the engine's, which spends a bounded time on them between two steps.
+    has places, and hands them to the engine's, which spends a bounded time on them between two steps. Encoded prompts
+    go past both, to a queue of their own that has what is left of that time.
     """
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self._prompts: SimpleQueue[Submission | None] = SimpleQueue()
+        self.session = session
+        self._prompts: SimpleQueue[tuple[Submission, Prompt] | None] = SimpleQueue()
         self._commands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._encoded: deque[tuple[Submission, Encoded]] = deque()
         # As many as the policy can choose from; more would only be tokenised earlier, and walked by the collector.
         self._places = threading.Semaphore(2 * session.engine.config.max_num_seqs)
         self._lock = threading.Lock()  # over the three below, and which submissions are cancelled and admitted
@@ -81,20 +95,43 @@ class EngineThread:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, prompt: Prompt, params: SamplingParams, request_id: str | None, mailbox: Mailbox) -> Submission:
-        """Queues a request whose outputs go to the mailbox. request_id: None for a number.
+    def submit(
+        self, prompt: Prompt, params: SamplingParams, request_id: str | None, outbox: Outbox, *, priority: int = 0
+    ) -> Submission:
+        """Queues a request whose outputs, as it grows, go to the outbox. request_id: None for a number.
 
         Raises ValueError if the id is in use, RuntimeError if the engine's thread has ended.
         """
+        submission = self._open_one(params, request_id, outbox, priority=priority)
+        self._prompts.put((submission, prompt))
+        self.let_run()
+        return submission
+
+    def add(
+        self, prompt: Encoded, params: SamplingParams, outbox: Outbox, *, index: int | None = None, priority: int = 0
+    ) -> Submission:
+        """Hands over a request that takes none of the places of those that `submit` queues: its caller bounds how many
+        there are. Its whole output goes to the outbox, or the exception of the failed step that has discarded it.
+
+        index: as Session.add's. Raises RuntimeError if the engine's thread has ended.
+        """
+        submission = self._open_one(params, None, outbox, priority=priority, index=index)
+        self._encoded.append((submission, prompt))
+        self._commands.put(_nothing)  # wakes the engine's thread up
+        self.let_run()
+        return submission
+
+    def _open_one(
+        self, params: SamplingParams, request_id: str | None, outbox: Outbox, *, priority: int, index: int | None = None
+    ) -> Submission:
         with self._lock:
             self.expect_running()
             if request_id is None:
                 request_id = next(name for number in self._numbers if (name := str(number)) not in self._open)
             elif request_id in self._open:
                 raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
-            submission = self._open[request_id] = Submission(prompt, params, request_id, mailbox)
-        self._prompts.put(submission)
-        self._yield()
+            submission = Submission(params, request_id, outbox, priority=priority, index=index)
+            self._open[request_id] = submission
         return submission
 
     def leave(self, submission: Submission) -> None:
@@ -109,7 +146,7 @@ class EngineThread:
             self._commands.put(partial(self._drop, submission, tell=True))
 
     def close(self) -> None:
-        """Ends both threads after the step under way. Mailboxes of unfinished requests get a RuntimeError."""
+        """Ends both threads after the step under way. Outboxes of unfinished requests get a RuntimeError."""
         self._closing = True
         self._prompts.put(None)  # wake them up
         self._places.release()
@@ -119,11 +156,11 @@ class EngineThread:
                 thread.join()
         gc.unfreeze()
 
-    def _yield(self) -> None:
+    def let_run(self) -> None:
         """Gives the engine's thread a chance to run. A busy event loop releases the GIL at each turn and has it back
         before a waiting thread is awake, and that thread's claim begins anew each time (CPython's take_gil)."""
         now = time.perf_counter()
-        if now - self._progress > YIELD_EVERY and not self._session.idle:
+        if now - self._progress > YIELD_EVERY and not self.session.idle:
             self._progress = now
             time.sleep(YIELD_SECONDS)
 
@@ -156,8 +193,8 @@ class EngineThread:
 
     def _tokenize(self) -> None:
         while self._places.acquire() and (first := self._prompts.get()) is not None and not self._closing:
-            batch, characters = [first], size(first)
-            while len(batch) < TOKENIZE_AT_ONCE and characters < TOKENIZE_CHARACTERS:
+            taken, characters = [first], size(first[1])
+            while len(taken) < TOKENIZE_AT_ONCE and characters < TOKENIZE_CHARACTERS:
                 if not self._places.acquire(blocking=False):
                     break
                 try:
@@ -167,12 +204,12 @@ class EngineThread:
                     break
                 if following is None:
                     return
-                batch.append(following)
-                characters += size(following)
-            batch = [submission for submission in batch if self._admit(submission)]
-            requests = [(submission.prompt, submission.params) for submission in batch]
-            for submission, encoded in zip(batch, self._session.encode(requests), strict=True):
-                self._commands.put(partial(self._add, submission, encoded))
+                taken.append(following)
+                characters += size(following[1])
+            taken = [(submission, prompt) for submission, prompt in taken if self._admit(submission)]
+            encoded = self.session.encode([(prompt, submission.params) for submission, prompt in taken])
+            for (submission, _), each in zip(taken, encoded, strict=True):
+                self._commands.put(partial(self._add, submission, each, stream=True))
 
     # ---- on the engine's thread ----
 
@@ -182,7 +219,7 @@ class EngineThread:
             while self._take_commands():
                 self._progress = time.perf_counter()
                 try:
-                    self._session.step()
+                    self.session.step()
                 except BaseException:  # its requests have come out with an error; those to come have a sound engine
                     logger.exception("a step of the engine failed")
         except BaseException as error:
@@ -193,50 +230,57 @@ class EngineThread:
                 self._ended = ended
                 waiting, self._open = self._open, {}
             for submission in waiting.values():
-                submission.mailbox.put(ended)
+                submission.outbox.put(ended)
                 self._drop(submission)
 
     def _take_commands(self) -> bool:
-        """Runs commands, for INTAKE_SECONDS at most while requests are running; waits for one if none are. Returns
-        False if the thread is to end."""
+        """Runs commands, then adds encoded prompts, for INTAKE_SECONDS at most while requests are running; waits for
+        one if none are. Returns False if the thread is to end."""
         start = None
         while True:
-            idle = self._session.idle
+            idle = self.session.idle and not self._encoded
             if not idle and start is not None and time.perf_counter() - start > INTAKE_SECONDS:
                 return True
             try:
                 command = self._commands.get(block=idle)
             except Empty:
-                return True
+                if not self._encoded:
+                    return True
+                command = self._add_encoded
             if command is None or self._closing:
                 return False
             start = start or time.perf_counter()
             command()
 
-    def _add(self, submission: Submission, encoded: Encoded) -> None:
+    def _add_encoded(self) -> None:
+        self._add(*self._encoded.popleft(), stream=False)
+
+    def _add(self, submission: Submission, encoded: Encoded, *, stream: bool) -> None:
         if not submission.cancelled:
-            submission.engine_id = self._session.add(
+            submission.engine_id = self.session.add(
                 encoded,
                 submission.params,
                 partial(self._deliver, submission),
-                partial=True,
+                partial=stream,
+                index=submission.index,
                 arrival_time=submission.arrival_time,
+                priority=submission.priority,
             )
 
     def _deliver(self, submission: Submission, output: RequestOutput) -> None:
         submission.newest = output = replace(output, request_id=submission.request_id)
-        if output.finished and self._cancel(submission.request_id) is not None:
+        if output.finished and self._cancel(submission.request_id) is not None and submission.admitted:
             self._places.release()
-        if not submission.mailbox.put(output):
+        if not submission.outbox.put(output):
             self.leave(submission)
 
     def _drop(self, submission: Submission, *, tell: bool = False) -> None:
         if submission.engine_id is not None:
-            self._session.abort(submission.engine_id)
+            self.session.abort(submission.engine_id)
         if submission.admitted:
             self._places.release()
         if tell:
-            submission.mailbox.put(aborted(submission))
+            submission.outbox.put(aborted(submission))
 
 
 def aborted(submission: Submission) -> RequestOutput:
@@ -251,5 +295,9 @@ def aborted(submission: Submission) -> RequestOutput:
     return replace(newest, outputs=outputs, finished=True)
 
 
-def size(submission: Submission) -> int:
-    return len(submission.prompt) if isinstance(submission.prompt, str) else 0
+def _nothing() -> None:
+    pass
+
+
+def size(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from inspect import signature
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from pybatch.engine.arguments import expect_known
 logger = logging.getLogger(__name__)
 
 Params = SamplingParams | Iterable[SamplingParams] | None
+Priority = int | Sequence[int] | None
 
 
 def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments: Any) -> list[RequestOutput]:
@@ -62,7 +64,7 @@ class LLM(ModelHandle):
         sampling_params: Params = None,
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: None = None,
-        priority: None = None,
+        priority: Priority = None,
         *,
         prompt_token_ids: Sequence[int] | Iterable[Sequence[int]] | None = None,
         tokenization_kwargs: None = None,
@@ -72,16 +74,17 @@ class LLM(ModelHandle):
         prompts: one or several of: text, a list of token ids, {"prompt": text}, {"prompt_token_ids": ids}.
         sampling_params: one for all or one for each; None: get_default_sampling_params().
         use_tqdm: show a progress bar, if stderr is a terminal.
+        priority: one for all prompts or one for each; those with a lower one run first. None: 0.
         prompt_token_ids: in place of prompts, as older scripts for vLLM have it.
 
         Raises TypeError or ValueError for arguments that are wrong as a whole, never for one prompt of several.
         """
-        refuse(lora_request=lora_request, priority=priority, tokenization_kwargs=tokenization_kwargs)
+        refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
         if prompts is None:
             prompts, prompt_token_ids = prompt_token_ids, None
         if prompts is None or prompt_token_ids is not None:
             raise TypeError("prompts: expected text, token ids or several of these, or else prompt_token_ids")
-        return self._collect(list(as_prompts(prompts)), sampling_params, bool(use_tqdm))
+        return self._collect(list(as_prompts(prompts)), sampling_params, bool(use_tqdm), priority)
 
     def chat(
         self,
@@ -96,6 +99,7 @@ class LLM(ModelHandle):
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         mm_processor_kwargs: None = None,
+        priority: Priority = None,
     ) -> list[RequestOutput]:
         """As generate, for one conversation or several, each a list of {"role": ..., "content": ...}.
 
@@ -112,7 +116,7 @@ class LLM(ModelHandle):
             chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs
         )
         conversations = [Conversation(each, options) for each in as_conversations(messages)]
-        return self._collect(conversations, sampling_params, bool(use_tqdm))
+        return self._collect(conversations, sampling_params, bool(use_tqdm), priority)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes. Does nothing and returns False while a stream is under way."""
@@ -130,15 +134,17 @@ class LLM(ModelHandle):
         prompts may be an iterator of any length, and sampling_params too: items are drawn when there is room for them.
         partial: yield unfinished outputs too, each with everything so far. Leaving the loop aborts unfinished requests.
         """
-        return self._run(self._pair(as_prompts(prompts), sampling_params), partial)
+        return self._run(self._pair(as_prompts(prompts), sampling_params), itertools.repeat(0), partial)
 
-    def _collect(self, prompts: Sequence[Prompt], params: Params, show_progress: bool) -> list[RequestOutput]:
+    def _collect(
+        self, prompts: Sequence[Prompt], params: Params, show_progress: bool, priority: Priority
+    ) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
         sizes = [size_of(prompt) for prompt in prompts]
         most, samples = (params.max_tokens, params.n) if isinstance(params, SamplingParams) else (None, 1)
         progress = BatchProgress(self.engine.metrics, len(prompts), sum(sizes), most, samples)
         with ProgressReporter("Generating", progress, lines=False) if show_progress else nullcontext():
-            for output in self._run(self._pair(prompts, params), partial=False):
+            for output in self._run(self._pair(prompts, params), priorities(priority, len(prompts)), partial=False):
                 index = int(output.request_id)
                 outputs[index] = output
                 progress.finish(sizes[index], len(output.prompt_token_ids), failed=output.error is not None)
@@ -158,7 +164,7 @@ class LLM(ModelHandle):
         return zip(prompts, params, strict=True)
 
     def _run(
-        self, requests: Iterator[tuple[Prompt, SamplingParams]], partial: bool
+        self, requests: Iterator[tuple[Prompt, SamplingParams]], priorities: Iterator[int], partial: bool
     ) -> Generator[RequestOutput, None, None]:
         """Draws requests while the engine has room for them, and yields its outputs."""
         numbered = enumerate(requests)
@@ -170,9 +176,13 @@ class LLM(ModelHandle):
                 drawn = list(itertools.islice(numbered, in_flight - len(pending)))
                 if drawn:
                     encoded = self.session.encode([request for _, request in drawn])
+                    places = list(itertools.islice(priorities, len(drawn)))
                     with deferred_interrupts():
-                        for (index, (_, params)), prompt in zip(drawn, encoded, strict=True):
-                            pending[self.session.add(prompt, params, inbox.append, partial=partial)] = index
+                        for (index, (_, params)), prompt, priority in zip(drawn, encoded, places, strict=True):
+                            request_id = self.session.add(
+                                prompt, params, inbox.append, partial=partial, priority=priority
+                            )
+                            pending[request_id] = index
                 if not pending:
                     return
                 fault: BaseException | None = None
@@ -195,3 +205,14 @@ class LLM(ModelHandle):
             with deferred_interrupts():
                 for request_id in pending:
                     self.session.abort(request_id)
+
+
+def priorities(given: Priority, count: int) -> Iterator[int]:
+    """One for each of `count` prompts, or without end."""
+    if given is None or (isinstance(given, Integral) and not isinstance(given, bool)):
+        return itertools.repeat(int(given or 0))
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise TypeError(f"priority: expected an integer, or one for each prompt, got {given!r:.80}")
+    if len(given) != count:
+        raise ValueError(f"priority: expected one, or one for each of {count} prompts, got {len(given)}")
+    return iter(given)

@@ -37,6 +37,7 @@ class Session:
         self._receivers: dict[str, Receiver] = {}
         self._aborted: deque[str] = deque()
         self._lock = FairLock()  # over the engine and the receivers
+        self.fault: BaseException | None = None  # of the step that has discarded what is being received
 
     @classmethod
     def open(cls, arguments: EngineArgs) -> Session:
@@ -80,9 +81,11 @@ class Session:
     def settings(self) -> EngineSettings:
         return engine_settings(self.engine)
 
-    def submit(self, prompt: Prompt, params: SamplingParams, receive: Receiver, *, partial: bool = False) -> str:
+    def submit(
+        self, prompt: Prompt, params: SamplingParams, receive: Receiver, *, partial: bool = False, priority: int = 0
+    ) -> str:
         """Tokenises a prompt and adds it, as `encode` and `add` do."""
-        return self.add(self.encode([(prompt, params)])[0], params, receive, partial=partial)
+        return self.add(self.encode([(prompt, params)])[0], params, receive, partial=partial, priority=priority)
 
     def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]:
         """Token ids for each prompt. Does not use the engine, which another thread may run meanwhile."""
@@ -101,12 +104,13 @@ class Session:
         partial: bool = False,
         index: int | None = None,
         arrival_time: float | None = None,
+        priority: int = 0,
     ) -> str:
         """Adds a request and returns its id. ``receive`` gets its output when it has finished, and if ``partial`` after
         every step. A request that cannot be run is received at once, as an output with ``error`` set.
 
         index: seeds the draws of a request without a seed; None: the number of requests before it. arrival_time: of the
-        prompt, by time.perf_counter(); None: now."""
+        prompt, by time.perf_counter(); None: now. priority: lower ones run first."""
         number = next(self._ids)
         request_id = str(number)
         if prompt.error is None:
@@ -119,6 +123,7 @@ class Session:
                     stream=partial,
                     index=number if index is None else index,
                     arrival_time=arrival_time,
+                    priority=priority,
                 )
                 self._receivers[request_id] = receive
         if prompt.error is not None:
@@ -140,9 +145,13 @@ class Session:
             except BaseException as error:
                 self._deliver(self.engine.take_outputs())
                 lost, self._receivers = self._receivers, {}
-                for request_id, receive in list(lost.items()):
-                    reason = f"discarded by a failed step: {error!r}"
-                    receive(empty_output(request_id, "error", error=reason, error_code="server_error"))
+                reason = f"discarded by a failed step: {error!r}"
+                self.fault = error
+                try:
+                    for request_id, receive in list(lost.items()):
+                        receive(empty_output(request_id, "error", error=reason, error_code="server_error"))
+                finally:
+                    self.fault = None
                 raise
             self._deliver(outputs)
 

@@ -125,12 +125,14 @@ class Engine:
         stream: bool = False,
         index: int = 0,
         arrival_time: float | None = None,
+        priority: int = 0,
     ) -> None:
         """Queues a request. Raises ValueError, with the numbers, if it can never be run; nothing is left of it then.
 
         params: copied. prompt: the text, handed through to the outputs. stream: an output after every step that brought
         something new, as params.output_kind has it. index: the prompt's place among the caller's prompts, so that equal
-        prompts without a seed draw differently. arrival_time: by time.perf_counter(); None: now.
+        prompts without a seed draw differently. arrival_time: by time.perf_counter(); None: now. priority: lower ones
+        run first, as Scheduler has it.
         """
         if request_id in self._requests:
             raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
@@ -142,6 +144,7 @@ class Engine:
             stream=stream,
             index=index,
             arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
+            priority=priority,
         )
         self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from numbers import Integral
 
 import numpy as np
 
@@ -52,8 +53,11 @@ class Intake:
         stream: bool,
         index: int,
         arrival_time: float,
+        priority: int = 0,
     ) -> Request:
         """A request that shares nothing with the arguments, which are those of Engine.add_request."""
+        if not isinstance(priority, Integral) or isinstance(priority, bool):
+            raise ValueError(f"priority: expected an integer, got {priority!r:.80}")
         resolved = self._resolved(params)
         tokens = self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens)
         most = self._max_model_len if resolved.max_tokens is None else len(tokens) + resolved.max_tokens
@@ -66,6 +70,7 @@ class Intake:
             stop_ids=resolved.stop_token_ids | (frozenset() if resolved.ignore_eos else self._eos_ids),
             stream=stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY,
             arrival_time=arrival_time,
+            priority=int(priority),
         )
         seed = resolved.seed
         if seed is None:

@@ -155,8 +155,9 @@ def test_what_vllms_scripts_call(llm: AsyncLLM) -> None:
         assert await llm.reset_prefix_cache()
         await llm.check_health()
         assert [output async for output in llm.generate("a", GREEDY, "id", lora_request=None, priority=0)]
-        with pytest.raises(ValueError, match="priority: known in vLLM, not here"):
-            await anext(llm.generate("a", GREEDY, priority=3))
+        assert [output async for output in llm.generate("a", GREEDY, priority=3)][-1].error is None
+        (refused,) = [output async for output in llm.generate("a", GREEDY, priority="high")]  # type: ignore[arg-type]
+        assert refused.error == "priority: expected an integer, got 'high'"
         with pytest.raises(AttributeError, match=r"AsyncLLM.encode: known in vLLM, not here"):
             llm.encode  # type: ignore[attr-defined]  # noqa: B018
         assert llm.get_metrics()
@@ -324,7 +325,7 @@ def test_if_the_engines_thread_ends_everyone_is_told(tiny_model: Path) -> None:
         llm = AsyncLLM(tiny_model, **ENGINE)
         waiting = llm.generate("waiting", LONG)
         await anext(waiting)
-        llm._thread._commands.put(lambda: 1 / 0)
+        llm.thread._commands.put(lambda: 1 / 0)
         with pytest.raises(RuntimeError, match="thread has ended: ZeroDivisionError"):
             [output async for output in waiting]
         with pytest.raises(RuntimeError, match="thread has ended"):
@@ -347,7 +348,7 @@ def test_a_loop_that_was_closed_leaves_nothing_running(llm: AsyncLLM) -> None:
 def test_garbage_is_closed(tiny_model: Path) -> None:
     llm = AsyncLLM(tiny_model, **ENGINE)
     run(collect(llm, "a"))
-    thread, engine = llm._thread, weakref.ref(llm.engine)
+    thread, engine = llm.thread, weakref.ref(llm.engine)
     del llm
     assert not any(each.is_alive() for each in thread._threads)
     del thread

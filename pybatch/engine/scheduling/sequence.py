@@ -11,6 +11,9 @@ from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.block_pool import BlockKey
 
+BACKGROUND = 1 << 30
+"""The priority from which on work is background work: rows of jobs that run beside interactive requests."""
+
 
 class Status(Enum):
     WAITING = auto()
@@ -104,6 +107,7 @@ class Request:
         "max_total_tokens",
         "metrics",
         "params",
+        "priority",
         "prompt",
         "prompt_logprobs",
         "prompt_token_ids",
@@ -124,11 +128,13 @@ class Request:
         stop_ids: frozenset[int],
         stream: bool,
         arrival_time: float,
+        priority: int = 0,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.prompt_token_ids = prompt_token_ids
         self.params = params
+        self.priority = priority  # lower ones run first
         self.max_total_tokens = max_total_tokens
         self.stop_ids = stop_ids  # end-of-sequence tokens, unless ignored, and stop_token_ids
         self.stream = stream
