@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,9 +34,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A worker that is ready. pid: of its process. What follows is as Session and its engine have it."""
+    """A worker that is ready, as its Session and engine say."""
 
-    pid: int
     max_model_len: int
     kv_blocks: int
     default_params: SamplingParams
@@ -94,7 +92,6 @@ class Worker:
         self._running: dict[int, str] = {}  # a row's number -> the engine's name for its request
         self._finished: list[tuple[int, RequestOutput]] = []
         return Loaded(
-            os.getpid(),
             session.max_model_len,
             session.engine.num_kv_blocks,
             session.default_params,

@@ -14,8 +14,10 @@ from typing import Any
 import pybatch
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.session import empty_output
+from pybatch.cluster.process import Process, wait_for_ends, watch
 from pybatch.cluster.ray_cluster import ClusterError, Slot, find_slots
-from pybatch.cluster.worker import Loaded, Request, Worker
+from pybatch.cluster.worker import Loaded, Request
+from pybatch.cluster.worker_actor import WorkerActor
 from pybatch.engine import RequestOutput
 from pybatch.engine.metrics import EngineMetrics
 
@@ -25,17 +27,19 @@ CALLS = 2  # in flight to a worker, so that it has the next one when it has answ
 ALONE = 2  # deaths of workers that a row has seen, after which it runs with no other beside it
 DEATHS = 3  # after which it has failed
 DEATHS_OF_SLOT = 4  # on average, with no outcome between them, after which the job cannot go on
+ENDING = 10.0  # seconds that workers of this machine have to end; they need a fraction of one
 LOOK_AROUND = 5.0  # seconds between two looks for machines that have come back or are new
 
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """A worker, and what it has been given. calls: those in flight, the oldest first; the first of all loads the model.
-    rows: by their numbers, in the order in which they were given.
+    """A worker, and what it has been given. started: a call that brings its Process. calls: the others in flight, the
+    oldest first; the first of all loads the model. rows: by their numbers, in the order in which they were given.
     suspect: it has one row, which is to run alone."""
 
     slot: Slot
     actor: Any
+    started: Any
     calls: deque[Any]
     loaded: Loaded | None = None
     rows: dict[int, Request] = field(default_factory=dict)
@@ -45,6 +49,17 @@ class Member:
     @property
     def ready(self) -> bool:
         return self.loaded is not None
+
+    @property
+    def process(self) -> Process | None:
+        """None if it has not started yet, or died as it did."""
+        import ray
+
+        try:
+            process: Process = ray.get(self.started, timeout=0)
+        except ray.exceptions.RayError:
+            return None
+        return process
 
 
 class WorkerPool:
@@ -66,7 +81,7 @@ class WorkerPool:
 
         self._arguments, self._fingerprint = absolute_paths(arguments), fingerprint
         self._full = EngineArgs(**self._arguments).max_num_seqs
-        self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Worker)
+        self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(WorkerActor)
         self._members: list[Member] = []
         self._pending: set[int] = set()  # the rows that have no outcome yet
         self._waiting: deque[Request] = deque()  # those of them that no worker has
@@ -122,9 +137,15 @@ class WorkerPool:
                 member.suspect = False
 
     def close(self) -> None:
-        """Ends the workers, whatever they are at."""
-        while self._members:
-            self._kill(self._members.pop())
+        """Ends the workers, whatever they are at. Those of this machine have gone when it returns, so that the memory
+        of its GPUs is free; on others Ray gives a GPU to nobody before that."""
+        members, self._members = self._members, []
+        processes = [process for member in members if (process := member.process) is not None]
+        watched = [fd for process in processes if (fd := watch(process)) is not None]
+        for member in members:
+            self._kill(member)
+        if not wait_for_ends(watched, ENDING):
+            logger.warning("workers are still ending: they may use this machine's memory a while longer")
 
     @property
     def _most(self) -> int:
@@ -242,8 +263,9 @@ class WorkerPool:
             num_gpus=slot.gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
         ).remote()
+        started = actor.process.remote()
         load = actor.load.remote(pybatch.__version__, self._arguments, self._fingerprint, slot.cpus)
-        return Member(slot, actor, deque([load]))
+        return Member(slot, actor, started, deque([load]))
 
     def _bury(self, member: Member, error: Exception) -> None:
         """Its rows go to the others."""
@@ -252,13 +274,14 @@ class WorkerPool:
         self._members.remove(member)
         self._kill(member)
         reason = in_short(error)
-        cannot_load = isinstance(error, ray.exceptions.RayTaskError) and not member.ready
+        cannot_load = not member.ready and (isinstance(error, ray.exceptions.RayTaskError) or cannot_start(error))
         if cannot_load and member.slot not in self._proven:
             raise ClusterError(f"{member.slot.host}: {reason}") from error
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > DEATHS_OF_SLOT * (len(self._members) + 1):
             raise ClusterError(f"{self._deaths_in_a_row} workers have died with no answer between: {reason}") from error
-        name = f"worker {member.loaded.pid if member.loaded else '(loading)'} on {member.slot.host}"
+        process = member.process
+        name = f"worker {process.pid if process else '(starting)'} on {member.slot.host}"
         logger.warning("%s: %s; %d rows go to others", name, reason, len(member.rows))
         if member.ready:
             self._next_look = 0.0
@@ -297,9 +320,16 @@ def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def cannot_start(error: Exception) -> bool:
+    """Whether a worker's class could not be imported where it was to run."""
+    return "an error raised in its creation task" in str(error)
+
+
 def in_short(error: Exception) -> str:
     """One line: of an error that a worker raised, that one; of a worker's death what Ray knows of its cause."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    if cannot_start(error):  # with the traceback of it
+        return lines[-1]
     told = next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
     return told.partition(". ")[0].removeprefix("The actor is dead because ")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -126,7 +127,7 @@ class Preparation:
             raise
 
     def _open_journal(self) -> Journal:
-        with signals_blocked():  # or one could come before it is known that the journal is to be removed
+        with signals_held():  # or one could come before it is known that the journal is to be removed
             journal = Journal.open(self.destination.journal)
             if not journal.header:
                 _unused.add(journal)
@@ -255,12 +256,22 @@ def discard_unused_journals() -> None:
 
 
 @contextmanager
-def signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+def signals_held() -> Iterator[None]:
+    """Delays handlers to the end of the block. (To block the signals would not: another thread gets them then, and the
+    handler runs on this one all the same.) Off the main thread, where no handlers run, there is nothing to do."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if on_main_thread else ()
+    handlers = {signum: handler for signum in ending if callable(handler := signal.getsignal(signum))}
+    held: list[int] = []
     try:
+        for signum in handlers:
+            signal.signal(signum, lambda signum, frame: held.append(signum))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        for came in held:
+            signal.raise_signal(came)
 
 
 def temporary_journal() -> Journal:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pybatch
 from pybatch.cluster.ray_cluster import OBJECT_STORE
 
 
@@ -15,7 +17,9 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     machine = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
-    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **machine})
-    cluster.add_node(**machine)
-    yield cluster
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(pybatch.__file__).parents[1]))  # what is tested, for workers too
+        cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **machine})
+        cluster.add_node(**machine)
+        yield cluster
+        cluster.shutdown()

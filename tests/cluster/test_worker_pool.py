@@ -19,6 +19,7 @@ import pytest
 import pybatch
 from pybatch.api.inputs import Encoded
 from pybatch.api.outcomes import Failure, Outcome, outcome_of
+from pybatch.cluster.process import wait_for_ends, watch
 from pybatch.cluster.ray_cluster import OBJECT_STORE, ClusterError, Slot, connected, find_slots
 from pybatch.cluster.worker import Request
 from pybatch.cluster.worker_pool import DEATHS, Member, WorkerPool, absolute_paths
@@ -151,6 +152,35 @@ def test_a_machine_without_the_model_is_named(pool: WorkerPool, cluster: Any, tm
     other.close()
 
 
+def test_a_machine_whose_pybatch_cannot_be_imported_is_told_at_once(
+    pool: WorkerPool, cluster: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.close()
+    (tmp_path / "pybatch.py").write_text("raise ImportError('it is of another Python')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    node = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
+    other = WorkerPool({"model": tiny_model, "device": "cpu"}, model_fingerprint(tiny_model))
+    with pytest.raises(ClusterError, match=f"^{re.escape(socket.gethostname())}: ImportError: it is of another Python"):
+        run(other, requests(1000))
+    other.close()
+    cluster.remove_node(node)
+
+
+def test_workers_have_ended_when_a_pool_is_closed(pool: WorkerPool, cluster: Any, tiny_model: Path) -> None:
+    """Loaded or not."""
+    pool.close()
+    other = WorkerPool({"model": tiny_model, "device": "cpu"}, model_fingerprint(tiny_model))
+    end = time.monotonic() + SECONDS
+    while not all(member.process for member in other._members):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    watched = [watch(member.process) for member in other._members if member.process]
+    assert watched
+    assert None not in watched
+    other.close()
+    assert wait_for_ends([fd for fd in watched if fd is not None], timeout=0)
+
+
 def requests(count: int) -> list[Request]:
     """Greedy and sampled, of several lengths."""
     return [
@@ -196,5 +226,5 @@ def wait_for_two(pool: WorkerPool) -> None:
 
 
 def kill(member: Member) -> None:
-    assert member.loaded is not None
-    os.kill(member.loaded.pid, signal.SIGKILL)
+    assert member.process is not None
+    os.kill(member.process.pid, signal.SIGKILL)

@@ -73,7 +73,7 @@ def job(llm: LLM, tmp_path: Path) -> Iterator[JobInPipe]:
 
 
 def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -118,9 +118,11 @@ def test_a_file_that_is_slow_to_read_is_not_waited_for(job: JobInPipe, monkeypat
     def produce() -> None:
         for i in range(30):
             job.feed({"prompt": f"Say {i}"})
-            time.sleep(0.03)
-        done_before_the_end.append(job.done())
-        os.close(job.pipe)
+        try:
+            wait_for(lambda: job.done() > 0)
+            done_before_the_end.append(job.done())
+        finally:
+            os.close(job.pipe)
 
     producer = threading.Thread(target=produce)
     producer.start()

@@ -212,10 +212,10 @@ def test_positions_need_room_too(directory: Path, tmp_path: Path) -> None:
 
 
 def test_tensors_that_a_config_names_are_missed_before_any_are_made(directory: Path, tmp_path: Path) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ModelError, match=r"has no tensor 'model\.layers\.3"):
         load_model(edit_config(directory, tmp_path, num_hidden_layers=4096), skip_tokenizer=True)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_markup_and_control_characters_in_names_are_printed_as_text(

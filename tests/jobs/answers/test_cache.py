@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,13 +43,17 @@ def test_an_answer_is_found_again_with_its_job_and_row(tmp_path: Path) -> None:
     again.close()
 
 
-def test_answers_are_written_as_time_goes_by_and_others_see_them(tmp_path: Path) -> None:
+def test_answers_are_written_as_time_goes_by_and_others_see_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(cache_module, "time", SimpleNamespace(time=time.time, monotonic=lambda: now))
     cache, other = ResponseCache(tmp_path), ResponseCache(tmp_path)
     cache.put(key(1), "job", 1, ANSWER)
     assert other.get(key(1)) is not None
     cache.put(key(2), "job", 2, ANSWER)
     assert other.get(key(2)) is None, "a transaction for each row"
-    time.sleep(cache_module.COMMIT_INTERVAL)
+    now = cache_module.COMMIT_INTERVAL
     cache.put(key(3), "job", 3, ANSWER)
     assert other.get(key(2)) is not None
     cache.close()
@@ -158,6 +163,7 @@ def test_an_entry_with_a_flipped_bit_is_as_good_as_none(tmp_path: Path) -> None:
 MANY = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from pybatch.api.outcomes import Answer, Sample
 from pybatch.jobs.answers.cache import ResponseCache
 number = int(sys.argv[2])

@@ -9,7 +9,7 @@ import pytest
 from pybatch.jobs.rows import Row
 from pybatch.jobs.sources.read_ahead import ReadAhead
 
-LONG = 10.0  # seconds, for what comes at once
+LONG = 60.0  # seconds, for what comes at once
 
 
 def row(index: int, size: int = 1) -> Row:
