@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +10,11 @@ from typing import Annotated
 
 import typer
 
-from pybatch.cli.command import UsageError, leave_deleted_folder, loading_errors, stderr, usage_errors
+from pybatch.cli.command import CommandError, UsageError, leave_deleted_folder, loading_errors, stderr, usage_errors
 from pybatch.cli.flags import EngineFlags, Given, flags_of, option, takes
+from pybatch.cli.signals import ending_in_order
+from pybatch.serve.guard.binding import bind
+from pybatch.serve.guard.keys import load_keys
 from pybatch.serve.settings import ServerSettings
 
 
@@ -33,13 +37,24 @@ def serve(
     with usage_errors():
         settings = ServerSettings(**server.given())
         try:
-            from pybatch.serve.run import bind, run
+            from pybatch.serve import run
         except ModuleNotFoundError as error:
             raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[serve]'") from None
-        with bind(settings) as bound:
+        keys = load_keys(settings.api_key or (), settings.api_key_file, os.environ, settings.limits)
+        with bind(settings, keys) as bound:
             with loading_errors(arguments["model"]):
                 from pybatch.api.async_llm import AsyncLLM
 
                 llm = AsyncLLM(**arguments)
-            with closing(llm):
-                run(llm, settings, bound, lambda url: stderr.print(f"Serving {arguments['model']} at {url}"))
+            with closing(llm), ending_in_order() as stop:
+                try:
+                    run.run(
+                        llm,
+                        settings,
+                        keys,
+                        bound,
+                        announce=lambda url: stderr.print(f"Serving {arguments['model']} at {url}"),
+                        stopping=stop.requested,
+                    )
+                except run.EngineEndedError as error:
+                    raise CommandError(f"serve: {error}") from error

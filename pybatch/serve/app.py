@@ -6,16 +6,20 @@ from fastapi import FastAPI
 
 import pybatch
 from pybatch.serve.errors import handle_errors
+from pybatch.serve.guard.keys import Keys
+from pybatch.serve.guard.stack import guard
 from pybatch.serve.routes import chat, health, models
 from pybatch.serve.service import Service
 
 ROUTERS = (chat.router, models.router, health.router)
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, keys: Keys | None = None, *, local: bool = True) -> FastAPI:
+    """keys: those that open it; None: it is open to all. local: it can be reached on this machine alone."""
     app = FastAPI(title="pybatch", version=pybatch.__version__)
     app.state.service = service
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
+    guard(app, service.settings, keys or Keys(), service.requests, local=local)
     return app

@@ -17,7 +17,8 @@ from pybatch.api.protocols.request_error import RequestError
 
 logger = logging.getLogger(__name__)
 
-CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
+BUSY_SECONDS = 2  # until a request that found the queue full tries again
 
 
 class NotFoundError(RequestError):
@@ -30,6 +31,10 @@ class RefusedError(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+
+
+class QueueFullError(Exception):
+    """A request that finds too many others waiting."""
 
 
 def failure_response(
@@ -54,6 +59,12 @@ def handle_errors(app: FastAPI) -> None:
     async def failed(request: Request, error: RefusedError) -> JSONResponse:
         status = 500 if error.failure.code == "server_error" else 400
         return failure_response(request, status, error.failure)
+
+    @app.exception_handler(QueueFullError)
+    async def busy(request: Request, error: QueueFullError) -> JSONResponse:
+        # 503, not 429: it is not this client that asks for too much. Clients try again, and proxies ask another server.
+        failure = Failure("too many requests are waiting", "server_busy")
+        return failure_response(request, 503, failure, {"Retry-After": str(BUSY_SECONDS)})
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated
@@ -16,7 +16,8 @@ from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import merged
 from pybatch.engine import RequestOutput, RequestOutputKind
-from pybatch.serve.errors import NotFoundError, RefusedError
+from pybatch.serve.errors import NotFoundError, QueueFullError, RefusedError
+from pybatch.serve.guard.lifetime import OpenRequests
 from pybatch.serve.merge import merge
 from pybatch.serve.settings import ServerSettings
 
@@ -35,6 +36,9 @@ class Service:
         self.llm, self.settings = llm, settings
         self.names = settings.served_model_name or [str(vars(llm.engine.config)["model"])]
         self.created = int(time.time())
+        self.requests = OpenRequests()
+        self.at_shutdown: list[Callable[[], Awaitable[object]]] = []  # called when the server begins to stop
+        self.prompts = 0  # that are being answered; those of batches are not among them
 
     def expect_model(self, name: object) -> str:
         """The name to report. Raises NotFoundError for another model than the one that is served."""
@@ -66,11 +70,17 @@ class Service:
 
     async def _outputs(self, asked: Generation, kind: RequestOutputKind) -> Outputs:
         params = replace(merged(self.llm.session.default_params, asked.params), output_kind=kind)
-        async with aclosing(merge([self.llm.generate(prompt, params) for prompt in asked.prompts])) as outputs:
-            async for number, output in outputs:
-                if output.error is not None:
-                    raise RefusedError(Failure(output.error, output.error_code or "invalid_request"))
-                yield number, output
+        if self.prompts >= self.llm.engine.config.max_num_seqs + self.settings.max_queue:
+            raise QueueFullError
+        self.prompts += len(asked.prompts)
+        try:
+            async with aclosing(merge([self.llm.generate(prompt, params) for prompt in asked.prompts])) as outputs:
+                async for number, output in outputs:
+                    if output.error is not None:
+                        raise RefusedError(Failure(output.error, output.error_code or "invalid_request"))
+                    yield number, output
+        finally:
+            self.prompts -= len(asked.prompts)
 
 
 def service_of(request: Request) -> Service:

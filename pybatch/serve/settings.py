@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from pybatch.engine.arguments import list_fields, suggest_names
+from pybatch.serve.limits import Limits
+
+MIB = 1 << 20
 
 
 @list_fields
@@ -14,12 +18,60 @@ from pybatch.engine.arguments import list_fields, suggest_names
 class ServerSettings:
     """The arguments of ``pybatch serve`` besides the engine's; names follow vLLM."""
 
-    host: Annotated[str, "The address to listen on."] = "127.0.0.1"
+    host: Annotated[str, "The address to listen on; one that other machines can reach needs an API key."] = "127.0.0.1"
     port: Annotated[int, "The port to listen on; 0: any that is free."] = 8000
+    uds: Annotated[str | Path | None, "A UNIX socket to listen on instead."] = None
     served_model_name: Annotated[
         list[str] | None, "What requests call the model; may be repeated. Default: what was given as the model."
+    ] = None
+    api_key: Annotated[
+        list[str] | None,
+        "A key that requests must have; may be repeated. The machine's other users can see it: prefer a file, or the "
+        "variable PYBATCH_API_KEY.",
+    ] = field(default=None, repr=False)
+    api_key_file: Annotated[
+        str | Path | None,
+        "Keys, one a line with a name after it; or, in TOML or JSON, with names and limits of their own.",
+    ] = None
+    allow_no_key: Annotated[bool, "Let other machines connect though there is no API key."] = False
+    metrics_without_key: Annotated[bool, "Let /metrics be read without a key."] = False
+    requests_per_minute: Annotated[int | None, "POST requests that each key may send; None: any number."] = None
+    tokens_per_minute: Annotated[int | None, "Tokens of prompts and answers for each key; None: any number."] = None
+    max_concurrent_requests: Annotated[int | None, "Requests of each key at a time; None: any number."] = None
+    max_queue: Annotated[
+        int, "Prompts that may wait while max_num_seqs run; more are refused with 503 until some have ended."
+    ] = 4096
+    request_timeout: Annotated[
+        float | None, "Seconds after which a request is aborted, with 504; None: as long as its client waits."
+    ] = None
+    shutdown_timeout: Annotated[
+        float, "Seconds that requests have to end after SIGTERM or Ctrl-C, before they are aborted."
+    ] = 20.0
+    max_body_size: Annotated[int, "Bytes of a request's body."] = 32 * MIB
+    max_file_size: Annotated[int, "Bytes of an uploaded file, or of a batch in one request."] = 256 * MIB
+    allowed_origins: Annotated[
+        list[str] | None, "Origins whose pages may use the server from a browser; may be repeated; '*': all."
+    ] = None
+    ssl_certfile: Annotated[str | Path | None, "A TLS certificate (PEM), with its chain: serves https."] = None
+    ssl_keyfile: Annotated[
+        str | Path | None, "The certificate's key, without a password. Default: in the same file."
     ] = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: expected a number from 0 to 65535, got {self.port}")
+        for name in ("max_queue", "max_body_size", "max_file_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.request_timeout is not None and not self.request_timeout > 0:
+            raise ValueError(f"request_timeout: expected more than 0 seconds, got {self.request_timeout}")
+        if not self.shutdown_timeout >= 0:
+            raise ValueError(f"shutdown_timeout: expected at least 0 seconds, got {self.shutdown_timeout}")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_certfile: expected one, since ssl_keyfile is given")
+        _ = self.limits
+
+    @property
+    def limits(self) -> Limits:
+        """Of each key that has none of its own, or of all requests together where there are no keys."""
+        return Limits(self.requests_per_minute, self.tokens_per_minute, self.max_concurrent_requests)

@@ -5,29 +5,29 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 import pybatch
-from pybatch.serve.service import Served
+from pybatch.serve.service import Served, Service
 
 router = APIRouter()
 
 
 @router.get("/health")
 async def health(service: Served) -> Response:
-    """503 if the engine has ended: only another start helps then."""
-    return await engine_runs(service)
+    """503 if the engine has ended, as the server then does too."""
+    return Response(status_code=200 if await engine_runs(service) else 503)
 
 
 @router.get("/ready")
 async def ready(service: Served) -> Response:
     """503 while new requests should go elsewhere."""
-    return await engine_runs(service)
+    return Response(status_code=200 if await engine_runs(service) and not service.requests.stopping() else 503)
 
 
-async def engine_runs(service: Served) -> Response:
+async def engine_runs(service: Service) -> bool:
     try:
         await service.llm.check_health()
     except RuntimeError:
-        return Response(status_code=503)
-    return Response()
+        return False
+    return True
 
 
 @router.get("/version")
