@@ -149,6 +149,10 @@ class Engine:
         self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request
 
+    def expect_runnable(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        """Raises ValueError where add_request would. Any thread may call it."""
+        self._intake.accept(prompt_token_ids, params)
+
     @in_neutral_torch
     def step(self) -> list[RequestOutput]:
         """One step of the batch. Returns every request that finished, and what is new of those that stream."""

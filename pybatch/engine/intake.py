@@ -58,8 +58,7 @@ class Intake:
         """A request that shares nothing with the arguments, which are those of Engine.add_request."""
         if not isinstance(priority, Integral) or isinstance(priority, bool):
             raise ValueError(f"priority: expected an integer, got {priority!r:.80}")
-        resolved = self._resolved(params)
-        tokens = self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens)
+        tokens, resolved = self.accept(prompt_token_ids, params)
         most = self._max_model_len if resolved.max_tokens is None else len(tokens) + resolved.max_tokens
         request = Request(
             request_id,
@@ -78,6 +77,11 @@ class Intake:
         for i in range(resolved.n):
             request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(request)))
         return request
+
+    def accept(self, prompt_token_ids: Iterable[int], params: SamplingParams) -> tuple[array[int], RequestParams]:
+        """The tokens to run and the parameters in the kernels' numbers. Raises ValueError if they cannot be run."""
+        resolved = self._resolved(params)
+        return self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens), resolved
 
     def _resolved(self, params: SamplingParams) -> RequestParams:
         """A job's rows mostly have the same parameters: they are checked once, not for each row."""

@@ -8,10 +8,10 @@ import pybatch
 from pybatch.serve.errors import handle_errors
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.stack import guard
-from pybatch.serve.routes import chat, health, models
+from pybatch.serve.routes import chat, completions, health, models
 from pybatch.serve.service import Service
 
-ROUTERS = (chat.router, models.router, health.router)
+ROUTERS = (chat.router, completions.router, models.router, health.router)
 
 
 def create_app(service: Service, keys: Keys | None = None, *, local: bool = True) -> FastAPI:

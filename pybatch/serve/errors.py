@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
 BUSY_SECONDS = 2  # until a request that found the queue full tries again
 
+SERVER_ERROR = Failure("the server has failed; its log says why", "server_error")
+
 
 class NotFoundError(RequestError):
     """A request for what is not there."""
@@ -74,4 +76,4 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return failure_response(request, 500, Failure("the server has failed; its log says why", "server_error"))
+        return failure_response(request, 500, SERVER_ERROR)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import reprlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated
@@ -11,11 +13,14 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from pybatch.api.async_llm import AsyncLLM
+from pybatch.api.inputs import Conversation, Prompt, fault_of
 from pybatch.api.outcomes import Answer, Failure, outcome_of
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
-from pybatch.api.protocols.sampling import merged
-from pybatch.engine import RequestOutput, RequestOutputKind
+from pybatch.api.protocols.sampling import NAMES, merged
+from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
+from pybatch.engine.scheduling.sequence import BACKGROUND
+from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.errors import NotFoundError, QueueFullError, RefusedError
 from pybatch.serve.guard.lifetime import OpenRequests
 from pybatch.serve.merge import merge
@@ -23,6 +28,11 @@ from pybatch.serve.settings import ServerSettings
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 """With each output the number of its prompt."""
+
+# The most of one request.
+MOST_SAMPLES = 128  # of each prompt; OpenAI's limit
+MOST_PROMPTS = 2048
+MOST_LOGPROBS = 20  # at each position, as in vLLM
 
 
 class Service:
@@ -39,6 +49,10 @@ class Service:
         self.requests = OpenRequests()
         self.at_shutdown: list[Callable[[], Awaitable[object]]] = []  # called when the server begins to stop
         self.prompts = 0  # that are being answered; those of batches are not among them
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.llm.session.tokenizer
 
     def expect_model(self, name: object) -> str:
         """The name to report. Raises NotFoundError for another model than the one that is served."""
@@ -60,27 +74,76 @@ class Service:
 
     async def answers(self, asked: Generation) -> list[Answer]:
         """An answer for each prompt. Raises RefusedError if one of them cannot be run."""
-        found: dict[int, Answer] = {}
+        return [self.answer(output) for output in await self.outputs(asked)]
+
+    async def outputs(self, asked: Generation) -> list[RequestOutput]:
+        """The output of each prompt. Raises RefusedError if one of them cannot be run."""
+        found: dict[int, RequestOutput] = {}
         async with aclosing(self._outputs(asked, RequestOutputKind.FINAL_ONLY)) as outputs:
             async for number, output in outputs:
-                answer = outcome_of(output, self.llm.session.tokenizer)
-                assert isinstance(answer, Answer)
-                found[number] = answer
+                found[number] = output
         return [found[number] for number in range(len(asked.prompts))]
+
+    def answer(self, output: RequestOutput) -> Answer:
+        """Of an output without an error."""
+        answer = outcome_of(output, self.tokenizer)
+        assert isinstance(answer, Answer)
+        return answer
 
     async def _outputs(self, asked: Generation, kind: RequestOutputKind) -> Outputs:
         params = replace(merged(self.llm.session.default_params, asked.params), output_kind=kind)
+        self._expect_bounded(asked, params)
         if self.prompts >= self.llm.engine.config.max_num_seqs + self.settings.max_queue:
             raise QueueFullError
         self.prompts += len(asked.prompts)
         try:
-            async with aclosing(merge([self.llm.generate(prompt, params) for prompt in asked.prompts])) as outputs:
+            prompts = asked.prompts
+            if len(prompts) > 1:  # none is to run if one of them cannot: what was streamed could not be taken back
+                prompts = await asyncio.to_thread(self._encoded, prompts, params)
+            streams = [self.llm.generate(prompt, params, priority=asked.priority) for prompt in prompts]
+            async with aclosing(merge(streams)) as outputs:
                 async for number, output in outputs:
                     if output.error is not None:
-                        raise RefusedError(Failure(output.error, output.error_code or "invalid_request"))
+                        conversation = isinstance(asked.prompts[0], Conversation)
+                        raise refusal(output.error, output.error_code, "messages" if conversation else "prompt")
                     yield number, output
         finally:
             self.prompts -= len(asked.prompts)
+
+    def _expect_bounded(self, asked: Generation, params: SamplingParams) -> None:
+        """Raises RequestError for more than the server takes."""
+        conversation = isinstance(asked.prompts[0], Conversation)
+        for name, value, least, most in (
+            ("n", params.n, 1, MOST_SAMPLES),
+            ("prompt", len(asked.prompts), 1, MOST_PROMPTS),
+            ("top_logprobs" if conversation else "logprobs", params.logprobs, 0, MOST_LOGPROBS),
+            ("prompt_logprobs", params.prompt_logprobs, 0, MOST_LOGPROBS),
+            ("priority", asked.priority, 1 - BACKGROUND, BACKGROUND - 1),
+        ):
+            if value is not None and not least <= value <= most:
+                unit = " prompts" if name == "prompt" else ""
+                said = f"{name}: expected {least} to {most}{unit} here, got {reprlib.repr(value)}"
+                raise RequestError(said, "invalid_value", name)
+
+    def _encoded(self, prompts: Sequence[Prompt], params: SamplingParams) -> tuple[Prompt, ...]:
+        """The prompts as token ids. Raises RefusedError if one of them cannot be run."""
+        found: list[Prompt] = []
+        for number, each in enumerate(self.llm.session.encode([(prompt, params) for prompt in prompts])):
+            if each.error is None:
+                with fault_of(each):
+                    self.llm.engine.expect_runnable(each.token_ids, params)
+            if each.error is not None:
+                raise refusal(each.error, each.error_code, f"prompt[{number}]")
+            found.append({"prompt_token_ids": each.token_ids})
+        return tuple(found)
+
+
+def refusal(error: str, code: str | None, prompt: str) -> RefusedError:
+    """prompt: what the prompt is called in the request. The error's message begins with the parameter's name."""
+    name = error.partition(":")[0]
+    param = prompt if name == "prompt" else name if name in NAMES else None
+    message = prompt + error.removeprefix("prompt") if name == "prompt" else error
+    return RefusedError(Failure(message, code or "invalid_request", param))
 
 
 def service_of(request: Request) -> Service:

@@ -11,7 +11,9 @@ from pybatch.api.inputs import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets."""
+    """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets.
+    priority: among interactive requests; a lower one comes first."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any]
+    priority: int = 0

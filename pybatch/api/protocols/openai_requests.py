@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, Required, TypedDict
 
-from pybatch.api.inputs import Conversation, Prompt, is_token_ids
+from pybatch.api.inputs import Conversation, Message, Prompt, is_token_ids
 from pybatch.api.protocols.fields import expect_fields, expect_given, expect_type, flag
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.messages import expect_messages, expect_unicode
@@ -20,6 +21,7 @@ SAMPLING = {
     # vLLM's
     *("top_k", "min_p", "min_tokens", "repetition_penalty", "ignore_eos", "stop_token_ids", "bad_words"),
     *("include_stop_str_in_output", "skip_special_tokens", "allowed_token_ids", "truncate_prompt_tokens"),
+    "prompt_logprobs",
 }
 """The fields that SamplingParams has too."""
 
@@ -30,8 +32,7 @@ _VLLM_ONLY: dict[str, Collection[Any]] = {
 ASKING_NOTHING: dict[str, Collection[Any]] = {
     **_VLLM_ONLY,
     "stream": (False,),
-    **dict.fromkeys(("user", "stream_options", "request_id", "priority", "cache_salt"), ANYTHING),
-    "prompt_logprobs": (),
+    **dict.fromkeys(("user", "stream_options", "request_id", "cache_salt"), ANYTHING),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "kv_transfer_params": (),
@@ -64,17 +65,85 @@ COMPLETION_ASKING_NOTHING: dict[str, Collection[Any]] = {
     "response_format": ({"type": "text"},),
     "prompt_embeds": (),
 }
-CHAT = SAMPLING | {
-    *("model", "messages", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice"),
+
+
+class ChatFields(TypedDict, total=False):
+    """Of a body for /v1/chat/completions, besides SAMPLING."""
+
+    model: Required[str]
+    messages: Required[list[Message]]
+    max_completion_tokens: int | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    tools: list[dict[str, Any]] | None
+    tool_choice: Literal["none", "auto"] | None
     # vLLM's
-    *("add_generation_prompt", "continue_final_message", "documents", "chat_template_kwargs", "reasoning_effort"),
-}
-COMPLETION = SAMPLING | {"model", "prompt", "echo", "best_of", "logprobs"}
+    priority: int | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    documents: list[dict[str, Any]] | None
+    chat_template_kwargs: dict[str, Any] | None
+    reasoning_effort: Any
+
+
+class CompletionFields(TypedDict, total=False):
+    """Of a body for /v1/completions, besides SAMPLING."""
+
+    model: Required[str]
+    prompt: Required[str | list[str] | list[int] | list[list[int]]]
+    echo: bool | None
+    best_of: int | None
+    logprobs: int | None
+    priority: int | None  # vLLM's
+
+
+class StreamFields(TypedDict, total=False):
+    """Of both, where the answer may come in pieces."""
+
+    stream: bool | None
+    stream_options: dict[str, Any] | None
+
+
+CHAT = SAMPLING | ChatFields.__annotations__.keys()
+COMPLETION = SAMPLING | CompletionFields.__annotations__.keys()
 
 NO_TEMPLATE_VARIABLES = {
     *("messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("split_special_tokens", "max_tokens"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """How a streamed answer reports usage. include_usage: in a last chunk. continuous_usage_stats: in each."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+def split_stream(body: Any) -> tuple[StreamOptions | None, Any]:
+    """Whether the answer is to be streamed, and the rest of the body: what is asked is the same either way. Raises
+    RequestError."""
+    if not isinstance(body, Mapping):
+        return None, body  # which chat_request and completion_request refuse
+    rest = {name: value for name, value in body.items() if name not in StreamFields.__annotations__}
+    given = body.get("stream_options") or {}
+    expect_type("stream_options", given, Mapping, "an object")
+    values = {}
+    for name, value in given.items():
+        if name not in STREAM_OPTIONS:
+            where = f"stream_options.{name:.80}"
+            raise RequestError(f"{where}: unknown parameter", "unknown_parameter", where)
+        values[name] = value is not None and expect_type(f"stream_options.{name}", value, bool, "true or false")
+    if not flag(body, "stream"):
+        return None, rest
+    if body.get("prompt_logprobs") is not None:
+        raise RequestError("prompt_logprobs: not in a stream", "unsupported_parameter", "prompt_logprobs")
+    values.pop("include_obfuscation", None)  # OpenAI's own connections need it
+    return StreamOptions(**values), rest
+
+
+STREAM_OPTIONS = ("include_usage", "continuous_usage_stats", "include_obfuscation")
 
 
 def chat_request(body: Any) -> Generation:
@@ -92,7 +161,7 @@ def chat_request(body: Any) -> Generation:
     elif top is not None and top != 0:
         raise RequestError("top_logprobs: expected logprobs = true with it", "invalid_value", "top_logprobs")
     expect_params(params)
-    return Generation((Conversation(messages, template_options(body)),), params)
+    return Generation((Conversation(messages, template_options(body)),), params, priority(body))
 
 
 def completion_request(body: Any) -> Generation:
@@ -106,11 +175,22 @@ def completion_request(body: Any) -> Generation:
         params["logprobs"] = count("logprobs", body["logprobs"])
     if flag(body, "echo"):
         if "logprobs" in params:
-            raise RequestError("echo: not supported here with logprobs", "unsupported_parameter", "echo")
-        if not all(isinstance(prompt, str) for prompt in prompts):
-            raise RequestError("echo: not supported here for token ids", "unsupported_parameter", "echo")
+            params.setdefault("prompt_logprobs", params["logprobs"])
+        if only_echo(body):
+            params["max_tokens"] = 1  # of which nothing is told
     expect_params(params)
-    return Generation(prompts, params)
+    return Generation(prompts, params, priority(body))
+
+
+def only_echo(body: Mapping[str, Any]) -> bool:
+    """Whether the prompt alone is wanted, without a token of output."""
+    return body.get("echo") is True and type(body.get("max_tokens")) is int and body["max_tokens"] == 0
+
+
+def priority(body: Mapping[str, Any]) -> int:
+    """vLLM's: what has a lower one is run first."""
+    value = body.get("priority")
+    return 0 if value is None else int(expect_type("priority", value, int, "an integer"))
 
 
 def sampling(body: Mapping[str, Any]) -> dict[str, Any]:

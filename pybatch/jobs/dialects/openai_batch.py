@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.api.protocols.fields import expect_given, expect_type
 from pybatch.api.protocols.generation import Generation
@@ -58,6 +59,8 @@ class OpenAIBatch:
             raise RequestError(
                 f"prompt: expected one in a row, got {len(asked.prompts)}; give each a row", "invalid_value", "prompt"
             )
+        if body.get("echo"):
+            expect_plain_echo(asked.prompts[0], body)
         return RowRequest(asked.prompts[0], asked.params, custom_id)
 
     def expect_model(self, model: Any) -> None:
@@ -85,6 +88,14 @@ class OpenAIBatch:
         if row.fields["url"] == CHAT_URL:
             return chat_completion(body, answer, id=id, created=self.created, model=body["model"])
         return text_completion(body, [answer], id=id, created=self.created, model=body["model"])
+
+
+def expect_plain_echo(prompt: Prompt, body: Mapping[str, Any]) -> None:
+    """Raises RequestError for an echo that cannot be written without the tokenizer."""
+    if not isinstance(prompt, str):
+        raise RequestError("echo: not supported in batches for token ids", "unsupported_parameter", "echo")
+    if body.get("logprobs") is not None:
+        raise RequestError("echo: not supported in batches with logprobs", "unsupported_parameter", "echo")
 
 
 def status(failure: Failure) -> int:

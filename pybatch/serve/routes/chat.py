@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import time
 import uuid
+from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from pybatch.api.protocols.openai_requests import chat_request
+from pybatch.api.protocols.openai_chunks import ChatChunks
+from pybatch.api.protocols.openai_requests import (
+    CHAT_ASKING_NOTHING,
+    SAMPLING,
+    ChatFields,
+    StreamFields,
+    chat_request,
+    split_stream,
+)
 from pybatch.api.protocols.openai_responses import chat_completion
 from pybatch.serve.bodies import read_json
+from pybatch.serve.openai_answers import stream, whole
+from pybatch.serve.openapi import body_schema, documented, object_with
 from pybatch.serve.service import Served
 
 router = APIRouter()
 
+BODY = body_schema(ChatFields, StreamFields, sampling=SAMPLING, asking_nothing=CHAT_ASKING_NOTHING)
+ANSWER = object_with(id=str, object=str, created=int, model=str, choices=list, usage=dict)
+EXAMPLE = {"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}
 
-@router.post("/v1/chat/completions")
+
+@router.post("/v1/chat/completions", **documented(BODY, answer=ANSWER, streams=True, example=EXAMPLE))
 async def create_chat_completion(request: Request, service: Served) -> Response:
-    body = await read_json(request)
+    options, body = split_stream(await read_json(request))
     asked = chat_request(body)
-    model = service.expect_model(body.get("model"))
-    (answer,) = await service.answers(asked)
-    return JSONResponse(chat_completion(body, answer, id=uuid.uuid4().hex, created=int(time.time()), model=model))
+    about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": service.expect_model(body.get("model"))}
+    if options is not None:
+        return await stream(service, asked, ChatChunks(body, options, service.tokenizer, **about))
+    (output,) = await service.outputs(asked)
+    return await whole(
+        asked, lambda: chat_completion(body, service.answer(output), **about, cached=output.num_cached_tokens)
+    )

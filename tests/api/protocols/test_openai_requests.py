@@ -7,7 +7,13 @@ import pytest
 
 from pybatch import SamplingParams
 from pybatch.api.inputs import Conversation
-from pybatch.api.protocols.openai_requests import SAMPLING, chat_request, completion_request
+from pybatch.api.protocols.openai_requests import (
+    SAMPLING,
+    StreamOptions,
+    chat_request,
+    completion_request,
+    split_stream,
+)
 from pybatch.api.protocols.request_error import RequestError
 
 USER = [{"role": "user", "content": "Hello"}]
@@ -137,8 +143,10 @@ def test_what_cannot_be_served_is_refused_with_the_field(body: Any, code: str, p
         ({"prompt": "a\udc00"}, "invalid_value", "prompt", "unpaired surrogate"),
         ({"messages": []}, "unknown_parameter", "messages", "unknown parameter"),
         ({"logprobs": True}, "invalid_type", "logprobs", "an integer of at least 0"),
-        ({"echo": True, "logprobs": 1}, "unsupported_parameter", "echo", "with logprobs"),
-        ({"echo": True, "prompt": [1]}, "unsupported_parameter", "echo", "for token ids"),
+        ({"echo": 1}, "invalid_type", "echo", "true or false, got 1"),
+        ({"max_tokens": 0}, "invalid_value", "max_tokens", "an integer of at least 1, got 0"),
+        ({"max_tokens": False, "echo": True}, "invalid_value", "max_tokens", "an integer of at least 1, got False"),
+        ({"priority": "high"}, "invalid_type", "priority", "an integer, got 'high'"),
         ({"best_of": 3}, "unsupported_parameter", "best_of", "expected n's value"),
         ({"suffix": "x"}, "unsupported_parameter", "suffix", 'expected "" or null'),
     ],
@@ -147,6 +155,44 @@ def test_completions_are_refused_with_the_field(body: Any, code: str, param: str
     with pytest.raises(RequestError) as caught:
         completion(**body)
     assert (caught.value.code, caught.value.param) == (code, param)
+    assert says in str(caught.value)
+
+
+def test_an_echo_takes_the_log_probabilities_of_the_prompt_too() -> None:
+    assert completion(echo=True).params == {}
+    assert completion(echo=True, logprobs=2).params == {"logprobs": 2, "prompt_logprobs": 2}
+    assert completion(echo=True, logprobs=2, prompt_logprobs=5).params == {"logprobs": 2, "prompt_logprobs": 5}
+    assert completion(echo=True, prompt=[1, 2], max_tokens=0).params == {"max_tokens": 1}
+
+
+def test_a_request_has_a_priority() -> None:
+    assert (chat(priority=-3).priority, completion(priority=5).priority, chat(priority=None).priority) == (-3, 5, 0)
+
+
+def test_whether_an_answer_is_streamed_is_apart_from_what_is_asked() -> None:
+    body = {"model": "m", "prompt": "a"}
+    assert split_stream(body) == (None, body)
+    assert split_stream({**body, "stream": False, "stream_options": None}) == (None, body)
+    assert split_stream({**body, "stream": True}) == (StreamOptions(), body)
+    options = {"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": None}
+    assert split_stream({**body, "stream": True, "stream_options": options}) == (StreamOptions(True), body)
+    assert split_stream([1]) == (None, [1])
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"stream": "yes"}, "stream", "expected true or false, got 'yes'"),
+        ({"stream_options": 3, "stream": True}, "stream_options", "an object, got 3"),
+        ({"stream_options": {"usage": True}}, "stream_options.usage", "unknown parameter"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "true or false, got 1"),
+        ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "not in a stream"),
+    ],
+)
+def test_what_no_stream_has_is_refused_with_the_field(body: Any, param: str, says: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        split_stream(body)
+    assert caught.value.param == param
     assert says in str(caught.value)
 
 

@@ -120,3 +120,18 @@ def test_a_line_that_never_was_a_request_has_an_error_alone() -> None:
 def test_failures_are_written_apart() -> None:
     dialect: Dialect = DIALECT
     assert dialect.apart
+
+
+@pytest.mark.parametrize(("body", "says"), [({"prompt": [1]}, "for token ids"), ({"logprobs": 1}, "with logprobs")])
+def test_an_echo_that_takes_the_tokenizer_to_write_is_refused(body: dict[str, Any], says: str) -> None:
+    failure = request_of(DIALECT, completion(echo=True, **body))
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.param) == ("unsupported_parameter", "echo")
+    assert says in failure.message
+
+
+def test_an_echo_of_text_comes_before_the_answer() -> None:
+    line = completion(prompt=["a"], echo=True, max_tokens=0)
+    assert DIALECT.request(line).params == {"max_tokens": 1}
+    (choice,) = DIALECT.result(line, Answer(1, (Sample("b", 1, "length"),)))["response"]["body"]["choices"]
+    assert choice["text"] == "a"

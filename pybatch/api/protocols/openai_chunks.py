@@ -1,0 +1,152 @@
+"""The pieces in which OpenAI's chat completions and completions are streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pybatch.api.inputs import Prompt, expect_tokenizer
+from pybatch.api.outcomes import positions
+from pybatch.api.protocols.echo import echo_of
+from pybatch.api.protocols.openai_requests import StreamOptions, only_echo
+from pybatch.api.protocols.openai_responses import (
+    CompletionLogprobs,
+    Echo,
+    chat_logprobs,
+    finish_reason,
+    head,
+    usage,
+)
+
+if TYPE_CHECKING:
+    from pybatch.engine import CompletionOutput, RequestOutput
+    from pybatch.model.text.tokenizer import Tokenizer
+
+Choice = dict[str, Any]
+
+
+class Chunks:
+    """Turns outputs of what is new (RequestOutputKind.DELTA) into chunks.
+
+    A piece without text has no chunk, unless it has log-probabilities. head: what each chunk begins with. samples: of
+    each prompt.
+    """
+
+    def __init__(self, head: Mapping[str, Any], options: StreamOptions, samples: int) -> None:
+        self._head, self._options, self._samples = head, options, samples
+        self._prompt_tokens: dict[int, int] = {}  # by prompt; so are those of the next
+        self._cached: dict[int, int] = {}
+        self._output_tokens = 0
+        self._ended: set[int] = set()
+
+    def add(self, number: int, output: RequestOutput) -> Iterator[dict[str, Any]]:
+        """The chunks of an output of the prompt of that number."""
+        if number not in self._prompt_tokens:
+            self._prompt_tokens[number] = len(output.prompt_token_ids)
+            self._cached[number] = output.num_cached_tokens
+        for sample in output.outputs:
+            index = number * self._samples + sample.index
+            if index in self._ended:
+                continue
+            self._output_tokens += len(sample.token_ids)
+            for choice in self._choices(index, number, sample, output):
+                yield self._chunk([choice], self._options.continuous_usage_stats)
+            if sample.finish_reason is not None:
+                self._ended.add(index)
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """The last chunk, if it is asked for."""
+        if self._options.include_usage:
+            yield self._chunk([], with_usage=True)
+
+    def _choices(self, index: int, number: int, sample: CompletionOutput, output: RequestOutput) -> Iterator[Choice]:
+        raise NotImplementedError
+
+    def _chunk(self, choices: list[Choice], with_usage: bool) -> dict[str, Any]:
+        if with_usage:
+            used = usage(sum(self._prompt_tokens.values()), self._output_tokens, sum(self._cached.values()))
+            return {**self._head, "choices": choices, "usage": used}
+        if self._options.include_usage:
+            return {**self._head, "choices": choices, "usage": None}
+        return {**self._head, "choices": choices}
+
+
+class ChatChunks(Chunks):
+    """Of the answer to a body that chat_request has taken; id, created and model as for chat_completion."""
+
+    def __init__(
+        self,
+        body: Mapping[str, Any],
+        options: StreamOptions,
+        tokenizer: Tokenizer | None,
+        *,
+        id: str,
+        created: int,
+        model: str,
+    ) -> None:
+        super().__init__(head(f"chatcmpl-{id}", "chat.completion.chunk", created, model), options, body.get("n") or 1)
+        self._tokenizer = tokenizer
+        self._top: int | None = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
+        self._begun: set[int] = set()
+
+    def _choices(self, index: int, number: int, sample: CompletionOutput, output: RequestOutput) -> Iterator[Choice]:
+        if index not in self._begun:
+            self._begun.add(index)
+            yield delta(index, {"role": "assistant", "content": "", "refusal": None})
+        logprobs = None
+        if self._top is not None and sample.logprobs:
+            logprobs = chat_logprobs(positions(sample.logprobs, self._tokenizer), self._top)
+        if sample.text or logprobs is not None:
+            yield delta(index, {"content": sample.text}, logprobs)
+        if sample.finish_reason is not None:
+            yield delta(index, {}, reason=finish_reason(sample.finish_reason))
+
+
+class CompletionChunks(Chunks):
+    """Of the answers to a body that completion_request has taken, with these prompts."""
+
+    def __init__(
+        self,
+        body: Mapping[str, Any],
+        prompts: Sequence[Prompt],
+        options: StreamOptions,
+        tokenizer: Tokenizer | None,
+        *,
+        id: str,
+        created: int,
+        model: str,
+    ) -> None:
+        super().__init__(head(f"cmpl-{id}", "text_completion", created, model), options, body.get("n") or 1)
+        self._body, self._prompts, self._tokenizer = body, prompts, tokenizer
+        self._logprobs: dict[int, CompletionLogprobs] = {}  # by choice, where they are asked for
+        self._begun: set[int] = set()
+
+    def add(self, number: int, output: RequestOutput) -> Iterator[dict[str, Any]]:
+        if only_echo(self._body):
+            nothing: dict[str, Any] = {"text": "", "token_ids": [], "logprobs": None}
+            output = replace(output, outputs=[replace(sample, **nothing) for sample in output.outputs])
+        return super().add(number, output)
+
+    def _choices(self, index: int, number: int, sample: CompletionOutput, output: RequestOutput) -> Iterator[Choice]:
+        echo = Echo("")
+        if index not in self._begun:
+            self._begun.add(index)
+            if self._body.get("echo"):
+                echo = echo_of(self._body, self._prompts[number], output, expect_tokenizer(self._tokenizer))
+            if self._body.get("logprobs") is not None:
+                self._logprobs[index] = CompletionLogprobs(echo.hidden)
+        logprobs = None
+        if index in self._logprobs and (sample.logprobs or echo.logprobs):
+            following = positions(sample.logprobs or (), self._tokenizer)
+            logprobs = self._logprobs[index].add([*echo.logprobs, *following])
+        text = echo.text + sample.text
+        if text or logprobs is not None or sample.finish_reason is not None:
+            reason = None if sample.finish_reason is None else finish_reason(sample.finish_reason)
+            yield {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
+
+
+def delta(
+    index: int, fields: Mapping[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
+) -> Choice:
+    return {"index": index, "delta": fields, "logprobs": logprobs, "finish_reason": reason}

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from pybatch.api.protocols.openai_requests import CHAT, CHAT_ASKING_NOTHING, SAMPLING, ChatFields, StreamFields
+from pybatch.serve.openapi import body_schema
+
+
+def test_a_body_s_schema_has_the_fields_that_the_protocol_takes_and_their_types() -> None:
+    schema = body_schema(ChatFields, StreamFields, sampling=SAMPLING, asking_nothing=CHAT_ASKING_NOTHING)
+    assert schema["properties"].keys() == CHAT | CHAT_ASKING_NOTHING.keys() | StreamFields.__annotations__.keys()
+    assert sorted(schema["required"]) == ["messages", "model"]
+    assert schema["additionalProperties"] is False
+    properties = schema["properties"]
+    assert properties["model"] == {"type": "string"}
+    assert properties["n"] == {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+    assert properties["use_beam_search"] == {"enum": [False, None]}
+    assert properties["user"] == {}
+    assert properties["stream"] == {"anyOf": [{"type": "boolean"}, {"type": "null"}]}
