@@ -8,10 +8,11 @@ import pybatch
 from pybatch.serve.errors import handle_errors
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.stack import guard
-from pybatch.serve.routes import chat, completions, health, models
+from pybatch.serve.request_ids import RequestIds
+from pybatch.serve.routes import chat, completions, health, messages, models
 from pybatch.serve.service import Service
 
-ROUTERS = (chat.router, completions.router, models.router, health.router)
+ROUTERS = (chat.router, completions.router, messages.router, models.router, health.router)
 
 
 def create_app(service: Service, keys: Keys | None = None, *, local: bool = True) -> FastAPI:
@@ -22,4 +23,5 @@ def create_app(service: Service, keys: Keys | None = None, *, local: bool = True
     for router in ROUTERS:
         app.include_router(router)
     guard(app, service.settings, keys or Keys(), service.requests, local=local)
+    app.add_middleware(RequestIds)  # the outermost one
     return app

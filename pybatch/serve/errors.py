@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pybatch.api.outcomes import Failure
-from pybatch.api.protocols import anthropic
+from pybatch.api.protocols.anthropic_responses import error_response
 from pybatch.api.protocols.openai_responses import error_body
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.serve.request_ids import id_header, is_anthropic, request_id
+from pybatch.serve.sse import event
 
 logger = logging.getLogger(__name__)
 
@@ -39,41 +41,52 @@ class QueueFullError(Exception):
     """A request that finds too many others waiting."""
 
 
+def failure_of(request: Request, error: Exception) -> tuple[int, Failure]:
+    """The status of the response and what it tells, for whatever was raised while the request was answered."""
+    if isinstance(error, RequestError):
+        status = 404 if isinstance(error, NotFoundError) else 400
+        return status, Failure(str(error), error.code, error.param)
+    if isinstance(error, RefusedError):
+        return (500 if error.failure.code == "server_error" else 400), error.failure
+    if isinstance(error, QueueFullError):
+        return 503, Failure("too many requests are waiting", "server_busy")
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return 500, SERVER_ERROR
+
+
+def failure_body(request: Request, status: int, failure: Failure) -> dict[str, Any]:
+    if is_anthropic(request.url.path):
+        return error_response(failure, status=status, id=request_id(request.scope))
+    return error_body(failure)
+
+
+def failure_event(request: Request, status: int, failure: Failure) -> bytes:
+    """The last event of a stream that fails."""
+    return event(failure_body(request, status, failure), "error" if is_anthropic(request.url.path) else None)
+
+
 def failure_response(
     request: Request, status: int, failure: Failure, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    if request.url.path.startswith("/v1/messages"):
-        content = anthropic.error_response(failure, id=uuid.uuid4().hex)
-    else:
-        content = error_body(failure)
-    return JSONResponse(content, status, headers)
+    name, value = id_header(request.scope)
+    return JSONResponse(failure_body(request, status, failure), status, {**(headers or {}), name: value})
 
 
 def handle_errors(app: FastAPI) -> None:
     """Nothing leaves the server in another shape."""
 
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> JSONResponse:
-        status = 404 if isinstance(error, NotFoundError) else 400
-        return failure_response(request, status, Failure(str(error), error.code, error.param))
-
-    @app.exception_handler(RefusedError)
-    async def failed(request: Request, error: RefusedError) -> JSONResponse:
-        status = 500 if error.failure.code == "server_error" else 400
-        return failure_response(request, status, error.failure)
-
     @app.exception_handler(QueueFullError)
     async def busy(request: Request, error: QueueFullError) -> JSONResponse:
         # 503, not 429: it is not this client that asks for too much. Clients try again, and proxies ask another server.
-        failure = Failure("too many requests are waiting", "server_busy")
-        return failure_response(request, 503, failure, {"Retry-After": str(BUSY_SECONDS)})
+        return failure_response(request, *failure_of(request, error), {"Retry-After": str(BUSY_SECONDS)})
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         failure = Failure(f"{request.method} {request.url.path}: {error.detail}", CODES.get(error.status_code, "error"))
         return failure_response(request, error.status_code, failure, error.headers)
 
+    @app.exception_handler(RequestError)
+    @app.exception_handler(RefusedError)
     @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return failure_response(request, 500, SERVER_ERROR)
+    async def raised(request: Request, error: Exception) -> JSONResponse:
+        return failure_response(request, *failure_of(request, error))

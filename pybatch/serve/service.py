@@ -90,6 +90,14 @@ class Service:
         assert isinstance(answer, Answer)
         return answer
 
+    def count_tokens(self, prompt: Conversation) -> int:
+        """Of a prompt, which may be somewhat longer than the model's context. Raises RefusedError if it is none, or so
+        long that it is not worth the memory to tokenise it."""
+        (encoded,) = self.llm.session.encode([(prompt, self.llm.session.default_params)])
+        if encoded.error is not None:
+            raise refusal(encoded.error, encoded.error_code, "messages")
+        return len(encoded.token_ids)
+
     async def _outputs(self, asked: Generation, kind: RequestOutputKind) -> Outputs:
         params = replace(merged(self.llm.session.default_params, asked.params), output_kind=kind)
         self._expect_bounded(asked, params)

@@ -24,13 +24,19 @@ def expect_messages(messages: Any, *, roles: tuple[str, ...] = ROLES) -> list[Me
     except ValueError as error:
         raise RequestError(str(error), "invalid_value", "messages") from None
     for number, message in enumerate(plain):
-        role, where = message["role"], f"messages[{number}]"
-        if role not in roles:
-            near = difflib.get_close_matches(role, roles, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(roles)}"
-            raise RequestError(f"{where}.role: unknown role {role!r:.80}; {hint}", "invalid_value", f"{where}.role")
+        where = f"messages[{number}]"
+        expect_role(f"{where}.role", message["role"], roles)
         expect_unicode(f"{where}.content", message["content"])
     return messages
+
+
+def expect_role(where: str, role: Any, roles: tuple[str, ...]) -> str:
+    """The role. Raises RequestError if it is none of these."""
+    if not isinstance(role, str) or role not in roles:
+        near = difflib.get_close_matches(role, roles, n=1) if isinstance(role, str) else []
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(roles)}"
+        raise RequestError(f"{where}: unknown role {role!r:.80}; {hint}", "invalid_value", where)
+    return role
 
 
 def expect_unicode(name: str, text: str) -> None:

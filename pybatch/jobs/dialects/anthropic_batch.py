@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pybatch.api.outcomes import Answer, Outcome
-from pybatch.api.protocols.anthropic import error_response, message_request, message_response
-from pybatch.api.protocols.fields import expect_given, expect_type
+from pybatch.api.protocols.anthropic_requests import message_request
+from pybatch.api.protocols.anthropic_responses import error_response, message_response
+from pybatch.api.protocols.fields import expect_given, expect_type, flag
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialect import RowRequest
-from pybatch.jobs.dialects.openai_batch import row_id
+from pybatch.jobs.dialects.openai_batch import row_id, status
 from pybatch.jobs.rows import Row
 
 
@@ -28,6 +29,8 @@ class AnthropicBatch:
         custom_id = expect_type("custom_id", expect_given(row.fields, "custom_id"), str, "text")
         params = expect_type("params", expect_given(row.fields, "params"), dict, "an object")
         asked = message_request(params)
+        if flag(params, "stream"):
+            raise RequestError("stream: not supported in a batch; expected false", "unsupported_parameter", "stream")
         expect_type("model", expect_given(params, "model"), str, "text")
         return RowRequest(asked.prompts[0], asked.params, custom_id)
 
@@ -39,6 +42,6 @@ class AnthropicBatch:
             result = {"type": "succeeded", "message": message}
         else:
             told = replace(outcome, message=f"{row.place}: {outcome.message}")
-            result = {"type": "errored", "error": error_response(told, id=id)}
+            result = {"type": "errored", "error": error_response(told, status=status(outcome), id=id)}
         custom_id = row.fields.get("custom_id")
         return {"custom_id": custom_id if isinstance(custom_id, str) else "", "result": result}

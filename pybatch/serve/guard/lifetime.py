@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pybatch.api.outcomes import Failure
-from pybatch.api.protocols import anthropic
-from pybatch.api.protocols.openai_responses import error_body
+from pybatch.serve.errors import failure_event
 from pybatch.serve.guard.refusal import refuse
 
 End = Literal["gone", "late", "stopped"]
@@ -164,11 +162,8 @@ class Exchange:
             await refuse(self.scope, self._receive, self._send, 503, self._failure, STOPPING_HEADERS)
 
     async def _tell_stream(self) -> None:
-        if self.scope["path"].startswith("/v1/messages"):
-            event = f"event: error\ndata: {json.dumps(anthropic.error_response(self._failure, id=uuid.uuid4().hex))}"
-        else:
-            event = f"data: {json.dumps(error_body(self._failure))}"
-        await self._send({"type": "http.response.body", "body": f"{event}\n\n".encode(), "more_body": False})
+        event = failure_event(Request(self.scope), 504 if self.why == "late" else 503, self._failure)
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
     @property
     def _failure(self) -> Failure:

@@ -14,7 +14,7 @@ from pybatch.serve.guard.rates import RateLimits
 from pybatch.serve.settings import ServerSettings
 
 UPLOADS = frozenset({"/v1/files", "/v1/messages/batches"})
-TOLD = ["Retry-After", "x-request-id"] + [
+TOLD = ["Retry-After", "request-id", "x-request-id"] + [
     f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
 ]
 

@@ -36,6 +36,7 @@ def test_a_line_is_a_request() -> None:
         ({"params": [1]}, "params: expected an object, got [1]"),
         ({"params": {**PARAMS, "model": None}}, "model: missing"),
         ({"params": {**PARAMS, "max_tokens": None}}, "max_tokens: missing"),
+        ({"params": {**PARAMS, "stream": True}}, "stream: not supported in a batch; expected false"),
     ],
 )
 def test_a_line_that_is_no_request_is_refused(changes: dict[str, Any], says: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pybatch import SamplingParams
 from pybatch.api.outcomes import Answer, Failure, Sample
-from pybatch.api.protocols import anthropic, openai_requests
+from pybatch.api.protocols import anthropic_requests, openai_requests
 from pybatch.api.protocols.sampling import NAMES
 from pybatch.jobs.check import check_row
 from pybatch.jobs.dialect import Dialect
@@ -49,7 +49,8 @@ CHAT = openai_requests.CHAT | openai_requests.CHAT_ASKING_NOTHING.keys()
 COMPLETION = openai_requests.COMPLETION | openai_requests.COMPLETION_ASKING_NOTHING.keys()
 chat = objects(CHAT, **MODEL, messages=messages)
 completion = objects(COMPLETION, **MODEL, prompt=st.one_of(st.text(max_size=3), values))
-params = objects(anthropic.KNOWN | anthropic.ASKING_NOTHING.keys(), **MODEL, max_tokens=st.just(3), messages=messages)
+MESSAGE = anthropic_requests.KNOWN | anthropic_requests.ASKING_NOTHING.keys()
+params = objects(MESSAGE, **MODEL, max_tokens=st.just(3), messages=messages)
 ROW = {"custom_id": st.just("a"), "method": st.just("POST")}
 openai_rows = [
     objects(["custom_id", "method", "url", "body"], **ROW, url=st.just(url), body=st.one_of(body, values))

@@ -1,0 +1,89 @@
+"""Bodies of Anthropic's requests for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pybatch.api.inputs import Conversation
+from pybatch.api.protocols.anthropic_messages import read_messages, read_tools
+from pybatch.api.protocols.fields import expect_fields, expect_given, expect_type, flag
+from pybatch.api.protocols.generation import Generation
+from pybatch.api.protocols.request_error import RequestError
+from pybatch.api.protocols.sampling import expect_params
+from pybatch.api.vllm_names import ANYTHING
+
+PROMPT = {"model", "messages", "system", "tools", "tool_choice"}
+SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop_sequences": "stop"}
+"""Fields that SamplingParams has too, with their names there."""
+
+KNOWN = PROMPT | SAMPLING.keys() | {"max_tokens", "stream"}
+
+# By name, the values that change no answer; every other value is refused.
+PROMPT_ASKING_NOTHING: dict[str, Collection[Any]] = {
+    **dict.fromkeys(("cache_control", "speed"), ANYTHING),
+    "thinking": ({"type": "disabled"},),
+    "output_config": ({},),
+}
+ASKING_NOTHING: dict[str, Collection[Any]] = {
+    **PROMPT_ASKING_NOTHING,
+    **dict.fromkeys(("metadata", "service_tier", "inference_geo"), ANYTHING),
+    "container": (),
+    "diagnostics": (),
+}
+
+
+def message_request(body: Any) -> Generation:
+    """Of a body for /v1/messages. Raises RequestError."""
+    expect_fields(body, KNOWN, ASKING_NOTHING)
+    flag(body, "stream")
+    params = {"n": 1, "max_tokens": expect_given(body, "max_tokens")}
+    params.update({ours: body[name] for name, ours in SAMPLING.items() if body.get(name) is not None})
+    expect_type("max_tokens", params["max_tokens"], int, "an integer of at least 1")
+    for text in expect_type("stop_sequences", params.get("stop", []), list, "a list of texts"):
+        if not expect_type("stop_sequences", text, str, "a list of texts"):
+            raise RequestError("stop_sequences: expected texts that are not empty", "invalid_value", "stop_sequences")
+    if expect_type("temperature", params.get("temperature", 1), (int, float), "a number from 0 to 1") > 1:
+        raise RequestError(
+            f"temperature: expected a number from 0 to 1, got {params['temperature']}", "invalid_value", "temperature"
+        )
+    expect_params(params)
+    return Generation((conversation(body),), params)
+
+
+def count_request(body: Any) -> Conversation:
+    """Of a body for /v1/messages/count_tokens: the prompt that message_request makes of these fields. Raises
+    RequestError."""
+    expect_fields(body, PROMPT, PROMPT_ASKING_NOTHING)
+    return conversation(body)
+
+
+def conversation(body: Mapping[str, Any]) -> Conversation:
+    messages = read_messages(body.get("system"), expect_given(body, "messages"))
+    options: dict[str, Any] = {}
+    tools = offered_tools(body)
+    if tools:
+        options["tools"] = tools
+    if messages[-1]["role"] == "assistant":
+        options["continue_final_message"] = True
+    return Conversation(messages, options)
+
+
+def offered_tools(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those that the model may call."""
+    tools = [] if body.get("tools") is None else read_tools(body["tools"])
+    choice = body.get("tool_choice")
+    if choice is None:
+        return tools
+    expect_type("tool_choice", choice, Mapping, "an object")
+    if choice.get("type") not in ("auto", "none"):
+        raise RequestError(
+            f"tool_choice: not supported here; expected the type 'auto' or 'none', since the model cannot be held to "
+            f"a call, got {choice.get('type')!r:.80}",
+            "unsupported_parameter",
+            "tool_choice",
+        )
+    if flag(choice, "disable_parallel_tool_use"):
+        name = "tool_choice.disable_parallel_tool_use"
+        raise RequestError(f"{name}: not supported here; expected false", "unsupported_parameter", name)
+    return tools if choice["type"] == "auto" else []
