@@ -57,7 +57,8 @@ def test_a_token_id_that_no_integer_type_holds_is_its_rows_error(llm: LLM) -> No
         assert f"token id {id} is not in the vocabulary" in results[0]["error"]
         assert "response" in results[1]
         batch = [{**asks, "body": {"model": "tiny", "prompt": [5, id]}}]
-        assert f"token id {id} is not in" in pybatch.run_job(batch, llm, **GREEDY)[0]["error"]["message"]
+        (result,) = pybatch.run_job(batch, llm, **GREEDY)
+        assert f"token id {id} is not in" in result["response"]["body"]["error"]["message"]
 
 
 def test_a_frame_gives_a_frame(llm: LLM, responses: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ class Answer:
         return cls(**{**fields, "samples": tuple(Sample(**sample) for sample in fields["samples"])})
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedAnswer(Answer):
+    """To a request that has several prompts: the samples of all in their order, and the sum of their tokens.
+
+    parts: the answer to each prompt."""
+
+    parts: tuple[Answer, ...] = ()
+
+
 def _fields(part: Answer | Sample) -> dict[str, Any]:
     return {name: getattr(part, name) for name in part.__slots__}
 
@@ -64,6 +73,22 @@ class Failure:
 
 
 Outcome = Answer | Failure
+
+
+def first_failure(outcomes: Sequence[Outcome | None]) -> Failure | None:
+    """Why a request has no answer, of which each prompt has an outcome, or None so far."""
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, Failure):
+            return outcome if len(outcomes) == 1 else replace(outcome, message=f"prompt[{number}]: {outcome.message}")
+    return None
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """Of those to a request's prompts."""
+    if len(answers) == 1:
+        return answers[0]
+    samples = tuple(sample for answer in answers for sample in answer.samples)
+    return JoinedAnswer(sum(answer.prompt_tokens for answer in answers), samples, parts=tuple(answers))
 
 
 def outcome_of(output: RequestOutput, tokenizer: Tokenizer | None = None) -> Outcome:

@@ -28,8 +28,8 @@ class BatchProgress:
     """Counts a batch's rows and tokens, and estimates the tokens and the time left.
 
     rows, size: the number of rows, and their size in bytes or characters; None if not known. max_output_tokens: the
-    most that a sample may have; None if there is no limit but the context. samples: of each row. now: a clock, in
-    seconds.
+    most that a sample may have; None if there is no limit but the context. samples: of a row, on average. now: a
+    clock, in seconds.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class BatchProgress:
         rows: int | None,
         size: int | None,
         max_output_tokens: int | None = None,
-        samples: int = 1,
+        samples: float = 1,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.metrics = metrics

@@ -106,7 +106,7 @@ def answer(
             tell_interrupted(prepared, stop)
     if job.journal.failed:
         where = prepared.destination.errors if prepared.resumable else output
-        tell(f'{job.journal.failed:,} of {job.journal.done:,} rows failed: each has an "error" in {where}.')
+        tell(f"{job.journal.failed:,} of {job.journal.done:,} rows failed: what is wrong with each is in {where}.")
     if report.fault is not None:
         raise typer.Exit(exit_codes.FAILED)
     if job.journal.failed:

@@ -64,10 +64,14 @@ def show(job: Job, session: RowSession, row: Row, outcome: Outcome) -> None:
         stderr.print(printable(f"error: {outcome.message}"))
         return
     request = job.request(row)
-    if not isinstance(request, Failure):
-        stderr.print(shown(prompt_text(session, session.encode([request])[0].token_ids, request[1])))
-    for sample in outcome.samples:
-        stderr.print(f"-> {shown(sample.text)}")
+    if isinstance(request, Failure):  # it was none when the row was answered
+        return
+    prompts, params = request
+    samples = iter(outcome.samples)
+    for prompt in session.encode([(prompt, params) for prompt in prompts]):
+        stderr.print(shown(prompt_text(session, prompt.token_ids, params)))
+        for sample in islice(samples, len(outcome.samples) // len(prompts)):
+            stderr.print(f"-> {shown(sample.text)}")
 
 
 def shown(text: str) -> str:

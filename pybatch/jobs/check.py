@@ -25,12 +25,14 @@ LENGTH = 300  # of a message, in characters
 class Checked:
     """What a pass over the rows has found; without one, that nothing is known of them.
 
-    size: of the rows, in bytes. bad: how many rows will fail, by the code of what is wrong. messages: of the first of
-    them, with their places. repeated: ids that several rows have, with the index and place of the first one.
+    size: of the rows, in bytes. prompts: of the good rows, which may have several each. bad: how many rows will fail,
+    by the code of what is wrong. messages: of the first of them, with their places. repeated: ids that several rows
+    have, with the index and place of the first one.
     """
 
     rows: int = 0
     size: int = 0
+    prompts: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
     repeated: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -42,13 +44,15 @@ class Checked:
             return None
         return Failure(f'custom_id "{id:.80}" was used in {place}', "duplicate_custom_id", "custom_id")
 
-    def request(self, row: Row, dialect: Dialect, params: SamplingParams) -> tuple[Prompt, SamplingParams] | Failure:
+    def request(
+        self, row: Row, dialect: Dialect, params: SamplingParams
+    ) -> tuple[tuple[Prompt, ...], SamplingParams] | Failure:
         """What is to be run for a row, or what is wrong with it."""
         asked = check_row(row, dialect, params)
         if isinstance(asked, Failure):
             return asked
         request, own = asked
-        return self.duplicate(row, request.id) or (request.prompt, own)
+        return self.duplicate(row, request.id) or (request.prompts, own)
 
     def add(self, row: Row, failure: Failure) -> None:
         self.bad[failure.code] += 1
@@ -92,7 +96,9 @@ def check_rows(source: Source, dialect: Dialect, params: SamplingParams) -> Chec
         asked = check_row(row, dialect, params)
         if isinstance(asked, Failure):
             checked.add(row, asked)
-        elif (id := asked[0].id) is not None:
+            continue
+        checked.prompts += len(asked[0].prompts)
+        if (id := asked[0].id) is not None:
             hashes.append(hash(id))
             indices.append(row.index)
     if suspects := rows_of_equal_hash(hashes, indices):

@@ -14,10 +14,11 @@ from pybatch.jobs.rows import Row
 
 @dataclass(frozen=True, slots=True)
 class RowRequest:
-    """What a row asks for. params: fields of SamplingParams that the row sets, over the job's own. id: the row's own
-    name, which no other row may have; None if it has none."""
+    """What a row asks for. prompts: one or more, each of which runs as a request of its own. params: fields of
+    SamplingParams that the row sets, over the job's own. id: the row's own name, which no other row may have; None if
+    it has none."""
 
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
 
@@ -38,7 +39,8 @@ class Dialect(Protocol):
         """Raises ValueError (a RequestError where it has a code) for a row that does not ask properly."""
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
-        """The result row, in types that JSON has. fields: with those of the row."""
+        """The result row, in types that JSON has. outcome: of several prompts as `joined` has it. fields: with those of
+        the row."""
 
 
 def request_of(dialect: Dialect, row: Row) -> RowRequest | Failure:

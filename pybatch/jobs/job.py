@@ -87,7 +87,7 @@ class Job:
                 f"{known - 1:,}; --fresh starts over"
             )
 
-    def request(self, row: Row) -> tuple[Prompt, SamplingParams] | Failure:
+    def request(self, row: Row) -> tuple[tuple[Prompt, ...], SamplingParams] | Failure:
         """What a row asks for, or what is wrong with it."""
         return self._checked.request(row, self.dialect, self.params)
 

@@ -179,8 +179,10 @@ class Preparation:
         """Of a job that has not begun. now: a clock, in seconds."""
         from pybatch.api.progress import BatchProgress
 
-        rows, size = (self.checked.rows, self.checked.size) if self.source.rereadable else (None, None)
-        return BatchProgress(session.metrics, rows, size, params.max_tokens, params.n, now)
+        checked = self.checked
+        rows, size = (checked.rows, checked.size) if self.source.rereadable else (None, None)
+        prompts = checked.prompts / max(1, checked.rows - checked.bad.total()) if self.source.rereadable else 1
+        return BatchProgress(session.metrics, rows, size, params.max_tokens, params.n * max(1, prompts), now)
 
     def start(
         self,

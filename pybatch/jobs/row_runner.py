@@ -6,10 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from pybatch.api.inputs import Encoded, Prompt
-from pybatch.api.outcomes import Answer, Failure, Outcome, outcome_of
+from pybatch.api.outcomes import Answer, Failure, Outcome, first_failure, joined, outcome_of
 from pybatch.api.session import Receiver
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
@@ -18,7 +19,7 @@ from pybatch.jobs.answers.duplicates import InFlight
 from pybatch.jobs.answers.job_answers import JobAnswers, number_of
 from pybatch.jobs.job import Job
 from pybatch.jobs.order.admission import AdmissionOrder
-from pybatch.jobs.rows import Row
+from pybatch.jobs.rows import Row, request_number
 from pybatch.jobs.sources.read_ahead import ReadAhead
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -62,21 +63,43 @@ class RowSession(Protocol):
 
 
 @dataclass(slots=True)
-class Work:
-    """A row that is ready for the engine. Its token ids are with the admission order while it waits, or with the equal
-    row that it follows. key: of its answer in the cache; None if no other request has that answer."""
+class RowAtWork:
+    """A row that has not been saved. outcomes: of its prompts; None of those that have none yet, as many as `missing`.
+    key: of the answer, as Record's. cached, from_other_job: of all outcomes. begun: some of its prompts are running or
+    have run."""
 
     row: Row
+    outcomes: list[Outcome | None]
+    missing: int
+    key: int = 0
+    cached: bool = True
+    from_other_job: bool = True
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class Work:
+    """A prompt that is ready for the engine. Its token ids are with the admission order while it waits, or with the
+    equal one that it follows. number: among its row's. key: of its answer in the cache; None if no other request has
+    that answer."""
+
+    row: RowAtWork
+    number: int
     prompt: Encoded
     params: SamplingParams
     key: bytes | None
+
+    @property
+    def size(self) -> int:
+        """Its share of the row's."""
+        return self.row.row.size // len(self.row.outcomes)
 
 
 class RowRunner:
     """Runs the rows that a job has pending, and saves each as it finishes.
 
-    answers: where a row's answer is looked for first and kept; equal rows run once even so. stopped: checked between
-    two steps; once it returns True no new rows run, and those that run may end within `grace` seconds.
+    answers: where answers are looked for first and kept; equal requests run once even so. stopped: checked between two
+    steps; once it returns True no new rows run, and those that run may end within `grace` seconds.
     """
 
     def __init__(
@@ -93,6 +116,7 @@ class RowRunner:
         self._waiting = AdmissionOrder[Work](block_size=session.config.block_size)
         self._in_flight = InFlight[Work]()
         self._running: dict[str, Work] = {}
+        self._rows_at_work = 0
         self._inbox: deque[RequestOutput] = deque()
 
     def run(self) -> bool:
@@ -103,16 +127,20 @@ class RowRunner:
             while not self._stopping():
                 self._take_rows()
                 self._admit()
-                at_work = len(self._running) + len(self._waiting)
-                self._job.progress.know(at_work=at_work, repeating=len(self._in_flight))
+                repeating = len(self._in_flight)
+                self._job.progress.know(at_work=max(0, self._rows_at_work - repeating), repeating=repeating)
                 if self._running:
                     self._step()
                 elif not self._waiting and self._rows.ended:
                     return True
             deadline = time.monotonic() + self._grace
-            while self._running and time.monotonic() < deadline:
-                self._step()
-            return not (self._running or self._waiting) and self._rows.ended and self._job.failure is None
+            unfinished = self._give_up_rows_not_begun()
+            while (self._running or self._waiting) and time.monotonic() < deadline:
+                self._admit()
+                if self._running:
+                    self._step()
+            unfinished |= bool(self._running or self._waiting)
+            return not unfinished and self._rows.ended and self._job.failure is None
         finally:
             for request_id in self._running:
                 self._session.abort(request_id)
@@ -123,7 +151,7 @@ class RowRunner:
     def _take_rows(self) -> None:
         """Those that there are. It waits only while the engine has nothing to do: for a stream's next row, or a moment
         for a good choice among a file's."""
-        taken: list[tuple[Row, Prompt, SamplingParams]] = []
+        taken: list[tuple[Row, tuple[Prompt, ...], SamplingParams]] = []
         idle = not (self._running or self._waiting)
         most = MOST_AT_START if idle else MOST_AT_ONCE
         choose_until = time.monotonic() + START_WAIT if idle and self._job.source.rereadable else 0.0
@@ -140,35 +168,52 @@ class RowRunner:
             else:
                 taken.append((row, *request))
                 size += row.size
-        encoded = self._session.encode([(prompt, params) for _, prompt, params in taken])
-        for (row, _, params), prompt in zip(taken, encoded, strict=True):
-            if prompt.error is not None:
-                self._start(Work(row, prompt, params, None))
-                continue
-            key = self._answers.key(prompt.token_ids, params, row.index)
-            if not (key is not None and self._find(key, row)):
-                self._queue(Work(row, prompt, params, key))
+        encoded = iter(self._session.encode([(prompt, params) for _, prompts, params in taken for prompt in prompts]))
+        for row, prompts, params in taken:
+            self._take_row(row, list(islice(encoded, len(prompts))), params)
+
+    def _take_row(self, row: Row, prompts: Sequence[Encoded], params: SamplingParams) -> None:
+        if failure := first_failure([failure_of(prompt) for prompt in prompts]):
+            self._job.save(row, failure)
+            return
+        at_work = RowAtWork(row, [None] * len(prompts), len(prompts))
+        self._rows_at_work += 1
+        for number, prompt in enumerate(prompts):
+            key = self._answers.key(prompt.token_ids, params, request_number(row.index, number))
+            if key is not None and len(prompts) == 1:
+                at_work.key = number_of(key)
+            work = Work(at_work, number, prompt, params, key)
+            if not (key is not None and self._find(key, work)):
+                self._queue(work)
 
     @property
     def _has_room(self) -> bool:
         return self._waiting.has_room and self._in_flight.has_room
 
-    def _find(self, key: bytes, row: Row) -> bool:
-        """Whether the row has an answer that was there before."""
+    def _find(self, key: bytes, work: Work) -> bool:
+        """Whether the prompt has an answer that was there before."""
         found = self._answers.get(key)
         if found is not None:
-            self._job.save(row, found.answer, key=number_of(key), cached=True, from_other_job=found.from_other_job)
+            self._finish(work, found.answer, cached=True, from_other_job=found.from_other_job)
         return found is not None
 
     def _queue(self, work: Work) -> None:
         ids, work.prompt.token_ids = work.prompt.token_ids, []
-        if work.key is None or self._in_flight.join(work.key, work, work.row.size):
+        if work.key is None or self._in_flight.join(work.key, work, work.size):
             self._push(work, ids)
 
     def _push(self, work: Work, token_ids: list[int]) -> None:
         most = work.params.max_tokens
         output = None if most is None else most * work.params.n
-        self._waiting.push(work, token_ids, output, work.row.size)
+        self._waiting.push(work, token_ids, output, work.size)
+
+    def _give_up_rows_not_begun(self) -> bool:
+        """Leaves those of which a part is done, or soon is. Returns whether there were others."""
+        waiting = [self._waiting.pop() for _ in range(len(self._waiting))]
+        begun = [(work, ids) for work, ids in waiting if work.row.begun]
+        for work, ids in begun:
+            self._push(work, ids.tolist())
+        return len(begun) < len(waiting)
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._session.capacity:
@@ -178,8 +223,10 @@ class RowRunner:
         self._save_finished()  # those that cannot be run have been received at once
 
     def _start(self, work: Work) -> None:
-        request_id = self._session.add(work.prompt, work.params, self._inbox.append, index=work.row.index)
+        number = request_number(work.row.row.index, work.number)
+        request_id = self._session.add(work.prompt, work.params, self._inbox.append, index=number)
         self._running[request_id] = work
+        work.row.begun = True
 
     def _step(self) -> None:
         try:
@@ -201,12 +248,36 @@ class RowRunner:
 
     def _save(self, work: Work, outcome: Outcome) -> None:
         key = work.key
-        self._job.save(work.row, outcome, key=0 if key is None else number_of(key))
+        self._finish(work, outcome)
         if key is None:
             return
         if isinstance(outcome, Answer):
-            self._answers.put(key, work.row.index, outcome)
+            self._answers.put(key, work.row.row.index, outcome)
             for follower in self._in_flight.answered(key):
-                self._job.save(follower.row, outcome, key=number_of(key), cached=True)
+                self._finish(follower, outcome, cached=True)
         elif (next_leader := self._in_flight.failed(key)) is not None:
             self._push(next_leader, work.prompt.token_ids)
+
+    def _finish(self, work: Work, outcome: Outcome, *, cached: bool = False, from_other_job: bool = False) -> None:
+        """Saves the row if this was its last prompt."""
+        row = work.row
+        row.outcomes[work.number] = outcome
+        row.missing -= 1
+        row.cached &= cached
+        row.from_other_job &= from_other_job
+        if row.missing:
+            return
+        self._rows_at_work -= 1
+        answers = [each for each in row.outcomes if isinstance(each, Answer)]
+        self._job.save(
+            row.row,
+            first_failure(row.outcomes) or joined(answers),
+            key=row.key,
+            cached=row.cached,
+            from_other_job=row.from_other_job,
+        )
+
+
+def failure_of(prompt: Encoded) -> Failure | None:
+    """Why a prompt cannot run, as far as its text tells."""
+    return None if prompt.error is None else Failure(prompt.error, prompt.error_code or "invalid_request")

@@ -23,6 +23,12 @@ class Row:
     error: str | None = None
 
 
+def request_number(row: int, prompt: int) -> int:
+    """What a request's draws depend on where it has no seed, and what tells it from all others of the job. row, prompt:
+    the row's index, and the prompt's among those of the row."""
+    return row + (prompt << 40)
+
+
 class Source(Protocol):
     """Rows that a job answers.
 

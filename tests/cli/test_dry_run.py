@@ -186,6 +186,21 @@ def test_a_preview_of_a_row_that_fails_shows_why(cli: Run, tiny_model: Path, tmp
     assert "error: prompt: 1" in ran.err
 
 
+def test_a_preview_of_a_row_of_several_prompts_shows_each_before_its_answers(
+    cli: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    body = {"model": "m", "prompt": ["Say x", "Say y"], "n": 2}
+    rows = write(tmp_path / "in.jsonl", {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body})
+    ran = cli(rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
+    assert ran.code == 0
+    shown, _, _ = ran.err.partition("Summary")
+    lines = [line for line in shown.splitlines() if line.startswith(("Say", "->"))]
+    assert [line[:5] if line.startswith("Say") else "->" for line in lines] == [
+        *("Say x", "->", "->"),
+        *("Say y", "->", "->"),
+    ]
+
+
 def test_on_a_terminal_a_preview_asks_and_no_loses_nothing(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     job = ["run", prompts, "-o", output, "--model", tiny_model, *FAST]

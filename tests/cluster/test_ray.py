@@ -66,6 +66,11 @@ def test_a_list_comes_back_from_a_cluster_as_from_this_process(cluster: Any, tin
     results = pybatch.run_job(rows, tiny_model, ray=cluster.address, **settings)
     assert results == pybatch.run_job(rows, tiny_model, threads=1, num_kv_blocks=128, **settings)
     assert sum("response" in row for row in results) == 20
+    body = {"model": "m", "prompt": ["a", "b", "a"], "n": 2}
+    batch = [{"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body} for i in range(20)]
+    results = pybatch.run_job(batch, tiny_model, ray=cluster.address, **settings)
+    assert results == pybatch.run_job(batch, tiny_model, threads=1, num_kv_blocks=128, **settings)
+    assert [len(row["response"]["body"]["choices"]) for row in results] == [6] * 20
     end = time.monotonic() + SECONDS
     while workers():  # one that was still starting
         assert time.monotonic() < end

@@ -54,7 +54,7 @@ def test_every_bad_row_is_found_with_its_place(tmp_path: Path) -> None:
 
 def test_good_rows_say_nothing(tmp_path: Path) -> None:
     checked = check_rows(source(tmp_path / "rows.jsonl", {"prompt": "a"}, {"prompt": "a"}), PlainDialect(), JOB)
-    assert checked == Checked(rows=2, size=32)
+    assert checked == Checked(rows=2, size=32, prompts=2)
     assert list(checked.lines()) == []
 
 

@@ -16,6 +16,8 @@ from pybatch.api.progress import BatchProgress
 from pybatch.jobs import row_runner
 from pybatch.jobs.check import Checked
 from pybatch.jobs.checked_rows import CheckedRows, RowOptions
+from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.dialects.openai_batch import OpenAIBatch
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.preparation import Preparation
 from pybatch.jobs.results.destination import Destination
@@ -24,6 +26,7 @@ from pybatch.jobs.sources import open_source
 from pybatch.jobs.sources.lines import read_json_lines
 from pybatch.jobs.sources.read_ahead import ReadAhead
 
+PLAIN = PlainDialect()
 PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
 
@@ -35,8 +38,8 @@ def llm(tiny_model: Path) -> LLM:
 class JobInPipe:
     """A job whose rows come through a pipe, and whose results are read from its journal."""
 
-    def __init__(self, llm: LLM, path: Path, cache: Path | None = None) -> None:
-        self.llm, self.path, self.cache = llm, path, cache
+    def __init__(self, llm: LLM, path: Path, cache: Path | None = None, dialect: Dialect = PLAIN) -> None:
+        self.llm, self.path, self.cache, self.dialect = llm, path, cache, dialect
         read, self.pipe = os.pipe()
         self.source = open_source(f"/dev/fd/{read}", "jsonl")
         os.close(read)
@@ -47,7 +50,7 @@ class JobInPipe:
             os.write(self.pipe, row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n")
 
     def run(self, params: SamplingParams = PARAMS, **options: Any) -> bool:
-        rows = CheckedRows(self.source, PlainDialect(), Checked(), RowOptions())
+        rows = CheckedRows(self.source, self.dialect, Checked(), RowOptions())
         with Preparation(rows, Destination(str(self.path)), {}) as prepared:
             job = prepared.start(self.llm.get_tokenizer(), params, self.progress)
             with prepared.answers(self.llm.session, self.cache) as answers:
@@ -290,3 +293,89 @@ def readable(line: bytes) -> bool:
     rows = ReadAhead(read_json_lines(io.BufferedReader(io.BytesIO(line)), "line ", 0), "rows")
     row = rows.take(30)
     return row is not None and row.error is None
+
+
+def several(number: int, prompts: list[Any], **body: Any) -> dict[str, Any]:
+    """A row of several prompts."""
+    body = {"model": "m", "prompt": prompts, **body}
+    return {"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": body}
+
+
+def job_of(llm: LLM, path: Path, *rows: dict[str, Any], cache: Path | None = None) -> JobInPipe:
+    job = JobInPipe(llm, path, cache, OpenAIBatch(0))
+    job.feed(*rows)
+    os.close(job.pipe)
+    return job
+
+
+def choices(job: JobInPipe) -> list[list[str]]:
+    return [[choice["text"] for choice in row["response"]["body"]["choices"]] for row in job.results()]
+
+
+def test_a_row_of_several_prompts_has_the_answers_to_each_in_their_order(llm: LLM, tmp_path: Path) -> None:
+    prompts = ["Say a long thing", "b", "Say c"]
+    job = job_of(llm, tmp_path / "out", several(0, prompts, n=2, temperature=1, seed=3), several(1, [[5, 6], [7]]))
+    assert job.run()
+    sampled = SamplingParams(n=2, temperature=1, seed=3, max_tokens=4, ignore_eos=True)
+    expected = [llm.generate(prompts, sampled), llm.generate([[5, 6], [7]], PARAMS)]
+    assert choices(job) == [[each.text for output in outputs for each in output.outputs] for outputs in expected]
+    usage = job.results()[0]["response"]["body"]["usage"]
+    assert usage["prompt_tokens"] == sum(len(output.prompt_token_ids) for output in expected[0])
+    assert usage["completion_tokens"] == 3 * 2 * 4
+
+
+def test_prompts_of_a_row_draw_by_the_rows_number_and_their_own(llm: LLM, tmp_path: Path) -> None:
+    params = SamplingParams(temperature=1, max_tokens=8, ignore_eos=True)
+    rows = [several(i, ["Say it"] * (1 + i % 3)) for i in range(30)]
+    whole, cut = job_of(llm, tmp_path / "whole", *rows), tmp_path / "cut"
+    assert whole.run(params)
+    texts = [text for row in choices(whole) for text in row]
+    assert len(texts) == 60
+    assert len(set(texts)) >= 40  # many bytes of this model are no characters, and look the same
+    done = 0
+    while done < 30:  # stopped again and again
+        job = job_of(llm, cut, *rows)
+        job.run(params, stopped=lambda job=job: job.progress.rows_done - job.progress.rows_resumed >= 7, grace=0.1)
+        assert len(job.results()) > done
+        done = len(job.results())
+    assert cut.read_bytes() == whole.path.read_bytes()
+    alone = job_of(llm, tmp_path / "alone", *({"no": "request"} for _ in range(8)), rows[8])
+    assert alone.run(params)
+    assert alone.results() == [whole.results()[8]]
+
+
+def test_equal_prompts_run_once_wherever_they_stand_and_are_kept_for_later_jobs(llm: LLM, tmp_path: Path) -> None:
+    rows = [several(0, ["a", "b", "a"]), several(1, ["b"]), several(2, ["c", "a"]), several(3, ["b", "a"])]
+    ran, written, cached = [], [], []
+    for name in ("first", "second"):
+        job = job_of(llm, tmp_path / name, *rows, cache=tmp_path / "cache")
+        before = llm.engine.metrics.requests
+        assert job.run()
+        ran.append(llm.engine.metrics.requests - before)
+        written.append(job.results())
+        cached.append(job.progress.rows_cached)
+    assert ran == [3, 0]
+    assert written[0] == written[1]
+    assert cached == [2, 4]  # of the first job those of which no prompt was run
+
+
+def test_a_row_with_a_prompt_that_cannot_be_answered_fails_as_a_whole(llm: LLM, tmp_path: Path) -> None:
+    rows = [several(0, ["a", "x " * 600, "y " * 700]), several(1, ["a"]), several(2, [[5], [9999]])]
+    job = job_of(llm, tmp_path / "out", *rows)
+    before = llm.engine.metrics.requests
+    assert job.run()
+    assert llm.engine.metrics.requests - before <= 2
+    assert [row["custom_id"] for row in job.results()] == ["1"]
+    failed = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    messages = [row["response"]["body"]["error"]["message"] for row in failed]
+    assert messages[0].startswith("line 1: prompt[1]: ")
+    assert messages[1].startswith("line 3: prompt[1]: ")
+
+
+def test_a_row_that_has_begun_may_end_with_all_its_prompts_in_the_time_of_grace(llm: LLM, tmp_path: Path) -> None:
+    rows = [several(i, [f"Say {i} {j}" for j in range(12)]) for i in range(5)]
+    job = job_of(llm, tmp_path / "out", *rows)
+    steps = llm.engine.metrics.steps
+    assert not job.run(stopped=lambda: llm.engine.metrics.steps > steps, grace=60.0)
+    assert 0 < len(job.results()) < 5
+    assert all(len(row) == 12 for row in choices(job))

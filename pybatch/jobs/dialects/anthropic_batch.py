@@ -32,7 +32,7 @@ class AnthropicBatch:
         if flag(params, "stream"):
             raise RequestError("stream: not supported in a batch; expected false", "unsupported_parameter", "stream")
         expect_type("model", expect_given(params, "model"), str, "text")
-        return RowRequest(asked.prompts[0], asked.params, custom_id)
+        return RowRequest(asked.prompts, asked.params, custom_id)
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         id, params = row_id(row), row.fields.get("params")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pybatch.api.inputs import Prompt
-from pybatch.api.outcomes import Answer, Failure, Outcome
+from pybatch.api.outcomes import Answer, Failure, JoinedAnswer, Outcome
 from pybatch.api.protocols.fields import expect_given, expect_type
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.openai_requests import chat_request, completion_request
@@ -31,8 +31,8 @@ class OpenAIBatch:
     created: when the job began, in seconds since 1970, the same however often it is resumed. model: that all rows must
     name; None: whatever each names.
 
-    A request that is refused has the response that HTTP would have brought, with the status 400, and what is wrong in
-    "error" too. A line that is no request has "error" alone.
+    A request that is refused has the response that HTTP would have brought, with the status 400 and what is wrong. A
+    line that is no request has no response, but an "error".
     """
 
     name: ClassVar[str] = "openai-batch"
@@ -55,13 +55,9 @@ class OpenAIBatch:
             raise RequestError(f"url: {why}expected {' or '.join(ENDPOINTS)}, got {url!r:.80}", "invalid_url", "url")
         asked = ENDPOINTS[url](body)
         self.expect_model(body.get("model"))
-        if len(asked.prompts) != 1:
-            raise RequestError(
-                f"prompt: expected one in a row, got {len(asked.prompts)}; give each a row", "invalid_value", "prompt"
-            )
         if body.get("echo"):
-            expect_plain_echo(asked.prompts[0], body)
-        return RowRequest(asked.prompts[0], asked.params, custom_id)
+            expect_plain_echo(asked.prompts, body)
+        return RowRequest(asked.prompts, asked.params, custom_id)
 
     def expect_model(self, model: Any) -> None:
         if model is None:
@@ -78,21 +74,24 @@ class OpenAIBatch:
         if isinstance(outcome, Answer):
             response = {"status_code": 200, "request_id": id, "body": self.body(row, outcome, id)}
         else:
-            error = {"code": outcome.code, "message": f"{row.place}: {outcome.message}"}
+            told = replace(outcome, message=f"{row.place}: {outcome.message}")
             if isinstance(custom_id, str) and isinstance(body, dict) and outcome.code not in NO_REQUEST:
-                response = {"status_code": status(outcome), "request_id": id, "body": error_body(outcome)}
+                response = {"status_code": status(outcome), "request_id": id, "body": error_body(told)}
+            else:
+                error = {"code": told.code, "message": told.message}
         return {"id": f"batch_req_{id}", "custom_id": custom_id, "response": response, "error": error}
 
     def body(self, row: Row, answer: Answer, id: str) -> dict[str, Any]:
         body = row.fields["body"]
         if row.fields["url"] == CHAT_URL:
             return chat_completion(body, answer, id=id, created=self.created, model=body["model"])
-        return text_completion(body, [answer], id=id, created=self.created, model=body["model"])
+        answers = answer.parts if isinstance(answer, JoinedAnswer) else [answer]
+        return text_completion(body, answers, id=id, created=self.created, model=body["model"])
 
 
-def expect_plain_echo(prompt: Prompt, body: Mapping[str, Any]) -> None:
+def expect_plain_echo(prompts: Sequence[Prompt], body: Mapping[str, Any]) -> None:
     """Raises RequestError for an echo that cannot be written without the tokenizer."""
-    if not isinstance(prompt, str):
+    if not all(isinstance(prompt, str) for prompt in prompts):
         raise RequestError("echo: not supported in batches for token ids", "unsupported_parameter", "echo")
     if body.get("logprobs") is not None:
         raise RequestError("echo: not supported in batches with logprobs", "unsupported_parameter", "echo")

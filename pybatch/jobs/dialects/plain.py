@@ -39,7 +39,7 @@ class PlainDialect:
             raise RequestError(row.error, "invalid_json_line")
         name = row.fields.get("custom_id")  # which no two rows of a batch may share; an "id" is the row's own affair
         id = name if isinstance(name, str) else None
-        return RowRequest(self.prompt(row.fields), row_params(row.fields), id)
+        return RowRequest((self.prompt(row.fields),), row_params(row.fields), id)
 
     def prompt(self, fields: dict[str, Any]) -> Prompt:
         if self.template is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from pybatch.api.inputs import Encoded, Prompt
-from pybatch.api.outcomes import Failure
+from pybatch.api.outcomes import Failure, first_failure
 from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.jobs.answers.cache_keys import CacheKeys
@@ -19,7 +19,7 @@ from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.order.prefix_savings import PrefixSavings
 from pybatch.jobs.row_runner import RowSession
-from pybatch.jobs.rows import Row
+from pybatch.jobs.rows import Row, request_number
 
 BATCH = 256  # rows that are tokenised at once
 FIRST = 3  # errors of a kind, and prompts, that are shown
@@ -55,7 +55,7 @@ class Survey:
         self.rows = 0
         self.errors: dict[str, ErrorKind] = {}
         self.prompt_tokens = self.longest_prompt = 0
-        self.repeated = self.repeated_tokens = 0  # rows that need not be run, and their prompts' tokens
+        self.repeated = self.repeated_tokens = 0  # prompts that need not be run, and their tokens
         self.limits: Counter[int] = Counter()  # SampledRow's, of every sample of every row that is run
         self.prompts: list[str] = []  # the first ones, as the model sees them
         self.sample: list[SampledRow] = []  # evenly spaced
@@ -88,22 +88,27 @@ class Survey:
         return sum(limit * count for limit, count in self.limits.items())
 
     def _take(self, batch: Sequence[Row]) -> None:
-        ready: list[tuple[Row, Prompt, SamplingParams]] = []
+        ready: list[tuple[Row, tuple[Prompt, ...], SamplingParams]] = []
         for row in batch:
             request = self._checked.request(row, self._dialect, self._params)
             if isinstance(request, Failure):
                 self._fail(row, request)
             else:
                 ready.append((row, *request))
-        encoded = self._session.encode([(prompt, params) for _, prompt, params in ready])
-        for (row, _, params), prompt in zip(ready, encoded, strict=True):
-            # The engine refuses what is too long, or has parameters that this model cannot run.
-            refused: list[RequestOutput] = []
-            self._session.abort(self._session.add(prompt, params, refused.append, index=row.index))
-            if refused:
-                self._fail(row, Failure(refused[0].error or "", refused[0].error_code or "invalid_request"))
-            else:
-                self._count(row, prompt, params)
+        encoded = iter(self._session.encode([(prompt, params) for _, prompts, params in ready for prompt in prompts]))
+        for row, prompts, params in ready:
+            requests = list(islice(encoded, len(prompts)))
+            if failure := first_failure([self._refused(prompt, params) for prompt in requests]):
+                self._fail(row, failure)
+                continue
+            for number, prompt in enumerate(requests):
+                self._count(request_number(row.index, number), prompt, params)
+
+    def _refused(self, prompt: Encoded, params: SamplingParams) -> Failure | None:
+        """By the engine, for what is too long, or has parameters that this model cannot run."""
+        refused: list[RequestOutput] = []
+        self._session.abort(self._session.add(prompt, params, refused.append))
+        return Failure(refused[0].error or "", refused[0].error_code or "invalid_request") if refused else None
 
     def _fail(self, row: Row, failure: Failure) -> None:
         kind = self.errors.setdefault(failure.code, ErrorKind())
@@ -111,14 +116,14 @@ class Survey:
         if len(kind.first) < FIRST:
             kind.first.append(f"{row.place}: {failure.message}")
 
-    def _count(self, row: Row, prompt: Encoded, params: SamplingParams) -> None:
+    def _count(self, number: int, prompt: Encoded, params: SamplingParams) -> None:
         engine = self._session.engine
         ids = array("q", kept_tokens(prompt.token_ids, params, engine.max_model_len))
         self.prompt_tokens += len(ids)
         self.longest_prompt = max(self.longest_prompt, len(ids))
         if len(self.prompts) < FIRST:
             self.prompts.append(prompt_text(self._session, prompt.token_ids, params))
-        if may_repeat(params) and not self._known.add(number_of(self._keys.key(ids, params, row.index))):
+        if may_repeat(params) and not self._known.add(number_of(self._keys.key(ids, params, number))):
             self.repeated += 1
             self.repeated_tokens += len(ids)
             return
@@ -126,8 +131,8 @@ class Survey:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         self.limits[limit] += params.n
         self._savings.add(ids)
-        if self._is_sampled(row.index):
-            self.sample.append(SampledRow(row.index, ids, params, limit))
+        if self._is_sampled(number):
+            self.sample.append(SampledRow(number, ids, params, limit))
             self._tokens += len(ids)
             while len(self.sample) > 1 and (self._tokens > MOST_TOKENS or len(self.sample) > MOST_ROWS):
                 self._thin_out()

@@ -25,7 +25,7 @@ def row(**changes: Any) -> Row:
 
 def test_a_line_is_a_request() -> None:
     asked = DIALECT.request(row())
-    assert (asked.prompt, asked.params, asked.id) == (Conversation(USER), {"n": 1, "max_tokens": 5}, "a")
+    assert (asked.prompts, asked.params, asked.id) == ((Conversation(USER),), {"n": 1, "max_tokens": 5}, "a")
 
 
 @pytest.mark.parametrize(

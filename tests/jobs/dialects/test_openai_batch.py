@@ -8,14 +8,13 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from pybatch.api.inputs import Conversation
-from pybatch.api.outcomes import Answer, Failure, Sample
+from pybatch.api.outcomes import Answer, Failure, Sample, joined
 from pybatch.jobs.dialect import Dialect, request_of
 from pybatch.jobs.dialects.openai_batch import OpenAIBatch
 from pybatch.jobs.rows import Row
 
 USER = [{"role": "user", "content": "Hello"}]
 BODY = {"model": "gpt-4o-mini", "messages": USER, "max_tokens": 5}
-SEVERAL = {"model": "m", "prompt": ["a", "b"]}
 ANSWER = Answer(3, (Sample("one", 2, "stop"),))
 DIALECT = OpenAIBatch(1_700_000_000)
 
@@ -31,8 +30,10 @@ def completion(**body: Any) -> Row:
 
 def test_a_line_is_a_request() -> None:
     asked = DIALECT.request(row())
-    assert (asked.prompt, asked.params, asked.id) == (Conversation(USER), {"max_tokens": 5}, "a")
-    assert DIALECT.request(completion(prompt=[1, 2])).prompt == [1, 2]
+    assert (asked.prompts, asked.params, asked.id) == ((Conversation(USER),), {"max_tokens": 5}, "a")
+    assert DIALECT.request(completion(prompt=[1, 2])).prompts == ([1, 2],)
+    assert DIALECT.request(completion(prompt=["a", "b"])).prompts == ("a", "b")
+    assert DIALECT.request(completion(prompt=[[1], [2, 3]])).prompts == ([1], [2, 3])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,6 @@ def test_a_line_is_a_request() -> None:
         ({"body": "x"}, "invalid_type", "body: expected an object, got str"),
         ({"body": {**BODY, "model": None}}, "missing_required_parameter", "model: missing"),
         ({"body": {**BODY, "foo": 1}}, "unknown_parameter", "foo: unknown parameter"),
-        ({"body": SEVERAL, "url": "/v1/completions"}, "invalid_value", "prompt: expected one in a row, got 2"),
     ],
 )
 def test_a_line_that_is_no_request_is_refused(changes: dict[str, Any], code: str, says: str) -> None:
@@ -88,13 +88,27 @@ def test_a_rows_result_is_the_same_whenever_it_is_written_and_has_ids_of_its_own
     assert len(ids) == 3
 
 
-def test_a_refused_request_has_the_response_of_http_and_the_error() -> None:
+def test_several_prompts_have_their_choices_one_after_the_other() -> None:
+    answers = [Answer(3, (Sample(f"{name}1", 2, "stop"), Sample(f"{name}2", 4, "length"))) for name in "xy"]
+    result = DIALECT.result(completion(prompt=["Hi", "Ho"], n=2, echo=True), joined(answers))["response"]["body"]
+    read = Completion.model_validate(result, strict=True)
+    assert [(choice.index, choice.text) for choice in read.choices] == [
+        (0, "Hix1"),
+        (1, "Hix2"),
+        (2, "Hoy1"),
+        (3, "Hoy2"),
+    ]
+    assert read.usage is not None
+    assert (read.usage.prompt_tokens, read.usage.completion_tokens, read.usage.total_tokens) == (6, 12, 18)
+
+
+def test_a_refused_request_has_the_response_of_http_and_no_error() -> None:
     line = DIALECT.result(row(6), Failure("max_tokens: no", "invalid_value", "max_tokens"))
-    assert line["error"] == {"code": "invalid_value", "message": "line 7: max_tokens: no"}
+    assert line["error"] is None
     assert line["response"]["status_code"] == 400
     assert line["response"]["body"] == {
         "error": {
-            "message": "max_tokens: no",
+            "message": "line 7: max_tokens: no",
             "type": "invalid_request_error",
             "param": "max_tokens",
             "code": "invalid_value",

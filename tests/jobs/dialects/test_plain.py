@@ -23,7 +23,8 @@ def row(index: int = 0, /, **fields: Any) -> Row:
 
 
 def prompt(dialect: PlainDialect, **fields: Any) -> Any:
-    return dialect.request(row(**fields)).prompt
+    (prompt,) = dialect.request(row(**fields)).prompts
+    return prompt
 
 
 def test_text_is_a_users_message_or_the_whole_prompt() -> None:

@@ -10,6 +10,7 @@ import pytest
 from pybatch import LLM, SamplingParams
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
+from pybatch.jobs.dialects.openai_batch import OpenAIBatch
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.estimate import survey
 from pybatch.jobs.estimate.survey import Survey
@@ -65,6 +66,19 @@ def test_rows_that_will_fail_are_counted_by_kind_with_the_first_messages(llm: LL
     messages = [message for kind in made.errors.values() for message in kind.first]
     for place, words in ((7, "fit"), (8, "temperature"), (9, "vocabulary")):
         assert any(message.startswith(f"line {place}: ") and words in message for message in messages)
+
+
+def test_each_prompt_of_a_row_is_counted_and_one_that_is_refused_is_its_rows_error(llm: LLM) -> None:
+    asks = {"method": "POST", "url": "/v1/completions"}
+    prompts = (["Say it", "Say"], ["Say", "x" * 2 * CONTEXT], ["Say it"])
+    made = Survey(llm.session, OpenAIBatch(0), SamplingParams(max_tokens=8, temperature=0), Checked())
+    made.read(
+        rows([{**asks, "custom_id": str(i), "body": {"model": "m", "prompt": each}} for i, each in enumerate(prompts)])
+    )
+    lengths = [len(llm.get_tokenizer().encode(text)) for text in ("Say it", "Say", "Say it")]
+    assert (made.rows, made.failed, made.prompt_tokens) == (3, 1, sum(lengths))
+    assert (made.repeated, made.limits.total()) == (1, 2)
+    assert made.errors["context_length_exceeded"].first[0].startswith("line 2: prompt[1]: ")
 
 
 def test_a_row_whose_id_was_used_before_will_fail(llm: LLM) -> None:
