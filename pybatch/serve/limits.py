@@ -77,5 +77,7 @@ class Account:
             self.tokens.charge(amount)
 
 
-payer: ContextVar[Account | None] = ContextVar("payer", default=None)
-"""The account of the request that is being answered; None where there are no limits, and for the rows of batches."""
+UNLIMITED = Account("unlimited", Limits())
+
+payer: ContextVar[Account] = ContextVar("payer", default=UNLIMITED)
+"""The account that is charged for what the current task asks of the engine."""

@@ -23,6 +23,7 @@ from pybatch.engine.scheduling.sequence import BACKGROUND
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.errors import NotFoundError, QueueFullError, RefusedError
 from pybatch.serve.guard.lifetime import OpenRequests
+from pybatch.serve.limits import payer
 from pybatch.serve.merge import merge
 from pybatch.serve.settings import ServerSettings
 
@@ -79,9 +80,13 @@ class Service:
     async def outputs(self, asked: Generation) -> list[RequestOutput]:
         """The output of each prompt. Raises RefusedError if one of them cannot be run."""
         found: dict[int, RequestOutput] = {}
-        async with aclosing(self._outputs(asked, RequestOutputKind.FINAL_ONLY)) as outputs:
+        kind = RequestOutputKind.FINAL_ONLY if payer.get().tokens is None else RequestOutputKind.DELTA
+        async with aclosing(self._outputs(asked, kind)) as outputs:
             async for number, output in outputs:
-                found[number] = output
+                if number in found:
+                    found[number].add(output)
+                else:
+                    found[number] = output
         return [found[number] for number in range(len(asked.prompts))]
 
     def answer(self, output: RequestOutput) -> Answer:
@@ -104,16 +109,22 @@ class Service:
         if self.prompts >= self.llm.engine.config.max_num_seqs + self.settings.max_queue:
             raise QueueFullError
         self.prompts += len(asked.prompts)
+        account = payer.get()
+        counted = account.tokens is not None
         try:
-            prompts = asked.prompts
-            if len(prompts) > 1:  # none is to run if one of them cannot: what was streamed could not be taken back
-                prompts = await asyncio.to_thread(self._encoded, prompts, params)
+            prompts: Sequence[Prompt] = asked.prompts
+            # With several, none is to run if one of them cannot: what was streamed could not be taken back.
+            if len(prompts) > 1 or counted:
+                encoded = await asyncio.to_thread(self._encoded, asked, params)
+                account.charge_tokens(sum(map(len, encoded)))
+                prompts = [{"prompt_token_ids": token_ids} for token_ids in encoded]
             streams = [self.llm.generate(prompt, params, priority=asked.priority) for prompt in prompts]
             async with aclosing(merge(streams)) as outputs:
                 async for number, output in outputs:
                     if output.error is not None:
-                        conversation = isinstance(asked.prompts[0], Conversation)
-                        raise refusal(output.error, output.error_code, "messages" if conversation else "prompt")
+                        raise refusal(output.error, output.error_code, parameter(asked, number))
+                    if counted:  # so `kind` is DELTA
+                        account.charge_tokens(sum(len(sample.token_ids) for sample in output.outputs))
                     yield number, output
         finally:
             self.prompts -= len(asked.prompts)
@@ -133,17 +144,24 @@ class Service:
                 said = f"{name}: expected {least} to {most}{unit} here, got {reprlib.repr(value)}"
                 raise RequestError(said, "invalid_value", name)
 
-    def _encoded(self, prompts: Sequence[Prompt], params: SamplingParams) -> tuple[Prompt, ...]:
+    def _encoded(self, asked: Generation, params: SamplingParams) -> list[list[int]]:
         """The prompts as token ids. Raises RefusedError if one of them cannot be run."""
-        found: list[Prompt] = []
-        for number, each in enumerate(self.llm.session.encode([(prompt, params) for prompt in prompts])):
+        found = []
+        for number, each in enumerate(self.llm.session.encode([(prompt, params) for prompt in asked.prompts])):
             if each.error is None:
                 with fault_of(each):
                     self.llm.engine.expect_runnable(each.token_ids, params)
             if each.error is not None:
-                raise refusal(each.error, each.error_code, f"prompt[{number}]")
-            found.append({"prompt_token_ids": each.token_ids})
-        return tuple(found)
+                raise refusal(each.error, each.error_code, parameter(asked, number))
+            found.append(each.token_ids)
+        return found
+
+
+def parameter(asked: Generation, number: int) -> str:
+    """What a prompt is called in the request."""
+    if isinstance(asked.prompts[number], Conversation):
+        return "messages"
+    return "prompt" if len(asked.prompts) == 1 else f"prompt[{number}]"
 
 
 def refusal(error: str, code: str | None, prompt: str) -> RefusedError:

@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pybatch.api.outcomes import Failure
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.refusal import refuse
-from pybatch.serve.limits import Account, Clock, Limits, payer
+from pybatch.serve.limits import Account, Limits, payer
 
 OPEN = frozenset({"/health", "/ready"})
 PAGE = "/page/"  # the live page's scripts and styles, which hold no secret; what they read from the server needs a key
 
 
+class Accounts:
+    """One for each key.
+
+    limits: of all requests together, where there are no keys.
+    """
+
+    def __init__(self, keys: Keys, limits: Limits) -> None:
+        self.keys = keys
+        self.everyone = Account("everyone", limits)
+        self.of_keys = {key: Account(key.name, key.limits) for key in keys.keys}
+
+    def find(self, offered: Iterable[bytes]) -> Account | None:
+        """None if a key is needed and none of the offered ones is right."""
+        if not self.keys:
+            return self.everyone
+        key = self.keys.find(offered)
+        return None if key is None else self.of_keys[key]
+
+
 class Authentication:
     """Answers 401 to a request without one of the keys, and makes the key's account the request's payer.
 
-    metrics_open: whether /metrics needs none. limits: where there are no keys, of all requests together.
+    metrics_open: whether /metrics needs none.
     """
 
-    def __init__(
-        self, app: ASGIApp, keys: Keys, limits: Limits, *, metrics_open: bool, clock: Clock = time.monotonic
-    ) -> None:
-        self.app, self.keys = app, keys
+    def __init__(self, app: ASGIApp, accounts: Accounts, *, metrics_open: bool) -> None:
+        self.app, self.accounts = app, accounts
         self.open = OPEN | {"/metrics"} if metrics_open else OPEN
-        self.accounts = {key.name: Account(key.name, key.limits, clock) for key in keys.keys}
-        self.everyone = Account("everyone", limits, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self.is_open(scope):
             await self.app(scope, receive, send)
             return
-        account = self.everyone
-        if self.keys:
-            key = self.keys.find(offered(scope))
-            if key is None:
-                await refuse(scope, receive, send, 401, unauthorised(scope), {"WWW-Authenticate": "Bearer"})
-                return
-            account = self.accounts[key.name]
+        account = self.accounts.find(offered(scope))
+        if account is None:
+            await refuse(scope, receive, send, 401, unauthorised(scope), {"WWW-Authenticate": "Bearer"})
+            return
         payer.set(account)
         await self.app(scope, receive, send)
 

@@ -8,7 +8,7 @@ import json
 import logging
 import stat
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pybatch.serve.limits import Limits
 logger = logging.getLogger(__name__)
 
 VARIABLE = "PYBATCH_API_KEY"
+PARSERS: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
 FIELDS = ("name", "key", *Limits.__dataclass_fields__)
 
 
@@ -76,13 +77,13 @@ def from_file(file: Path, limits: Limits) -> list[Key]:
         logger.warning("%s: every user of this machine can read the API keys in it: chmod o-r", file)
     try:
         text = file.read_text("utf-8")
-        if file.suffix not in (".toml", ".json"):
-            return from_lines(str(file), text, limits)
-        entries = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+        entries = PARSERS.get(file.suffix, str)(text)
     except ValueError as error:
         # Without the error itself: a parser's message or the object that it holds may show the text.
         where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise ValueError(f"{file}: expected {file.suffix.lstrip('.') or 'text'} in UTF-8 ({where})") from None
+    if isinstance(entries, str):
+        return from_lines(str(file), entries, limits)
     if isinstance(entries, Mapping) and entries.keys() == {"keys"}:
         entries = entries["keys"]
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):

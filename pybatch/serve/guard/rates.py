@@ -26,10 +26,10 @@ class RateLimits:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        account = payer.get() if scope["type"] == "http" and scope["method"] == "POST" else None
-        if account is None:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        account = payer.get()
 
         async def send_with_state(message: Message) -> None:
             if message["type"] == "http.response.start":

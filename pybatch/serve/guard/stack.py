@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from pybatch.serve.guard.authentication import Authentication
+from pybatch.serve.guard.authentication import Accounts, Authentication
 from pybatch.serve.guard.bodies import BodyLimits
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.lifetime import Lifetime, OpenRequests
@@ -22,7 +22,8 @@ TOLD = ["Retry-After", "request-id", "x-request-id"] + [
 def guard(app: FastAPI, settings: ServerSettings, keys: Keys, requests: OpenRequests, *, local: bool) -> None:
     """Puts the guard around the application. local: it can be reached on this machine alone."""
     app.add_middleware(RateLimits)  # the innermost one
-    app.add_middleware(Authentication, keys=keys, limits=settings.limits, metrics_open=settings.metrics_without_key)
+    app.state.accounts = Accounts(keys, settings.limits)
+    app.add_middleware(Authentication, accounts=app.state.accounts, metrics_open=settings.metrics_without_key)
     if not keys and settings.uds is None:
         app.add_middleware(Origins, allowed=settings.allowed_origins or (), local=local)
     app.add_middleware(
