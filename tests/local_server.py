@@ -13,6 +13,7 @@ from pybatch.serve.guard.keys import Keys, load_keys
 from pybatch.serve.run import Server
 from pybatch.serve.service import Service
 from pybatch.serve.settings import ServerSettings
+from pybatch.serve.store import Storage, open_storage
 
 SECONDS = 60
 
@@ -20,8 +21,8 @@ SECONDS = 60
 class LocalServer:
     """url: with the port. stop: makes it stop as SIGTERM does."""
 
-    def __init__(self, llm: AsyncLLM, settings: ServerSettings, keys: Keys) -> None:
-        self.llm, self.service = llm, Service(llm, settings)
+    def __init__(self, llm: AsyncLLM, settings: ServerSettings, keys: Keys, storage: Storage) -> None:
+        self.llm, self.service = llm, Service(llm, settings, storage)
         self.bound = bind(settings, keys)
         self.stop = threading.Event()
         self.service.requests.stopping = self.stop.is_set
@@ -44,12 +45,13 @@ class LocalServer:
 def local_server(llm: AsyncLLM, **settings: object) -> Iterator[LocalServer]:
     made = ServerSettings(**{"port": 0, "served_model_name": ["tiny"], **settings})  # type: ignore[arg-type]
     keys = load_keys(made.api_key or (), made.api_key_file, {}, made.limits)
-    server = LocalServer(llm, made, keys)
-    server.thread.start()
-    try:
-        yield server
-    finally:
-        server.stop.set()
-        server.thread.join(SECONDS)
-        server.bound.close()
-        assert not server.thread.is_alive()
+    with open_storage(made) as storage:
+        server = LocalServer(llm, made, keys, storage)
+        server.thread.start()
+        try:
+            yield server
+        finally:
+            server.stop.set()
+            server.thread.join(SECONDS)
+            server.bound.close()
+            assert not server.thread.is_alive()

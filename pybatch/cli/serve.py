@@ -38,10 +38,11 @@ def serve(
         settings = ServerSettings(**server.given())
         try:
             from pybatch.serve import run
+            from pybatch.serve.store import open_storage
         except ModuleNotFoundError as error:
             raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[serve]'") from None
         keys = load_keys(settings.api_key or (), settings.api_key_file, os.environ, settings.limits)
-        with bind(settings, keys) as bound:
+        with bind(settings, keys) as bound, open_storage(settings) as storage:
             with loading_errors(arguments["model"]):
                 from pybatch.api.async_llm import AsyncLLM
 
@@ -53,6 +54,7 @@ def serve(
                         settings,
                         keys,
                         bound,
+                        storage,
                         announce=lambda url: stderr.print(f"Serving {arguments['model']} at {url}"),
                         stopping=stop.requested,
                     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ class Checked:
 
     size: of the rows, in bytes. prompts: of the good rows, which may have several each. bad: how many rows will fail,
     by the code of what is wrong. messages: of the first of them, with their places. repeated: ids that several rows
-    have, with the index and place of the first one.
+    have, with the index and place of the first one. watch: called with each bad row as it is found.
     """
 
     rows: int = 0
@@ -36,6 +36,7 @@ class Checked:
     bad: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
     repeated: dict[str, tuple[int, str]] = field(default_factory=dict)
+    watch: Callable[[Row, Failure], object] | None = None
 
     def duplicate(self, row: Row, id: str | None) -> Failure | None:
         """The failure of a row whose id an earlier row has."""
@@ -58,6 +59,8 @@ class Checked:
         self.bad[failure.code] += 1
         if len(self.messages) < SHOWN:
             self.messages.append(f"{row.place}: {failure.message}"[:LENGTH])
+        if self.watch is not None:
+            self.watch(row, failure)
 
     def lines(self) -> Iterator[str]:
         """What to print of the bad rows; nothing if all are good."""
@@ -80,15 +83,17 @@ class CheckedAsRead(Checked):
         return super().duplicate(row, id)
 
 
-def check_rows(source: Source, dialect: Dialect, params: SamplingParams) -> Checked:
+def check_rows(
+    source: Source, dialect: Dialect, params: SamplingParams, watch: Callable[[Row, Failure], object] | None = None
+) -> Checked:
     """Reads all rows and finds those that cannot be answered, whatever the model: unreadable ones, those that do not
-    ask properly, sampling parameters that do not go together with `params`, and ids used before.
+    ask properly, sampling parameters that do not go together with `params`, and ids used before. watch: as Checked's.
 
     Takes 16 bytes of memory a row that has an id. Raises OSError if the rows cannot be read, ValueError for a stream.
     """
     if not source.rereadable:
         raise ValueError(f"{source.name} can be read only once, so its rows cannot be checked before they are answered")
-    checked = Checked()
+    checked = Checked(watch=watch)
     hashes, indices = array("q"), array("q")
     for row in source.rows():
         checked.rows += 1

@@ -24,21 +24,32 @@ class RowOptions:
 
     format: one of DIALECTS; None: what the first row is. prompt_template: text with {field} where a row's field goes.
     system: a system message in front of every conversation. raw: the model completes text as it is, without its chat
-    template.
+    template. output: the fields of a result, each with a template that is filled in with the row's fields and those of
+    its answer; None: all of these.
     """
 
     format: str | None = None
     prompt_template: str | None = None
     system: str | None = None
     raw: bool = False
+    output: Mapping[str, str] | None = None
 
     def dialect(self, source: Source, created: int) -> tuple[Dialect, Source]:
         """And the source, of which a stream's first row has been looked at. created: as of dialect_of."""
         template = None if self.prompt_template is None else Template(self.prompt_template)
+        output = None if self.output is None else {name: Template(text) for name, text in self.output.items()}
         first: dict[str, Any] = {}
         if template is None:
             first, source = peek(source)
-        made = dialect_of(self.format, first, created=created, template=template, system=self.system, chat=not self.raw)
+        made = dialect_of(
+            self.format,
+            first,
+            created=created,
+            template=template,
+            system=self.system,
+            chat=not self.raw,
+            output=output,
+        )
         return made, source
 
 

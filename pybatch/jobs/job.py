@@ -124,6 +124,13 @@ class Job:
         if self.watch is not None:
             self.watch(row, outcome)
 
+    def fail_rest(self, failure: Failure) -> None:
+        """Saves the failure for every row of a source that can be read again which has no record, so that none is
+        pending."""
+        for row in self.source.rows():
+            if row.index not in self.journal:
+                self.save(row, failure)
+
     def _encode(self, row: Row, outcome: Outcome) -> bytes:
         fields = self._with_fields or isinstance(outcome, Failure)
         result = self.dialect.result(row, outcome, fields=fields)

@@ -71,8 +71,10 @@ def prepare(
     sampling: Mapping[str, Any],
     stream: LineFile | None = None,
     keep_records: bool = False,
+    as_begun: bool = False,
 ) -> Preparation:
-    """Opens the job's journal. engine, sampling: the arguments that were given. stream, keep_records: as Preparation's.
+    """Opens the job's journal. engine, sampling: the arguments that were given. stream, keep_records, as_begun: as
+    Preparation's.
 
     Raises ValueError for what is wrong with the job as a whole (OtherJobError, ModelError), OSError for files.
     """
@@ -89,7 +91,7 @@ def prepare(
         **({"unordered": True} if destination.unordered else {}),
         "input": rows.source.digest(),
     }
-    return Preparation(rows, destination, fingerprint, stream, keep_records=keep_records)
+    return Preparation(rows, destination, fingerprint, stream, keep_records=keep_records, as_begun=as_begun)
 
 
 class Preparation:
@@ -106,13 +108,16 @@ class Preparation:
         stream: LineFile | None = None,
         *,
         keep_records: bool = False,
+        as_begun: bool = False,
     ) -> None:
         """stream: of the destination, if it is one (open_stream), which is closed too. keep_records: the journal of a
-        finished job keeps what the output has too.
+        finished job keeps what the output has too. as_begun: a job that was begun with something else is this one all
+        the same: for a caller who answers no further rows.
 
         Raises OtherJobError, FileExistsError for files that are not this job's, and OSError."""
         self.source, self.dialect, self.checked = rows.source, rows.dialect, rows.checked
         self.destination, self._fingerprint, self._stream = destination, fingerprint, stream
+        self._as_begun = as_begun
         self._results: Results | None = None
         self._progress: BatchProgress | None = None
         self.journal = self._open_journal() if self.resumable else temporary_journal()
@@ -132,7 +137,8 @@ class Preparation:
             if not journal.header:
                 _unused.add(journal)
         earlier = journal.header.get("fingerprint")
-        if earlier is not None and not self.destination.fresh and earlier != self._fingerprint:
+        same = self.destination.fresh or self._as_begun or earlier == self._fingerprint
+        if earlier is not None and not same:
             journal.close()
             raise OtherJobError(journal.name, differences(earlier, self._fingerprint))
         return journal
@@ -246,15 +252,20 @@ class Preparation:
             self._results.close()
         elif self._stream is not None:
             self._stream.close()
-        discard_unused_journals()
+        discard_if_unused(self.journal)
         self.journal.close()
 
 
 def discard_unused_journals() -> None:
-    """Removes those that were created for a job which has not begun. May be called by a signal's handler."""
-    while _unused:
-        with suppress(OSError):
-            _unused.pop().remove()
+    """Removes those that were created for jobs which have not begun. May be called by a signal's handler."""
+    for journal in list(_unused):
+        discard_if_unused(journal)
+
+
+def discard_if_unused(journal: Journal) -> None:
+    with suppress(KeyError, OSError):
+        _unused.remove(journal)  # raises KeyError if it has begun
+        journal.remove()
 
 
 @contextmanager

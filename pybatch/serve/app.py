@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 
 import pybatch
@@ -9,15 +13,37 @@ from pybatch.serve.errors import handle_errors
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.stack import guard
 from pybatch.serve.request_ids import RequestIds
-from pybatch.serve.routes import chat, completions, health, messages, models
+from pybatch.serve.routes import batches, chat, completions, files, health, message_batches, messages, models
 from pybatch.serve.service import Service
 
-ROUTERS = (chat.router, completions.router, messages.router, models.router, health.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    messages.router,
+    models.router,
+    files.router,
+    batches.router,
+    message_batches.router,
+    health.router,
+)
+
+
+@asynccontextmanager
+async def running_batches(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+
+    async def close() -> None:
+        await asyncio.to_thread(service.batches.close)
+
+    service.batches.start()
+    service.at_shutdown.append(close)
+    yield
+    await close()
 
 
 def create_app(service: Service, keys: Keys | None = None, *, local: bool = True) -> FastAPI:
     """keys: those that open it; None: it is open to all. local: it can be reached on this machine alone."""
-    app = FastAPI(title="pybatch", version=pybatch.__version__)
+    app = FastAPI(title="pybatch", version=pybatch.__version__, lifespan=running_batches)
     app.state.service = service
     handle_errors(app)
     for router in ROUTERS:

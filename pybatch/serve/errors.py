@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
 BUSY_SECONDS = 2  # until a request that found the queue full tries again
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 SERVER_ERROR = Failure("the server has failed; its log says why", "server_error")
 
 
@@ -51,6 +53,8 @@ def failure_of(request: Request, error: Exception) -> tuple[int, Failure]:
     if isinstance(error, QueueFullError):
         return 503, Failure("too many requests are waiting", "server_busy")
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return 500, Failure(f"the server's disk: {error.strerror}", "server_error")
     return 500, SERVER_ERROR
 
 

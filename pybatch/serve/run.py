@@ -18,6 +18,7 @@ from pybatch.serve.guard.connection import IDLE_SECONDS, Connection
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.service import Service
 from pybatch.serve.settings import ServerSettings
+from pybatch.serve.store import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def run(
     settings: ServerSettings,
     keys: Keys,
     bound: socket.socket,
+    storage: Storage,
     *,
     announce: Callable[[str], object],
     stopping: Callable[[], bool],
@@ -44,7 +46,7 @@ def run(
     Raises EngineEndedError.
     """
     raise_open_files_limit()
-    service = Service(llm, settings)
+    service = Service(llm, settings, storage)
     service.requests.stopping = stopping
     server = Server(service, keys, bound)
     bound.listen(BACKLOG)

@@ -21,11 +21,13 @@ from pybatch.api.protocols.sampling import NAMES, merged
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.sequence import BACKGROUND
 from pybatch.model.text.tokenizer import Tokenizer
+from pybatch.serve.batches import BatchRunner
 from pybatch.serve.errors import NotFoundError, QueueFullError, RefusedError
 from pybatch.serve.guard.lifetime import OpenRequests
 from pybatch.serve.limits import payer
 from pybatch.serve.merge import merge
 from pybatch.serve.settings import ServerSettings
+from pybatch.serve.store import Storage
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 """With each output the number of its prompt."""
@@ -43,12 +45,19 @@ class Service:
     1970.
     """
 
-    def __init__(self, llm: AsyncLLM, settings: ServerSettings) -> None:
-        self.llm, self.settings = llm, settings
+    def __init__(self, llm: AsyncLLM, settings: ServerSettings, storage: Storage) -> None:
+        self.llm, self.settings, self.storage = llm, settings, storage
         self.names = settings.served_model_name or [str(vars(llm.engine.config)["model"])]
         self.created = int(time.time())
         self.requests = OpenRequests()
         self.at_shutdown: list[Callable[[], Awaitable[object]]] = []  # called when the server begins to stop
+        self.batches = BatchRunner(
+            storage,
+            llm,
+            tuple(self.names),
+            at_once=settings.max_running_batches,
+            most_rows=settings.max_batch_requests,
+        )
         self.prompts = 0  # that are being answered; those of batches are not among them
 
     @property

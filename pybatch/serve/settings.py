@@ -24,6 +24,13 @@ class ServerSettings:
     served_model_name: Annotated[
         list[str] | None, "What requests call the model; may be repeated. Default: what was given as the model."
     ] = None
+    data_dir: Annotated[
+        str | Path | None,
+        "A folder for files and batches, which a server that is started again goes on with. Default: one for each port "
+        "in the user's folder for state (~/.local/state/pybatch).",
+    ] = None
+    max_batch_requests: Annotated[int, "Requests of a batch."] = 50_000
+    max_running_batches: Annotated[int, "Batches that run at the same time; others wait."] = 2
     api_key: Annotated[
         list[str] | None,
         "A key that requests must have; may be repeated. The machine's other users can see it: prefer a file, or the "
@@ -60,7 +67,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: expected a number from 0 to 65535, got {self.port}")
-        for name in ("max_queue", "max_body_size", "max_file_size"):
+        for name in ("max_queue", "max_body_size", "max_file_size", "max_batch_requests", "max_running_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.request_timeout is not None and not self.request_timeout > 0:

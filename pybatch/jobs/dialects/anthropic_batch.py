@@ -11,17 +11,25 @@ from pybatch.api.protocols.anthropic_responses import error_response, message_re
 from pybatch.api.protocols.fields import expect_given, expect_type, flag
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialect import RowRequest
-from pybatch.jobs.dialects.openai_batch import row_id, status
+from pybatch.jobs.dialects.openai_batch import CANCELLED, EXPIRED, expect_served, row_id, status
 from pybatch.jobs.rows import Row
+
+NOT_RUN = {CANCELLED: "canceled", EXPIRED: "expired"}
 
 
 @dataclass(frozen=True)
 class AnthropicBatch:
-    """Rows of custom_id and params. A row that fails has its result among the others, of type "errored"."""
+    """Rows of custom_id and params. A row that fails has its result among the others, of type "errored", or "canceled"
+    and "expired" where its batch ended without it.
+
+    served: as OpenAIBatch's.
+    """
 
     name: ClassVar[str] = "anthropic-batch"
     apart: ClassVar[bool] = False
     extends_rows: ClassVar[bool] = False
+
+    served: tuple[str, ...] | None = None
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
@@ -31,15 +39,18 @@ class AnthropicBatch:
         asked = message_request(params)
         if flag(params, "stream"):
             raise RequestError("stream: not supported in a batch; expected false", "unsupported_parameter", "stream")
-        expect_type("model", expect_given(params, "model"), str, "text")
+        expect_served(expect_type("model", expect_given(params, "model"), str, "text"), self.served)
         return RowRequest(asked.prompts, asked.params, custom_id)
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         id, params = row_id(row), row.fields.get("params")
+        result: dict[str, Any]
         if isinstance(outcome, Answer):
             assert params is not None
             message = message_response(params, outcome, id=id, model=params["model"])
             result = {"type": "succeeded", "message": message}
+        elif outcome.code in NOT_RUN:
+            result = {"type": NOT_RUN[outcome.code]}
         else:
             told = replace(outcome, message=f"{row.place}: {outcome.message}")
             result = {"type": "errored", "error": error_response(told, status=status(outcome), id=id)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
+from pybatch.jobs.dialects.mapped import MappedRows
 from pybatch.jobs.dialects.openai_batch import OpenAIBatch
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.dialects.template import Template
@@ -32,20 +33,26 @@ def dialect_of(
     template: Template | None = None,
     system: str | None = None,
     chat: bool = True,
+    output: Mapping[str, Template] | None = None,
 ) -> Dialect:
     """The dialect of one of DIALECTS' names; of None, the one that the rows are in.
 
     first: the fields of the first row that could be read, {} if there is none. created: when the job began, in seconds
-    since 1970. template, system, chat: of pybatch's own rows, which a template makes of any. Raises ValueError, naming
-    the argument, where the rows say all that these would say.
+    since 1970. template, system, chat: of pybatch's own rows, which a template makes of any. output: as MappedRows' has
+    it. Raises ValueError, naming the argument, where the rows say all that these would say.
     """
     if name is None:
         name = ROWS if template is not None else detect(first)
     if name not in DIALECTS:
         raise ValueError(f"format: expected one of {', '.join(DIALECTS)}, got {name!r}")
     if name == ROWS:
-        return PlainDialect(template, system, chat)
-    for argument, given in (("template", template is not None), ("system", system is not None), ("raw", not chat)):
+        return PlainDialect(template, system, chat) if output is None else MappedRows(template, system, chat, output)
+    for argument, given in (
+        ("template", template is not None),
+        ("system", system is not None),
+        ("raw", not chat),
+        ("output", output is not None),
+    ):
         if given:
             raise ValueError(f"{argument}: rows of {name} say themselves what the prompt is")
     if name == ANTHROPIC:

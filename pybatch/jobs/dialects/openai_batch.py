@@ -20,8 +20,18 @@ from pybatch.jobs.rows import Row
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 ENDPOINTS: dict[str, Callable[[Any], Generation]] = {CHAT_URL: chat_request, COMPLETIONS_URL: completion_request}
 
-NO_REQUEST = ("invalid_json_line", "duplicate_custom_id", "invalid_method", "invalid_url", "batch_expired")
+CANCELLED, EXPIRED = "batch_cancelled", "batch_expired"
+"""Codes of rows that their batch ended without."""
+
+NO_REQUEST = ("invalid_json_line", "duplicate_custom_id", "invalid_method", "invalid_url", CANCELLED, EXPIRED)
 """Codes of lines that never became a request to an endpoint, so that no response is written for them."""
+
+
+def spoils_batch(failure: Failure) -> bool:
+    """Whether OpenAI refuses the whole batch for such a line, before anything runs: what is wrong is not in the body,
+    or it is the model."""
+    of_line = ("custom_id", "method", "url", "body", "model")
+    return failure.code in (*NO_REQUEST, "mismatched_model") or failure.param in of_line
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,8 @@ class OpenAIBatch:
     """Rows of custom_id, method, url and body.
 
     created: when the job began, in seconds since 1970, the same however often it is resumed. model: that all rows must
-    name; None: whatever each names.
+    name; None: whatever each names. url: that all rows must ask; None: one of ENDPOINTS. served: names of models, one
+    of which rows must name; None: there is one model, whatever they call it.
 
     A request that is refused has the response that HTTP would have brought, with the status 400 and what is wrong. A
     line that is no request has no response, but an "error".
@@ -41,6 +52,8 @@ class OpenAIBatch:
 
     created: int
     model: str | None = None
+    url: str | None = None
+    served: tuple[str, ...] | None = None
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
@@ -53,6 +66,8 @@ class OpenAIBatch:
         if not isinstance(url, str) or url not in ENDPOINTS:
             why = "this model generates text; " if url == "/v1/embeddings" else ""
             raise RequestError(f"url: {why}expected {' or '.join(ENDPOINTS)}, got {url!r:.80}", "invalid_url", "url")
+        if self.url not in (None, url):
+            raise RequestError(f"url: expected {self.url!r}, the batch's endpoint, got {url!r}", "invalid_url", "url")
         asked = ENDPOINTS[url](body)
         self.expect_model(body.get("model"))
         if body.get("echo"):
@@ -62,7 +77,7 @@ class OpenAIBatch:
     def expect_model(self, model: Any) -> None:
         if model is None:
             raise RequestError("model: missing", "missing_required_parameter", "model")
-        expect_type("model", model, str, "text")
+        expect_served(expect_type("model", model, str, "text"), self.served)
         if self.model is not None and model != self.model:
             raise RequestError(f"model: expected {self.model!r} as in the first row, got {model!r}", "mismatched_model")
 
@@ -97,8 +112,15 @@ def expect_plain_echo(prompts: Sequence[Prompt], body: Mapping[str, Any]) -> Non
         raise RequestError("echo: not supported in batches with logprobs", "unsupported_parameter", "echo")
 
 
+def expect_served(model: str, served: tuple[str, ...] | None) -> None:
+    """served: as OpenAIBatch's."""
+    if served is not None and model not in served:
+        known = " or ".join(map(repr, served))
+        raise RequestError(f"model: expected {known}, got {model!r:.80}", "model_not_found", "model")
+
+
 def status(failure: Failure) -> int:
-    return 500 if failure.code == "server_error" else 400
+    return {"server_error": 500, "model_not_found": 404}.get(failure.code, 400)
 
 
 def row_id(row: Row) -> str:

@@ -30,6 +30,18 @@ class Template:
         """Puts in the fields: text as it is, everything else as JSON. Raises RequestError if one is missing."""
         return "".join(literal + (self.value(fields, name) if name is not None else "") for literal, name in self.parts)
 
+    @property
+    def fields(self) -> list[str]:
+        """The names that it asks for."""
+        return [name for _, name in self.parts if name is not None]
+
+    def value_of(self, fields: Mapping[str, Any]) -> Any:
+        """As fill; but a template that is one field and nothing else has its value, of whatever type."""
+        match self.parts:
+            case [("", str(name))] if name in fields:
+                return fields[name]
+        return self.fill(fields)
+
     def value(self, fields: Mapping[str, Any], name: str) -> str:
         if name not in fields:
             there = ", ".join(map(repr, fields)) or "nothing"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
 
 from pybatch.jobs.rows import Row
 
@@ -15,14 +17,14 @@ class ReadAhead:
     """Reads rows on a thread of its own and keeps some of them ready.
 
     name: of the input, for error messages. limit: of the bytes that the rows kept take; the thread pauses when it is
-    reached.
+    reached. As a context manager it ends the thread, whether or not all rows have been taken.
     """
 
     def __init__(self, rows: Iterable[Row], name: str, limit: int = 1 << 20) -> None:
         self._name, self._limit = name, limit
         self._ready: deque[Row] = deque()
         self._size = 0
-        self._done = False
+        self._done = self._closed = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
         # A daemon thread, since it cannot be interrupted while it waits for an input that stays open.
@@ -47,6 +49,18 @@ class ReadAhead:
         with self._changed:
             return self._done and not self._ready and self._error is None
 
+    def close(self) -> None:
+        """The thread ends after the row that it is reading."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
     def _read(self, rows: Iterable[Row]) -> None:
         error: Exception | None = None
         try:
@@ -55,7 +69,9 @@ class ReadAhead:
                     self._ready.append(row)
                     self._size += ROW_BYTES + row.size
                     self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._size < self._limit)
+                    self._changed.wait_for(lambda: self._size < self._limit or self._closed)
+                    if self._closed:
+                        break
         except Exception as caught:
             error = caught
             if isinstance(error, OSError):
