@@ -13,7 +13,7 @@ from pybatch.serve.errors import handle_errors
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.stack import guard
 from pybatch.serve.request_ids import RequestIds
-from pybatch.serve.routes import batches, chat, completions, files, health, message_batches, messages, models
+from pybatch.serve.routes import batches, chat, completions, files, health, message_batches, messages, models, page
 from pybatch.serve.service import Service
 
 ROUTERS = (
@@ -25,6 +25,7 @@ ROUTERS = (
     batches.router,
     message_batches.router,
     health.router,
+    page.router,
 )
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import chromium, requested
 
 from pybatch import LLM, SamplingParams
 from pybatch.api.progress import BatchProgress
@@ -20,7 +19,6 @@ from pybatch.jobs.report.summary import summary_figures
 from pybatch.jobs.report.timeline import Timeline
 from pybatch.machine.facts import facts
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCRIPT = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
 
 
@@ -134,30 +132,8 @@ def test_failures_of_earlier_runs_are_told(job: Job, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if not (BROWSER and DRIVER):
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-dev-shm-usage",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=1240,1600",
-        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("browser")) as driver:
+        yield driver
 
 
 def test_a_browser_shows_it(job: Job, browser: Any) -> None:
@@ -193,10 +169,3 @@ def drawn_height(browser: Any, chart: Any, what: str) -> float:
     """The greatest of such elements, in pixels."""
     script = "return Math.max(...[...arguments[0].querySelectorAll(arguments[1])].map(e => e.getBBox().height))"
     return float(browser.execute_script(script, chart, what))
-
-
-def requested(browser: Any) -> set[str]:
-    """The addresses that have been asked for, but for the browser's own pages."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [each["params"]["request"] for each in messages if each["method"] == "Network.requestWillBeSent"]
-    return {request["url"] for request in sent if not request["url"].startswith(("data:", "chrome:"))}
