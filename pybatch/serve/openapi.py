@@ -30,6 +30,20 @@ ERROR: Schema = {
 }
 """OpenAI's."""
 
+ANTHROPIC_ERROR: Schema = {
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "request_id": {"type": "string"},
+    },
+}
+
 REASONS = {
     400: "The request is not proper, or cannot be run: the message says why, and param which field is at fault.",
     401: "The key is missing or unknown.",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pybatch.api.protocols.anthropic_requests import ASKING_NOTHING, MessageFields
 from pybatch.api.protocols.openai_requests import CHAT, CHAT_ASKING_NOTHING, SAMPLING, ChatFields, StreamFields
 from pybatch.serve.openapi import body_schema
 
@@ -15,3 +16,9 @@ def test_a_body_s_schema_has_the_fields_that_the_protocol_takes_and_their_types(
     assert properties["use_beam_search"] == {"enum": [False, None]}
     assert properties["user"] == {}
     assert properties["stream"] == {"anyOf": [{"type": "boolean"}, {"type": "null"}]}
+
+
+def test_fields_of_a_type_that_another_extends_are_there_too() -> None:
+    schema = body_schema(MessageFields, asking_nothing=ASKING_NOTHING)
+    assert sorted(schema["required"]) == ["max_tokens", "messages", "model"]
+    assert schema["properties"]["thinking"] == {"enum": [{"type": "disabled"}, None]}

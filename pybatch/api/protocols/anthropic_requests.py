@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from pybatch.api.inputs import Conversation
 from pybatch.api.protocols.anthropic_messages import read_messages, read_tools
@@ -13,11 +13,30 @@ from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import expect_params
 from pybatch.api.vllm_names import ANYTHING
 
-PROMPT = {"model", "messages", "system", "tools", "tool_choice"}
 SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop_sequences": "stop"}
 """Fields that SamplingParams has too, with their names there."""
 
-KNOWN = PROMPT | SAMPLING.keys() | {"max_tokens", "stream"}
+
+class PromptFields(TypedDict, total=False):
+    """Of a body for /v1/messages/count_tokens."""
+
+    model: Required[str]
+    messages: Required[list[dict[str, Any]]]
+    system: str | list[dict[str, Any]] | None
+    tools: list[dict[str, Any]] | None
+    tool_choice: dict[str, Any] | None
+
+
+class MessageFields(PromptFields, total=False):
+    """Of a body for /v1/messages."""
+
+    max_tokens: Required[int]
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    stop_sequences: list[str] | None
+    stream: bool | None
+
 
 # By name, the values that change no answer; every other value is refused.
 PROMPT_ASKING_NOTHING: dict[str, Collection[Any]] = {
@@ -35,7 +54,7 @@ ASKING_NOTHING: dict[str, Collection[Any]] = {
 
 def message_request(body: Any) -> Generation:
     """Of a body for /v1/messages. Raises RequestError."""
-    expect_fields(body, KNOWN, ASKING_NOTHING)
+    expect_fields(body, MessageFields.__annotations__.keys(), ASKING_NOTHING)
     flag(body, "stream")
     params = {"n": 1, "max_tokens": expect_given(body, "max_tokens")}
     params.update({ours: body[name] for name, ours in SAMPLING.items() if body.get(name) is not None})
@@ -54,7 +73,7 @@ def message_request(body: Any) -> Generation:
 def count_request(body: Any) -> Conversation:
     """Of a body for /v1/messages/count_tokens: the prompt that message_request makes of these fields. Raises
     RequestError."""
-    expect_fields(body, PROMPT, PROMPT_ASKING_NOTHING)
+    expect_fields(body, PromptFields.__annotations__.keys(), PROMPT_ASKING_NOTHING)
     return conversation(body)
 
 

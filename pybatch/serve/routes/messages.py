@@ -10,18 +10,33 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from pybatch.api.protocols.anthropic_events import Event, MessageEvents
-from pybatch.api.protocols.anthropic_requests import count_request, message_request
+from pybatch.api.protocols.anthropic_requests import (
+    ASKING_NOTHING,
+    PROMPT_ASKING_NOTHING,
+    MessageFields,
+    PromptFields,
+    count_request,
+    message_request,
+)
 from pybatch.api.protocols.anthropic_responses import message_response
 from pybatch.api.protocols.generation import Generation
 from pybatch.serve.bodies import read_json
 from pybatch.serve.errors import failure_event, failure_of
+from pybatch.serve.openapi import ANTHROPIC_ERROR, body_schema, documented, object_with
 from pybatch.serve.service import Served, Service
 from pybatch.serve.sse import Events, event, event_stream
 
 router = APIRouter()
 
+BODY = body_schema(MessageFields, asking_nothing=ASKING_NOTHING)
+PROMPT_BODY = body_schema(PromptFields, asking_nothing=PROMPT_ASKING_NOTHING)
+ANSWER = object_with(id=str, type=str, role=str, model=str, content=list, usage=dict)
+COUNT = object_with(input_tokens=int)
+PROMPT_EXAMPLE = {"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}
+EXAMPLE = {**PROMPT_EXAMPLE, "max_tokens": 64}
 
-@router.post("/v1/messages")
+
+@router.post("/v1/messages", **documented(BODY, answer=ANSWER, streams=True, error=ANTHROPIC_ERROR, example=EXAMPLE))
 async def create_message(request: Request, service: Served) -> Response:
     body = await read_json(request)
     asked = message_request(body)
@@ -38,12 +53,15 @@ async def create_message(request: Request, service: Served) -> Response:
     return JSONResponse(message_response(body, answer, id=id, model=model, cached_tokens=output.num_cached_tokens))
 
 
-@router.post("/v1/messages/count_tokens")
-async def count_tokens(request: Request, service: Served) -> dict[str, int]:
+@router.post(
+    "/v1/messages/count_tokens",
+    **documented(PROMPT_BODY, answer=COUNT, error=ANTHROPIC_ERROR, example=PROMPT_EXAMPLE),
+)
+async def count_tokens(request: Request, service: Served) -> Response:
     body = await read_json(request)
     asked = count_request(body)
     service.expect_model(body.get("model"))
-    return {"input_tokens": await asyncio.to_thread(service.count_tokens, asked)}
+    return JSONResponse({"input_tokens": await asyncio.to_thread(service.count_tokens, asked)})
 
 
 async def stream(service: Service, asked: Generation, message: MessageEvents) -> Events:

@@ -49,7 +49,7 @@ CHAT = openai_requests.CHAT | openai_requests.CHAT_ASKING_NOTHING.keys()
 COMPLETION = openai_requests.COMPLETION | openai_requests.COMPLETION_ASKING_NOTHING.keys()
 chat = objects(CHAT, **MODEL, messages=messages)
 completion = objects(COMPLETION, **MODEL, prompt=st.one_of(st.text(max_size=3), values))
-MESSAGE = anthropic_requests.KNOWN | anthropic_requests.ASKING_NOTHING.keys()
+MESSAGE = anthropic_requests.MessageFields.__annotations__.keys() | anthropic_requests.ASKING_NOTHING.keys()
 params = objects(MESSAGE, **MODEL, max_tokens=st.just(3), messages=messages)
 ROW = {"custom_id": st.just("a"), "method": st.just("POST")}
 openai_rows = [
