@@ -12,6 +12,7 @@ import pybatch
 from pybatch.serve.errors import handle_errors
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.stack import guard
+from pybatch.serve.no_route import NoRoute
 from pybatch.serve.request_ids import RequestIds
 from pybatch.serve.routes import batches, chat, completions, files, health, message_batches, messages, models, page
 from pybatch.serve.service import Service
@@ -44,11 +45,12 @@ async def running_batches(app: FastAPI) -> AsyncIterator[None]:
 
 def create_app(service: Service, keys: Keys | None = None, *, local: bool = True) -> FastAPI:
     """keys: those that open it; None: it is open to all. local: it can be reached on this machine alone."""
-    app = FastAPI(title="pybatch", version=pybatch.__version__, lifespan=running_batches)
+    app = FastAPI(title="pybatch", version=pybatch.__version__, lifespan=running_batches, redirect_slashes=False)
     app.state.service = service
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.router.default = NoRoute(app.router)
     guard(app, service.settings, keys or Keys(), service.requests, local=local)
     app.add_middleware(RequestIds)  # the outermost one
     return app

@@ -20,6 +20,8 @@ async def read_json(request: Request) -> Any:
 
 
 def parse(body: bytes) -> Any:
+    if not body.strip():
+        raise RequestError("body: expected JSON, got nothing", "invalid_json", "body")
     try:
         return json.loads(body.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # broken UTF-8 or JSON, numbers of too many digits, deep nesting

@@ -86,7 +86,10 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        failure = Failure(f"{request.method} {request.url.path}: {error.detail}", CODES.get(error.status_code, "error"))
+        allowed = (error.headers or {}).get("Allow")
+        hint = "" if allowed is None else f"; expected {allowed}"
+        message = f"{request.method} {request.url.path}: {error.detail}{hint}"
+        failure = Failure(message, CODES.get(error.status_code, "error"))
         return failure_response(request, error.status_code, failure, error.headers)
 
     @app.exception_handler(RequestError)

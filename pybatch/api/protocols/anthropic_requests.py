@@ -83,7 +83,11 @@ def conversation(body: Mapping[str, Any]) -> Conversation:
     tools = offered_tools(body)
     if tools:
         options["tools"] = tools
-    if messages[-1]["role"] == "assistant":
+    last = messages[-1]
+    if last["role"] == "assistant":
+        if not last["content"]:
+            said = "messages: expected text in the last one, since it is the assistant's and is gone on with"
+            raise RequestError(said, "invalid_value", "messages")
         options["continue_final_message"] = True
     return Conversation(messages, options)
 

@@ -10,12 +10,14 @@ from pybatch.serve.service import Served, Service
 router = APIRouter()
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(service: Served) -> Response:
     """503 if the engine has ended, as the server then does too."""
     return Response(status_code=200 if await engine_runs(service) else 503)
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(service: Served) -> Response:
     """503 while new requests should go elsewhere."""

@@ -1,7 +1,8 @@
-"""OpenAI's /v1/models."""
+"""/v1/models, which OpenAI and Anthropic both have: with the fields of either."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,7 +14,15 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(service: Served) -> dict[str, Any]:
-    return {"object": "list", "data": [model(service, name) for name in service.names]}
+    names = service.names
+    return {
+        "object": "list",
+        "data": [model(service, name) for name in names],
+        # Anthropic's
+        "has_more": False,
+        "first_id": names[0],
+        "last_id": names[-1],
+    }
 
 
 @router.get("/v1/models/{name:path}")
@@ -22,13 +31,20 @@ async def retrieve_model(name: str, service: Served) -> dict[str, Any]:
 
 
 def model(service: Service, name: str) -> dict[str, Any]:
-    """max_model_len is vLLM's field."""
+    length = service.llm.engine.max_model_len
     return {
         "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "pybatch",
+        # vLLM's
         "root": service.names[0],
         "parent": None,
-        "max_model_len": service.llm.engine.max_model_len,
+        "max_model_len": length,
+        # Anthropic's
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z"),
+        "max_input_tokens": length - 1,
+        "max_tokens": length - 1,
     }

@@ -114,6 +114,8 @@ def test_a_count_is_of_the_same_prompt() -> None:
             "tool_choice.disable_parallel_tool_use",
         ),
         ({"messages": []}, "invalid_value", "messages"),
+        ({"messages": [*USER, {"role": "assistant", "content": []}]}, "invalid_value", "messages"),
+        ({"messages": [*USER, {"role": "assistant", "content": [CALL]}]}, "invalid_value", "messages"),
         ({"messages": ["Hello"]}, "invalid_type", "messages[0]"),
         ({"messages": [{"role": "user", "content": [CALL]}]}, "invalid_value", "messages[0].content"),
         ({"messages": [{"role": "assistant", "content": [RESULT]}]}, "invalid_value", "messages[0].content"),
