@@ -9,6 +9,7 @@ from typing import Literal
 
 from fastapi import Request
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pybatch.api.outcomes import Failure
@@ -104,6 +105,8 @@ class Exchange:
         timer = None if timeout is None else loop.call_later(timeout, self.end, "late")
         try:
             await app(self.scope, self.receive, self.send)
+        except ClientDisconnect:  # while its body was read
+            pass
         except asyncio.CancelledError:
             if self.why is None:
                 raise

@@ -13,8 +13,9 @@ import pytest
 from local_server import LocalServer, local_server
 
 from pybatch.api.async_llm import AsyncLLM
-from pybatch.serve.limits import Account
+from pybatch.serve.limits import Bucket
 
+HELLO_TOKENS = 27  # in the chat template: each byte one, and special tokens
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
@@ -66,7 +67,8 @@ def test_requests_at_a_time(server: LocalServer) -> None:
         headers={"authorization": "Bearer one"},
     )
     with stream as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         with pytest.raises(openai.RateLimitError, match="the limit of 1 requests at a time is reached"):
             ask(limited)
     server.expect_idle()
@@ -110,8 +112,8 @@ def test_tokens_a_minute(llm: AsyncLLM, stream: bool) -> None:
     with local_server(llm) as unlimited:
         expected = ask(client(unlimited, "none"), n=2, seed=5, logprobs=True, max_tokens=20).parse()
     usage = expected.usage
-    with local_server(llm, tokens_per_minute=usage.total_tokens + 6_000) as server:
-        account = account_of(server)
+    with local_server(llm, tokens_per_minute=1000) as server:
+        tokens = frozen_tokens(server)
         if stream:
             assert list(ask(client(server, "none"), n=2, seed=5, max_tokens=20, stream=True).parse())
         else:
@@ -119,8 +121,7 @@ def test_tokens_a_minute(llm: AsyncLLM, stream: bool) -> None:
                 expected.choices
             )
         server.expect_idle()
-        assert account.tokens is not None
-        assert 6_000 <= account.tokens.remaining < 6_000 + 100  # a second fills 100 of them
+        assert tokens.remaining == 1000 - usage.total_tokens
 
 
 def test_overdrawn_tokens_have_to_fill_again(llm: AsyncLLM) -> None:
@@ -138,15 +139,13 @@ def test_overdrawn_tokens_have_to_fill_again(llm: AsyncLLM) -> None:
 @pytest.mark.usefixtures("slow_steps")
 def test_a_client_that_goes_is_charged_for_what_was_computed(llm: AsyncLLM) -> None:
     """Of a whole answer too, of which nothing was sent."""
-    with local_server(llm, tokens_per_minute=100_000) as server:
-        account = account_of(server)
-        assert account.tokens is not None
+    with local_server(llm, tokens_per_minute=1000) as server:
+        tokens = frozen_tokens(server)
         body = {"model": "tiny", "messages": HELLO, "ignore_eos": True, "max_tokens": 450}
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.5)
         server.expect_idle()
-        used = 100_000 - account.tokens.remaining
-        assert 10 < used < 440
+        assert HELLO_TOKENS + 5 < 1000 - tokens.remaining < HELLO_TOKENS + 440
 
 
 def test_a_refused_prompt_is_named_as_without_a_limit(llm: AsyncLLM) -> None:
@@ -156,7 +155,8 @@ def test_a_refused_prompt_is_named_as_without_a_limit(llm: AsyncLLM) -> None:
         assert error.value.param == "prompt"
 
 
-def account_of(server: LocalServer) -> Account:
-    """The one of all requests, where there are no keys."""
-    account: Account = server.server.config.app.state.accounts.everyone
-    return account
+def frozen_tokens(server: LocalServer) -> Bucket:
+    """The bucket of all requests, where there are no keys; it does not fill."""
+    bucket = Bucket(1000, clock=lambda: 0.0)
+    server.server.config.app.state.accounts.everyone.tokens = bucket
+    return bucket
