@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from pybatch.api.protocols.openai_responses import (
     head,
     usage,
 )
+from pybatch.api.protocols.tool_calls.call import ToolCall
+from pybatch.api.protocols.tool_calls.reader import CallReader
+from pybatch.api.protocols.tool_calls.use import ToolUse
 
 if TYPE_CHECKING:
     from pybatch.engine import CompletionOutput, RequestOutput
@@ -73,7 +77,7 @@ class Chunks:
 
 
 class ChatChunks(Chunks):
-    """Of the answer to a body that chat_request has taken; id, created and model as for chat_completion."""
+    """Of the answer to a body that chat_request has taken; id, created, model and tools as for chat_completion."""
 
     def __init__(
         self,
@@ -84,23 +88,49 @@ class ChatChunks(Chunks):
         id: str,
         created: int,
         model: str,
+        tools: ToolUse | None = None,
     ) -> None:
         super().__init__(head(f"chatcmpl-{id}", "chat.completion.chunk", created, model), options, body.get("n") or 1)
         self._tokenizer = tokenizer
         self._top: int | None = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
-        self._begun: set[int] = set()
+        self._id, self._tools = id, tools
+        self._readers: dict[int, CallReader | None] = {}  # by choice
+        self._calls: Counter[int] = Counter()
 
     def _choices(self, index: int, number: int, sample: CompletionOutput, output: RequestOutput) -> Iterator[Choice]:
-        if index not in self._begun:
-            self._begun.add(index)
+        if index not in self._readers:
+            self._readers[index] = None if self._tools is None else self._tools.reader()
             yield delta(index, {"role": "assistant", "content": "", "refusal": None})
         logprobs = None
         if self._top is not None and sample.logprobs:
             logprobs = chat_logprobs(positions(sample.logprobs, self._tokenizer), self._top)
-        if sample.text or logprobs is not None:
-            yield delta(index, {"content": sample.text}, logprobs)
+        reader = self._readers[index]
+        if reader is None:
+            if sample.text or logprobs is not None:
+                yield delta(index, {"content": sample.text}, logprobs)
+        else:
+            parts = reader.add(sample.text)
+            if sample.finish_reason is not None:
+                parts += reader.end()
+            if logprobs is not None:
+                yield delta(index, {"content": ""}, logprobs)
+            for part in parts:
+                yield from self._part(index, part)
         if sample.finish_reason is not None:
-            yield delta(index, {}, reason=finish_reason(sample.finish_reason))
+            reason = finish_reason(sample.finish_reason, called=self._calls[index] > 0)
+            yield delta(index, {}, reason=reason)
+
+    def _part(self, index: int, part: str | ToolCall) -> Iterator[Choice]:
+        if isinstance(part, str):
+            yield delta(index, {"content": part})
+            return
+        assert self._tools is not None
+        number = self._calls[index]
+        self._calls[index] += 1
+        call = self._tools.call(part, self._id, index, number)
+        begun = {**call, "function": {**call["function"], "arguments": ""}}
+        yield delta(index, {"tool_calls": [{"index": number, **begun}]})
+        yield delta(index, {"tool_calls": [{"index": number, "function": {"arguments": part.arguments}}]})
 
 
 class CompletionChunks(Chunks):

@@ -9,6 +9,7 @@ from typing import Any
 
 from pybatch.api.outcomes import Answer, Failure, Sample
 from pybatch.api.protocols.openai_requests import only_echo
+from pybatch.api.protocols.tool_calls.use import ToolUse
 
 Entry = Mapping[str, Any]  # one token at one position, as pybatch.api.outcomes.positions gives it
 Positions = Sequence[Sequence[Entry] | None]
@@ -32,17 +33,26 @@ class Echo:
 
 
 def chat_completion(
-    body: Mapping[str, Any], answer: Answer, *, id: str, created: int, model: str, cached: int | None = None
+    body: Mapping[str, Any],
+    answer: Answer,
+    *,
+    id: str,
+    created: int,
+    model: str,
+    cached: int | None = None,
+    tools: ToolUse | None = None,
 ) -> dict[str, Any]:
     """The response to a body that chat_request has taken. id: without a prefix. created: in seconds since 1970. model:
-    the name to report. cached: prompt tokens found in the prefix cache, if that is to be told."""
+    the name to report. cached: prompt tokens found in the prefix cache, if that is to be told. tools: how their calls
+    are read; None: they stay text."""
     top = body.get("top_logprobs") or 0
+    messages = [message(index, sample.text, id, tools) for index, sample in enumerate(answer.samples)]
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": sample.text, "refusal": None},
+            "message": messages[index],
             "logprobs": chat_logprobs(sample.logprobs or (), top) if body.get("logprobs") else None,
-            "finish_reason": finish_reason(sample.finish_reason),
+            "finish_reason": finish_reason(sample.finish_reason, called="tool_calls" in messages[index]),
         }
         for index, sample in enumerate(answer.samples)
     ]
@@ -51,6 +61,20 @@ def chat_completion(
     if body.get("prompt_logprobs") is not None:
         made["prompt_logprobs"] = prompt_logprobs(answer)
     return made
+
+
+def message(choice: int, text: str, id: str, tools: ToolUse | None) -> dict[str, Any]:
+    """An answer's. id: as for chat_completion."""
+    if tools is None:
+        return {"role": "assistant", "content": text, "refusal": None}
+    reader = tools.reader()
+    parts = [*reader.add(text), *reader.end()]
+    said = "".join(part for part in parts if isinstance(part, str))
+    calls = [part for part in parts if not isinstance(part, str)]
+    if not calls:
+        return {"role": "assistant", "content": said, "refusal": None}
+    made = [tools.call(call, id, choice, number) for number, call in enumerate(calls)]
+    return {"role": "assistant", "content": said or None, "refusal": None, "tool_calls": made}
 
 
 def text_completion(
@@ -110,8 +134,9 @@ def error_body(failure: Failure) -> dict[str, Any]:
     return {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}}
 
 
-def finish_reason(reason: str) -> str:
-    return "length" if reason == "length" else "stop"
+def finish_reason(reason: str, *, called: bool = False) -> str:
+    """called: a tool, or several."""
+    return "length" if reason == "length" else "tool_calls" if called else "stop"
 
 
 def chat_logprobs(positions: Positions, top: int) -> dict[str, Any]:

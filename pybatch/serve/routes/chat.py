@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,6 +20,7 @@ from pybatch.api.protocols.openai_requests import (
     split_stream,
 )
 from pybatch.api.protocols.openai_responses import chat_completion
+from pybatch.api.protocols.tool_calls.use import tool_use
 from pybatch.serve.bodies import read_json
 from pybatch.serve.openai_answers import stream, whole
 from pybatch.serve.openapi import body_schema, documented, object_with
@@ -36,6 +38,10 @@ async def create_chat_completion(request: Request, service: Served) -> Response:
     options, body = split_stream(await read_json(request))
     asked = chat_request(body)
     about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": service.expect_model(body.get("model"))}
+    tools = tool_use(body, service.tokenizer)
+    if tools is not None:
+        asked = replace(asked, params={**asked.params, **tools.params})
+    about |= {"tools": tools}
     if options is not None:
         return await stream(service, asked, ChatChunks(body, options, service.tokenizer, **about))
     (output,) = await service.outputs(asked)

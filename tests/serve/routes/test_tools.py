@@ -1,0 +1,105 @@
+"""Calls of tools, by models that always make the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+from calling_model import GO, save_chain_model
+from local_server import local_server
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai_streams import events, joined
+
+from pybatch.api.async_llm import AsyncLLM
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls }}\n{% endfor %}" + GO + "{# FORM #}"
+CALL = ['{"name": "weather", ', '"arguments": {"city": ', '"Paris"', "}}\n"]
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+USER = {"role": "user", "content": "Hi"}
+BODY = {"model": "m", "messages": [USER], "tools": TOOLS, "temperature": 0}
+
+
+@contextmanager
+def serving(directory: Path, form: str, said: list[str], special: list[str]) -> Iterator[httpx.Client]:
+    model = save_chain_model(directory, TEMPLATE.replace("FORM", form), said, special)
+    llm = AsyncLLM(model, threads=1, num_kv_blocks=64)
+    with (
+        closing(llm),
+        local_server(llm, served_model_name=["m"]) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        yield client
+
+
+def answer(client: httpx.Client, **changes: Any) -> dict[str, Any]:
+    """The only choice of an answer, which is the same in pieces."""
+    body = {**BODY, **changes}
+    whole = client.post("/v1/chat/completions", json=body).json()
+    ChatCompletion.model_validate(whole, strict=True)
+    streamed = client.post("/v1/chat/completions", json={**body, "stream": True}).text
+    for chunk in events(streamed):
+        ChatCompletionChunk.model_validate(chunk, strict=True)
+    (choice,) = whole["choices"]
+    (other,) = joined(events(streamed))
+    for call in [*choice["message"].get("tool_calls", ()), *other["message"].get("tool_calls", ())]:
+        assert call.pop("id")
+    assert other == choice
+    return choice  # type: ignore[no-any-return]
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+
+
+def test_a_call_is_told_as_one(tmp_path: Path) -> None:
+    with serving(tmp_path / "m", "<tool_call>", ["I look. ", "<tool_call>\n", *CALL, "</tool_call>"], []) as client:
+        choice = answer(client)
+        assert choice["finish_reason"] == "tool_calls"
+        message = {"role": "assistant", "refusal": None}
+        assert choice["message"] == {**message, "content": "I look.", "tool_calls": [WEATHER]}
+        text = "I look. <tool_call>\n" + "".join(CALL) + "</tool_call>"
+        plain = {"logprobs": None, "index": 0, "finish_reason": "stop", "message": {**message, "content": text}}
+        assert answer(client, tools=None) == plain
+        assert answer(client, tool_choice="none") == plain
+        other = [{"type": "function", "function": {"name": "time"}}]
+        assert answer(client, tools=other) == plain
+        cut = answer(client, max_tokens=4)  # which ends within the call
+        assert cut["finish_reason"] == "length"
+        assert cut["message"]["content"] == "I look. <tool_call>\n" + "".join(CALL[:2])
+        with_logprobs = answer(client, logprobs=True)
+        assert with_logprobs["message"] == choice["message"]
+        assert len(with_logprobs["logprobs"]["content"]) == 8
+        begun = {"role": "assistant", "content": "I look. <tool_call>\n"}
+        going_on = {"messages": [USER, begun], "continue_final_message": True, "add_generation_prompt": False}
+        assert answer(client, **going_on)["message"] == {**message, "content": None, "tool_calls": [WEATHER]}
+        called = client.post("/v1/chat/completions", json=BODY).json()["choices"][0]["message"]
+        following = [USER, called, {"role": "tool", "tool_call_id": called["tool_calls"][0]["id"], "content": "Rain"}]
+        assert answer(client, messages=following) == choice
+
+
+def test_marks_that_are_special_tokens_are_seen_and_other_special_tokens_are_not(tmp_path: Path) -> None:
+    special = ["[TOOL_CALLS]", "<|pause|>"]
+    with serving(tmp_path / "m", "[TOOL_CALLS]", ["Hm", "<|pause|>", "[TOOL_CALLS]", *CALL], special) as client:
+        choice = answer(client)
+        assert (choice["message"]["content"], choice["message"]["tool_calls"]) == ("Hm", [WEATHER])
+        called = client.post("/v1/chat/completions", json=BODY).json()["choices"][0]["message"]["tool_calls"][0]
+        assert len(called["id"]) == 9
+        assert called["id"].isalnum()
+        shown = answer(client, skip_special_tokens=False)["message"]
+        assert (shown["content"], shown["tool_calls"]) == ("Hm<|pause|>", [WEATHER])
+        assert answer(client, tools=None)["message"]["content"] == "Hm" + "".join(CALL)
+
+
+def test_the_client_s_stream_has_the_call(tmp_path: Path) -> None:
+    with serving(tmp_path / "m", "<tool_call>", ["<tool_call>", *CALL, "</tool_call>"], []) as http:
+        client = openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0)
+        with client.chat.completions.stream(model="m", messages=BODY["messages"], tools=TOOLS) as stream:  # type: ignore[arg-type]
+            kinds = [event.type for event in stream]
+            call = stream.get_final_completion().choices[0].message.tool_calls
+        assert "tool_calls.function.arguments.done" in kinds
+        assert call is not None
+        assert call[0].function.parsed_arguments is None
+        assert call[0].function.arguments == '{"city": "Paris"}'
