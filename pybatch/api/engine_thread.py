@@ -156,6 +156,12 @@ class EngineThread:
                 thread.join()
         gc.unfreeze()
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that do not run yet, wherever they wait, and samples that were preempted."""
+        engine = self.session.engine
+        return max(0, len(self._open) - engine.num_unfinished()) + engine.num_waiting
+
     def let_run(self) -> None:
         """Gives the engine's thread a chance to run. A busy event loop releases the GIL at each turn and has it back
         before a waiting thread is awake, and that thread's claim begins anew each time (CPython's take_gil)."""

@@ -211,6 +211,8 @@ class WorkerPool:
         self.metrics.output_tokens += answer.output_tokens
         finished = [(index, output) for index, output in answer.finished if self._settle(index, member)]
         for _, output in finished:
+            if output.metrics.first_token_time is not None:
+                self.metrics.first_token(output.metrics)
             self.metrics.finished(output.metrics, failed=output.error is not None)
         return finished
 

@@ -98,6 +98,7 @@ class Engine:
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._requests: dict[str, Request] = {}
         self._ready: list[RequestOutput] = []
+        self._last_tokens = 0.0  # when the last step's were taken
         self._began_again = False  # all unfinished requests, and none has ended since
         self._new_schedule()
 
@@ -179,6 +180,7 @@ class Engine:
             for sequence in request.sequences:
                 self._scheduler.finish(sequence)
             request.sequences.clear()
+            self.metrics.finish_reasons["abort"] += 1
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
@@ -192,6 +194,20 @@ class Engine:
 
     def num_unfinished(self) -> int:
         return len(self._requests)
+
+    @property
+    def num_running(self) -> int:
+        """Samples that are in the batch. This and the two below are of now, and may be read on any thread."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Samples that wait for a place in the batch: new ones, and those that were preempted."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def num_kv_blocks_used(self) -> int:
+        return self._pool.num_used
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every KV block is accounted for: with no request left, all are free."""
@@ -339,6 +355,7 @@ class Engine:
                 continue
             if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = now
+                self.metrics.first_token(request.metrics)
             try:
                 if token < 0:
                     raise ArithmeticError(no_token(request.params))
@@ -366,7 +383,19 @@ class Engine:
             if request.stream or sequence.finish_reason is not None:
                 told.append(request)
         self.metrics.output_tokens += len(computed.sequences)
+        self._time_tokens(computed, now)
         return told
+
+    def _time_tokens(self, computed: Computed, now: float) -> None:
+        """All that decode had their last token in the step before, so that one number tells of them all. Others had
+        one only if they have been preempted since."""
+        decodes = num_decodes(computed.chunks)
+        if decodes:
+            self.metrics.inter_token.add(now - self._last_tokens, decodes)
+        for sequence in computed.sequences[decodes:]:
+            if sequence.num_output > 1 and sequence.paused is not None:
+                self.metrics.inter_token.add(now - sequence.paused)
+        self._last_tokens = now
 
     def _update_text(self, sequence: Sequence) -> None:
         """Takes the newest token into the text, or all of them at the end where there is no detokenizer."""
@@ -405,7 +434,12 @@ class Engine:
         metrics.num_output_tokens = sum(sequence.num_output for sequence in request.sequences)
         if finished:
             metrics.finished_time = time.perf_counter()
-            self.metrics.finished(metrics, failed=request.error is not None)
+            self.metrics.finished(
+                metrics,
+                failed=request.error is not None,
+                reason=min([str(sequence.finish_reason) for sequence in request.sequences]),
+                max_tokens=request.max_total_tokens - metrics.num_prompt_tokens,
+            )
             self._began_again = False
             del self._requests[request.request_id]
         delta = request.stream and request.params.output_kind is RequestOutputKind.DELTA

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import ceil, log
+from operator import sub
 
 
 @dataclass(slots=True)
@@ -36,6 +40,10 @@ class RequestMetrics:
         return _between(self.first_token_time, self.finished_time)
 
     @property
+    def inference_time(self) -> float | None:
+        return _between(self.first_scheduled_time, self.finished_time)
+
+    @property
     def ttft(self) -> float | None:
         """Time to first token, from arrival."""
         return _between(self.arrival_time, self.first_token_time)
@@ -60,19 +68,20 @@ class Distribution:
     2% (DDSketch, Masson et al. 2019)."""
 
     _RATIO = 1.02
-    _LOG_RATIO = math.log(_RATIO)
-    _FIRST, _LAST = math.ceil(math.log(1e-9, _RATIO)), math.ceil(math.log(1e9, _RATIO))
+    _PER_LOG = 1 / log(_RATIO)
+    _FIRST = ceil(log(1e-9) * _PER_LOG)
+    _SIZE = ceil(log(1e9) * _PER_LOG) - _FIRST + 1
 
     def __init__(self) -> None:
         self.count = 0
         self.total = 0.0
-        self._buckets = array("q", bytes(8 * (self._LAST - self._FIRST + 1)))  # the first is _FIRST's
+        self._buckets = array("q", bytes(8 * self._SIZE))  # the first is _FIRST's
 
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.total += value
-        bucket = math.ceil(math.log(value) / self._LOG_RATIO) if value > 0 else self._FIRST
-        self._buckets[min(max(bucket, self._FIRST), self._LAST) - self._FIRST] += 1
+    def add(self, value: float, times: int = 1) -> None:
+        self.count += times
+        self.total += value * times
+        index = ceil(log(value) * self._PER_LOG) - self._FIRST if value > 0 else 0  # as _index, without its call
+        self._buckets[0 if index < 0 else index if index < self._SIZE else -1] += times
 
     @property
     def mean(self) -> float:
@@ -80,7 +89,7 @@ class Distribution:
 
     def quantile(self, q: float) -> float:
         """The value that a fraction q in [0, 1] of the numbers does not exceed; NaN if there are no numbers."""
-        rank = max(1, math.ceil(q * self.count))
+        rank = max(1, ceil(q * self.count))
         for bucket, count in enumerate(self._buckets, self._FIRST):
             rank -= count
             if rank <= 0:
@@ -94,6 +103,25 @@ class Distribution:
     def above(self, floor: float) -> list[tuple[float, int]]:
         """Those of `counts` that are above `floor`."""
         return [(value, count) for value, count in self.counts() if value > floor]
+
+    def up_to(self, bounds: Iterable[float]) -> list[int]:
+        """How many numbers are not above each bound, or above it by less than 2%."""
+        sums = list(accumulate(self._buckets))
+        return [sums[self._index(bound)] for bound in bounds]
+
+    def copy(self) -> Distribution:
+        return self.since(Distribution())
+
+    def since(self, earlier: Distribution) -> Distribution:
+        """What has been added after `earlier`, a copy, was made."""
+        added = Distribution()
+        added._buckets = array("q", map(sub, self._buckets, earlier._buckets))
+        added.count, added.total = sum(added._buckets), self.total - earlier.total
+        return added
+
+    def _index(self, value: float) -> int:
+        index = ceil(log(value) * self._PER_LOG) - self._FIRST if value > 0 else 0
+        return min(max(index, 0), self._SIZE - 1)
 
     def _middle(self, bucket: int) -> float:
         return 2 * self._RATIO**bucket / (1 + self._RATIO)
@@ -185,12 +213,22 @@ class EngineMetrics:
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
-    queue_time: Distribution = field(default_factory=Distribution)
-    ttft: Distribution = field(default_factory=Distribution)
+    prefilled_tokens: int = 0  # of prompts whose first token has come
+    prefilled_cached_tokens: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)  # of requests; "abort" is in no other count
+    step_size: Distribution = field(default_factory=Distribution)  # tokens
+    ttft: Distribution = field(default_factory=Distribution)  # of requests whose first token has come
+    inter_token: Distribution = field(default_factory=Distribution)  # seconds between two tokens of a sample
+    queue_time: Distribution = field(default_factory=Distribution)  # this and all below: of requests that have finished
+    prefill_time: Distribution = field(default_factory=Distribution)
+    decode_time: Distribution = field(default_factory=Distribution)
+    inference_time: Distribution = field(default_factory=Distribution)
     tpot: Distribution = field(default_factory=Distribution)
     e2e: Distribution = field(default_factory=Distribution)
     prompt_length: Distribution = field(default_factory=Distribution)  # in tokens; of requests that did not fail
     output_length: Distribution = field(default_factory=Distribution)  # of all samples of a request
+    max_tokens: Distribution = field(default_factory=Distribution)  # of each sample, as asked for or what fits
+    samples: Distribution = field(default_factory=Distribution)
 
     def step(
         self,
@@ -217,19 +255,34 @@ class EngineMetrics:
         self.run_time += run_time
         self.sample_time += sample_time
         self.step_cost.add(tokens, schedule_time + run_time + sample_time)
+        self.step_size.add(tokens)
 
-    def finished(self, request: RequestMetrics, *, failed: bool) -> None:
+    def first_token(self, request: RequestMetrics) -> None:
+        self.prefilled_tokens += request.num_prompt_tokens
+        self.prefilled_cached_tokens += request.num_cached_tokens
+        if request.ttft is not None:
+            self.ttft.add(request.ttft)
+
+    def finished(
+        self, request: RequestMetrics, *, failed: bool, reason: str = "stop", max_tokens: int | None = None
+    ) -> None:
+        """reason: why its generation ended, unless it failed. max_tokens: how many it might have had."""
+        self.finish_reasons["error" if failed else reason] += 1
         self.requests += 1
         self.failed_requests += failed
         self.prompt_tokens += request.num_prompt_tokens
         self.cached_tokens += request.num_cached_tokens
         for distribution, value in (
             (self.queue_time, request.queue_time),
-            (self.ttft, request.ttft),
+            (self.prefill_time, request.prefill_time),
+            (self.decode_time, request.decode_time),
+            (self.inference_time, request.inference_time),
             (self.tpot, request.tpot),
             (self.e2e, request.e2e_time),
             (self.prompt_length, None if failed else request.num_prompt_tokens),
             (self.output_length, None if failed else request.num_output_tokens),
+            (self.max_tokens, None if failed else max_tokens),
+            (self.samples, None if failed else request.num_samples),
         ):
             if value is not None:
                 distribution.add(value)

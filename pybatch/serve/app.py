@@ -12,9 +12,20 @@ import pybatch
 from pybatch.serve.errors import handle_errors
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.stack import guard
+from pybatch.serve.monitoring.monitoring import Monitoring
 from pybatch.serve.no_route import NoRoute
-from pybatch.serve.request_ids import RequestIds
-from pybatch.serve.routes import batches, chat, completions, files, health, message_batches, messages, models, page
+from pybatch.serve.routes import (
+    batches,
+    chat,
+    completions,
+    files,
+    health,
+    message_batches,
+    messages,
+    models,
+    page,
+    stats,
+)
 from pybatch.serve.service import Service
 
 ROUTERS = (
@@ -27,11 +38,12 @@ ROUTERS = (
     message_batches.router,
     health.router,
     page.router,
+    stats.router,
 )
 
 
 @asynccontextmanager
-async def running_batches(app: FastAPI) -> AsyncIterator[None]:
+async def running(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
 
     async def close() -> None:
@@ -39,18 +51,19 @@ async def running_batches(app: FastAPI) -> AsyncIterator[None]:
 
     service.batches.start()
     service.at_shutdown.append(close)
-    yield
+    with app.state.monitoring:
+        yield
     await close()
 
 
 def create_app(service: Service, keys: Keys | None = None, *, local: bool = True) -> FastAPI:
     """keys: those that open it; None: it is open to all. local: it can be reached on this machine alone."""
-    app = FastAPI(title="pybatch", version=pybatch.__version__, lifespan=running_batches, redirect_slashes=False)
+    app = FastAPI(title="pybatch", version=pybatch.__version__, lifespan=running, redirect_slashes=False)
     app.state.service = service
+    app.state.monitoring = Monitoring(service)
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
     app.router.default = NoRoute(app.router)
     guard(app, service.settings, keys or Keys(), service.requests, local=local)
-    app.add_middleware(RequestIds)  # the outermost one
     return app

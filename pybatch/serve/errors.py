@@ -60,7 +60,7 @@ def failure_of(request: Request, error: Exception) -> tuple[int, Failure]:
 
 def failure_body(request: Request, status: int, failure: Failure) -> dict[str, Any]:
     if is_anthropic(request.url.path):
-        return error_response(failure, status=status, id=request_id(request.scope))
+        return {**error_response(failure, status=status, id=""), "request_id": request_id(request.scope)}
     return error_body(failure)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
+
+GOOD_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
 
 
 def is_anthropic(path: str) -> bool:
@@ -14,25 +16,13 @@ def is_anthropic(path: str) -> bool:
 
 
 def request_id(scope: Scope) -> str:
-    """Without a prefix; made when it is first asked for."""
-    id: str = scope.setdefault("state", {}).setdefault("request_id", uuid.uuid4().hex)
-    return id
+    """The one that the client gave as x-request-id, or one made when it is first asked for."""
+    state: dict[str, str] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        state["request_id"] = given.decode() if GOOD_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    return state["request_id"]
 
 
 def id_header(scope: Scope) -> tuple[str, str]:
-    return ("request-id" if is_anthropic(scope["path"]) else "x-request-id"), f"req_{request_id(scope)}"
-
-
-class RequestIds:
-    """Adds the header to responses that lack it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).setdefault(*id_header(scope))
-            await send(message)
-
-        await self.app(scope, receive, send_with_id if scope["type"] == "http" else send)
+    return ("request-id" if is_anthropic(scope["path"]) else "x-request-id"), request_id(scope)

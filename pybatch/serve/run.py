@@ -16,6 +16,7 @@ from pybatch.serve.app import create_app
 from pybatch.serve.guard.binding import is_local, raise_open_files_limit, url
 from pybatch.serve.guard.connection import IDLE_SECONDS, Connection
 from pybatch.serve.guard.keys import Keys
+from pybatch.serve.monitoring.monitoring import Monitoring
 from pybatch.serve.service import Service
 from pybatch.serve.settings import ServerSettings
 from pybatch.serve.store import Storage
@@ -65,11 +66,14 @@ class Server(uvicorn.Server):
     /ready meanwhile gets an answer."""
 
     def __init__(self, service: Service, keys: Keys, bound: socket.socket) -> None:
+        self.app = create_app(service, keys, local=is_local(bound))
+        monitoring: Monitoring = self.app.state.monitoring
         config = uvicorn.Config(
-            create_app(service, keys, local=is_local(bound)),
+            monitoring.around(self.app),
             http=Connection,
             ws="none",
             log_level="warning",
+            access_log=False,  # the monitoring's
             backlog=BACKLOG,
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=CLOSE_SECONDS,

@@ -28,6 +28,7 @@ from pybatch.serve.limits import payer
 from pybatch.serve.merge import merge
 from pybatch.serve.settings import ServerSettings
 from pybatch.serve.store import Storage
+from pybatch.serve.watched import CURRENT
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 """With each output the number of its prompt."""
@@ -117,6 +118,9 @@ class Service:
         self._expect_bounded(asked, params)
         if self.prompts >= self.llm.engine.config.max_num_seqs + self.settings.max_queue:
             raise QueueFullError
+        watched = CURRENT.get()
+        if watched is not None:
+            watched.asks(len(asked.prompts), params, self.names[0])
         self.prompts += len(asked.prompts)
         account = payer.get()
         counted = account.tokens is not None
@@ -130,6 +134,8 @@ class Service:
             streams = [self.llm.generate(prompt, params, priority=asked.priority) for prompt in prompts]
             async with aclosing(merge(streams)) as outputs:
                 async for number, output in outputs:
+                    if watched is not None:
+                        watched.takes(number, output)
                     if output.error is not None:
                         raise refusal(output.error, output.error_code, parameter(asked, number))
                     if counted:  # so `kind` is DELTA

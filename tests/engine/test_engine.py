@@ -517,6 +517,51 @@ def test_metrics_count_what_happened(make_engine: MakeEngine) -> None:
     assert engine.metrics.summary().requests == 1
 
 
+def test_metrics_time_every_token_but_the_first_of_each_sample(make_engine: MakeEngine) -> None:
+    """Also of those that are preempted, and of samples that found no room when they were forked."""
+    engine = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8)
+    params = [
+        SamplingParams(temperature=1, seed=i, max_tokens=30 + i, ignore_eos=i > 0, n=1 + i % 3, stop_token_ids=[])
+        for i in range(6)
+    ]
+    outputs = run(engine, [some_prompt(17, i) for i in range(6)], params)
+    metrics = engine.metrics
+    assert metrics.preemptions > 0
+    assert metrics.inter_token.count == sum(
+        output.metrics.num_output_tokens - len(output.outputs) for output in outputs
+    )
+    decode_times = sum((output.metrics.decode_time or 0) * len(output.outputs) for output in outputs)
+    assert 0 < metrics.inter_token.total <= decode_times
+    single = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8)
+    outputs = run(single, [some_prompt(17, i) for i in range(4)], params[3])
+    decode_times = sum(output.metrics.decode_time or 0 for output in outputs)
+    assert single.metrics.preemptions > 0
+    assert 0.5 * decode_times < single.metrics.inter_token.total <= decode_times
+
+
+def test_metrics_tell_prompts_steps_and_why_requests_ended(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_model_len=100)
+    prompt = some_prompt(40)
+    run(engine, [prompt, prompt], [SamplingParams(temperature=0, ignore_eos=True, max_tokens=m) for m in (7, None)])
+    (output,) = run(engine, [some_prompt(30)], SamplingParams(temperature=0, ignore_eos=True, n=2, max_tokens=3))
+    first = output.outputs[0].token_ids[0]
+    run(engine, [some_prompt(30)], SamplingParams(temperature=0, max_tokens=9, stop_token_ids=[first]))
+    engine.add_request("gone", prompt, SamplingParams(max_tokens=50, ignore_eos=True))
+    engine.step()
+    assert (engine.num_running, engine.num_waiting, engine.num_kv_blocks_used) == (1, 0, 3)
+    engine.abort("gone")
+    engine.abort("gone")
+    assert (engine.num_running, engine.num_waiting, engine.num_kv_blocks_used) == (0, 0, 0)
+    metrics = engine.metrics
+    assert metrics.finish_reasons == {"length": 3, "stop": 1, "abort": 1}
+    assert (metrics.prefilled_tokens, metrics.prefilled_cached_tokens) == (40 * 3 + 30 * 2, 32 + 32 + 16)
+    assert (metrics.ttft.count, metrics.e2e.count) == (5, 4)
+    assert (metrics.step_size.count, metrics.step_size.total) == (metrics.steps, metrics.step_tokens)
+    assert [times for _, times in metrics.max_tokens.counts()] == [1, 1, 1, 1]
+    assert (metrics.max_tokens.total, metrics.samples.total) == (7 + 60 + 3 + 9, 5)
+    assert metrics.inference_time.total == pytest.approx(metrics.prefill_time.total + metrics.decode_time.total)
+
+
 def test_a_prompt_seen_before_is_found_in_the_cache(make_engine: MakeEngine) -> None:
     for caching, expected in ((True, 32), (False, 0)):
         engine = make_engine(enable_prefix_caching=caching)

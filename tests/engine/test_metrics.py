@@ -58,6 +58,24 @@ def test_a_distribution_gives_back_its_numbers() -> None:
     assert distribution.above(2) == [(five, 1), (hundred, 2)]
 
 
+def test_numbers_up_to_bounds_are_counted() -> None:
+    distribution = Distribution()
+    for value in range(1, 51):
+        distribution.add(value, times=2)
+    assert distribution.count == 100
+    assert distribution.up_to([0.5, 1, 1.5, 2, 10, 49, 50, 1e6]) == [0, 2, 2, 4, 20, 98, 100, 100]
+
+
+def test_what_came_after_a_copy_was_made() -> None:
+    distribution = Distribution()
+    distribution.add(3)
+    copy = distribution.copy()
+    distribution.add(7, times=3)
+    added = distribution.since(copy)
+    assert (added.count, added.total, copy.count) == (3, 21, 1)
+    assert added.quantile(0) == pytest.approx(7, rel=0.01)
+
+
 def test_step_cost_tells_what_a_step_costs_from_what_its_tokens_do() -> None:
     cost = StepCost()
     assert cost.line() == (0, 0)

@@ -385,6 +385,7 @@ class Scheduler:
     def _requeue(self, sequence: Sequence) -> None:
         self._release(sequence, awaited=True)
         sequence.status = Status.WAITING
+        sequence.paused = self._clock()
         sequence.returning = True
         self._returning += 1
         self.waiting[sequence] = None

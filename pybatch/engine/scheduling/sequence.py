@@ -39,6 +39,7 @@ class Sequence:
         "num_computed",
         "num_passed",
         "num_registered",
+        "paused",
         "queued",
         "request",
         "returning",
@@ -62,6 +63,7 @@ class Sequence:
         self.queued = 0  # counts up with each sequence that comes to the queue
         self.joined = 0  # counts up with each sequence that joins
         self.num_passed = 0  # later sequences that joined while this one had no room
+        self.paused: float | None = None  # when it was last preempted, or forked without room
         self.returning = False  # waiting, after it was preempted or forked without room
         self.logprobs: list[TokenLogprobs] = []
         self.cumulative_logprob = 0.0

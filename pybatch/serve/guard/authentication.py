@@ -10,6 +10,7 @@ from pybatch.api.outcomes import Failure
 from pybatch.serve.guard.keys import Keys
 from pybatch.serve.guard.refusal import refuse
 from pybatch.serve.limits import Account, Limits, payer
+from pybatch.serve.watched import CURRENT
 
 OPEN = frozenset({"/health", "/ready"})
 PAGE = "/page/"  # the live page's scripts and styles, which hold no secret; what they read from the server needs a key
@@ -52,6 +53,8 @@ class Authentication:
         if account is None:
             await refuse(scope, receive, send, 401, unauthorised(scope), {"WWW-Authenticate": "Bearer"})
             return
+        if self.accounts.keys and (watched := CURRENT.get()) is not None:
+            watched.key = account.name
         payer.set(account)
         await self.app(scope, receive, send)
 

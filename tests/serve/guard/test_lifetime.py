@@ -52,7 +52,7 @@ def test_disconnects_at_random_moments_leave_nothing(llm: AsyncLLM, caplog: pyte
         assert sum(left.values()) == 150
         assert min(left["in the body"], left["whole"], left["streamed"]) > 10
         server.expect_idle()
-        account = next(iter(server.server.config.app.state.accounts.of_keys.values()))
+        account = next(iter(server.server.app.state.accounts.of_keys.values()))
         assert account.running == 0
         wait_for(lambda: not server.server.server_state.tasks)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

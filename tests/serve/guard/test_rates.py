@@ -158,5 +158,5 @@ def test_a_refused_prompt_is_named_as_without_a_limit(llm: AsyncLLM) -> None:
 def frozen_tokens(server: LocalServer) -> Bucket:
     """The bucket of all requests, where there are no keys; it does not fill."""
     bucket = Bucket(1000, clock=lambda: 0.0)
-    server.server.config.app.state.accounts.everyone.tokens = bucket
+    server.server.app.state.accounts.everyone.tokens = bucket
     return bucket

@@ -1,0 +1,36 @@
+"""The HTTP requests of now and those that have ended."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+
+from pybatch.engine.metrics import Distribution
+from pybatch.serve.watched import Watched
+
+KEPT = 100  # requests that have ended and are still shown
+
+
+class HttpLoad:
+    """Counts requests, and remembers those that ask the model. Its memory does not grow with requests served: labels
+    are the server's own routes and the names of its keys.
+
+    counts: by method, route, status and key. seconds: by route.
+    """
+
+    def __init__(self) -> None:
+        self.open: dict[Watched, None] = {}
+        self.ended: deque[Watched] = deque(maxlen=KEPT)
+        self.counts: Counter[tuple[str, str, int, str]] = Counter()
+        self.seconds: defaultdict[str, Distribution] = defaultdict(Distribution)
+
+    def begin(self, request: Watched) -> None:
+        self.open[request] = None
+
+    def end(self, request: Watched) -> None:
+        del self.open[request]
+        route = request.route or "none"
+        method = request.method if request.route or request.method in ("GET", "POST") else "other"
+        self.counts[method, route, request.status or 0, request.key or ""] += 1
+        self.seconds[route].add(request.seconds)
+        if request.prompts:
+            self.ended.append(request)

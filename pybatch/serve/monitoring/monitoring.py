@@ -1,0 +1,42 @@
+"""All that watches one server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from fastapi import Depends, Request
+from starlette.types import ASGIApp
+
+from pybatch.serve.monitoring.history import History
+from pybatch.serve.monitoring.http import HttpLoad
+from pybatch.serve.monitoring.middleware import Watch
+from pybatch.serve.service import Service
+
+
+class Monitoring:
+    """Watches while it is entered as a context manager."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.http = HttpLoad()
+        self.history = History(service.llm)
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """The application, its requests watched."""
+        return Watch(app, self.http)
+
+    def __enter__(self) -> Self:
+        self.history.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.history.close()
+
+
+def monitoring_of(request: Request) -> Monitoring:
+    monitoring: Monitoring = request.app.state.monitoring
+    return monitoring
+
+
+Monitored = Annotated[Monitoring, Depends(monitoring_of)]
+"""The type of a route's argument that is the server's monitoring."""
