@@ -16,8 +16,9 @@ CLIENTS = [FOLDER / "chat_service.py"]
 
 
 @pytest.fixture(scope="module")
-def server(smollm2_path: Path) -> Iterator[Server]:
-    with serving(smollm2_path, "--quantization", "int8", "--served-model-name", "smollm2-135m") as server:
+def server(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    flags = ["--quantization", "int8", "--served-model-name", "smollm2-135m"]
+    with serving(smollm2_path, *flags, "--data-dir", str(tmp_path_factory.mktemp("data"))) as server:
         yield server
 
 
@@ -48,3 +49,22 @@ def test_the_chat_streams_answers_that_know_what_was_said_before(
     first, second = (line for line in capfd.readouterr().out.splitlines() if line.startswith("[first after "))
     assert int(first.split("; ")[1].split()[0]) > 1
     assert int(second.split("; ")[2].split()[0]) > 16, "the second prompt begins as the first one"
+
+
+def test_documents_go_through_a_job_and_through_a_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = FOLDER / "documents"
+    names = [path.stem for path in sorted((folder / "letters").glob("*.txt"))]
+    run(folder / "with_run.py", str(folder / "letters"), str(tmp_path / "summaries.jsonl"), monkeypatch=monkeypatch)
+    by_run = capfd.readouterr().out.splitlines()
+    run(folder / "through_server.py", server.url, monkeypatch=monkeypatch)
+    *by_server, last = capfd.readouterr().out.splitlines()
+    assert last == f"completed: {len(names)} of {len(names)} answered"
+    for lines in (by_run, by_server):
+        answers = dict(line.split(": ", 1) for line in lines if line.split(": ")[0] in names)
+        assert list(answers) == names
+        assert all(len(answer) > 20 for answer in answers.values())
+    for file in ("with_run.py", "through_server.py", "letters"):
+        assert f" {file}" in (folder / "README.md").read_text()
+    assert by_run == by_server, "the server's batches are jobs"
