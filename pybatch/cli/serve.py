@@ -36,27 +36,25 @@ def serve(
     arguments = engine.given() if model_tag is None else {**engine.given(), "model": model_tag}
     with usage_errors():
         settings = ServerSettings(**server.given())
-        try:
-            from pybatch.serve import run
-            from pybatch.serve.store import open_storage
-        except ModuleNotFoundError as error:
-            raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[serve]'") from None
         keys = load_keys(settings.api_key or (), settings.api_key_file, os.environ, settings.limits)
-        with bind(settings, keys) as bound, open_storage(settings) as storage:
-            with loading_errors(arguments["model"]):
-                from pybatch.api.async_llm import AsyncLLM
+        with bind(settings, keys) as bound:
+            try:
+                from pybatch.serve import run
+                from pybatch.serve.store import open_storage
+            except ModuleNotFoundError as error:
+                raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[serve]'") from None
+            with open_storage(settings) as storage:
+                with loading_errors(arguments["model"]):
+                    from pybatch.api.async_llm import AsyncLLM
 
-                llm = AsyncLLM(**arguments)
-            with closing(llm), ending_in_order() as stop:
-                try:
-                    run.run(
-                        llm,
-                        settings,
-                        keys,
-                        bound,
-                        storage,
-                        announce=lambda url: stderr.print(f"Serving {arguments['model']} at {url}"),
-                        stopping=stop.requested,
-                    )
-                except run.EngineEndedError as error:
-                    raise CommandError(f"serve: {error}") from error
+                    llm = AsyncLLM(**arguments)
+                with closing(llm), ending_in_order() as stop:
+                    announce = partial(announce_url, str(arguments["model"]))
+                    try:
+                        run.run(llm, settings, keys, bound, storage, announce=announce, stopping=stop.requested)
+                    except run.EngineEndedError as error:
+                        raise CommandError(f"serve: {error}") from error
+
+
+def announce_url(model: str, url: str) -> None:
+    stderr.print(f"Serving {model} at {url}")

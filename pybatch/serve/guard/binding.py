@@ -88,12 +88,15 @@ def url(settings: ServerSettings, bound: socket.socket) -> str:
 def check_certificate(settings: ServerSettings) -> None:
     if settings.ssl_certfile is None:
         return
+    files = [Path(each) for each in (settings.ssl_certfile, settings.ssl_keyfile) if each is not None]
+    for file in files:
+        file.open().close()  # whose error names the file, which that of the ssl module does not
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         # A key with a password is refused rather than asked for on the terminal.
         context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password=lambda: "")
     except ssl.SSLError as error:
-        names = " and ".join(str(each) for each in (settings.ssl_certfile, settings.ssl_keyfile) if each)
+        names = " and ".join(map(str, files))
         raise ValueError(f"ssl_certfile, ssl_keyfile: cannot use {names}: {error.reason or error}") from None
 
 
