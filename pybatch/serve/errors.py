@@ -94,6 +94,7 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     @app.exception_handler(RefusedError)
+    @app.exception_handler(OSError)
     @app.exception_handler(Exception)
     async def raised(request: Request, error: Exception) -> JSONResponse:
         return failure_response(request, *failure_of(request, error))
