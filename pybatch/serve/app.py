@@ -25,12 +25,14 @@ from pybatch.serve.routes import (
     models,
     page,
     stats,
+    tokens,
 )
 from pybatch.serve.service import Service
 
 ROUTERS = (
     chat.router,
     completions.router,
+    tokens.router,
     messages.router,
     models.router,
     files.router,

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
-from fastapi.responses import Response
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
 
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.openai_chunks import Chunks
-from pybatch.api.protocols.openai_responses import error_body
-from pybatch.serve.errors import SERVER_ERROR, RefusedError
+from pybatch.serve.errors import failure_event, failure_of
 from pybatch.serve.service import Service
 from pybatch.serve.sse import Events, event, event_stream
-
-logger = logging.getLogger(__name__)
 
 DONE = event("[DONE]")
 
 
-async def stream(service: Service, asked: Generation, chunks: Chunks) -> Response:
+async def stream(request: Request, service: Service, asked: Generation, chunks: Chunks) -> Response:
     """Raises RefusedError for prompts that cannot be run."""
 
     async def events() -> Events:
@@ -34,22 +30,11 @@ async def stream(service: Service, asked: Generation, chunks: Chunks) -> Respons
                     yield made
         yield b"".join(map(event, chunks.end())) + DONE
 
-    return await event_stream(events(), failed)
-
-
-def failed(error: Exception) -> bytes:
-    """The last event of a stream."""
-    if isinstance(error, RefusedError):
-        return event(error_body(error.failure))
-    logger.error("a stream failed", exc_info=error)
-    return event(error_body(SERVER_ERROR))
+    return await event_stream(events(), lambda error: failure_event(request, *failure_of(request, error)))
 
 
 async def whole(asked: Generation, make: Callable[[], dict[str, Any]]) -> Response:
     """A response with the body that `make` makes; on a thread if that takes long, so that other clients are served."""
-
-    def body() -> bytes:
-        return json.dumps(make(), ensure_ascii=False, separators=(",", ":")).encode()
-
-    long = asked.params.get("logprobs") is not None or asked.params.get("prompt_logprobs") is not None
-    return Response(await asyncio.to_thread(body) if long else body(), media_type="application/json")
+    if asked.params.get("logprobs") is None and asked.params.get("prompt_logprobs") is None:
+        return JSONResponse(make())
+    return await asyncio.to_thread(lambda: JSONResponse(make()))

@@ -43,7 +43,7 @@ async def create_chat_completion(request: Request, service: Served) -> Response:
         asked = replace(asked, params={**asked.params, **tools.params})
     about |= {"tools": tools}
     if options is not None:
-        return await stream(service, asked, ChatChunks(body, options, service.tokenizer, **about))
+        return await stream(request, service, asked, ChatChunks(body, options, service.tokenizer, **about))
     (output,) = await service.outputs(asked)
     return await whole(
         asked, lambda: chat_completion(body, service.answer(output), **about, cached=output.num_cached_tokens)

@@ -39,7 +39,9 @@ async def create_completion(request: Request, service: Served) -> Response:
     asked = completion_request(body)
     about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": service.expect_model(body.get("model"))}
     if options is not None:
-        return await stream(service, asked, CompletionChunks(body, asked.prompts, options, service.tokenizer, **about))
+        return await stream(
+            request, service, asked, CompletionChunks(body, asked.prompts, options, service.tokenizer, **about)
+        )
     outputs = await service.outputs(asked)
 
     def made() -> dict[str, Any]:
