@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
-NAMES = "crash_points estimate gpu_kernels gpu_models kernels kill million order step_profile steps throughput"
+NAMES = (
+    "crash_points estimate gpu_kernels gpu_models kernels kill million order serve_fuzz step_profile steps throughput"
+)
 
 
 @pytest.mark.parametrize("name", NAMES.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -69,11 +70,18 @@ def failure_event(request: Request, status: int, failure: Failure) -> bytes:
     return event(failure_body(request, status, failure), "error" if is_anthropic(request.url.path) else None)
 
 
+class ErrorResponse(JSONResponse):
+    """In ASCII: a message may quote what is not Unicode, such as the name of an unknown field."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
 def failure_response(
     request: Request, status: int, failure: Failure, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     name, value = id_header(request.scope)
-    return JSONResponse(failure_body(request, status, failure), status, {**(headers or {}), name: value})
+    return ErrorResponse(failure_body(request, status, failure), status, {**(headers or {}), name: value})
 
 
 def handle_errors(app: FastAPI) -> None:
