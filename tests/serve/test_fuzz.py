@@ -45,3 +45,8 @@ def test_the_name_of_an_unknown_field_may_be_anything(server: Server) -> None:
     response = httpx.post(f"{server.url}/v1/chat/completions", content=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "\ud800"
+
+
+def test_a_file_of_an_impossible_name_is_not_there(server: Server) -> None:
+    asked = {"input_file_id": "\ud800", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    assert httpx.post(f"{server.url}/v1/batches", content=json.dumps(asked)).status_code in (400, 404)

@@ -104,7 +104,10 @@ class Database:
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """Those of a SELECT."""
         with self._lock, self._errors():
-            return self._connection.execute(query, values).fetchall()
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except UnicodeEncodeError:  # an unpaired surrogate in a value, which no row can have
+                return []
 
     def close(self) -> None:
         with self._lock:
