@@ -6,7 +6,7 @@ import { age, count, duration } from "./format.js";
 const SHOWN = 12;
 
 const COMMON = [
-  { title: "Request", value: ({ id }) => id.slice(0, 8), className: "id" },
+  { title: "Request", value: ({ id }) => id.replace(/^req_/, "").slice(0, 8), className: "id" },
   { title: "Route", value: ({ route }) => route, className: "minor" },
   { title: "Key", value: ({ key }) => key ?? "–", className: "minor" },
 ];

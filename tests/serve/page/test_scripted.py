@@ -42,7 +42,9 @@ class Scripted:
         self.app.get("/stats")(self.stats)
         self.app.get("/v1/models")(self.models)
         self.app.get("/v1/batches")(self.batches)
+        self.app.get("/v1/messages/batches")(self.message_batches)
         self.app.post("/v1/batches/{name:path}/cancel")(self.cancel)
+        self.app.post("/v1/messages/batches/{name}/cancel")(self.cancel)
         self.app.post("/v1/chat/completions")(self.chat)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -108,11 +110,17 @@ class Scripted:
         def batch(name: str, status: str, completed: int, failed: int) -> dict[str, Any]:
             counts = {"total": 400, "completed": completed, "failed": failed}
             state = "cancelled" if name in self.cancelled else status
-            created = int(time.time()) - 130
+            created = int(time.time()) - 7400
             return {"id": name, "endpoint": MARKUP, "status": state, "request_counts": counts, "created_at": created}
 
         states = [("in_progress", 96, 4), ("completed", 400, 0), ("failed", 0, 0), ("cancelled", 3, 0)]
         return {"data": [batch(f"batch_{MARKUP}{i}", *state) for i, state in enumerate(states)]}
+
+    async def message_batches(self) -> dict[str, Any]:
+        counts = {"processing": 6, "succeeded": 1, "errored": 1, "canceled": 0, "expired": 0}
+        state = "canceling" if "msgbatch_0" in self.cancelled else "in_progress"
+        created = {"created_at": "2026-01-02T03:04:05Z"}
+        return {"data": [{"id": "msgbatch_0", "processing_status": state, "request_counts": counts, **created}]}
 
     async def cancel(self, name: str) -> dict[str, Any]:
         self.cancelled.append(name)
@@ -141,7 +149,7 @@ def scripted() -> Iterator[Scripted]:
 def test_markup_stays_text_wherever_it_comes_from(scripted: Scripted, page: Any) -> None:
     page.show(scripted.url)
     page.until_text("#state", "Live")
-    page.until("return document.querySelectorAll('#batches tbody tr').length === 4")
+    page.until("return document.querySelectorAll('#batches tbody tr').length === 5")
     page.find("#message").send_keys(MARKUP, "\n")
     page.until("return document.querySelector('article.assistant .text + p').textContent")
     assert page.text("article.user .text") == page.text("article.assistant .text") == MARKUP
@@ -189,12 +197,12 @@ def test_figures_are_shown_with_their_units(scripted: Scripted, page: Any) -> No
 
 def test_a_batch_is_cancelled_after_a_question(scripted: Scripted, page: Any) -> None:
     page.show(scripted.url)
-    page.until("return document.querySelectorAll('#batches tbody tr').length === 4")
+    page.until("return document.querySelectorAll('#batches tbody tr').length === 5")
     row = page.find("#batches tbody tr")
-    assert row.text.splitlines()[2:] == ["in progress", "100 of 400, 4 failed 2 min 10 s Cancel"]
+    assert row.text.splitlines()[2:] == ["in progress", "100 of 400, 4 failed 2 h 3 min Cancel"]
     assert page.run("return document.querySelector('#batches progress').position") == 0.25
     assert (
-        len([each for each in page.driver.find_elements("css selector", "#batches button") if each.is_displayed()]) == 1
+        len([each for each in page.driver.find_elements("css selector", "#batches button") if each.is_displayed()]) == 2
     )
     button = row.find_element("tag name", "button")
     name = f"batch_{MARKUP}0"
@@ -209,6 +217,14 @@ def test_a_batch_is_cancelled_after_a_question(scripted: Scripted, page: Any) ->
     assert scripted.cancelled == [name]
     assert not button.is_displayed()
     assert page.run("return document.activeElement.closest('#batches') !== null")  # the focus is not lost
+
+    last = page.find("#batches tbody tr:last-child")
+    shown = last.text.partition("/v1/messages\n")[2]
+    assert re.fullmatch(r"in progress\n2 of 8, 1 failed \d+ d (\d+ h )?Cancel", shown)
+    last.find_element("tag name", "button").click()
+    page.find("#cancel-dialog button.main").click()
+    page.until("return document.querySelector('#batches tr:last-child .pill').textContent === 'canceling'")
+    assert scripted.cancelled == [name, "msgbatch_0"]
 
 
 def test_an_answer_can_be_stopped_and_the_conversation_goes_on(scripted: Scripted, page: Any) -> None:
@@ -275,7 +291,7 @@ def test_a_key_is_asked_for_and_sent_in_no_url(scripted: Scripted, page: Any) ->
     page.press(KEY, "\ue007")
     page.until_text("#state", "Live")
     assert not page.find("#key-dialog").is_displayed()
-    page.until("return document.querySelectorAll('#batches tbody tr').length === 4")
+    page.until("return document.querySelectorAll('#batches tbody tr').length === 5")
     page.find("#message").send_keys("Hello", "\ue007")
     page.until("return document.querySelector('article.assistant .text').textContent")
     assert not any(KEY in path for path in scripted.asked)
@@ -294,7 +310,7 @@ def test_no_rule_of_accessibility_is_broken_and_nothing_sticks_out(
 ) -> None:
     page.show(scripted.url, width=width, height=800, dark=dark)
     page.until_text("#state", "Live")
-    page.until("return document.querySelectorAll('#batches tbody tr').length === 4")
+    page.until("return document.querySelectorAll('#batches tbody tr').length === 5")
     page.find("#message").send_keys("Hello", "\ue007")
     page.until("return document.querySelector('article.assistant .text + p')?.textContent")
     page.find("#message").send_keys("More")
@@ -315,7 +331,7 @@ def violations(page: Any) -> list[str]:
 def test_numbers_that_change_move_nothing(scripted: Scripted, page: Any) -> None:
     page.show(scripted.url)
     page.until_text("#state", "Live")
-    page.until("return document.querySelectorAll('#batches tbody tr').length === 4")
+    page.until("return document.querySelectorAll('#batches tbody tr').length === 5")
     page.run(
         "window.shifts = []; new PerformanceObserver(list => window.shifts.push(...list.getEntries()))"
         ".observe({type: 'layout-shift'})"
