@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from contextlib import aclosing
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from pybatch.api.inputs import Conversation
 from pybatch.api.protocols.anthropic_events import Event, MessageEvents
 from pybatch.api.protocols.anthropic_requests import (
     ASKING_NOTHING,
@@ -20,6 +22,7 @@ from pybatch.api.protocols.anthropic_requests import (
 )
 from pybatch.api.protocols.anthropic_responses import message_response
 from pybatch.api.protocols.generation import Generation
+from pybatch.api.protocols.tool_calls.use import tool_use
 from pybatch.serve.bodies import read_json
 from pybatch.serve.errors import failure_event, failure_of
 from pybatch.serve.openapi import ANTHROPIC_ERROR, body_schema, documented, object_with
@@ -42,15 +45,21 @@ async def create_message(request: Request, service: Served) -> Response:
     asked = message_request(body)
     model = service.expect_model(body.get("model"))
     id = uuid.uuid4().hex
+    (prompt,) = asked.prompts
+    assert isinstance(prompt, Conversation)
+    tools = tool_use({"messages": prompt.messages, **prompt.options}, service.tokenizer)
+    if tools is not None:
+        asked = replace(asked, params={**asked.params, **tools.params})
     if body.get("stream"):
 
         def failed(error: Exception) -> bytes:
             return failure_event(request, *failure_of(request, error))
 
-        return await event_stream(stream(service, asked, MessageEvents(body, id=id, model=model)), failed)
+        return await event_stream(stream(service, asked, MessageEvents(body, id=id, model=model, tools=tools)), failed)
     (output,) = await service.outputs(asked)
     answer = service.answer(output)
-    return JSONResponse(message_response(body, answer, id=id, model=model, cached_tokens=output.num_cached_tokens))
+    cached = output.num_cached_tokens
+    return JSONResponse(message_response(body, answer, id=id, model=model, cached_tokens=cached, tools=tools))
 
 
 @router.post(

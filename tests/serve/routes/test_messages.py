@@ -82,7 +82,7 @@ def test_events_have_names(server: Server) -> None:
     response = httpx.post(f"{server.url}/v1/messages", json=body, headers=headers)
     assert response.headers["content-type"].startswith("text/event-stream")
     events = [lines.split("\n") for lines in response.text.rstrip("\n").split("\n\n")]
-    assert [name for name, _ in events[:3]] == ["event: message_start", "event: content_block_start", "event: ping"]
+    assert [name for name, _ in events[:3]] == ["event: message_start", "event: ping", "event: content_block_start"]
     for name, data in events:
         assert json.loads(data.removeprefix("data: "))["type"] == name.removeprefix("event: ")
 
