@@ -6,10 +6,24 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 COMMAND = [sys.executable, "-P", "-c", "from pybatch.cli import main; main()"]
 FAST = ["--num-kv-blocks", "128", "--max-tokens", "8", "--temperature", "0", "--threads", "1"]
+
+
+class Ran(NamedTuple):
+    """What a command has done. out, err: what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Ran]
+"""The fixture `cli`: runs the command with these arguments in this process."""
 
 
 def on_terminal(*arguments: str | Path, typed: str | None = None) -> tuple[int, str]:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+from cli_command import Cli, Ran
 from tiny_model import save_tiny_model
 
 import pybatch
+from pybatch.cli import main
 from pybatch.model import ModelError
 from pybatch.model.checkpoints.find import find_model
 
@@ -27,3 +30,14 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    def run(*arguments: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["pybatch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return Ran(int(exit.value.code or 0), *capfd.readouterr())
+
+    return run

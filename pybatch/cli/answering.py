@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pybatch.cli import exit_codes
-from pybatch.cli.command import CommandError, UsageError, load, one_line, stderr, usage_errors
+from pybatch.cli.command import CommandError, UsageError, load, of_file, one_line, stderr, usage_errors
 from pybatch.cli.preview import Preview
 from pybatch.cli.signals import Stop, ending_in_order, exit_code
 from pybatch.cli.streams import printable
@@ -99,7 +99,7 @@ def answer(
             job.results.publish(finished=finished)
         stderr.print(summary_table(progress, session.metrics.summary(), job.failures))
         if report.fault is not None:
-            tell(f"There is no report: {report.fault.filename}: {report.fault.strerror}")
+            tell(f"There is no report: {of_file(report.fault)}")
         if job.failure is not None:
             raise CommandError(f"{job.failure}; {job.journal.done:,} rows are saved", exit_codes.FAILED_ROWS)
         if not finished:
@@ -166,7 +166,7 @@ def job_errors(prepared: Preparation) -> Iterator[None]:
             raise UsageError(str(error)) from error
         reason, code = f"the job cannot go on: {one_line(error)}", exit_codes.FAILED
         if isinstance(error, OSError) and error.filename is not None:
-            reason = f"{error.filename}: {error.strerror}"
+            reason = of_file(error)
             code = {errno.EPIPE: exit_codes.BROKEN_PIPE, errno.EFBIG: exit_codes.USAGE}.get(error.errno or 0, code)
         raise CommandError(f"{reason}; {prepared.rows_saved:,} rows are saved", code) from error
 

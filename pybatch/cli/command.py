@@ -44,9 +44,7 @@ def usage_errors() -> Iterator[None]:
     except BrokenPipeError:  # nobody reads the output any more
         raise
     except OSError as error:
-        raise UsageError(
-            f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        ) from error
+        raise UsageError(of_file(error)) from error
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
 
@@ -93,6 +91,12 @@ def leave_deleted_folder() -> None:
         os.getcwd()
     except FileNotFoundError:
         os.chdir("/")
+
+
+def of_file(error: OSError) -> str:
+    """The file, where it is known, and what is wrong with it."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 def one_line(error: BaseException) -> str:

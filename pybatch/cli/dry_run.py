@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from pybatch.cli import exit_codes
-from pybatch.cli.command import CommandError, load, one_line, stderr, usage_errors
+from pybatch.cli.command import CommandError, load, of_file, one_line, stderr, usage_errors
 from pybatch.cli.preview import shown
 from pybatch.cli.streams import printable
 
@@ -63,9 +63,7 @@ def failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        what = (
-            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else one_line(error)
-        )
+        what = of_file(error) if isinstance(error, OSError) and error.filename is not None else one_line(error)
         raise CommandError(f"the job cannot be estimated: {what}") from error
 
 

@@ -32,6 +32,7 @@ def run_command() -> int:
     import typer  # here, where a Ctrl-C during the import prints no traceback
 
     from pybatch.cli.app import app
+    from pybatch.cli.command import of_file
 
     try:
         return int(app(prog_name="pybatch", standalone_mode=False) or exit_codes.OK)
@@ -44,7 +45,7 @@ def run_command() -> int:
     except SystemExit as end:  # typer's, where standard output is gone
         return int(end.code or exit_codes.OK)
     except OSError as error:
-        complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        complain(of_file(error) if error.filename is not None else f"standard output: {error.strerror or error}")
         return exit_codes.FAILED
 
 

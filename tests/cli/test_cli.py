@@ -9,43 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_command import COMMAND, FAST, on_terminal
+from cli_command import COMMAND, FAST, Cli, on_terminal
 
 import pybatch
 from pybatch import LLM, EngineArgs, SamplingParams
 from pybatch.api.session import Session
-from pybatch.cli import main
 from pybatch.cli.flags import EngineFlags, SamplingFlags
-
-
-@dataclass
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process."""
-
-    def run(*arguments: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["pybatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        return Ran(int(exit.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
@@ -63,7 +37,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda row: row["row"])
 
 
-def test_every_row_is_answered_and_keeps_its_fields(cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+def test_every_row_is_answered_and_keeps_its_fields(cli: Cli, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     ran = cli("run", prompts, "-o", results, "--model", tiny_model, *FAST)
     assert ran.code == 0
@@ -90,7 +64,7 @@ def test_every_row_is_answered_and_keeps_its_fields(cli: Run, tiny_model: Path, 
     assert ran.out == ""
 
 
-def test_bad_rows_become_errors_and_the_others_go_on(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_bad_rows_become_errors_and_the_others_go_on(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     good = {"prompt": "Hello"}
     prompts = write(
         tmp_path / "prompts.jsonl",
@@ -117,7 +91,7 @@ def test_bad_rows_become_errors_and_the_others_go_on(cli: Run, tiny_model: Path,
     assert rows[5]["response"] == rows[0]["response"]
 
 
-def test_template_and_system_message(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_template_and_system_message(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "in.jsonl", {"text": "fine"}, {"txt": "no"})
     arguments = ["--prompt-template", "Classify: {text}", "--system", "Be brief.", "--model", tiny_model, *FAST]
     assert cli("run", prompts, "-o", tmp_path / "out.jsonl", *arguments).code == 1
@@ -128,7 +102,7 @@ def test_template_and_system_message(cli: Run, tiny_model: Path, tmp_path: Path)
     assert second["error"] == "line 2: the template asks for 'text'; the row has 'txt'"
 
 
-def test_sampling_flags_reach_the_model(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_sampling_flags_reach_the_model(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "in.txt", "Hello", "", "There")
     flags = ["--raw", "-n", "3", "--temperature", "0.9", "--seed", "5", "--max-tokens", "9", "--ignore-eos"]
     flags += ["--logprobs", "2", "--prompt-logprobs", "0", "--logit-bias", '{"40": -100}', "--top-k", "20"]
@@ -165,7 +139,7 @@ def test_there_is_a_flag_for_every_argument() -> None:
     assert names(EngineFlags) == names(EngineArgs) - {"skip_tokenizer_init"}
 
 
-def test_flags_change_the_models_own_sampling_defaults(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_flags_change_the_models_own_sampling_defaults(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     model, prompts, out = tmp_path / "model", write(tmp_path / "in.jsonl", {"prompt": "Hello"}), tmp_path / "out.jsonl"
     shutil.copytree(tiny_model, model)
     (model / "generation_config.json").write_text('{"temperature": 0, "max_new_tokens": 7}')
@@ -182,7 +156,7 @@ def test_flags_change_the_models_own_sampling_defaults(cli: Run, tiny_model: Pat
     assert len(whole) > len(greedy)
 
 
-def test_stop_strings(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_stop_strings(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "in.jsonl", {"prompt": "Hello"})
     arguments = [
         "run",
@@ -205,7 +179,7 @@ def test_stop_strings(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
     assert whole["finish_reason"] == "length"
 
 
-def test_an_existing_file_is_not_overwritten_unasked(cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten_unasked(cli: Cli, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     results = write(tmp_path / "results.jsonl", {"row": 0, "kept": True})
     ran = cli("run", prompts, "-o", results, "--model", tiny_model, *FAST)
     assert ran.code == 2
@@ -246,7 +220,7 @@ def test_an_existing_file_is_not_overwritten_unasked(cli: Run, tiny_model: Path,
     ],
 )
 def test_wrong_usage_is_one_clear_line(
-    cli: Run, prompts: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+    cli: Cli, prompts: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
 ) -> None:
     monkeypatch.chdir(prompts.parent)
     if arguments[0] == "run" and "--model" not in arguments:
@@ -261,7 +235,7 @@ def test_wrong_usage_is_one_clear_line(
 
 
 def test_a_limit_on_the_size_of_files_ends_the_job_after_a_whole_row(
-    cli: Run, tiny_model: Path, tmp_path: Path
+    cli: Cli, tiny_model: Path, tmp_path: Path
 ) -> None:
     prompts = write(tmp_path / "in.jsonl", *({"prompt": f"Say {i}", "pad": "x" * 1000} for i in range(12)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -275,7 +249,7 @@ def test_a_limit_on_the_size_of_files_ends_the_job_after_a_whole_row(
     assert (ran.code, ran.err) == (2, f"pybatch: {tmp_path}/out.journal: File too large; {len(rows)} rows are saved\n")
 
 
-def test_a_folder_that_vanishes_ends_the_job(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_vanishes_ends_the_job(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     results, fifo = tmp_path / "folder" / "out", tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -298,7 +272,7 @@ def test_a_folder_that_vanishes_ends_the_job(cli: Run, tiny_model: Path, tmp_pat
 
 
 def test_a_step_that_fails_ends_the_job_with_one_line_and_the_rows_before_it(
-    cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = write(tmp_path / "in.jsonl", *({"prompt": f"Say {i}"} for i in range(4)))
     run, steps = Session.step, iter(range(100))
@@ -326,7 +300,7 @@ def test_memory_that_is_refused_is_one_line(tiny_model: Path, prompts: Path, tmp
 
 
 def test_a_model_that_fails_in_an_unforeseen_way_is_wrong_usage(
-    cli: Run, prompts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cli: Cli, prompts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(arguments: object) -> Session:
         raise KeyError("rope")
@@ -388,7 +362,7 @@ def test_chat_answers_once_where_there_is_no_terminal(tiny_model: Path) -> None:
     assert (ran.returncode, ran.stdout) == (0, output.outputs[0].text + "\n")
 
 
-def test_env(cli: Run) -> None:
+def test_env(cli: Cli) -> None:
     ran = cli("env", "--json")
     facts = json.loads(ran.out)
     assert ran.code == 0
@@ -410,7 +384,7 @@ def test_env_tells_of_an_impossible_isa() -> None:
     assert "mmx" in facts["isa_error"]
 
 
-def test_help_and_version_are_quick(cli: Run) -> None:
+def test_help_and_version_are_quick(cli: Cli) -> None:
     heavy = "{'torch', 'numpy', 'pyarrow', 'pandas', 'ray', 'jinja2'}"
     code = f"import sys; from pybatch.cli import main\ntry: main()\nfinally: assert not {heavy} & {{*sys.modules}}"
     ran = subprocess.run([sys.executable, "-P", "-c", code, "run", "--help"], capture_output=True, text=True)
@@ -422,7 +396,7 @@ def test_help_and_version_are_quick(cli: Run) -> None:
     assert cli("--version").out.strip() == pybatch.__version__
 
 
-def test_the_real_model(smollm2_path: Path, cli: Run, tmp_path: Path) -> None:
+def test_the_real_model(smollm2_path: Path, cli: Cli, tmp_path: Path) -> None:
     prompts = write(tmp_path / "in.jsonl", {"country": "France"}, {"country": "Germany"})
     template = ["--prompt-template", "What is the capital of {country}?"]
     flags = ["--model", "smollm2-135m", "--max-tokens", "12", "--temperature", "0"]

@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_command import FAST, on_terminal
+from cli_command import FAST, Cli, on_terminal
 
 from pybatch import LLM
 from pybatch.api.session import Session
-from pybatch.cli import main
 from pybatch.cli.answering import going_on
 from pybatch.cli.question import Asker
 from pybatch.tune import calibration
-
-
-@dataclass
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs `pybatch run` in this process."""
-
-    def run(*arguments: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["pybatch", "run", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return Ran(int(exit.value.code or 0), *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +42,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_dry_run_tells_what_a_job_takes_and_writes_nothing(
-    cli: Run, tiny_model: Path, prompts: Path, cache: Path
+    cli: Cli, tiny_model: Path, prompts: Path, cache: Path
 ) -> None:
     before = sorted(prompts.parent.iterdir())
-    ran = cli(prompts, "--dry-run", "--model", tiny_model, "--ignore-eos", *FAST)
+    ran = cli("run", prompts, "--dry-run", "--model", tiny_model, "--ignore-eos", *FAST)
     assert ran.code == 0
     llm = LLM(tiny_model, num_kv_blocks=8, max_model_len=64)
     chats = [[{"role": "user", "content": f"Say {i}"}] for i in range(6)]
@@ -90,14 +63,14 @@ def test_a_dry_run_tells_what_a_job_takes_and_writes_nothing(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "measure", fail)
-        again = cli(prompts, "-o", prompts.parent / "out.jsonl", "--dry-run", "--model", tiny_model, *FAST)
+        again = cli("run", prompts, "-o", prompts.parent / "out.jsonl", "--dry-run", "--model", tiny_model, *FAST)
     assert again.code == 0
     assert not (prompts.parent / "out.jsonl").exists()
 
 
-def test_a_dry_run_with_bad_rows_tells_of_them(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_dry_run_with_bad_rows_tells_of_them(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "in.jsonl", {"prompt": "\x1b[2Jfine"}, "{", {"prompt": "x" * 1000}, {"no": 1})
-    ran = cli(rows, "--dry-run", "--model", tiny_model, *FAST)
+    ran = cli("run", rows, "--dry-run", "--model", tiny_model, *FAST)
     assert ran.code == 1
     assert "line 2: not valid JSON" in ran.err
     assert "line 3: prompt: 1" in ran.out  # its length is known only to the tokenizer
@@ -107,14 +80,14 @@ def test_a_dry_run_with_bad_rows_tells_of_them(cli: Run, tiny_model: Path, tmp_p
     assert "\\x1b[2Jfine" in ran.out
 
 
-def test_a_dry_run_of_a_stream_reads_it_once(cli: Run, tiny_model: Path) -> None:
+def test_a_dry_run_of_a_stream_reads_it_once(cli: Cli, tiny_model: Path) -> None:
     read_end, write_end = os.pipe()
     os.write(write_end, b'{"prompt": "Say it"}\n{\n')
     os.close(write_end)
     saved = os.dup(0)
     os.dup2(read_end, 0)
     try:
-        ran = cli("-", "--dry-run", "--model", tiny_model, *FAST)
+        ran = cli("run", "-", "--dry-run", "--model", tiny_model, *FAST)
     finally:
         os.dup2(saved, 0)
         os.close(saved)
@@ -125,13 +98,13 @@ def test_a_dry_run_of_a_stream_reads_it_once(cli: Run, tiny_model: Path) -> None
 
 
 def test_what_stops_a_dry_run_is_one_line(
-    cli: Run, tiny_model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tiny_model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Session) -> None:
         raise MemoryError("no memory for the step")
 
     monkeypatch.setattr(Session, "step", fail)
-    ran = cli(prompts, "--dry-run", "--model", tiny_model, *FAST)
+    ran = cli("run", prompts, "--dry-run", "--model", tiny_model, *FAST)
     assert ran.code == 3
     assert ran.err == "pybatch: the job cannot be estimated: MemoryError: no memory for the step\n"
     assert ran.out == ""
@@ -144,8 +117,8 @@ def test_what_stops_a_dry_run_is_one_line(
         (["--ray", "auto"], "--ray: a dry run measures this"),
     ],
 )
-def test_what_a_dry_run_has_no_use_for_is_refused(cli: Run, prompts: Path, flags: list[str], words: str) -> None:
-    ran = cli(prompts, "--dry-run", *flags)
+def test_what_a_dry_run_has_no_use_for_is_refused(cli: Cli, prompts: Path, flags: list[str], words: str) -> None:
+    ran = cli("run", prompts, "--dry-run", *flags)
     assert ran.code == 2
     assert ran.err.startswith(f"pybatch: {words}")
 
@@ -154,11 +127,11 @@ def test_what_a_dry_run_has_no_use_for_is_refused(cli: Run, prompts: Path, flags
 
 
 def test_a_preview_shows_the_first_rows_and_the_job_goes_on(
-    cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path
+    cli: Cli, tiny_model: Path, prompts: Path, tmp_path: Path
 ) -> None:
     plain, output = tmp_path / "plain.jsonl", tmp_path / "out.jsonl"
-    assert cli(prompts, "-o", plain, "--model", tiny_model, *FAST).code == 0
-    ran = cli(prompts, "-o", output, "--preview", "2", "--model", tiny_model, *FAST)
+    assert cli("run", prompts, "-o", plain, "--model", tiny_model, *FAST).code == 0
+    ran = cli("run", prompts, "-o", output, "--preview", "2", "--model", tiny_model, *FAST)
     assert ran.code == 0
     assert output.read_bytes() == plain.read_bytes()
     shown, _, _ = ran.err.partition("Summary")
@@ -169,29 +142,29 @@ def test_a_preview_shows_the_first_rows_and_the_job_goes_on(
     assert "Go on" not in shown  # there is nobody to ask
 
 
-def test_a_preview_shows_what_is_left_of_a_prompt(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_preview_shows_what_is_left_of_a_prompt(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     row = {"prompt": "x" * 100 + "y" * 100, "truncate_prompt_tokens": 110}
     rows = write(tmp_path / "in.jsonl", row)
-    ran = cli(rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
+    ran = cli("run", rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
     assert ran.code == 0
     shown, _, _ = ran.err.partition("->")
     assert "y" * 97 in shown
     assert "x" not in shown.partition("---\n")[2]
 
 
-def test_a_preview_of_a_row_that_fails_shows_why(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_preview_of_a_row_that_fails_shows_why(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "in.jsonl", {"prompt": "x" * 1000}, {"prompt": "Say it"})
-    ran = cli(rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
+    ran = cli("run", rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
     assert ran.code == 1
     assert "error: prompt: 1" in ran.err
 
 
 def test_a_preview_of_a_row_of_several_prompts_shows_each_before_its_answers(
-    cli: Run, tiny_model: Path, tmp_path: Path
+    cli: Cli, tiny_model: Path, tmp_path: Path
 ) -> None:
     body = {"model": "m", "prompt": ["Say x", "Say y"], "n": 2}
     rows = write(tmp_path / "in.jsonl", {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body})
-    ran = cli(rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
+    ran = cli("run", rows, "-o", tmp_path / "out.jsonl", "--preview", "1", "--model", tiny_model, *FAST)
     assert ran.code == 0
     shown, _, _ = ran.err.partition("Summary")
     lines = [line for line in shown.splitlines() if line.startswith(("Say", "->"))]
@@ -220,16 +193,16 @@ def test_on_a_terminal_a_preview_asks_and_no_loses_nothing(tiny_model: Path, pro
 
 
 def test_after_the_last_row_there_is_nothing_to_ask(
-    cli: Run, tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Asker, *arguments: object) -> bool:
         raise AssertionError("asked")
 
     monkeypatch.setattr(Asker, "agrees", fail)
     output = tmp_path / "out.jsonl"
-    assert cli(prompts, "-o", output, "--preview", "6", "--model", tiny_model, *FAST).code == 0
+    assert cli("run", prompts, "-o", output, "--preview", "6", "--model", tiny_model, *FAST).code == 0
     assert len(read(output)) == 6
-    assert cli(prompts, "-o", output, "--fresh", "--preview", "5", "--model", tiny_model, *FAST).code == 3
+    assert cli("run", prompts, "-o", output, "--fresh", "--preview", "5", "--model", tiny_model, *FAST).code == 3
 
 
 def test_the_command_that_goes_on_shows_no_preview() -> None:

@@ -11,24 +11,22 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from cli_command import FAST
+from cli_command import FAST, Cli
 from pyarrow import parquet as pq
 
-from pybatch.cli import main
 from pybatch.jobs.sources import open_source
 
-Run = Callable[..., tuple[int, str]]
+Answer = Callable[..., tuple[int, str]]
 PROMPTS = [f"Say {i}, é" for i in range(5)]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_model: Path) -> Run:
+def answer(cli: Cli, tiny_model: Path) -> Answer:
+    """Returns the command's code and what it says."""
+
     def run(rows: str | Path, results: Path, *flags: str) -> tuple[int, str]:
-        arguments = ["run", rows, "-o", results, "--model", tiny_model, *FAST, *flags]
-        monkeypatch.setattr("sys.argv", ["pybatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return int(exit.value.code or 0), capsys.readouterr().err
+        code, _, err = cli("run", rows, "-o", results, "--model", tiny_model, *FAST, *flags)
+        return code, err
 
     return run
 
@@ -37,7 +35,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [row.fields for row in open_source(path).rows()]
 
 
-def test_the_answers_are_the_same_whatever_the_formats(cli: Run, tmp_path: Path) -> None:
+def test_the_answers_are_the_same_whatever_the_formats(answer: Answer, tmp_path: Path) -> None:
     lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
     (tmp_path / "rows.jsonl").write_text(lines)
     quoted = "".join(f'{n},"{prompt}"\n' for n, prompt in enumerate(PROMPTS))
@@ -57,7 +55,7 @@ def test_the_answers_are_the_same_whatever_the_formats(cli: Run, tmp_path: Path)
         ("folder/*", "7.jsonl"),
     ):
         path = tmp_path / results
-        code, err = cli(tmp_path / rows, path)
+        code, err = answer(tmp_path / rows, path)
         assert code == 0, err
         found = read(path)
         assert [row["prompt"] for row in found] == PROMPTS
@@ -66,26 +64,26 @@ def test_the_answers_are_the_same_whatever_the_formats(cli: Run, tmp_path: Path)
         assert [row["response"] for row in found] == expected
         usage = found[0]["usage"]
         assert set(json.loads(usage) if isinstance(usage, str) else usage) == {"prompt_tokens", "completion_tokens"}
-    assert cli(tmp_path / "rows.parquet", tmp_path / "4.parquet")[1].startswith("Done already")
+    assert answer(tmp_path / "rows.parquet", tmp_path / "4.parquet")[1].startswith("Done already")
 
 
-def test_errors_need_a_file_of_their_own(cli: Run, tmp_path: Path) -> None:
+def test_errors_need_a_file_of_their_own(answer: Answer, tmp_path: Path) -> None:
     rows, results = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text('{"prompt": "a"}\n{}\n')
     (tmp_path / "link").symlink_to(results)
     for errors, what in ((results, "results"), (tmp_path / "link", "results"), (f"{results}.journal", "journal")):
         for fresh in ([], ["--fresh"]):
-            code, err = cli(rows, results, "--error-file", str(errors), *fresh)
+            code, err = answer(rows, results, "--error-file", str(errors), *fresh)
             assert code == 2
             assert f"is the file of the {what}; the errors need one of their own" in err.replace("\n", " ")
     assert not results.exists()
 
 
-def test_parquet_keeps_its_columns_and_failed_rows_can_be_fed_back(cli: Run, tmp_path: Path) -> None:
+def test_parquet_keeps_its_columns_and_failed_rows_can_be_fed_back(answer: Answer, tmp_path: Path) -> None:
     when = pa.array([datetime.datetime(2024, 1, day) for day in range(1, 4)], pa.timestamp("us", "UTC"))
     table = pa.table({"prompt": ["a", None, "c"], "when": when, "row": [7, 8, 9]}).replace_schema_metadata({"k": "v"})
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=1)
-    code, err = cli(tmp_path / "rows.parquet", tmp_path / "results.parquet")
+    code, err = answer(tmp_path / "rows.parquet", tmp_path / "results.parquet")
     assert code == 1
     assert "row 1: the row has neither 'prompt' nor 'messages'" in err
     joined = pq.read_table(tmp_path / "results.parquet")
@@ -96,7 +94,7 @@ def test_parquet_keeps_its_columns_and_failed_rows_can_be_fed_back(cli: Run, tmp
     errors = tmp_path / "results.parquet.errors.jsonl"
     (failed,) = read(errors)
     assert failed["when"] == "2024-01-02T00:00:00+00:00"
-    assert cli(errors, tmp_path / "again.jsonl", "--prompt-template", "{when}")[0] == 0
+    assert answer(errors, tmp_path / "again.jsonl", "--prompt-template", "{when}")[0] == 0
     (again,) = read(tmp_path / "again.jsonl")
     assert "response" in again
 
@@ -113,17 +111,17 @@ def test_parquet_keeps_its_columns_and_failed_rows_can_be_fed_back(cli: Run, tmp
     ],
 )
 def test_files_that_cannot_be_used_are_told_in_one_line(
-    cli: Run, tmp_path: Path, name: str, data: bytes, results: str, flags: list[str], says: str
+    answer: Answer, tmp_path: Path, name: str, data: bytes, results: str, flags: list[str], says: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    code, err = cli(tmp_path / name, tmp_path / results, *flags)
+    code, err = answer(tmp_path / name, tmp_path / results, *flags)
     assert code == 2
     assert says in err
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_bad_rows_of_every_kind_leave_the_others_as_they_are(cli: Run, tmp_path: Path) -> None:
+def test_bad_rows_of_every_kind_leave_the_others_as_they_are(answer: Answer, tmp_path: Path) -> None:
     poison = {
         b'{"prompt": "cut': "not valid JSON",
         b'{"prompt": "\xff"}': "not UTF-8",
@@ -141,8 +139,8 @@ def test_bad_rows_of_every_kind_leave_the_others_as_they_are(cli: Run, tmp_path:
     (tmp_path / "good.jsonl").write_bytes(b"\n".join(good))
     (tmp_path / "bad.jsonl").write_bytes(b"\n".join(bad.get(i, line) for i, line in enumerate(good)))
     sampled = ["--temperature", "1"]
-    assert cli(tmp_path / "good.jsonl", tmp_path / "expected.jsonl", *sampled)[0] == 0
-    code, err = cli(tmp_path / "bad.jsonl", tmp_path / "results.jsonl", *sampled)
+    assert answer(tmp_path / "good.jsonl", tmp_path / "expected.jsonl", *sampled)[0] == 0
+    code, err = answer(tmp_path / "bad.jsonl", tmp_path / "results.jsonl", *sampled)
     assert code == 1
     expected = (tmp_path / "expected.jsonl").read_bytes().splitlines()
     results = (tmp_path / "results.jsonl").read_bytes().splitlines()
@@ -158,7 +156,7 @@ def test_bad_rows_of_every_kind_leave_the_others_as_they_are(cli: Run, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
-def test_batches_may_be_parquet(cli: Run, tmp_path: Path, kind: str) -> None:
+def test_batches_may_be_parquet(answer: Answer, tmp_path: Path, kind: str) -> None:
     body = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "Say 1"}]}
     asks = {"method": "POST", "url": "/v1/chat/completions", "body": body} if kind == "openai" else {"params": body}
     rows = [{"custom_id": f"c{n}", **asks} for n in range(3)]
@@ -166,7 +164,7 @@ def test_batches_may_be_parquet(cli: Run, tmp_path: Path, kind: str) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("rows.parquet", "rows.jsonl"):
         results = tmp_path / f"results.of.{name}"
-        code, err = cli(tmp_path / name, results, "--seed", "1")
+        code, err = answer(tmp_path / name, results, "--seed", "1")
         assert code == 0, err
         found = read(results)
         assert [row["custom_id"] for row in found] == ["c0", "c1", "c2"]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_command import Cli
 
 import pybatch
-from pybatch.cli import main
 
 FAST = ["--max-tokens", "4", "--ignore-eos", "--threads", "1", "--raw"]
 
@@ -20,18 +20,14 @@ Run = Callable[..., tuple[str, list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path) -> Run:
+def job(cli: Cli, tiny_model: Path, tmp_path: Path) -> Run:
     def run(name: str, prompts: list[str], *arguments: str) -> tuple[str, list[dict[str, Any]]]:
         """What the command prints, and the results. name: of the job's files."""
         rows, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.out.jsonl"
         rows.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-        files = [str(rows), "-o", str(output), "--model", str(tiny_model)]
-        monkeypatch.setattr("sys.argv", ["pybatch", "run", *files, *FAST, *arguments])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        printed = capsys.readouterr().err
-        assert not exit.value.code, printed
-        return printed, [json.loads(line) for line in output.read_text().splitlines()]
+        ran = cli("run", rows, "-o", output, "--model", tiny_model, *FAST, *arguments)
+        assert ran.code == 0, ran.err
+        return ran.err, [json.loads(line) for line in output.read_text().splitlines()]
 
     return run
 

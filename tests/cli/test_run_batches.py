@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from anthropic.types.messages import MessageBatchIndividualResponse
-from cli_command import FAST
+from cli_command import FAST, Cli, Ran
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from pybatch import LLM, SamplingParams
-from pybatch.cli import main
-
-Command = Callable[..., int]
 
 USER = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Command:
-    def run(*arguments: str | Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["pybatch", "run", *map(str, arguments), "--model", str(tiny_model), *FAST])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return int(exit.value.code or 0)
+def run(cli: Cli, tiny_model: Path) -> Cli:
+    def run(*arguments: str | Path) -> Ran:
+        return cli("run", *arguments, "--model", tiny_model, *FAST)
 
     return run
 
@@ -59,11 +51,10 @@ OPENAI = (
 )
 
 
-def test_openais_batch_files_are_answered_as_openai_does(
-    command: Command, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_openais_batch_files_are_answered_as_openai_does(run: Cli, tiny_model: Path, tmp_path: Path) -> None:
     prompts, results = write(tmp_path / "batch.jsonl", *OPENAI), tmp_path / "out.jsonl"
-    assert command("-i", prompts, "-o", results) == 1
+    ran = run("-i", prompts, "-o", results)
+    assert ran.code == 1
     lines = read(results)
     assert [line["custom_id"] for line in lines] == ["greedy", "sampled", "text"]
     assert all(line["error"] is None and line["response"]["status_code"] == 200 for line in lines)
@@ -91,7 +82,7 @@ def test_openais_batch_files_are_answered_as_openai_does(
     }
     assert {name for name, line in errors.items() if line["error"]} == {"", "greedy"}
     assert {line["response"]["status_code"] for line in errors.values() if not line["error"]} == {400}
-    told = capsys.readouterr().err
+    told = ran.err
     assert "4 of 8 rows are bad" in told  # the long one is known of once it is tokenised
     assert 'line 5: custom_id "greedy" was used in line 1' in told
     assert f"5 of 8 rows failed: what is wrong with each is in {tmp_path / 'out.errors.jsonl'}" in told.replace(
@@ -99,25 +90,25 @@ def test_openais_batch_files_are_answered_as_openai_does(
     )
 
 
-def test_the_same_batch_gives_the_same_bytes(command: Command, tmp_path: Path) -> None:
+def test_the_same_batch_gives_the_same_bytes(run: Cli, tmp_path: Path) -> None:
     prompts = write(tmp_path / "batch.jsonl", *OPENAI)
     for name in ("one", "two"):
-        assert command(prompts, "-o", tmp_path / f"{name}.jsonl", "--format", "openai-batch") == 1
+        assert run(prompts, "-o", tmp_path / f"{name}.jsonl", "--format", "openai-batch").code == 1
     for ending in ("jsonl", "errors.jsonl"):
         assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
 
 
-def test_with_on_error_fail_a_bad_row_is_told_before_anything_runs(command: Command, tmp_path: Path) -> None:
+def test_with_on_error_fail_a_bad_row_is_told_before_anything_runs(run: Cli, tmp_path: Path) -> None:
     prompts, results = write(tmp_path / "batch.jsonl", *OPENAI), tmp_path / "out.jsonl"
-    assert command(prompts, "-o", results, "--on-error", "fail") == 1
+    assert run(prompts, "-o", results, "--on-error", "fail").code == 1
     assert not results.exists()
 
 
-def test_anthropics_batches_are_answered_as_anthropic_does(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+def test_anthropics_batches_are_answered_as_anthropic_does(run: Cli, tiny_model: Path, tmp_path: Path) -> None:
     params = {"model": "claude", "max_tokens": 5, "messages": USER, "system": "Be brief.", "temperature": 0}
     rows = ({"custom_id": "a", "params": params}, {"custom_id": "b", "params": {**params, "tools": [{"name": "f"}]}})
     results = tmp_path / "out.jsonl"
-    assert command(write(tmp_path / "batch.jsonl", *rows), "-o", results) == 1
+    assert run(write(tmp_path / "batch.jsonl", *rows), "-o", results).code == 1
     lines = [MessageBatchIndividualResponse.model_validate(line, strict=True) for line in read(results)]
     assert [(line.custom_id, line.result.type) for line in lines] == [("a", "succeeded"), ("b", "errored")]
     chat = [{"role": "system", "content": "Be brief."}, *USER]
@@ -127,7 +118,7 @@ def test_anthropics_batches_are_answered_as_anthropic_does(command: Command, tin
     assert read(tmp_path / "out.errors.jsonl") == read(results)[1:]
 
 
-def test_results_of_equal_requests_keep_the_vendors_shape(command: Command, tmp_path: Path) -> None:
+def test_results_of_equal_requests_keep_the_vendors_shape(run: Cli, tmp_path: Path) -> None:
     params = {"model": "claude", "max_tokens": 5, "messages": USER, "temperature": 0}
     batches = {
         "anthropic": ([{"custom_id": name, "params": params} for name in "ab"], {"custom_id", "result"}),
@@ -135,25 +126,24 @@ def test_results_of_equal_requests_keep_the_vendors_shape(command: Command, tmp_
     }
     for name, (rows, keys) in batches.items():
         results = tmp_path / f"{name}-out.jsonl"
-        assert command(write(tmp_path / f"{name}.jsonl", *rows), "-o", results) == 0
+        assert run(write(tmp_path / f"{name}.jsonl", *rows), "-o", results).code == 0
         assert [line.keys() for line in read(results)] == [keys, keys]
 
 
-def test_a_stream_has_its_failures_among_the_results(
-    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert command(write(tmp_path / "batch.jsonl", chat("a"), chat("b", foo=1)), "-o", "-") == 1
-    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+def test_a_stream_has_its_failures_among_the_results(run: Cli, tmp_path: Path) -> None:
+    ran = run(write(tmp_path / "batch.jsonl", chat("a"), chat("b", foo=1)), "-o", "-")
+    assert ran.code == 1
+    lines = [json.loads(line) for line in ran.out.splitlines()]
     assert [(line["custom_id"], line["response"]["status_code"]) for line in lines] == [("a", 200), ("b", 400)]
 
 
-def test_another_format_of_the_same_rows_is_another_job(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_format_of_the_same_rows_is_another_job(run: Cli, tmp_path: Path) -> None:
     row = {"prompt": "Hello", **chat("a")}
     prompts, results = write(tmp_path / "batch.jsonl", row, "{"), tmp_path / "out.jsonl"
-    assert command(prompts, "-o", results) == 1
-    assert command(prompts, "-o", results, "--format", "rows") == 2
-    assert "format" in capsys.readouterr().err
-    assert command(prompts, "-o", results, "--format", "openai-batch", "--system", "x", "--fresh") == 2
-    assert "system: rows of openai-batch say themselves" in capsys.readouterr().err
+    assert run(prompts, "-o", results).code == 1
+    ran = run(prompts, "-o", results, "--format", "rows")
+    assert ran.code == 2
+    assert "format" in ran.err
+    ran = run(prompts, "-o", results, "--format", "openai-batch", "--system", "x", "--fresh")
+    assert ran.code == 2
+    assert "system: rows of openai-batch say themselves" in ran.err

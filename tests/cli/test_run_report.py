@@ -17,10 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cli_command import COMMAND, FAST
+from cli_command import COMMAND, FAST, Cli
 
 from pybatch.api.session import Session
-from pybatch.cli import main
 
 Run = Callable[..., tuple[int, str]]
 ROWS = 150
@@ -33,17 +32,14 @@ def write_rows(path: Path) -> None:
 
 
 @pytest.fixture
-def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process. Returns its code and what it says."""
+def run(cli: Cli, tiny_model: Path, tmp_path: Path) -> Run:
+    """Returns the command's code and what it says."""
     prompts = tmp_path / "prompts.jsonl"
     write_rows(prompts)
 
     def run(*arguments: str | Path) -> tuple[int, str]:
-        command = ["pybatch", "run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, *FAST, *arguments]
-        monkeypatch.setattr("sys.argv", [*map(str, command)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return int(exit.value.code or 0), capsys.readouterr().err
+        code, _, err = cli("run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, *FAST, *arguments)
+        return code, err
 
     return run
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
-from cli_command import COMMAND
+from cli_command import COMMAND, Cli
 
 import pybatch
-from pybatch.cli import main
 
 ROWS = 200
 SECONDS = 180  # after which a test gives up
@@ -81,21 +80,13 @@ def test_a_list_comes_back_from_a_cluster_as_from_this_process(cluster: Any, tin
 
 @pytest.mark.parametrize(("address", "reason"), [("nowhere", "expected HOST:PORT"), ("127.0.0.1:1", "no cluster")])
 def test_an_address_without_a_cluster_is_wrong_usage(
-    address: str,
-    reason: str,
-    tiny_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    address: str, reason: str, cli: Cli, tiny_model: Path, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Say 1"}\n')
-    arguments = ["run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, "--ray", address]
-    monkeypatch.setattr("sys.argv", ["pybatch", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit:
-        main()
-    assert exit.value.code == 2
-    assert f"ray: {reason}" in capsys.readouterr().err
+    ran = cli("run", prompts, "-o", tmp_path / "out.jsonl", "--model", tiny_model, "--ray", address)
+    assert ran.code == 2
+    assert f"ray: {reason}" in ran.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl"]
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from cli_command import FAST
-
-from pybatch.cli import main
+from cli_command import FAST, Cli
 
 Command = Callable[..., int]
 
@@ -39,19 +35,6 @@ POISONED: list[tuple[str, bytes, str]] = [  # what is wrong, the line, and how t
 ]  # fmt: skip
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs pybatch in this process, and gives its exit code."""
-
-    def run(*arguments: str | Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["pybatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return int(exit.value.code or 0)
-
-    return run
-
-
 def good(index: int) -> bytes:
     """Every second one is sampled, with the seed of its place in the job."""
     fields: dict[str, Any] = {"id": f"row-{index}", "prompt": f"Say {index}"}
@@ -62,14 +45,14 @@ def by_row(path: Path) -> dict[int, bytes]:
     return {json.loads(line)["row"]: line for line in path.read_bytes().splitlines()}
 
 
-def test_bad_rows_fail_alone(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+def test_bad_rows_fail_alone(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     rows = 10 * len(POISONED)
     poisoned = {10 * i + 3: each for i, each in enumerate(POISONED)}
     found: dict[str, dict[int, bytes]] = {}
     for name, bad in (("clean", {}), ("poisoned", poisoned)):
         prompts, results = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-results.jsonl"
         prompts.write_bytes(b"".join((bad[i][1] if i in bad else good(i)) + b"\n" for i in range(rows)))
-        assert command("run", prompts, "-o", results, "--model", tiny_model, *FAST) == (1 if bad else 0)
+        assert cli("run", prompts, "-o", results, "--model", tiny_model, *FAST).code == (1 if bad else 0)
         found[name] = by_row(results)
         assert found[name].keys() == set(range(rows))
     for index in range(rows):
