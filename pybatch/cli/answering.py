@@ -113,10 +113,13 @@ def answer(
         raise typer.Exit(exit_codes.FAILED_ROWS)
 
 
-def tell_finished(prepared: Preparation) -> None:
+def tell_finished(prepared: Preparation, *, report: bool) -> None:
+    """report: whether one was asked for."""
     notes, to = prepared.journal.notes, prepared.destination
     failed = f", {notes['failed']:,} of them failed" if notes["failed"] else ""
     tell(f"Done already: {notes['rows']:,} rows in {to.output}{failed}. --fresh starts over.")
+    if report:
+        tell("No report has been written, since no row has run.")
     if notes["failed"]:
         raise typer.Exit(exit_codes.FAILED_ROWS)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,43 +19,52 @@ if TYPE_CHECKING:
     from pybatch.api.llm import LLM
     from pybatch.cli.flags import EngineFlags, SamplingFlags
     from pybatch.engine import SamplingParams
-    from pybatch.jobs.check import Checked
-    from pybatch.jobs.checked_rows import CheckedRows
-    from pybatch.jobs.dialect import Dialect
     from pybatch.jobs.estimate.estimate import Estimate
-    from pybatch.jobs.rows import Source
+    from pybatch.jobs.preparation import Preparation
 
 
 def show_dry_run(
-    rows: CheckedRows, sampling: SamplingFlags, engine: EngineFlags, before_it_prints: Callable[[], None]
+    prepared: Preparation,
+    cache: Path | None,
+    sampling: SamplingFlags,
+    engine: EngineFlags,
+    before_it_prints: Callable[[], None],
 ) -> None:
     """before_it_prints: frees standard output, where the estimate goes."""
-    from pybatch.jobs.checked_rows import for_model
-
-    for line in rows.checked.lines():
-        stderr.print(printable(line))
     llm, params = load(engine, sampling)
-    with usage_errors():
-        dialect = for_model(rows.dialect, llm.get_tokenizer())
-    estimate = estimate_job(llm, engine.model, rows.source, dialect, params, rows.checked)
+    estimate = estimate_job(llm, engine.model, prepared, params, cache)
     before_it_prints()
-    show_estimate(estimate, told=rows.checked.bad.total())
+    show_estimate(estimate, told=prepared.checked.bad.total())
     raise typer.Exit(exit_codes.FAILED_ROWS if estimate.rows_failed else exit_codes.OK)
 
 
-def estimate_job(
-    llm: LLM, model: str, source: Source, dialect: Dialect, params: SamplingParams, checked: Checked
-) -> Estimate:
+def estimate_job(llm: LLM, model: str, prepared: Preparation, params: SamplingParams, cache: Path | None) -> Estimate:
+    """Of what is left of the job."""
+    from pybatch.jobs.checked_rows import for_model
     from pybatch.jobs.estimate.estimate import estimate
     from pybatch.jobs.fingerprint import model_fingerprint
     from pybatch.model.checkpoints.find import find_model
     from pybatch.tune.calibration import calibrated
 
-    with failures():
+    with usage_errors():
+        dialect = for_model(prepared.dialect, llm.get_tokenizer())
+    with ExitStack() as opened, failures():
+        answers = None
+        if cache is not None and cache.is_dir():  # else there is nothing in it, and it is not to be made
+            answers = opened.enter_context(prepared.answers(llm.session, cache))
         with stderr.status("Measuring this machine"):
             times = calibrated(llm.engine, model_fingerprint(find_model(model)))
         with stderr.status("Reading the rows, and answering some of them"):
-            return estimate(llm, source.rows(), dialect, params, times, checked=checked)
+            return estimate(
+                llm,
+                prepared.source.rows(),
+                dialect,
+                params,
+                times,
+                checked=prepared.checked,
+                done=prepared.has_done,
+                answers=answers,
+            )
 
 
 @contextmanager

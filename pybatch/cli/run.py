@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import ExitStack
 from enum import StrEnum
@@ -151,7 +150,7 @@ def run(
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
     from pybatch.jobs.checked_rows import RowOptions, check_input
-    from pybatch.jobs.files import created, expect_all_apart, open_stream, standard_streams_reserved
+    from pybatch.jobs.files import created, expect_all_apart, is_stream, open_stream, standard_streams_reserved
     from pybatch.jobs.preparation import OtherJobError, discard_unused_journals, prepare
     from pybatch.jobs.results.destination import Destination
     from pybatch.jobs.sources import open_source
@@ -159,12 +158,13 @@ def run(
     name = prompts or input_file or ""
     with ending_at_once(discard_unused_journals), ExitStack() as opened:
         with usage_errors():
-            to = Destination(output, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
+            kept = None if dry_run and output is not None and is_stream(output) else output
+            to = Destination(kept, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
             expect_all_apart(to.files, rows=name, others=(engine.model, engine.given().get("tokenizer")))
             source = open_source(name, input_format and input_format.value)
             if report is not None:
                 expect_report_apart(report, name, to)
-            stream = None if output is None or dry_run else open_stream(output)
+            stream = None if kept is None or dry_run else open_stream(kept)
             first_rows = Preview(preview)
             opened.enter_context(standard_streams_reserved())
             checked = check_input(
@@ -173,8 +173,6 @@ def run(
                 sampling=sampling.given(),
                 created=created(name),
             )
-        if output is None or dry_run:
-            show_dry_run(checked, sampling, engine, before_it_prints=opened.close)
         with usage_errors():
             try:
                 job = opened.enter_context(
@@ -186,10 +184,12 @@ def run(
                 show_differences(error)
                 raise
         if job.finished:
-            tell_finished(job)
+            tell_finished(job, report=report is not None)
             return
         for line in job.checked.lines():
             tell(line)
+        if dry_run:
+            show_dry_run(job, cache, sampling, engine, before_it_prints=opened.close)
         if job.checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
         session, params = opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
@@ -198,6 +198,8 @@ def run(
 
 def expect_report_apart(path: str, rows: str, to: Destination) -> None:
     """Raises OSError if a report cannot be put there, as far as that is known before the job has run."""
+    from pybatch.jobs.disk.publishing import expect_place
+
     others = {
         os.path.realpath(each): what
         for each, what in ((rows, "prompts"), (to.output, "results"), (to.errors, "errors"), (to.journal, "journal"))
@@ -205,7 +207,4 @@ def expect_report_apart(path: str, rows: str, to: Destination) -> None:
     }
     if what := others.get(os.path.realpath(path)):
         raise FileExistsError(f"--report: {path} is the file of the {what}; the report needs one of its own")
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    expect_place(path)

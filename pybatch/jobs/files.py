@@ -57,6 +57,11 @@ def is_fed_back(read: os.stat_result, written: os.stat_result) -> bool:
     return os.path.samestat(read, written) and not (stat.S_ISCHR(mode) or stat.S_ISSOCK(mode))
 
 
+def is_stream(path: str) -> bool:
+    """Whether open_stream opens one."""
+    return is_standard_output(path) or (os.path.exists(path) and not os.path.isfile(path))
+
+
 def open_stream(path: str) -> LineFile | None:
     """Standard output, a pipe or a device to which results are written as they come; None if the path is, or is to be,
     a file.

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pybatch.api.progress import BatchProgress
     from pybatch.engine import SamplingParams
     from pybatch.jobs.row_runner import RowSession
+    from pybatch.jobs.rows import Row
     from pybatch.model.text.tokenizer import Tokenizer
 
 OnError = Literal["skip", "fail"]
@@ -163,6 +164,11 @@ class Preparation:
         """Whether an earlier run has answered every row, and its results are where it put them."""
         again = self.destination.fresh or (self.destination.retry_errors and self.journal.failed)
         return bool(not again and self.journal.notes.get("finished") and self.destination.has_results(self.journal))
+
+    def has_done(self, row: Row) -> bool:
+        """Whether an earlier run has done a row that this one need not."""
+        again = self.destination.retry_errors and self.journal.has_failed(row.index)
+        return row.index in self.journal and not (again or self.destination.fresh)
 
     @property
     def rows_saved(self) -> int:

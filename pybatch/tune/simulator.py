@@ -28,10 +28,12 @@ class Work:
 
 @dataclass(slots=True)
 class SimulatedRun:
-    """What EngineMetrics would say. sequences: summed over the steps. peak_kv_blocks: in a step, before those that end
-    with it return theirs."""
+    """What EngineMetrics would say. decode_seconds: of the steps that only decode. sequences: summed over the steps.
+    peak_kv_blocks: in a step, before those that end with it return theirs. touched_kv_blocks: that have ever been used:
+    the prefix cache keeps the contents of a block as long as there is another one."""
 
     seconds: float = 0.0
+    decode_seconds: float = 0.0
     steps: int = 0
     tokens: int = 0
     sequences: int = 0
@@ -40,6 +42,7 @@ class SimulatedRun:
     output_tokens: int = 0
     preemptions: int = 0
     peak_kv_blocks: int = 0
+    touched_kv_blocks: int = 0
 
 
 class Simulator:
@@ -89,7 +92,7 @@ class Simulator:
                 unfinished[request] = work
                 scheduler.add(request.sequences[0])
             if not unfinished:
-                run.preemptions = scheduler.num_preemptions
+                run.preemptions, run.touched_kv_blocks = scheduler.num_preemptions, pool.num_touched
                 return run
             chunks = scheduler.schedule()
             if not chunks:
@@ -100,7 +103,9 @@ class Simulator:
             run.peak_kv_blocks = max(run.peak_kv_blocks, pool.num_used)
             shape = StepShape.of(chunks)
             run.tokens += shape.tokens
-            run.seconds += self._step_seconds(shape)
+            seconds = self._step_seconds(shape)
+            run.seconds += seconds
+            run.decode_seconds += 0.0 if shape.pairs else seconds
             self._update(scheduler, chunks, unfinished, run)
 
     def _request(self, work: Work, run: SimulatedRun) -> Request:

@@ -55,10 +55,14 @@ class StepTimes:
 
     COSTS = ("step", "token", "token_from_9th", "token_from_65th", "sequence", "context_token", "attention_pair")
 
-    def __init__(self, seconds: Sequence[float], error: float = 0.0) -> None:
-        """seconds: for each of COSTS. error: the median of the relative errors where it was measured."""
+    def __init__(
+        self, seconds: Sequence[float], error: float = 0.0, *, decodes: float = 1.0, prompts: float = 1.0
+    ) -> None:
+        """seconds: for each of COSTS. error: the median of the relative errors where it was measured. decodes, prompts:
+        factors on the time of steps that only decode, and of those that compute prompts too."""
         self.coefficients = tuple(seconds)
         self.error = error
+        self._decodes, self._prompts = decodes, prompts
 
     @staticmethod
     def _counts(shape: StepShape) -> tuple[float, ...]:
@@ -66,11 +70,16 @@ class StepTimes:
         return 1, tokens, max(0, tokens - 8), max(0, tokens - 64), shape.sequences, shape.context, shape.pairs
 
     def seconds(self, shape: StepShape) -> float:
-        return sum(map(float.__mul__, self.coefficients, map(float, self._counts(shape))))
+        factor = self._prompts if shape.pairs else self._decodes
+        return factor * sum(map(float.__mul__, self.coefficients, map(float, self._counts(shape))))
 
     def scaled(self, factor: float) -> StepTimes:
         """Every cost times a factor."""
         return StepTimes([factor * seconds for seconds in self.coefficients], self.error)
+
+    def corrected(self, *, decodes: float, prompts: float) -> StepTimes:
+        """With these factors."""
+        return StepTimes(self.coefficients, self.error, decodes=decodes, prompts=prompts)
 
     @classmethod
     def fit(cls, shapes: Sequence[StepShape], seconds: Sequence[float]) -> StepTimes:

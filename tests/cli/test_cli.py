@@ -249,6 +249,32 @@ def test_a_limit_on_the_size_of_files_ends_the_job_after_a_whole_row(
     assert (ran.code, ran.err) == (2, f"pybatch: {tmp_path}/out.journal: File too large; {len(rows)} rows are saved\n")
 
 
+def test_folders_that_cannot_be_written_are_told_before_anything_runs(
+    tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    code = """
+import sys
+from pybatch.cli import main
+for flags in ["-o closed/out.jsonl", "-o o --error-file closed/e.jsonl", "-o o --report closed/r.html"]:
+    sys.argv = [*sys.argv[:3], *flags.split(), "--model", sys.argv[-1]]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code)
+print("torch" in sys.modules)
+"""
+    (tmp_path / "closed").mkdir(mode=0o555)
+    command = [sys.executable, "-P", "-c", code, "run", prompts, tiny_model]
+    if os.getuid() == 0:  # whom modes do not keep out, unless without this capability
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.split() == ["2", "2", "2", "False"]
+    assert ran.stderr.splitlines() == [
+        f"pybatch: closed/{name}: Permission denied" for name in ("out.jsonl.journal", "e.jsonl", "r.html")
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "prompts.jsonl"]
+
+
 def test_a_folder_that_vanishes_ends_the_job(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     results, fifo = tmp_path / "folder" / "out", tmp_path / "fifo"

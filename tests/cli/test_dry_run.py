@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,25 @@ def test_a_dry_run_of_a_stream_reads_it_once(cli: Cli, tiny_model: Path) -> None
     assert ran.code == 1
     assert "line 2: not valid JSON" in ran.out
     assert "Prompt 1" in ran.out
+
+
+def test_a_dry_run_tells_what_is_left_and_writes_nothing(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "in.jsonl", *({"prompt": f"Say {i}"} for i in range(5)), {"prompt": "x" * 1000})
+    output, answers = tmp_path / "out.jsonl", tmp_path / "answers"
+    journal = output.with_name("out.jsonl.journal")
+    job = ["run", prompts, "-o", output, "--model", tiny_model, *FAST, "--cache", answers]
+    assert cli(*job, "--dry-run").code == 1
+    assert not any(path.exists() for path in (output, journal, answers))
+    assert cli(*job).code == 1
+    lines = journal.read_bytes()
+    assert "Done already: 6 rows" in cli(*job, "--dry-run").err
+    assert re.search(r"done already +│ +5 ", cli(*job, "--dry-run", "--retry-errors").out)
+    anew = cli(*job, "--dry-run", "--fresh").out
+    assert "done already" not in anew
+    assert re.search(r"found in the cache +│ +5 ", anew)
+    other = cli(*job, "--dry-run", "--temperature", "1")
+    assert (other.code, "temperature" in other.err) == (2, True)  # as the job itself would be refused
+    assert journal.read_bytes() == lines
 
 
 def test_what_stops_a_dry_run_is_one_line(

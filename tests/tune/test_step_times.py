@@ -47,6 +47,13 @@ def test_one_step_is_enough_to_fit_and_none_is_not() -> None:
         StepTimes.fit([], [])
 
 
+def test_steps_that_compute_prompts_and_those_that_only_decode_have_factors_of_their_own() -> None:
+    made = MADE.corrected(decodes=2, prompts=3)
+    decode, prompt = StepShape(4, 4, 100, 0), StepShape(20, 4, 60, 300)
+    assert made.seconds(decode) == pytest.approx(2 * MADE.seconds(decode))
+    assert made.seconds(prompt) == pytest.approx(3 * MADE.seconds(prompt))
+
+
 def test_scaled_costs() -> None:
     assert MADE.scaled(2).seconds(shapes()[0]) == pytest.approx(2 * MADE.seconds(shapes()[0]))
 

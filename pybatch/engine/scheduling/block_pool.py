@@ -35,6 +35,7 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.num_evictions = 0
+        self.num_touched = 0  # blocks that have ever been in use: their memory is taken, the others' on a CPU is not
         self._references = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: a block just freed is warm in the CPU's caches
         self._evictable: OrderedDict[int, None] = OrderedDict()
@@ -64,6 +65,7 @@ class BlockPool:
         else:
             raise IndexError(f"all {self.num_blocks} blocks are in use")
         self._references[block] = 1
+        self.num_touched = max(self.num_touched, block + 1)
         return block
 
     def share(self, block: int) -> None:

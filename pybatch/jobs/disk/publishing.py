@@ -51,6 +51,20 @@ def publish(path: str, write: Callable[[BinaryIO], None], *, replace: bool, tag:
                 os.unlink(temporary)
 
 
+def expect_place(path: str) -> None:
+    """Raises OSError if no file can be published at the path, as far as can be known before there is one to publish."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        code = errno.EISDIR
+    elif not os.path.isdir(folder):
+        code = errno.ENOENT
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        code = errno.EACCES
+    else:
+        return
+    raise OSError(code, os.strerror(code), path)
+
+
 def stamp(fd: int, tag: int) -> None:
     changed = time.time_ns() // SECOND * SECOND + tag
     os.utime(fd, ns=(changed, changed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import psutil
 
 from pybatch.api.llm import LLM
 from pybatch.api.session import Session
-from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine import Engine, RequestOutput, SamplingParams
+from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.estimate.survey import ErrorKind, SampledRow, Survey
@@ -19,7 +20,7 @@ from pybatch.jobs.order.admission import AdmissionOrder
 from pybatch.jobs.rows import Row
 from pybatch.machine.memory import peak_memory
 from pybatch.tune.output_lengths import OutputLengths
-from pybatch.tune.simulator import Simulator, Work
+from pybatch.tune.simulator import SimulatedRun, Simulator, Work
 from pybatch.tune.step_times import StepShape, StepTimes
 
 SAMPLE_SECONDS = 10.0
@@ -31,22 +32,36 @@ GOLDEN = 0.6180339887498949
 @dataclass(frozen=True, slots=True)
 class Trial:
     """Some rows of the job, answered. ended: by themselves; the others were cut off by their limit or the time.
-    predicted_seconds: what StepTimes made of the same rows."""
+    decode_seconds: of the steps that only decoded. predicted: what StepTimes made of the same rows."""
 
     rows: int
     output_tokens: int
     ended: int
     seconds: float
+    decode_seconds: float
     predicted_seconds: float
+    predicted_decode_seconds: float
+
+    def corrected(self, times: StepTimes) -> StepTimes:
+        """So that they fit what was measured. Prompts and decoding have factors of their own, since the rows that are
+        tried have another share of prompts than all of them have."""
+        predicted = self.predicted_seconds - self.predicted_decode_seconds
+        overall = ratio(self.seconds, self.predicted_seconds, otherwise=1.0)
+        return times.corrected(
+            decodes=ratio(self.decode_seconds, self.predicted_decode_seconds, otherwise=overall),
+            prompts=ratio(self.seconds - self.decode_seconds, predicted, otherwise=overall),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """In bytes. kv_cache_peak: of the pool what is in use at most. peak: of the process, or of the GPU's memory."""
+    """In bytes. kv_cache_peak: of the pool what is in use at most. kv_cache_touched: what has been, which still holds
+    prefixes. peak: of the process, or of the GPU's memory."""
 
     weights: int
     kv_cache: int
     kv_cache_peak: int
+    kv_cache_touched: int
     peak: int
 
 
@@ -54,15 +69,20 @@ class MemoryPlan:
 class Estimate:
     """Counts of rows and prompt tokens are exact; output tokens and times are estimates.
 
-    repeated_rows: that need not be run, since their answers are those of equal rows; repeated_prompt_tokens: of these.
-    shared_prompt_tokens: of the other rows, that need not be computed in the best order. cached_prompt_tokens: that the
-    prefix cache is expected to find. prompts: the first ones, as the model sees them.
+    rows: that are left to do; rows_done: by an earlier run. rows_in_cache: of those left that have answers from earlier
+    jobs; prompt_tokens_in_cache: of these. repeated_rows: that need not be run, since their answers are those of equal
+    rows; repeated_prompt_tokens: of these. shared_prompt_tokens: of the other rows, that need not be computed in the
+    best order. cached_prompt_tokens: that the prefix cache is expected to find. prompts: the first ones, as the model
+    sees them.
     """
 
     rows: int
+    rows_done: int
     errors: dict[str, ErrorKind]
     prompt_tokens: int
     longest_prompt: int
+    rows_in_cache: int
+    prompt_tokens_in_cache: int
     repeated_rows: int
     repeated_prompt_tokens: int
     shared_prompt_tokens: int
@@ -92,39 +112,52 @@ def estimate(
     times: StepTimes,
     *,
     checked: Checked | None = None,
+    done: Callable[[Row], bool] = lambda row: False,
+    answers: JobAnswers | None = None,
     trial_seconds: float = SAMPLE_SECONDS,
 ) -> Estimate:
     """Reads all rows once, answers a few of them for about trial_seconds, and runs the others on a simulated engine.
 
     times: of this engine (tune.calibration); they are scaled so that they fit the rows that were answered. checked:
-    what is known of the rows. Raises OSError if rows cannot be read, and whatever a step of the engine raises.
+    what is known of the rows. done: whether an earlier run has done a row. answers: that earlier jobs have left. Raises
+    OSError if rows cannot be read, and whatever a step of the engine raises.
     """
     session, engine = llm.session, llm.engine
     begin = time.perf_counter()
-    survey = Survey(session, dialect, params, checked or Checked())
-    survey.read(rows)
+    survey = Survey(session, dialect, params, checked or Checked(), answers)
+    rows_done = 0
+
+    def rows_left() -> Iterator[Row]:
+        nonlocal rows_done
+        for row in rows:
+            if done(row):
+                rows_done += 1
+            else:
+                yield row
+
+    survey.read(rows_left())
     reading = time.perf_counter() - begin
     resident = psutil.Process().memory_info().rss
 
     chosen = rows_to_try(survey.sample, times, trial_seconds, most=engine.config.max_num_seqs)
     trial, lengths = answer_some(session, chosen, times, trial_seconds)
-    if trial.predicted_seconds:
-        times = times.scaled(trial.seconds / trial.predicted_seconds)
+    times = trial.corrected(times)
     output_tokens = round(sum(lengths.expected(limit) * count for limit, count in survey.limits.items()))
 
     simulated = spread(survey.sample, most_to_simulate(survey.sample, lengths))
     run = simulator(session, times).run(in_order(simulated, lengths, engine.config.block_size))
-    tokens = survey.prompt_tokens - survey.repeated_tokens + output_tokens
+    tokens = survey.prompt_tokens - survey.repeated_tokens - survey.tokens_in_cache + output_tokens
     share = tokens / max(1, run.prompt_tokens + run.output_tokens)
 
-    weights, pool = engine.weight_bytes, engine.kv_cache_bytes
-    used = run.peak_kv_blocks * (pool // engine.num_kv_blocks)
-    on_gpu = engine.decoder.device.type == "cuda"
+    memory = memory_plan(engine, run, share, resident)
     return Estimate(
         rows=survey.rows,
+        rows_done=rows_done,
         errors=survey.errors,
         prompt_tokens=survey.prompt_tokens,
         longest_prompt=survey.longest_prompt,
+        rows_in_cache=survey.in_cache,
+        prompt_tokens_in_cache=survey.tokens_in_cache,
         repeated_rows=survey.repeated,
         repeated_prompt_tokens=survey.repeated_tokens,
         shared_prompt_tokens=survey.shared_tokens,
@@ -134,10 +167,24 @@ def estimate(
         seconds=reading + share * run.seconds,
         sequences_in_a_step=run.sequences / max(1, run.steps),
         preemptions=round(share * run.preemptions),
-        memory=MemoryPlan(weights, pool, used, weights + pool if on_gpu else max(peak_memory(), resident + used)),
+        memory=memory,
         trial=trial,
         prompts=survey.prompts,
     )
+
+
+def memory_plan(engine: Engine, run: SimulatedRun, share: float, resident: int) -> MemoryPlan:
+    """share: of the job's work to the simulated one. resident: memory of the process with the model and nothing else.
+
+    On a CPU the pool's memory is taken block by block, and never given back: what ends stays as a cached prefix as long
+    as there are blocks that have not been used."""
+    weights, pool = engine.weight_bytes, engine.kv_cache_bytes
+    block = pool // engine.num_kv_blocks
+    later = (run.touched_kv_blocks - run.peak_kv_blocks) * share
+    touched = min(engine.num_kv_blocks, round(run.peak_kv_blocks + later)) * block
+    on_gpu = engine.decoder.device.type == "cuda"
+    peak = weights + pool if on_gpu else max(peak_memory(), resident + touched)
+    return MemoryPlan(weights, pool, run.peak_kv_blocks * block, touched, peak)
 
 
 def simulator(session: Session, times: StepTimes) -> Simulator:
@@ -172,12 +219,15 @@ def answer_some(
     metrics = session.engine.metrics
     running: dict[str, SampledRow] = {}
     outputs: list[RequestOutput] = []
-    tokens, begin = metrics.output_tokens, time.perf_counter()
+    tokens, begin, decoding = metrics.output_tokens, time.perf_counter(), 0.0
     for row, prompt in zip(rows, session.encode([(row.token_ids, row.params) for row in rows]), strict=True):
         running[session.add(prompt, row.params, outputs.append, index=row.index)] = row
     try:
         while not session.idle and time.perf_counter() - begin < seconds:
+            before = time.perf_counter(), metrics.step_tokens - metrics.step_sequences
             session.step()
+            if metrics.step_tokens - metrics.step_sequences == before[1]:  # one token each
+                decoding += time.perf_counter() - before[0]
     finally:
         for request_id in running:
             session.abort(request_id)
@@ -195,8 +245,15 @@ def answer_some(
         length = max(1, (tokens - sum(length for length, _ in observed)) // cut_off)
         observed += [(length, False)] * cut_off
         works += [Work(row.token_ids, [length] * row.params.n) for row in running.values()]
-    predicted = simulator(session, times).run(works).seconds
-    return Trial(len(rows), tokens, sum(ended for _, ended in observed), took, predicted), OutputLengths(observed)
+    predicted = simulator(session, times).run(works)
+    ended_rows = sum(ended for _, ended in observed)
+    trial = Trial(len(rows), tokens, ended_rows, took, decoding, predicted.seconds, predicted.decode_seconds)
+    return trial, OutputLengths(observed)
+
+
+def ratio(measured: float, predicted: float, *, otherwise: float) -> float:
+    """otherwise: where there was nothing of the kind."""
+    return measured / predicted if measured > 0 and predicted > 0 else otherwise
 
 
 # ---- all of them are simulated ----

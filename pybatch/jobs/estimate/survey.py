@@ -14,7 +14,7 @@ from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.jobs.answers.cache_keys import CacheKeys
 from pybatch.jobs.answers.duplicates import KeySet
-from pybatch.jobs.answers.job_answers import may_repeat, number_of
+from pybatch.jobs.answers.job_answers import JobAnswers, may_repeat, number_of
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.order.prefix_savings import PrefixSavings
@@ -49,13 +49,23 @@ class Survey:
     """Counts rows, errors and tokens, in memory that grows by some 20 bytes a row: for telling which rows repeat others
     and so are answered without being run."""
 
-    def __init__(self, session: Session, dialect: Dialect, params: SamplingParams, checked: Checked) -> None:
-        """params: for the rows' own to change. checked: what is known of the rows."""
+    def __init__(
+        self,
+        session: Session,
+        dialect: Dialect,
+        params: SamplingParams,
+        checked: Checked,
+        answers: JobAnswers | None = None,
+    ) -> None:
+        """params: for the rows' own to change. checked: what is known of the rows. answers: that earlier jobs have
+        left."""
         self._session, self._dialect, self._params, self._checked = session, dialect, params, checked
+        self._answers = answers
         self.rows = 0
         self.errors: dict[str, ErrorKind] = {}
         self.prompt_tokens = self.longest_prompt = 0
         self.repeated = self.repeated_tokens = 0  # prompts that need not be run, and their tokens
+        self.in_cache = self.tokens_in_cache = 0  # and those that have answers from earlier jobs
         self.limits: Counter[int] = Counter()  # SampledRow's, of every sample of every row that is run
         self.prompts: list[str] = []  # the first ones, as the model sees them
         self.sample: list[SampledRow] = []  # evenly spaced
@@ -123,6 +133,10 @@ class Survey:
         self.longest_prompt = max(self.longest_prompt, len(ids))
         if len(self.prompts) < FIRST:
             self.prompts.append(prompt_text(self._session, prompt.token_ids, params))
+        if self._has_answer(ids, params, number):
+            self.in_cache += 1
+            self.tokens_in_cache += len(ids)
+            return
         if may_repeat(params) and not self._known.add(number_of(self._keys.key(ids, params, number))):
             self.repeated += 1
             self.repeated_tokens += len(ids)
@@ -136,6 +150,12 @@ class Survey:
             self._tokens += len(ids)
             while len(self.sample) > 1 and (self._tokens > MOST_TOKENS or len(self.sample) > MOST_ROWS):
                 self._thin_out()
+
+    def _has_answer(self, ids: array[int], params: SamplingParams, number: int) -> bool:
+        if self._answers is None:
+            return False
+        key = self._answers.key(ids, params, number)
+        return key is not None and self._answers.get(key) is not None
 
     def _is_sampled(self, index: int) -> bool:
         return index // self._stretch % self._stride == 0

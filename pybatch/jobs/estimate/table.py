@@ -21,12 +21,17 @@ def estimate_table(estimate: Estimate) -> Table:
 
 def figures(estimate: Estimate) -> Iterator[tuple[str, str]]:
     prompt, trial, memory = max(1, estimate.prompt_tokens), estimate.trial, estimate.memory
-    yield "rows", f"{estimate.rows:,}"
+    yield "rows", f"{estimate.rows + estimate.rows_done:,}"
+    if estimate.rows_done:
+        yield "  done already", f"{estimate.rows_done:,}"
+    if estimate.rows_in_cache:
+        yield "  found in the cache", f"{estimate.rows_in_cache:,}"
     for code, kind in sorted(estimate.errors.items()):
         yield f"  bad: {code.replace('_', ' ')}", f"{kind.rows:,}"
     if estimate.repeated_rows:
         yield "  that repeat others", f"{estimate.repeated_rows:,}"
-    yield "prompt tokens", f"{estimate.prompt_tokens:,} (longest {estimate.longest_prompt:,})"
+    left = " of the rows left" if estimate.rows_done else ""
+    yield f"prompt tokens{left}", f"{estimate.prompt_tokens:,} (longest {estimate.longest_prompt:,})"
     if estimate.repeated_rows:
         yield "  of rows that repeat others", f"{estimate.repeated_prompt_tokens:,}"
     yield "  in shared prefixes", f"{estimate.shared_prompt_tokens:,} ({estimate.shared_prompt_tokens / prompt:.1%})"
@@ -44,13 +49,15 @@ def figures(estimate: Estimate) -> Iterator[tuple[str, str]]:
         f"about {clock(estimate.seconds) if estimate.seconds >= 60 else f'{estimate.seconds:.1f} s'}",
     )
     if estimate.seconds:
-        rate = (estimate.prompt_tokens - estimate.repeated_prompt_tokens + estimate.output_tokens) / estimate.seconds
+        no_work = estimate.repeated_prompt_tokens + estimate.prompt_tokens_in_cache
+        rate = (estimate.prompt_tokens - no_work + estimate.output_tokens) / estimate.seconds
         yield "  throughput", f"{rate:,.0f} tok/s, {estimate.sequences_in_a_step:.1f} sequences in a step"
     if estimate.preemptions:
         yield "  preemptions", f"{estimate.preemptions:,}: more KV blocks would save them"
     yield "memory, peak", mebibytes(memory.peak)
     yield "  weights", mebibytes(memory.weights)
     yield "  KV cache, used at most", f"{mebibytes(memory.kv_cache_peak)} of {mebibytes(memory.kv_cache)}"
+    yield "  with prefixes kept", mebibytes(memory.kv_cache_touched)
 
 
 def mebibytes(size: int) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from pybatch.jobs.disk.publishing import SECOND, changed_at, publish
+from pybatch.jobs.disk.publishing import SECOND, changed_at, expect_place, publish
 from pybatch.jobs.journal import Journal
 from pybatch.jobs.record import Record
 from pybatch.jobs.results.marks import Marks
@@ -25,10 +24,7 @@ class OwnFiles:
 
     def expect(self, path: str, *, fresh: bool = False) -> None:
         """Raises FileExistsError if another file is at the path, unless fresh, and OSError if none can be."""
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        expect_place(path)
         if not fresh and os.path.exists(path) and not self.has(path):
             what = "is not as this job left it" if self._journal.done else "exists"
             raise FileExistsError(f"{path} {what}; --fresh replaces it")

@@ -14,7 +14,10 @@ import pytest
 from rich.console import Console
 
 from pybatch import LLM, SamplingParams
+from pybatch.api.outcomes import Answer, Sample
 from pybatch.api.session import Session
+from pybatch.jobs.answers.cache_keys import CacheKeys
+from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.estimate import estimate as estimate_module
 from pybatch.jobs.estimate.estimate import Estimate, estimate, in_order, rows_to_try
@@ -124,6 +127,39 @@ def test_the_pool_that_a_job_fills_is_told(tiny_model: Path) -> None:
     assert 0.9 * told.memory.kv_cache < told.memory.kv_cache_peak <= told.memory.kv_cache
     assert told.memory.weights == llm.engine.weight_bytes
     assert told.memory.peak > told.memory.weights + told.memory.kv_cache_peak
+
+
+def test_the_memory_that_prefixes_keep_is_told(tiny_model: Path) -> None:
+    llm = LLM(tiny_model, num_kv_blocks=1024, max_num_seqs=4, threads=1)
+    prompts = [f"{i} {'x' * 60}" for i in range(64)]
+    told = estimated(llm, prompts, max_tokens=20, ignore_eos=True, temperature=0).memory
+    llm = LLM(tiny_model, num_kv_blocks=1024, max_num_seqs=4, threads=1)
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    llm.chat(chats, SamplingParams(max_tokens=20, ignore_eos=True, temperature=0), use_tqdm=False)
+    touched = llm.engine._pool.num_touched * (llm.engine.kv_cache_bytes // 1024)
+    assert 5 * told.kv_cache_peak < touched < told.kv_cache
+    assert told.kv_cache_touched == pytest.approx(touched, rel=0.05)
+    assert told.peak > told.weights + touched
+
+
+def test_what_is_left_of_a_job_is_told(llm: LLM, tmp_path: Path) -> None:
+    params = SamplingParams(max_tokens=4, temperature=0)
+    rows = [Row(i, f"line {i + 1}", 10, {"prompt": f"Say {i} {'x' * i}"}) for i in range(20)]
+    whole = estimate(llm, rows, PlainDialect(), params, TIMES, trial_seconds=1)
+    keys = CacheKeys("", max_model_len=llm.engine.max_model_len, engine_seed=llm.engine.config.seed)
+    with JobAnswers(keys, "earlier", tmp_path) as answers:
+        for row in rows[15:]:
+            (prompt,) = llm.session.encode([(PlainDialect().request(row).prompts[0], params)])
+            key = answers.key(prompt.token_ids, params, row.index)
+            assert key is not None
+            answers.put(key, row.index, Answer(1, (Sample("x", 1, "stop"),)))
+        left = estimate(
+            llm, rows, PlainDialect(), params, TIMES, done=lambda row: row.index < 10, answers=answers, trial_seconds=1
+        )
+    assert (whole.rows, whole.rows_done, whole.rows_in_cache) == (20, 0, 0)
+    assert (left.rows, left.rows_done, left.rows_in_cache) == (10, 10, 5)
+    assert 0 < left.prompt_tokens_in_cache < left.prompt_tokens < whole.prompt_tokens
+    assert left.output_tokens_at_most == 5 * 4
 
 
 def test_rows_that_repeat_others_cost_nothing(llm: LLM) -> None:
