@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -161,6 +161,11 @@ class EngineThread:
         """Requests that do not run yet, wherever they wait, and samples that were preempted."""
         engine = self.session.engine
         return max(0, len(self._open) - engine.num_unfinished()) + engine.num_waiting
+
+    def open_priorities(self) -> Counter[int]:
+        """How many unfinished requests there are of each priority."""
+        with self._lock:
+            return Counter([submission.priority for submission in self._open.values()])
 
     def let_run(self) -> None:
         """Gives the engine's thread a chance to run. A busy event loop releases the GIL at each turn and has it back

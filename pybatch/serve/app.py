@@ -22,6 +22,7 @@ from pybatch.serve.routes import (
     health,
     message_batches,
     messages,
+    metrics,
     models,
     page,
     stats,
@@ -41,6 +42,7 @@ ROUTERS = (
     health.router,
     page.router,
     stats.router,
+    metrics.router,
 )
 
 

@@ -14,7 +14,7 @@ class HttpLoad:
     """Counts requests, and remembers those that ask the model. Its memory does not grow with requests served: labels
     are the server's own routes and the names of its keys.
 
-    counts: by method, route, status and key. seconds: by route.
+    counts: by method, route, status and key. seconds, ttft: by route.
     """
 
     def __init__(self) -> None:
@@ -22,6 +22,7 @@ class HttpLoad:
         self.ended: deque[Watched] = deque(maxlen=KEPT)
         self.counts: Counter[tuple[str, str, int, str]] = Counter()
         self.seconds: defaultdict[str, Distribution] = defaultdict(Distribution)
+        self.ttft: defaultdict[str, Distribution] = defaultdict(Distribution)
 
     def begin(self, request: Watched) -> None:
         self.open[request] = None
@@ -32,5 +33,7 @@ class HttpLoad:
         method = request.method if request.route or request.method in ("GET", "POST") else "other"
         self.counts[method, route, request.status or 0, request.key or ""] += 1
         self.seconds[route].add(request.seconds)
+        if request.ttft is not None:
+            self.ttft[route].add(request.ttft)
         if request.prompts:
             self.ended.append(request)

@@ -39,7 +39,7 @@ def snapshot(service: Service, http: HttpLoad, points: Iterable[Point]) -> dict[
         "series": {name: [short(getattr(point, name)) for point in taken] for name in NAMES},
         "machine": {**asdict(machine_load()), "gpus": [asdict(gpu) for gpu in gpu_loads()]},
         "requests": {"running": running, "finished": [request.facts() for request in reversed(http.ended.copy())]},
-        "batches": [],
+        "batches": asdict(service.batches.totals()),
     }
 
 
