@@ -49,6 +49,7 @@ class BatchProgress:
         self.rows_retried = 0  # that had failed in an earlier run: counted by the caller
         self._size_done = self._rows_answered = self._size_answered = 0  # answered: by the model, in this run
         self._rows_at_work = self._rows_repeating = 0  # of those that are not done
+        self._new: float | None = None
         self._tokens_before, self._output_before = metrics.step_tokens, metrics.output_tokens
         self._steps_before, self._hits_before = metrics.steps, metrics.cached_tokens
         self._drain_began: int | None = None  # the step since which no row waits
@@ -83,10 +84,12 @@ class BatchProgress:
             self.rows_resumed += rows
             self._size_done += size
 
-    def know(self, *, at_work: int, repeating: int) -> None:
+    def know(self, *, at_work: int, repeating: int, new: float | None = None) -> None:
         """What is known of the rows that are not done: how many the model is to answer, and how many wait for the
-        answer of an equal row. The others are expected to be as those seen so far."""
-        self._rows_at_work, self._rows_repeating = at_work, repeating
+        answer of an equal row. new: the share of those seen last that the model is to answer, as is expected of all
+        that have not been seen; None: that of all seen so far. (The longer one looks, the fewer rows are like none
+        before.)"""
+        self._rows_at_work, self._rows_repeating, self._new = at_work, repeating, new
 
     def stop(self) -> None:
         """Stops the clock, so that all that is told of the batch afterwards agrees."""
@@ -154,7 +157,7 @@ class BatchProgress:
         computed = self._rows_answered + at_work
         seen = computed + self.rows_cached + repeating
         unknown = max(0, self._rows_left - at_work - repeating)
-        return at_work + unknown * (computed / seen if seen else 1.0)
+        return at_work + unknown * (self._new if self._new is not None else computed / seen if seen else 1.0)
 
     def _output_of_a_sample(self) -> float | None:
         """The output tokens that are expected of a sample that is not done."""

@@ -26,6 +26,7 @@ from pybatch.model.text.tokenizer import Tokenizer
 WAIT = 0.05  # seconds between two checks of `stopped` while no row comes
 START_WAIT = 1.0  # seconds in all for a file's first rows, from which to choose
 MOST_AT_START, MOST_AT_ONCE = 2048, 256  # rows that are tokenised between two steps
+RECENT = 256  # rows, whose share of new ones is expected of those to come
 MOST_BYTES_AT_ONCE = 2 << 20  # of these rows: their token ids take a multiple of it
 
 
@@ -117,6 +118,7 @@ class RowRunner:
         self._in_flight = InFlight[Work]()
         self._running: dict[str, Work] = {}
         self._rows_at_work = 0
+        self._rows_seen, self._new_share = 0, 0.0  # the share of the last rows that are like none before
         self._inbox: deque[RequestOutput] = deque()
 
     def run(self) -> bool:
@@ -128,7 +130,9 @@ class RowRunner:
                 self._take_rows()
                 self._admit()
                 repeating = len(self._in_flight)
-                self._job.progress.know(at_work=max(0, self._rows_at_work - repeating), repeating=repeating)
+                at_work = max(0, self._rows_at_work - repeating)
+                new = self._new_share if self._rows_seen else None
+                self._job.progress.know(at_work=at_work, repeating=repeating, new=new)
                 if self._running:
                     self._step()
                 elif not self._waiting and self._rows.ended:
@@ -178,13 +182,16 @@ class RowRunner:
             return
         at_work = RowAtWork(row, [None] * len(prompts), len(prompts))
         self._rows_at_work += 1
+        new = False
         for number, prompt in enumerate(prompts):
             key = self._answers.key(prompt.token_ids, params, request_number(row.index, number))
             if key is not None and len(prompts) == 1:
                 at_work.key = number_of(key)
             work = Work(at_work, number, prompt, params, key)
             if not (key is not None and self._find(key, work)):
-                self._queue(work)
+                new |= self._queue(work)
+        self._rows_seen = min(self._rows_seen + 1, RECENT)
+        self._new_share += (new - self._new_share) / self._rows_seen
 
     @property
     def _has_room(self) -> bool:
@@ -197,10 +204,13 @@ class RowRunner:
             self._finish(work, found.answer, cached=True, from_other_job=found.from_other_job)
         return found is not None
 
-    def _queue(self, work: Work) -> None:
+    def _queue(self, work: Work) -> bool:
+        """Whether the model is to answer it, and not an equal one."""
         ids, work.prompt.token_ids = work.prompt.token_ids, []
-        if work.key is None or self._in_flight.join(work.key, work, work.size):
+        leads = work.key is None or self._in_flight.join(work.key, work, work.size)
+        if leads:
             self._push(work, ids)
+        return leads
 
     def _push(self, work: Work, token_ids: list[int]) -> None:
         most = work.params.max_tokens

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from pybatch.api.progress import BatchProgress, ProgressReporter, clock
+from pybatch.api.progress import TOKENS_PER_BYTE, BatchProgress, ProgressReporter, clock
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 
 
@@ -78,6 +78,14 @@ def test_as_many_of_the_rows_left_are_expected_to_be_work_as_of_those_seen() -> 
         progress.finish(40, 20, failed=False, cached=True)
     assert progress.tokens_left == pytest.approx(8 * 24)
     assert progress.seconds_left == pytest.approx(8, rel=0.1)  # not 11 * 2 / 989: these are known to be work
+
+
+def test_before_the_first_answer_rows_to_come_are_expected_to_be_as_those_seen_last() -> None:
+    progress = BatchProgress(EngineMetrics(kv_blocks=100), 20_000, 20_000 * 40, max_output_tokens=10)
+    progress.know(at_work=10, repeating=2_000, new=0.0)  # ten prompts, again and again
+    assert progress.tokens_left == pytest.approx(10 * (40 * TOKENS_PER_BYTE + 10))
+    progress.know(at_work=10, repeating=2_000, new=0.5)
+    assert progress.tokens_left == pytest.approx((10 + 17_990 / 2) * (40 * TOKENS_PER_BYTE + 10))
 
 
 def test_samples_of_a_row_run_side_by_side() -> None:
