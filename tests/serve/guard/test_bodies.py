@@ -94,7 +94,7 @@ def test_a_slow_body_is_refused(server: LocalServer, monkeypatch: pytest.MonkeyP
         connection.sendall(b" " * 10)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))  # until it is closed
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b'"code":"request_timeout"' in answer
+        assert b'"request_timeout"' in answer
 
 
 def test_what_comes_at_a_fair_pace_may_take_longer(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:

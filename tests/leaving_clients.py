@@ -12,7 +12,7 @@ AT_ONCE = 64
 
 
 async def leave_at_random(url: str, key: str, count: int, draw: Random) -> Counter[str]:
-    """Returns how many requests of each kind were left."""
+    """Returns how many requests were left at which moment."""
     places = asyncio.Semaphore(AT_ONCE)
     left: Counter[str] = Counter()
 
@@ -25,39 +25,34 @@ async def leave_at_random(url: str, key: str, count: int, draw: Random) -> Count
 
 
 async def leave(url: str, key: str, draw: Random) -> str:
-    """Sends one request, or a part of it, and goes. Returns what kind of request it was."""
+    """Sends one request, or a part of it, and goes. Returns the moment."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    path, body, kind = request(draw)
+    path, body = request(draw)
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\nx-api-key: {key}\r\n\r\n"
-    data = head.encode() + content
-    if draw.random() < 0.2:
-        kind, data = "in the body", data[: draw.randrange(1, len(data))]
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\nx-api-key: {key}\r\n"
+    data = f"{head}Connection: close\r\n\r\n".encode() + content
+    whole = draw.random() < 0.85
+    writer.write(data if whole else data[: draw.randrange(1, len(data))])
+    answer = b""
     try:
-        writer.write(data)
-        await writer.drain()
-        seconds = draw.choice((0.0, 0.002, 0.01, 0.05, 0.2)) * draw.random()
-        try:
-            async with asyncio.timeout(seconds):
-                while await reader.read(1 << 16):  # to the end of the answer, or until it is time to go
-                    pass
-        except TimeoutError:
-            pass
-    except ConnectionError:
-        pass
-    finally:
-        if draw.random() < 0.5:
-            writer.transport.abort()  # a reset in place of an orderly end
-        writer.close()
-    return kind
+        async with asyncio.timeout(draw.choice((0.0, 0.1, 1.0, 3.0)) * draw.random()):
+            while piece := await reader.read(1 << 16):
+                answer += piece
+        moment = "after the answer"
+    except TimeoutError:
+        moment = "in the answer" if answer else "before the answer" if whole else "in the request"
+    assert answer[:12] in (b"", b"HTTP/1.1 200"), answer
+    if draw.random() < 0.5:
+        writer.transport.abort()  # a reset in place of an orderly end
+    writer.close()
+    return moment
 
 
-def request(draw: Random) -> tuple[str, dict[str, Any], str]:
-    """A path, a body, and whether its answer is whole or streamed."""
+def request(draw: Random) -> tuple[str, dict[str, Any]]:
+    """A path and a body."""
     text = "abcdefgh " * draw.randrange(1, 40)
-    stream = draw.random() < 0.5
-    options: dict[str, Any] = {"model": "tiny", "stream": stream, "max_tokens": draw.randrange(1, 120)}
+    options: dict[str, Any] = {"model": "tiny", "stream": draw.random() < 0.5, "max_tokens": draw.randrange(1, 120)}
     match draw.randrange(4):
         case 0:
             path, own = "/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "ignore_eos": True}
@@ -69,4 +64,4 @@ def request(draw: Random) -> tuple[str, dict[str, Any], str]:
             path, own = "/v1/completions", {"prompt": prompts, "ignore_eos": True}
         case _:
             path, own = "/v1/messages", {"messages": [{"role": "user", "content": text}]}
-    return path, {**options, **own}, "streamed" if stream else "whole"
+    return path, {**options, **own}
