@@ -126,8 +126,9 @@ class Service:
         counted = account.tokens is not None
         try:
             prompts: Sequence[Prompt] = asked.prompts
-            # With several, none is to run if one of them cannot: what was streamed could not be taken back.
-            if len(prompts) > 1 or counted:
+            # With several, none is to run if one of them cannot: what was streamed could not be taken back. And what
+            # would wait for the engine is refused at once, not when a stream has been kept alive for a while.
+            if len(prompts) > 1 or counted or self.prompts > self.llm.engine.config.max_num_seqs:
                 encoded = await asyncio.to_thread(self._encoded, asked, params)
                 account.charge_tokens(sum(map(len, encoded)))
                 prompts = [{"prompt_token_ids": token_ids} for token_ids in encoded]

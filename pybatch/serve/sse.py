@@ -17,11 +17,13 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter
 
 Events = AsyncGenerator[bytes, None]
 
+encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def event(data: Any, name: str | None = None) -> bytes:
     """data: text of one line, or what JSON has. All that is not ASCII is escaped, since some clients take characters
     such as U+2028 for the end of a line."""
-    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+    text = data if isinstance(data, str) else encode(data)
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {text}\n\n".encode()
 
