@@ -110,3 +110,15 @@ def test_a_row_is_checked_against_the_jobs_own_parameters() -> None:
     request, params = asked
     assert request.params == {"min_tokens": 9}
     assert (params.min_tokens, params.max_tokens) == (9, 9)
+
+
+def test_each_bad_row_is_told_of(tmp_path: Path) -> None:
+    rows = [request("a"), request("b"), {"custom_id": "c"}, request("a")]
+    told: list[tuple[int, str]] = []
+    check_rows(
+        source(tmp_path / "rows.jsonl", *rows),
+        OpenAIBatch(0),
+        JOB,
+        lambda row, failure: told.append((row.index, failure.code)),
+    )
+    assert told == [(2, "missing_required_parameter"), (3, "duplicate_custom_id")]

@@ -4,8 +4,56 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
-from pybatch.jobs.preparation import signals_held
+import pytest
+
+from pybatch import SamplingParams
+from pybatch.api.outcomes import Answer, Failure, Sample
+from pybatch.api.progress import BatchProgress
+from pybatch.engine.metrics import EngineMetrics
+from pybatch.jobs.checked_rows import RowOptions, check_input
+from pybatch.jobs.preparation import OtherJobError, Preparation, signals_held
+from pybatch.jobs.results.destination import Destination
+from pybatch.jobs.sources import open_source
+
+
+def prepared(folder: Path, name: str, seed: int = 0, *, as_begun: bool = False) -> Preparation:
+    """A job of two rows."""
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    checked = check_input(open_source(rows), RowOptions(), sampling={}, created=0)
+    return Preparation(checked, Destination(str(folder / name)), {"seed": seed}, as_begun=as_begun)
+
+
+def progress() -> BatchProgress:
+    return BatchProgress(EngineMetrics(kv_blocks=1), None, None)
+
+
+def test_a_job_that_is_closed_leaves_the_journals_of_others_alone(tmp_path: Path) -> None:
+    with prepared(tmp_path, "a.jsonl") as first:
+        with prepared(tmp_path, "b.jsonl"):
+            pass
+        assert (tmp_path / "a.jsonl.journal").exists()
+        assert not (tmp_path / "b.jsonl.journal").exists()  # it was never begun
+        first.start(None, SamplingParams(), progress())
+    assert (tmp_path / "a.jsonl.journal").exists()
+
+
+def test_a_job_can_be_ended_as_it_was_begun(tmp_path: Path) -> None:
+    with prepared(tmp_path, "out.jsonl") as begun:
+        job = begun.start(None, SamplingParams(), progress())
+        job.save(next(job.pending()), Answer(3, (Sample("one", 2, "stop"),)))
+    with pytest.raises(OtherJobError):
+        prepared(tmp_path, "out.jsonl", seed=1)
+    with prepared(tmp_path, "out.jsonl", seed=1, as_begun=True) as ended:
+        job = ended.start(None, SamplingParams(), progress())
+        job.fail_rest(Failure("it was given up"))
+        assert list(job.pending()) == []
+        assert [record.failed for record in job.journal] == [False, True]
+        job.results.publish(finished=True)
+    assert "it was given up" in (tmp_path / "out.errors.jsonl").read_text()
+    assert prepared(tmp_path, "out.jsonl").finished
 
 
 def test_signals_wait_for_the_end_of_the_block_whichever_thread_gets_them() -> None:

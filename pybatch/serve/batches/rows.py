@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pybatch.jobs.checked_rows import CheckedRows, RowOptions
 from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
 from pybatch.jobs.dialects.choose import OPENAI
 from pybatch.jobs.dialects.openai_batch import COMPLETIONS_URL, OpenAIBatch, spoils_batch
-from pybatch.jobs.rows import Row
+from pybatch.jobs.rows import Row, Source
 from pybatch.jobs.sources import open_source
 from pybatch.serve.batches.mapping import Mapping, input_format
 from pybatch.serve.store import Batch
@@ -31,7 +32,12 @@ class BatchFaultError(Exception):
 
 
 def fault(code: str, message: str, line: int | None = None, param: str | None = None) -> dict[str, Any]:
-    return {"code": code, "line": line, "message": message, "param": param}
+    return {"code": code, "line": line, "message": told(message), "param": None if param is None else told(param)}
+
+
+def told(text: str) -> str:
+    """Text that may quote a row's, with escapes for what UTF-8 lacks."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def mapping_of(batch: Batch) -> Mapping | None:
@@ -57,11 +63,30 @@ def params_of(batch: Batch) -> dict[str, Any]:
     return {} if mapping is None else dict(mapping.params)
 
 
-def check_batch(batch: Batch, path: Path, served: tuple[str, ...], most: int) -> tuple[int, str | None]:
+class PacedSource:
+    """A source whose reader lets others run in between. pace: called after each row."""
+
+    def __init__(self, source: Source, pace: Callable[[], object]) -> None:
+        self.name, self.rereadable, self.typed = source.name, source.rereadable, source.typed
+        self._source, self._pace = source, pace
+
+    def rows(self) -> Iterator[Row]:
+        for row in self._source.rows():
+            yield row
+            self._pace()
+
+    def digest(self) -> str | None:
+        return self._source.digest()
+
+
+def check_batch(
+    batch: Batch, path: Path, served: tuple[str, ...], *, most: int, pace: Callable[[], object]
+) -> tuple[int, str | None]:
     """Reads every row. Returns how many there are, and the model that they name.
 
-    most: rows that a batch may have. Raises BatchFaultError for a batch that cannot run: rows in OpenAI's shape if the
-    line of one is not right, others if two have the same custom_id or no row is right.
+    most: rows that a batch may have. pace: called after each row; what it raises ends the check. Raises BatchFaultError
+    for a batch that cannot run: rows in OpenAI's shape if the line of one is not right, others if two have the same
+    custom_id or no row is right.
     """
     fatal: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
@@ -75,7 +100,7 @@ def check_batch(batch: Batch, path: Path, served: tuple[str, ...], most: int) ->
     try:
         rows = read_rows(batch, path, served)
         params = merged(SamplingParams(max_tokens=None), params_of(batch))
-        checked = check_rows(rows.source, rows.dialect, params, watch)
+        checked = check_rows(PacedSource(rows.source, pace), rows.dialect, params, watch)
     except OSError as error:
         raise BatchFaultError([fault("invalid_file", f"{batch.filename}: {error.strerror}")]) from error
     except ValueError as error:

@@ -32,6 +32,10 @@ class BatchTotals:
     rows_failed: int
 
 
+class ClosingError(Exception):
+    """The process ends before a batch is checked: the next one checks it."""
+
+
 class BatchRunner:
     """Takes batches from the storage and puts their results there.
 
@@ -170,6 +174,8 @@ class BatchRunner:
                 self._check(batch)
             else:
                 run.answer()
+        except ClosingError:
+            return
         except BatchFaultError as error:
             self._batches.move(batch.id, ["validating"], "failed", errors=error.errors)
         except OtherJobError as error:
@@ -184,6 +190,14 @@ class BatchRunner:
             run.clear()
 
     def _check(self, batch: Batch) -> None:
-        total, model = check_batch(batch, self._batches.input(batch.id), self._served, self._most_rows)
+        total, model = check_batch(
+            batch, self._batches.input(batch.id), self._served, most=self._most_rows, pace=self._pace
+        )
         self._batches.update(batch.id, total=total, model=model)
         self._batches.move(batch.id, ["validating"], "in_progress")
+
+    def _pace(self) -> None:
+        """Between two rows that are checked: an engine that runs comes first."""
+        if self._closing:
+            raise ClosingError
+        self._llm.thread.let_run()

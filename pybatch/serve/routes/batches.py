@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 import uuid
 from collections.abc import Mapping as AnyMapping
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from fastapi import APIRouter, Request
 
 from pybatch.api.protocols.fields import expect_fields, expect_given, expect_type
+from pybatch.api.protocols.messages import expect_unicode
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialects.choose import OPENAI, ROWS
 from pybatch.jobs.dialects.openai_batch import ENDPOINTS
@@ -19,6 +21,7 @@ from pybatch.serve.batches import Mapping
 from pybatch.serve.bodies import read_json
 from pybatch.serve.errors import NotFoundError
 from pybatch.serve.expiry import seconds_of
+from pybatch.serve.openapi import body_schema, documented, errors, object_with
 from pybatch.serve.queries import cut
 from pybatch.serve.routes.files import expect_file, listed
 from pybatch.serve.service import Served, Service
@@ -26,16 +29,31 @@ from pybatch.serve.store import Batch
 
 router = APIRouter()
 
-KNOWN = {"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after", "mapping"}
+
+class BatchFields(TypedDict, total=False):
+    """OpenAI's, and mapping: as Mapping has it."""
+
+    input_file_id: Required[str]
+    endpoint: Required[str]
+    completion_window: Required[str]
+    metadata: dict[str, str] | None
+    output_expires_after: dict[str, Any] | None
+    mapping: dict[str, Any] | None
+
+
+BODY = body_schema(BatchFields)
+BATCH = object_with(id=str, object=str, status=str, endpoint=str, input_file_id=str, created_at=int)
+EXAMPLE = {"input_file_id": "file-ID", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 KEYS, KEY_CHARACTERS, VALUE_CHARACTERS = 16, 64, 512  # of metadata
 HOURS = {"h": 1, "d": 24}
 MOST_HOURS = 30 * 24
 
 
-@router.post("/v1/batches")
+@router.post("/v1/batches", **documented(BODY, answer=BATCH, example=EXAMPLE))
 async def create_batch(request: Request, service: Served) -> dict[str, Any]:
     body = await read_json(request)
-    expect_fields(body, KNOWN, {})
+    expect_fields(body, BatchFields.__annotations__.keys(), {})
+    expect_unicode("body", json.dumps(body, ensure_ascii=False))  # it is told of again in every list
     file_id = expect_type("input_file_id", expect_given(body, "input_file_id"), str, "the id of a file")
     endpoint, window = expect_given(body, "endpoint"), expect_given(body, "completion_window")
     if not isinstance(endpoint, str) or endpoint not in ENDPOINTS:
@@ -70,19 +88,19 @@ async def create_batch(request: Request, service: Served) -> dict[str, Any]:
     return batch_object(batch)
 
 
-@router.get("/v1/batches")
+@router.get("/v1/batches", responses=errors())
 async def list_batches(request: Request, service: Served) -> dict[str, Any]:
     asked = cut(request.query_params, default=20, most=100)
     page = await asyncio.to_thread(service.batches.page, "openai", asked)
     return listed([batch_object(batch) for batch in page.items], page.has_more)
 
 
-@router.get("/v1/batches/{id}")
+@router.get("/v1/batches/{id}", responses=errors())
 async def retrieve_batch(id: str, service: Served) -> dict[str, Any]:
     return batch_object(await expect_batch(service, id))
 
 
-@router.post("/v1/batches/{id}/cancel")
+@router.post("/v1/batches/{id}/cancel", responses=errors())
 async def cancel_batch(id: str, service: Served) -> dict[str, Any]:
     await expect_batch(service, id)
     cancelled = await asyncio.to_thread(service.batches.cancel, id)

@@ -11,7 +11,8 @@ from fastapi.responses import FileResponse, Response
 
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.serve.errors import NotFoundError
-from pybatch.serve.expiry import seconds_of
+from pybatch.serve.expiry import LONGEST, SHORTEST, seconds_of
+from pybatch.serve.openapi import errors
 from pybatch.serve.queries import cut
 from pybatch.serve.service import Served, Service
 from pybatch.serve.store import StoredFile
@@ -20,7 +21,23 @@ from pybatch.serve.uploads import receive
 router = APIRouter()
 
 
-@router.post("/v1/files")
+FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"const": "batch"},
+        "expires_after[anchor]": {"const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST, "maximum": LONGEST},
+    },
+}
+
+
+@router.post(
+    "/v1/files",
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
+    responses=errors(),
+)
 async def create_file(request: Request, service: Served) -> dict[str, Any]:
     files = service.storage.files
     upload = await asyncio.to_thread(files.upload)
@@ -52,7 +69,7 @@ def expires_after(fields: Mapping[str, str]) -> int | None:
     return seconds_of("expires_after", policy or None)
 
 
-@router.get("/v1/files")
+@router.get("/v1/files", responses=errors())
 async def list_files(request: Request, service: Served) -> dict[str, Any]:
     query = request.query_params
     asked = cut(query, default=10_000, most=10_000)
@@ -60,18 +77,18 @@ async def list_files(request: Request, service: Served) -> dict[str, Any]:
     return listed([file_object(file) for file in page.items], page.has_more)
 
 
-@router.get("/v1/files/{id}")
+@router.get("/v1/files/{id}", responses=errors())
 async def retrieve_file(id: str, service: Served) -> dict[str, Any]:
     return file_object(await expect_file(service, id))
 
 
-@router.get("/v1/files/{id}/content")
+@router.get("/v1/files/{id}/content", response_class=FileResponse, responses=errors())
 async def retrieve_file_content(id: str, service: Served) -> Response:
     file = await expect_file(service, id)
     return FileResponse(service.storage.files.path(file), media_type="application/octet-stream", filename=file.filename)
 
 
-@router.delete("/v1/files/{id}")
+@router.delete("/v1/files/{id}", responses=errors())
 async def delete_file(id: str, service: Served) -> dict[str, Any]:
     file = await expect_file(service, id)
     await asyncio.to_thread(service.storage.files.delete, file)

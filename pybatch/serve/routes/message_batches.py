@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
@@ -18,6 +18,7 @@ from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialects.choose import ANTHROPIC
 from pybatch.serve.bodies import read_json
 from pybatch.serve.errors import NotFoundError
+from pybatch.serve.openapi import ANTHROPIC_ERROR, body_schema, documented, errors, object_with
 from pybatch.serve.queries import cut
 from pybatch.serve.service import Served, Service
 from pybatch.serve.store import Batch
@@ -28,7 +29,24 @@ DAY = 86_400  # seconds that a batch may take
 ID_CHARACTERS = 64
 
 
-@router.post("/v1/messages/batches")
+class MessageBatchFields(TypedDict):
+    requests: list[dict[str, Any]]
+
+
+BODY = body_schema(MessageBatchFields)
+BATCH = object_with(id=str, type=str, processing_status=str, request_counts=dict, created_at=str, expires_at=str)
+EXAMPLE = {
+    "requests": [
+        {
+            "custom_id": "one",
+            "params": {"model": "MODEL", "max_tokens": 64, "messages": [{"role": "user", "content": "Hello"}]},
+        }
+    ]
+}
+ERRORS: Any = {"responses": errors(ANTHROPIC_ERROR)}
+
+
+@router.post("/v1/messages/batches", **documented(BODY, answer=BATCH, error=ANTHROPIC_ERROR, example=EXAMPLE))
 async def create_message_batch(request: Request, service: Served) -> dict[str, Any]:
     body = await read_json(request)
     requests = await asyncio.to_thread(expect_requests, body, service.settings.max_batch_requests)
@@ -48,7 +66,7 @@ async def create_message_batch(request: Request, service: Served) -> dict[str, A
     return batch_object(batch, request)
 
 
-@router.get("/v1/messages/batches")
+@router.get("/v1/messages/batches", **ERRORS)
 async def list_message_batches(request: Request, service: Served) -> dict[str, Any]:
     asked = cut(request.query_params, default=20, most=1000, after="after_id", before="before_id")
     page = await asyncio.to_thread(service.batches.page, "anthropic", asked)
@@ -57,12 +75,12 @@ async def list_message_batches(request: Request, service: Served) -> dict[str, A
     return {"data": data, "has_more": page.has_more, **ends}
 
 
-@router.get("/v1/messages/batches/{id}")
+@router.get("/v1/messages/batches/{id}", **ERRORS)
 async def retrieve_message_batch(id: str, request: Request, service: Served) -> dict[str, Any]:
     return batch_object(await expect_batch(service, id), request)
 
 
-@router.post("/v1/messages/batches/{id}/cancel")
+@router.post("/v1/messages/batches/{id}/cancel", **ERRORS)
 async def cancel_message_batch(id: str, request: Request, service: Served) -> dict[str, Any]:
     batch = await expect_batch(service, id)
     if batch.ended:
@@ -71,7 +89,7 @@ async def cancel_message_batch(id: str, request: Request, service: Served) -> di
     return batch_object(await expect_batch(service, id), request)
 
 
-@router.delete("/v1/messages/batches/{id}")
+@router.delete("/v1/messages/batches/{id}", **ERRORS)
 async def delete_message_batch(id: str, service: Served) -> dict[str, Any]:
     batch = await expect_batch(service, id)
     if not batch.ended:
@@ -80,7 +98,7 @@ async def delete_message_batch(id: str, service: Served) -> dict[str, Any]:
     return {"id": id, "type": "message_batch_deleted"}
 
 
-@router.get("/v1/messages/batches/{id}/results")
+@router.get("/v1/messages/batches/{id}/results", response_class=FileResponse, **ERRORS)
 async def message_batch_results(id: str, service: Served) -> Response:
     batch = await expect_batch(service, id)
     if batch.output_file_id is None:
@@ -98,7 +116,7 @@ async def expect_batch(service: Service, id: str) -> Batch:
 
 def expect_requests(body: Any, most: int) -> list[dict[str, Any]]:
     """Of a body. What is in the params is each request's own affair. Raises RequestError."""
-    expect_fields(body, ("requests",), {})
+    expect_fields(body, MessageBatchFields.__annotations__.keys(), {})
     requests: list[dict[str, Any]] = expect_type("requests", expect_given(body, "requests"), list, "a list of requests")
     if not 1 <= len(requests) <= most:
         raise RequestError(f"requests: expected 1 to {most:,}, got {len(requests):,}", "invalid_value", "requests")

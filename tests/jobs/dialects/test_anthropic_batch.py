@@ -10,6 +10,7 @@ from pybatch.api.inputs import Conversation
 from pybatch.api.outcomes import Answer, Failure, Outcome, Sample
 from pybatch.jobs.dialect import Dialect, request_of
 from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
+from pybatch.jobs.dialects.openai_batch import CANCELLED, EXPIRED
 from pybatch.jobs.rows import Row
 
 USER = [{"role": "user", "content": "Hello"}]
@@ -67,3 +68,16 @@ def test_a_result_is_anthropics(each: Row, outcome: Outcome, custom_id: str, kin
 def test_failures_stay_among_the_results_which_are_always_the_same() -> None:
     assert not DIALECT.apart
     assert DIALECT.result(row(), ANSWER) == DIALECT.result(row(), ANSWER)
+
+
+@pytest.mark.parametrize(("code", "type"), [(CANCELLED, "canceled"), (EXPIRED, "expired")])
+def test_a_row_that_its_batch_ended_without_says_so(code: str, type: str) -> None:
+    result = DIALECT.result(row(), Failure("not run", code))
+    assert result == {"custom_id": "a", "result": {"type": type}}
+    MessageBatchIndividualResponse.model_validate(result, strict=True)
+
+
+def test_a_model_that_is_not_served_is_not_found() -> None:
+    failure = request_of(AnthropicBatch(served=("tiny",)), row())
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.message) == ("model_not_found", "model: expected 'tiny', got 'claude'")

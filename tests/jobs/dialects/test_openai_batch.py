@@ -10,7 +10,7 @@ from openai.types.chat import ChatCompletion
 from pybatch.api.inputs import Conversation
 from pybatch.api.outcomes import Answer, Failure, Sample, joined
 from pybatch.jobs.dialect import Dialect, request_of
-from pybatch.jobs.dialects.openai_batch import OpenAIBatch
+from pybatch.jobs.dialects.openai_batch import CANCELLED, OpenAIBatch, spoils_batch
 from pybatch.jobs.rows import Row
 
 USER = [{"role": "user", "content": "Hello"}]
@@ -149,3 +149,25 @@ def test_an_echo_of_text_comes_before_the_answer() -> None:
     assert DIALECT.request(line).params == {"max_tokens": 1}
     (choice,) = DIALECT.result(line, Answer(1, (Sample("b", 1, "length"),)))["response"]["body"]["choices"]
     assert choice["text"] == "a"
+
+
+def test_a_batch_has_an_endpoint_and_a_server_s_models() -> None:
+    dialect = OpenAIBatch(0, url="/v1/chat/completions", served=("gpt-4o-mini", "other"))
+    assert dialect.request(row()).id == "a"
+    for bad, code, says in (
+        (completion(), "invalid_url", "url: expected '/v1/chat/completions', the batch's endpoint"),
+        (row(body={**BODY, "model": "x"}), "model_not_found", "model: expected 'gpt-4o-mini' or 'other', got 'x'"),
+    ):
+        failure = request_of(dialect, bad)
+        assert isinstance(failure, Failure)
+        assert failure.code == code
+        assert failure.message.startswith(says)
+        assert spoils_batch(failure)
+    refused = request_of(dialect, row(body={**BODY, "max_tokens": 0}))
+    assert isinstance(refused, Failure)
+    assert not spoils_batch(refused)
+
+
+def test_a_row_that_its_batch_ended_without_has_no_response() -> None:
+    result = DIALECT.result(row(), Failure("not run", CANCELLED))
+    assert (result["response"], result["error"]) == (None, {"code": "batch_cancelled", "message": "line 1: not run"})

@@ -77,3 +77,12 @@ def test_an_error_comes_after_the_rows_before_it_and_names_the_input(given: str 
     assert ahead.take(LONG) == row(0)
     with pytest.raises(OSError, match=f"Input/output error: '{named}'"):
         ahead.take(LONG)
+
+
+def test_its_thread_ends_when_it_is_closed() -> None:
+    before = set(threading.enumerate())
+    with ReadAhead((row(index, 100) for index in range(1000)), "rows", limit=1000) as ahead:
+        assert ahead.take(LONG) == row(0, 100)
+        (thread,) = set(threading.enumerate()) - before
+    thread.join(LONG)
+    assert not thread.is_alive()

@@ -109,6 +109,8 @@ def test_completions_too(client: openai.OpenAI, llm: LLM) -> None:
         (json_lines([{**chat_row(2), "method": "GET"}]), [("invalid_method", 1, "method")]),
         (json_lines([chat_row(1, model="other")]), [("model_not_found", 1, "model")]),
         (json_lines([chat_row(1, model=None)]), [("missing_required_parameter", 1, "model")]),
+        (b'{"custom_id": "\\ud800", "method": "\\ud800"}', [("invalid_method", 1, "method")]),
+        (json_lines([chat_row(1)]).replace(b"row-1", b"\\ud800") * 2, [("duplicate_custom_id", 2, "custom_id")]),
         (b'{"method": "POST"}\n3\n', [("missing_required_parameter", 1, "custom_id"), ("invalid_json_line", 2, None)]),
     ],
 )
@@ -270,6 +272,13 @@ def test_a_mapping_that_is_wrong_is_refused(client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as error:
             create(client, b"", extra_body={"mapping": mapping})
         assert error.value.body["message"].startswith(message)  # type: ignore[index]
+
+
+def test_text_that_has_no_utf_8_is_refused(server: Server) -> None:
+    for content in (b'{"input_file_id": "\\ud800"}', b'{"metadata": {"a": "\\ud800"}}'):
+        response = httpx.post(f"{server.url}/v1/batches", content=content)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["message"].startswith("body: ")
 
 
 def test_the_list_is_json_that_browsers_read_too(server: Server) -> None:
