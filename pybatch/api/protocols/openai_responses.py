@@ -128,9 +128,16 @@ def usage(prompt: int, output: int, cached: int | None = None) -> dict[str, Any]
     return used
 
 
+ERROR_TYPES = {
+    **dict.fromkeys(("server_error", "server_busy", "server_stopping"), "server_error"),
+    "rate_limit_exceeded": "rate_limit_error",
+}
+"""By code."""
+
+
 def error_body(failure: Failure) -> dict[str, Any]:
     """The body of a response with a status of 400 or above."""
-    kind = "server_error" if failure.code == "server_error" else "invalid_request_error"
+    kind = ERROR_TYPES.get(failure.code, "invalid_request_error")
     return {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}}
 
 

@@ -48,7 +48,7 @@ def test_requests_a_minute(server: LocalServer) -> None:
         assert 0 < float(headers["x-ratelimit-reset-requests"].removesuffix("s")) <= 60
     with pytest.raises(openai.RateLimitError, match="the limit of 3 requests a minute is reached") as error:
         ask(limited)
-    assert error.value.code == "rate_limit_exceeded"
+    assert (error.value.code, error.value.type) == ("rate_limit_exceeded", "rate_limit_error")
     headers = error.value.response.headers
     assert 1 <= int(headers["retry-after"]) <= 20
     assert int(headers["retry-after-ms"]) <= 20_000
@@ -83,7 +83,7 @@ def test_a_full_queue_is_503(llm: AsyncLLM) -> None:
         with pytest.raises(openai.InternalServerError, match="too many requests are waiting") as error:
             ask(free)
         assert error.value.status_code == 503
-        assert error.value.code == "server_busy"
+        assert (error.value.code, error.value.type) == ("server_busy", "server_error")
         assert int(error.value.response.headers["retry-after"]) >= 1
         with pytest.raises(openai.InternalServerError):
             ask(free, stream=True)
