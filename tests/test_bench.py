@@ -7,8 +7,8 @@ import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 NAMES = (
-    "crash_points disconnects estimate gpu_kernels gpu_models idle_connections kernels kill million order serve_fuzz "
-    "step_profile steps throughput"
+    "crash_points disconnects estimate gpu_kernels gpu_models idle_connections kernels kill load million order "
+    "serve_fuzz serving step_profile steps throughput"
 )
 
 
