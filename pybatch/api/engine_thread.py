@@ -10,16 +10,19 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.session import Session, empty_output
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TOKENIZE_AT_ONCE = 16  # prompts
 TOKENIZE_CHARACTERS = 1 << 16  # after which no further prompt joins those that are tokenised at once
@@ -78,6 +81,7 @@ class EngineThread:
         self._encoded: deque[tuple[Submission, Encoded]] = deque()
         # As many as the policy can choose from; more would only be tokenised earlier, and walked by the collector.
         self._places = threading.Semaphore(2 * session.engine.config.max_num_seqs)
+        self._calls: set[Future[Any]] = set()
         self._lock = threading.Lock()  # over the three below, and which submissions are cancelled and admitted
         self._numbers = itertools.count()
         self._open: dict[str, Submission] = {}
@@ -144,6 +148,24 @@ class EngineThread:
         submission = self._cancel(request_id)
         if submission is not None:
             self._commands.put(partial(self._drop, submission, tell=True))
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Runs a function between two steps, on the thread that makes them. Raises RuntimeError if that has ended; it
+        is cancelled if that ends before."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._lock:
+            self.expect_running()
+            self._calls.add(future)
+            self._commands.put(run)
+        future.add_done_callback(self._calls.discard)
+        return future
 
     def close(self) -> None:
         """Ends both threads after the step under way. Outboxes of unfinished requests get a RuntimeError."""
@@ -240,6 +262,8 @@ class EngineThread:
             with self._lock:
                 self._ended = ended
                 waiting, self._open = self._open, {}
+            for call in self._calls.copy():
+                call.cancel()
             for submission in waiting.values():
                 submission.outbox.put(ended)
                 self._drop(submission)

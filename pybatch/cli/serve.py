@@ -41,8 +41,12 @@ def serve(
             try:
                 from pybatch.serve import run
                 from pybatch.serve.store import open_storage
+
+                if settings.otlp_traces_endpoint is not None:
+                    import pybatch.serve.monitoring.traces  # noqa: F401
             except ModuleNotFoundError as error:
-                raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[serve]'") from None
+                extra = "traces" if str(error.name).startswith("opentelemetry") else "serve"
+                raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[{extra}]'") from None
             with open_storage(settings) as storage:
                 with loading_errors(arguments["model"]):
                     from pybatch.api.async_llm import AsyncLLM

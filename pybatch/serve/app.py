@@ -25,6 +25,7 @@ from pybatch.serve.routes import (
     metrics,
     models,
     page,
+    profile,
     stats,
     tokens,
 )
@@ -55,7 +56,7 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
 
     service.batches.start()
     service.at_shutdown.append(close)
-    with app.state.monitoring:
+    async with app.state.monitoring:
         yield
     await close()
 
@@ -68,6 +69,8 @@ def create_app(service: Service, keys: Keys | None = None, *, local: bool = True
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
+    if service.settings.profile is not None:
+        app.include_router(profile.router)
     app.router.default = NoRoute(app.router)
     guard(app, service.settings, keys or Keys(), service.requests, local=local)
     return app

@@ -16,6 +16,7 @@ from pybatch.serve.app import create_app
 from pybatch.serve.guard.binding import is_local, raise_open_files_limit, url
 from pybatch.serve.guard.connection import IDLE_SECONDS, Connection
 from pybatch.serve.guard.keys import Keys
+from pybatch.serve.monitoring.log import write_log
 from pybatch.serve.monitoring.monitoring import Monitoring
 from pybatch.serve.service import Service
 from pybatch.serve.settings import ServerSettings
@@ -47,6 +48,7 @@ def run(
     Raises EngineEndedError.
     """
     raise_open_files_limit()
+    write_log(settings.log_level)
     service = Service(llm, settings, storage)
     service.requests.stopping = stopping
     server = Server(service, keys, bound)

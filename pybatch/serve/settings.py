@@ -10,6 +10,7 @@ from pybatch.engine.arguments import list_fields, suggest_names
 from pybatch.serve.limits import Limits
 
 MIB = 1 << 20
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @list_fields
@@ -63,6 +64,18 @@ class ServerSettings:
     ssl_keyfile: Annotated[
         str | Path | None, "The certificate's key, without a password. Default: in the same file."
     ] = None
+    log_level: Annotated[
+        str, "The lowest level of the log on stderr: debug, info (a line for each request), warning or error."
+    ] = "info"
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        "Where OpenTelemetry traces go, by OTLP over HTTP, such as http://localhost:4318/v1/traces; needs the extra "
+        "traces.",
+    ] = None
+    profile: Annotated[
+        str | Path | None,
+        "A folder for profiles of the engine's steps: POST /start_profile and /stop_profile record them.",
+    ] = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -76,6 +89,11 @@ class ServerSettings:
             raise ValueError(f"shutdown_timeout: expected at least 0 seconds, got {self.shutdown_timeout}")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_certfile: expected one, since ssl_keyfile is given")
+        if self.log_level not in LOG_LEVELS:
+            raise ValueError(f"log_level: expected one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
+        endpoint = self.otlp_traces_endpoint
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"otlp_traces_endpoint: expected an http or https address, got {endpoint!r:.200}")
         _ = self.limits
 
     @property

@@ -13,7 +13,7 @@ from pybatch.engine.metrics import RequestMetrics
 class Watched:
     """began: by time.perf_counter(). route: None where the server has none for the path. status: None until the
     response begins. key: the name of the API key. prompts: how many are to be answered; 0 where it asks for none.
-    reasons: of the samples that have ended.
+    reasons: of the samples that have ended. trace_headers: W3C's, which say of what it is a part.
     """
 
     __slots__ = (
@@ -32,10 +32,12 @@ class Watched:
         "reasons",
         "route",
         "status",
+        "trace_headers",
     )
 
-    def __init__(self, id: str, method: str, path: str) -> None:
+    def __init__(self, id: str, method: str, path: str, trace_headers: dict[str, str] | None = None) -> None:
         self.id, self.method, self.path = id, method, path
+        self.trace_headers = trace_headers or {}
         self.arrived, self.began = time.time(), time.perf_counter()
         self.ended: float | None = None
         self.gone = False  # the client, before the response had ended

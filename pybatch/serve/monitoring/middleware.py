@@ -12,6 +12,8 @@ from pybatch.serve.monitoring.http import HttpLoad
 from pybatch.serve.request_ids import id_header, request_id
 from pybatch.serve.watched import CURRENT, Watched
 
+TRACE_HEADERS = (b"traceparent", b"tracestate")
+
 
 class Watch:
     """Goes around the whole application, so that it sees what middleware refuses and what fails.
@@ -26,7 +28,7 @@ class Watch:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request = Watched(request_id(scope), scope["method"], scope["path"])
+        request = Watched(request_id(scope), scope["method"], scope["path"], trace_headers(scope))
         complete = False
 
         async def watched_send(message: Message) -> None:
@@ -48,3 +50,7 @@ class Watch:
             self.http.end(request)
             for each in self.ended:
                 each(request)
+
+
+def trace_headers(scope: Scope) -> dict[str, str]:
+    return {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in TRACE_HEADERS}

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from pybatch.machine.gpus import GpuLoad, gpu_loads
-from pybatch.machine.load import machine_load
+from pybatch.machine.load import MachineLoad, machine_load
 from pybatch.serve.monitoring.prometheus.families import Labels, by, counter, gauge
 
 GPU_GAUGES = (
@@ -29,28 +29,30 @@ class MachineCollector(Collector):
         self.paths = paths
 
     def collect(self) -> Iterator[Metric]:
-        load = machine_load(self.paths)
-        sizes = {path: disk.total for path, disk in load.disks.items()}
-        free = {path: disk.free for path, disk in load.disks.items()}
-        yield gauge("machine_memory_total_bytes", "The machine's memory.", [({}, load.memory_total)])
-        available = load.memory_available
-        yield gauge("machine_memory_available_bytes", "Memory that this process may still use.", [({}, available)])
-        yield gauge("process_memory_bytes", "This process's resident memory.", [({}, load.process_memory)])
-        yield gauge("process_open_files", "This process's open files and sockets.", [({}, load.process_open_files)])
-        yield gauge("process_threads", "This process's threads.", [({}, load.process_threads)])
-        yield counter("process_cpu_seconds", "Processor time of this process.", [({}, load.process_cpu_seconds)])
-        for family in (
-            counter("machine_cpu_seconds", "Processor time of the machine.", by("mode", load.cpu_seconds)),
-            counter("machine_disk_bytes", "Bytes to and from disks.", by("direction", load.disk_bytes)),
-            counter("machine_network_bytes", "Bytes to and from networks.", by("direction", load.network_bytes)),
-            counter("machine_energy_joules", "Energy that processors used.", by("zone", load.energy)),
-            gauge("machine_temperature_celsius", "What sensors tell.", by("sensor", load.temperatures)),
-            gauge("disk_total_bytes", "Size of a folder's disk.", by("path", sizes)),
-            gauge("disk_free_bytes", "What is free of it.", by("path", free)),
-        ):
-            if family.samples:
-                yield family
+        yield from machine_families(machine_load(self.paths))
         yield from gpu_families(gpu_loads())
+
+
+def machine_families(load: MachineLoad) -> Iterator[Metric]:
+    sizes = {path: disk.total for path, disk in load.disks.items()}
+    free = {path: disk.free for path, disk in load.disks.items()}
+    for family in (
+        gauge("machine_memory_total_bytes", "The machine's memory.", [({}, load.memory_total)]),
+        gauge("machine_memory_available_bytes", "What this process may still use.", [({}, load.memory_available)]),
+        gauge("process_memory_bytes", "This process's resident memory.", [({}, load.process_memory)]),
+        gauge("process_open_files", "This process's open files and sockets.", [({}, load.process_open_files)]),
+        gauge("process_threads", "This process's threads.", [({}, load.process_threads)]),
+        counter("process_cpu_seconds", "Processor time of this process.", [({}, load.process_cpu_seconds)]),
+        counter("machine_cpu_seconds", "Processor time of the machine.", by("mode", load.cpu_seconds)),
+        counter("machine_disk_bytes", "Bytes to and from disks.", by("direction", load.disk_bytes)),
+        counter("machine_network_bytes", "Bytes to and from networks.", by("direction", load.network_bytes)),
+        counter("machine_energy_joules", "Energy that processors used.", by("zone", load.energy)),
+        gauge("machine_temperature_celsius", "What sensors tell.", by("sensor", load.temperatures)),
+        gauge("disk_total_bytes", "Size of a folder's disk.", by("path", sizes)),
+        gauge("disk_free_bytes", "What is free of it.", by("path", free)),
+    ):
+        if family.samples:
+            yield family
 
 
 def gpu_families(gpus: Sequence[GpuLoad]) -> Iterator[Metric]:
