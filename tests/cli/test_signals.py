@@ -66,8 +66,8 @@ def journal_exists(process: subprocess.Popen[Any], results: Path) -> bool:
     return exists
 
 
-def test_ctrl_c_and_sigterm_end_a_job_with_whole_rows_and_a_summary(tiny_model: Path, tmp_path: Path) -> None:
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+def test_ctrl_c_sigterm_and_sighup_end_a_job_with_whole_rows_and_a_summary(tiny_model: Path, tmp_path: Path) -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         results = tmp_path / f"{number}.jsonl"
         with job(tiny_model, results) as process:
             wait_for(lambda: has_rows(results), process)  # noqa: B023
