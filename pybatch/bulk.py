@@ -157,8 +157,8 @@ def answer(
     params = replace(session.default_params, **sampling)
     progress = prepared.progress(session, params)
     job = prepared.start(expect_tokenizer(session.tokenizer), params, progress, on_error=on_error)
-    pending = ReadAhead(job.pending(), prepared.source.name)
     with (
+        ReadAhead(job.pending(), prepared.source.name) as pending,
         prepared.answers(session, cache) as answers,
         deferred_interrupts() as interrupts,
         ProgressReporter("Answering", progress, lines=False) if show_progress else nullcontext(),

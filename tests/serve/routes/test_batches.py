@@ -174,6 +174,17 @@ def done(batch: openai.types.Batch) -> int:
     return batch.request_counts.completed if batch.request_counts else 0
 
 
+def test_a_batch_may_be_cancelled_at_once(client: openai.OpenAI) -> None:
+    """Before it is checked, most likely."""
+    batch = create(client, json_lines(chat_row(i, **LONG) for i in range(3000)))
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    batch = ended(client, batch)
+    counts = batch.request_counts
+    assert counts is not None
+    assert (batch.status, counts.total, counts.failed) == ("cancelled", 3000, 0)
+    assert len(lines_of(client, batch.error_file_id)) == 3000 - counts.completed
+
+
 def test_a_batch_that_has_ended_cannot_be_cancelled(client: openai.OpenAI) -> None:
     batch = ended(client, create(client, b""))
     with pytest.raises(openai.BadRequestError, match="cannot be cancelled any more: it is failed"):
