@@ -18,7 +18,7 @@ from pybatch.serve.guard.refusal import refuse
 
 End = Literal["gone", "late", "stopped"]
 
-STILL_ANSWERED = frozenset({"/health", "/ready", "/metrics"})  # while the server stops
+STILL_ANSWERED = frozenset({"/health", "/ready", "/metrics", "/stats"})  # while the server stops
 TELL_SECONDS = 2.0  # for the last words to a client, which may have ceased to read
 RETRY_SECONDS = 5  # when to try again: another server, or this one after its restart
 
@@ -128,9 +128,7 @@ class Exchange:
             await self._gone.wait()
             return {"type": "http.disconnect"}
         message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self._gone.set()
-        if not message.get("more_body", False):
+        if message["type"] == "http.request" and not message.get("more_body", False):
             self._body_read.set()
         return message
 
@@ -143,7 +141,7 @@ class Exchange:
             self.answered = True
 
     async def _watch(self) -> None:
-        """Before the body has been read, the one who reads it learns that the client has gone."""
+        """Before the body has been read, the one who reads it learns that the client has gone, and may clean up."""
         await self._body_read.wait()
         while not self._gone.is_set():
             if (await self._receive())["type"] == "http.disconnect":

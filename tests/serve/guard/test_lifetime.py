@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -56,6 +58,19 @@ def test_disconnects_at_random_moments_leave_nothing(llm: AsyncLLM, caplog: pyte
         assert account.running == 0
         wait_for(lambda: not server.server.server_state.tasks)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_uploads_that_break_off_leave_no_file(llm: AsyncLLM, tmp_path: Path) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="rows"\r\n\r\n' + b"x" * 2_000_000
+    head = "Host: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 5000000\r\n\r\n"
+    with local_server(llm, data_dir=tmp_path) as server:
+        for number in range(12):
+            with socket.create_connection(server.bound.getsockname()) as connection:
+                connection.sendall(f"POST /v1/files HTTP/1.1\r\n{head}".encode() + form)
+                time.sleep(0.01 * number)
+        server.expect_idle()
+        wait_for(lambda: not server.server.server_state.tasks)
+    assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.usefixtures("slow_steps")
@@ -164,3 +179,23 @@ def test_what_has_not_ended_in_time_is_told(llm: AsyncLLM) -> None:
         server.thread.join(5)
         assert not server.thread.is_alive()
         server.expect_idle()
+
+
+def test_requests_are_told_when_the_engine_ends(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = AsyncLLM(tiny_model, threads=1, num_kv_blocks=64)
+    step = llm.engine.step
+    monkeypatch.setattr(llm.engine, "step", lambda: time.sleep(0.01) or step())
+
+    def fail() -> None:
+        raise MemoryError("as of a fault of the machine")
+
+    with local_server(llm) as server:
+        running = Running(server)
+        llm.thread._commands.put(fail)
+        running.join()
+        assert not running.answers
+        assert sorted(type(error).__name__ for error in running.errors) == ["APIError", "InternalServerError"]
+        server.thread.join(10)
+        assert not server.thread.is_alive()
+        assert str(server.server.fault) == "the engine's thread has ended: MemoryError: as of a fault of the machine"
+    llm.close()
