@@ -48,7 +48,6 @@ CHAT_ASKING_NOTHING: dict[str, Collection[Any]] = {
     "response_format": ({"type": "text"},),
     "verbosity": ("medium",),
     "web_search_options": (),
-    "parallel_tool_calls": (True,),
     "functions": ([],),
     "function_call": ("none",),
     "best_of": (1,),
@@ -77,6 +76,7 @@ class ChatFields(TypedDict, total=False):
     top_logprobs: int | None
     tools: list[dict[str, Any]] | None
     tool_choice: Literal["none", "auto"] | None
+    parallel_tool_calls: bool | None
     # vLLM's
     priority: int | None
     add_generation_prompt: bool | None
@@ -160,6 +160,7 @@ def chat_request(body: Any) -> Generation:
         params["logprobs"] = 0 if top is None else count("top_logprobs", top)
     elif top is not None and top != 0:
         raise RequestError("top_logprobs: expected logprobs = true with it", "invalid_value", "top_logprobs")
+    flag(body, "parallel_tool_calls")
     expect_params(params)
     return Generation((Conversation(messages, template_options(body)),), params, priority(body))
 

@@ -112,6 +112,7 @@ def test_prompts_to_complete(prompt: Any, prompts: Any) -> None:
         ({"tools": "f"}, "invalid_type", "tools", "a list of objects"),
         ({"tools": ["f"]}, "invalid_type", "tools", "a list of objects"),
         ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice", "'auto' or 'none'"),
+        ({"parallel_tool_calls": 0}, "invalid_type", "parallel_tool_calls", "true or false, got 0"),
         ({"logprobs": 3}, "invalid_type", "logprobs", "true or false, got 3"),
         ({"top_logprobs": 3}, "invalid_value", "top_logprobs", "logprobs = true"),
         ({"logprobs": True, "top_logprobs": -1}, "invalid_value", "top_logprobs", "an integer of at least 0"),

@@ -93,6 +93,13 @@ def test_marks_that_are_special_tokens_are_seen_and_other_special_tokens_are_not
         assert answer(client, tools=None)["message"]["content"] == "Hm" + "".join(CALL)
 
 
+def test_one_call_is_told_where_several_are_not_wanted(tmp_path: Path) -> None:
+    said = ["<tool_call>[", *CALL[:3], "}}, ", *(f" {piece}" for piece in CALL[:3]), " }}", "]</tool_call>"]
+    with serving(tmp_path / "m", "<tool_call>", said, []) as client:
+        assert answer(client)["message"]["tool_calls"] == [WEATHER, WEATHER]
+        assert answer(client, parallel_tool_calls=False)["message"]["tool_calls"] == [WEATHER]
+
+
 def test_the_client_s_stream_has_the_call(tmp_path: Path) -> None:
     with serving(tmp_path / "m", "<tool_call>", ["<tool_call>", *CALL, "</tool_call>"], []) as http:
         client = openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0)

@@ -16,11 +16,14 @@ class CallReader:
     Text that may turn out to begin a call is held back. A call that is not complete, is not proper or has none of the
     tools' names stays text; whitespace beside calls is left out.
 
-    hidden: texts to leave out. before: what the text goes on with, which may end in the beginning of a call.
+    hidden: texts to leave out. before: what the text goes on with, which may end in the beginning of a call. most: the
+    number of calls after which others are left out.
     """
 
-    def __init__(self, form: CallForm, tools: Tools, *, hidden: Marks | None = None, before: str = "") -> None:
-        self._form, self._tools, self._hidden = form, tools, hidden
+    def __init__(
+        self, form: CallForm, tools: Tools, *, hidden: Marks | None = None, before: str = "", most: int | None = None
+    ) -> None:
+        self._form, self._tools, self._hidden, self._room = form, tools, hidden, most
         self._marks = Marks(form.marks)
         self._unfinished = ""  # what may begin a hidden text
         self._held = ""
@@ -64,7 +67,9 @@ class CallReader:
                 self._begun = True
                 break
             if isinstance(read, Found):
-                parts += read.calls
+                parts += read.calls[: self._room]
+                if self._room is not None:
+                    self._room = max(0, self._room - len(read.calls))
                 self._take(begin + read.end)
                 self._said = self._after_call = True
             else:

@@ -23,7 +23,8 @@ class ToolUse:
     """How calls of a request's tools are read in the answers to it.
 
     params: sampling parameters that the form of the calls needs: its marks may be special tokens, which the text lacks
-    otherwise; hidden: the other ones then. before: the end of the prompt that the answer goes on with.
+    otherwise; hidden: the other ones then. before: the end of the prompt that the answer goes on with. most: calls that
+    an answer may have.
     """
 
     form: CallForm
@@ -31,10 +32,11 @@ class ToolUse:
     params: Mapping[str, Any]
     hidden: Marks | None
     before: str
+    most: int | None = None
 
     def reader(self) -> CallReader:
         """For one answer."""
-        return CallReader(self.form, self.tools, hidden=self.hidden, before=self.before)
+        return CallReader(self.form, self.tools, hidden=self.hidden, before=self.before, most=self.most)
 
     def call(self, call: ToolCall, response: str, choice: int, number: int) -> dict[str, Any]:
         """As OpenAI's API tells it. response: the response's id; number: of the calls of its choice."""
@@ -62,6 +64,7 @@ def tool_use(body: Mapping[str, Any], tokenizer: Tokenizer | None) -> ToolUse | 
         {"skip_special_tokens": False} if hides else {},
         marks_of(special - shown) if hides else None,
         beginning(body),
+        1 if body.get("parallel_tool_calls") is False else None,
     )
 
 

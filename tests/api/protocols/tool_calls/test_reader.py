@@ -160,6 +160,12 @@ def test_a_call_that_the_prompt_has_begun_is_read_and_text_of_the_prompt_is_not_
     assert said.split() == [] or said.strip() in text[begin:] or len(whole) > len(before)
 
 
+def test_no_more_calls_are_told_than_are_wanted() -> None:
+    text = '<tool_call>[{"name": "f", "arguments": {"a": 1}}, {"name": "g"}]</tool_call><tool_call>{"name": "g"} so'
+    assert read(CallReader(HERMES, TOOLS, most=1), [text]) == [F, "so"]
+    assert read(CallReader(HERMES, TOOLS, most=2), [text]) == [F, G, "so"]
+
+
 def test_what_is_no_call_is_not_held_back() -> None:
     def told(reader: CallReader, *pieces: str) -> list[str]:
         return ["".join(map(str, reader.add(piece))) for piece in pieces]
