@@ -1,6 +1,6 @@
 """Sends the server bodies that nobody should send, and looks at what is left of them.
 
-    python bench/serve_fuzz.py [--requests 100000] [--seed 0]
+    python bench/serve_fuzz.py [--requests 100000] [--seed 0] [--json PATH]
 
 Each body is a valid one for one of the POST routes with a few faults in it: values of wrong types, absurd sizes,
 unpaired surrogates, unknown, missing and misplaced fields, broken JSON and UTF-8. The application runs in this process,
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import platform
 import sys
 import tempfile
 import time
@@ -269,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
 
     async def run() -> tuple[Counter[tuple[str, int]], list[str]]:
@@ -282,8 +284,14 @@ def main() -> None:
     print(f"{'':28}" + "".join(f"{status or 'left':>8}" for status in statuses))
     for route in sorted(BODIES):
         print(f"{route:28}" + "".join(f"{counts[route, status]:8}" for status in statuses))
-    print(f"{asked.requests:,} bodies in {time.monotonic() - begin:.0f} s; {len(wrong)} wrong")
+    seconds = time.monotonic() - begin
+    print(f"{asked.requests:,} bodies in {seconds:.0f} s; {len(wrong)} wrong")
     print(*wrong[:20], sep="\n")
+    if asked.json is not None:
+        about = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "seed": asked.seed}
+        responses = {route: {str(status or "left"): counts[route, status] for status in statuses} for route in BODIES}
+        result = {"bodies": asked.requests, "seconds": round(seconds, 1), "wrong": len(wrong), "responses": responses}
+        asked.json.write_text(json.dumps({**about, **result}, indent=2) + "\n")
     sys.exit(1 if wrong else 0)
 
 
