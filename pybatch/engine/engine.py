@@ -112,6 +112,11 @@ class Engine:
         return self._decoder.weight_bytes()
 
     @property
+    def kv_blocks_touched(self) -> int:
+        """How many blocks of the pool have ever been used: on a CPU only their memory is resident."""
+        return self._pool.num_touched
+
+    @property
     def kv_cache_bytes(self) -> int:
         """Of the whole pool; memory that no request has touched yet is not resident."""
         return self._kv_cache.pool.nbytes

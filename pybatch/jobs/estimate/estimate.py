@@ -137,11 +137,12 @@ def estimate(
 
     survey.read(rows_left())
     reading = time.perf_counter() - begin
-    resident = psutil.Process().memory_info().rss
 
     chosen = rows_to_try(survey.sample, times, trial_seconds, most=engine.config.max_num_seqs)
     trial, lengths = answer_some(session, chosen, times, trial_seconds)
     times = trial.corrected(times)
+    block = engine.kv_cache_bytes // engine.num_kv_blocks
+    resident = psutil.Process().memory_info().rss - engine.kv_blocks_touched * block  # with what steps need besides
     output_tokens = round(sum(lengths.expected(limit) * count for limit, count in survey.limits.items()))
 
     simulated = spread(survey.sample, most_to_simulate(survey.sample, lengths))
@@ -174,7 +175,7 @@ def estimate(
 
 
 def memory_plan(engine: Engine, run: SimulatedRun, share: float, resident: int) -> MemoryPlan:
-    """share: of the job's work to the simulated one. resident: memory of the process with the model and nothing else.
+    """share: of the job's work to the simulated one. resident: memory of the process without the pool's.
 
     On a CPU the pool's memory is taken block by block, and never given back: what ends stays as a cached prefix as long
     as there are blocks that have not been used."""
