@@ -77,8 +77,9 @@ class Server:
                 return
 
     def cpu_seconds(self) -> float:
+        """0 for a server that was not started here."""
         if self.process is None:
-            return math.nan
+            return 0.0
         return sum(sum(each.cpu_times()[:2]) for each in [self.process, *self.process.children(recursive=True)])
 
 
@@ -96,7 +97,7 @@ def command_of(kind: str, precision: str, python: str, model: str, threads: int,
     if kind == "llamacpp":
         options = ["--n_ctx", "1024", "--n_threads", str(threads), "--n_threads_batch", str(threads)]
         options += ["--interrupt_requests", "False", "--model_alias", "model", "--verbose", "False"]
-        return [python, "-m", "llama_cpp.server", "--model", model, "--port", str(port), *options]
+        return [python, str(HERE / "engines/llamacpp_server.py"), "--model", model, "--port", str(port), *options]
     if kind == "vllm":
         options = ["--max-model-len", "1024", "--served-model-name", "model", "--dtype", "float32"]
         return [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port), *options]
@@ -238,14 +239,14 @@ def figures(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         "ttft_p99": quantile(ttft, 0.99),
         "tpot_p50": quantile(tpot, 0.5),
         "tpot_p99": quantile(tpot, 0.99),
-        "goodput": good / len(judged) if judged else math.nan,
+        "goodput": good / len(judged) if judged else None,
         "tokens_per_s": tokens / (end - args.warmup),
         "client_cpu": result["cpu"],
     }
 
 
-def quantile(values: list[float], q: float) -> float:
-    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)] if values else math.nan
+def quantile(values: list[float], q: float) -> float | None:
+    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)] if values else None
 
 
 # ---- a batch beside the load ----
@@ -330,8 +331,8 @@ def measure(servers: list[Server], cases: list[Case], args: argparse.Namespace) 
                 found["batch_tokens_per_s"] = beside.get("tokens_per_s", 0.0)
                 rounds.setdefault((server.name, case), []).append(found)
                 print(
-                    f"round {number + 1}, {case}, {server.name}: TTFT {1e3 * found['ttft_p50']:.0f} ms, "
-                    f"TPOT {1e3 * found['tpot_p50']:.1f} ms, {found['tokens_per_s']:.0f} tokens/s, "
+                    f"round {number + 1}, {case}, {server.name}: TTFT {milliseconds(found['ttft_p50'])}, "
+                    f"TPOT {milliseconds(found['tpot_p50'])}, {found['tokens_per_s']:.0f} tokens/s, "
                     f"client {found['client_cpu']:.0%} of a core",
                     *found["errors"],
                     file=sys.stderr,
@@ -339,13 +340,19 @@ def measure(servers: list[Server], cases: list[Case], args: argparse.Namespace) 
                 )
     results: dict[str, dict[str, Any]] = {server.name: {} for server in servers}
     for (name, case), found in rounds.items():
-        numbers = [key for key, value in found[0].items() if isinstance(value, (int, float))]
-        entry: dict[str, Any] = {key: statistics.median(each[key] for each in found) for key in numbers}
+        entry: dict[str, Any] = {}
+        for key in found[0].keys() - {"errors", "lengths"}:
+            values = [each[key] for each in found if each[key] is not None]
+            entry[key] = statistics.median(values) if values else None
         entry["failed"] = sum(each["failed"] for each in found)
         entry["lengths"] = sorted({length for each in found for length in each["lengths"]})
         entry["rounds"] = found
         results[name][str(case)] = entry
     return results
+
+
+def milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.4g} ms"
 
 
 def show(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
@@ -372,11 +379,11 @@ def show(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
         for name, by_case in results.items():
             if case in by_case:
                 of = by_case[case]
-                times = [f"{1e3 * of[key]:.0f} ms" for key in ("ttft_p50", "ttft_p99")]
-                times += [f"{1e3 * of[key]:.1f} ms" for key in ("tpot_p50", "tpot_p99")]
+                times = [milliseconds(of[key]) for key in ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99")]
+                good = "" if of["goodput"] is None else f"{of['goodput']:.0%}"
                 rates = [f"{of['tokens_per_s']:.0f}", f"{of['batch_tokens_per_s']:.0f}" if "batch" in case else ""]
                 cpu = f"{of['server_cpu']:.2f} + {of['client_cpu']:.2f}"
-                table.add_row(case, name, *times, f"{of['goodput']:.0%}", *rates, cpu)
+                table.add_row(case, name, *times, good, *rates, cpu)
         table.add_section()
     Console(width=140).print(table)
 
@@ -409,7 +416,8 @@ def draw(results: dict[str, dict[str, Any]], cases: list[Case], path: Path) -> N
                 known = [case for case in of_kind if str(case) in by_case]
                 places = [case.clients or case.rate for case in known]
                 for suffix, style in (("_p50", "-"), ("_p99", ":")) if key in ("ttft", "tpot") else (("", "-"),):
-                    values = [scale * by_case[str(case)][key + suffix] for case in known]
+                    values = [by_case[str(case)][key + suffix] for case in known]
+                    values = [math.nan if value is None else scale * value for value in values]
                     label_of = name if style == "-" else f"{name}, p99"
                     axes.plot(places, values, style, marker="o", markersize=3, color=colors[name], label=label_of)
             axes.set(xlabel=unit, ylabel=label, title=title)
