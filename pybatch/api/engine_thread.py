@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.session import Session, empty_output
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
+from pybatch.engine.metrics import RequestMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,13 @@ class EngineThread:
         """Requests that do not run yet, wherever they wait, and samples that were preempted."""
         engine = self.session.engine
         return max(0, len(self._open) - engine.num_unfinished()) + engine.num_waiting
+
+    def metrics_of(self, request_id: str) -> RequestMetrics | None:
+        """Of an unfinished request, as far as it has come; None while it waits outside the engine."""
+        submission = self._open.get(request_id)
+        if submission is None or submission.engine_id is None:
+            return None
+        return self.session.engine.metrics_of(submission.engine_id)
 
     def open_priorities(self) -> Counter[int]:
         """How many unfinished requests there are of each priority."""

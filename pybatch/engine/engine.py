@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.step_inputs import logit_positions
 from pybatch.engine.intake import Intake
-from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from pybatch.engine.request_params import RequestParams
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
@@ -213,6 +213,13 @@ class Engine:
     @property
     def num_kv_blocks_used(self) -> int:
         return self._pool.num_used
+
+    def metrics_of(self, request_id: str) -> RequestMetrics | None:
+        """Of an unfinished request, with the tokens that it has so far; None for any other. Of any thread."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        return replace(request.metrics, num_output_tokens=sum([each.num_output for each in request.sequences]))
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every KV block is accounted for: with no request left, all are free."""

@@ -110,13 +110,18 @@ class Distribution:
         return [sums[self._index(bound)] for bound in bounds]
 
     def copy(self) -> Distribution:
-        return self.since(Distribution())
+        """May be made on another thread than the one that adds."""
+        copied = Distribution()
+        copied._buckets, copied.total = self._buckets[:], self.total
+        copied.count = sum(copied._buckets)
+        return copied
 
     def since(self, earlier: Distribution) -> Distribution:
-        """What has been added after `earlier`, a copy, was made."""
+        """Of this one, a copy: what has been added after `earlier`, another copy, was made."""
         added = Distribution()
-        added._buckets = array("q", map(sub, self._buckets, earlier._buckets))
-        added.count, added.total = sum(added._buckets), self.total - earlier.total
+        if self.count != earlier.count:
+            added._buckets = array("q", map(sub, self._buckets, earlier._buckets))
+            added.count, added.total = self.count - earlier.count, self.total - earlier.total
         return added
 
     def _index(self, value: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import reprlib
 import time
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -118,9 +119,10 @@ class Service:
         self._expect_bounded(asked, params)
         if self.prompts >= self.llm.engine.config.max_num_seqs + self.settings.max_queue:
             raise QueueFullError
-        watched = CURRENT.get()
+        watched, unique = CURRENT.get(), uuid.uuid4().hex
+        ids = [f"{unique}-{number}" for number in range(len(asked.prompts))]
         if watched is not None:
-            watched.asks(len(asked.prompts), params, self.names[0])
+            watched.asks(ids, params, self.names[0])
         self.prompts += len(asked.prompts)
         account = payer.get()
         counted = account.tokens is not None
@@ -132,7 +134,10 @@ class Service:
                 encoded = await asyncio.to_thread(self._encoded, asked, params)
                 account.charge_tokens(sum(map(len, encoded)))
                 prompts = [{"prompt_token_ids": token_ids} for token_ids in encoded]
-            streams = [self.llm.generate(prompt, params, priority=asked.priority) for prompt in prompts]
+            streams = [
+                self.llm.generate(prompt, params, id, priority=asked.priority)
+                for prompt, id in zip(prompts, ids, strict=True)
+            ]
             async with aclosing(merge(streams)) as outputs:
                 async for number, output in outputs:
                     if watched is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
+from copy import copy
 from typing import Any
 
 from pybatch.engine import RequestOutput, SamplingParams
@@ -12,7 +14,7 @@ from pybatch.engine.metrics import RequestMetrics
 
 class Watched:
     """began: by time.perf_counter(). route: None where the server has none for the path. status: None until the
-    response begins. key: the name of the API key. prompts: how many are to be answered; 0 where it asks for none.
+    response begins. key: the name of the API key. prompts: the ids, in the engine, of those that are to be answered.
     reasons: of the samples that have ended. trace_headers: W3C's, which say of what it is a part.
     """
 
@@ -46,11 +48,11 @@ class Watched:
         self.key: str | None = None
         self.model: str | None = None
         self.params: SamplingParams | None = None
-        self.prompts = 0
+        self.prompts: list[str] = []
         self.reasons: list[str] = []
         self._outputs: dict[int, RequestMetrics] = {}
 
-    def asks(self, prompts: int, params: SamplingParams, model: str) -> None:
+    def asks(self, prompts: list[str], params: SamplingParams, model: str) -> None:
         self.prompts, self.params, self.model = prompts, params, model
 
     def takes(self, number: int, output: RequestOutput) -> None:
@@ -91,7 +93,18 @@ class Watched:
     def state(self) -> str:
         if self.ended is not None:
             return "gone" if self.gone else "finished"
-        return "running" if self._outputs else "waiting"
+        begun = any(each.first_scheduled_time is not None for each in self._outputs.values())
+        return "running" if begun else "waiting"
+
+    def looks(self, metrics_of: Callable[[str], RequestMetrics | None]) -> Watched:
+        """A copy that knows how far its prompts have come, whether or not there is an output of them."""
+        seen = copy(self)
+        seen._outputs = self._outputs.copy()
+        for number, id in enumerate(self.prompts):
+            metrics = metrics_of(id)
+            if metrics is not None:
+                seen._outputs[number] = metrics
+        return seen
 
     def facts(self) -> dict[str, Any]:
         """As JSON values, of now."""
@@ -105,7 +118,7 @@ class Watched:
             "status": self.status,
             "arrived": round(self.arrived, 3),
             "seconds": round(self.seconds, 4),
-            "prompts": self.prompts,
+            "prompts": len(self.prompts),
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,

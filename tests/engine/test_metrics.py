@@ -71,6 +71,7 @@ def test_what_came_after_a_copy_was_made() -> None:
     distribution.add(3)
     copy = distribution.copy()
     distribution.add(7, times=3)
+    assert distribution.since(distribution.copy()).count == 0
     added = distribution.since(copy)
     assert (added.count, added.total, copy.count) == (3, 21, 1)
     assert added.quantile(0) == pytest.approx(7, rel=0.01)

@@ -20,7 +20,8 @@ def snapshot(service: Service, http: HttpLoad, points: Iterable[Point]) -> dict[
     in none of it."""
     engine = service.llm.engine
     taken = list(points)
-    running = [request.facts() for request in list(http.open) if request.prompts]
+    metrics_of = service.llm.thread.metrics_of
+    running = [request.looks(metrics_of).facts() for request in list(http.open) if request.prompts]
     return {
         "now": round(time.time(), 3),
         "server": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -79,3 +80,18 @@ def test_a_client_that_has_gone_is_shown_so(server: Server) -> None:
             break
         time.sleep(0.05)
     assert found == ["gone"]
+
+
+def test_a_whole_answer_shows_how_far_it_has_come(server: Server) -> None:
+    body = {"model": "tiny", "prompt": ["x", "y"], "max_tokens": 500, "n": 8, "ignore_eos": True}
+    seen: list[tuple[str, int]] = []
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=60)
+        while not asked.done():
+            running = httpx.get(f"{server.url}/stats").json()["requests"]["running"]
+            seen += [(each["state"], each["output_tokens"]) for each in running if each["prompts"] == 2]
+    assert asked.result().json()["usage"]["completion_tokens"] == 8000
+    assert "running" in dict(seen)
+    tokens = [tokens for _, tokens in seen]
+    assert tokens == sorted(tokens)
+    assert any(0 < each < 8000 for each in tokens)
