@@ -29,6 +29,9 @@ class EngineConfig:
     max_num_batched_tokens: Annotated[
         int, "The most tokens in one step, and so the most sequences; a longer prompt takes several steps."
     ] = 512
+    max_background_tokens: Annotated[
+        int, "The most prompt tokens in one step for rows of batches that run beside interactive requests."
+    ] = 256
     block_size: Annotated[int, "Tokens in a KV block: 8, 16, 32 or 64."] = 16
     memory_utilization: Annotated[float, "Share of the memory free at the start that the KV pool may grow to."] = 0.5
     num_kv_blocks: Annotated[int | None, "The KV pool's size in blocks, in place of memory_utilization."] = None
@@ -45,9 +48,9 @@ class EngineConfig:
     max_batch_wait: Annotated[float, "Seconds that the dynamic policy waits for a batch to fill."] = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_kv_blocks"):
-            value = getattr(self, name)
-            if value is not None or name.startswith("max_num"):
+        optional = ("max_model_len", "num_kv_blocks")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_background_tokens", *optional):
+            if getattr(self, name) is not None or name not in optional:
                 self._expect_integer(name, 1, 2**31 - 1, "a positive integer below 2**31")
         self._expect_integer("block_size", 1, max(BLOCK_SIZES), f"one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.seed is not None:

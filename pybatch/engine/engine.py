@@ -236,6 +236,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             prefix_caching=config.enable_prefix_caching,
+            max_background_tokens=config.max_background_tokens,
         )
         for request in self._requests.values():
             for sequence in request.sequences if request.forked else request.sequences[:1]:

@@ -82,6 +82,7 @@ class Simulator:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             prefix_caching=config.enable_prefix_caching,
+            max_background_tokens=config.max_background_tokens,
             clock=lambda: run.seconds,
         )
         arriving = iter(requests)

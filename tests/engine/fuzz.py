@@ -1,6 +1,6 @@
 """Random batches, each request of which must have the bits it has alone.
 
-``python -m engine.fuzz COUNT [SEED]`` in tests/ runs COUNT of them, and stops at the first that differs.
+``python -m engine.fuzz COUNT [SEED]`` in tests/ runs COUNT of each kind, and stops at the first that differs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from engine.runs import run, some_prompt
 from tiny_model import save_tiny_model
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from pybatch.engine.scheduling.sequence import BACKGROUND
 from pybatch.model import Decoder, load_model
 
 PRECISIONS = [(None, "auto"), ("int8", "auto"), ("int8", "int8"), ("int8-weight-only", "float16")]
@@ -67,6 +68,47 @@ def check_random_batch(reference: Alone, seed: int) -> str:
     draw = random.Random(seed)
     chosen = [draw.randrange(REQUESTS) for _ in range(draw.choice((1, 2, 3, 7, 16, 33, 64)))]  # some more than once
     lengths = [draw.randint(1, LONGEST) for _ in chosen]
+    engine, description = _random_engine(reference, draw, chosen, lengths)
+    description = f"seed {seed}: {description}"
+    params = [replace(reference.params[i], max_tokens=n) for i, n in zip(chosen, lengths, strict=True)]
+    outputs = run(engine, [reference.prompts[i] for i in chosen], params)
+    for i, n, output in zip(chosen, lengths, outputs, strict=True):
+        _check(reference, i, n, output, description)
+    engine.check_integrity()
+    return description
+
+
+def check_random_arrivals(reference: Alone, seed: int) -> int:
+    """The same for requests of several priorities that come in the course of the steps, and of which some are aborted.
+    Returns how often one was preempted."""
+    draw = random.Random(seed)
+    chosen = [draw.randrange(REQUESTS) for _ in range(draw.choice((7, 16, 33)))]
+    lengths = [draw.randint(1, LONGEST) for _ in chosen]
+    engine, description = _random_engine(reference, draw, chosen, lengths)
+    description = f"arrivals, seed {seed}: {description}"
+    coming = list(enumerate(zip(chosen, lengths, strict=True)))
+    aborted: set[str] = set()
+    outputs: dict[str, RequestOutput] = {}
+    while coming or engine.has_unfinished():
+        for _ in range(min(len(coming), draw.choice((0, 0, 1, 4)))):
+            place, (i, n) = coming.pop()
+            params = replace(reference.params[i], max_tokens=n)
+            engine.add_request(str(place), reference.prompts[i], params, priority=draw.choice((-2, 0, 1, BACKGROUND)))
+        if draw.random() < 0.05:
+            aborted.add(name := str(draw.randrange(len(chosen))))
+            engine.abort(name)
+        outputs.update((output.request_id, output) for output in engine.step())
+        engine.check_integrity()
+    for place, (i, n) in enumerate(zip(chosen, lengths, strict=True)):
+        if str(place) in outputs:
+            _check(reference, i, n, outputs[str(place)], description)
+        else:
+            assert str(place) in aborted, f"{description}: {place} has not ended"
+    return engine.metrics.preemptions
+
+
+def _random_engine(reference: Alone, draw: random.Random, chosen: list[int], lengths: list[int]) -> tuple[Engine, str]:
+    """Of random settings, with these in words."""
     threads = draw.randint(1, 4)
     longest = max(len(reference.prompts[i]) + n for i, n in zip(chosen, lengths, strict=True))
     settings: dict[str, Any] = {
@@ -76,19 +118,15 @@ def check_random_batch(reference: Alone, seed: int) -> str:
         "num_kv_blocks": -(-longest // BLOCK) + draw.choice((0, 1, 8, 600)),
         "enable_prefix_caching": draw.random() < 0.7,
     }
-    description = f"seed {seed}: {len(chosen)} requests, {threads} threads, {settings}"
     torch.set_num_threads(threads)
-    engine = Engine(
-        reference.decoder, None, EngineConfig(block_size=BLOCK, kv_cache_dtype=reference.kv_cache_dtype, **settings)
-    )
-    params = [replace(reference.params[i], max_tokens=n) for i, n in zip(chosen, lengths, strict=True)]
-    outputs = run(engine, [reference.prompts[i] for i in chosen], params)
-    for i, n, output in zip(chosen, lengths, outputs, strict=True):
-        tokens, logprobs = _bits(output)
-        assert tokens == reference.tokens[i][:n], f"{description}: other tokens"
-        assert logprobs == reference.logprobs[i][:n], f"{description}: other log-probabilities"
-    engine.check_integrity()
-    return description
+    config = EngineConfig(block_size=BLOCK, kv_cache_dtype=reference.kv_cache_dtype, **settings)
+    return Engine(reference.decoder, None, config), f"{len(chosen)} requests, {threads} threads, {settings}"
+
+
+def _check(reference: Alone, i: int, length: int, output: RequestOutput, description: str) -> None:
+    tokens, logprobs = _bits(output)
+    assert tokens == reference.tokens[i][:length], f"{description}: other tokens"
+    assert logprobs == reference.logprobs[i][:length], f"{description}: other log-probabilities"
 
 
 def _bits(output: RequestOutput) -> tuple[list[int], list[Any]]:
@@ -104,7 +142,9 @@ def main(count: int, first_seed: int = 0) -> None:
         references = [alone(model, *precision) for precision in PRECISIONS]
     begin = time.monotonic()
     for seed in range(first_seed, first_seed + count):
-        check_random_batch(references[seed % len(references)], seed)
+        reference = references[seed % len(references)]
+        check_random_batch(reference, seed)
+        check_random_arrivals(reference, seed)
         if (seed + 1) % 500 == 0:
             print(f"{seed + 1 - first_seed} batches, {time.monotonic() - begin:.0f} s, no bit differs", flush=True)
     print(f"{count} batches: no bit differs")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from engine.fuzz import PRECISIONS as FUZZED
-from engine.fuzz import alone, check_random_batch
+from engine.fuzz import alone, check_random_arrivals, check_random_batch
 from engine.runs import MakeEngine, run, some_prompt
 
 from pybatch import ops
@@ -121,3 +121,4 @@ def test_random_batches_change_no_bit(tiny_model: Path, precision: tuple[str | N
     reference = alone(tiny_model, *precision)
     for seed in range(15):
         check_random_batch(reference, seed)
+    assert sum(check_random_arrivals(reference, seed) for seed in range(12)) > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
@@ -67,6 +67,13 @@ class BlockPool:
         self._references[block] = 1
         self.num_touched = max(self.num_touched, block + 1)
         return block
+
+    def num_freed_by(self, tables: Iterable[Sequence[int]]) -> int:
+        """How many more blocks would be free if the owners with these block tables returned theirs."""
+        owners: Counter[int] = Counter()
+        for table in tables:
+            owners.update(table)
+        return sum([self._references[block] == count for block, count in owners.items()])
 
     def share(self, block: int) -> None:
         """Adds a reference to a block that is in use or cached."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice, takewhile
+from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
 
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
 from pybatch.engine.scheduling.policies import Load, Policy
-from pybatch.engine.scheduling.sequence import Sequence, Status
+from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
+from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
 _LOOK_AHEAD = 16  # sequences without room that are considered in a step
 _SPARE_BLOCKS = 2  # per running sequence, which a sequence that passes another leaves free
@@ -53,18 +56,44 @@ class Refusal:
     next_key: BlockKey | None
 
 
+@dataclass(slots=True)
+class Step:
+    """One that is being filled: its chunks of prompts, and how far admission has come.
+
+    open_places: for newcomers that have not been looked at, by the policy; None: it has not been asked. newcomers: that
+    have joined. full: one could not. closed: nobody may join any more.
+    """
+
+    chunks: list[Chunk] = field(default_factory=list)
+    tokens: int = 0
+    open_places: int | None = None
+    newcomers: int = 0
+    full: bool = False
+    closed: bool = False
+
+
 class Scheduler:
     """Fills each step up to one token budget: first sequences that decode, then those still in their prompts, then
     waiting ones in order of arrival, as far as the policy lets them join.
+
+    A lower `priority` comes before a higher one, among prompts and waiting sequences alike; the order above is that of
+    equal ones. A waiting sequence without a place or blocks preempts running ones of worse priorities if it can join
+    then, the worst first and of these the least computed. While it waits none of a worse priority joins, so that what
+    is preempted does not come back to be preempted again.
+
+    Prompts of priority BACKGROUND or more fill a step's prompt tokens up to max_background_tokens only. So an
+    interactive sequence, if others like it leave it room, is in the next step after it has come, and has waited for at
+    most one step of max_num_seqs tokens that decode and max_background_tokens of prompts, or as many as interactive
+    prompts have. Its prompt then gets in each step what the tokens that decode leave of the budget.
 
     A sequence joins when there is room for all its known tokens. A prompt that needs more than is free takes its blocks
     chunk by chunk; one such prompt runs at a time. While it, or the first in the queue, has no room, later sequences
     that fit may pass it: at most max_num_seqs of them, after which nobody joins until it has its blocks. A preempted
     sequence is never passed.
 
-    If a sequence that decodes needs a block and none is free, the one with the fewest computed tokens is preempted: it
-    returns its blocks and goes to the front of the queue, to be recomputed. The one with the most is never preempted,
-    so every sequence ends.
+    If a sequence that decodes needs a block and none is free, the one with the fewest computed tokens of the worst
+    priority is preempted: it returns its blocks and goes to the front of its priority's queue, to be recomputed. The
+    one of the best priority with the most is never preempted, so every sequence ends unless better ones never cease.
 
     clock: the time in seconds, by which requests' arrival_time is too; a simulator gives its own.
     """
@@ -78,9 +107,10 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         prefix_caching: bool,
+        max_background_tokens: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.waiting: OrderedDict[Sequence, None] = OrderedDict()
+        self.waiting = WaitingQueue()
         self.num_preemptions = 0
         self.at: Sequence | None = None  # the one being looked at: if scheduling raises, the cause
         self._pool = pool
@@ -88,16 +118,17 @@ class Scheduler:
         self._policy = policy
         self._block_size = block_size
         self._max_tokens = max_num_batched_tokens
+        self._max_background = max_background_tokens
         self._max_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that everyone can decode in each step
         self._prefix_caching = prefix_caching
         self._clock = clock
         self._prefills: dict[Sequence, None] = {}  # in order of joining
         self._decodes: list[Chunk] = []
         self._rows: dict[Sequence, int] = {}  # a sequence's index in _decodes
+        self._priorities: Counter[int] = Counter()  # how many of each run
         self._short: Sequence | None = None  # the one of _prefills that does not have all its blocks
         self._queued = 0  # the last number given to a sequence that came
         self._joined = 0  # and to one that joined
-        self._returning = 0  # waiting sequences that have run before
         self._refusal: Refusal | None = None
 
     @property
@@ -110,87 +141,138 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         sequence.queued = self._queued = self._queued + 1
-        self.waiting[sequence] = None
+        self.waiting.add(sequence)
 
     def schedule(self) -> list[Chunk]:
         """Returns the next step. The caller computes the chunks and adds their num_tokens to num_computed."""
         self.at = None
-        preemptions = self.num_preemptions
-        chunks = self._schedule_decodes()
-        budget = self._max_tokens - len(chunks)
-        chunks += (prefills := self._schedule_prefills(budget))
-        if self.waiting and self.num_preemptions == preemptions:
-            chunks += self._admit(budget - sum(chunk.num_tokens for chunk in prefills))
-        return chunks
+        step = Step()
+        preempted = self._grow_decodes()
+        worst = max(self._priorities, default=-math.inf) if preempted is None else preempted
+        if self._better_lack_room(worst):
+            # Before those that decode tell the prefix cache what they are to compute: they may be preempted here.
+            self._fill(step, -math.inf, worst)
+        else:
+            worst = -math.inf
+        decodes = self._announce_decodes()
+        step.closed = step.closed or preempted is not None
+        self._fill(step, worst, math.inf)
+        if step.open_places is not None:
+            self._policy.joined(step.newcomers, full=step.full)
+        return decodes + step.chunks
 
-    def _schedule_decodes(self) -> list[Chunk]:
+    def _grow_decodes(self) -> int | None:
+        """Gives those that decode the blocks that they need. Returns the best priority that was preempted for it."""
         for sequence in [s for s in self._prefills if s.num_pending == 1 and s.request.forked]:
             del self._prefills[sequence]
             self._start_decoding(sequence)
             if sequence is self._short:
                 self._short = None
         size = self._block_size
+        preempted: int | None = None
         for sequence in [c.sequence for c in self._decodes if c.sequence.num_computed % size == 0]:
             self.at = sequence
             while sequence.status is Status.RUNNING and len(sequence.blocks) * size == sequence.num_computed:
                 if self._pool.num_free:
                     sequence.blocks.append(self._pool.allocate())
                 else:
-                    self._preempt()
+                    victim = self._victim()
+                    preempted = victim.priority  # never a worse one than before
+                    self._preempt(victim)
+        return preempted
+
+    def _announce_decodes(self) -> list[Chunk]:
         if self._prefix_caching:
+            size = self._block_size
             for sequence in [c.sequence for c in self._decodes if c.sequence.num_computed % size == size - 1]:
                 self.at = sequence
                 self._register(sequence, sequence.num_computed + 1)
         return self._decodes.copy()
 
-    def _schedule_prefills(self, budget: int) -> list[Chunk]:
-        chunks = []
-        for sequence in self._prefills:
-            self.at = sequence
-            count = min(sequence.num_pending, budget)
-            if count == 0:
-                break
-            if sequence is self._short and not self._take_blocks(sequence, count):
-                continue
-            budget -= count
-            self._register(sequence, sequence.num_computed + count)
-            chunks.append(Chunk(sequence, count))
-        return chunks
+    def _better_lack_room(self, priority: float) -> bool:
+        """Whether a sequence of a better priority has a use for room that running ones of this one have."""
+        if self.waiting and self.waiting.best < priority:
+            return True
+        return self._short is not None and self._short.priority < priority
 
-    def _admit(self, budget: int) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        newcomers, full = 0, False
+    def _fill(self, step: Step, first: float, below: float) -> None:
+        """Takes prompts under way of priorities from `first` to below `below` into a step, and in front of each the
+        waiting sequences of better priorities than its own."""
+        running = [sequence for sequence in self._prefills if first <= sequence.priority < below]
+        for sequence in sorted(running, key=attrgetter("priority")):
+            self._admit(step, sequence.priority)
+            self.at = sequence
+            if sequence.status is Status.RUNNING and not self._go_on(step, sequence):
+                break
+        self._admit(step, below)
+
+    def _go_on(self, step: Step, sequence: Sequence) -> bool:
+        """Takes the next chunk of a prompt into the step. Returns whether the step has tokens left for it."""
+        count = min(sequence.num_pending, self._budget(step, sequence))
+        if count == 0:
+            return False
+
+        def has_blocks() -> bool:
+            return sequence is not self._short or self._take_blocks(sequence, count)
+
+        while not has_blocks():
+            if self._num_worse(sequence.priority) == 0:
+                return True
+            self._preempt(self._victim())
+        self._take(step, sequence, count)
+        return True
+
+    def _take(self, step: Step, sequence: Sequence, count: int) -> None:
+        step.tokens += count
+        self._register(sequence, sequence.num_computed + count)
+        step.chunks.append(Chunk(sequence, count))
+
+    def _budget(self, step: Step, sequence: Sequence) -> int:
+        """How many prompt tokens of the sequence the step has room for."""
+        left = self._max_tokens - len(self._decodes) - step.tokens
+        return left if sequence.priority < BACKGROUND else max(0, min(left, self._max_background - step.tokens))
+
+    def _admit(self, step: Step, below: float) -> None:
+        """Lets waiting sequences of priorities below `below` join."""
+        if step.closed or not self.waiting or self.waiting.best >= below:
+            return
         self.at = None
-        places = self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
-        blocked: list[Sequence] = [] if self._short is None else [self._short]
-        may_join = self._returning + self._policy.open_places(self._load())
-        last = self._policy.last
-        candidates = takewhile(lambda sequence: sequence.returning or sequence.queued <= last, self.waiting)
-        for sequence in list(islice(candidates, min(may_join, places + _LOOK_AHEAD))):
+        if step.open_places is None:
+            step.open_places = self._policy.open_places(self._load())
+        places = self._free_places()
+        blocked: list[Sequence] = []
+        candidates = self.waiting.candidates(below=below, newcomers=step.open_places, last=self._policy.last)
+        for sequence in list(islice(candidates, places + self._num_worse(self.waiting.best) + _LOOK_AHEAD)):
+            budget = self._budget(step, sequence)
             if budget == 0:
+                step.closed = True
                 break
             self.at = sequence
-            if len(blocked) > _LOOK_AHEAD or (blocked and not self._may_be_passed(blocked[0])):
-                full = True
+            if not blocked and self._short is not None and self._short.priority <= sequence.priority:
+                blocked.append(self._short)
+            if len(blocked) > _LOOK_AHEAD or (blocked and not self._may_pass(sequence, blocked[0])):
+                step.full = True
                 break
-            if self._places_needed(sequence) > places or not self._join(sequence, budget, passing=bool(blocked)):
-                blocked.append(sequence)
-                full = True
-                continue
-            if blocked:
+            step.open_places -= not sequence.returning
+            needed, passing = self._places_needed(sequence), bool(blocked)
+            if needed > places or not self._join(sequence, budget, passing=passing):
+                if not self._make_room(sequence, budget, passing=passing):
+                    blocked.append(sequence)
+                    step.full = True
+                    continue
+                places = self._free_places() + needed
+            if passing:
                 blocked[0].num_passed += 1
-            elif sequence is self._short:
-                blocked.append(sequence)
-            places -= self._places_needed(sequence)
-            newcomers += not sequence.returning
-            self._leave_queue(sequence)
-            count = min(sequence.num_pending, budget)
-            budget -= count
-            self._register(sequence, sequence.num_computed + count)
-            chunks.append(Chunk(sequence, count))
+            places -= needed
+            step.newcomers += not sequence.returning
+            self.waiting.remove(sequence)
+            self._take(step, sequence, min(sequence.num_pending, budget))
+        step.closed = step.closed or bool(blocked)
         self.at = None
-        self._policy.joined(newcomers, full=full)
-        return chunks
+
+    def _may_pass(self, sequence: Sequence, waiting: Sequence) -> bool:
+        """Whether one may join before another that lacks room."""
+        return sequence.priority == waiting.priority and self._may_be_passed(waiting)
 
     def _may_be_passed(self, sequence: Sequence) -> bool:
         return not sequence.returning and sequence.num_passed < self._max_seqs
@@ -211,10 +293,10 @@ class Scheduler:
             cached = self._pool.match(islice(sequence.keys, full))
         sequence.blocks.extend(cached)
         sequence.num_computed = len(cached) * self._block_size
-        whole = passing or sequence.returning
+        whole = passing or sequence.returning or self._short is not None
         if not self._take_blocks(sequence, min(sequence.num_pending, budget), whole=whole):
             missing = self._blocks_missing(sequence, sequence.num_pending)
-            if not whole:
+            if not (passing or sequence.returning):
                 for_chunk = self._blocks_missing(sequence, min(sequence.num_pending, budget))
                 missing = min(missing, for_chunk + self._reserve)
             next_key = sequence.keys[len(cached)] if len(cached) < len(sequence.keys) else None
@@ -222,7 +304,7 @@ class Scheduler:
             self._release(sequence, awaited=True)
             return False
         self._refusal = None
-        if not whole:  # it was the first in the queue, and no preempted sequence is left there
+        if not (passing or self.waiting.num_returning):  # it was the first in the queue
             self._pool.await_none()
         sequence.num_registered = len(cached)
         self._prefills[sequence] = None
@@ -232,6 +314,29 @@ class Scheduler:
             metrics.first_scheduled_time = self._clock()
             metrics.num_cached_tokens = sequence.num_computed
         return True
+
+    def _make_room(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
+        """Lets a waiting sequence join in the place of running ones of worse priorities, if that gives it room."""
+        needed = self._places_needed(sequence)
+        while self._has_room_among_worse(sequence, passing=passing):
+            self._preempt(self._victim())
+            if needed <= self._free_places() and self._join(sequence, budget, passing=passing):
+                return True
+        return False
+
+    def _has_room_among_worse(self, sequence: Sequence, *, passing: bool) -> bool:
+        """Whether it could join, for all that is known of it, if no sequence of a worse priority ran."""
+        if self._num_worse(sequence.priority) == 0:
+            return False
+        worse = [each for each in self.running if each.priority > sequence.priority]
+        if self._places_needed(sequence) > self._free_places() + sum(map(self._places_needed, worse)):
+            return False
+        others = self.num_running - len(worse)
+        free = self._pool.num_free + self._pool.num_freed_by([each.blocks for each in worse])
+        if passing:
+            return self._blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * others <= free
+        refusal = self._refusal
+        return refusal is None or refusal.sequence is not sequence or refusal.blocks + others <= free
 
     def _is_refused(self, sequence: Sequence) -> bool:
         refusal = self._refusal
@@ -287,7 +392,7 @@ class Scheduler:
         pairs: list[tuple[int, int]] = []
         full = parent.num_computed // self._block_size
         partial = parent.blocks[full : self._blocks_for(parent.num_computed)]
-        places = self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
+        places = self._free_places()
         for child in children:
             if places == 0 or self._pool.num_free < len(partial):
                 self._requeue(child)
@@ -310,7 +415,7 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             self._stop_running(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
-            self._leave_queue(sequence)
+            self.waiting.remove(sequence)
         self._release(sequence)
         sequence.status = Status.FINISHED
 
@@ -322,8 +427,9 @@ class Scheduler:
             last = sequence.num_computed // self._block_size
             if any(self._pool.references(block) != 1 for block in sequence.blocks[last:]):
                 raise IntegrityError(f"{sequence.request.request_id}: it shares a block that it will write to")
-        if self._returning != sum(sequence.returning for sequence in self.waiting):
-            raise IntegrityError("the number of sequences that wait to return is wrong")
+        self.waiting.check_integrity()
+        if self._priorities != Counter(sequence.priority for sequence in running):
+            raise IntegrityError("the numbers of running sequences by priority are wrong")
         if self._rows != {chunk.sequence: row for row, chunk in enumerate(self._decodes)}:
             raise IntegrityError("the rows of sequences that decode are wrong")
 
@@ -331,9 +437,9 @@ class Scheduler:
         return Load(
             running=self.num_running,
             prefilling=len(self._prefills),
-            waiting=len(self.waiting) - self._returning,
-            returning=self._returning,
-            longest_wait=self._clock() - next(iter(self.waiting)).request.metrics.arrival_time,
+            waiting=len(self.waiting) - self.waiting.num_returning,
+            returning=self.waiting.num_returning,
+            longest_wait=self._clock() - self.waiting.oldest.request.metrics.arrival_time,
             queued=self._queued,
             max_num_seqs=self._max_seqs,
         )
@@ -341,6 +447,13 @@ class Scheduler:
     def _places_needed(self, sequence: Sequence) -> int:
         """One, or one per sample while the first of a request's samples computes the prompt for all."""
         return 1 if sequence.request.forked else min(sequence.request.params.n, self._max_seqs)
+
+    def _free_places(self) -> int:
+        return self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
+
+    def _num_worse(self, priority: int) -> int:
+        """How many sequences of worse priorities run."""
+        return sum([count for each, count in self._priorities.items() if each > priority])
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
@@ -358,6 +471,7 @@ class Scheduler:
     def _start_running(self, sequence: Sequence) -> None:
         sequence.status = Status.RUNNING
         sequence.joined = self._joined = self._joined + 1
+        self._priorities[sequence.priority] += 1
 
     def _start_decoding(self, sequence: Sequence) -> None:
         self._rows[sequence] = len(self._decodes)
@@ -366,6 +480,9 @@ class Scheduler:
     def _stop_running(self, sequence: Sequence) -> None:
         if sequence is self._short:
             self._short = None
+        self._priorities[sequence.priority] -= 1
+        if not self._priorities[sequence.priority]:
+            del self._priorities[sequence.priority]
         row = self._rows.pop(sequence, None)
         if row is None:
             del self._prefills[sequence]
@@ -375,8 +492,11 @@ class Scheduler:
             self._decodes[row] = last
             self._rows[last.sequence] = row
 
-    def _preempt(self) -> None:
-        victim = min(self.running, key=lambda s: (s.num_computed, -s.joined))
+    def _victim(self) -> Sequence:
+        """The running sequence that is preempted next."""
+        return min(self.running, key=lambda s: (-s.priority, s.num_computed, -s.joined))
+
+    def _preempt(self, victim: Sequence) -> None:
         self._stop_running(victim)
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
@@ -386,15 +506,7 @@ class Scheduler:
         self._release(sequence, awaited=True)
         sequence.status = Status.WAITING
         sequence.paused = self._clock()
-        sequence.returning = True
-        self._returning += 1
-        self.waiting[sequence] = None
-        self.waiting.move_to_end(sequence, last=False)
-
-    def _leave_queue(self, sequence: Sequence) -> None:
-        del self.waiting[sequence]
-        self._returning -= sequence.returning
-        sequence.returning = False
+        self.waiting.put_back(sequence)
 
     def _release(self, sequence: Sequence, *, awaited: bool = False) -> None:
         self._pool.release(sequence.blocks, awaited=awaited)

@@ -40,6 +40,7 @@ class Sequence:
         "num_passed",
         "num_registered",
         "paused",
+        "priority",
         "queued",
         "request",
         "returning",
@@ -53,6 +54,7 @@ class Sequence:
     def __init__(self, request: Request, index: int, seed: int, detokenizer: Detokenizer | None) -> None:
         self.request = request
         self.index = index
+        self.priority = request.priority
         self.seed = seed
         self.status = Status.WAITING
         self.tokens = array("q", request.prompt_token_ids)  # prompt, then output

@@ -1,134 +1,17 @@
-"""The scheduler over a simulated memory, where each slot holds the prefix it was computed for."""
-
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import pytest
+from engine.scheduling.simulation import Simulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.engine import SamplingParams
 from pybatch.engine.config import BatchingPolicy
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool
-from pybatch.engine.scheduling.policies import make_policy
-from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
-from pybatch.engine.scheduling.sequence import Request, Sequence, Status
-
-BLOCK = 4
-
-
-@dataclass
-class Simulation:
-    """Runs a scheduler to the end. The 'model' answers with a number that follows from the tokens before it."""
-
-    num_blocks: int = 32
-    max_num_seqs: int = 4
-    max_num_batched_tokens: int = 16
-    policy: str = "continuous"
-    prefix_caching: bool = True
-    now: float = 1.0  # requests arrive at 0
-    memory: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    batches: list[list[tuple[str, int]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.pool = BlockPool(self.num_blocks)
-        self.scheduler = Scheduler(
-            self.pool,
-            make_policy(self.policy, max_batch_wait=0.05),
-            block_size=BLOCK,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            prefix_caching=self.prefix_caching,
-            clock=lambda: self.now,
-        )
-        self.requests: list[Request] = []
-
-    def add(self, prompt: list[int], max_tokens: int, n: int = 1) -> Request:
-        request = Request(
-            str(len(self.requests)),
-            None,
-            prompt,
-            SamplingParams(n=n, max_tokens=max_tokens),
-            max_total_tokens=len(prompt) + max_tokens,
-            stop_ids=frozenset(),
-            stream=False,
-            arrival_time=0.0,
-        )
-        request.sequences = [Sequence(request, i, i, None) for i in range(n)]
-        self.requests.append(request)
-        self.scheduler.add(request.sequences[0])
-        return request
-
-    def step(self) -> None:
-        chunks = self.scheduler.schedule()
-        assert sum(chunk.num_tokens for chunk in chunks) <= self.max_num_batched_tokens
-        assert len(chunks) <= self.max_num_seqs
-        assert len({chunk.sequence for chunk in chunks}) == len(chunks)
-        self.batches.append([(chunk.sequence.request.request_id, chunk.num_tokens) for chunk in chunks])
-        self.write(chunks)
-        self.read(chunks)
-        ready = [chunk.sequence for chunk in chunks if chunk.complete]
-        for chunk in chunks:
-            chunk.sequence.num_computed += chunk.num_tokens
-        for sequence in ready:
-            self.extend(sequence)
-        assert self.scheduler.num_running <= self.max_num_seqs
-        self.scheduler.check_integrity()
-
-    def slots(self, sequence: Sequence, begin: int, end: int) -> list[int]:
-        return [sequence.blocks[i // BLOCK] * BLOCK + i % BLOCK for i in range(begin, end)]
-
-    def write(self, chunks: list[Chunk]) -> None:
-        written: set[int] = set()
-        for chunk in chunks:
-            begin = chunk.sequence.num_computed
-            for i, slot in enumerate(self.slots(chunk.sequence, begin, begin + chunk.num_tokens), begin + 1):
-                assert slot not in written, "two sequences write to one slot"
-                written.add(slot)
-                self.memory[slot] = tuple(chunk.sequence.tokens[:i])
-
-    def read(self, chunks: list[Chunk]) -> None:
-        for chunk in chunks:
-            end = chunk.sequence.num_computed + chunk.num_tokens
-            for i, slot in enumerate(self.slots(chunk.sequence, 0, end), 1):
-                assert self.memory[slot] == tuple(chunk.sequence.tokens[:i]), "attention would read another's tokens"
-
-    def extend(self, sequence: Sequence) -> None:
-        request = sequence.request
-        samples = [sequence] if request.forked else request.sequences
-        for sample in samples:
-            sample.tokens.append(self.next_token(sample))
-        if not request.forked:
-            request.forked = True
-            for source, destination in self.scheduler.fork(sequence, samples[1:]):
-                for i in range(BLOCK):
-                    self.memory[destination * BLOCK + i] = self.memory.get(source * BLOCK + i, ())
-        for sample in samples:
-            if len(sample.tokens) == request.max_total_tokens:
-                self.scheduler.finish(sample)
-
-    @staticmethod
-    def next_token(sequence: Sequence) -> int:
-        return (sum(sequence.tokens) * 31 + len(sequence.tokens) + sequence.index) % 5
-
-    def run(self) -> None:
-        for _ in range(5000):
-            if all(request.finished for request in self.requests):
-                break
-            self.step()
-        assert all(request.finished for request in self.requests), "requests wait for ever"
-        assert self.pool.num_used == 0
-        for request in self.requests:
-            for sequence in request.sequences:
-                expected = Sequence(request, sequence.index, 0, None)
-                while len(expected.tokens) < request.max_total_tokens:
-                    expected.tokens.append(self.next_token(expected))
-                assert sequence.tokens == expected.tokens
-
+from pybatch.engine.scheduling.sequence import Request, Status
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
 
@@ -157,9 +40,7 @@ def test_every_sequence_reads_its_own_tokens_and_ends(
         simulation.add(prompt, max_tokens, n)
     if aborted < len(requests):
         simulation.step()
-        for sequence in simulation.requests.pop(aborted).sequences:
-            if sequence.status is not Status.FINISHED:
-                simulation.scheduler.finish(sequence)
+        simulation.abort(simulation.requests[aborted])
     simulation.run()
 
 
