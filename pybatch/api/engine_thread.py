@@ -156,6 +156,8 @@ class EngineThread:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except Exception as error:
@@ -270,17 +272,22 @@ class EngineThread:
             with self._lock:
                 self._ended = ended
                 waiting, self._open = self._open, {}
+                for submission in waiting.values():
+                    submission.cancelled = True
             for call in self._calls.copy():
                 call.cancel()
             for submission in waiting.values():
                 submission.outbox.put(ended)
                 self._drop(submission)
+            while not self._commands.empty():  # those that drop what was left before, and none that adds
+                if (command := self._commands.get()) is not None:
+                    command()
 
     def _take_commands(self) -> bool:
         """Runs commands, then adds encoded prompts, for INTAKE_SECONDS at most while requests are running; waits for
         one if none are. Returns False if the thread is to end."""
         start = None
-        while True:
+        while not self._closing:
             idle = self.session.idle and not self._encoded
             if not idle and start is not None and time.perf_counter() - start > INTAKE_SECONDS:
                 return True
@@ -290,10 +297,11 @@ class EngineThread:
                 if not self._encoded:
                     return True
                 command = self._add_encoded
-            if command is None or self._closing:
-                return False
+            if command is None:
+                break
             start = start or time.perf_counter()
             command()
+        return False
 
     def _add_encoded(self) -> None:
         self._add(*self._encoded.popleft(), stream=False)

@@ -336,6 +336,22 @@ def test_if_the_engines_thread_ends_everyone_is_told(tiny_model: Path) -> None:
     run(main())
 
 
+def test_what_was_left_when_the_engine_is_closed_is_dropped(tiny_model: Path) -> None:
+    llm = AsyncLLM(tiny_model, **ENGINE)
+
+    async def main() -> None:
+        streams = [llm.generate(f"{i}", LONG) for i in range(8)]
+        for stream in streams:
+            await anext(stream)
+        for stream in streams:
+            await stream.aclose()  # type: ignore[attr-defined]
+        llm.close()
+
+    run(main())
+    assert not llm.engine.has_unfinished()
+    llm.engine.check_integrity()
+
+
 def test_a_loop_that_was_closed_leaves_nothing_running(llm: AsyncLLM) -> None:
     loop = asyncio.new_event_loop()
     stream = llm.generate("left", LONG)
