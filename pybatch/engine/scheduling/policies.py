@@ -2,6 +2,11 @@
 
 The scheduler asks a policy before each step, with the same few facts, and tells it how many joined. Preempted sequences
 return to the batch without being counted.
+
+Who these sequences are is the scheduler's matter, and so priorities are: the best of those that wait are the first to
+join. A policy that holds all back holds back better ones too. With static and dynamic a better sequence that comes
+while a batch runs waits for the next, and with micro for the next group; there it may take the place and the blocks of
+a worse one. Only continuous bounds how long an interactive request waits for the rows of batches.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ class Load:
     """What a policy decides by: numbers of sequences.
 
     prefilling: of the running ones. waiting: those that have not run yet. returning: those that wait to run again.
-    longest_wait: seconds since the first in the queue arrived. queued: all that have come so far.
+    longest_wait: seconds since the first of those that have not run yet arrived. queued: all that have come so far.
     """
 
     running: int
