@@ -240,9 +240,10 @@ class Scheduler:
         if step.open_places is None:
             step.open_places = self._policy.open_places(self._load())
         places = self._free_places()
+        possible = places + self._num_worse(self.waiting.best)
         blocked: list[Sequence] = []
         candidates = self.waiting.candidates(below=below, newcomers=step.open_places, last=self._policy.last)
-        for sequence in list(islice(candidates, places + self._num_worse(self.waiting.best) + _LOOK_AHEAD)):
+        for sequence in list(islice(candidates, possible + _LOOK_AHEAD if possible else 1)):
             budget = self._budget(step, sequence)
             if budget == 0:
                 step.closed = True
