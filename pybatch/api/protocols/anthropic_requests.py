@@ -106,7 +106,10 @@ def offered_tools(body: Mapping[str, Any]) -> list[dict[str, Any]]:
             "unsupported_parameter",
             "tool_choice",
         )
-    if flag(choice, "disable_parallel_tool_use"):
-        name = "tool_choice.disable_parallel_tool_use"
-        raise RequestError(f"{name}: not supported here; expected false", "unsupported_parameter", name)
+    flag(choice, "disable_parallel_tool_use")
     return tools if choice["type"] == "auto" else []
+
+
+def calls_in_parallel(body: Mapping[str, Any]) -> bool:
+    """Of a body that message_request has taken: whether an answer may have several calls."""
+    return not (body.get("tool_choice") or {}).get("disable_parallel_tool_use")

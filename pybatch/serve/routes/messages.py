@@ -17,6 +17,7 @@ from pybatch.api.protocols.anthropic_requests import (
     PROMPT_ASKING_NOTHING,
     MessageFields,
     PromptFields,
+    calls_in_parallel,
     count_request,
     message_request,
 )
@@ -47,7 +48,8 @@ async def create_message(request: Request, service: Served) -> Response:
     id = uuid.uuid4().hex
     (prompt,) = asked.prompts
     assert isinstance(prompt, Conversation)
-    tools = tool_use({"messages": prompt.messages, **prompt.options}, service.tokenizer)
+    as_chat = {"messages": prompt.messages, **prompt.options, "parallel_tool_calls": calls_in_parallel(body)}
+    tools = tool_use(as_chat, service.tokenizer)
     if tools is not None:
         asked = replace(asked, params={**asked.params, **tools.params})
     if body.get("stream"):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pybatch.api.inputs import Conversation
-from pybatch.api.protocols.anthropic_requests import count_request, message_request
+from pybatch.api.protocols.anthropic_requests import calls_in_parallel, count_request, message_request
 from pybatch.api.protocols.request_error import RequestError
 
 USER = [{"role": "user", "content": "Hello"}]
@@ -79,6 +79,12 @@ def test_tools_and_their_calls_are_those_that_chat_templates_know() -> None:
     ]
 
 
+def test_calls_in_parallel_are_those_that_are_not_disabled() -> None:
+    assert calls_in_parallel({})
+    assert calls_in_parallel({"tool_choice": {"type": "auto"}})
+    assert not calls_in_parallel({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}})
+
+
 def test_a_count_is_of_the_same_prompt() -> None:
     body = {"model": "m", "messages": USER, "system": "Be brief.", "tools": [TOOL], "thinking": {"type": "disabled"}}
     assert count_request(body) == message_request({**body, "max_tokens": 8}).prompts[0]
@@ -109,9 +115,9 @@ def test_a_count_is_of_the_same_prompt() -> None:
         ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "unsupported_parameter", "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "auto"}, "invalid_type", "tool_choice"),
         (
-            {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
-            "unsupported_parameter",
-            "tool_choice.disable_parallel_tool_use",
+            {"tool_choice": {"type": "auto", "disable_parallel_tool_use": 1}},
+            "invalid_type",
+            "disable_parallel_tool_use",
         ),
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [*USER, {"role": "assistant", "content": []}]}, "invalid_value", "messages"),

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 from calling_model import GO, save_chain_model
@@ -110,3 +111,43 @@ def test_the_client_s_stream_has_the_call(tmp_path: Path) -> None:
         assert call is not None
         assert call[0].function.parsed_arguments is None
         assert call[0].function.arguments == '{"city": "Paris"}'
+
+
+def test_calls_are_blocks_of_anthropic_s_messages(tmp_path: Path) -> None:
+    said = ["I look. ", "<tool_call>[", *CALL[:3], "}}, ", *(f" {piece}" for piece in CALL[:3]), " }}", "]</tool_call>"]
+    tools: list[Any] = [{"name": "weather", "input_schema": {"type": "object"}}]
+    with serving(tmp_path / "m", "<tool_call>", said, []) as http:
+        client = anthropic.Anthropic(base_url=str(http.base_url), api_key="none")
+
+        def ask(**changes: Any) -> anthropic.types.Message:
+            body: Any = {"model": "m", "max_tokens": 99, "messages": [USER], "tools": tools, **changes}
+            whole = client.messages.create(**body)
+            with client.messages.stream(**body) as stream:
+                streamed = stream.get_final_message()
+            assert [block.to_dict() for block in streamed.content if block.type == "text"] == [
+                block.to_dict() for block in whole.content if block.type == "text"
+            ]
+            assert inputs(streamed) == inputs(whole)
+            assert streamed.stop_reason == whole.stop_reason
+            return whole
+
+        def inputs(message: anthropic.types.Message) -> list[Any]:
+            return [block.input for block in message.content if block.type == "tool_use"]
+
+        called = ask()
+        assert [block.type for block in called.content] == ["text", "tool_use", "tool_use"]
+        assert (inputs(called), called.stop_reason) == ([{"city": "Paris"}] * 2, "tool_use")
+        assert len(inputs(ask(tool_choice={"type": "auto", "disable_parallel_tool_use": True}))) == 1
+        assert ask(tool_choice={"type": "none"}).stop_reason == "end_turn"
+
+        results: list[Any] = [
+            {"type": "tool_result", "tool_use_id": block.id, "content": "Rain"}
+            for block in called.content
+            if block.type == "tool_use"
+        ]
+        following: list[Any] = [
+            USER,
+            {"role": "assistant", "content": called.content},
+            {"role": "user", "content": results},
+        ]
+        assert ask(messages=following).stop_reason == "tool_use"
