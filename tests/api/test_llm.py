@@ -573,3 +573,20 @@ def test_a_script_for_vllm_runs_with_the_import_changed(smollm2_path: Path) -> N
     assert lines[2].startswith("Prompt: 'The capital of France is', Generated text: ")
     assert "Paris" in lines[-1]
     assert result.stderr == ""
+
+
+def test_a_lower_priority_runs_first(llm: LLM) -> None:
+    prompts = [f"prompt {i}" for i in range(16)]  # twice as many as run at a time
+    outputs = llm.generate(prompts, GREEDY, use_tqdm=False, priority=[5] * 8 + [-1] * 8)
+    begun = [output.metrics.first_scheduled_time or 0.0 for output in outputs]
+    assert max(begun[8:]) <= min(begun[:8])
+    expected = llm.generate(prompts, GREEDY, use_tqdm=False, priority=3)
+    assert [output.outputs for output in outputs] == [output.outputs for output in expected]
+    chats = llm.chat([[{"role": "user", "content": text}] for text in prompts[:2]], GREEDY, False, priority=[1, 0])
+    assert [output.error for output in chats] == [None, None]
+    with pytest.raises(ValueError, match="priority: expected one, or one for each of 2 prompts, got 3"):
+        llm.generate(["a", "b"], GREEDY, priority=[1, 2, 3])
+    with pytest.raises(TypeError, match="priority: expected an integer, or one for each prompt, got 'high'"):
+        llm.generate("a", GREEDY, priority="high")  # type: ignore[arg-type]
+    first, second = llm.generate(["a", "b"], GREEDY, use_tqdm=False, priority=[0, 0.5])  # type: ignore[list-item]
+    assert (first.error, second.error) == (None, "priority: expected an integer, got 0.5")

@@ -147,6 +147,29 @@ def test_rows_take_no_places_of_interactive_prompts(llm: AsyncLLM) -> None:
     asyncio.run(main())
 
 
+def test_an_interactive_request_takes_the_place_of_a_row(llm: AsyncLLM) -> None:
+    outputs: list[RequestOutput] = []
+
+    async def ask() -> RequestOutput:
+        return [output async for output in llm.generate("interactive", GREEDY)][-1]
+
+    async def main() -> tuple[RequestOutput, bool]:
+        while llm.engine.metrics.steps < 5:
+            await asyncio.sleep(0.001)
+        return await ask(), session._inbox.empty()
+
+    with SharedSession(llm.thread) as session:
+        prompts = session.encode([(f"row {i}", LONG) for i in range(16)])  # twice as many as there are places
+        for i, prompt in enumerate(prompts):
+            session.add(prompt, LONG, outputs.append, index=i)
+        answer, before_every_row = asyncio.run(asyncio.wait_for(main(), 60))
+        assert before_every_row
+        assert llm.engine.metrics.preemptions == 1
+        finished(session, outputs, 16)
+    assert answer.outputs == asyncio.run(ask()).outputs
+    assert [output.error for output in outputs] == [None] * 16
+
+
 def test_an_abort_and_a_close_leave_nothing_behind(llm: AsyncLLM) -> None:
     outputs: list[RequestOutput] = []
     session = SharedSession(llm.thread)
