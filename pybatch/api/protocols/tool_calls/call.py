@@ -38,9 +38,8 @@ class Unread(Enum):
 class CallForm(Protocol):
     """A form in which models write calls.
 
-    marks: what calls begin with. first_marks: what they begin with where nothing but whitespace comes before. ends: the
-    characters that calls end with. closing: further texts that are part of a call, which may be special tokens as
-    marks may.
+    marks: what calls begin with. first_marks: what they begin with where nothing but whitespace comes before. closing:
+    further texts that are part of a call, which may be special tokens as marks may.
     """
 
     @property
@@ -48,9 +47,6 @@ class CallForm(Protocol):
 
     @property
     def first_marks(self) -> tuple[str, ...]: ...
-
-    @property
-    def ends(self) -> str: ...
 
     @property
     def closing(self) -> tuple[str, ...]: ...

@@ -20,7 +20,6 @@ class JsonCalls:
     marks: tuple[str, ...] = ()
     closing: tuple[str, ...] = ()
     first_marks: tuple[str, ...] = ()
-    ends: str = "}]>"
 
     def read(self, text: str, tools: Tools, *, last: bool) -> Found | Unread:
         mark = next((mark for mark in self.marks if text.startswith(mark)), "")

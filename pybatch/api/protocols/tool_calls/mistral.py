@@ -18,7 +18,6 @@ class MistralCalls:
     marks = (MARK,)
     first_marks = ()
     closing = ("[ARGS]", "[CALL_ID]")
-    ends = "}]"
 
     def read(self, text: str, tools: Tools, *, last: bool) -> Found | Unread:
         begin = SPACE.match(text, len(MARK)).end()  # type: ignore[union-attr]

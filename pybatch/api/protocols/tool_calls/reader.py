@@ -7,7 +7,7 @@ from pybatch.api.protocols.tool_calls.marks import Marks
 
 Part = str | ToolCall
 
-LONG = 64  # characters of a call that has begun, from which on it is read again only where it may end
+LONG = 256  # characters of a call that has begun, from which on it is read again only when a sixteenth more has come
 
 
 class CallReader:
@@ -29,7 +29,7 @@ class CallReader:
         self._held = ""
         self._said = False  # something besides whitespace
         self._after_call = False
-        self._begun = False  # a mark is held, and not its end
+        self._enough = 0  # characters to hold before what is held is read again
         self._before = 0  # characters at the beginning of what is held that are not of the text
         if before:
             self.add(before)
@@ -38,9 +38,7 @@ class CallReader:
     def add(self, text: str) -> list[Part]:
         """What is settled of the text, with more of it."""
         self._take_in(text)
-        if self._begun and len(self._held) > LONG and not any(end in text for end in self._form.ends):
-            return []
-        return self._settled(last=False)
+        return [] if len(self._held) < self._enough else self._settled(last=False)
 
     def end(self) -> list[Part]:
         """The rest: there is no more."""
@@ -54,7 +52,7 @@ class CallReader:
 
     def _settled(self, *, last: bool) -> list[Part]:
         parts: list[Part] = []
-        self._begun = False
+        self._enough = 0
         while self._held:
             begin = self._next_call()
             space = len(self._held) if last and begin is None else self._space_before(begin)
@@ -64,7 +62,7 @@ class CallReader:
             begin -= space
             read = self._form.read(self._held[begin:], self._tools, last=last)
             if read is Unread.MORE and not last:
-                self._begun = True
+                self._enough = len(self._held) + (0 if len(self._held) < LONG else len(self._held) // 16)
                 break
             if isinstance(read, Found):
                 parts += read.calls[: self._room]

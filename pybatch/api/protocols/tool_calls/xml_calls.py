@@ -18,7 +18,6 @@ class XmlCalls:
     marks = (MARK,)
     first_marks = ()
     closing = (CLOSING,)
-    ends = ">"
 
     def read(self, text: str, tools: Tools, *, last: bool) -> Found | Unread:
         name = NAME.match(text)
