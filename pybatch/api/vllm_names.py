@@ -76,7 +76,7 @@ ARGUMENTS: dict[str, Collection[Any]] = {  # by name, the values that ask for no
     "disable_async_output_proc": ANYTHING,
     "num_scheduler_steps": ANYTHING,
     "multi_step_stream_outputs": ANYTHING,
-    "scheduling_policy": ("fcfs",),
+    "scheduling_policy": ("fcfs", "priority"),
     "scheduler_cls": (None,),
     "scheduler_delay_factor": ANYTHING,
     "preemption_mode": ANYTHING,

@@ -117,6 +117,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
         ("max_num_seqs", None),
         ("max_num_batched_tokens", 2**70),
         ("max_num_batched_tokens", 8.0),
+        ("max_background_tokens", 0),
+        ("max_background_tokens", None),
         ("block_size", 16.0),
         ("block_size", "16"),
         ("memory_utilization", float("nan")),
