@@ -21,7 +21,7 @@ from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.policies import make_policy
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
-from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Sequence, Status
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.decoder import Decoder
@@ -368,7 +368,7 @@ class Engine:
                 continue
             if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = now
-                self.metrics.first_token(request.metrics)
+                self.metrics.first_token(request.metrics, background=request.priority >= BACKGROUND)
             try:
                 if token < 0:
                     raise ArithmeticError(no_token(request.params))

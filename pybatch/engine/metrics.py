@@ -223,6 +223,7 @@ class EngineMetrics:
     finish_reasons: Counter[str] = field(default_factory=Counter)  # of requests; "abort" is in no other count
     step_size: Distribution = field(default_factory=Distribution)  # tokens
     ttft: Distribution = field(default_factory=Distribution)  # of requests whose first token has come
+    interactive_ttft: Distribution = field(default_factory=Distribution)  # of those that are no background work
     inter_token: Distribution = field(default_factory=Distribution)  # seconds between two tokens of a sample
     queue_time: Distribution = field(default_factory=Distribution)  # this and all below: of requests that have finished
     prefill_time: Distribution = field(default_factory=Distribution)
@@ -262,11 +263,13 @@ class EngineMetrics:
         self.step_cost.add(tokens, schedule_time + run_time + sample_time)
         self.step_size.add(tokens)
 
-    def first_token(self, request: RequestMetrics) -> None:
+    def first_token(self, request: RequestMetrics, *, background: bool = False) -> None:
         self.prefilled_tokens += request.num_prompt_tokens
         self.prefilled_cached_tokens += request.num_cached_tokens
         if request.ttft is not None:
             self.ttft.add(request.ttft)
+            if not background:
+                self.interactive_ttft.add(request.ttft)
 
     def finished(
         self, request: RequestMetrics, *, failed: bool, reason: str = "stop", max_tokens: int | None = None

@@ -63,7 +63,14 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
 
 def create_app(service: Service, keys: Keys | None = None, *, local: bool = True) -> FastAPI:
     """keys: those that open it; None: it is open to all. local: it can be reached on this machine alone."""
-    app = FastAPI(title="pybatch", version=pybatch.__version__, lifespan=running, redirect_slashes=False)
+    app = FastAPI(
+        title="pybatch",
+        version=pybatch.__version__,
+        lifespan=running,
+        redirect_slashes=False,
+        docs_url=None,  # these load scripts from elsewhere
+        redoc_url=None,
+    )
     app.state.service = service
     app.state.monitoring = Monitoring(service)
     handle_errors(app)

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from pybatch.engine import Engine, EngineConfig, RequestOutputKind, SamplingParams
 from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.engine.scheduling.sequence import Request
+from pybatch.engine.scheduling.sequence import BACKGROUND, Request
 from pybatch.model import Decoder, Tokenizer
 from pybatch.model.layers import DenseLinear
 from pybatch.model.text.token_text import TextStream
@@ -546,7 +546,7 @@ def test_metrics_tell_prompts_steps_and_why_requests_ended(make_engine: MakeEngi
     (output,) = run(engine, [some_prompt(30)], SamplingParams(temperature=0, ignore_eos=True, n=2, max_tokens=3))
     first = output.outputs[0].token_ids[0]
     run(engine, [some_prompt(30)], SamplingParams(temperature=0, max_tokens=9, stop_token_ids=[first]))
-    engine.add_request("gone", prompt, SamplingParams(max_tokens=50, ignore_eos=True))
+    engine.add_request("gone", prompt, SamplingParams(max_tokens=50, ignore_eos=True), priority=BACKGROUND)
     engine.step()
     assert (engine.num_running, engine.num_waiting, engine.num_kv_blocks_used) == (1, 0, 3)
     engine.abort("gone")
@@ -555,7 +555,7 @@ def test_metrics_tell_prompts_steps_and_why_requests_ended(make_engine: MakeEngi
     metrics = engine.metrics
     assert metrics.finish_reasons == {"length": 3, "stop": 1, "abort": 1}
     assert (metrics.prefilled_tokens, metrics.prefilled_cached_tokens) == (40 * 3 + 30 * 2, 32 + 32 + 16)
-    assert (metrics.ttft.count, metrics.e2e.count) == (5, 4)
+    assert (metrics.ttft.count, metrics.interactive_ttft.count, metrics.e2e.count) == (5, 4, 4)
     assert (metrics.step_size.count, metrics.step_size.total) == (metrics.steps, metrics.step_tokens)
     assert [times for _, times in metrics.max_tokens.counts()] == [1, 1, 1, 1]
     assert (metrics.max_tokens.total, metrics.samples.total) == (7 + 60 + 3 + 9, 5)

@@ -32,7 +32,7 @@ class Point:
     steps: float  # a second
     kv_usage: float  # the fraction of KV blocks in use
     preemptions: int
-    ttft_p50: float | None
+    ttft_p50: float | None  # of requests that are no rows of batches
     ttft_p99: float | None
     tpot_p50: float | None
     tpot_p99: float | None
@@ -62,7 +62,7 @@ class Reading:
         self.steps, self.step_tokens, self.step_sequences = metrics.steps, metrics.step_tokens, metrics.step_sequences
         self.prompt_tokens, self.output_tokens = metrics.prefilled_tokens, metrics.output_tokens
         self.requests, self.preemptions = metrics.requests, metrics.preemptions
-        self.ttft, self.tpot = metrics.ttft.copy(), metrics.inter_token.copy()
+        self.ttft, self.tpot = metrics.interactive_ttft.copy(), metrics.inter_token.copy()
         self.busy = sum(seconds for mode, seconds in self.machine.cpu_seconds.items() if mode in BUSY)
         self.cpu = self.busy + sum(seconds for mode, seconds in self.machine.cpu_seconds.items() if mode in IDLE)
 
