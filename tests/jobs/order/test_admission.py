@@ -27,24 +27,29 @@ def order_of(rows: list[tuple[list[int], int | None]], block_size: int = BLOCK) 
     return drain(order)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.data())
-def test_each_row_once_within_the_bounds_whenever_it_comes(data: st.DataObject) -> None:
-    max_rows, max_bytes = data.draw(st.integers(1, 12)), 400
+@settings(deadline=None)
+@given(
+    st.integers(1, 12),
+    st.lists(st.binary(min_size=1, max_size=24).map(lambda text: [byte & 1 for byte in text]), max_size=80),
+    st.integers(0, 1 << 32).map(random.Random),
+)
+def test_each_row_once_within_the_bounds_whenever_it_comes(
+    max_rows: int, prompts: list[list[int]], pace: random.Random
+) -> None:
+    max_bytes = 400
     order: AdmissionOrder[int] = AdmissionOrder(block_size=BLOCK, max_rows=max_rows, max_bytes=max_bytes)
-    prompts = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=24), max_size=80))
     pushed_at: list[int] = []
     popped: list[int] = []
     held = 0
     while len(popped) < len(prompts):
-        for _ in range(data.draw(st.integers(0, 10))):
+        for _ in range(pace.randint(0, 10)):
             if len(pushed_at) < len(prompts) and order.has_room:
                 held += 4 * len(prompts[len(pushed_at)]) + 8
                 order.push(len(pushed_at), prompts[len(pushed_at)], size=8)
                 pushed_at.append(len(popped))
         assert len(order) == len(pushed_at) - len(popped) <= max_rows
         assert held < max_bytes + 4 * 24 + 8
-        for _ in range(data.draw(st.integers(1, 10))):
+        for _ in range(pace.randint(1, 10)):
             if len(order):
                 row, tokens = order.pop()
                 assert list(tokens) == prompts[row]
