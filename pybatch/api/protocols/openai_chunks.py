@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Choice = dict[str, Any]
 
 
-class Chunks:
+class Chunks(ABC):
     """Turns outputs of what is new (RequestOutputKind.DELTA) into chunks.
 
     A piece without text has no chunk, unless it has log-probabilities. head: what each chunk begins with. samples: of
@@ -64,8 +65,9 @@ class Chunks:
         if self._options.include_usage:
             yield self._chunk([], with_usage=True)
 
+    @abstractmethod
     def _choices(self, index: int, number: int, sample: CompletionOutput, output: RequestOutput) -> Iterator[Choice]:
-        raise NotImplementedError
+        """What the output adds to a choice, in none or several pieces."""
 
     def _chunk(self, choices: list[Choice], with_usage: bool) -> dict[str, Any]:
         if with_usage:
