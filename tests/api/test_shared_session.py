@@ -138,7 +138,7 @@ def test_rows_take_no_places_of_interactive_prompts(llm: AsyncLLM) -> None:
             streams = [llm.generate(f"interactive {i}", LONG) for i in range(places)]
             waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
             async with asyncio.timeout(20):
-                while llm.engine.num_unfinished() - len(outputs) < 4 * places:
+                while llm.engine.num_unfinished() + len(outputs) < 4 * places:
                     session.step()
                     await asyncio.sleep(0)
             for each in waiting:
