@@ -3,58 +3,28 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
+from pybatch.engine.computing import Computed, StepComputer
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
-from pybatch.engine.execution.step_inputs import logit_positions
 from pybatch.engine.intake import Intake
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
-from pybatch.engine.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-from pybatch.engine.request_params import RequestParams
+from pybatch.engine.outputs import CompletionOutput, RequestOutput
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.policies import make_policy
-from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
-from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Sequence, Status
+from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
+from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.engine.updating import TokenUpdater
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.decoder import Decoder
 from pybatch.model.text.tokenizer import Tokenizer
 
 _IDLE_SLEEP = 0.001  # seconds, where a policy holds back all there is
-
-
-@dataclass(slots=True)
-class Computed:
-    """What a step has computed, before any request is changed by it."""
-
-    chunks: list[Chunk]
-    sequences: list[Sequence] = field(default_factory=list)
-    """Those that get a token: the next two are theirs."""
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-    prompt_logprobs: list[tuple[Request, list[TokenLogprobs]]] = field(default_factory=list)
-    faults: list[tuple[Chunk, str]] = field(default_factory=list)
-    """With the error's text: the error itself would keep its frames alive, and views of arrays that are to grow."""
-    postponed: list[Chunk] = field(default_factory=list)
-    """Not at fault, but they share blocks that a chunk at fault was to fill."""
-    run_time: float = 0.0
-
-    def extend(self, other: Computed) -> None:
-        self.chunks = self.chunks + other.chunks
-        self.sequences += other.sequences
-        self.tokens += other.tokens
-        self.logprobs += other.logprobs
-        self.prompt_logprobs += other.prompt_logprobs
-        self.faults += other.faults
-        self.postponed += other.postponed
-        self.run_time += other.run_time
 
 
 class Engine:
@@ -75,7 +45,7 @@ class Engine:
         layout = kv_layout(decoder, config)
         self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
         self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device)
-        self._runner = ModelRunner(
+        runner = ModelRunner(
             decoder,
             self._kv_cache,
             block_size=config.block_size,
@@ -83,7 +53,8 @@ class Engine:
             max_seqs=config.max_num_seqs,
             max_blocks=-(-self.max_model_len // config.block_size),
         )
-        self._sampler = Sampler((lambda token: None) if tokenizer is None else tokenizer.token_text)
+        sampler = Sampler((lambda token: None) if tokenizer is None else tokenizer.token_text)
+        self._computer = StepComputer(runner, sampler)
         own_ids = () if tokenizer is None else tokenizer.eos_token_ids
         all_ids = {*decoder.config.eos_token_ids, *own_ids}
         self._eos_ids = frozenset(token for token in all_ids if 0 <= token < decoder.config.vocab_size)
@@ -98,7 +69,6 @@ class Engine:
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._requests: dict[str, Request] = {}
         self._ready: list[RequestOutput] = []
-        self._last_tokens = 0.0  # when the last step's were taken
         self._began_again = False  # all unfinished requests, and none has ended since
         self._new_schedule()
 
@@ -238,6 +208,7 @@ class Engine:
             prefix_caching=config.enable_prefix_caching,
             max_background_tokens=config.max_background_tokens,
         )
+        self._updater = TokenUpdater(self._scheduler, self._kv_cache, self.metrics, self._tokenizer, self._eos_ids)
         for request in self._requests.values():
             for sequence in request.sequences if request.forked else request.sequences[:1]:
                 if sequence.status is not Status.FINISHED:
@@ -254,7 +225,7 @@ class Engine:
             time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
             return
         scheduled = time.perf_counter()
-        computed = self._compute(chunks)
+        computed = self._computer.compute(chunks, self._scheduler.unwritten_blocks)
         self._update(computed)
         self.metrics.step(
             tokens=sum([chunk.num_tokens for chunk in chunks]),
@@ -286,59 +257,9 @@ class Engine:
                 self._began_again = True
             self._new_schedule()
             for request in failed:
-                self._fail(request, what)
+                self._updater.fail(request, what)
                 self._ready.append(self._output(request))
         return []
-
-    def _compute(self, chunks: list[Chunk]) -> Computed:
-        """Runs the model and samples. It changes nothing but keys and values that belong to the chunks, and so it can
-        be done again: a batch that fails is tried in halves, down to the sequence at fault."""
-        try:
-            return self._run(chunks)
-        except BaseException as error:
-            if not is_request_fault(error):
-                raise
-            if len(chunks) == 1:
-                return Computed(chunks=[], faults=[(chunks[0], describe(error))])
-        middle = len(chunks) // 2
-        computed = self._compute(chunks[:middle])
-        missing = {block for chunk, _ in computed.faults for block in self._scheduler.unwritten_blocks(chunk)}
-        rest = [chunk for chunk in chunks[middle:] if missing.isdisjoint(chunk.sequence.blocks)]
-        computed.postponed += [chunk for chunk in chunks[middle:] if not missing.isdisjoint(chunk.sequence.blocks)]
-        if rest:
-            computed.extend(self._compute(rest))
-        return computed
-
-    def _run(self, chunks: list[Chunk]) -> Computed:
-        begin = time.perf_counter()
-        logits = self._runner.run(chunks)
-        computed = Computed(chunks, run_time=time.perf_counter() - begin)
-        row = decodes = num_decodes(chunks)  # in most steps all of them
-        rows = list(range(row))
-        computed.sequences += [chunk.sequence for chunk in chunks[:row]]
-        for chunk in chunks[row:]:
-            sequence, start = chunk.sequence, chunk.sequence.num_computed
-            positions = logit_positions(sequence, start, start + chunk.num_tokens)
-            before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
-            if before_last:
-                entries = self._prompt_logprobs(sequence, logits[row : row + len(before_last)], before_last)
-                computed.prompt_logprobs.append((sequence.request, entries))
-            row += len(positions)
-            if chunk.complete:
-                samples = [sequence] if sequence.request.forked else sequence.request.sequences
-                computed.sequences += samples
-                rows += [row - 1] * len(samples)
-        if rows:
-            if len(chunks) > decodes and rows != list(range(row)):
-                logits = logits[rows]
-            sampled = self._sampler.sample(logits, computed.sequences)
-            computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
-        return computed
-
-    def _prompt_logprobs(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> list[TokenLogprobs]:
-        count = sequence.request.params.prompt_logprobs or 0
-        following = torch.tensor([sequence.tokens[i + 1] for i in positions], device=logits.device)
-        return self._sampler.logprobs(logits, following, [count] * len(positions))
 
     def _update(self, computed: Computed) -> None:
         """Takes what was computed into the requests, and outputs what there is to tell."""
@@ -350,94 +271,12 @@ class Engine:
         if computed.faults:
             self._scheduler.retract([chunk for chunk, _ in computed.faults] + computed.postponed)
             for chunk, error in computed.faults:
-                self._fail(chunk.sequence.request, error)
+                self._updater.fail(chunk.sequence.request, error)
         told = [chunk.sequence.request for chunk, _ in computed.faults]
-        told += self._take(computed)
+        told += self._updater.take(computed)
         for request in dict.fromkeys(told):
             if request.stream or request.finished:
                 self._ready.append(self._output(request))
-
-    def _take(self, computed: Computed) -> list[Request]:
-        """Appends the sampled tokens, and ends the sequences for which they are the last. Returns the requests that
-        stream or of which a sequence ended. One loop without a call for most tokens, since it runs for each of them."""
-        told: list[Request] = []
-        now = time.perf_counter()
-        for sequence, token, logprobs in zip(computed.sequences, computed.tokens, computed.logprobs, strict=True):
-            request, tokens = sequence.request, sequence.tokens
-            if request.error is not None:  # by another of its samples
-                continue
-            if request.metrics.first_token_time is None:
-                request.metrics.first_token_time = now
-                self.metrics.first_token(request.metrics, background=request.priority >= BACKGROUND)
-            try:
-                if token < 0:
-                    raise ArithmeticError(no_token(request.params))
-                tokens.append(token)
-                if logprobs is not None:
-                    sequence.logprobs.append(logprobs)
-                    sequence.cumulative_logprob += logprobs[token].logprob
-                if token in request.stop_ids:
-                    sequence.finish_reason = "stop"
-                    is_eos = token in self._eos_ids and not request.params.ignore_eos
-                    sequence.stop_reason = None if is_eos else token
-                elif len(tokens) >= request.max_total_tokens:
-                    sequence.finish_reason = "length"
-                if sequence.detokenizer is not None or sequence.finish_reason is not None:
-                    self._update_text(sequence)
-                if not request.forked:
-                    if sequence is request.sequences[-1]:
-                        self._fork(request)
-                elif sequence.finish_reason is not None:
-                    self._scheduler.finish(sequence)
-            except BaseException as error:
-                if not is_request_fault(error):
-                    raise
-                self._fail(request, describe(error))
-            if request.stream or sequence.finish_reason is not None:
-                told.append(request)
-        self.metrics.output_tokens += len(computed.sequences)
-        self._time_tokens(computed, now)
-        return told
-
-    def _time_tokens(self, computed: Computed, now: float) -> None:
-        """All that decode had their last token in the step before, so that one number tells of them all. Others had
-        one only if they have been preempted since."""
-        decodes = num_decodes(computed.chunks)
-        if decodes:
-            self.metrics.inter_token.add(now - self._last_tokens, decodes)
-        for sequence in computed.sequences[decodes:]:
-            if sequence.num_output > 1 and sequence.paused is not None:
-                self.metrics.inter_token.add(now - sequence.paused)
-        self._last_tokens = now
-
-    def _update_text(self, sequence: Sequence) -> None:
-        """Takes the newest token into the text, or all of them at the end where there is no detokenizer."""
-        request, params, detokenizer = sequence.request, sequence.request.params, sequence.detokenizer
-        hidden = 1 if sequence.finish_reason == "stop" and not params.include_stop_str_in_output else 0
-        if detokenizer is not None:
-            last, newest = sequence.finish_reason is not None, sequence.tokens[-1:][hidden:]
-            if detokenizer.add(newest, last=last, include_stop=params.include_stop_str_in_output):
-                sequence.finish_reason, sequence.stop_reason = "stop", detokenizer.stop
-            sequence.text = detokenizer.text if sequence.finish_reason else detokenizer.settled_text()
-        elif params.detokenize and self._tokenizer is not None:
-            ids = sequence.output[: sequence.num_output - hidden]
-            sequence.text = self._tokenizer.decode(ids, params.skip_special_tokens, after=request.prompt_token_ids)
-
-    def _fork(self, request: Request) -> None:
-        """All samples have their first token from the prompt's logits: from here on each runs by itself."""
-        request.forked = True
-        parent, *children = request.sequences
-        self._kv_cache.copy_blocks(self._scheduler.fork(parent, [c for c in children if c.finish_reason is None]))
-        for sequence in request.sequences:
-            if sequence.finish_reason is not None:
-                self._scheduler.finish(sequence)
-
-    def _fail(self, request: Request, error: str) -> None:
-        request.error = error
-        for sequence in request.sequences:
-            if sequence.status is not Status.FINISHED:
-                sequence.finish_reason = "error"
-                self._scheduler.finish(sequence)
 
     # ---- outputs ----
 
@@ -490,11 +329,3 @@ def _completion(sequence: Sequence, delta: bool) -> CompletionOutput:
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
     )
-
-
-def no_token(params: RequestParams) -> str:
-    """Why none could be drawn."""
-    reason = "the model's logits are not finite"
-    if params.disallowed is None and not params.bad_words and not params.min_tokens:
-        return reason
-    return f"allowed_token_ids, bad_words and min_tokens leave no token to draw, or {reason}"

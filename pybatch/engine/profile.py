@@ -44,8 +44,8 @@ class StepProfile:
         engine: Any = self._engine
         for owner, method, name in (
             (engine, "_schedule", "schedule"),
-            (engine._runner, "run", "run"),
-            (engine._sampler, "sample", "sample"),
+            (engine._computer.runner, "run", "run"),
+            (engine._computer.sampler, "sample", "sample"),
             (engine, "_update", "update"),
         ):
             self._wrap(owner, method, self._named(name, getattr(owner, method)))

@@ -1,0 +1,106 @@
+"""Runs the model on a step's chunks and samples: all of a step that changes no request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pybatch.engine.execution.model_runner import ModelRunner
+from pybatch.engine.execution.sampler import Sampler
+from pybatch.engine.execution.step_inputs import logit_positions
+from pybatch.engine.outputs import TokenLogprobs
+from pybatch.engine.scheduling.scheduler import Chunk, num_decodes
+from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.machine.faults import describe, is_request_fault
+
+
+@dataclass(slots=True)
+class Computed:
+    """What a step has computed, before any request is changed by it."""
+
+    chunks: list[Chunk]
+    sequences: list[Sequence] = field(default_factory=list)
+    """Those that get a token: the next two are theirs."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: list[tuple[Request, list[TokenLogprobs]]] = field(default_factory=list)
+    faults: list[tuple[Chunk, str]] = field(default_factory=list)
+    """With the error's text: the error itself would keep its frames alive, and views of arrays that are to grow."""
+    postponed: list[Chunk] = field(default_factory=list)
+    """Not at fault, but they share blocks that a chunk at fault was to fill."""
+    run_time: float = 0.0
+
+    def extend(self, other: Computed) -> None:
+        self.chunks = self.chunks + other.chunks
+        self.sequences += other.sequences
+        self.tokens += other.tokens
+        self.logprobs += other.logprobs
+        self.prompt_logprobs += other.prompt_logprobs
+        self.faults += other.faults
+        self.postponed += other.postponed
+        self.run_time += other.run_time
+
+
+class StepComputer:
+    """A model's runner and the sampler of what it returns."""
+
+    def __init__(self, runner: ModelRunner, sampler: Sampler) -> None:
+        self.runner = runner
+        self.sampler = sampler
+
+    def compute(self, chunks: list[Chunk], unwritten_blocks: Callable[[Chunk], Iterable[int]]) -> Computed:
+        """Runs the model and samples. It changes nothing but keys and values that belong to the chunks, and so it can
+        be done again: a batch that fails is tried in halves, down to the sequence at fault.
+
+        unwritten_blocks: those that a chunk is to fill, as Scheduler's.
+        """
+        try:
+            return self._run(chunks)
+        except BaseException as error:
+            if not is_request_fault(error):
+                raise
+            if len(chunks) == 1:
+                return Computed(chunks=[], faults=[(chunks[0], describe(error))])
+        middle = len(chunks) // 2
+        computed = self.compute(chunks[:middle], unwritten_blocks)
+        missing = {block for chunk, _ in computed.faults for block in unwritten_blocks(chunk)}
+        rest = [chunk for chunk in chunks[middle:] if missing.isdisjoint(chunk.sequence.blocks)]
+        computed.postponed += [chunk for chunk in chunks[middle:] if not missing.isdisjoint(chunk.sequence.blocks)]
+        if rest:
+            computed.extend(self.compute(rest, unwritten_blocks))
+        return computed
+
+    def _run(self, chunks: list[Chunk]) -> Computed:
+        begin = time.perf_counter()
+        logits = self.runner.run(chunks)
+        computed = Computed(chunks, run_time=time.perf_counter() - begin)
+        row = decodes = num_decodes(chunks)  # in most steps all of them
+        rows = list(range(row))
+        computed.sequences += [chunk.sequence for chunk in chunks[:row]]
+        for chunk in chunks[row:]:
+            sequence, start = chunk.sequence, chunk.sequence.num_computed
+            positions = logit_positions(sequence, start, start + chunk.num_tokens)
+            before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
+            if before_last:
+                entries = self._prompt_logprobs(sequence, logits[row : row + len(before_last)], before_last)
+                computed.prompt_logprobs.append((sequence.request, entries))
+            row += len(positions)
+            if chunk.complete:
+                samples = [sequence] if sequence.request.forked else sequence.request.sequences
+                computed.sequences += samples
+                rows += [row - 1] * len(samples)
+        if rows:
+            if len(chunks) > decodes and rows != list(range(row)):
+                logits = logits[rows]
+            sampled = self.sampler.sample(logits, computed.sequences)
+            computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
+        return computed
+
+    def _prompt_logprobs(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> list[TokenLogprobs]:
+        count = sequence.request.params.prompt_logprobs or 0
+        following = torch.tensor([sequence.tokens[i + 1] for i in positions], device=logits.device)
+        return self.sampler.logprobs(logits, following, [count] * len(positions))

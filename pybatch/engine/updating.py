@@ -1,0 +1,127 @@
+"""Takes sampled tokens into their sequences, and ends those for which a token is the last."""
+
+from __future__ import annotations
+
+import time
+
+from pybatch.engine.computing import Computed
+from pybatch.engine.execution.kv_cache import KvCache
+from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.request_params import RequestParams
+from pybatch.engine.scheduling.scheduler import Scheduler, num_decodes
+from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Sequence, Status
+from pybatch.machine.faults import describe, is_request_fault
+from pybatch.model.text.tokenizer import Tokenizer
+
+
+class TokenUpdater:
+    """For one scheduler: a new one gets its own.
+
+    eos_ids: the model's end-of-sequence tokens.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        kv_cache: KvCache,
+        metrics: EngineMetrics,
+        tokenizer: Tokenizer | None,
+        eos_ids: frozenset[int],
+    ) -> None:
+        self._scheduler = scheduler
+        self._kv_cache = kv_cache
+        self._metrics = metrics
+        self._tokenizer = tokenizer
+        self._eos_ids = eos_ids
+        self._last_tokens = 0.0  # when the last step's were taken
+
+    def take(self, computed: Computed) -> list[Request]:
+        """Appends the sampled tokens, and ends the sequences for which they are the last. Returns the requests that
+        stream or of which a sequence ended. One loop without a call for most tokens, since it runs for each of them."""
+        told: list[Request] = []
+        now = time.perf_counter()
+        for sequence, token, logprobs in zip(computed.sequences, computed.tokens, computed.logprobs, strict=True):
+            request, tokens = sequence.request, sequence.tokens
+            if request.error is not None:  # by another of its samples
+                continue
+            if request.metrics.first_token_time is None:
+                request.metrics.first_token_time = now
+                self._metrics.first_token(request.metrics, background=request.priority >= BACKGROUND)
+            try:
+                if token < 0:
+                    raise ArithmeticError(no_token(request.params))
+                tokens.append(token)
+                if logprobs is not None:
+                    sequence.logprobs.append(logprobs)
+                    sequence.cumulative_logprob += logprobs[token].logprob
+                if token in request.stop_ids:
+                    sequence.finish_reason = "stop"
+                    is_eos = token in self._eos_ids and not request.params.ignore_eos
+                    sequence.stop_reason = None if is_eos else token
+                elif len(tokens) >= request.max_total_tokens:
+                    sequence.finish_reason = "length"
+                if sequence.detokenizer is not None or sequence.finish_reason is not None:
+                    self._update_text(sequence)
+                if not request.forked:
+                    if sequence is request.sequences[-1]:
+                        self._fork(request)
+                elif sequence.finish_reason is not None:
+                    self._scheduler.finish(sequence)
+            except BaseException as error:
+                if not is_request_fault(error):
+                    raise
+                self.fail(request, describe(error))
+            if request.stream or sequence.finish_reason is not None:
+                told.append(request)
+        self._metrics.output_tokens += len(computed.sequences)
+        self._time_tokens(computed, now)
+        return told
+
+    def _time_tokens(self, computed: Computed, now: float) -> None:
+        """All that decode had their last token in the step before, so that one number tells of them all. Others had
+        one only if they have been preempted since."""
+        decodes = num_decodes(computed.chunks)
+        if decodes:
+            self._metrics.inter_token.add(now - self._last_tokens, decodes)
+        for sequence in computed.sequences[decodes:]:
+            if sequence.num_output > 1 and sequence.paused is not None:
+                self._metrics.inter_token.add(now - sequence.paused)
+        self._last_tokens = now
+
+    def _update_text(self, sequence: Sequence) -> None:
+        """Takes the newest token into the text, or all of them at the end where there is no detokenizer."""
+        request, params, detokenizer = sequence.request, sequence.request.params, sequence.detokenizer
+        hidden = 1 if sequence.finish_reason == "stop" and not params.include_stop_str_in_output else 0
+        if detokenizer is not None:
+            last, newest = sequence.finish_reason is not None, sequence.tokens[-1:][hidden:]
+            if detokenizer.add(newest, last=last, include_stop=params.include_stop_str_in_output):
+                sequence.finish_reason, sequence.stop_reason = "stop", detokenizer.stop
+            sequence.text = detokenizer.text if sequence.finish_reason else detokenizer.settled_text()
+        elif params.detokenize and self._tokenizer is not None:
+            ids = sequence.output[: sequence.num_output - hidden]
+            sequence.text = self._tokenizer.decode(ids, params.skip_special_tokens, after=request.prompt_token_ids)
+
+    def _fork(self, request: Request) -> None:
+        """All samples have their first token from the prompt's logits: from here on each runs by itself."""
+        request.forked = True
+        parent, *children = request.sequences
+        self._kv_cache.copy_blocks(self._scheduler.fork(parent, [c for c in children if c.finish_reason is None]))
+        for sequence in request.sequences:
+            if sequence.finish_reason is not None:
+                self._scheduler.finish(sequence)
+
+    def fail(self, request: Request, error: str) -> None:
+        """Ends all samples of a request with this error."""
+        request.error = error
+        for sequence in request.sequences:
+            if sequence.status is not Status.FINISHED:
+                sequence.finish_reason = "error"
+                self._scheduler.finish(sequence)
+
+
+def no_token(params: RequestParams) -> str:
+    """Why none could be drawn."""
+    reason = "the model's logits are not finite"
+    if params.disallowed is None and not params.bad_words and not params.min_tokens:
+        return reason
+    return f"allowed_token_ids, bad_words and min_tokens leave no token to draw, or {reason}"
