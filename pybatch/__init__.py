@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pybatch.api.llm import LLM, generate
     from pybatch.bulk import JobError, run_job
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
+    from pybatch.engine.scheduling.policies import Continuous, Dynamic, Micro, Static
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,11 +27,15 @@ __all__ = [
     "AsyncLLM",
     "AsyncLLMEngine",
     "CompletionOutput",
+    "Continuous",
+    "Dynamic",
     "EngineArgs",
     "JobError",
+    "Micro",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "Static",
     "TextPrompt",
     "TokensPrompt",
     "__version__",
@@ -46,12 +51,16 @@ __getattr__, __dir__ = lazy_names(
         "AsyncLLM": "pybatch.api.async_llm",
         "AsyncLLMEngine": "pybatch.api.async_llm",
         "CompletionOutput": "pybatch.engine.outputs",
+        "Continuous": "pybatch.engine.scheduling.policies",
+        "Dynamic": "pybatch.engine.scheduling.policies",
         "EngineArgs": "pybatch.api.engine_args",
         "JobError": "pybatch.bulk",
         "LLM": "pybatch.api.llm",
+        "Micro": "pybatch.engine.scheduling.policies",
         "RequestOutput": "pybatch.engine.outputs",
         "RequestOutputKind": "pybatch.engine.sampling_params",
         "SamplingParams": "pybatch.engine.sampling_params",
+        "Static": "pybatch.engine.scheduling.policies",
         "TextPrompt": "pybatch.api.inputs",
         "TokensPrompt": "pybatch.api.inputs",
         "generate": "pybatch.api.llm",

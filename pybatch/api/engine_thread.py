@@ -81,7 +81,7 @@ class EngineThread:
         self._commands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._encoded: deque[tuple[Submission, Encoded]] = deque()
         # As many as the policy can choose from; more would only be tokenised earlier, and walked by the collector.
-        self._places = threading.Semaphore(2 * session.engine.config.max_num_seqs)
+        self._places = threading.Semaphore(session.capacity)
         self._calls: set[Future[Any]] = set()
         self._lock = threading.Lock()  # over the three below, and which submissions are cancelled and admitted
         self._numbers = itertools.count()

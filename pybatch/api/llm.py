@@ -168,7 +168,7 @@ class LLM(ModelHandle):
     ) -> Generator[RequestOutput, None, None]:
         """Draws requests while the engine has room for them, and yields its outputs."""
         numbered = enumerate(requests)
-        in_flight = 2 * self.engine.config.max_num_seqs  # so that the batching policy has some to choose from
+        in_flight = self.session.capacity
         inbox: deque[RequestOutput] = deque()
         pending: dict[str, int] = {}  # the engine's request id -> the place among the requests
         try:

@@ -62,7 +62,7 @@ class Session:
     @property
     def capacity(self) -> int:
         """How many requests to have here at a time, so that the batching policy has some to choose from."""
-        return 2 * self.config.max_num_seqs
+        return self.config.requests_ahead
 
     @property
     def config(self) -> EngineConfig:

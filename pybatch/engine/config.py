@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Literal, get_args
 
 from pybatch.engine.arguments import list_fields, suggest_names
+from pybatch.engine.scheduling.policies import Policy, as_policy
 
 KvCacheDType = Literal["auto", "int8", "fp8", "float32", "float16", "bfloat16"]
-BatchingPolicy = Literal["continuous", "static", "dynamic", "micro"]
 
 BLOCK_SIZES = (8, 16, 32, 64)
 
@@ -42,10 +41,11 @@ class EngineConfig:
     ] = "auto"
     enable_prefix_caching: Annotated[bool, "Prompts that begin alike share the KV blocks of their beginning."] = True
     seed: Annotated[int | None, "Of the draws of requests that have no seed of their own; None is 0."] = 0
-    policy: Annotated[BatchingPolicy, "Which sequences may join a batch: continuous, static, dynamic or micro."] = (
-        "continuous"
-    )
-    max_batch_wait: Annotated[float, "Seconds that the dynamic policy waits for a batch to fill."] = 0.05
+    policy: Annotated[
+        str | Policy,
+        "Who may join a batch, and when: continuous, static(batch_size=, by_length=), dynamic(max_batch=, max_wait=) "
+        "or micro(micro_batch=).",
+    ] = "continuous"
 
     def __post_init__(self) -> None:
         optional = ("max_model_len", "num_kv_blocks")
@@ -60,17 +60,29 @@ class EngineConfig:
             raise ValueError(f"memory_utilization: expected a number above 0 and at most 1, got {share!r}")
         if not isinstance(self.enable_prefix_caching, bool):
             raise ValueError(f"enable_prefix_caching: expected True or False, got {self.enable_prefix_caching!r}")
-        wait = self.max_batch_wait
-        if not isinstance(wait, Real) or isinstance(wait, bool) or not 0 <= wait < math.inf:
-            raise ValueError(f"max_batch_wait: expected a number of seconds, at least 0, got {wait!r}")
         for name, choices in (
             ("block_size", BLOCK_SIZES),
             ("kv_cache_dtype", get_args(KvCacheDType)),
-            ("policy", get_args(BatchingPolicy)),
         ):
             if getattr(self, name) not in choices:
                 expected = ", ".join(map(repr, choices))
                 raise ValueError(f"{name}: expected one of {expected}; got {getattr(self, name)!r}")
+        policy = as_policy(self.policy)
+        if policy.size is not None and policy.size > self.max_num_seqs:
+            raise ValueError(
+                f"policy: expected at most max_num_seqs = {self.max_num_seqs} requests a batch, got {policy}"
+            )
+        object.__setattr__(self, "policy", str(policy))  # as text it goes into reports as it is
+
+    @property
+    def batching(self) -> Policy:
+        """The policy, of which `policy` is the text."""
+        return as_policy(self.policy)
+
+    @property
+    def requests_ahead(self) -> int:
+        """How many requests to have in the engine at a time, so that the policy has some to choose from."""
+        return self.batching.batches_ahead * self.max_num_seqs
 
     def _expect_integer(self, name: str, low: int, high: int, expected: str) -> None:
         value = getattr(self, name)

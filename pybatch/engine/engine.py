@@ -14,8 +14,8 @@ from pybatch.engine.intake import Intake
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
+from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.policies import make_policy
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.updating import TokenUpdater
@@ -201,7 +201,7 @@ class Engine:
         self._pool = BlockPool(self.num_kv_blocks)
         self._scheduler = Scheduler(
             self._pool,
-            make_policy(config.policy, max_batch_wait=config.max_batch_wait),
+            admission(config.batching),
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,

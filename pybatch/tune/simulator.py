@@ -9,8 +9,8 @@ from itertools import islice
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.intake import Intake
 from pybatch.engine.sampling_params import SamplingParams
+from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.policies import make_policy
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
 from pybatch.engine.scheduling.sequence import Request
 from pybatch.tune.step_times import StepShape
@@ -77,7 +77,7 @@ class Simulator:
         pool = BlockPool(self._num_kv_blocks)
         scheduler = Scheduler(
             pool,
-            make_policy(config.policy, max_batch_wait=config.max_batch_wait),
+            admission(config.batching),
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
@@ -88,7 +88,7 @@ class Simulator:
         arriving = iter(requests)
         unfinished: dict[Request, Work] = {}
         while True:
-            for work in list(islice(arriving, 2 * config.max_num_seqs - len(unfinished))):
+            for work in list(islice(arriving, config.requests_ahead - len(unfinished))):
                 request = self._request(work, run)
                 unfinished[request] = work
                 scheduler.add(request.sequences[0])

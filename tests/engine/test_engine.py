@@ -571,7 +571,7 @@ def test_a_prompt_seen_before_is_found_in_the_cache(make_engine: MakeEngine) -> 
         assert engine.metrics.cached_tokens == expected
 
 
-@pytest.mark.parametrize("policy", ["static", "dynamic", "micro"])
+@pytest.mark.parametrize("policy", ["static(batch_size=3)", "dynamic(max_batch=2)", "micro(micro_batch=2)"])
 def test_policies_give_the_same_answers(make_engine: MakeEngine, policy: str) -> None:
     prompts = [some_prompt(10 + i, i) for i in range(10)]
     expected = run(make_engine(), prompts, GREEDY)

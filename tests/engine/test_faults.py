@@ -18,7 +18,7 @@ from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
-from pybatch.engine.scheduling.policies import Continuous
+from pybatch.engine.scheduling.admission import Admission
 from pybatch.engine.scheduling.scheduler import Scheduler
 
 SHARED = some_prompt(40, 99)
@@ -200,7 +200,7 @@ def test_where_no_request_can_be_named_all_begin_again_and_no_token_changes(
     submit(engine)
     expected = without_metrics(finish(healthy))
     calls = itertools.count()  # of a policy: one a step while requests wait
-    raise_where(Continuous, "joined", lambda count, full: next(calls) in steps, after=True)
+    raise_where(Admission, "joined", lambda count, full: next(calls) in steps, after=True)
     assert without_metrics(finish(engine)) == expected
     assert next(calls) > max(steps)
 
@@ -292,8 +292,7 @@ def test_random_faults_change_no_bit_of_others(tiny_model: Path, monkeypatch: py
             None,
             EngineConfig(
                 block_size=BLOCK,
-                policy=draw.choice(("continuous", "continuous", "static", "dynamic", "micro")),
-                max_batch_wait=0.001,
+                policy=draw.choice(("continuous", "continuous", "static", "dynamic(max_wait=0.001)", "micro")),
                 max_num_seqs=draw.choice((1, 2, 7, 64)),
                 max_num_batched_tokens=draw.choice((3, 16, 64, 512)),
                 num_kv_blocks=-(-longest // BLOCK) + draw.choice((0, 1, 8, 600)),

@@ -53,7 +53,7 @@ def test_a_simulated_run_takes_the_steps_of_a_real_one(decoder: Decoder, config:
     works = workload(samples)
     pending = list(enumerate(works))
     while pending or engine.has_unfinished():
-        while pending and engine.num_unfinished() < 16:
+        while pending and engine.num_unfinished() < engine.config.requests_ahead:
             i, work = pending.pop(0)
             params = SamplingParams(n=samples, temperature=1, ignore_eos=True, max_tokens=max(work.output_tokens))
             engine.add_request(str(i), list(work.prompt_token_ids), params, index=i)
@@ -84,7 +84,7 @@ def test_a_sample_that_has_ended_takes_no_place() -> None:
 
 
 def test_a_dynamic_batch_waits_on_the_virtual_clock() -> None:
-    run = simulator(EngineConfig(policy="dynamic", max_batch_wait=0.7)).run([Work([1], [2])])
+    run = simulator(EngineConfig(policy="dynamic(max_wait=0.7)")).run([Work([1], [2])])
     assert run.steps == 2
     assert run.seconds == pytest.approx(0.7 + 2 * 0.5, abs=0.01)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
 
+from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
-from pybatch.engine.scheduling.policies import Load, Policy
 from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
 from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -101,7 +101,7 @@ class Scheduler:
     def __init__(
         self,
         pool: BlockPool,
-        policy: Policy,
+        admission: Admission,
         *,
         block_size: int,
         max_num_seqs: int,
@@ -110,12 +110,12 @@ class Scheduler:
         max_background_tokens: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.waiting = WaitingQueue()
+        self.waiting = WaitingQueue(by_length=admission.by_length)
         self.num_preemptions = 0
         self.at: Sequence | None = None  # the one being looked at: if scheduling raises, the cause
         self._pool = pool
         self._reserve = pool.num_blocks // 8  # blocks that a prompt which takes them by chunks leaves
-        self._policy = policy
+        self._admission = admission
         self._block_size = block_size
         self._max_tokens = max_num_batched_tokens
         self._max_background = max_background_tokens
@@ -158,7 +158,7 @@ class Scheduler:
         step.closed = step.closed or preempted is not None
         self._fill(step, worst, math.inf)
         if step.open_places is not None:
-            self._policy.joined(step.newcomers, full=step.full)
+            self._admission.joined(step.newcomers, full=step.full)
         return decodes + step.chunks
 
     def _grow_decodes(self) -> int | None:
@@ -238,11 +238,13 @@ class Scheduler:
             return
         self.at = None
         if step.open_places is None:
-            step.open_places = self._policy.open_places(self._load())
+            step.open_places = self._admission.open_places(self._load())
         places = self._free_places()
         possible = places + self._num_worse(self.waiting.best)
         blocked: list[Sequence] = []
-        candidates = self.waiting.candidates(below=below, newcomers=step.open_places, last=self._policy.last)
+        candidates = self.waiting.candidates(
+            below=below, newcomers=step.open_places, last=self._admission.last, length=self._admission.length
+        )
         for sequence in list(islice(candidates, possible + _LOOK_AHEAD if possible else 1)):
             budget = self._budget(step, sequence)
             if budget == 0:
@@ -440,6 +442,7 @@ class Scheduler:
             prefilling=len(self._prefills),
             waiting=len(self.waiting) - self.waiting.num_returning,
             returning=self.waiting.num_returning,
+            first_length=len(self.waiting.first.tokens),
             longest_wait=self._clock() - self.waiting.oldest.request.metrics.arrival_time,
             queued=self._queued,
             max_num_seqs=self._max_seqs,

@@ -2,32 +2,72 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 
 from pybatch.engine.scheduling.block_pool import IntegrityError
 from pybatch.engine.scheduling.sequence import Sequence
 
 
+class ByLength:
+    """Sequences by the lengths of their prompts: those that differ by a tenth are equal, and in order of arrival."""
+
+    __slots__ = ("_groups", "_lengths")
+
+    def __init__(self) -> None:
+        self._groups: dict[int, OrderedDict[Sequence, None]] = {}
+        self._lengths: list[int] = []  # of _groups, sorted: few, since they are logarithms
+
+    def add(self, sequence: Sequence) -> None:
+        length = _scale(len(sequence.tokens))
+        if length not in self._groups:
+            self._groups[length] = OrderedDict()
+            insort(self._lengths, length)
+        self._groups[length][sequence] = None
+
+    def remove(self, sequence: Sequence) -> None:
+        length = _scale(len(sequence.tokens))
+        group = self._groups[length]
+        del group[sequence]
+        if not group:
+            del self._groups[length], self._lengths[bisect_left(self._lengths, length)]
+
+    def nearest(self, length: int) -> Iterator[Sequence]:
+        """All of them, the most nearly as long first."""
+        at = _scale(length)
+        for each in sorted(self._lengths, key=lambda length: (abs(length - at), length)):
+            yield from self._groups[each]
+
+
+def _scale(length: int) -> int:
+    return round(7 * math.log2(length))
+
+
 class PriorityClass:
     """Those of one priority: the ones that have run before come first."""
 
-    __slots__ = ("newcomers", "returning")
+    __slots__ = ("by_length", "newcomers", "returning")
 
     def __init__(self) -> None:
         self.returning: OrderedDict[Sequence, None] = OrderedDict()
         self.newcomers: OrderedDict[Sequence, None] = OrderedDict()
+        self.by_length = ByLength()
+
+    def in_order(self, length: int | None) -> Iterable[Sequence]:
+        """The newcomers, those most nearly as long first where a length is given."""
+        return self.newcomers if length is None else self.by_length.nearest(length)
 
 
 class WaitingQueue:
     """Better priorities first; of one priority those that wait to return, then the others in order of arrival.
 
-    Nothing that it does takes longer the longer it is.
+    by_length: whether candidates are asked for by length. Nothing that it does takes longer the longer it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_length: bool = False) -> None:
+        self._by_length = by_length
         self.num_returning = 0
         self._newcomers: OrderedDict[Sequence, None] = OrderedDict()  # of all priorities, in order of arrival
         self._classes: dict[int, PriorityClass] = {}
@@ -55,9 +95,17 @@ class WaitingQueue:
         """The one that came first of those that have not run yet, or else the first."""
         return next(iter(self._newcomers or self))
 
+    @property
+    def first(self) -> Sequence:
+        """There must be one."""
+        return next(iter(self))
+
     def add(self, sequence: Sequence) -> None:
         self._newcomers[sequence] = None
-        self._class_of(sequence).newcomers[sequence] = None
+        found = self._class_of(sequence)
+        found.newcomers[sequence] = None
+        if self._by_length:
+            found.by_length.add(sequence)
 
     def put_back(self, sequence: Sequence) -> None:
         """In front of its priority, to run again."""
@@ -76,12 +124,15 @@ class WaitingQueue:
             del found.returning[sequence]
         else:
             del self._newcomers[sequence], found.newcomers[sequence]
+            if self._by_length:
+                found.by_length.remove(sequence)
         if not (found.newcomers or found.returning):
             del self._classes[priority], self._priorities[bisect_left(self._priorities, priority)]
 
-    def candidates(self, *, below: float, newcomers: int, last: float) -> Iterator[Sequence]:
+    def candidates(self, *, below: float, newcomers: int, last: float, length: int | None = None) -> Iterator[Sequence]:
         """Those of a priority below `below` that may join: all that return, and the first so many newcomers of those
-        that were queued up to the `last`."""
+        that were queued up to the `last`. length: in tokens; of one priority the newcomers most nearly as long are
+        first."""
         returning = self.num_returning
         for priority in self._priorities:
             if priority >= below or not (returning or newcomers):
@@ -89,11 +140,12 @@ class WaitingQueue:
             found = self._classes[priority]
             returning -= len(found.returning)
             yield from found.returning
-            for sequence in islice(found.newcomers, newcomers):
-                if sequence.queued > last:
+            for sequence in found.in_order(length):
+                if newcomers == 0:
                     break
-                newcomers -= 1
-                yield sequence
+                if sequence.queued <= last:
+                    newcomers -= 1
+                    yield sequence
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless the parts agree."""
@@ -103,6 +155,10 @@ class WaitingQueue:
             raise IntegrityError("the number of sequences that wait to return is wrong")
         if set(newcomers) != self._newcomers.keys() or any(sequence.returning for sequence in newcomers):
             raise IntegrityError("the sequences that have not run yet are not those that wait by priority")
+        if self._by_length and any(
+            {*each.by_length.nearest(1)} != each.newcomers.keys() for each in self._classes.values()
+        ):
+            raise IntegrityError("the sequences by length are not those that have not run yet")
         if self._priorities != sorted(self._classes) or not all(
             each.returning or each.newcomers for each in self._classes.values()
         ):

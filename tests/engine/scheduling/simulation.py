@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pybatch.engine import SamplingParams
+from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.policies import make_policy
+from pybatch.engine.scheduling.policies import as_policy
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
 from pybatch.engine.scheduling.sequence import Request, Sequence
 
@@ -29,7 +30,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.pool = BlockPool(self.num_blocks)
-        self.batching = batching = make_policy(self.policy, max_batch_wait=0.05)
+        self.batching = batching = admission(as_policy(self.policy))
         self.scheduler = Scheduler(
             self.pool,
             batching,

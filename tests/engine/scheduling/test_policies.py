@@ -1,100 +1,66 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 from typing import Any
 
 import pytest
-from engine.runs import MakeEngine, drain
-from engine.scheduling.test_scheduler import Simulation
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pybatch.engine import EngineConfig, SamplingParams
-from pybatch.engine.scheduling.policies import Load, make_policy
+import pybatch
+from pybatch.engine import EngineConfig
+from pybatch.engine.scheduling.policies import POLICIES, Continuous, Dynamic, Micro, Policy, Static, as_policy
 
-IDLE = Load(running=0, prefilling=0, waiting=3, returning=0, longest_wait=1.0, queued=3, max_num_seqs=8)
-
-
-def test_a_static_batch_is_formed_once() -> None:
-    policy = make_policy("static", max_batch_wait=0)
-    assert policy.open_places(IDLE) == 3
-    policy.joined(2, full=False)  # the step had no tokens left for the third
-    later = replace(IDLE, running=2, waiting=5)
-    assert policy.open_places(later) == 1
-    policy.joined(0, full=True)  # it finds no blocks, so the batch goes on without it
-    assert policy.open_places(later) == 0
-    assert policy.open_places(replace(later, running=0, returning=1)) == 0
-    assert policy.open_places(replace(later, running=0)) == 5
-
-
-def test_a_micro_batchs_group_is_formed_once() -> None:
-    policy = make_policy("micro", max_batch_wait=0)
-    assert policy.open_places(IDLE) == 2
-    policy.joined(1, full=True)
-    prefilling = replace(IDLE, running=1, prefilling=1)
-    assert policy.open_places(prefilling) == 0
-    assert policy.open_places(replace(prefilling, prefilling=0)) == 2
-
-
-def test_a_dynamic_batch_waits_as_long_as_it_is_told() -> None:
-    policy = make_policy("dynamic", max_batch_wait=2.0)
-    assert policy.open_places(IDLE) == 0
-    assert policy.open_places(replace(IDLE, longest_wait=2.0)) == 3
-    policy = make_policy("dynamic", max_batch_wait=2.0)
-    assert policy.open_places(replace(IDLE, waiting=9)) == 8
-
-
-def test_the_engine_is_told_how_long_a_batch_waits(make_engine: MakeEngine) -> None:
-    params = SamplingParams(temperature=0, max_tokens=1)
-    patient = make_engine(policy="dynamic", max_batch_wait=1e6, max_num_seqs=2)
-    patient.add_request("0", [1], params)
-    assert [patient.step() for _ in range(3)] == [[]] * 3
-    patient.add_request("1", [1], params)
-    assert len(list(drain(patient))) == 2
-    at_once = make_engine(policy="dynamic", max_batch_wait=0, max_num_seqs=2)
-    at_once.add_request("0", [1], params)
-    assert len(at_once.step()) == 1
-
-
-@pytest.mark.parametrize("wait", [-1, float("nan"), float("inf"), "1", None])
-def test_a_wait_is_a_number_of_seconds(wait: Any) -> None:
-    with pytest.raises(ValueError, match="max_batch_wait: expected a number of seconds"):
-        EngineConfig(max_batch_wait=wait)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    arrivals=st.lists(
-        st.tuples(st.integers(0, 25), st.integers(1, 20), st.integers(1, 12), st.integers(1, 3)),
-        min_size=2,
-        max_size=12,
-    ),
-    num_blocks=st.integers(8, 16),
-    policy=st.sampled_from(("static", "dynamic")),
-    aborted=st.dictionaries(st.integers(0, 25), st.integers(0, 11), max_size=6),
+sizes = st.none() | st.integers(1, 1000)
+policies = st.one_of(
+    st.just(Continuous()),
+    st.builds(Static, sizes, st.booleans()),
+    st.builds(Dynamic, sizes, st.floats(0, 1e6)),
+    st.builds(Micro, sizes),
 )
-@example([(0, 16, 2, 1), (0, 16, 2, 1), (1, 1, 1, 1)], 16, "static", {1: 1})
-def test_nobody_joins_a_batch_under_way(
-    arrivals: list[tuple[int, int, int, int]], num_blocks: int, policy: str, aborted: dict[int, int]
-) -> None:
-    """Whoever runs was there when the batch was formed, at the last step before which nothing had begun and not ended,
-    however short of blocks the pool is and whichever sequences are aborted."""
-    simulation = Simulation(num_blocks, max_num_seqs=4, max_num_batched_tokens=16, policy=policy)
-    arrived: dict[str, int] = {}
-    begun: set[str] = set()
-    formed = 0
-    for step in range(1000):
-        for at, prompt, max_tokens, n in arrivals:
-            if at == step:
-                arrived[simulation.add([at % 2] * prompt, max_tokens, n).request_id] = step
-        if aborted.get(step, len(arrived)) < len(arrived):
-            for sequence in simulation.requests[aborted[step]].sequences:
-                simulation.scheduler.finish(sequence)
-        if not any(r.request_id in begun and not r.finished for r in simulation.requests):
-            formed = step
-        simulation.step()
-        begun |= {name for name, _ in simulation.batches[-1]}
-        assert all(arrived[name] <= formed for name, _ in simulation.batches[-1])
-        if len(arrived) == len(arrivals) and all(request.finished for request in simulation.requests):
-            return
-    raise AssertionError("requests wait for ever")
+
+
+@given(policies)
+def test_a_policy_is_known_by_its_text(policy: Policy) -> None:
+    assert as_policy(str(policy)) == policy == as_policy(policy)
+
+
+def test_a_policy_is_text_or_an_object() -> None:
+    assert [as_policy(name) for name in POLICIES] == [Continuous(), Static(), Dynamic(), Micro()]
+    assert as_policy(" static( batch_size = 32, by_length=False )") == Static(32, by_length=False)
+    config = EngineConfig(policy=pybatch.Static(batch_size=32, by_length=False))
+    assert config == EngineConfig(policy="static(by_length=False, batch_size=32)")
+    assert config.policy == "static(batch_size=32, by_length=False)"
+    assert config.batching == Static(32, by_length=False)
+    assert EngineConfig(policy=pybatch.Static()).policy == "static"
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("greedy", "policy: expected one of 'continuous', 'static', 'dynamic', 'micro', with settings as in"),
+        (None, "got None"),
+        ("static(32)", "got 'static(32)'"),
+        ("static(batch_size=open('x'))", "expected one of 'continuous'"),
+        ("(" * 10_000, "expected one of 'continuous'"),
+        ("static(**x)", "expected one of 'continuous'"),
+        ("static(batch=3)", "policy: static: expected batch_size or by_length, got 'batch'"),
+        ("continuous(batch_size=3)", "policy: continuous: expected no settings, got 'batch_size'"),
+        ("static(batch_size=0)", "policy: static: batch_size: expected a positive integer or None, got 0"),
+        ("static(batch_size=True)", "policy: static: batch_size: expected a positive integer or None, got True"),
+        ("static(by_length=1)", "policy: static: by_length: expected True or False, got 1"),
+        ("dynamic(max_wait=-1)", "policy: dynamic: max_wait: expected a number of seconds, at least 0, got -1"),
+        ("dynamic(max_wait=1e999)", "max_wait: expected a number of seconds, at least 0, got inf"),
+        ("dynamic(max_batch=65)", "policy: expected at most max_num_seqs = 64 requests a batch, got dynamic"),
+        ("micro(micro_batch='4')", "policy: micro: micro_batch: expected a positive integer or None, got '4'"),
+    ],
+)
+def test_a_bad_policy_is_refused_by_name(policy: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        EngineConfig(policy=policy)
+
+
+def test_more_requests_are_ahead_where_they_are_grouped() -> None:
+    assert EngineConfig(max_num_seqs=4).requests_ahead == 8
+    assert EngineConfig(max_num_seqs=4, policy="static").requests_ahead == 32
+    assert EngineConfig(max_num_seqs=4, policy="static(by_length=False)").requests_ahead == 8

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from engine.scheduling.simulation import Simulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.engine.config import BatchingPolicy
+from pybatch.engine.scheduling.policies import POLICIES
 from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Status
 
 PRIORITIES = (-1, 0, 3, BACKGROUND)
@@ -220,7 +220,7 @@ arrivals = st.lists(
     max_num_seqs=st.integers(1, 6),
     max_num_batched_tokens=st.integers(1, 40),
     max_background_tokens=st.integers(1, 40),
-    policy=st.sampled_from(get_args(BatchingPolicy)),
+    policy=st.sampled_from(list(POLICIES)),
     prefix_caching=st.booleans(),
 )
 def test_sequences_of_all_priorities_read_their_own_tokens_and_end(

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from engine.scheduling.simulation import Simulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.engine.config import BatchingPolicy
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool
+from pybatch.engine.scheduling.policies import POLICIES
 from pybatch.engine.scheduling.sequence import Request, Status
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
@@ -22,7 +22,7 @@ prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
     num_blocks=st.integers(8, 24),
     max_num_seqs=st.integers(1, 6),
     max_num_batched_tokens=st.integers(1, 24),
-    policy=st.sampled_from(get_args(BatchingPolicy)),
+    policy=st.sampled_from(list(POLICIES)),
     prefix_caching=st.booleans(),
     aborted=st.integers(0, 30),
 )
@@ -273,7 +273,7 @@ def test_a_head_without_room_counts_the_prefix_that_another_has_put_to_use() -> 
     max_num_seqs=st.integers(1, 6),
     max_num_batched_tokens=st.integers(4, 60),
     prefix_caching=st.booleans(),
-    policy=st.sampled_from(get_args(BatchingPolicy)),
+    policy=st.sampled_from(list(POLICIES)),
 )
 def test_long_and_short_prompts_all_end_and_none_is_passed_too_often(
     arrivals: list[tuple[int, int, int, int]],
