@@ -1,0 +1,16 @@
+"""A part of the run that engine.stateful makes by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.stateful import Catalogue, machine_on, run_machine
+
+from pybatch.model import load_model
+
+
+def test_random_events_lose_no_block_and_change_no_bit(tiny_model: Path) -> None:
+    machine = machine_on(Catalogue(load_model(tiny_model, skip_tokenizer=True).decoder))
+    run_machine(machine, 25)
+    counts = machine.counts
+    assert min(counts.steps, counts.ended, counts.aborted, counts.failed, counts.preemptions) > 0, counts
