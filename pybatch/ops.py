@@ -69,12 +69,9 @@ def _register_fake(name: str) -> None:
     torch.library.register_fake(f"pybatch::{name}", fake)
 
 
-for _name in (
-    "rms_norm", "layer_norm", "silu_mul", "gelu_tanh_mul", "embedding", "matmul_dense", "matmul_w8a16", "matmul_w8a8",
-    "matmul_gguf", "rope_kv_write", "copy_blocks", "swap_blocks", "paged_attention", "adjust_logits", "sample",
-    "token_logprobs",
-):  # fmt: skip
-    _register_fake(_name)
+for _name in torch._C._dispatch_get_all_op_names():
+    if _name.startswith("pybatch::"):
+        _register_fake(_name.removeprefix("pybatch::"))
 
 
 def rms_norm(
@@ -371,6 +368,72 @@ def paged_attention(
         q, k_cache, v_cache, k_scale, v_scale, block_tables, query_start, seq_lens, scale, window, soft_cap, sinks, out
     )
     return out
+
+
+def rotate_keys(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    blocks: Tensor,
+    rotary: Tensor,
+) -> None:
+    """Turns every key of block blocks[i] of one layer, in place, by the angles of rotary[i]: it then has the position
+    that it was written with plus that of the row.
+
+    Caches and scales as in rope_kv_write. blocks: [n] int64, each once; rotary: [n, R] float32, cos in the first R/2
+    columns and sin in the rest: the first R elements of a head turn, in pairs (i, i + R/2). 8-bit keys are turned in
+    float32 and get new scales.
+    """
+    _ops.rotate_keys.default(k_cache, v_cache, k_scale, v_scale, blocks, rotary)
+
+
+def gather_kv(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    source: Tensor,
+    indices: Tensor,
+    destination: Tensor,
+) -> None:
+    """Token i of KV head h in the block table `destination` becomes token indices[h, i] of the table `source`, bit for
+    bit, in one layer.
+
+    Caches and scales as in rope_kv_write. source: [n] int32; indices: [kv_heads, kept] int32, in [0, n * block_size);
+    destination: [ceil(kept / block_size)] int32, other blocks than those of source.
+    """
+    _ops.gather_kv.default(k_cache, v_cache, k_scale, v_scale, source, indices, destination)
+
+
+def attention_mass(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    block_tables: Tensor,
+    query_start: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    *,
+    first: Tensor,
+    sources: Tensor,
+    rows: Tensor,
+    mass: Tensor,
+) -> None:
+    """The attention that cached tokens have had so far in one layer: the sum over queries, and over the query heads of
+    a KV head, of the probabilities of paged_attention (without window, cap or sinks).
+
+    first, sources, rows: [S] int32. Of sequence s the queries first[s]:query_start[s+1] of q count; where there are
+    any, mass[rows[s], h, :seq_lens[s]] becomes mass[sources[s], h] (zero where sources[s] is negative, and for the
+    tokens of this call) plus their probabilities, added in ascending order of queries: so the sum has the same bits in
+    whatever pieces they come. mass: [rows, kv_heads, capacity] float32, capacity a multiple of 16; a row that is
+    written is neither written twice nor read. The rest as in paged_attention.
+    """
+    _ops.attention_mass.default(
+        q, k_cache, v_cache, k_scale, v_scale, block_tables, query_start, seq_lens, scale, first, sources, rows, mass
+    )
 
 
 def adjust_logits(

@@ -7,6 +7,7 @@
 #include "pybatch/ceilings.h"
 #include "pybatch/embedding.h"
 #include "pybatch/kv_cache.h"
+#include "pybatch/kv_pruning.h"
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
 #include "pybatch/sampling.h"
@@ -24,6 +25,9 @@
   X(rope_kv_write, RopeKvWriteParams)      \
   X(copy_blocks, CopyBlocksParams)         \
   X(paged_attention, PagedAttentionParams) \
+  X(rotate_keys, RotateKeysParams)         \
+  X(gather_kv, GatherKvParams)             \
+  X(attention_mass, AttentionMassParams)   \
   X(adjust_logits, AdjustLogitsParams)     \
   X(sample, SampleParams)                  \
   X(token_logprobs, TokenLogprobsParams)   \

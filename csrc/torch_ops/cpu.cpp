@@ -115,6 +115,16 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "Tensor block_tables, Tensor query_start, Tensor seq_lens, float scale, int window, float soft_cap, "
       "Tensor? sinks, Tensor(a!) out) -> ()");
   m.def(
+      "rotate_keys(Tensor(a!) k_cache, Tensor v_cache, Tensor(b!)? k_scale, Tensor? v_scale, Tensor blocks, "
+      "Tensor rotary) -> ()");
+  m.def(
+      "gather_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? k_scale, Tensor(d!)? v_scale, Tensor source, "
+      "Tensor indices, Tensor destination) -> ()");
+  m.def(
+      "attention_mass(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? k_scale, Tensor? v_scale, "
+      "Tensor block_tables, Tensor query_start, Tensor seq_lens, float scale, Tensor first, Tensor sources, "
+      "Tensor rows, Tensor(a!) mass) -> ()");
+  m.def(
       "adjust_logits(Tensor(a!) logits, Tensor repetition, Tensor presence, Tensor frequency, Tensor history, "
       "Tensor history_start, Tensor output_start, Tensor bias_ids, Tensor bias_values, Tensor bias_start) -> ()");
   m.def(
@@ -125,4 +135,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "Tensor(d!) top_logprobs) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) { implement_ops<Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) {
+  implement_ops<Cpu>(m);
+  implement_pruning_ops<Cpu>(m);
+}

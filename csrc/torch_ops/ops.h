@@ -15,6 +15,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "torch_ops/kv.h"
+#include "torch_ops/kv_pruning.h"
 #include "torch_ops/layers.h"
 #include "torch_ops/sampling.h"
 
@@ -41,6 +42,14 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("adjust_logits", TORCH_BOX(&Sampling::adjust_logits));
   m.impl("sample", TORCH_BOX(&Sampling::sample));
   m.impl("token_logprobs", TORCH_BOX(&Sampling::token_logprobs));
+}
+
+template <class Backend>
+void implement_pruning_ops(torch::stable::detail::StableLibrary& m) {
+  using Pruning = KvPruningOps<Backend>;
+  m.impl("rotate_keys", TORCH_BOX(&Pruning::rotate_keys));
+  m.impl("gather_kv", TORCH_BOX(&Pruning::gather_kv));
+  m.impl("attention_mass", TORCH_BOX(&Pruning::attention_mass));
 }
 
 }  // namespace pybatch

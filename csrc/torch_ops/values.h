@@ -113,6 +113,76 @@ struct AttentionBatch {
   }
 };
 
+// Blocks of a cache; distinct: each may occur once only.
+template <class T>
+struct Blocks {
+  const char* name;
+  const T* blocks;
+  int64_t count, num_blocks;
+  bool distinct;
+
+  bool operator==(const Blocks&) const = default;
+  void operator()() const {
+    for (int64_t i = 0; i < count; ++i) {
+      EXPECT(blocks[i] >= 0 && blocks[i] < num_blocks, name, ": expected blocks in [0, ", num_blocks, "), got ",
+             blocks[i], " at ", i);
+    }
+    if (!distinct) return;
+    std::vector<T> sorted(blocks, blocks + count);
+    std::sort(sorted.begin(), sorted.end());
+    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+    EXPECT(twice == sorted.end(), name, ": expected each block once, got ", *twice, " twice");
+  }
+};
+
+// Tokens that are copied in parallel from one block table to another.
+struct Gathering {
+  const int32_t *source, *destination, *indices;
+  int64_t source_count, destination_count, count, num_blocks, block_size;
+
+  bool operator==(const Gathering&) const = default;
+  void operator()() const {
+    Blocks<int32_t>{"source", source, source_count, num_blocks, false}();
+    Blocks<int32_t>{"destination", destination, destination_count, num_blocks, true}();
+    for (int64_t i = 0; i < destination_count; ++i) {
+      EXPECT(std::find(source, source + source_count, destination[i]) == source + source_count,
+             "destination: expected blocks that are not in source, got ", destination[i]);
+    }
+    const int64_t tokens = source_count * block_size;
+    for (int64_t i = 0; i < count; ++i) {
+      EXPECT(indices[i] >= 0 && indices[i] < tokens, "indices: expected tokens in [0, ", tokens, "), got ", indices[i],
+             " at ", i);
+    }
+  }
+};
+
+// Rows of sums that attention_mass reads and writes; members as in AttentionMassParams.
+struct MassRows {
+  const int32_t *query_start, *seq_lens, *first, *sources, *rows;
+  int64_t sequences, count, capacity;
+
+  bool operator==(const MassRows&) const = default;
+  void operator()() const {
+    std::vector<bool> written(static_cast<size_t>(count));
+    for (int64_t s = 0; s < sequences; ++s) {
+      EXPECT(first[s] >= query_start[s] && first[s] <= query_start[s + 1], "first: expected a row of sequence ", s,
+             " or the one behind, ", query_start[s], " to ", query_start[s + 1], ", got ", first[s]);
+      if (first[s] == query_start[s + 1]) continue;
+      EXPECT(seq_lens[s] <= capacity, "mass: expected room for the ", seq_lens[s], " tokens of sequence ", s, ", got ",
+             capacity);
+      EXPECT(rows[s] >= 0 && rows[s] < count, "rows: expected in [0, ", count, "), got ", rows[s], " at ", s);
+      EXPECT(!written[static_cast<size_t>(rows[s])], "rows: expected each row once, got ", rows[s], " twice");
+      written[static_cast<size_t>(rows[s])] = true;
+    }
+    for (int64_t s = 0; s < sequences; ++s) {
+      if (first[s] == query_start[s + 1] || sources[s] < 0) continue;
+      EXPECT(sources[s] < count, "sources: expected below ", count, ", got ", sources[s], " at ", s);
+      EXPECT(!written[static_cast<size_t>(sources[s])], "sources: expected rows that are not written, got ", sources[s],
+             " at ", s);
+    }
+  }
+};
+
 struct SamplingSettings {
   const float *temperature, *top_p, *min_p;
   int64_t rows;

@@ -166,6 +166,36 @@ class Calls:
             "out": self.rows(tokens, heads * depth),
         }
 
+    def rotate_keys(self) -> Arguments:
+        cache = self.cache()
+        blocks, _, depth, _ = cache["k_cache"].shape
+        chosen = torch.randperm(blocks)[: self.r.randint(0, 3)]
+        return {**cache, "blocks": chosen, "rotary": torch.randn(len(chosen), self.r.choice((0, 2, depth // 2, depth)))}
+
+    def gather_kv(self) -> Arguments:
+        cache = self.cache()
+        blocks, heads, _, block_size = cache["k_cache"].shape
+        order = torch.randperm(blocks, dtype=torch.int32)
+        source, free = order[: blocks // 2], order[blocks // 2 :]
+        kept = self.r.randint(0, block_size * min(len(source), len(free)))
+        indices = torch.randint(max(1, len(source) * block_size), (heads, kept), dtype=torch.int32)
+        return {**cache, "source": source, "indices": indices, "destination": free[: -(-kept // block_size)]}
+
+    def attention_mass(self) -> Arguments:
+        batch = self.paged_attention()
+        for name in ("window", "soft_cap", "sinks", "out"):
+            del batch[name]
+        starts = batch["query_start"].tolist()
+        count = len(starts) - 1
+        longest = int(max([0, *batch["seq_lens"].tolist()]))
+        return {
+            **batch,
+            "first": torch.tensor([self.r.randint(*pair) for pair in pairwise(starts)], dtype=torch.int32),
+            "sources": torch.tensor([self.r.choice((-1, count + s)) for s in range(count)], dtype=torch.int32),
+            "rows": torch.randperm(count, dtype=torch.int32),
+            "mass": torch.rand(2 * count, batch["k_cache"].shape[1], -(-longest // 16) * 16),
+        }
+
     def pool(self, blocks: int, width: int) -> Tensor:
         return torch.randint(256, (blocks, width), dtype=torch.uint8)
 

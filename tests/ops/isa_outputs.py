@@ -68,6 +68,19 @@ def attention() -> Iterator[tuple[str, Tensor]]:
                 caches, scales = [(x * 30).to(dtype) for x in (k, v)], {"k_scale": scale, "v_scale": scale.flip(0)}
             out = ops.paged_attention(q, *caches, tables, starts, lengths, depth**-0.5, **scales)
             yield f"attention-{dtype}-{depth}", out
+            rows, mass = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(2, 2, 608)
+            batch = (tables, starts, lengths, depth**-0.5)
+            ops.attention_mass(
+                q,
+                *caches,
+                *(scales.values() or (None, None)),
+                *batch,
+                first=starts[:2],
+                sources=rows - 2,
+                rows=rows,
+                mass=mass,
+            )
+            yield f"mass-{dtype}-{depth}", mass
 
 
 def sampling() -> Iterator[tuple[str, Tensor]]:

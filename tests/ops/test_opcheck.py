@@ -113,6 +113,27 @@ def paged_attention(int8: bool) -> Arguments:
     }
 
 
+def rotate_keys(int8: bool) -> Arguments:
+    return {**kv_cache(int8), "blocks": integers(3, 0), "rotary": normal(2, 16)}
+
+
+def gather_kv(int8: bool) -> Arguments:
+    source, destination = torch.tensor([[0, 2], [3, 1]], dtype=torch.int32)
+    indices = torch.arange(32, dtype=torch.int32).view(2, 16) // 2
+    return {**kv_cache(int8), "source": source, "indices": indices, "destination": destination}
+
+
+def attention_mass(int8: bool) -> Arguments:
+    given = paged_attention(int8)
+    return {
+        **{name: given[name] for name in parameters("attention_mass") if name in given},
+        "first": torch.tensor([0, 3], dtype=torch.int32),
+        "sources": torch.tensor([2, -1], dtype=torch.int32),
+        "rows": torch.tensor([0, 1], dtype=torch.int32),
+        "mass": torch.ones(3, 2, 16),
+    }
+
+
 def pool(blocks: int) -> Tensor:
     return torch.arange(blocks * 32, dtype=torch.uint8).view(blocks, 32)
 
@@ -176,6 +197,9 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "copy_blocks": [lambda: {"pool": pool(5), "pairs": torch.tensor([[0, 1], [0, 2]])}],
     "swap_blocks": [lambda: {"src": pool(5), "dst": pool(3), "pairs": torch.tensor([[4, 0], [1, 2]])}],
     "paged_attention": [lambda: paged_attention(False), lambda: paged_attention(True)],
+    "rotate_keys": [lambda: rotate_keys(False), lambda: rotate_keys(True)],
+    "gather_kv": [lambda: gather_kv(False), lambda: gather_kv(True)],
+    "attention_mass": [lambda: attention_mass(False), lambda: attention_mass(True)],
     "adjust_logits": [adjust_logits],
     "sample": [sample],
     "token_logprobs": [token_logprobs],
@@ -266,7 +290,9 @@ def test_a_storage_that_has_been_cut_is_an_error_that_names_the_argument(
 # More columns of these are no mistake.
 FREE = {
     ("adjust_logits", "logits"),
+    ("attention_mass", "block_tables"),
     ("copy_blocks", "pool"),
+    ("gather_kv", "source"),
     ("paged_attention", "block_tables"),
     ("sample", "logits"),
     ("token_logprobs", "logits"),
@@ -328,6 +354,10 @@ def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[
         ("paged_attention", "seq_lens", torch.tensor([3, 17], dtype=torch.int32), "block_tables: expected at least 3"),
         ("paged_attention", "seq_lens", torch.tensor([2, 10], dtype=torch.int32), "seq_lens: expected at least the 3"),
         ("paged_attention", "query_start", torch.tensor([0, 3, 5], dtype=torch.int32), "query_start: expected to"),
+        ("rotate_keys", "blocks", integers(0, 5), r"blocks: expected blocks in \[0, 5\), got 5 at 1"),
+        ("rotate_keys", "blocks", integers(2, 2), "blocks: expected each block once, got 2 twice"),
+        ("rotate_keys", "rotary", normal(2, 18), "rotary: expected an even width of at most the head dimension 16"),
+        ("attention_mass", "scale", 1e39, "scale: expected a finite number"),
         ("adjust_logits", "history", integers(1, 2, 20, 3, 0), r"history: expected ids in \[0, 20\), got 20 at 2"),
         ("adjust_logits", "history_start", integers(0, 6, 5), "history_start: expected ascending"),
         ("adjust_logits", "output_start", integers(4, 5), "output_start: expected within the history of row 0"),
@@ -362,7 +392,7 @@ def test_a_number_beyond_its_type_is_an_error(name: str, argument: str, value: A
         call(name, EXAMPLES[name][0]() | {argument: value})
 
 
-@pytest.mark.parametrize("name", ["rope_kv_write", "paged_attention"])
+@pytest.mark.parametrize("name", ["rope_kv_write", "paged_attention", "rotate_keys", "gather_kv", "attention_mass"])
 def test_a_cache_without_heads_is_an_error(name: str) -> None:
     """It was a division by zero."""
     without = {key: torch.empty(5, 0, *EXAMPLES[name][0]()[key].shape[2:]) for key in ("k_cache", "v_cache")}
