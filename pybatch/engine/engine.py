@@ -224,6 +224,8 @@ class Engine:
         if not chunks:
             time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
             return
+        if copies := self._scheduler.take_copies():
+            self._kv_cache.copy_blocks(copies)
         scheduled = time.perf_counter()
         computed = self._computer.compute(chunks, self._scheduler.unwritten_blocks)
         self._update(computed)

@@ -130,6 +130,7 @@ class Scheduler:
         self._queued = 0  # the last number given to a sequence that came
         self._joined = 0  # and to one that joined
         self._refusal: Refusal | None = None
+        self._copies: list[tuple[int, int]] = []
 
     @property
     def running(self) -> list[Sequence]:
@@ -144,8 +145,10 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """Returns the next step. The caller computes the chunks and adds their num_tokens to num_computed."""
+        """Returns the next step. The caller does what take_copies() says, computes the chunks and adds their num_tokens
+        to num_computed."""
         self.at = None
+        self._pool.settle()
         step = Step()
         preempted = self._grow_decodes()
         worst = max(self._priorities, default=-math.inf) if preempted is None else preempted
@@ -161,9 +164,15 @@ class Scheduler:
             self._admission.joined(step.newcomers, full=step.full)
         return decodes + step.chunks
 
+    def take_copies(self) -> list[tuple[int, int]]:
+        """The (source, destination) pairs of the blocks to copy before the step is computed."""
+        copies, self._copies = self._copies, []
+        self._pool.release([source for source, _ in copies])
+        return copies
+
     def _grow_decodes(self) -> int | None:
         """Gives those that decode the blocks that they need. Returns the best priority that was preempted for it."""
-        for sequence in [s for s in self._prefills if s.num_pending == 1 and s.request.forked]:
+        for sequence in [s for s in self._prefills if s.num_pending == 1 and s.request.forked and s.num_output]:
             del self._prefills[sequence]
             self._start_decoding(sequence)
             if sequence is self._short:
@@ -289,7 +298,8 @@ class Scheduler:
             return False
         free = self._pool.num_free
         cached: list[int] = []
-        if self._prefix_caching and (sequence.request.params.prompt_logprobs is None):
+        shares = self._prefix_caching and sequence.request.params.prompt_logprobs is None
+        if shares:
             # The last token is always computed: its logits are wanted.
             full = (len(sequence.tokens) - 1) // self._block_size
             sequence.make_keys(full, self._block_size)
@@ -310,6 +320,8 @@ class Scheduler:
         if not (passing or self.waiting.num_returning):  # it was the first in the queue
             self._pool.await_none()
         sequence.num_registered = len(cached)
+        if shares and sequence is not self._short:  # which may lack the block for what would be left to compute
+            self._copy_beginning(sequence)
         self._prefills[sequence] = None
         self._start_running(sequence)
         metrics = sequence.request.metrics
@@ -317,6 +329,17 @@ class Scheduler:
             metrics.first_scheduled_time = self._clock()
             metrics.num_cached_tokens = sequence.num_computed
         return True
+
+    def _copy_beginning(self, sequence: Sequence) -> None:
+        """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
+        full = sequence.num_computed // self._block_size
+        last = min((full + 1) * self._block_size, len(sequence.tokens) - 1)
+        wanted = sequence.tokens[sequence.num_computed : last]
+        source, shared = self._pool.begins_like(sequence.keys[full - 1] if full else None, wanted.tobytes())
+        if shared >= wanted.itemsize:
+            self._pool.share(source)  # until it has been copied
+            self._copies.append((source, sequence.blocks[full]))
+            sequence.num_computed += shared // wanted.itemsize
 
     def _make_room(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
         """Lets a waiting sequence join in the place of running ones of worse priorities, if that gives it room."""
@@ -416,6 +439,8 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever its state."""
         if sequence.status is Status.RUNNING:
+            if sequence.request.error is None:
+                self._register_begun(sequence, sequence.num_computed)
             self._stop_running(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
             self.waiting.remove(sequence)
@@ -471,6 +496,17 @@ class Scheduler:
             for i in range(sequence.num_registered, full):
                 self._pool.register(sequence.blocks[i], sequence.keys[i])
             sequence.num_registered = full
+        self._register_begun(sequence, end)
+
+    def _register_begun(self, sequence: Sequence, end: int) -> None:
+        """Tells the prefix cache what the block begins with that is not full once the tokens before `end` are
+        computed."""
+        full = end // self._block_size
+        begun = sequence.tokens[full * self._block_size : end]
+        if self._prefix_caching and begun:
+            sequence.make_keys(full, self._block_size)
+            key = BlockKey.begun(sequence.keys[full - 1] if full else None, begun.tobytes())
+            self._pool.register_begun(sequence.blocks[full], key)
 
     def _start_running(self, sequence: Sequence) -> None:
         sequence.status = Status.RUNNING
@@ -501,6 +537,9 @@ class Scheduler:
         return min(self.running, key=lambda s: (-s.priority, s.num_computed, -s.joined))
 
     def _preempt(self, victim: Sequence) -> None:
+        at, self.at = self.at, victim
+        self._register_begun(victim, victim.num_computed)
+        self.at = at
         self._stop_running(victim)
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
