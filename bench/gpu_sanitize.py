@@ -85,6 +85,10 @@ def sampling() -> None:
     ops.adjust_logits(logits, each(1.1), each(0.5), each(0.5), ids, starts, starts[:-1], ids, ids.float(), starts)
     seeds = each(7, torch.int64)
     tokens = ops.sample(logits, each(0.8), each(50, torch.int64), each(0.9), each(0.01), seeds, seeds)
+    masks = torch.randint(-(2**31), 2**31, (2, 157), dtype=torch.int32, device="cuda")
+    rows_of_masks = torch.tensor([1, -1, 0], device="cuda")
+    settings = each(0.8), each(50, torch.int64), each(0.9), each(0.01), seeds, seeds
+    ops.sample(logits, *settings, masks=masks, mask_rows=rows_of_masks)
     ops.token_logprobs(logits, tokens, 5)
 
 

@@ -369,6 +369,18 @@ def sampling(model: Model, rows: int) -> Iterator[Case]:
             if temperature == 0
             else {"softmax": lambda i: lambda: torch.softmax(logits[i][0], 1)},
         )
+    json = torch.zeros(rows, -(-model.vocab // 32), dtype=torch.int32)  # a grammar allows few tokens, or nearly all
+    json[:, ::50] = 0x00010010
+    text = torch.full_like(json, -1) - json
+    for label, masks in {"few allowed": json, "most allowed": text}.items():
+        columns = (torch.zeros(rows), torch.zeros_like(index), torch.ones(rows), torch.zeros(rows), index, index)
+        yield Case(
+            f"sample greedy, {label} {model.name} {rows} rows",
+            lambda i, masks=masks, columns=columns: (
+                lambda: ops.sample(logits[i][0], *columns, masks=masks, mask_rows=index)
+            ),
+            size(first),
+        )
     yield Case(
         f"token_logprobs top 5 {model.name} {rows} rows",
         lambda i: lambda: ops.token_logprobs(logits[i][0], index, 5)[3],

@@ -13,6 +13,7 @@ from pybatch.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pybatch.api.async_llm import AsyncLLM, AsyncLLMEngine
+    from pybatch.api.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from pybatch.api.engine_args import AsyncEngineArgs, EngineArgs
     from pybatch.api.inputs import TextPrompt, TokensPrompt
     from pybatch.api.llm import LLM, generate
@@ -26,6 +27,9 @@ __all__ = [
     "AsyncEngineArgs",
     "AsyncLLM",
     "AsyncLLMEngine",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "Continuous",
     "Dynamic",
@@ -50,6 +54,9 @@ __getattr__, __dir__ = lazy_names(
         "AsyncEngineArgs": "pybatch.api.engine_args",
         "AsyncLLM": "pybatch.api.async_llm",
         "AsyncLLMEngine": "pybatch.api.async_llm",
+        "BeamSearchOutput": "pybatch.api.beam_search",
+        "BeamSearchParams": "pybatch.api.beam_search",
+        "BeamSearchSequence": "pybatch.api.beam_search",
         "CompletionOutput": "pybatch.engine.outputs",
         "Continuous": "pybatch.engine.scheduling.policies",
         "Dynamic": "pybatch.engine.scheduling.policies",

@@ -460,16 +460,27 @@ def adjust_logits(
 
 
 def sample(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    masks: Tensor | None = None,
+    mask_rows: Tensor | None = None,
 ) -> Tensor:
-    """One token id per row, [R] int64; -1 where its logit is not finite.
+    """One token id per row, [R] int64; -1 where its logit is not finite, or the row's mask allows no token.
 
     logits: [R, vocab] float32; temperature: [R] float32, 0: the largest logit, lowest id first; top_k: [R] int64, 0 or
     less: all; top_p: [R] float32 in (0, 1]; min_p: [R] float32 in [0, 1]; seeds, positions: [R] int64, key and counter
     of the Philox4x32-10 generator (Salmon et al. 2011), so that a draw depends on them and the row alone.
+    masks: [M, ceil(vocab / 32)] int32, of which bit i % 32 of word i / 32 says whether token i may be drawn; any other
+    counts as one of logit -inf. mask_rows: [R] int64, which mask is the row's, negative: none.
     """
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
-    _ops.sample.default(logits, temperature, top_k, top_p, min_p, seeds, positions, out)
+    _ops.sample.default(logits, temperature, top_k, top_p, min_p, seeds, positions, masks, mask_rows, out)
     return out
 
 

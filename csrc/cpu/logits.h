@@ -1,6 +1,6 @@
 // Passes over one row of logits: the largest, the k largest, the fewest that hold a given mass. Tokens are in order of
 // their logits, the larger first, and then of their ids, the lower first. NaN counts as -inf, +inf as the largest
-// float.
+// float. A token that a row's mask forbids counts as one of logit -inf.
 #pragma once
 
 #include "cpu/vec.h"
@@ -9,15 +9,31 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
 constexpr float kNever = -__builtin_inff();  // the logit of an impossible token
 
-// The first n <= 16 logits at p; the lanes from n on are -inf.
-PYBATCH_INLINE F32x16 load_logits(const float* p, int64_t n) {
-  F32x16 x = min(max(load_first(p, n), broadcast(kNever)), broadcast(__FLT_MAX__));  // max(NaN, y) is y
-  return n >= kLanes ? x : select_first(n, x, broadcast(kNever));
-}
+struct LogitRow {
+  const float* logits;
+  int64_t vocab;
+  const uint32_t* mask = nullptr;  // bit i % 32 of word i / 32: token i is allowed; null: all are
 
-PYBATCH_INLINE float largest_logit(const float* logits, int64_t vocab) {
+  PYBATCH_INLINE bool allows(int64_t id) const { return mask == nullptr || (mask[id / 32] >> (id % 32) & 1) != 0; }
+
+  PYBATCH_INLINE float at(int64_t id) const {
+    const float x = allows(id) ? logits[id] : kNever;
+    return x > kNever ? (x < __FLT_MAX__ ? x : __FLT_MAX__) : kNever;
+  }
+
+  // The logits of tokens i .. i + 15, i a multiple of 16; past the vocabulary they are -inf.
+  PYBATCH_INLINE F32x16 load(int64_t i) const {
+    uint32_t lanes = mask == nullptr ? 0xffff : mask[i / 32] >> (i % 32) & 0xffff;
+    if (lanes == 0) return broadcast(kNever);
+    if (vocab - i < kLanes) lanes &= (1u << (vocab - i)) - 1;
+    const F32x16 x = max(load_first(logits + i, vocab - i), broadcast(kNever));  // max(NaN, y) is y
+    return min(lanes == 0xffff ? x : select_lanes(lanes, x, broadcast(kNever)), broadcast(__FLT_MAX__));
+  }
+};
+
+PYBATCH_INLINE float largest_logit(const LogitRow& row) {
   F32x16 largest = broadcast(kNever);
-  for (int64_t i = 0; i < vocab; i += kLanes) largest = max(largest, load_logits(logits + i, vocab - i));
+  for (int64_t i = 0; i < row.vocab; i += kLanes) largest = max(largest, row.load(i));
   return reduce_max(largest);
 }
 
@@ -29,13 +45,13 @@ PYBATCH_INLINE F32x16 softmax_weights(F32x16 x, float largest, float temperature
 
 constexpr int64_t kMassBlock = 512;  // tokens whose weights are summed in fp32; beyond, the sum is fp64
 
-PYBATCH_INLINE double total_weight(const float* logits, int64_t vocab, float largest, float temperature) {
+PYBATCH_INLINE double total_weight(const LogitRow& row, float largest, float temperature) {
   double total = 0;
-  for (int64_t begin = 0; begin < vocab; begin += kMassBlock) {
-    int64_t end = begin + kMassBlock < vocab ? begin + kMassBlock : vocab;
+  for (int64_t begin = 0; begin < row.vocab; begin += kMassBlock) {
+    int64_t end = begin + kMassBlock < row.vocab ? begin + kMassBlock : row.vocab;
     F32x16 sum = zeros();
     for (int64_t i = begin; i < end; i += kLanes) {
-      sum = sum + softmax_weights(load_logits(logits + i, end - i), largest, temperature);
+      sum = sum + softmax_weights(row.load(i), largest, temperature);
     }
     total += static_cast<double>(reduce_add(sum));
   }
@@ -110,12 +126,12 @@ constexpr int64_t candidate_capacity(int64_t k, int64_t vocab) {
 
 // The tokens whose logit is at least `limit`, each with weight 1, or the k earliest of them if there are more. Returns
 // how many; only when exactly k were selected is the last of them sure to be the latest.
-inline int64_t collect(const float* logits, int64_t vocab, float limit, int64_t k, Candidate* items) {
-  const int64_t capacity = candidate_capacity(k, vocab);
+inline int64_t collect(const LogitRow& row, float limit, int64_t k, Candidate* items) {
+  const int64_t capacity = candidate_capacity(k, row.vocab);
   int64_t count = 0;
-  for (int64_t i = 0; i < vocab; i += kLanes) {
-    int64_t n = vocab - i;
-    F32x16 x = load_logits(logits + i, n);
+  for (int64_t i = 0; i < row.vocab; i += kLanes) {
+    int64_t n = row.vocab - i;
+    F32x16 x = row.load(i);
     uint32_t lanes = lanes_at_least(x, broadcast(limit));
     if (n < kLanes) lanes &= (1u << n) - 1;
     if (lanes == 0) continue;

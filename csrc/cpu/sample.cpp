@@ -25,29 +25,29 @@ double uniform(uint64_t seed, uint64_t position) {
 
 // A row's softmax after the cuts, each of which keeps a prefix of the tokens' order.
 struct Distribution {
-  const float* logits;
-  int64_t vocab;
+  LogitRow row;
   float largest, temperature;
   Place last;        // the last token that top_k and top_p keep
   float min_weight;  // the least weight that min_p keeps
 
-  PYBATCH_INLINE F32x16 weights(int64_t i, int64_t end) const {
-    F32x16 x = load_logits(logits + i, end - i), limit = limit_at(last, i);
+  PYBATCH_INLINE F32x16 weights(int64_t i) const {
+    F32x16 x = row.load(i), limit = limit_at(last, i);
     if (lanes_at_least(x, limit) == 0) return zeros();
     F32x16 w = zero_where_below(x, limit, softmax_weights(x, largest, temperature));
     return zero_where_below(w, broadcast(min_weight), w);
   }
 };
 
-int64_t first_at_least(const float* logits, int64_t vocab, float limit) {
-  for (int64_t i = 0; i < vocab; i += kLanes) {
-    uint32_t lanes = lanes_at_least(load_logits(logits + i, vocab - i), broadcast(limit));
+int64_t first_at_least(const LogitRow& row, float limit) {
+  for (int64_t i = 0; i < row.vocab; i += kLanes) {
+    uint32_t lanes = lanes_at_least(row.load(i), broadcast(limit));
     if (lanes != 0) return i + __builtin_ctz(lanes);
   }
   return 0;
 }
 
-Place last_kept(const float* logits, int64_t vocab, float largest, float temperature, int64_t top_k, float top_p) {
+Place last_kept(const LogitRow& row, float largest, float temperature, int64_t top_k, float top_p) {
+  const int64_t vocab = row.vocab;
   const bool by_count = top_k > 0 && top_k < vocab;
   const int64_t k = by_count ? top_k : vocab;
   double mass = 0;
@@ -56,13 +56,13 @@ Place last_kept(const float* logits, int64_t vocab, float largest, float tempera
     if (top_p >= 1) return {kNever, vocab};
     // Tokens below (1 - top_p) / vocab of the mass hold less than 1 - top_p together, so top_p keeps none of them. The
     // half is a margin for rounding.
-    mass = total_weight(logits, vocab, largest, temperature);
+    mass = total_weight(row, largest, temperature);
     double least = 0.5 * (1.0 - static_cast<double>(top_p)) * mass / static_cast<double>(vocab);
     limit = static_cast<float>(static_cast<double>(largest) + static_cast<double>(temperature) * __builtin_log(least));
   }
   int64_t bytes = candidate_capacity(k, vocab) * static_cast<int64_t>(sizeof(Candidate));
   auto* items = static_cast<Candidate*>(thread_scratch(0, bytes));
-  int64_t count = collect(logits, vocab, limit, k, items);
+  int64_t count = collect(row, limit, k, items);
   if (top_p < 1) {
     double sum = 0;
     for (int64_t i = 0; i < count; i += kLanes) {
@@ -80,13 +80,13 @@ Place last_kept(const float* logits, int64_t vocab, float largest, float tempera
 // The token at which the running sum of weights, in id order, passes u of the total. Sums of blocks find the block,
 // whose weights are then computed again.
 int64_t draw(const Distribution& distribution, double u) {
-  const int64_t vocab = distribution.vocab, blocks = (vocab + kMassBlock - 1) / kMassBlock;
+  const int64_t vocab = distribution.row.vocab, blocks = (vocab + kMassBlock - 1) / kMassBlock;
   auto* mass = static_cast<double*>(thread_scratch(1, blocks * static_cast<int64_t>(sizeof(double))));
   double total = 0;
   for (int64_t b = 0; b < blocks; ++b) {
     int64_t end = (b + 1) * kMassBlock < vocab ? (b + 1) * kMassBlock : vocab;
     F32x16 sum = zeros();
-    for (int64_t i = b * kMassBlock; i < end; i += kLanes) sum = sum + distribution.weights(i, end);
+    for (int64_t i = b * kMassBlock; i < end; i += kLanes) sum = sum + distribution.weights(i);
     total += mass[b] = static_cast<double>(reduce_add(sum));
   }
   // Rounding may leave the sum just short of the target: then the last token with any weight is taken.
@@ -102,7 +102,7 @@ int64_t draw(const Distribution& distribution, double u) {
   int64_t token = 0, end = (block + 1) * kMassBlock < vocab ? (block + 1) * kMassBlock : vocab;
   for (int64_t i = block * kMassBlock; i < end; i += kLanes) {
     float w[kLanes];
-    store(w, distribution.weights(i, end));
+    store(w, distribution.weights(i));
     for (int64_t j = 0; j < kLanes; ++j) {
       if (w[j] == 0) continue;
       token = i + j;
@@ -113,23 +113,27 @@ int64_t draw(const Distribution& distribution, double u) {
   return token;
 }
 
-int64_t sample_row(const SampleParams& p, int64_t row) {
-  const float* logits = p.logits + row * p.row_stride;
-  const float temperature = p.temperature[row], largest = largest_logit(logits, p.vocab);
-  if (temperature == 0 || largest == kNever) return first_at_least(logits, p.vocab, largest);
-  Place last = last_kept(logits, p.vocab, largest, temperature, p.top_k[row], p.top_p[row]);
-  return draw({logits, p.vocab, largest, temperature, last, p.min_p[row]},
-              uniform(static_cast<uint64_t>(p.seeds[row]), static_cast<uint64_t>(p.positions[row])));
+// -1 where no token can be drawn.
+int64_t sample_row(const SampleParams& p, int64_t r) {
+  LogitRow row{p.logits + r * p.row_stride, p.vocab};
+  if (p.masks != nullptr && p.mask_rows[r] >= 0) row.mask = p.masks + p.mask_rows[r] * ((p.vocab + 31) / 32);
+  const float temperature = p.temperature[r], largest = largest_logit(row);
+  int64_t token = 0;
+  if (temperature == 0 || largest == kNever) {
+    token = first_at_least(row, largest);
+  } else {
+    Place last = last_kept(row, largest, temperature, p.top_k[r], p.top_p[r]);
+    token = draw({row, largest, temperature, last, p.min_p[r]},
+                 uniform(static_cast<uint64_t>(p.seeds[r]), static_cast<uint64_t>(p.positions[r])));
+  }
+  return row.allows(token) && __builtin_isfinite(row.logits[token]) ? token : -1;
 }
 
 }  // namespace
 
 void sample(const SampleParams& p) {
   parallel_for(p.rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t token = sample_row(p, row);
-      p.out[row] = __builtin_isfinite(p.logits[row * p.row_stride + token]) ? token : -1;
-    }
+    for (int64_t row = begin; row < end; ++row) p.out[row] = sample_row(p, row);
   });
 }
 

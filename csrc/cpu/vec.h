@@ -127,6 +127,11 @@ PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) {  // lanes be
   return {_mm512_mask_mov_ps(b.v, first_lanes(n), a.v)};
 }
 
+PYBATCH_INLINE F32x16 select_lanes(uint32_t lanes, F32x16 a,
+                                   F32x16 b) {  // lane i from a where bit i is set, else from b
+  return {_mm512_mask_mov_ps(b.v, static_cast<__mmask16>(lanes), a.v)};
+}
+
 PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {  // 0 in lanes where x < limit
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLT_UQ), a.v)};
 }
@@ -214,6 +219,15 @@ PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) {
   __m256i lo = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
   __m256i hi = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n) - 8), lane);
   return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(lo)), _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(hi))};
+}
+
+PYBATCH_INLINE F32x16 select_lanes(uint32_t lanes, F32x16 a, F32x16 b) {
+  auto select = [](uint32_t set, __m256 x, __m256 y) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i mine = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(set)), bit);
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(mine, bit)));
+  };
+  return {select(lanes, a.lo, b.lo), select(lanes >> 8, a.hi, b.hi)};
 }
 
 PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
@@ -313,6 +327,9 @@ __attribute__((noinline)) void store(T* p, F32x16 a) {
   for (int i = 0; i < kLanes; ++i) from_float(p + i, a[i]);
 }
 PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) { PYBATCH_LANEWISE(i < n ? a[i] : b[i]); }
+PYBATCH_INLINE F32x16 select_lanes(uint32_t lanes, F32x16 a, F32x16 b) {
+  PYBATCH_LANEWISE((lanes >> i & 1) != 0 ? a[i] : b[i]);
+}
 PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
   PYBATCH_LANEWISE(x[i] < limit[i] ? 0.0f : a[i]);
 }

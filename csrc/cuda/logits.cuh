@@ -1,6 +1,6 @@
 // One block's passes over a row of logits: sums that do not depend on order, and the place in the order of tokens at
 // which a sum is reached. Tokens are in order of their logits, the larger first, then of their ids, the lower first.
-// NaN counts as -inf, +inf as the largest float.
+// NaN counts as -inf, +inf as the largest float, and a token that a row's mask forbids as one of logit -inf.
 #pragma once
 
 #include <cfloat>
@@ -21,8 +21,14 @@ inline int logit_threads(int64_t vocab) {
 struct LogitRow {
   const float* logits;
   int64_t vocab;
+  const uint32_t* mask = nullptr;  // bit i % 32 of word i / 32: token i is allowed; null: all are
 
-  __device__ __forceinline__ float at(int64_t id) const { return fminf(fmaxf(logits[id], -INFINITY), FLT_MAX); }
+  __device__ __forceinline__ bool allows(int64_t id) const {
+    return mask == nullptr || (mask[id / 32] >> (id % 32) & 1) != 0;
+  }
+  __device__ __forceinline__ float at(int64_t id) const {
+    return allows(id) ? fminf(fmaxf(logits[id], -INFINITY), FLT_MAX) : -INFINITY;
+  }
 
   // Calls f(id) on the ids that this thread takes.
   template <class F>

@@ -77,7 +77,8 @@ __device__ __forceinline__ int64_t token_above(int64_t vocab, uint64_t target, c
 __global__ void __launch_bounds__(kMaxLogitThreads) sample_kernel(SampleParams p) {
   uint64_t* scratch = dynamic_shared<uint64_t>();
   const int64_t r = blockIdx.x;
-  const LogitRow row = {p.logits + r * p.row_stride, p.vocab};
+  LogitRow row = {p.logits + r * p.row_stride, p.vocab};
+  if (p.masks != nullptr && p.mask_rows[r] >= 0) row.mask = p.masks + p.mask_rows[r] * ceil_div(p.vocab, 32);
   const uint64_t first = largest_key(row, ~uint64_t{0}, scratch);
   const float largest = logit_of(first), temperature = p.temperature[r], min_p = p.min_p[r];
   int64_t token = id_of(first);
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kMaxLogitThreads) sample_kernel(SampleParams p
     const auto target = static_cast<uint64_t>(u * static_cast<double>(mass));
     token = token_above(p.vocab, target < mass ? target : mass - 1, weight, scratch);
   }
-  if (threadIdx.x == 0) p.out[r] = isfinite(row.logits[token]) ? token : -1;
+  if (threadIdx.x == 0) p.out[r] = row.allows(token) && isfinite(row.logits[token]) ? token : -1;
 }
 
 }  // namespace

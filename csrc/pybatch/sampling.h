@@ -21,10 +21,11 @@ struct AdjustLogitsParams {
   const int64_t* bias_start;     // [rows + 1]
 };
 
-// sample: per row, temperature 0 takes the largest logit (lowest id on a tie). Else softmax(logits / temperature) cut
-// to the top_k largest, then to the smallest set of at least top_p mass, then to those of at least min_p times the
-// largest; ties go to the lower id; the token is where the running sum in id order passes u * mass. u is Philox4x32-10
-// (Salmon et al. 2011) keyed by seed at counter position.
+// sample: a row may have a mask, of which bit i % 32 of word i / 32 says whether token i may be drawn; any other counts
+// as one of logit -inf, and where the mask allows none the row gets -1. Per row, temperature 0 takes the largest logit
+// (lowest id on a tie). Else softmax(logits / temperature) cut to the top_k largest, then to the smallest set of at
+// least top_p mass, then to those of at least min_p times the largest; ties go to the lower id; the token is where the
+// running sum in id order passes u * mass. u is Philox4x32-10 (Salmon et al. 2011) keyed by seed at counter position.
 struct SampleParams {
   const float* logits;  // [rows, vocab]
   int64_t row_stride, rows, vocab;
@@ -34,6 +35,8 @@ struct SampleParams {
   const float* min_p;        // [rows], [0, 1]
   const int64_t* seeds;      // [rows]
   const int64_t* positions;  // [rows]
+  const uint32_t* masks;     // [masks, ceil(vocab / 32)], or null; bits past vocab are ignored
+  const int64_t* mask_rows;  // [rows], which mask is the row's, < 0: none; null like masks
   int64_t* out;              // [rows]
 };
 

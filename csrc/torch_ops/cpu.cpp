@@ -129,7 +129,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "Tensor history_start, Tensor output_start, Tensor bias_ids, Tensor bias_values, Tensor bias_start) -> ()");
   m.def(
       "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seeds, "
-      "Tensor positions, Tensor(a!) out) -> ()");
+      "Tensor positions, Tensor? masks, Tensor? mask_rows, Tensor(a!) out) -> ()");
   m.def(
       "token_logprobs(Tensor logits, Tensor tokens, Tensor(a!) logprob, Tensor(b!) rank, Tensor(c!) top_ids, "
       "Tensor(d!) top_logprobs) -> ()");

@@ -61,7 +61,8 @@ struct SamplingOps : Checks<Backend> {
   }
 
   static void sample(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
-                     const Tensor& min_p, const Tensor& seeds, const Tensor& positions, Tensor out) {
+                     const Tensor& min_p, const Tensor& seeds, const Tensor& positions, const OptionalTensor& masks,
+                     const OptionalTensor& mask_rows, Tensor out) {
     typename Backend::Scope scope(logits);
     auto p = params_of<SampleParams>(logits);
     check(temperature, "temperature", ScalarType::Float, {p.rows});
@@ -77,6 +78,14 @@ struct SamplingOps : Checks<Backend> {
     p.min_p = pointer<float>(min_p);
     p.seeds = pointer<int64_t>(seeds);
     p.positions = pointer<int64_t>(positions);
+    EXPECT(masks.has_value() == mask_rows.has_value(), "mask_rows: expected with masks, and only with them");
+    if (masks.has_value()) {
+      check(*masks, "masks", ScalarType::Int, {kAny, (p.vocab + 31) / 32});
+      check(*mask_rows, "mask_rows", ScalarType::Long, {p.rows});
+      p.masks = pointer<uint32_t>(*masks);
+      p.mask_rows = pointer<int64_t>(*mask_rows);
+      Backend::verify(MaskRows{p.mask_rows, p.rows, masks->size(0)}, {p.mask_rows});
+    }
     p.out = Base::template written<int64_t>(out);
     Backend::verify(SamplingSettings{p.temperature, p.top_p, p.min_p, p.rows}, {p.temperature, p.top_p, p.min_p});
     if (p.rows > 0) Backend::sample(p);

@@ -21,6 +21,18 @@ struct Ids {
   }
 };
 
+struct MaskRows {
+  const int64_t* rows;
+  int64_t count, limit;
+
+  bool operator==(const MaskRows&) const = default;
+  void operator()() const {
+    for (int64_t i = 0; i < count; ++i) {
+      EXPECT(rows[i] < limit, "mask_rows: expected below ", limit, " (the masks), got ", rows[i], " at ", i);
+    }
+  }
+};
+
 struct Slots {
   const int64_t* slots;
   int64_t count, limit;

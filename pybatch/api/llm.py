@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
+from pybatch.api.beam_search import BeamSearchOutput, BeamSearchParams
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, chat_options, size_of
 from pybatch.api.interrupts import deferred_interrupts
@@ -117,6 +118,25 @@ class LLM(ModelHandle):
         )
         conversations = [Conversation(each, options) for each in as_conversations(messages)]
         return self._collect(conversations, sampling_params, bool(use_tqdm), priority)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        params: BeamSearchParams,
+        lora_request: None = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The params.beam_width likeliest answers to each prompt, best first, as far as a beam search finds them.
+
+        As generate does with SamplingParams(use_beam_search=True, n=params.beam_width), whose rules hold: prompts and
+        requests of other threads run in the same batches. concurrency_limit: changes nothing here, since the engine
+        runs as many prompts at a time as it has room for.
+        """
+        refuse(lora_request=lora_request)
+        outputs = self.generate(prompts, params.sampling_params(), use_tqdm)
+        tokenizer = self.session.tokenizer
+        return [BeamSearchOutput.of(output, params, tokenizer) for output in outputs]
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes. Does nothing and returns False while a stream is under way."""

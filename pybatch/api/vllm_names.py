@@ -188,7 +188,6 @@ METHODS = frozenset(
     [
         "add_lora",
         "apply_model",
-        "beam_search",
         "classify",
         "collective_rpc",
         "embed",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pybatch.engine.beams import Candidates
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.step_inputs import logit_positions
@@ -27,6 +28,8 @@ class Computed:
     """Those that get a token: the next two are theirs."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    candidates: dict[Sequence, Candidates] = field(default_factory=dict)
+    """Of those that are beams."""
     prompt_logprobs: list[tuple[Request, list[TokenLogprobs]]] = field(default_factory=list)
     faults: list[tuple[Chunk, str]] = field(default_factory=list)
     """With the error's text: the error itself would keep its frames alive, and views of arrays that are to grow."""
@@ -39,6 +42,7 @@ class Computed:
         self.sequences += other.sequences
         self.tokens += other.tokens
         self.logprobs += other.logprobs
+        self.candidates |= other.candidates
         self.prompt_logprobs += other.prompt_logprobs
         self.faults += other.faults
         self.postponed += other.postponed
@@ -90,7 +94,8 @@ class StepComputer:
                 computed.prompt_logprobs.append((sequence.request, entries))
             row += len(positions)
             if chunk.complete:
-                samples = [sequence] if sequence.request.forked else sequence.request.sequences
+                request = sequence.request
+                samples = [sequence] if request.forked or request.beams else request.sequences
                 computed.sequences += samples
                 rows += [row - 1] * len(samples)
         if rows:
@@ -98,6 +103,7 @@ class StepComputer:
                 logits = logits[rows]
             sampled = self.sampler.sample(logits, computed.sequences)
             computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
+            computed.candidates = {computed.sequences[row]: each for row, each in sampled.candidates.items()}
         return computed
 
     def _prompt_logprobs(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> list[TokenLogprobs]:

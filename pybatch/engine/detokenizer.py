@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from pybatch.model.text.token_text import TextStream
 
@@ -48,6 +49,12 @@ class Detokenizer:
         self._finder = StopFinder(stops)
         self._tokens_before_stops = min_tokens
         self._floor = 0  # stop strings count from this character on
+
+    def branch(self) -> Detokenizer:
+        """Another that goes on from the same text."""
+        other = copy(self)
+        other._stream = self._stream.branch()
+        return other
 
     def add(self, ids: Sequence[int], *, last: bool, include_stop: bool) -> bool:
         """Takes the next ids. Returns True if a stop string ended the text, which is then cut there.

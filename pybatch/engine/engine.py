@@ -64,7 +64,9 @@ class Engine:
             vocab_size=decoder.config.vocab_size,
             max_model_len=self.max_model_len,
             seed=config.seed or 0,
-            pool=f"{self.num_kv_blocks} KV blocks of {config.block_size} tokens",
+            max_num_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
+            num_kv_blocks=self.num_kv_blocks,
+            block_size=config.block_size,
         )
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._requests: dict[str, Request] = {}
@@ -210,9 +212,13 @@ class Engine:
         )
         self._updater = TokenUpdater(self._scheduler, self._kv_cache, self.metrics, self._tokenizer, self._eos_ids)
         for request in self._requests.values():
-            for sequence in request.sequences if request.forked else request.sequences[:1]:
+            if request.beams is not None:
+                request.gather()
+            for sequence in request.sequences:
                 if sequence.status is not Status.FINISHED:
                     sequence.reset()
+            for sequence in request.sequences if request.forked else request.sequences[:1]:
+                if sequence.status is not Status.FINISHED:
                     self._scheduler.add(sequence)
 
     # ---- a step ----
@@ -224,8 +230,6 @@ class Engine:
         if not chunks:
             time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
             return
-        if copies := self._scheduler.take_copies():
-            self._kv_cache.copy_blocks(copies)
         scheduled = time.perf_counter()
         computed = self._computer.compute(chunks, self._scheduler.unwritten_blocks)
         self._update(computed)
@@ -326,7 +330,7 @@ def _completion(sequence: Sequence, delta: bool) -> CompletionOutput:
         index=sequence.index,
         text=sequence.text[characters:],
         token_ids=sequence.output[tokens:].tolist(),
-        cumulative_logprob=sequence.cumulative_logprob if wants_logprobs else None,
+        cumulative_logprob=sequence.cumulative_logprob if wants_logprobs or request.beams else None,
         logprobs=sequence.logprobs[tokens:] if wants_logprobs else None,
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,

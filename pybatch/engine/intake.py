@@ -8,6 +8,7 @@ from numbers import Integral
 
 import numpy as np
 
+from pybatch.engine.beams import BeamSearch
 from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.sampler import derived_seed, sample_seed
 from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, plain_values, resolve
@@ -22,7 +23,7 @@ _KNOWN = 64  # parameters that are kept
 class Intake:
     """Makes requests for one engine, and keeps nothing of them but a few parameters.
 
-    seed: of the draws of requests that have none. pool: the KV pool in words, for the error of what does not fit.
+    seed: of the draws of requests that have none.
     """
 
     def __init__(
@@ -33,14 +34,19 @@ class Intake:
         vocab_size: int,
         max_model_len: int,
         seed: int,
-        pool: str,
+        max_num_seqs: int,
+        num_kv_blocks: int,
+        block_size: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._seed = seed
-        self._pool = pool
+        self._max_num_seqs = max_num_seqs
+        self._num_kv_blocks = num_kv_blocks
+        self._block_size = block_size
+        self._pool = f"{num_kv_blocks} KV blocks of {block_size} tokens"
         self._known: dict[tuple[object, ...], RequestParams] = {}  # by their plain_values
 
     def request(
@@ -59,29 +65,57 @@ class Intake:
         if not isinstance(priority, Integral) or isinstance(priority, bool):
             raise ValueError(f"priority: expected an integer, got {priority!r:.80}")
         tokens, resolved = self.accept(prompt_token_ids, params)
-        most = self._max_model_len if resolved.max_tokens is None else len(tokens) + resolved.max_tokens
+        most = self._longest(len(tokens), resolved)
+        width = resolved.beam_width
+        beams: BeamSearch[Sequence] | None = None
+        if width:
+            beams = BeamSearch(
+                width,
+                length_penalty=resolved.length_penalty,
+                early_stopping=resolved.early_stopping,
+                max_length=most - len(tokens),
+            )
         request = Request(
             request_id,
             prompt,
             tokens.tolist(),
             resolved,
-            max_total_tokens=min(most, self._max_model_len),
+            max_total_tokens=most,
             stop_ids=resolved.stop_token_ids | (frozenset() if resolved.ignore_eos else self._eos_ids),
-            stream=stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY,
+            stream=stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY and not width,
             arrival_time=arrival_time,
             priority=int(priority),
+            beams=beams,
         )
         seed = resolved.seed
         if seed is None:
             seed = 0 if resolved.greedy else derived_seed(self._seed, index, tokens)
-        for i in range(resolved.n):
+        for i in range(1 if width else resolved.n):
             request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(request)))
         return request
 
     def accept(self, prompt_token_ids: Iterable[int], params: SamplingParams) -> tuple[array[int], RequestParams]:
         """The tokens to run and the parameters in the kernels' numbers. Raises ValueError if they cannot be run."""
         resolved = self._resolved(params)
-        return self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens), resolved
+        tokens = self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens)
+        self._longest(len(tokens), resolved)
+        return tokens, resolved
+
+    def _longest(self, prompt: int, params: RequestParams) -> int:
+        """The tokens of prompt and output together at most. Raises ValueError if a beam search does not fit."""
+        asked = self._max_model_len if params.max_tokens is None else prompt + params.max_tokens
+        most = min(asked, self._max_model_len)
+        width = params.beam_width
+        if width <= 1:
+            return most
+        if width > self._max_num_seqs:
+            raise ValueError(f"n: {width} beams are in a step together, but max_num_seqs = {self._max_num_seqs}")
+        shared = prompt // self._block_size  # blocks; beams may have all others to themselves
+        fits = (shared + (self._num_kv_blocks - shared) // width) * self._block_size
+        if fits <= prompt or (params.max_tokens is not None and fits < most):
+            advice = "give fewer" if fits <= prompt else f"with max_tokens = {fits - prompt} they would"
+            raise ValueError(f"n: {width} beams of {most} tokens do not fit {self._pool}; {advice}")
+        return min(most, fits)
 
     def _resolved(self, params: SamplingParams) -> RequestParams:
         """A job's rows mostly have the same parameters: they are checked once, not for each row."""

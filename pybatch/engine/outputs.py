@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,22 @@ class Logprob:
 
 
 TokenLogprobs = dict[int, Logprob]  # the actual token first, then the likeliest, by token id
+
+
+def logprobs_entry(
+    decode: Callable[[int], str | None],
+    token: int,
+    logprob: float,
+    rank: int,
+    top_ids: Sequence[int],
+    top_logprobs: Sequence[float],
+) -> TokenLogprobs:
+    """Of one position. decode: a token's text, if there is a tokenizer."""
+    entry = {token: Logprob(logprob, rank, decode(token))}
+    for i, (top, top_logprob) in enumerate(zip(top_ids, top_logprobs, strict=True)):
+        if top != token:
+            entry[top] = Logprob(top_logprob, i + 1, decode(top))
+    return entry
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from pybatch.engine.beams import EarlyStopping
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE, RequestOutputKind, SamplingParams
 
 FLOAT32_LEAST, FLOAT32_MOST = 2.0**-126, float(np.finfo(np.float32).max)
@@ -26,6 +27,10 @@ class RequestParams:
     """The fields of SamplingParams, checked. What differs is said here."""
 
     n: int
+    beam_width: int
+    """0 where it is not a beam search."""
+    length_penalty: float
+    early_stopping: EarlyStopping
     greedy: bool
     temperature: float  # 0 where greedy
     top_p: float
@@ -102,10 +107,13 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
             f"repetition_penalty: expected a number that float32 holds, {FLOAT32_LEAST:.3g} to {FLOAT32_MOST:.3g}, "
             f"got {repetition!r}"
         )
-    greedy = params.temperature < GREEDY_TEMPERATURE
+    greedy = params.temperature < GREEDY_TEMPERATURE or params.use_beam_search
     penalizes = params.presence_penalty != 0 or params.frequency_penalty != 0 or repetition != 1
     return RequestParams(
         n=int(params.n),
+        beam_width=int(params.best_of or params.n) if params.use_beam_search else 0,
+        length_penalty=float(params.length_penalty),
+        early_stopping=params.early_stopping if params.early_stopping == "never" else bool(params.early_stopping),
         greedy=greedy,
         temperature=0.0 if greedy else min(float(params.temperature), FLOAT32_MOST),
         top_p=max(float(params.top_p), FLOAT32_LEAST),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pybatch.engine.arguments import suggest_names
 
@@ -31,7 +31,8 @@ class RequestOutputKind(Enum):
 class SamplingParams:
     """Sampling parameters of one request. A bad value raises ValueError, an unknown keyword TypeError.
 
-    n: samples a prompt, at most 16384. Sample i draws as a request of its own with seed + i would.
+    n: answers to a prompt, at most 16384: the best of a beam search, or samples, of which sample i draws as a request
+        of its own with seed + i would.
     presence_penalty, frequency_penalty: in [-2, 2], over the output; repetition_penalty: above 0, over prompt and
         output, 1 for none.
     temperature: 0 is greedy. top_p in (0, 1]; top_k: 0 or -1 for all; min_p in [0, 1], a share of the largest
@@ -49,6 +50,13 @@ class SamplingParams:
     allowed_token_ids: sample from these alone, so add the end-of-sequence token if the output may end by itself.
     bad_words: texts that are not to be generated: a token that would complete one, at the start of a word or inside
         it, is not drawn.
+    use_beam_search: the n likeliest answers, as far as a search with best_of (default: n) beams finds them, best first,
+        instead of samples; as transformers' generate(num_beams=best_of, num_return_sequences=n). Nothing is drawn, so
+        temperature, top_p, top_k, min_p and seed change nothing; log-probabilities are those that the search adds up.
+    length_penalty: in [-10, 10], of a beam search: an answer's score is the sum of its log-probabilities divided by
+        its tokens to this power, so that above 0 longer ones gain.
+    early_stopping: of a beam search, when best_of answers are there: True ends it; False, once the best beam's score
+        is below theirs; "never", once it cannot come to be better.
     """
 
     n: int = 1
@@ -75,14 +83,15 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    use_beam_search: bool = False
+    best_of: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
 
     VLLM_ONLY: ClassVar[dict[str, tuple[Any, ...]]] = {  # by name, the values that ask for nothing
-        "best_of": (None, 1),
-        "early_stopping": (False,),
         "extra_args": (None, {}),
         "flat_logprobs": (False,),
         "guided_decoding": (None,),
-        "length_penalty": (1.0,),
         "logits_processors": (None, []),
         "logprob_token_ids": (None,),
         "prompt_logprob_start": (None,),
@@ -94,7 +103,6 @@ class SamplingParams:
         "stream_interval": (None, 1),
         "structured_outputs": (None,),
         "thinking_token_budget": (None, -1),
-        "use_beam_search": (False,),
     }
 
     def __post_init__(self) -> None:
@@ -119,11 +127,13 @@ class SamplingParams:
             self._integer("truncate_prompt_tokens", -1)
             if self.truncate_prompt_tokens == 0:
                 self._fail("truncate_prompt_tokens", "-1 or a positive integer", 0)
-        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+        flags = ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "use_beam_search")
+        for name in flags:
             if not _is_bool(getattr(self, name)):
                 self._fail(name, "True or False", getattr(self, name))
         if not isinstance(self.output_kind, RequestOutputKind):
             self._fail("output_kind", "a RequestOutputKind", self.output_kind)
+        self._check_beams()
         self._check_stops()
         self._check_tokens()
         if self.max_tokens != DEFAULT_MAX_TOKENS:  # which may be set after min_tokens: submission checks it
@@ -141,6 +151,17 @@ class SamplingParams:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def _check_beams(self) -> None:
+        self._number("length_penalty", -10, 10)
+        if not _is_bool(self.early_stopping) and self.early_stopping != "never":
+            self._fail("early_stopping", "True, False or 'never'", self.early_stopping)
+        if self.best_of is not None and self.use_beam_search:
+            self._integer("best_of", self.n, MAX_SAMPLES)
+        elif self.best_of not in (None, 1, self.n):
+            self._fail("best_of", "None or n's value, without use_beam_search", self.best_of)
+        else:
+            self.best_of = None
 
     def _check_stops(self) -> None:
         stop = self.stop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from pybatch.engine.beams import Candidates, Continuation, ranked
 from pybatch.engine.computing import Computed
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.metrics import EngineMetrics
@@ -33,12 +34,14 @@ class TokenUpdater:
         self._metrics = metrics
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
+        self._decode_token = (lambda token: None) if tokenizer is None else tokenizer.token_text
         self._last_tokens = 0.0  # when the last step's were taken
 
     def take(self, computed: Computed) -> list[Request]:
         """Appends the sampled tokens, and ends the sequences for which they are the last. Returns the requests that
         stream or of which a sequence ended. One loop without a call for most tokens, since it runs for each of them."""
         told: list[Request] = []
+        searches: dict[Request, None] = {}
         now = time.perf_counter()
         for sequence, token, logprobs in zip(computed.sequences, computed.tokens, computed.logprobs, strict=True):
             request, tokens = sequence.request, sequence.tokens
@@ -50,16 +53,15 @@ class TokenUpdater:
             try:
                 if token < 0:
                     raise ArithmeticError(no_token(request.params))
+                if request.beams is not None:
+                    searches[request] = None
+                    continue
                 tokens.append(token)
                 if logprobs is not None:
                     sequence.logprobs.append(logprobs)
                     sequence.cumulative_logprob += logprobs[token].logprob
-                if token in request.stop_ids:
-                    sequence.finish_reason = "stop"
-                    is_eos = token in self._eos_ids and not request.params.ignore_eos
-                    sequence.stop_reason = None if is_eos else token
-                elif len(tokens) >= request.max_total_tokens:
-                    sequence.finish_reason = "length"
+                if token in request.stop_ids or len(tokens) >= request.max_total_tokens:
+                    self._end(sequence)
                 if sequence.detokenizer is not None or sequence.finish_reason is not None:
                     self._update_text(sequence)
                 if not request.forked:
@@ -73,6 +75,15 @@ class TokenUpdater:
                 self.fail(request, describe(error))
             if request.stream or sequence.finish_reason is not None:
                 told.append(request)
+        for request in searches:
+            if request.error is None:
+                try:
+                    self._search_on(request, computed.candidates)
+                except BaseException as error:
+                    if not is_request_fault(error):
+                        raise
+                    self.fail(request, describe(error))
+            told.append(request)
         self._metrics.output_tokens += len(computed.sequences)
         self._time_tokens(computed, now)
         return told
@@ -87,6 +98,15 @@ class TokenUpdater:
             if sequence.num_output > 1 and sequence.paused is not None:
                 self._metrics.inter_token.add(now - sequence.paused)
         self._last_tokens = now
+
+    def _end(self, sequence: Sequence) -> None:
+        """By its newest token."""
+        request, token = sequence.request, sequence.tokens[-1]
+        if token in request.stop_ids:
+            sequence.finish_reason = "stop"
+            sequence.stop_reason = None if token in self._eos_ids and not request.params.ignore_eos else token
+        else:
+            sequence.finish_reason = "length"
 
     def _update_text(self, sequence: Sequence) -> None:
         """Takes the newest token into the text, or all of them at the end where there is no detokenizer."""
@@ -110,6 +130,63 @@ class TokenUpdater:
             if sequence.finish_reason is not None:
                 self._scheduler.finish(sequence)
 
+    def _search_on(self, request: Request, candidates: dict[Sequence, Candidates]) -> None:
+        """Takes a step's candidates into a beam search: its next beams, and hypotheses that have ended."""
+        search, parents = request.beams, request.sequences
+        assert search is not None
+        if any(beam not in candidates for beam in parents):  # they have been taken back together
+            return
+        length = parents[0].num_output + 1
+        most = 0 if len(parents[0].tokens) + 1 >= request.max_total_tokens else search.width
+        beams: list[Sequence] = []
+        children: dict[Sequence, list[Sequence]] = {parent: [] for parent in parents}
+        totals = [parent.cumulative_logprob for parent in parents]
+        for rank, each in enumerate(ranked(totals, [candidates[parent] for parent in parents])):
+            if rank >= search.width and len(beams) >= most:
+                break
+            parent = parents[each.beam]
+            child = self._extended(parent, each, candidates[parent])
+            if child.finish_reason is None:
+                beams.append(child)
+                children[parent].append(child)
+            elif rank < search.width:
+                child.status = Status.FINISHED
+                search.finish(child, each.total, length)
+        if beams and not search.is_over(beams[0].cumulative_logprob, length):
+            self._continue(request, beams, children)
+            return
+        for parent in parents:
+            self._scheduler.finish(parent)
+        request.sequences = search.hypotheses
+        _number(request)
+
+    def _extended(self, beam: Sequence, by: Continuation, candidates: Candidates) -> Sequence:
+        """A branch with one more token."""
+        request, child = beam.request, beam.branch()
+        child.tokens.append(by.token)
+        child.cumulative_logprob = by.total
+        if request.params.logprobs is not None:
+            child.logprobs.append(candidates.entry(by.place, request.params.logprobs, self._decode_token))
+        if by.token in request.stop_ids or len(child.tokens) >= request.max_total_tokens:
+            self._end(child)
+        if child.detokenizer is not None or child.finish_reason is not None:
+            self._update_text(child)
+        return child
+
+    def _continue(self, request: Request, beams: list[Sequence], children: dict[Sequence, list[Sequence]]) -> None:
+        """The beams are children of those before: the first of each goes on in its parent's blocks."""
+        for parent, branches in children.items():
+            if branches:
+                parent.follow(branches[0])
+            else:
+                self._scheduler.finish(parent)
+        parent_of = {branches[0]: parent for parent, branches in children.items() if branches}
+        request.sequences = [parent_of.get(beam, beam) for beam in beams]
+        request.forked = True
+        for parent, branches in children.items():
+            if request.forked and branches:  # not if an earlier one had no room, so that all wait
+                self._kv_cache.copy_blocks(self._scheduler.fork(parent, branches[1:]))
+
     def fail(self, request: Request, error: str) -> None:
         """Ends all samples of a request with this error."""
         request.error = error
@@ -117,6 +194,14 @@ class TokenUpdater:
             if sequence.status is not Status.FINISHED:
                 sequence.finish_reason = "error"
                 self._scheduler.finish(sequence)
+        _number(request)
+
+
+def _number(request: Request) -> None:
+    """The request's answers are the first n of its sequences."""
+    del request.sequences[request.params.n :]
+    for index, sequence in enumerate(request.sequences):
+        sequence.index = index
 
 
 def no_token(params: RequestParams) -> str:

@@ -155,6 +155,7 @@ class Service:
         conversation = isinstance(asked.prompts[0], Conversation)
         for name, value, least, most in (
             ("n", params.n, 1, MOST_SAMPLES),
+            ("best_of", params.best_of, 1, MOST_SAMPLES),
             ("prompt", len(asked.prompts), 1, MOST_PROMPTS),
             ("top_logprobs" if conversation else "logprobs", params.logprobs, 0, MOST_LOGPROBS),
             ("prompt_logprobs", params.prompt_logprobs, 0, MOST_LOGPROBS),

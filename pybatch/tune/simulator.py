@@ -67,7 +67,9 @@ class Simulator:
             vocab_size=2**63,  # a prompt's tokens only need to differ where the real ones do
             max_model_len=max_model_len,
             seed=0,
-            pool=f"{num_kv_blocks} KV blocks of {config.block_size} tokens",
+            max_num_seqs=config.max_num_seqs,
+            num_kv_blocks=num_kv_blocks,
+            block_size=config.block_size,
         )
 
     def run(self, requests: Iterable[Work]) -> SimulatedRun:
@@ -96,7 +98,6 @@ class Simulator:
                 run.preemptions, run.touched_kv_blocks = scheduler.num_preemptions, pool.num_touched
                 return run
             chunks = scheduler.schedule()
-            scheduler.take_copies()
             if not chunks:
                 run.seconds += _IDLE
                 continue

@@ -46,6 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "drawn": {"temperature": 0.9, "top_p": 0.9, "seed": 3},
     "penalised": {"temperature": 0.0, "frequency_penalty": 0.3, "repetition_penalty": 1.1},
     "forked": {"n": 3, "temperature": 1.0, "seed": 5},
+    "searched": {"n": 2, "use_beam_search": True, "max_tokens": 8},
     "told": {"temperature": 0.0, "prompt_logprobs": 1},
 }
 

@@ -79,9 +79,9 @@ def test_names_order_and_defaults_are_vllms() -> None:
 
 
 def test_what_only_vllm_has_passes_if_it_asks_for_nothing() -> None:
-    assert SamplingParams(best_of=1, use_beam_search=False, logits_processors=None) == SamplingParams()  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="SamplingParams: best_of = 3: known in vLLM, not here"):
-        SamplingParams(best_of=3)  # type: ignore[call-arg]
+    assert SamplingParams(skip_clone=True, logits_processors=None) == SamplingParams()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="SamplingParams: thinking_token_budget = 3: known in vLLM, not here"):
+        SamplingParams(thinking_token_budget=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"structured_outputs = .*: known in vLLM, not here"):
         SamplingParams(max_tokens=3, structured_outputs={"json": "{}"})  # type: ignore[call-arg]
 

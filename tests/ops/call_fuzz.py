@@ -231,7 +231,8 @@ class Calls:
 
     def sample(self) -> Arguments:
         logits = self.logits()
-        n = len(logits)
+        n, vocab = logits.shape
+        masks = self.r.choice((0, 1, 3))
         return {
             "logits": logits,
             "temperature": torch.rand(n) * self.r.choice((0, 1)),
@@ -240,6 +241,8 @@ class Calls:
             "min_p": torch.rand(n),
             "seeds": torch.randint(-(2**63), 2**63 - 1, (n,)),
             "positions": torch.randint(2**63 - 1, (n,)),
+            "masks": torch.randint(-(2**31), 2**31, (masks, -(-vocab // 32)), dtype=torch.int32) if masks else None,
+            "mask_rows": torch.randint(-1, masks, (n,)) if masks else None,
             "out": torch.zeros(n, dtype=torch.int64),
         }
 

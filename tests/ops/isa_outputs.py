@@ -90,6 +90,9 @@ def sampling() -> Iterator[tuple[str, Tensor]]:
         logits, torch.full((n,), 0.8), index % 60, 1 - index % 5 / 10, index % 3 / 10, seeds=index, positions=index
     )
     yield "sample", tokens
+    masks = torch.randint(-(2**31), 2**31, (n, 94), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+    floats = torch.full((n,), 0.8), index % 60, 1 - index % 5 / 10, index % 3 / 10
+    yield "masked sample", ops.sample(logits, *floats, seeds=index, positions=index, masks=masks, mask_rows=index - 1)
     yield from zip(("logprob", "rank", "top_ids", "top_logprobs"), ops.token_logprobs(logits, tokens, 5), strict=True)
 
 

@@ -162,6 +162,8 @@ def sample() -> Arguments:
         "min_p": torch.full((2,), 0.1),
         "seeds": integers(1, 2),
         "positions": integers(3, 4),
+        "masks": torch.tensor([[-1], [0x5555]], dtype=torch.int32),
+        "mask_rows": integers(1, -1),
         "out": torch.empty(2, dtype=torch.int64),
     }
 
@@ -201,7 +203,7 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "gather_kv": [lambda: gather_kv(False), lambda: gather_kv(True)],
     "attention_mass": [lambda: attention_mass(False), lambda: attention_mass(True)],
     "adjust_logits": [adjust_logits],
-    "sample": [sample],
+    "sample": [sample, lambda: sample() | {"masks": None, "mask_rows": None}],
     "token_logprobs": [token_logprobs],
 }
 
@@ -366,6 +368,9 @@ def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[
         ("sample", "temperature", torch.tensor([torch.nan, 1.0]), "temperature: expected 0 or more, got nan at 0"),
         ("sample", "top_p", torch.tensor([0.0, 1.0]), r"top_p: expected in \(0, 1\], got 0 at 0"),
         ("sample", "min_p", torch.tensor([0.0, 1.5]), r"min_p: expected in \[0, 1\], got 1.5 at 1"),
+        ("sample", "masks", None, "mask_rows: expected with masks, and only with them"),
+        ("sample", "mask_rows", integers(0, 2), r"mask_rows: expected below 2 \(the masks\), got 2 at 1"),
+        ("sample", "masks", torch.zeros(2, 1), "masks: expected int32, got float32"),
         ("sample", "logits", torch.empty(2, 0), "logits: expected at least one column"),
         ("token_logprobs", "tokens", integers(3, 20), r"tokens: expected ids in \[0, 20\), got 20 at 1"),
     ],

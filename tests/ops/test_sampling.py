@@ -60,6 +60,8 @@ def sample(
     min_p: float = 0.0,
     seeds: Tensor | int = 0,
     positions: Tensor | int = 0,
+    masks: Tensor | None = None,
+    mask_rows: Tensor | None = None,
 ) -> Tensor:
     rows = len(logits)
 
@@ -74,6 +76,8 @@ def sample(
         column(min_p, torch.float32),
         column(seeds, torch.int64),
         column(positions, torch.int64),
+        masks=masks,
+        mask_rows=mask_rows,
     )
 
 
@@ -202,6 +206,74 @@ def test_sampled_rows_stand_alone(top_k: int, top_p: float, min_p: float) -> Non
 
     def draw(rows: Tensor) -> Tensor:
         return sample(rows, 0.8, top_k, top_p, min_p, seeds=rows[:, -1].long(), positions=5)[:, None]
+
+    assert_rows_stand_alone(draw, logits)
+
+
+# ---- masks ----
+
+
+def packed(allowed: Tensor, *, beyond: int = 0) -> Tensor:
+    """allowed [rows, vocab] bool as masks, whose bits past the vocabulary are `beyond`."""
+    padded = torch.nn.functional.pad(allowed, (0, -allowed.shape[1] % 32), value=bool(beyond))
+    return torch.from_numpy(np.packbits(padded.numpy(), axis=1, bitorder="little").view(np.int32))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["normal", "ties", "equal", "banned", "signed zeros"]),
+    vocab=st.one_of(st.integers(1, 100), st.sampled_from([511, 512, 513, 5000])),
+    share=st.sampled_from([0.0, 0.001, 0.3, 0.999, 1.0]),
+    seed=st.integers(0, 99),
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    top_k=st.sampled_from([0, 2, 50]),
+    top_p=st.sampled_from([0.5, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.3]),
+    beyond=st.integers(0, 1),
+)
+def test_a_forbidden_token_counts_as_one_of_no_probability(
+    kind: str,
+    vocab: int,
+    share: float,
+    seed: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    beyond: int,
+) -> None:
+    rows = 4
+    logits = torch.stack([logits_of(kind, vocab, seed + row) for row in range(rows)])
+    logits[0, seed % vocab] = torch.nan
+    allowed = torch.rand(rows, vocab, generator=torch.Generator().manual_seed(seed)) < share
+    allowed[3] = True
+    positions = torch.arange(rows)
+    # Row r of the logits has mask rows[r]; the last row has none.
+    rows_of_masks = torch.tensor([1, 2, 0, -1])
+    masks = packed(allowed[:3][rows_of_masks[:3].argsort()], beyond=beyond)
+    before = logits.clone()
+    tokens = sample(logits, temperature, top_k, top_p, min_p, seed, positions, masks=masks, mask_rows=rows_of_masks)
+    assert torch.equal(logits.nan_to_num(7), before.nan_to_num(7)), "the logits are only read"
+    banned = logits.masked_fill(~allowed, -torch.inf)
+    assert tokens.tolist() == sample(banned, temperature, top_k, top_p, min_p, seed, positions).tolist()
+
+
+def test_a_mask_hides_even_infinite_logits_and_may_leave_nothing() -> None:
+    logits = torch.tensor([[torch.inf, 1.0, torch.nan], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    masks = packed(torch.tensor([[False, True, True], [False, False, False]]), beyond=1)
+    for temperature in (0.0, 1.0):
+        rows = torch.tensor([0, 1, -1])
+        assert sample(logits, temperature, masks=masks, mask_rows=rows, top_k=1).tolist() == [1, -1, 0]
+
+
+def test_masked_rows_stand_alone() -> None:
+    logits = torch.stack([logits_of("normal", 3001, seed) for seed in range(9)])
+    logits[:, -1] = -1000 - torch.arange(9)  # each row's key
+    masks = packed(torch.rand(9, 3001, generator=torch.Generator().manual_seed(0)) < 0.4)
+
+    def draw(rows: Tensor) -> Tensor:
+        keys = -1000 - rows[:, -1].long()
+        return sample(rows, 0.8, 40, 0.9, seeds=keys, positions=5, masks=masks, mask_rows=keys)[:, None]
 
     assert_rows_stand_alone(draw, logits)
 

@@ -13,7 +13,10 @@ def test_a_body_s_schema_has_the_fields_that_the_protocol_takes_and_their_types(
     properties = schema["properties"]
     assert properties["model"] == {"type": "string"}
     assert properties["n"] == {"anyOf": [{"type": "integer"}, {"type": "null"}]}
-    assert properties["use_beam_search"] == {"enum": [False, None]}
+    assert properties["early_stopping"]["anyOf"] == [
+        {"type": "boolean"}, {"const": "never", "type": "string"}, {"type": "null"}
+    ]  # fmt: skip
+    assert properties["skip_reading_prefix_cache"] == {"enum": [False, None]}
     assert properties["user"] == {}
     assert properties["stream"] == {"anyOf": [{"type": "boolean"}, {"type": "null"}]}
 

@@ -106,7 +106,8 @@ class SampleParams(ctypes.Structure):
     _fields_ = [
         ("logits", c_void_p), ("row_stride", c_int64), ("rows", c_int64), ("vocab", c_int64),
         ("temperature", c_void_p), ("top_k", c_void_p), ("top_p", c_void_p), ("min_p", c_void_p), ("seeds", c_void_p),
-        ("positions", c_void_p), ("out", c_void_p),
+        ("positions", c_void_p), ("masks", c_void_p), ("mask_rows", c_void_p),
+        ("out", c_void_p),
     ]  # fmt: skip
 
 
@@ -475,7 +476,7 @@ class SimtOps:
 
     def sample(
         self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
-        positions: Tensor,
+        positions: Tensor, *, masks: Tensor | None = None, mask_rows: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         out = poisoned(len(logits), dtype=torch.int64)
         with buffers() as b:
@@ -484,7 +485,8 @@ class SimtOps:
                 SampleParams(
                     b.read(logits, "logits"), logits.stride(0), *logits.shape, b.read(temperature, "temperature"),
                     b.read(top_k, "top_k"), b.read(top_p, "top_p"), b.read(min_p, "min_p"), b.read(seeds, "seeds"),
-                    b.read(positions, "positions"), b.write(out, "out"),
+                    b.read(positions, "positions"), b.read(masks, "masks"), b.read(mask_rows, "mask_rows"),
+                    b.write(out, "out"),
                 ),
             )  # fmt: skip
         return out

@@ -21,16 +21,13 @@ SAMPLING = {
     # vLLM's
     *("top_k", "min_p", "min_tokens", "repetition_penalty", "ignore_eos", "stop_token_ids", "bad_words"),
     *("include_stop_str_in_output", "skip_special_tokens", "allowed_token_ids", "truncate_prompt_tokens"),
-    "prompt_logprobs",
+    *("prompt_logprobs", "use_beam_search", "best_of", "length_penalty", "early_stopping"),
 }
 """The fields that SamplingParams has too."""
 
 # By name, the values that change no answer; every other value is refused.
-_VLLM_ONLY: dict[str, Collection[Any]] = {
-    name: values for name, values in SamplingParams.VLLM_ONLY.items() if name != "best_of"
-}
 ASKING_NOTHING: dict[str, Collection[Any]] = {
-    **_VLLM_ONLY,
+    **SamplingParams.VLLM_ONLY,
     "stream": (False,),
     **dict.fromkeys(("user", "stream_options", "request_id", "cache_salt"), ANYTHING),
     "return_token_ids": (False,),
@@ -50,7 +47,6 @@ CHAT_ASKING_NOTHING: dict[str, Collection[Any]] = {
     "web_search_options": (),
     "functions": ([],),
     "function_call": ("none",),
-    "best_of": (1,),
     "echo": (False,),
     "add_special_tokens": (False,),
     "include_reasoning": (True,),
@@ -92,7 +88,6 @@ class CompletionFields(TypedDict, total=False):
     model: Required[str]
     prompt: Required[str | list[str] | list[int] | list[list[int]]]
     echo: bool | None
-    best_of: int | None
     logprobs: int | None
     priority: int | None  # vLLM's
 
@@ -170,8 +165,6 @@ def completion_request(body: Any) -> Generation:
     expect_fields(body, COMPLETION, COMPLETION_ASKING_NOTHING)
     prompts = read_prompts(expect_given(body, "prompt"))
     params = sampling(body)
-    if body.get("best_of") not in (None, 1, params.get("n", 1)):
-        raise RequestError("best_of: not supported here; expected n's value", "unsupported_parameter", "best_of")
     if body.get("logprobs") is not None:
         params["logprobs"] = count("logprobs", body["logprobs"])
     if flag(body, "echo"):

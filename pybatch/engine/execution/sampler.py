@@ -13,17 +13,20 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.engine.outputs import Logprob, TokenLogprobs
+from pybatch.engine.beams import Candidates
+from pybatch.engine.outputs import TokenLogprobs, logprobs_entry
 from pybatch.engine.request_params import as_int64
 from pybatch.engine.scheduling.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Per row: the token, -1 if its logits are not finite, and its log-probabilities if they were asked for."""
+    """Per row: the token, -1 if its logits are not finite, and its log-probabilities if they were asked for. Of the
+    rows that are beams, by row: the candidates that their search chooses from, in place of the token."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
+    candidates: dict[int, Candidates]
 
 
 class Sampler:
@@ -40,6 +43,7 @@ class Sampler:
             self._batch = batch = Batch(sequences, logits.device)
         wanted, adjusted = batch.with_logprobs, batch.adjusted()
         raw = logits[wanted] if wanted and (any(adjusted) or len(wanted) < len(sequences)) else logits
+        candidates = _candidates(logits, sequences, batch.beams, adjusted) if batch.beams else {}
         if any(adjusted):
             _adjust(logits, sequences, adjusted)
         tokens = batch.draw(logits)
@@ -48,23 +52,17 @@ class Sampler:
             counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
             for i, entry in zip(wanted, self.logprobs(raw, tokens[wanted].clamp_(min=0), counts), strict=True):
                 logprobs[i] = entry
-        return Samples(tokens.tolist(), logprobs)
+        return Samples(tokens.tolist(), logprobs, candidates)
 
     def logprobs(self, logits: Tensor, tokens: Tensor, counts: list[int]) -> list[TokenLogprobs]:
         """Per row of logits: the token's log-probability, and those of the counts[row] likeliest tokens."""
         most = min(max(counts), logits.shape[1])
         columns = ops.token_logprobs(logits, tokens, most)
         rows = zip(tokens.tolist(), counts, *(column.tolist() for column in columns), strict=True)
-        return [self._entry(*row) for row in rows]
-
-    def _entry(
-        self, token: int, count: int, logprob: float, rank: int, top_ids: list[int], top_logprobs: list[float]
-    ) -> TokenLogprobs:
-        entry = {token: Logprob(logprob, rank, self._decode_token(token))}
-        for i, (top, top_logprob) in enumerate(zip(top_ids[:count], top_logprobs[:count], strict=True)):
-            if top != token:
-                entry[top] = Logprob(top_logprob, i + 1, self._decode_token(top))
-        return entry
+        return [
+            logprobs_entry(self._decode_token, token, logprob, rank, top_ids[:count], top_logprobs[:count])
+            for token, count, logprob, rank, top_ids, top_logprobs in rows
+        ]
 
 
 def derived_seed(engine_seed: int, index: int, prompt: array[int]) -> int:
@@ -85,7 +83,8 @@ class Batch:
     def __init__(self, sequences: list[Sequence], device: torch.device) -> None:
         self.sequences = sequences.copy()
         params = [sequence.request.params for sequence in sequences]
-        self.with_logprobs = [row for row, p in enumerate(params) if p.logprobs is not None]
+        self.beams = [row for row, p in enumerate(params) if p.beam_width]
+        self.with_logprobs = [row for row, p in enumerate(params) if p.logprobs is not None and not p.beam_width]
         self._adjusted = [p.adjusts for p in params]
         self._with_min_tokens = [row for row, p in enumerate(params) if p.min_tokens > 0]
         self._device = device
@@ -123,6 +122,38 @@ def _greedy(rows: int, device: torch.device) -> tuple[Tensor, ...]:
     zeros, ones = (make(rows, dtype=torch.float32, device=device) for make in (torch.zeros, torch.ones))
     ids = torch.zeros(rows, dtype=torch.int64, device=device)
     return zeros, ids, ones, zeros, ids, ids
+
+
+def _candidates(
+    logits: Tensor, sequences: list[Sequence], beams: list[int], adjusted: list[bool]
+) -> dict[int, Candidates]:
+    """What each beam's search chooses from, by row. Penalties, biases and the like change log-probabilities here, not
+    logits, as transformers has it: what they rule out does not make the rest likelier."""
+    found: dict[int, Candidates] = {}
+    for changed in (False, True):
+        rows = [row for row in beams if adjusted[row] is changed]
+        if not rows:
+            continue
+        some = [sequences[row] for row in rows]
+        values = logits[rows] if changed or len(rows) < len(sequences) else logits
+        any_token = _ints([0] * len(rows), logits.device)
+        if changed:
+            _, _, likeliest, logprob = ops.token_logprobs(values, any_token, 1)
+            values -= values.gather(1, likeliest) - logprob
+            _adjust(values, some, [True] * len(rows))
+        count = min(max(_num_candidates(each) for each in some), logits.shape[1])
+        _, _, ids, logprobs = ops.token_logprobs(values, any_token, count)
+        if changed:
+            logprobs = values.gather(1, ids)
+        found.update(zip(rows, map(Candidates, ids.tolist(), logprobs.tolist()), strict=True))
+    return found
+
+
+def _num_candidates(beam: Sequence) -> int:
+    """Enough that as many as there are beams do not end, and that those which are to be reported are there."""
+    request = beam.request
+    width = request.params.beam_width
+    return max(2 * width, width + len(request.stop_ids), request.params.logprobs or 0)
 
 
 def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> None:

@@ -7,42 +7,29 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from pybatch.engine.scheduling.continuations import Continuations
-
 
 class IntegrityError(AssertionError):
     """The engine's bookkeeping contradicts itself, which is a bug in the engine."""
 
 
 class BlockKey(NamedTuple):
-    """What a block holds: a digest chained over all tokens to its end, its own tokens, and the digest of those before.
-
-    The digest identifies a full block in the prefix cache; a block that is only begun has none.
-    """
+    """Identifies a full block in the prefix cache: a digest chained over all tokens to its end, and its own tokens."""
 
     digest: bytes
     tokens: bytes
-    prefix: bytes = b""
 
     @classmethod
     def chained(cls, parent: BlockKey | None, tokens: bytes) -> BlockKey:
         prefix = b"" if parent is None else parent.digest
-        return cls(blake2b(prefix + tokens, digest_size=16).digest(), tokens, prefix)
-
-    @classmethod
-    def begun(cls, parent: BlockKey | None, tokens: bytes) -> BlockKey:
-        return cls(b"", tokens, b"" if parent is None else parent.digest)
+        return cls(blake2b(prefix + tokens, digest_size=16).digest(), tokens)
 
 
 class BlockPool:
     """Reference-counted blocks with a prefix cache.
 
     A block is in use (one reference an owner), free, or cached: without an owner, its content kept until the block is
-    needed. The least recently used is taken first, but those that a sequence waits to use again after all others.
-
-    A full block is never written again and is shared as it is. Of one that is known in part, or differs later on, the
-    first tokens are shared by copying it: its owner only writes behind the tokens that it is known by. What is copied
-    must have been computed before, so what a step announces counts from the next on (see settle).
+    needed. The least recently used is taken first, but those that a sequence waits to use again after all others. Only
+    full blocks are cached, and they are never written again.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -55,8 +42,6 @@ class BlockPool:
         self._awaited: OrderedDict[int, None] = OrderedDict()  # evictable too, but last
         self._cached: dict[bytes, int] = {}
         self._keys: dict[int, BlockKey] = {}
-        self._continuations = Continuations()  # of blocks with keys: as much of them as was computed at the last settle
-        self._announced: set[int] = set()  # the blocks whose keys have changed since
 
     @property
     def num_free(self) -> int:
@@ -75,7 +60,7 @@ class BlockPool:
             block = self._free.pop()
         elif cached := self._evictable or self._awaited:
             block, _ = cached.popitem(last=False)
-            self.forget(block)
+            del self._cached[self._keys.pop(block).digest]
             self.num_evictions += 1
         else:
             raise IndexError(f"all {self.num_blocks} blocks are in use")
@@ -104,14 +89,10 @@ class BlockPool:
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
-                key = self._keys.get(block)
-                if key is not None and not (key.digest or key.prefix):
-                    self.forget(block)  # so that memory does not fill with prompts shorter than a block
-                    key = None
-                if key is None:
-                    self._free.append(block)
-                else:
+                if block in self._keys:
                     (self._awaited if awaited else self._evictable)[block] = None
+                else:
+                    self._free.append(block)
 
     def await_none(self) -> None:
         """No sequence waits for blocks that it has used: these are cached ones like any other."""
@@ -123,39 +104,16 @@ class BlockPool:
         if key.digest not in self._cached:
             self._cached[key.digest] = block
             self._keys[block] = key
-            self._announced.add(block)
-
-    def register_begun(self, block: int, key: BlockKey) -> None:
-        """Makes known which tokens a block begins with that is in use and not full."""
-        known = self._keys.get(block)
-        if known is None or len(known.tokens) < len(key.tokens):
-            self._keys[block] = key
-            self._announced.add(block)
-
-    def settle(self) -> None:
-        """What has been announced so far is computed now."""
-        for block in self._announced:
-            key = self._keys[block]
-            self._continuations.put(block, key.prefix, key.tokens)
-        self._announced.clear()
-
-    def begins_like(self, parent: BlockKey | None, tokens: bytes) -> tuple[int, int]:
-        """The block after `parent` that shares most with `tokens`, and how many bytes; (-1, 0) if there is none."""
-        return self._continuations.longest(b"" if parent is None else parent.digest, tokens)
 
     def is_cached(self, key: BlockKey) -> bool:
         block = self._cached.get(key.digest)
         return block is not None and self._keys[block].tokens == key.tokens
 
     def forget(self, block: int) -> None:
-        """Takes a block out of the prefix cache: it does not hold what was announced, or not for long."""
+        """Takes a block that is in use out of the prefix cache: it does not hold what was announced."""
         key = self._keys.pop(block, None)
-        if key is None:
-            return
-        if key.digest:
+        if key is not None:
             del self._cached[key.digest]
-        self._announced.discard(block)
-        self._continuations.discard(block)
 
     def forget_cached(self) -> None:
         """Empties the prefix cache; blocks in use stay so."""
@@ -164,8 +122,6 @@ class BlockPool:
         self._awaited.clear()
         self._cached.clear()
         self._keys.clear()
-        self._announced.clear()
-        self._continuations.clear()
 
     def match(self, keys: Iterable[BlockKey]) -> list[int]:
         """Returns the longest run of cached blocks for these keys, and takes a reference to each."""
@@ -195,12 +151,5 @@ class BlockPool:
             raise IntegrityError(f"blocks lost or free in use: {sorted(idle ^ (free | cached))}")
         if not cached <= self._keys.keys():
             raise IntegrityError("an evictable block has no key")
-        if {key.digest: block for block, key in self._keys.items() if key.digest} != self._cached:
+        if {key.digest: block for block, key in self._keys.items()} != self._cached:
             raise IntegrityError("the prefix cache's two maps disagree")
-        copyable = self._continuations.known
-        if self._keys.keys() != self._announced | copyable.keys():
-            raise IntegrityError("the blocks that can be copied are not those that are known")
-        for block, (prefix, tokens) in copyable.items():
-            key = self._keys[block]
-            if prefix != key.prefix or not key.tokens.startswith(tokens):
-                raise IntegrityError(f"block {block} does not hold what it can be copied for")

@@ -95,6 +95,10 @@ class Scheduler:
     priority is preempted: it returns its blocks and goes to the front of its priority's queue, to be recomputed. The
     one of the best priority with the most is never preempted, so every sequence ends unless better ones never cease.
 
+    The beams of a request are in the same steps. If one is preempted they all are, and wait as one: they join when
+    there is room for all, the first computes the full blocks that they share, the others go on from there, and they
+    decode again when each has but its last token left.
+
     clock: the time in seconds, by which requests' arrival_time is too; a simulator gives its own.
     """
 
@@ -130,7 +134,6 @@ class Scheduler:
         self._queued = 0  # the last number given to a sequence that came
         self._joined = 0  # and to one that joined
         self._refusal: Refusal | None = None
-        self._copies: list[tuple[int, int]] = []
 
     @property
     def running(self) -> list[Sequence]:
@@ -145,10 +148,8 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """Returns the next step. The caller does what take_copies() says, computes the chunks and adds their num_tokens
-        to num_computed."""
+        """Returns the next step. The caller computes the chunks and adds their num_tokens to num_computed."""
         self.at = None
-        self._pool.settle()
         step = Step()
         preempted = self._grow_decodes()
         worst = max(self._priorities, default=-math.inf) if preempted is None else preempted
@@ -164,15 +165,11 @@ class Scheduler:
             self._admission.joined(step.newcomers, full=step.full)
         return decodes + step.chunks
 
-    def take_copies(self) -> list[tuple[int, int]]:
-        """The (source, destination) pairs of the blocks to copy before the step is computed."""
-        copies, self._copies = self._copies, []
-        self._pool.release([source for source, _ in copies])
-        return copies
-
     def _grow_decodes(self) -> int | None:
         """Gives those that decode the blocks that they need. Returns the best priority that was preempted for it."""
-        for sequence in [s for s in self._prefills if s.num_pending == 1 and s.request.forked and s.num_output]:
+        for sequence in [s for s in self._prefills if s.request.beams and not s.request.forked]:
+            self._part_beams(sequence)
+        for sequence in [s for s in self._prefills if s.request.forked and self._can_decode(s)]:
             del self._prefills[sequence]
             self._start_decoding(sequence)
             if sequence is self._short:
@@ -189,6 +186,17 @@ class Scheduler:
                     preempted = victim.priority  # never a worse one than before
                     self._preempt(victim)
         return preempted
+
+    def _part_beams(self, first: Sequence) -> None:
+        """Lets the beams that wait for a first one go on by themselves, once it has computed what they share."""
+        beams, shared = first.request.sequences, first.request.num_shared // self._block_size * self._block_size
+        if len(beams) > 1 and first.num_computed >= shared:
+            first.request.forked = True
+            self._fork(first, beams[1:], shared)
+
+    def _can_decode(self, sequence: Sequence) -> bool:
+        together = [sequence] if sequence.request.beams is None else sequence.request.sequences
+        return all(each.num_pending == 1 for each in together)
 
     def _announce_decodes(self) -> list[Chunk]:
         if self._prefix_caching:
@@ -217,9 +225,10 @@ class Scheduler:
 
     def _go_on(self, step: Step, sequence: Sequence) -> bool:
         """Takes the next chunk of a prompt into the step. Returns whether the step has tokens left for it."""
-        count = min(sequence.num_pending, self._budget(step, sequence))
+        wanted = self._num_wanted(sequence)
+        count = min(wanted, self._budget(step, sequence))
         if count == 0:
-            return False
+            return wanted == 0
 
         def has_blocks() -> bool:
             return sequence is not self._short or self._take_blocks(sequence, count)
@@ -231,10 +240,15 @@ class Scheduler:
         self._take(step, sequence, count)
         return True
 
+    def _num_wanted(self, sequence: Sequence) -> int:
+        """How many more tokens of a prompt are to be computed: the last of several beams' are for all in one step."""
+        return sequence.num_pending - (sequence.request.beams is not None and len(sequence.request.sequences) > 1)
+
     def _take(self, step: Step, sequence: Sequence, count: int) -> None:
-        step.tokens += count
-        self._register(sequence, sequence.num_computed + count)
-        step.chunks.append(Chunk(sequence, count))
+        if count:
+            step.tokens += count
+            self._register(sequence, sequence.num_computed + count)
+            step.chunks.append(Chunk(sequence, count))
 
     def _budget(self, step: Step, sequence: Sequence) -> int:
         """How many prompt tokens of the sequence the step has room for."""
@@ -278,7 +292,7 @@ class Scheduler:
             places -= needed
             step.newcomers += not sequence.returning
             self.waiting.remove(sequence)
-            self._take(step, sequence, min(sequence.num_pending, budget))
+            self._take(step, sequence, min(self._num_wanted(sequence), budget))
         step.closed = step.closed or bool(blocked)
         self.at = None
 
@@ -298,8 +312,7 @@ class Scheduler:
             return False
         free = self._pool.num_free
         cached: list[int] = []
-        shares = self._prefix_caching and sequence.request.params.prompt_logprobs is None
-        if shares:
+        if self._prefix_caching and (sequence.request.params.prompt_logprobs is None):
             # The last token is always computed: its logits are wanted.
             full = (len(sequence.tokens) - 1) // self._block_size
             sequence.make_keys(full, self._block_size)
@@ -309,6 +322,7 @@ class Scheduler:
         whole = passing or sequence.returning or self._short is not None
         if not self._take_blocks(sequence, min(sequence.num_pending, budget), whole=whole):
             missing = self._blocks_missing(sequence, sequence.num_pending)
+            missing += sum([count for _, count in self._waiting_beams(sequence)])
             if not (passing or sequence.returning):
                 for_chunk = self._blocks_missing(sequence, min(sequence.num_pending, budget))
                 missing = min(missing, for_chunk + self._reserve)
@@ -320,8 +334,6 @@ class Scheduler:
         if not (passing or self.waiting.num_returning):  # it was the first in the queue
             self._pool.await_none()
         sequence.num_registered = len(cached)
-        if shares and sequence is not self._short:  # which may lack the block for what would be left to compute
-            self._copy_beginning(sequence)
         self._prefills[sequence] = None
         self._start_running(sequence)
         metrics = sequence.request.metrics
@@ -329,17 +341,6 @@ class Scheduler:
             metrics.first_scheduled_time = self._clock()
             metrics.num_cached_tokens = sequence.num_computed
         return True
-
-    def _copy_beginning(self, sequence: Sequence) -> None:
-        """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
-        full = sequence.num_computed // self._block_size
-        last = min((full + 1) * self._block_size, len(sequence.tokens) - 1)
-        wanted = sequence.tokens[sequence.num_computed : last]
-        source, shared = self._pool.begins_like(sequence.keys[full - 1] if full else None, wanted.tobytes())
-        if shared >= wanted.itemsize:
-            self._pool.share(source)  # until it has been copied
-            self._copies.append((source, sequence.blocks[full]))
-            sequence.num_computed += shared // wanted.itemsize
 
     def _make_room(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
         """Lets a waiting sequence join in the place of running ones of worse priorities, if that gives it room."""
@@ -379,7 +380,10 @@ class Scheduler:
         # One spare block for each running sequence: else the next one to need a block would preempt another at once.
         available = self._pool.num_free - self.num_running + (sequence is self._short)
         missing = self._blocks_missing(sequence, sequence.num_pending)
-        if missing <= available:
+        beams = self._waiting_beams(sequence)
+        if missing + sum([blocks for _, blocks in beams]) <= available:
+            for beam, blocks in beams:
+                beam.blocks.extend(self._pool.allocate() for _ in range(blocks))
             if sequence is self._short:
                 self._short = None
         else:
@@ -394,6 +398,16 @@ class Scheduler:
         """The number of blocks that a sequence lacks for its next `count` tokens."""
         return self._blocks_for(sequence.num_computed + count) - len(sequence.blocks)
 
+    def _waiting_beams(self, first: Sequence) -> list[tuple[Sequence, int]]:
+        """The beams that wait for a first one, and how many blocks each lacks besides those that they share."""
+        request = first.request
+        if request.beams is None or request.forked:
+            return []
+        shared = request.num_shared // self._block_size
+        return [
+            (beam, self._blocks_for(len(beam.tokens) - 1) - shared - len(beam.blocks)) for beam in request.sequences[1:]
+        ]
+
     def unwritten_blocks(self, chunk: Chunk) -> array[int]:
         """The blocks that a chunk not computed yet is to write to. Later chunks of the step may share full ones."""
         sequence = chunk.sequence
@@ -406,41 +420,46 @@ class Scheduler:
             for block in self.unwritten_blocks(chunk):
                 self._pool.forget(block)
         for chunk in reversed(chunks):
-            self._stop_running(chunk.sequence)
-            self._requeue(chunk.sequence)
+            if chunk.sequence.status is Status.RUNNING:  # not yet taken back with the other beams of its request
+                self._requeue(chunk.sequence)
 
     def fork(self, parent: Sequence, children: list[Sequence]) -> list[tuple[int, int]]:
         """Lets children continue from the parent's computed tokens, in the same blocks.
 
         Each child gets a copy of the last block if it is not full, since it will write to it. Returns the (source,
-        destination) pairs to copy. Children without room wait and are recomputed, like preempted sequences.
+        destination) pairs to copy. Children without room wait and are recomputed, like preempted sequences; if they are
+        beams, all of their request's do, and nothing is to be copied.
         """
+        return self._fork(parent, children, parent.num_computed)
+
+    def _fork(self, parent: Sequence, children: list[Sequence], num_tokens: int) -> list[tuple[int, int]]:
+        """Of so many of the parent's tokens. Children may have known ones beyond these, and blocks for them."""
         pairs: list[tuple[int, int]] = []
-        full = parent.num_computed // self._block_size
-        partial = parent.blocks[full : self._blocks_for(parent.num_computed)]
+        full = num_tokens // self._block_size
+        partial = parent.blocks[full : self._blocks_for(num_tokens)]
         places = self._free_places()
         for child in children:
-            if places == 0 or self._pool.num_free < len(partial):
+            missing = self._blocks_for(len(child.tokens) - 1) - full - len(child.blocks)
+            if places == 0 or self._pool.num_free < missing:
                 self._requeue(child)
+                if child.request.beams is not None:
+                    return []
                 continue
             places -= 1
             for block in parent.blocks[:full]:
                 self._pool.share(block)
-            child.blocks.extend(parent.blocks[:full])
-            for block in partial:
-                child.blocks.append(self._pool.allocate())
-                pairs.append((block, child.blocks[-1]))
-            child.num_computed = parent.num_computed
+            child.blocks[:0] = parent.blocks[:full]
+            child.blocks.extend(self._pool.allocate() for _ in range(missing))
+            pairs += zip(partial, child.blocks[full:], strict=False)
+            child.num_computed = num_tokens
             child.num_registered = min(parent.num_registered, full)
             self._start_running(child)
-            self._start_decoding(child)
+            self._prefills[child] = None
         return pairs
 
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever its state."""
         if sequence.status is Status.RUNNING:
-            if sequence.request.error is None:
-                self._register_begun(sequence, sequence.num_computed)
             self._stop_running(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
             self.waiting.remove(sequence)
@@ -450,7 +469,8 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises IntegrityError unless sequences and blocks agree."""
         running = self.running
-        self._pool.check_integrity([sequence.blocks for sequence in (*running, *self.waiting)])
+        waiting_beams = [beam for sequence in self._prefills for beam, _ in self._waiting_beams(sequence)]
+        self._pool.check_integrity([sequence.blocks for sequence in (*running, *waiting_beams, *self.waiting)])
         for sequence in running:
             last = sequence.num_computed // self._block_size
             if any(self._pool.references(block) != 1 for block in sequence.blocks[last:]):
@@ -474,8 +494,8 @@ class Scheduler:
         )
 
     def _places_needed(self, sequence: Sequence) -> int:
-        """One, or one per sample while the first of a request's samples computes the prompt for all."""
-        return 1 if sequence.request.forked else min(sequence.request.params.n, self._max_seqs)
+        """One, or one per sample while the first of a request's samples computes the prompt for all. So for beams."""
+        return 1 if sequence.request.forked else min(sequence.request.num_places, self._max_seqs)
 
     def _free_places(self) -> int:
         return self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
@@ -496,17 +516,6 @@ class Scheduler:
             for i in range(sequence.num_registered, full):
                 self._pool.register(sequence.blocks[i], sequence.keys[i])
             sequence.num_registered = full
-        self._register_begun(sequence, end)
-
-    def _register_begun(self, sequence: Sequence, end: int) -> None:
-        """Tells the prefix cache what the block begins with that is not full once the tokens before `end` are
-        computed."""
-        full = end // self._block_size
-        begun = sequence.tokens[full * self._block_size : end]
-        if self._prefix_caching and begun:
-            sequence.make_keys(full, self._block_size)
-            key = BlockKey.begun(sequence.keys[full - 1] if full else None, begun.tobytes())
-            self._pool.register_begun(sequence.blocks[full], key)
 
     def _start_running(self, sequence: Sequence) -> None:
         sequence.status = Status.RUNNING
@@ -537,19 +546,23 @@ class Scheduler:
         return min(self.running, key=lambda s: (-s.priority, s.num_computed, -s.joined))
 
     def _preempt(self, victim: Sequence) -> None:
-        at, self.at = self.at, victim
-        self._register_begun(victim, victim.num_computed)
-        self.at = at
-        self._stop_running(victim)
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
         self.num_preemptions += 1
 
     def _requeue(self, sequence: Sequence) -> None:
-        self._release(sequence, awaited=True)
-        sequence.status = Status.WAITING
-        sequence.paused = self._clock()
-        self.waiting.put_back(sequence)
+        """Has a sequence wait to be recomputed, and with a beam all of its request's."""
+        request = sequence.request
+        together = [sequence] if request.beams is None else request.sequences
+        for each in together:
+            if each.status is Status.RUNNING:
+                self._stop_running(each)
+            self._release(each, awaited=True)
+            each.status = Status.WAITING
+        if request.beams is not None:
+            request.gather()
+        together[0].paused = self._clock()
+        self.waiting.put_back(together[0])
 
     def _release(self, sequence: Sequence, *, awaited: bool = False) -> None:
         self._pool.release(sequence.blocks, awaited=awaited)

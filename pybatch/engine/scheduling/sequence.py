@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from enum import Enum, auto
 
+from pybatch.engine.beams import BeamSearch
 from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.metrics import RequestMetrics
 from pybatch.engine.outputs import FinishReason, TokenLogprobs
@@ -81,6 +82,21 @@ class Sequence:
         self.num_computed = self.num_registered = self.num_passed = 0
         self.returning = False
 
+    def branch(self) -> Sequence:
+        """Another that goes on from the same tokens, without blocks."""
+        other = Sequence(self.request, self.index, self.seed, None)
+        other.follow(self)
+        other.keys = self.keys.copy()
+        other.detokenizer = None if self.detokenizer is None else self.detokenizer.branch()
+        return other
+
+    def follow(self, branch: Sequence) -> None:
+        """Becomes as long as a branch of its own, in its own blocks."""
+        self.tokens = branch.tokens[:]
+        self.logprobs = branch.logprobs.copy()
+        self.cumulative_logprob = branch.cumulative_logprob
+        self.detokenizer = branch.detokenizer
+
     @property
     def num_output(self) -> int:
         return len(self.tokens) - len(self.request.prompt_token_ids)
@@ -102,14 +118,20 @@ class Sequence:
 
 
 class Request:
-    """A prompt, its sampling parameters and its n sequences, the first of which computes the prompt for all."""
+    """A prompt, its sampling parameters and its n sequences, the first of which computes the prompt for all.
+
+    beams: of a beam search. Then the sequences are the beams, one at first. They advance together: all of them are in
+    the same steps, or wait as one.
+    """
 
     __slots__ = (
+        "beams",
         "delivered",
         "error",
         "forked",
         "max_total_tokens",
         "metrics",
+        "num_shared",
         "params",
         "priority",
         "prompt",
@@ -133,6 +155,7 @@ class Request:
         stream: bool,
         arrival_time: float,
         priority: int = 0,
+        beams: BeamSearch[Sequence] | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -144,10 +167,24 @@ class Request:
         self.stream = stream
         self.metrics = RequestMetrics(arrival_time, len(prompt_token_ids), num_samples=params.n)
         self.sequences: list[Sequence] = []
-        self.forked = params.n == 1
+        self.beams = beams
+        self.forked = params.n == 1 and beams is None
+        self.num_shared = 0  # leading tokens that all beams have, where they wait as one
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         self.error: str | None = None
         self.delivered = [(0, 0)] * params.n  # of each sample the tokens and characters that are out, where deltas are
+
+    @property
+    def num_places(self) -> int:
+        """How many sequences it comes to."""
+        return self.params.n if self.beams is None else self.beams.width
+
+    def gather(self) -> None:
+        """Has its beams wait as one: the first computes what they share before the others go on from there."""
+        self.forked = False
+        first, last = min(each.tokens for each in self.sequences), max(each.tokens for each in self.sequences)
+        differ = (i for i, (a, b) in enumerate(zip(first, last, strict=True)) if a != b)
+        self.num_shared = next(differ, len(first))
 
     @property
     def finished(self) -> bool:

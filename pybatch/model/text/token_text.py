@@ -12,6 +12,7 @@ import codecs
 import json
 import re
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -100,6 +101,13 @@ class TextStream:
         self._utf8.decode(tokens.join(None, seen))
         self._before = seen[-1] if seen else None
         self._begun = bool(self._utf8.getstate()[0])  # a broken character at the prompt's end is the prompt's
+
+    def branch(self) -> TextStream:
+        """Another that goes on from the same text."""
+        other = copy(self)
+        other._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        other._utf8.setstate(self._utf8.getstate())
+        return other
 
     def add(self, ids: Sequence[int], *, last: bool = False) -> str:
         """The text that ids add. An unfinished character waits for its end; with last, it comes out as U+FFFD."""

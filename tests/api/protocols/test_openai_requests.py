@@ -53,9 +53,10 @@ def test_vllms_fields_are_taken_too() -> None:
         "top_k": 3, "min_p": 0.1, "min_tokens": 1, "repetition_penalty": 1.1, "ignore_eos": True, "stop_token_ids": [2],
         "skip_special_tokens": False, "include_stop_str_in_output": True, "bad_words": ["x"],
         "allowed_token_ids": [1, 2], "truncate_prompt_tokens": 9,
+        "use_beam_search": True, "best_of": 4, "length_penalty": 0.5, "early_stopping": "never",
     }  # fmt: skip
-    assert chat(**given, use_beam_search=False).params == given
-    assert completion(**given, length_penalty=1.0, best_of=1).params == given
+    assert chat(**given, repetition_detection=None).params == given
+    assert completion(**given, spaces_between_special_tokens=True).params == given
     assert {field.name for field in fields(SamplingParams)} >= SAMPLING
 
 
@@ -117,7 +118,7 @@ def test_prompts_to_complete(prompt: Any, prompts: Any) -> None:
         ({"top_logprobs": 3}, "invalid_value", "top_logprobs", "logprobs = true"),
         ({"logprobs": True, "top_logprobs": -1}, "invalid_value", "top_logprobs", "an integer of at least 0"),
         ({"logit_bias": {"a": 1}}, "invalid_value", "logit_bias", "a dict from token ids"),
-        ({"use_beam_search": True}, "unsupported_parameter", "use_beam_search", "expected false or null"),
+        ({"skip_reading_prefix_cache": True}, "unsupported_parameter", "skip_reading_prefix_cache", "false or null"),
         ({"structured_outputs": {"json": {}}}, "unsupported_parameter", "structured_outputs", "expected null"),
         ({"chat_template_kwargs": [1]}, "invalid_type", "chat_template_kwargs", "an object"),
         ({"chat_template_kwargs": {"tools": 1}}, "invalid_value", "chat_template_kwargs.tools", "no variable"),
@@ -148,7 +149,8 @@ def test_what_cannot_be_served_is_refused_with_the_field(body: Any, code: str, p
         ({"max_tokens": 0}, "invalid_value", "max_tokens", "an integer of at least 1, got 0"),
         ({"max_tokens": False, "echo": True}, "invalid_value", "max_tokens", "an integer of at least 1, got False"),
         ({"priority": "high"}, "invalid_type", "priority", "an integer, got 'high'"),
-        ({"best_of": 3}, "unsupported_parameter", "best_of", "expected n's value"),
+        ({"best_of": 3}, "invalid_value", "best_of", "expected None or n's value, without use_beam_search"),
+        ({"use_beam_search": True, "n": 3, "best_of": 2}, "invalid_value", "best_of", "an integer of at least 3"),
         ({"suffix": "x"}, "unsupported_parameter", "suffix", 'expected "" or null'),
     ],
 )
@@ -198,7 +200,7 @@ def test_what_no_stream_has_is_refused_with_the_field(body: Any, param: str, say
 
 
 def test_best_of_as_many_as_are_asked_for_is_nothing_more() -> None:
-    assert completion(n=3, best_of=3).params == {"n": 3}
+    assert SamplingParams(**completion(n=3, best_of=3).params) == SamplingParams(n=3)
 
 
 @pytest.mark.parametrize("body", [None, [], "x", 3])

@@ -40,6 +40,7 @@ def ids(text: str) -> list[int]:
         {"prompt": PROMPT, "max_tokens": 30},
         {"prompt": ids(PROMPT), "max_tokens": 30, "n": 2, "best_of": 2},
         {"prompt": [PROMPT, "B", "C" * 40], "max_tokens": 12, "n": 3},
+        {"prompt": [PROMPT, "B"], "max_tokens": 12, "n": 2, "best_of": 3, "use_beam_search": True},
         {"prompt": [ids(PROMPT), [67, 0, 68]], "max_tokens": 12, "stop": ["*"]},
         {"prompt": PROMPT, "max_tokens": 0, "n": 2},
     ],
