@@ -17,7 +17,6 @@ FAULTS = {
     "leaves_shared_memory": r"use-after-poison: write of 4 bytes at byte 256 of shared memory, which has 256 bytes",
     "reads_past_a_local_array_elsewhere": r"stack-buffer-overflow: read of 4 bytes",
     "copies_past_the_end": r"cp.async of 16 bytes out of bounds: at byte 256 of in",
-    "struct_load_is_misaligned": r"misaligned",
 }
 
 

@@ -24,15 +24,17 @@ RUNTIME = [*COMMON, "-O2", "-fwrapv", "-U_FORTIFY_SOURCE"]
 # Which sanitizer watches the kernels' accesses; the compiler takes one at a time.
 # thread: it only puts in its calls. src/runtime.cpp answers them: an access to global or shared memory has to be in a
 # buffer that the kernel may touch so, aligned, ordered by barriers and after a write. Local arrays it does not see.
+# Calls for undefined behaviour, answered there too, tell of misaligned pointers and of indices outside arrays.
 # address: the real one, which has to be preloaded. It finds what leaves a local array, a kernel's parameters or a
 # buffer, and what touches a buffer that has been freed; but no race, nothing unwritten and no write to an input.
-# In both, calls for undefined behaviour, answered there too, tell of misaligned pointers and of indices outside arrays.
 SANITIZER = os.environ.get("SIMT_SANITIZER", "thread")
 KERNEL = [
     *COMMON, "-O1", "-x", "c++", "-fno-strict-aliasing", "-Wno-unknown-pragmas",
-    "-fsanitize=alignment,bounds,object-size,shift,signed-integer-overflow,integer-divide-by-zero",
     *{
-        "thread": ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],
+        "thread": [
+            "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
+            "-fsanitize=alignment,bounds,object-size,shift,signed-integer-overflow,integer-divide-by-zero",
+        ],
         "address": ["-fsanitize=address", "-fsanitize-recover=address"],
     }[SANITIZER],
 ]  # fmt: skip
@@ -70,7 +72,7 @@ def runtime() -> Path:
 
 
 def _object(source: Path) -> Path:
-    csrc = next((folder.parent for folder in source.parents if folder.name == "cuda"), CSRC)
+    csrc = next((folder for folder in source.parents if folder.name == "csrc"), CSRC)
     include = HERE / "include"
     headers = _headers(include, csrc / "pybatch", csrc / "cuda")
     make = [*KERNEL, "-c", f"-I{include}", f"-I{csrc}", str(source)]

@@ -22,8 +22,10 @@ std::string text(uint3 v) {
 
 uint3 unflatten(unsigned i, dim3 extent) { return {i % extent.x, i / extent.x % extent.y, i / extent.x / extent.y}; }
 
+bool same(const char* a, const char* b) { return a == b || !std::strcmp(a, b); }  // most often one literal
+
 bool same(const Location& a, const Location& b) {
-  return a.line() == b.line() && a.column() == b.column() && !std::strcmp(a.file_name(), b.file_name());
+  return a.line() == b.line() && a.column() == b.column() && same(a.file_name(), b.file_name());
 }
 
 }  // namespace
@@ -219,7 +221,7 @@ void Worker::collective(Thread& t, unsigned mask, const char* name, void* operan
   if (slot == pending.end()) {
     pending.push_back({name, at, mask, 0, {}});
     slot = pending.end() - 1;
-  } else if (slot->mask != mask || std::strcmp(slot->name, name) || !same(slot->at, at)) {
+  } else if (slot->mask != mask || !same(slot->name, name) || !same(slot->at, at)) {
     fail("divergent warp: other lanes of the warp wait at " + std::string(slot->name) + " at " + where(slot->at) +
              ", this one comes to " + name, at);
   }
@@ -242,9 +244,9 @@ void Worker::warpgroup(Thread& t, const char* name, uint64_t operand, const std:
   if (t.linear / kWarpgroup * kWarpgroup + kWarpgroup > count_) fail(std::string(name) + ": not in a warpgroup", at);
   if (p.name == nullptr) {
     p.name = name, p.at = at, p.operand = operand;
-  } else if (std::strcmp(p.name, name) || p.operand != operand || !same(p.at, at)) {
+  } else if (!same(p.name, name) || p.operand != operand || !same(p.at, at)) {
     fail("divergent warpgroup: other threads of it wait at " + std::string(p.name) + " at " + where(p.at) +
-             ", this one comes to " + name + (std::strcmp(p.name, name) ? "" : " with other operands"), at);
+             ", this one comes to " + name + (same(p.name, name) ? " with other operands" : ""), at);
   }
   p.waiting.push_back(&t);
   if (p.waiting.size() < kWarpgroup) {
