@@ -113,7 +113,6 @@ ARGUMENTS: dict[str, Collection[Any]] = {  # by name, the values that ask for no
     **dict.fromkeys(("lora_extra_vocab_size", "fully_sharded_loras"), ANYTHING),
     "enable_prompt_adapter": (False,),
     **dict.fromkeys(("max_prompt_adapters", "max_prompt_adapter_token"), ANYTHING),
-    "speculative_config": (None,),
     "speculative_model": (None,),
     "num_speculative_tokens": (None,),
     "ngram_prompt_lookup_max": (None,),

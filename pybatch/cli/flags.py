@@ -15,7 +15,6 @@ import typer
 
 from pybatch.api.engine_args import EngineArgs
 from pybatch.engine.arguments import described_fields
-from pybatch.engine.scheduling.policies import Policy
 
 G = TypeVar("G")
 
@@ -146,9 +145,11 @@ def flags_of(
 
 
 def flag_type(hint: Any) -> Any:
-    """The type of an argument that is given. Paths, names that the library chooses from and policies are text here."""
+    """The type of an argument that is given. Paths, names to choose from and whatever may be text besides
+    other types are text here."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    (kind,) = {str if each in (Path, Policy) or get_origin(each) is Literal else each for each in kinds} - {NoneType}
+    given = {str if each is Path or get_origin(each) is Literal else each for each in kinds} - {NoneType}
+    (kind,) = {str} if str in given else given
     return kind
 
 

@@ -25,11 +25,13 @@ class Computed:
 
     chunks: list[Chunk]
     sequences: list[Sequence] = field(default_factory=list)
-    """Those that get a token: the next two are theirs."""
+    """Those that get a token, once for each: the next two are theirs."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     candidates: dict[Sequence, Candidates] = field(default_factory=dict)
     """Of those that are beams."""
+    verified: list[tuple[Chunk, int]] = field(default_factory=list)
+    """Those with drafts, and how many of the drafts are the tokens that were sampled."""
     prompt_logprobs: list[tuple[Request, list[TokenLogprobs]]] = field(default_factory=list)
     faults: list[tuple[Chunk, str]] = field(default_factory=list)
     """With the error's text: the error itself would keep its frames alive, and views of arrays that are to grow."""
@@ -43,6 +45,7 @@ class Computed:
         self.tokens += other.tokens
         self.logprobs += other.logprobs
         self.candidates |= other.candidates
+        self.verified += other.verified
         self.prompt_logprobs += other.prompt_logprobs
         self.faults += other.faults
         self.postponed += other.postponed
@@ -82,10 +85,14 @@ class StepComputer:
         begin = time.perf_counter()
         logits = self.runner.run(chunks)
         computed = Computed(chunks, run_time=time.perf_counter() - begin)
-        row = decodes = num_decodes(chunks)  # in most steps all of them
+        decodes = num_decodes(chunks)  # in most steps all of them
+        computed.sequences += [chunk.sequence for chunk in chunks[:decodes]]
+        verifying = [chunk for chunk in chunks[:decodes] if chunk.drafts]
+        if verifying:
+            computed.sequences = [chunk.sequence for chunk in chunks[:decodes] for _ in range(chunk.num_tokens)]
+        row = len(computed.sequences)
         rows = list(range(row))
-        computed.sequences += [chunk.sequence for chunk in chunks[:row]]
-        for chunk in chunks[row:]:
+        for chunk in chunks[decodes:]:
             sequence, start = chunk.sequence, chunk.sequence.num_computed
             positions = logit_positions(sequence, start, start + chunk.num_tokens)
             before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
@@ -101,12 +108,41 @@ class StepComputer:
         if rows:
             if len(chunks) > decodes and rows != list(range(row)):
                 logits = logits[rows]
-            sampled = self.sampler.sample(logits, computed.sequences)
+            drafts = None
+            if verifying:
+                drafts = [chunk.drafts[:i] for chunk in chunks[:decodes] for i in range(chunk.num_tokens)]
+                drafts += [()] * (len(rows) - len(drafts))
+            sampled = self.sampler.sample(logits, computed.sequences, drafts)
             computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
             computed.candidates = {computed.sequences[row]: each for row, each in sampled.candidates.items()}
+            if verifying:
+                _verify(computed, chunks[:decodes])
         return computed
 
     def _prompt_logprobs(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> list[TokenLogprobs]:
         count = sequence.request.params.prompt_logprobs or 0
         following = torch.tensor([sequence.tokens[i + 1] for i in positions], device=logits.device)
         return self.sampler.logprobs(logits, following, [count] * len(positions))
+
+
+def _verify(computed: Computed, chunks: list[Chunk]) -> None:
+    """Keeps of a chunk's tokens those that follow right drafts alone.
+
+    chunks: those that decode, to which the first tokens belong. What was sampled after a right draft is what would be
+    sampled without drafts, so that this leaves the distribution as it is, and the draw too.
+    """
+    kept: list[int] = []
+    row = 0
+    for chunk in chunks:
+        sampled = computed.tokens[row : row + chunk.num_tokens]
+        right = 0
+        while right < len(chunk.drafts) and sampled[right] == chunk.drafts[right]:
+            right += 1
+        if chunk.drafts:
+            computed.verified.append((chunk, right))
+        kept += range(row, row + right + 1)
+        row += chunk.num_tokens
+    kept += range(row, len(computed.tokens))
+    computed.sequences = [computed.sequences[i] for i in kept]
+    computed.tokens = [computed.tokens[i] for i in kept]
+    computed.logprobs = [computed.logprobs[i] for i in kept]

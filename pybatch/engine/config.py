@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pybatch.engine.arguments import list_fields, suggest_names
 from pybatch.engine.scheduling.policies import Policy, as_policy
+from pybatch.engine.speculative_config import SpeculativeConfig
 
 KvCacheDType = Literal["auto", "int8", "fp8", "float32", "float16", "bfloat16"]
 
@@ -46,8 +48,15 @@ class EngineConfig:
         "Who may join a batch, and when: continuous, static(batch_size=, by_length=), dynamic(max_batch=, max_wait=) "
         "or micro(micro_batch=).",
     ] = "continuous"
+    speculative_config: Annotated[
+        SpeculativeConfig | Mapping[str, Any] | str | None,
+        "Speculative decoding, which changes no output: a dict, or JSON, with method (ngram, suffix or draft_model), "
+        "num_speculative_tokens and what SpeculativeConfig has besides.",
+    ] = None
 
     def __post_init__(self) -> None:
+        if self.speculative_config is not None:
+            object.__setattr__(self, "speculative_config", SpeculativeConfig.of(self.speculative_config).text)
         optional = ("max_model_len", "num_kv_blocks")
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_background_tokens", *optional):
             if getattr(self, name) is not None or name not in optional:
@@ -83,6 +92,11 @@ class EngineConfig:
     def requests_ahead(self) -> int:
         """How many requests to have in the engine at a time, so that the policy has some to choose from."""
         return self.batching.batches_ahead * self.max_num_seqs
+
+    @property
+    def speculation(self) -> SpeculativeConfig | None:
+        """speculative_config, which is its text."""
+        return None if self.speculative_config is None else SpeculativeConfig.of(self.speculative_config)
 
     def _expect_integer(self, name: str, low: int, high: int, expected: str) -> None:
         value = getattr(self, name)

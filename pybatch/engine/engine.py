@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
@@ -18,11 +19,14 @@ from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.engine.speculation.make import make_speculator
 from pybatch.engine.updating import TokenUpdater
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.decoder import Decoder
 from pybatch.model.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _IDLE_SLEEP = 0.001  # seconds, where a policy holds back all there is
 
@@ -52,9 +56,12 @@ class Engine:
             max_tokens=config.max_num_batched_tokens,
             max_seqs=config.max_num_seqs,
             max_blocks=-(-self.max_model_len // config.block_size),
+            max_drafts=0 if config.speculation is None else config.speculation.num_speculative_tokens,
         )
         sampler = Sampler((lambda token: None) if tokenizer is None else tokenizer.token_text)
         self._computer = StepComputer(runner, sampler)
+        speculation, max_tokens = config.speculation, config.max_num_batched_tokens
+        self._speculator = None if speculation is None else make_speculator(speculation, max_tokens=max_tokens)
         own_ids = () if tokenizer is None else tokenizer.eos_token_ids
         all_ids = {*decoder.config.eos_token_ids, *own_ids}
         self._eos_ids = frozenset(token for token in all_ids if 0 <= token < decoder.config.vocab_size)
@@ -230,11 +237,15 @@ class Engine:
         if not chunks:
             time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
             return
+        self._draft(chunks)
         scheduled = time.perf_counter()
+        tokens = sum([chunk.num_tokens for chunk in chunks])
         computed = self._computer.compute(chunks, self._scheduler.unwritten_blocks)
         self._update(computed)
+        if self._speculator is not None:
+            self._speculator.learn(time.perf_counter() - scheduled)
         self.metrics.step(
-            tokens=sum([chunk.num_tokens for chunk in chunks]),
+            tokens=tokens,
             sequences=len(chunks),
             waiting=len(self._scheduler.waiting),
             kv_blocks=self._pool.num_used,
@@ -267,10 +278,23 @@ class Engine:
                 self._ready.append(self._output(request))
         return []
 
+    def _draft(self, chunks: list[Chunk]) -> None:
+        """Adds drafts, where these are wanted. If that fails it is no request's fault: the step goes on without."""
+        if self._speculator is None:
+            return
+        try:
+            self._speculator.draft(chunks, self._scheduler)
+        except BaseException as error:
+            if not is_request_fault(error):
+                raise
+            logger.warning("a step has fewer drafts: %s", describe(error))
+
     def _update(self, computed: Computed) -> None:
         """Takes what was computed into the requests, and outputs what there is to tell."""
         for chunk in computed.chunks:
             chunk.sequence.num_computed += chunk.num_tokens
+        for chunk, right in computed.verified:
+            chunk.sequence.num_computed -= len(chunk.drafts) - right
         for request, entries in computed.prompt_logprobs:
             assert request.prompt_logprobs is not None
             request.prompt_logprobs += entries
@@ -280,6 +304,9 @@ class Engine:
                 self._updater.fail(chunk.sequence.request, error)
         told = [chunk.sequence.request for chunk, _ in computed.faults]
         told += self._updater.take(computed)
+        for chunk, right in computed.verified:
+            self.metrics.drafts.add(len(chunk.drafts), right)
+            self._scheduler.settle_drafts(chunk)
         for request in dict.fromkeys(told):
             if request.stream or request.finished:
                 self._ready.append(self._output(request))

@@ -161,6 +161,26 @@ class StepCost:
         return fixed, (self._seconds - fixed * self._steps) / self._tokens
 
 
+@dataclass
+class DraftCounts:
+    """Of speculative decoding. drafts: how often a sequence's chunk had some. by_position: of the first tokens of all
+    drafts, the second and so on, how many were right."""
+
+    drafts: int = 0
+    tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    def add(self, tokens: int, accepted: int) -> None:
+        self.drafts += 1
+        self.tokens += tokens
+        self.accepted_tokens += accepted
+        counts = self.accepted_by_position
+        counts += [0] * (tokens - len(counts))
+        for position in range(accepted):
+            counts[position] += 1
+
+
 @dataclass(frozen=True, slots=True)
 class MetricsSummary:
     """Totals and quantiles since the metrics began. Times in seconds, throughputs in tokens per second."""
@@ -192,6 +212,8 @@ class MetricsSummary:
     schedule_time: float
     run_time: float
     sample_time: float
+    draft_tokens: int
+    accepted_draft_tokens: int
 
 
 @dataclass
@@ -213,6 +235,7 @@ class EngineMetrics:
     run_time: float = 0.0
     sample_time: float = 0.0
     step_cost: StepCost = field(default_factory=StepCost)
+    drafts: DraftCounts = field(default_factory=DraftCounts)
     requests: int = 0
     failed_requests: int = 0
     prompt_tokens: int = 0
@@ -326,4 +349,6 @@ class EngineMetrics:
             schedule_time=self.schedule_time,
             run_time=self.run_time,
             sample_time=self.sample_time,
+            draft_tokens=self.drafts.tokens,
+            accepted_draft_tokens=self.drafts.accepted_tokens,
         )

@@ -64,6 +64,7 @@ class RequestParams:
     bad_words: tuple[tuple[int, ...], ...]
     """As token ids; of each the last is not drawn after the others."""
     truncate_prompt_tokens: int | None
+    speculate: bool
 
 
 def plain_values(params: SamplingParams) -> tuple[object, ...] | None:
@@ -140,6 +141,7 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
         disallowed=None if allowed is None else _all_but(allowed, vocab_size),
         bad_words=bad_words,
         truncate_prompt_tokens=None if params.truncate_prompt_tokens is None else int(params.truncate_prompt_tokens),
+        speculate=bool(params.speculate),
     )
 
 

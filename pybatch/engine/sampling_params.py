@@ -57,6 +57,7 @@ class SamplingParams:
         its tokens to this power, so that above 0 longer ones gain.
     early_stopping: of a beam search, when best_of answers are there: True ends it; False, once the best beam's score
         is below theirs; "never", once it cannot come to be better.
+    speculate: False: without drafts, where the engine has a speculative_config. The output is the same.
     """
 
     n: int = 1
@@ -87,6 +88,7 @@ class SamplingParams:
     best_of: int | None = None
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    speculate: bool = True
 
     VLLM_ONLY: ClassVar[dict[str, tuple[Any, ...]]] = {  # by name, the values that ask for nothing
         "extra_args": (None, {}),
@@ -127,7 +129,14 @@ class SamplingParams:
             self._integer("truncate_prompt_tokens", -1)
             if self.truncate_prompt_tokens == 0:
                 self._fail("truncate_prompt_tokens", "-1 or a positive integer", 0)
-        flags = ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "use_beam_search")
+        flags = (
+            "ignore_eos",
+            "detokenize",
+            "skip_special_tokens",
+            "include_stop_str_in_output",
+            "use_beam_search",
+            "speculate",
+        )
         for name in flags:
             if not _is_bool(getattr(self, name)):
                 self._fail(name, "True or False", getattr(self, name))

@@ -42,10 +42,12 @@ class TokenUpdater:
         stream or of which a sequence ended. One loop without a call for most tokens, since it runs for each of them."""
         told: list[Request] = []
         searches: dict[Request, None] = {}
+        left = 0
         now = time.perf_counter()
         for sequence, token, logprobs in zip(computed.sequences, computed.tokens, computed.logprobs, strict=True):
             request, tokens = sequence.request, sequence.tokens
-            if request.error is not None:  # by another of its samples
+            if request.error is not None or sequence.finish_reason is not None:  # by another sample, or a token before
+                left += 1
                 continue
             if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = now
@@ -84,17 +86,22 @@ class TokenUpdater:
                         raise
                     self.fail(request, describe(error))
             told.append(request)
-        self._metrics.output_tokens += len(computed.sequences)
+        self._metrics.output_tokens += len(computed.sequences) - left
         self._time_tokens(computed, now)
         return told
 
     def _time_tokens(self, computed: Computed, now: float) -> None:
-        """All that decode had their last token in the step before, so that one number tells of them all. Others had
-        one only if they have been preempted since."""
+        """All that decode had their last token in the step before, so that one number tells of them all, or of those
+        that got as many tokens. Others had one only if they have been preempted since."""
         decodes = num_decodes(computed.chunks)
-        if decodes:
-            self._metrics.inter_token.add(now - self._last_tokens, decodes)
-        for sequence in computed.sequences[decodes:]:
+        elapsed, tokens = now - self._last_tokens, decodes
+        single = decodes - len(computed.verified)
+        if single:
+            self._metrics.inter_token.add(elapsed, single)
+        for _, right in computed.verified:
+            self._metrics.inter_token.add(elapsed / (1 + right), 1 + right)
+            tokens += right
+        for sequence in computed.sequences[tokens:]:
             if sequence.num_output > 1 and sequence.paused is not None:
                 self._metrics.inter_token.add(now - sequence.paused)
         self._last_tokens = now

@@ -117,6 +117,7 @@ def _random_engine(reference: Alone, draw: random.Random, chosen: list[int], len
         "max_num_batched_tokens": draw.choice((3, 16, 64, 512, 4096)),
         "num_kv_blocks": -(-longest // BLOCK) + draw.choice((0, 1, 8, 600)),
         "enable_prefix_caching": draw.random() < 0.7,
+        "speculative_config": draw.choice((None, {"prompt_lookup_min": 1, "adaptive": draw.random() < 0.5})),
     }
     torch.set_num_threads(threads)
     config = EngineConfig(block_size=BLOCK, kv_cache_dtype=reference.kv_cache_dtype, **settings)

@@ -108,6 +108,7 @@ SETTINGS = {
     "num_kv_blocks": st.sampled_from([9, 12, 20, 200]),
     "enable_prefix_caching": st.booleans(),
     "kv_cache_dtype": st.sampled_from(KV_DTYPES),
+    "speculative_config": st.sampled_from([None, '{"prompt_lookup_min": 1, "adaptive": false}']),
 }
 
 

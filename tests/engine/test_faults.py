@@ -91,18 +91,22 @@ STAGES: dict[str, tuple[type, str, Callable[..., bool]]] = {
     "scheduling": (Scheduler, "_join", lambda sequence, *rest, **more: is_bad(sequence.request)),
     "inputs": (ModelRunner, "run", in_chunks),
     "model": (ModelRunner, "run", in_chunks),
-    "sampling": (Sampler, "sample", lambda logits, sequences: any(is_bad(s.request) for s in sequences)),
+    "sampling": (Sampler, "sample", lambda logits, sequences, *drafts: any(is_bad(s.request) for s in sequences)),
     "logprobs": (Sampler, "logprobs", lambda logits, tokens, counts: 7 in counts),
     "prompt_logprobs": (Sampler, "logprobs", lambda logits, tokens, counts: 6 in counts),
     "text": (Detokenizer, "add", lambda *args, **kwargs: True),  # only "bad" has stop strings
 }
 
 
-@pytest.mark.parametrize("config", [{}, {"max_num_batched_tokens": 24}, {"num_kv_blocks": 14}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"max_num_batched_tokens": 24}, {"num_kv_blocks": 14}, {"speculative_config": '{"prompt_lookup_min": 1}'}],
+    ids=str,
+)
 @pytest.mark.parametrize("steps", [0, 4])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_fault_in_any_stage_ends_one_request(
-    make_engine: MakeEngine, raise_where: Patch, stage: str, steps: int, config: dict[str, int]
+    make_engine: MakeEngine, raise_where: Patch, stage: str, steps: int, config: dict[str, Any]
 ) -> None:
     """At once, and after so many steps."""
     expected = make_engine(**config)
@@ -252,7 +256,7 @@ def test_what_finished_in_a_step_that_raises_is_not_lost(make_engine: MakeEngine
 
 FAULTY: list[tuple[type, str, Callable[..., list[Any]], bool]] = [
     (ModelRunner, "run", lambda chunks: [chunk.sequence.request for chunk in chunks], False),
-    (Sampler, "sample", lambda logits, sequences: [sequence.request for sequence in sequences], True),
+    (Sampler, "sample", lambda logits, sequences, *drafts: [sequence.request for sequence in sequences], True),
     (Scheduler, "_join", lambda sequence, *rest, **more: [sequence.request], False),
     (Scheduler, "_register", lambda sequence, *rest: [sequence.request], True),
     (Scheduler, "_take_blocks", lambda sequence, *rest, **more: [sequence.request], False),

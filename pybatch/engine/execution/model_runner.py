@@ -12,10 +12,21 @@ from pybatch.model.decoder import Decoder
 
 
 class ModelRunner:
-    """Runs steps in its own buffers, so what it returns is valid until the next call."""
+    """Runs steps in its own buffers, so what it returns is valid until the next call.
+
+    max_drafts: of one sequence in a step.
+    """
 
     def __init__(
-        self, decoder: Decoder, kv_cache: KvCache, *, block_size: int, max_tokens: int, max_seqs: int, max_blocks: int
+        self,
+        decoder: Decoder,
+        kv_cache: KvCache,
+        *,
+        block_size: int,
+        max_tokens: int,
+        max_seqs: int,
+        max_blocks: int,
+        max_drafts: int = 0,
     ) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
@@ -27,7 +38,8 @@ class ModelRunner:
             block_size=block_size,
             device=decoder.device,
         )
-        self._graphs = DecodeGraphs(decoder, kv_cache, self._inputs, max_seqs=max_seqs)
+        drafted = min(max_tokens, max_seqs * (1 + max_drafts))
+        self._graphs = DecodeGraphs(decoder, kv_cache, self._inputs, max_seqs=max_seqs, max_tokens=drafted)
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """One forward pass. Returns logits, [L, vocab] float32: the rows of each chunk's logit_positions."""

@@ -30,23 +30,30 @@ class Samples:
 
 
 class Sampler:
-    """Samples a step's rows in one call an op. A draw depends on its sequence's seed and length alone."""
+    """Samples a step's rows in one call an op. A draw depends on its sequence's seed and length alone.
+
+    A sequence may have several rows: one for its next token, and one for each of its drafts, for the token that follows
+    if all drafts up to that one are right. Then it is the very token that would be drawn without drafts.
+    """
 
     def __init__(self, decode_token: Callable[[int], str | None]) -> None:
         self._decode_token = decode_token
         self._batch = Batch([], torch.device("cpu"))
 
-    def sample(self, logits: Tensor, sequences: list[Sequence]) -> Samples:
-        """One token a row. logits: [rows, vocab] float32, changed where a sequence asks for it."""
+    def sample(self, logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None = None) -> Samples:
+        """One token a row. logits: [rows, vocab] float32, changed where a sequence asks for it. drafts: of each row,
+        those between the sequence's tokens and the token that is drawn; None: none of any.
+        """
         batch = self._batch
         if sequences != batch.sequences:
             self._batch = batch = Batch(sequences, logits.device)
-        wanted, adjusted = batch.with_logprobs, batch.adjusted()
+        before = drafts or [()] * len(sequences)
+        wanted, adjusted = batch.with_logprobs, batch.adjusted(before)
         raw = logits[wanted] if wanted and (any(adjusted) or len(wanted) < len(sequences)) else logits
         candidates = _candidates(logits, sequences, batch.beams, adjusted) if batch.beams else {}
         if any(adjusted):
-            _adjust(logits, sequences, adjusted)
-        tokens = batch.draw(logits)
+            _adjust(logits, sequences, before, adjusted)
+        tokens = batch.draw(logits, before)
         logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
         if wanted:
             counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
@@ -98,22 +105,22 @@ class Batch:
                 _ints([sequence.seed for sequence in sequences], device),
             )
 
-    def adjusted(self) -> list[bool]:
+    def adjusted(self, drafts: list[tuple[int, ...]]) -> list[bool]:
         """For each row, whether its logits need to be changed."""
         if not self._with_min_tokens:
             return self._adjusted
         adjusted = self._adjusted.copy()
         for row in self._with_min_tokens:
             sequence = self.sequences[row]
-            adjusted[row] |= sequence.num_output < sequence.request.params.min_tokens
+            adjusted[row] |= sequence.num_output + len(drafts[row]) < sequence.request.params.min_tokens
         return adjusted
 
-    def draw(self, logits: Tensor) -> Tensor:
+    def draw(self, logits: Tensor, drafts: list[tuple[int, ...]]) -> Tensor:
         if self._params is None:
             return ops.sample(logits, *_greedy(len(self.sequences), self._device))
         temperature, top_k, top_p, min_p, seeds = self._params
-        lengths = _ints([len(sequence.tokens) for sequence in self.sequences], self._device)
-        return ops.sample(logits, temperature, top_k, top_p, min_p, seeds, lengths)
+        lengths = [len(sequence.tokens) + len(more) for sequence, more in zip(self.sequences, drafts, strict=True)]
+        return ops.sample(logits, temperature, top_k, top_p, min_p, seeds, _ints(lengths, self._device))
 
 
 @lru_cache(maxsize=256)
@@ -140,7 +147,7 @@ def _candidates(
         if changed:
             _, _, likeliest, logprob = ops.token_logprobs(values, any_token, 1)
             values -= values.gather(1, likeliest) - logprob
-            _adjust(values, some, [True] * len(rows))
+            _adjust(values, some, [()] * len(rows), [True] * len(rows))
         count = min(max(_num_candidates(each) for each in some), logits.shape[1])
         _, _, ids, logprobs = ops.token_logprobs(values, any_token, count)
         if changed:
@@ -156,7 +163,7 @@ def _num_candidates(beam: Sequence) -> int:
     return max(2 * width, width + len(request.stop_ids), request.params.logprobs or 0)
 
 
-def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> None:
+def _adjust(logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]], adjusted: list[bool]) -> None:
     """Penalties, biases, allowed tokens, bad words and min_tokens; rows that ask for none of these are left as they
     are."""
     repetition, presence, frequency = [], [], []
@@ -164,7 +171,7 @@ def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> 
     history_start, output_start, bias_start = [0], [], [0]
     bias_ids: list[int] = []
     bias_values: list[float] = []
-    for row, (sequence, is_adjusted) in enumerate(zip(sequences, adjusted, strict=True)):
+    for row, (sequence, more, is_adjusted) in enumerate(zip(sequences, drafts, adjusted, strict=True)):
         params = sequence.request.params
         if params.disallowed is not None:
             logits[row].masked_fill_(torch.from_numpy(params.disallowed).to(logits.device), -torch.inf)
@@ -173,13 +180,13 @@ def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> 
         frequency.append(params.frequency_penalty)
         length = 0
         if params.penalizes:
-            histories.append(np.array(sequence.tokens, np.int64))
-            length = len(sequence.tokens)
+            histories.append(np.array(sequence.tokens + array("q", more), np.int64))
+            length = len(sequence.tokens) + len(more)
         output_start.append(history_start[-1] + min(length, len(sequence.request.prompt_token_ids)))
         history_start.append(history_start[-1] + length)
         if is_adjusted:
-            bias = params.logit_bias | dict.fromkeys(_completing(sequence), -torch.inf)
-            if sequence.num_output < params.min_tokens:
+            bias = params.logit_bias | dict.fromkeys(_completing(sequence, more), -torch.inf)
+            if sequence.num_output + len(more) < params.min_tokens:
                 bias.update(dict.fromkeys(sequence.request.stop_ids, -torch.inf))
             bias_ids.extend(bias.keys())
             bias_values.extend(bias.values())
@@ -199,10 +206,10 @@ def _adjust(logits: Tensor, sequences: list[Sequence], adjusted: list[bool]) -> 
     )
 
 
-def _completing(sequence: Sequence) -> list[int]:
-    """The tokens that would complete one of the sequence's bad words."""
+def _completing(sequence: Sequence, drafts: tuple[int, ...]) -> list[int]:
+    """The tokens that would complete one of the sequence's bad words after these drafts."""
     words = sequence.request.params.bad_words
-    output = sequence.output.tolist() if any(len(word) > 1 for word in words) else []
+    output = [*sequence.output, *drafts] if any(len(word) > 1 for word in words) else []
     return [last for *before, last in words if before == output[len(output) - len(before) :]]
 
 

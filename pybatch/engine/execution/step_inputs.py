@@ -63,10 +63,10 @@ class StepInputs:
         sequences; a padding row is a sequence of one token that is written to no slot."""
         if self._copied is not None:
             self._copied.synchronize()  # the last copy may still be reading
-        count, decodes = len(chunks), num_decodes(chunks)
+        count, decodes = len(chunks), _num_single(chunks)
         computed = np.array([chunk.sequence.num_computed for chunk in chunks], np.int64)
         places = np.divmod(computed, self._block_size)  # the block of each, and the place in it
-        self._fill_tables(chunks, *places)
+        self._fill_tables(chunks, *places, longer=decodes)
         self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
         self._logits_rows[:decodes] = self._every[:decodes]
         self._query_start[: decodes + 1] = self._every[: decodes + 1]
@@ -78,7 +78,7 @@ class StepInputs:
             starts = self._query_start[: count + 1]
             lengths.cumsum(dtype=np.int32, out=starts[1:])
             total = int(starts[count])
-            rows = self._fill_prompts(chunks, decodes, starts)
+            rows = self._fill_longer(chunks, decodes, starts)
             owner = np.repeat(owner, lengths)
             positions = np.arange(total) + (computed - starts[:-1])[owner]
             places = np.divmod(positions, self._block_size)
@@ -119,7 +119,7 @@ class StepInputs:
             block_tables=views.block_tables[:sequences],
         )
 
-    def _fill_tables(self, chunks: list[Chunk], blocks: Integers, offsets: Integers) -> None:
+    def _fill_tables(self, chunks: list[Chunk], blocks: Integers, offsets: Integers, *, longer: int) -> None:
         filled, self._filled = self._filled, []
         if chunks != filled:
             for row, (chunk, before) in enumerate(zip(chunks, chain(filled, repeat(None)), strict=False)):
@@ -129,24 +129,37 @@ class StepInputs:
         if np.count_nonzero(offsets) < len(chunks):
             for row in np.flatnonzero(offsets == 0).tolist():
                 self._tables[row, blocks[row]] = chunks[row].sequence.blocks[blocks[row]]
+        for row, chunk in enumerate(chunks[longer:], longer):
+            if chunk.drafts:  # their blocks may be others than those of drafts that proved wrong
+                known, first = chunk.sequence.blocks, blocks[row]
+                self._tables[row, first : len(known)] = known[first:]
         self._filled = chunks
 
-    def _fill_prompts(self, chunks: list[Chunk], first: int, starts: np.ndarray[tuple[int], np.dtype[np.int32]]) -> int:
-        """Fills in the tokens of chunks[first:] and their rows of logits. Returns the number of all rows of logits."""
+    def _fill_longer(self, chunks: list[Chunk], first: int, starts: np.ndarray[tuple[int], np.dtype[np.int32]]) -> int:
+        """Fills in the tokens of chunks[first:], prompts and such with drafts, and their rows of logits. Returns the
+        number of all rows of logits."""
         rows = first
         for chunk, start in zip(chunks[first:], starts[first:-1].tolist(), strict=True):
             sequence, begin = chunk.sequence, chunk.sequence.num_computed
             end = begin + chunk.num_tokens
-            self._token_ids[start : start + chunk.num_tokens] = sequence.tokens[begin:end]
+            known = sequence.tokens[begin:end]
+            self._token_ids[start : start + len(known)] = known
+            self._token_ids[start + len(known) : start + chunk.num_tokens] = chunk.drafts
             for position in logit_positions(sequence, begin, end):
                 self._logits_rows[rows] = start + position - begin
                 rows += 1
         return rows
 
 
+def _num_single(chunks: list[Chunk]) -> int:
+    """The number of chunks before the first that may have more than one token."""
+    count = num_decodes(chunks)
+    return next((row for row in range(count) if chunks[row].drafts), count)
+
+
 def logit_positions(sequence: Sequence, begin: int, end: int) -> range:
     """The positions in [begin, end) whose logits are needed: the last known token's, and the prompt's if its
-    log-probabilities are still to be reported (there is no output yet then)."""
+    log-probabilities are still to be reported (there is no output yet then). Drafts come after the last known one."""
     first = len(sequence.tokens) - 1
     reported = sequence.request.prompt_logprobs
     if reported is not None and len(reported) < len(sequence.request.prompt_token_ids):

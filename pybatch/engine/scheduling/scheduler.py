@@ -6,7 +6,7 @@ import math
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
@@ -25,17 +25,18 @@ class Chunk:
     """A sequence's next num_tokens tokens, to be computed in one step.
 
     decodes: the sequence has one token left to compute. Such a chunk is the same object in every step, until its
-    sequence ends or is preempted.
+    sequence ends or is preempted. drafts: what may follow that token, computed with it in this step to be verified.
     """
 
     sequence: Sequence
     num_tokens: int
     decodes: bool = False
+    drafts: tuple[int, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether it reaches the sequence's last known token, so that the next one can be sampled."""
-        return self.num_tokens == self.sequence.num_pending
+        return self.num_tokens - len(self.drafts) == self.sequence.num_pending
 
 
 def num_decodes(chunks: list[Chunk]) -> int:
@@ -408,6 +409,28 @@ class Scheduler:
             (beam, self._blocks_for(len(beam.tokens) - 1) - shared - len(beam.blocks)) for beam in request.sequences[1:]
         ]
 
+    def add_drafts(self, chunk: Chunk, drafts: Iterable[int]) -> None:
+        """Lets a chunk that decodes compute drafts of the next tokens too: as many as have room in the blocks that are
+        free beyond one for each running sequence, so that nobody is preempted for them."""
+        sequence = chunk.sequence
+        blocks = len(sequence.blocks) + max(0, self._pool.num_free - self.num_running)
+        taken = tuple(islice(drafts, blocks * self._block_size - sequence.num_computed - 1))
+        missing = self._blocks_missing(sequence, 1 + len(taken))
+        sequence.blocks.extend(self._pool.allocate() for _ in range(missing))
+        chunk.drafts, chunk.num_tokens = taken, 1 + len(taken)
+
+    def settle_drafts(self, chunk: Chunk) -> None:
+        """To be called when the drafts that proved right are tokens of the sequence, and counted in num_computed: tells
+        the prefix cache of the blocks that they filled, and returns those that were for the others."""
+        chunk.drafts, chunk.num_tokens = (), 1
+        sequence = chunk.sequence
+        if sequence.status is Status.RUNNING:
+            if sequence.num_computed >= (sequence.num_registered + 1) * self._block_size:
+                self._register(sequence, sequence.num_computed)
+            kept = self._blocks_for(sequence.num_computed)
+            self._pool.release(sequence.blocks[kept:])
+            del sequence.blocks[kept:]
+
     def unwritten_blocks(self, chunk: Chunk) -> array[int]:
         """The blocks that a chunk not computed yet is to write to. Later chunks of the step may share full ones."""
         sequence = chunk.sequence
@@ -460,6 +483,9 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever its state."""
         if sequence.status is Status.RUNNING:
+            row = self._rows.get(sequence)
+            if row is not None and self._decodes[row].drafts and sequence.request.error is None:
+                self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
             self._stop_running(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
             self.waiting.remove(sequence)

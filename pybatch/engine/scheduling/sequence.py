@@ -29,6 +29,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "__weakref__",
         "blocks",
         "cumulative_logprob",
         "detokenizer",

@@ -18,7 +18,7 @@ _DRAWS = {"temperature", "top_p", "top_k", "min_p"}  # without effect where gree
 _IN_COMMON = [  # mostly, by many rows; the others have no effect on an answer or are looked at for each row
     field
     for field in fields(SamplingParams)
-    if field.name not in {"max_tokens", "truncate_prompt_tokens", "seed", "output_kind"}
+    if field.name not in {"max_tokens", "truncate_prompt_tokens", "seed", "output_kind", "speculate"}
 ]
 _values_in_common = attrgetter(*(field.name for field in _IN_COMMON))
 _MOST_DIGESTS = 1000

@@ -52,7 +52,7 @@ def test_vllms_fields_are_taken_too() -> None:
     given = {
         "top_k": 3, "min_p": 0.1, "min_tokens": 1, "repetition_penalty": 1.1, "ignore_eos": True, "stop_token_ids": [2],
         "skip_special_tokens": False, "include_stop_str_in_output": True, "bad_words": ["x"],
-        "allowed_token_ids": [1, 2], "truncate_prompt_tokens": 9,
+        "allowed_token_ids": [1, 2], "truncate_prompt_tokens": 9, "speculate": False,
         "use_beam_search": True, "best_of": 4, "length_penalty": 0.5, "early_stopping": "never",
     }  # fmt: skip
     assert chat(**given, repetition_detection=None).params == given

@@ -17,6 +17,8 @@ GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
 COUNTERS = {
     *("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens", "prompt_tokens_cached"),
     *("generation_tokens", "request_success"),
+    *("spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"),
+    "spec_decode_num_accepted_tokens_per_pos",
 }
 HISTOGRAMS = {
     *("iteration_tokens_total", "time_to_first_token_seconds", "inter_token_latency_seconds"),

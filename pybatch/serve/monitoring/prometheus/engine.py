@@ -60,6 +60,9 @@ class EngineCollector(Collector):
             ("prompt_tokens", "Tokens of prompts whose first token has come.", metrics.prefilled_tokens),
             ("prompt_tokens_cached", "Those that were found in the prefix cache.", metrics.prefilled_cached_tokens),
             ("generation_tokens", "Generated tokens.", metrics.output_tokens),
+            ("spec_decode_num_drafts", "Drafts that were verified, one for a sample and step.", metrics.drafts.drafts),
+            ("spec_decode_num_draft_tokens", "Their tokens.", metrics.drafts.tokens),
+            ("spec_decode_num_accepted_tokens", "Those that proved right.", metrics.drafts.accepted_tokens),
             ("engine_steps", "Steps of the engine.", metrics.steps),
             ("engine_step_sequences", "Sequences in all steps: by steps, the mean batch.", metrics.step_sequences),
         ):
@@ -69,6 +72,14 @@ class EngineCollector(Collector):
             "engine_step_seconds",
             "Time in steps, by part.",
             [({**labels, "part": part}, s) for part, s in seconds.items()],
+        )
+        yield counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Tokens of drafts that proved right, by their place in the draft.",
+            [
+                ({**labels, "position": str(position)}, count)
+                for position, count in enumerate(metrics.drafts.accepted_by_position or [0])
+            ],
         )
         yield counter(
             "request_success",

@@ -1,0 +1,126 @@
+"""How many drafts are taken, by what steps are said to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pybatch.engine.intake import Intake
+from pybatch.engine.sampling_params import SamplingParams
+from pybatch.engine.scheduling.admission import admission
+from pybatch.engine.scheduling.block_pool import BlockPool
+from pybatch.engine.scheduling.policies import as_policy
+from pybatch.engine.scheduling.scheduler import Scheduler
+from pybatch.engine.scheduling.sequence import Sequence as Sample
+from pybatch.engine.speculation.speculator import Speculator
+
+MOST = 8
+
+
+class Oracle:
+    """Says what comes next, and of a share of the sequences always something else."""
+
+    def __init__(self, right: Callable[[Sample], bool]) -> None:
+        self.right = right
+
+    def propose(self, sequences: list[Sample], counts: list[int]) -> list[Sequence[int]]:
+        return [[7 if self.right(each) else 8] * count for each, count in zip(sequences, counts, strict=True)]
+
+
+def drafts_of(
+    sequences: int,
+    right: Callable[[Sample], bool],
+    seconds: Callable[[int, int], float],
+    *,
+    steps: int = 60,
+    max_tokens: int = 2048,
+    adaptive: bool = True,
+    speculate: bool = True,
+) -> list[list[int]]:
+    """How many each sequence gets in each step, where all tokens are 7."""
+    pool = BlockPool(1024)
+    scheduler = Scheduler(
+        pool,
+        admission(as_policy("continuous")),
+        block_size=16,
+        max_num_seqs=sequences,
+        max_num_batched_tokens=max_tokens,
+        prefix_caching=True,
+        max_background_tokens=max_tokens,
+    )
+    intake = Intake(
+        None,
+        eos_ids=frozenset(),
+        vocab_size=100,
+        max_model_len=4096,
+        seed=0,
+        max_num_seqs=sequences,
+        num_kv_blocks=1024,
+        block_size=16,
+    )
+    for index in range(sequences):
+        request = intake.request(
+            str(index),
+            [1 + index],
+            SamplingParams(max_tokens=steps * (MOST + 1), speculate=speculate),
+            prompt=None,
+            stream=False,
+            index=index,
+            arrival_time=0.0,
+        )
+        scheduler.add(request.sequences[0])
+    speculator = Speculator(Oracle(right), most=MOST, max_tokens=max_tokens, adaptive=adaptive)
+    taken = []
+    while len(taken) < steps:
+        chunks = scheduler.schedule()
+        speculator.draft(chunks, scheduler)
+        tokens = sum(chunk.num_tokens for chunk in chunks)
+        taken.append([len(chunk.drafts) for chunk in chunks])
+        assert tokens <= max_tokens
+        for chunk in chunks:
+            accepted = len(chunk.drafts) if right(chunk.sequence) else 0
+            chunk.sequence.num_computed += chunk.num_tokens - len(chunk.drafts) + accepted
+            chunk.sequence.tokens.extend([7] * (1 + accepted))
+            if chunk.drafts:
+                scheduler.settle_drafts(chunk)
+        scheduler.check_integrity()
+        speculator.learn(seconds(len(chunks), tokens))
+    return taken
+
+
+def bound_by_memory(sequences: int, tokens: int) -> float:
+    return 0.01 + 0.0003 * tokens
+
+
+def bound_by_compute(sequences: int, tokens: int) -> float:
+    return 0.001 * tokens
+
+
+def test_right_drafts_are_all_taken_where_tokens_are_cheap() -> None:
+    taken = drafts_of(3, lambda _: True, bound_by_memory)
+    assert taken[-1] == [MOST] * 3
+
+
+def test_wrong_drafts_are_hardly_taken() -> None:
+    taken = drafts_of(3, lambda _: False, bound_by_memory, steps=200)
+    assert sum(map(sum, taken[100:])) <= 30  # 1 token in 1 of 10 steps
+
+
+def test_of_two_sequences_the_one_whose_drafts_are_right_gets_them() -> None:
+    taken = drafts_of(2, lambda sample: sample.request.request_id == "1", bound_by_memory)
+    assert sum(step[0] for step in taken) > 0
+    assert taken[-1] == [0, MOST]
+
+
+def test_drafts_that_seldom_prove_right_are_left_where_a_token_takes_what_it_brings() -> None:
+    taken = drafts_of(16, lambda sample: int(sample.request.request_id) % 2 == 0, bound_by_compute, steps=100)
+    later = [count for step in taken[50:] for count in step[1::2]]
+    assert sum(later) / len(later) < 0.05
+
+
+def test_without_adapting_all_are_taken_that_the_budget_has_room_for() -> None:
+    taken = drafts_of(4, lambda _: False, bound_by_compute, adaptive=False, steps=5, max_tokens=14)
+    assert taken[1:] == [[8, 2, 0, 0]] * 4
+
+
+def test_a_request_may_go_without() -> None:
+    assert not any(map(sum, drafts_of(2, lambda _: True, bound_by_memory, speculate=False, adaptive=False)))

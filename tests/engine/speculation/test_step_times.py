@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pybatch.engine.speculation.step_times import StepLine, StepTimes
+
+
+def learned(fixed: float, per_token: float, tokens: list[int], noise: float, seed: int = 0) -> StepLine:
+    times, draw = StepTimes(), random.Random(seed)
+    for count in tokens:
+        times.observe(1, count, (fixed + per_token * count) * draw.uniform(1 - noise, 1 + noise))
+    line = times.line(1)
+    assert line is not None
+    return line
+
+
+@pytest.mark.parametrize(("fixed", "per_token"), [(0.010, 0.0007), (0.05, 0.001), (0.0, 0.002), (1e-4, 0.0)])
+def test_steps_of_several_sizes_tell_what_a_token_takes(fixed: float, per_token: float) -> None:
+    line = learned(fixed, per_token, [1, 9, 4, 1, 1, 6, 9, 2] * 20, noise=0.1)
+    for tokens in (1, 5, 9):
+        assert line.seconds(tokens) == pytest.approx(fixed + per_token * tokens, rel=0.1)
+    assert line.per_token == pytest.approx(per_token, abs=0.03 * (fixed + per_token))
+
+
+def test_steps_of_one_size_leave_it_open() -> None:
+    line = learned(0.01, 0.001, [1] * 50, noise=0.05)
+    assert line.seconds(1) == pytest.approx(0.011, rel=0.1)
+    assert line.least_per_token == 0
+
+
+def test_a_step_that_was_interrupted_tells_little() -> None:
+    line = learned(0.01, 0.001, [1, 5] * 30, noise=0.02)
+    line.observe(5, 10.0)
+    assert line.seconds(5) < 0.03
+
+
+def test_it_follows_steps_that_grow_slower() -> None:
+    line = learned(0.01, 0.001, [1, 5, 9] * 20, noise=0.02)
+    for tokens in [1, 5, 9] * 40:
+        line.observe(tokens, 2 * (0.01 + 0.001 * tokens))
+    assert line.seconds(9) == pytest.approx(0.038, rel=0.1)
+
+
+def test_steps_of_many_sequences_tell_nothing_of_those_of_few() -> None:
+    times = StepTimes()
+    times.observe(64, 64, 0.1)
+    assert times.line(1) is None
+    assert times.line(65) is not None
+    assert times.line(128) is None
