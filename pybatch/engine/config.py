@@ -42,6 +42,11 @@ class EngineConfig:
         "activations' type, but float16 for float32 activations of a quantised model.",
     ] = "auto"
     enable_prefix_caching: Annotated[bool, "Prompts that begin alike share the KV blocks of their beginning."] = True
+    predict_lengths: Annotated[
+        bool,
+        "Let requests join only if the KV pool is expected to hold all that run until they end, by the lengths of "
+        "outputs that have ended; else as soon as there is room, and preempt more.",
+    ] = True
     seed: Annotated[int | None, "Of the draws of requests that have no seed of their own; None is 0."] = 0
     policy: Annotated[
         str | Policy,
@@ -67,8 +72,9 @@ class EngineConfig:
         share = self.memory_utilization
         if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"memory_utilization: expected a number above 0 and at most 1, got {share!r}")
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise ValueError(f"enable_prefix_caching: expected True or False, got {self.enable_prefix_caching!r}")
+        for name in ("enable_prefix_caching", "predict_lengths"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         for name, choices in (
             ("block_size", BLOCK_SIZES),
             ("kv_cache_dtype", get_args(KvCacheDType)),

@@ -12,12 +12,12 @@ from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.intake import Intake
+from pybatch.engine.make_scheduler import make_scheduler
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
-from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
+from pybatch.engine.scheduling.scheduler import Chunk
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.speculation.make import make_speculator
 from pybatch.engine.updating import TokenUpdater
@@ -206,17 +206,8 @@ class Engine:
 
     def _new_schedule(self) -> None:
         """An empty pool and a new scheduler, in whose queue the unfinished sequences are, with their tokens alone."""
-        config = self.config
         self._pool = BlockPool(self.num_kv_blocks)
-        self._scheduler = Scheduler(
-            self._pool,
-            admission(config.batching),
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            prefix_caching=config.enable_prefix_caching,
-            max_background_tokens=config.max_background_tokens,
-        )
+        self._scheduler = make_scheduler(self.config, self._pool)
         self._updater = TokenUpdater(self._scheduler, self._kv_cache, self.metrics, self._tokenizer, self._eos_ids)
         for request in self._requests.values():
             if request.beams is not None:

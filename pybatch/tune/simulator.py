@@ -8,8 +8,8 @@ from itertools import islice
 
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.intake import Intake
+from pybatch.engine.make_scheduler import make_scheduler
 from pybatch.engine.sampling_params import SamplingParams
-from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
 from pybatch.engine.scheduling.sequence import Request
@@ -20,10 +20,12 @@ _IDLE = 0.001  # seconds, where the policy holds back all there is
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A request: its prompt, and how many tokens (at least 1) each of its samples comes to."""
+    """A request: its prompt, how many tokens (at least 1) each of its samples comes to, and how many it may come to at
+    most, as SamplingParams has it; 0: as many as they do."""
 
     prompt_token_ids: Sequence[int]
     output_tokens: Sequence[int]
+    max_tokens: int | None = 0
 
 
 @dataclass(slots=True)
@@ -77,16 +79,7 @@ class Simulator:
         config = self._config
         run = SimulatedRun()
         pool = BlockPool(self._num_kv_blocks)
-        scheduler = Scheduler(
-            pool,
-            admission(config.batching),
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            prefix_caching=config.enable_prefix_caching,
-            max_background_tokens=config.max_background_tokens,
-            clock=lambda: run.seconds,
-        )
+        scheduler = make_scheduler(config, pool, clock=lambda: run.seconds)
         arriving = iter(requests)
         unfinished: dict[Request, Work] = {}
         while True:
@@ -113,10 +106,11 @@ class Simulator:
 
     def _request(self, work: Work, run: SimulatedRun) -> Request:
         samples = work.output_tokens
+        max_tokens = max(samples) if work.max_tokens == 0 else work.max_tokens
         return self._intake.request(
             "",
             work.prompt_token_ids,
-            SamplingParams(n=len(samples), temperature=0, max_tokens=max(samples), detokenize=False),
+            SamplingParams(n=len(samples), temperature=0, max_tokens=max_tokens, detokenize=False),
             prompt=None,
             stream=False,
             index=0,
@@ -141,6 +135,7 @@ class Simulator:
                 request.forked = True
                 scheduler.fork(sequence, [sample for sample in samples[1:] if sample not in ended])
             for sample in ended:
+                sample.finish_reason = "stop"
                 scheduler.finish(sample)
             if ended and request.finished:
                 run.prompt_tokens += request.metrics.num_prompt_tokens

@@ -113,6 +113,7 @@ def _random_engine(reference: Alone, draw: random.Random, chosen: list[int], len
     longest = max(len(reference.prompts[i]) + n for i, n in zip(chosen, lengths, strict=True))
     settings: dict[str, Any] = {
         "policy": draw.choice(("continuous", "continuous", "static", "static(by_length=False)", "dynamic", "micro")),
+        "predict_lengths": draw.choice((True, False)),
         "max_num_seqs": draw.choice((1, 2, 7, 64)),
         "max_num_batched_tokens": draw.choice((3, 16, 64, 512, 4096)),
         "num_kv_blocks": -(-longest // BLOCK) + draw.choice((0, 1, 8, 600)),

@@ -493,7 +493,7 @@ def test_an_interrupted_step_leaves_an_engine_as_new(make_engine: MakeEngine, mo
 
 
 def test_metrics_count_what_happened(make_engine: MakeEngine) -> None:
-    engine = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8)
+    engine = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8, predict_lengths=False)
     prompts = [some_prompt(17, i) for i in range(4)]
     params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
     outputs = run(engine, prompts, params)
@@ -519,7 +519,7 @@ def test_metrics_count_what_happened(make_engine: MakeEngine) -> None:
 
 def test_metrics_time_every_token_but_the_first_of_each_sample(make_engine: MakeEngine) -> None:
     """Also of those that are preempted, and of samples that found no room when they were forked."""
-    engine = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8)
+    engine = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8, predict_lengths=False)
     params = [
         SamplingParams(temperature=1, seed=i, max_tokens=30 + i, ignore_eos=i > 0, n=1 + i % 3, stop_token_ids=[])
         for i in range(6)
@@ -532,7 +532,7 @@ def test_metrics_time_every_token_but_the_first_of_each_sample(make_engine: Make
     )
     decode_times = sum((output.metrics.decode_time or 0) * len(output.outputs) for output in outputs)
     assert 0 < metrics.inter_token.total <= decode_times
-    single = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8)
+    single = make_engine(num_kv_blocks=6, max_num_batched_tokens=32, max_num_seqs=8, predict_lengths=False)
     outputs = run(single, [some_prompt(17, i) for i in range(4)], params[3])
     decode_times = sum(output.metrics.decode_time or 0 for output in outputs)
     assert single.metrics.preemptions > 0

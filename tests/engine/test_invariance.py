@@ -72,8 +72,8 @@ def expected(model: tuple[Decoder, str]) -> Bits:
         (1, {"max_num_seqs": 64, "max_num_batched_tokens": 16}),
         (1, {"max_num_seqs": 64, "max_num_batched_tokens": 64}),
         (2, {"max_num_seqs": 64, "max_num_batched_tokens": 4096}),
-        (1, {"max_num_seqs": 64, "num_kv_blocks": TENTH}),
-        (2, {"max_num_seqs": 64, "num_kv_blocks": TENTH, "enable_prefix_caching": False}),
+        (1, {"max_num_seqs": 64, "num_kv_blocks": TENTH, "predict_lengths": False}),
+        (2, {"max_num_seqs": 64, "num_kv_blocks": TENTH, "predict_lengths": False, "enable_prefix_caching": False}),
     ],
     ids=str,
 )

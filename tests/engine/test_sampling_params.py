@@ -124,6 +124,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
         ("memory_utilization", float("nan")),
         ("memory_utilization", "half"),
         ("enable_prefix_caching", "no"),
+        ("predict_lengths", 1),
         ("seed", 2**64),
         ("seed", 1.0),
         ("block_size", 12),

@@ -37,7 +37,8 @@ def workload(n: int = 1) -> list[Work]:
     "config",
     [
         {},
-        {"num_kv_blocks": 24},  # preempts
+        {"num_kv_blocks": 24, "predict_lengths": False},  # preempts
+        {"num_kv_blocks": 24},
         {"policy": "static"},
         {"policy": "micro", "max_num_batched_tokens": 64},
         {"enable_prefix_caching": False, "block_size": 8},
@@ -66,7 +67,7 @@ def test_a_simulated_run_takes_the_steps_of_a_real_one(decoder: Decoder, config:
     assert (run.cached_tokens, run.preemptions) == (metrics.cached_tokens, metrics.preemptions)
     assert metrics.peak_kv_blocks <= run.peak_kv_blocks <= engine.num_kv_blocks
     assert run.seconds == pytest.approx(run.steps * 0.5)
-    assert run.preemptions or settings["num_kv_blocks"] > 24
+    assert run.preemptions or settings.get("predict_lengths", True)
 
 
 def simulator(config: EngineConfig, num_kv_blocks: int = 400) -> Simulator:

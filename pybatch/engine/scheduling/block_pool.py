@@ -36,6 +36,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.num_evictions = 0
         self.num_touched = 0  # blocks that have ever been in use: their memory is taken, the others' on a CPU is not
+        self.num_references = 0  # of all blocks together
         self._references = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: a block just freed is warm in the CPU's caches
         self._evictable: OrderedDict[int, None] = OrderedDict()
@@ -65,6 +66,7 @@ class BlockPool:
         else:
             raise IndexError(f"all {self.num_blocks} blocks are in use")
         self._references[block] = 1
+        self.num_references += 1
         self.num_touched = max(self.num_touched, block + 1)
         return block
 
@@ -80,12 +82,14 @@ class BlockPool:
         if self._references[block] == 0:
             del (self._evictable if block in self._evictable else self._awaited)[block]
         self._references[block] += 1
+        self.num_references += 1
 
     def release(self, blocks: Sequence[int], *, awaited: bool = False) -> None:
         """Drops one reference to each block of a sequence, last block first, so that prefixes outlive their ends.
 
         awaited: a waiting sequence will use them again.
         """
+        self.num_references -= len(blocks)
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
@@ -143,6 +147,8 @@ class BlockPool:
         for block, count in enumerate(owners):
             if self._references[block] != count:
                 raise IntegrityError(f"block {block} has {self._references[block]} references and {count} owners")
+        if self.num_references != sum(owners):
+            raise IntegrityError(f"{self.num_references} references are counted, and {sum(owners)} owners")
         free, cached = set(self._free), self._evictable.keys() | self._awaited.keys()
         if self.num_free != len(free | cached) or free & self._keys.keys():
             raise IntegrityError("a block is free twice, or free and cached")

@@ -13,10 +13,13 @@ from operator import attrgetter
 
 from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
+from pybatch.engine.scheduling.forecast import Forecast
+from pybatch.engine.scheduling.length_prediction import LengthPredictor
 from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
 from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
 _LOOK_AHEAD = 16  # sequences without room that are considered in a step
+_MOST_EXPECTED = 0.9  # of the pool, since outputs may turn out longer than expected
 _SPARE_BLOCKS = 2  # per running sequence, which a sequence that passes another leaves free
 
 
@@ -79,8 +82,8 @@ class Scheduler:
 
     A lower `priority` comes before a higher one, among prompts and waiting sequences alike; the order above is that of
     equal ones. A waiting sequence without a place or blocks preempts running ones of worse priorities if it can join
-    then, the worst first and of these the least computed. While it waits none of a worse priority joins, so that what
-    is preempted does not come back to be preempted again.
+    then, the worst first and of these that which wastes least. While it waits none of a worse priority joins, so that
+    what is preempted does not come back to be preempted again.
 
     Prompts of priority BACKGROUND or more fill a step's prompt tokens up to max_background_tokens only. So an
     interactive sequence, if others like it leave it room, is in the next step after it has come, and has waited for at
@@ -92,9 +95,16 @@ class Scheduler:
     that fit may pass it: at most max_num_seqs of them, after which nobody joins until it has its blocks. A preempted
     sequence is never passed.
 
-    If a sequence that decodes needs a block and none is free, the one with the fewest computed tokens of the worst
-    priority is preempted: it returns its blocks and goes to the front of its priority's queue, to be recomputed. The
-    one of the best priority with the most is never preempted, so every sequence ends unless better ones never cease.
+    If a sequence that decodes needs a block and none is free, one of the worst priority is preempted, that which wastes
+    least: it returns its blocks and goes to the front of its priority's queue, to be recomputed. Nobody waits for ever:
+    of those that need a block in a step, the last that still runs has it and gets a token, which no later preemption
+    takes back (a sequence keeps its tokens, and loses what was computed of them). So each step in which others are
+    preempted for want of blocks brings a token, and all outputs together are bounded. A sequence that is preempted for
+    itself takes nobody's blocks. What joins again has room for all its known tokens, and so it gets one more unless it
+    makes way for another's. So every sequence ends unless better ones never cease.
+
+    predict_lengths: a sequence joins beside others only if the pool is expected to hold all of them until they end, by
+    the lengths of outputs that have ended (see Forecast). Then hardly any is preempted.
 
     The beams of a request are in the same steps. If one is preempted they all are, and wait as one: they join when
     there is room for all, the first computes the full blocks that they share, the others go on from there, and they
@@ -113,6 +123,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         prefix_caching: bool,
         max_background_tokens: int,
+        predict_lengths: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.waiting = WaitingQueue(by_length=admission.by_length)
@@ -135,6 +146,8 @@ class Scheduler:
         self._queued = 0  # the last number given to a sequence that came
         self._joined = 0  # and to one that joined
         self._refusal: Refusal | None = None
+        self._lengths = LengthPredictor()
+        self._forecast = Forecast(self._lengths, period=block_size) if predict_lengths else None
 
     @property
     def running(self) -> list[Sequence]:
@@ -151,6 +164,8 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """Returns the next step. The caller computes the chunks and adds their num_tokens to num_computed."""
         self.at = None
+        if self._forecast is not None:
+            self._forecast.step()
         step = Step()
         preempted = self._grow_decodes()
         worst = max(self._priorities, default=-math.inf) if preempted is None else preempted
@@ -306,6 +321,8 @@ class Scheduler:
 
     def _join(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
         """Lets a waiting sequence run if there are blocks for all its tokens or, unless it passes another, a chunk."""
+        if not self._is_expected_to_fit(sequence):
+            return False
         if passing:
             if self._blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * self.num_running > self._pool.num_free:
                 return False
@@ -342,6 +359,15 @@ class Scheduler:
             metrics.first_scheduled_time = self._clock()
             metrics.num_cached_tokens = sequence.num_computed
         return True
+
+    def _is_expected_to_fit(self, sequence: Sequence) -> bool:
+        """Whether the pool holds it and all that run until each has ended, as far as can be told. Not asked of one that
+        runs alone, or before worse ones, which would give way."""
+        if self._forecast is None or self.num_running == 0 or self._num_worse(sequence.priority):
+            return True
+        shared = self._pool.num_references - self._pool.num_used
+        expected = self._forecast.peak_with(sequence) - shared * self._block_size
+        return expected <= _MOST_EXPECTED * self._pool.num_blocks * self._block_size
 
     def _make_room(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
         """Lets a waiting sequence join in the place of running ones of worse priorities, if that gives it room."""
@@ -482,6 +508,8 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever its state."""
+        if sequence.finish_reason in ("stop", "length"):
+            self._lengths.ended(sequence.request.params.max_tokens, sequence.num_output)
         if sequence.status is Status.RUNNING:
             row = self._rows.get(sequence)
             if row is not None and self._decodes[row].drafts and sequence.request.error is None:
@@ -546,6 +574,8 @@ class Scheduler:
     def _start_running(self, sequence: Sequence) -> None:
         sequence.status = Status.RUNNING
         sequence.joined = self._joined = self._joined + 1
+        if self._forecast is not None:
+            self._forecast.add(sequence)
         self._priorities[sequence.priority] += 1
 
     def _start_decoding(self, sequence: Sequence) -> None:
@@ -553,6 +583,8 @@ class Scheduler:
         self._decodes.append(Chunk(sequence, 1, decodes=True))
 
     def _stop_running(self, sequence: Sequence) -> None:
+        if self._forecast is not None:
+            self._forecast.remove(sequence)
         if sequence is self._short:
             self._short = None
         self._priorities[sequence.priority] -= 1
@@ -569,7 +601,17 @@ class Scheduler:
 
     def _victim(self) -> Sequence:
         """The running sequence that is preempted next."""
-        return min(self.running, key=lambda s: (-s.priority, s.num_computed, -s.joined))
+        return min(self.running, key=lambda each: (-each.priority, *self._waste(each), -each.joined))
+
+    def _waste(self, sequence: Sequence) -> tuple[bool, int]:
+        """Of preempting it: whether it is in vain, since no block becomes free; and how many tokens are computed again.
+        Blocks that others hold too do not become free, and are found again through the prefix cache."""
+        references, blocks = self._pool.references, sequence.blocks
+        shared = 0
+        while shared < len(blocks) and references(blocks[shared]) > 1:
+            shared += 1
+        kept = shared * self._block_size if self._prefix_caching else 0
+        return shared == len(blocks), max(0, sequence.num_computed - kept)
 
     def _preempt(self, victim: Sequence) -> None:
         self._requeue(victim)

@@ -240,12 +240,12 @@ def answer_some(
         row = running.pop(output.request_id)
         ended = [(len(each.token_ids), each.finish_reason == "stop") for each in output.outputs if each.token_ids]
         observed += ended
-        works += [Work(row.token_ids, [length for length, _ in ended])] if ended else []
+        works += [Work(row.token_ids, [length for length, _ in ended], row.params.max_tokens)] if ended else []
     cut_off = sum(row.params.n for row in running.values())
     if cut_off:  # they began at about the same time
         length = max(1, (tokens - sum(length for length, _ in observed)) // cut_off)
         observed += [(length, False)] * cut_off
-        works += [Work(row.token_ids, [length] * row.params.n) for row in running.values()]
+        works += [Work(row.token_ids, [length] * row.params.n, row.params.max_tokens) for row in running.values()]
     predicted = simulator(session, times).run(works)
     ended_rows = sum(ended for _, ended in observed)
     trial = Trial(len(rows), tokens, ended_rows, took, decoding, predicted.seconds, predicted.decode_seconds)
@@ -280,7 +280,8 @@ def in_order(rows: Iterable[SampledRow], lengths: OutputLengths, block_size: int
             yield order.pop()[0]
         shares = [(number + i + 0.5) * GOLDEN % 1 for i in range(row.params.n)]  # spread evenly over [0, 1)
         number += row.params.n
-        work = Work(row.token_ids, [lengths.quantile(share, row.limit) for share in shares])
+        outputs = [lengths.quantile(share, row.limit) for share in shares]
+        work = Work(row.token_ids, outputs, row.params.max_tokens)
         order.push(work, row.token_ids, row.params.max_tokens)
     while len(order):
         yield order.pop()[0]

@@ -25,6 +25,7 @@ class Simulation:
     prefix_caching: bool = True
     now: float = 1.0  # requests arrive at 0
     max_background_tokens: int = 1000
+    predict_lengths: bool = False
     memory: dict[int, tuple[int, ...]] = field(default_factory=dict)
     batches: list[list[tuple[str, int]]] = field(default_factory=list)
 
@@ -39,6 +40,7 @@ class Simulation:
             max_num_batched_tokens=self.max_num_batched_tokens,
             prefix_caching=self.prefix_caching,
             max_background_tokens=self.max_background_tokens,
+            predict_lengths=self.predict_lengths,
             clock=lambda: self.now,
         )
         self.requests: list[Request] = []
@@ -112,6 +114,7 @@ class Simulation:
                     self.memory[destination * BLOCK + i] = self.memory.get(source * BLOCK + i, ())
         for sample in samples:
             if len(sample.tokens) == request.max_total_tokens:
+                sample.finish_reason = "length"
                 self.scheduler.finish(sample)
 
     @staticmethod

@@ -222,6 +222,7 @@ arrivals = st.lists(
     max_background_tokens=st.integers(1, 40),
     policy=st.sampled_from(list(POLICIES)),
     prefix_caching=st.booleans(),
+    predict_lengths=st.booleans(),
 )
 def test_sequences_of_all_priorities_read_their_own_tokens_and_end(
     arrivals: list[tuple[int, int, int, int, int, int]],
@@ -231,6 +232,7 @@ def test_sequences_of_all_priorities_read_their_own_tokens_and_end(
     max_background_tokens: int,
     policy: str,
     prefix_caching: bool,
+    predict_lengths: bool,
 ) -> None:
     """They come in the course of 40 steps, and some are aborted."""
     simulation = Simulation(
@@ -240,6 +242,7 @@ def test_sequences_of_all_priorities_read_their_own_tokens_and_end(
         policy,
         prefix_caching,
         max_background_tokens=max_background_tokens,
+        predict_lengths=predict_lengths,
     )
     aborts: list[tuple[int, Request]] = []
     for step in range(61):

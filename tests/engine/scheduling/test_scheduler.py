@@ -24,6 +24,7 @@ prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
     max_num_batched_tokens=st.integers(1, 24),
     policy=st.sampled_from(list(POLICIES)),
     prefix_caching=st.booleans(),
+    predict_lengths=st.booleans(),
     aborted=st.integers(0, 30),
 )
 def test_every_sequence_reads_its_own_tokens_and_ends(
@@ -33,9 +34,12 @@ def test_every_sequence_reads_its_own_tokens_and_ends(
     max_num_batched_tokens: int,
     policy: str,
     prefix_caching: bool,
+    predict_lengths: bool,
     aborted: int,
 ) -> None:
-    simulation = Simulation(num_blocks, max_num_seqs, max_num_batched_tokens, policy, prefix_caching)
+    simulation = Simulation(
+        num_blocks, max_num_seqs, max_num_batched_tokens, policy, prefix_caching, predict_lengths=predict_lengths
+    )
     for prompt, max_tokens, n in requests:
         simulation.add(prompt, max_tokens, n)
     if aborted < len(requests):
@@ -61,6 +65,18 @@ def test_the_least_computed_sequence_is_preempted() -> None:
     simulation.run()
     assert simulation.scheduler.num_preemptions == 1
     assert (long.metrics.num_preemptions, short.metrics.num_preemptions, late.metrics.num_preemptions) == (0, 1, 0)
+
+
+def test_what_others_hold_too_is_no_waste() -> None:
+    """Of a long prompt that two have, one loses least; and of those that free no block none is preempted."""
+    simulation = Simulation(num_blocks=15, max_num_batched_tokens=64)
+    known = [1] * 20
+    first, second = (simulation.add([*known, i], max_tokens=30) for i in range(2))
+    other = simulation.add([2] * 14, max_tokens=30)
+    while simulation.scheduler.num_preemptions == 0:
+        simulation.step()
+    assert [each.metrics.num_preemptions for each in (first, second, other)] == [0, 1, 0]
+    simulation.run()
 
 
 def test_sequences_of_one_step_share_a_prefix_that_it_computes() -> None:
@@ -273,6 +289,7 @@ def test_a_head_without_room_counts_the_prefix_that_another_has_put_to_use() -> 
     max_num_seqs=st.integers(1, 6),
     max_num_batched_tokens=st.integers(4, 60),
     prefix_caching=st.booleans(),
+    predict_lengths=st.booleans(),
     policy=st.sampled_from(list(POLICIES)),
 )
 def test_long_and_short_prompts_all_end_and_none_is_passed_too_often(
@@ -281,9 +298,12 @@ def test_long_and_short_prompts_all_end_and_none_is_passed_too_often(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     prefix_caching: bool,
+    predict_lengths: bool,
     policy: str,
 ) -> None:
-    simulation = Simulation(num_blocks, max_num_seqs, max_num_batched_tokens, policy, prefix_caching)
+    simulation = Simulation(
+        num_blocks, max_num_seqs, max_num_batched_tokens, policy, prefix_caching, predict_lengths=predict_lengths
+    )
     for step in range(41):
         for at, prompt, max_tokens, n in arrivals:
             if at == step:

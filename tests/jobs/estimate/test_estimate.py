@@ -120,7 +120,7 @@ def test_the_time_is_that_of_the_rows_that_are_run(llm: LLM, step_clock: None) -
 
 
 def test_the_pool_that_a_job_fills_is_told(tiny_model: Path) -> None:
-    llm = LLM(tiny_model, num_kv_blocks=40, max_num_seqs=8, threads=1)
+    llm = LLM(tiny_model, num_kv_blocks=40, max_num_seqs=8, threads=1, predict_lengths=False)
     told = estimated(llm, [f"{i} {'x' * 60}" for i in range(30)], max_tokens=200, ignore_eos=True)
     assert told.preemptions > 0
     assert told.memory.kv_cache == llm.engine.kv_cache_bytes

@@ -1,0 +1,27 @@
+"""A scheduler as an engine's settings have it: for the engine itself, and for what runs one without a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pybatch.engine.config import EngineConfig
+from pybatch.engine.scheduling.admission import admission
+from pybatch.engine.scheduling.block_pool import BlockPool
+from pybatch.engine.scheduling.scheduler import Scheduler
+
+
+def make_scheduler(
+    config: EngineConfig, pool: BlockPool, *, clock: Callable[[], float] = time.perf_counter
+) -> Scheduler:
+    return Scheduler(
+        pool,
+        admission(config.batching),
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        prefix_caching=config.enable_prefix_caching,
+        max_background_tokens=config.max_background_tokens,
+        predict_lengths=config.predict_lengths,
+        clock=clock,
+    )
