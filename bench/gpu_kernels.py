@@ -122,8 +122,9 @@ class Paged:
         other = copy(self)
 
         def codes(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-            scale = x.abs().amax(dim).float() / LARGEST[dtype]
-            x = x.float() / scale.unsqueeze(dim)
+            largest = LARGEST[dtype]
+            scale = (x.abs().amax(dim).float() / largest).half()
+            x = (x.float() / scale.unsqueeze(dim)).clamp(-largest, largest)
             return (x.round() if dtype == torch.int8 else x).to(dtype), scale
 
         other.k, other.k_scale = codes(self.k, 2)

@@ -17,7 +17,7 @@ def attention_and_kv(dtype: torch.dtype, cache: torch.dtype, head_dim: int) -> N
     k = torch.zeros(blocks, kv_heads, head_dim, BLOCK, dtype=cache, **kw)
     v = torch.zeros(blocks, kv_heads, BLOCK, head_dim, dtype=cache, **kw)
     scales = (
-        {name: torch.ones(blocks, kv_heads, BLOCK, **kw) for name in ("k_scale", "v_scale")}
+        {name: torch.ones(blocks, kv_heads, BLOCK, dtype=torch.float16, **kw) for name in ("k_scale", "v_scale")}
         if cache.itemsize == 1
         else {}
     )

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pybatch import _C, ops
-from pybatch.engine.execution.kv_cache import KvCache, KvLayout
+from pybatch.engine.execution.kv_cache import INT4, KvCache, KvLayout
 from pybatch.machine.facts import facts
 from pybatch.model.batch import LayerCache
 
@@ -147,22 +147,24 @@ def matmuls(model: Model, quick: bool) -> Iterator[Case]:
                 )
 
 
-def kv_pool(model: Model, dtype: torch.dtype, blocks: int) -> KvCache:
-    """A pool as the engine has it, every layer with the same keys and values; of as many layers as it takes for the
-    first to be out of the caches again."""
+def kv_pool(model: Model, dtype: torch.dtype, blocks: int) -> tuple[KvCache, Tensor, Tensor]:
+    """A pool as the engine has it, every layer with the same keys and values, and these in float64; of as many layers
+    as it takes for the first to be out of the caches again."""
     one = KvLayout(1, model.kv_heads, model.head_dim, BLOCK, dtype)
     layout = replace(one, num_layers=1 + CACHE_BYTES // (blocks * one.layer_bytes))
     cache = KvCache(layout, blocks, torch.device("cpu"))
-    k, v = rand(*cache.layers[0].k.shape, seed=1), rand(*cache.layers[0].v.shape, seed=2)
-    if dtype == torch.int8:
-        k, v = ((x * 30).round().clamp(-127, 127) for x in (k, v))
+    shape = (blocks, model.kv_heads, model.head_dim, BLOCK)
+    k, v = rand(*shape, seed=1), rand(*shape, seed=2).transpose(2, 3)
+    if dtype in (torch.int8, INT4):  # multiples of 1/16, which the scales of 1/16 that come of it represent
+        least, most = (-127, 127) if dtype == torch.int8 else (-8, 7)
+        k, v = ((x * most / 4).round().clamp(least, most) / 16 for x in (k, v))
+        k[:, :, :: ops.INT4_GROUP] = v[..., :: ops.INT4_GROUP] = least / 16
+    tokens, width = blocks * BLOCK, model.kv_heads * model.head_dim
+    keys, values = k.permute(0, 3, 1, 2).reshape(tokens, width), v.transpose(1, 2).reshape(tokens, width)
+    slots, unmoved = torch.arange(tokens), torch.empty(1, 0)
     for layer in cache.layers:
-        layer.k.copy_(k)
-        layer.v.copy_(v)
-        if layer.k_scale is not None and layer.v_scale is not None:
-            layer.k_scale.fill_(1 / 30)
-            layer.v_scale.fill_(1 / 30)
-    return cache
+        ops.rope_kv_write(torch.empty_like(keys), keys, values, slots * 0, slots, unmoved, *layer)
+    return cache, *(x.to(dtype if dtype.itemsize > 1 else torch.float64).double() for x in (k, v))
 
 
 def attention(model: Model, quick: bool) -> Iterator[Case]:
@@ -180,15 +182,14 @@ def attention(model: Model, quick: bool) -> Iterator[Case]:
         counts = [-(-total // BLOCK) for _, total in sequences]
         owned = torch.randperm(sum(counts), dtype=torch.int32).split(counts)
         tables = torch.nn.utils.rnn.pad_sequence(list(owned), batch_first=True)
-        for dtype in (torch.float32, torch.int8) if quick else (torch.float32, torch.float16, torch.int8):
-            cache = kv_pool(model, dtype, sum(counts))
+        for dtype in (torch.float32, torch.int8, INT4) if quick else (torch.float32, torch.float16, torch.int8, INT4):
+            cache, *plain = kv_pool(model, dtype, sum(counts))
 
             def call(i: int, cache: KvCache = cache, q: Tensor = q, batch: tuple = (tables, starts, lengths)) -> Call:
                 k, v, k_scale, v_scale = cache.layers[i % len(cache.layers)]
                 scale = model.head_dim**-0.5
                 return lambda: ops.paged_attention(q, k, v, *batch, scale, k_scale=k_scale, v_scale=v_scale)
 
-            plain = [t.double() / (30 if dtype == torch.int8 else 1) for t in cache.layers[0][:2]]
             dense = list(dense_attention(model, sequences, q, *plain, owned))
             peer = Copies(*(t.float() for part in dense for t in part[:3]))
             masks = [mask for *_, mask in dense]
@@ -198,12 +199,11 @@ def attention(model: Model, quick: bool) -> Iterator[Case]:
                 return torch.cat([attend(*part).transpose(1, 2).flatten(0, 1).flatten(1) for part in parts])
 
             pairs = sum(new * total - new * (new - 1) // 2 for new, total in sequences)
-            cached = sum(total for _, total in sequences) * cache.layers[0].k[0, ..., 0].numel()
-            values = 2 * cached * (dtype.itemsize + (4 / model.head_dim if dtype == torch.int8 else 0))
+            token_bytes = sum(t[0].nbytes for t in cache.layers[0] if t is not None) // BLOCK
             yield Case(
-                f"paged_attention {model.name} {label} KV {str(dtype)[6:]}",
+                f"paged_attention {model.name} {label} KV {'int4' if dtype == INT4 else str(dtype)[6:]}",
                 call,
-                int(values) + size(q, q),
+                token_bytes * sum(total for _, total in sequences) + size(q, q),
                 4 * pairs * model.heads * model.head_dim,
                 False,
                 lambda sdpa=sdpa, dense=dense: sdpa(t for part in dense for t in part[:3]),
@@ -289,7 +289,7 @@ def kv_ops(model: Model, rows: int) -> Iterator[Case]:
     angles = torch.arange(rows)[:, None] * 10000 ** -(torch.arange(0, d, 2) / d)
     rotary = torch.cat([angles.cos(), angles.sin()], dim=1)
     for dtype in (torch.float32, torch.float16):
-        layers = kv_pool(model, dtype, 7 * rows).layers
+        layers = kv_pool(model, dtype, 7 * rows)[0].layers
 
         def write(i: int, layers: list[LayerCache] = layers) -> Call:
             layer = layers[i % len(layers)]

@@ -33,6 +33,7 @@ if CUDA:
 CpuGraph = _C.Graph  # `with graph:` records CPU ops instead of running them; graph.replay() runs them
 
 PANEL = 16  # columns in one panel of packed weights
+INT4_GROUP = 32  # elements of a head that share a scale in an int4 KV cache
 
 
 class Epilogue(IntEnum):
@@ -316,7 +317,10 @@ def rope_kv_write(
     (2i, 2i + 1) if interleaved. q_norm, k_norm: [D] of q's dtype, RMSNorm of each head before the rotation.
     k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8, or on CUDA
     float8_e4m3fn; each block is contiguous, but there may be gaps between blocks. 8-bit: k_scale, v_scale [blocks,
-    kv_heads, block_size] float32, one per token and head.
+    kv_heads, block_size] float16, one per token and head.
+    int4: k_cache [blocks, kv_heads, D / 2, block_size] and v_cache [blocks, kv_heads, block_size, D / 2] uint8, blocks
+    at multiples of 16 bytes, codes packed as csrc/pybatch/kv_cache.h says; k_scale, v_scale [blocks, kv_heads,
+    ceil(D / INT4_GROUP), block_size] float16, one per token, head and group of INT4_GROUP elements.
     """
     _ops.rope_kv_write.default(
         q, k, v, positions, slots, rotary, q_norm, k_norm, norm_eps, interleaved, k_cache, v_cache, k_scale, v_scale

@@ -30,8 +30,8 @@ struct Tile {
 template <class T>
 struct Split {
   const T* k[kSplitGranules];
-  const float* k_scale[kSplitGranules];
-  const float* v_scale[kSplitGranules];
+  const f16* k_scale[kSplitGranules];
+  const f16* v_scale[kSplitGranules];
   const T* const* v;  // among the pieces
   // The same as pieces of memory in reading order: keys, values, and what is read after this split.
   const T* pieces[2 * kSplitGranules + kAhead];
@@ -54,10 +54,11 @@ struct Block {
 
 // A thread's buffers.
 struct Workspace {
-  float* q;        // [rows, padded depth]; of an int8 cache as words in the first half of a row
-  float* q_scale;  // [rows], int8 caches only
-  float* score;    // of one block, [rows, kScoreStride], then probabilities; in words as q
-  float* p_scale;  // [rows], int8 caches only
+  float* q;        // [rows, padded depth]; of a quantised cache as words in the first half of a row
+  float* q_scale;  // [rows], quantised caches only
+  float* score;    // of one block, [rows, kScoreStride], then probabilities; of an int8 cache in words as q
+  float* p_scale;  // [rows, groups], quantised caches only
+  int16_t* p;      // the same as words, [KV heads of the tile, groups, rows of a block, kScoreStride], int4 caches only
 };
 
 class Attention {
@@ -68,6 +69,8 @@ class Attention {
         depth(p.cache.head_dim),
         padded_depth(round_up(depth, kLanes)),
         head_stride(depth * p.cache.block_size),
+        groups(p.cache.groups()),
+        scale_stride(groups * p.cache.block_size),
         block_shift(__builtin_ctzll(static_cast<unsigned long long>(p.cache.block_size))) {
     tile_tokens = larger(kTileRows / group, 1);
     max_rows = round_up(tile_tokens * group, kLanes);
@@ -95,6 +98,9 @@ class Attention {
   float* scores_of(Workspace work, const Block& block, int64_t h) const {
     return work.score + h * block.rows * kScoreStride;
   }
+  int16_t* words_of(Workspace work, const Block& block, int64_t h, int64_t group) const {
+    return work.p + (h * groups + group) * block.rows * kScoreStride;
+  }
   int64_t row_of(const Tile& tile, const Block& block, int64_t h) const { return h * head_rows(tile) + block.row; }
 
   Tile tile_of(const Plan& plan, int64_t sequence, int64_t index) const;
@@ -112,6 +118,10 @@ class Attention {
               Split<T>& out) const;
   template <class T>
   void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work, Partial out) const;
+  F32x16 scales_of(const f16* const* granules, int64_t h, int64_t g, int64_t i) const {
+    const int64_t offset = h * scale_stride + g * p.cache.block_size;
+    return load_halves(granules[i / kGranule] + offset, granules[i / kGranule + 1] + offset);
+  }
   template <class T>
   void score(const Tile& tile, const Split<T>& at, const Block& block, Workspace work) const;
   template <class T>
@@ -124,7 +134,10 @@ class Attention {
   void finish(const Tile& tile, Partial state) const;
 
   const PagedAttentionParams& p;
-  int64_t group, depth, padded_depth, head_stride, block_shift, tile_tokens, max_rows;
+  int64_t group, depth, padded_depth;
+  int64_t head_stride;           // of a block, in elements
+  int64_t groups, scale_stride;  // scales of a head and token, and of a head in a block
+  int64_t block_shift, tile_tokens, max_rows;
   float* partials = nullptr;
 };
 
@@ -180,31 +193,32 @@ void Attention::locate(const Tile& tile, int64_t split, Range columns, const Til
             token & (cache.block_size - 1) & -kGranule};
   };
   auto key = [&](const Tile& tile, Place at) {
-    return static_cast<const T*>(cache.k) + at.block * cache.k_block_stride + tile.kv_head * head_stride;
+    return static_cast<const T*>(cache.k) + at.block * cache.k_block_stride + tile.kv_head * head_stride / kElements<T>;
   };
   const int64_t first = columns.begin * kColumnGranules, end = columns.end * kColumnGranules;
   const T** pieces = out.pieces + end;
   out.v = pieces - first;
   for (int64_t g = first; g < end; ++g) {
     const Place at = place_of(tile, split, g);
-    out.k[g] = key(tile, at) + at.offset;
-    out.pieces[g] = key(tile, at) + at.offset * depth;
-    *pieces++ = static_cast<const T*>(cache.v) + at.block * cache.v_block_stride + tile.kv_head * head_stride +
-                at.offset * depth;
+    out.k[g] = key(tile, at) + at.offset * kKeyRun<T>;
+    out.pieces[g] = key(tile, at) + at.offset * depth / kElements<T>;
+    *pieces++ = static_cast<const T*>(cache.v) + at.block * cache.v_block_stride +
+                (tile.kv_head * head_stride + at.offset * depth) / kElements<T>;
     if constexpr (sizeof(T) == 1) {
-      const int64_t scale = tile.kv_head * cache.block_size + at.offset;
-      out.k_scale[g] = cache.k_scale + at.block * cache.k_scale_block_stride + scale;
-      out.v_scale[g] = cache.v_scale + at.block * cache.v_scale_block_stride + scale;
-      for (int64_t h = 0; h < tile.kv_heads; ++h) {
-        fetch<64>(out.k_scale[g] + h * cache.block_size);
-        fetch<64>(out.v_scale[g] + h * cache.block_size);
+      const int64_t scale = tile.kv_head * scale_stride + at.offset;
+      out.k_scale[g] = static_cast<const f16*>(cache.k_scale) + at.block * cache.k_scale_block_stride + scale;
+      out.v_scale[g] = static_cast<const f16*>(cache.v_scale) + at.block * cache.v_scale_block_stride + scale;
+      if (g > first && at.offset > 0) continue;
+      for (int64_t i = 0; i < tile.kv_heads * scale_stride; i += 64 / static_cast<int64_t>(sizeof(f16))) {
+        fetch<64>(out.k_scale[g] + i);
+        fetch<64>(out.v_scale[g] + i);
       }
     }
   }
   const int64_t then_first = range_of(then, 0, then_split).begin / kGranule;
   for (int64_t i = 0; i < kAhead; ++i) {
     const Place at = place_of(then, then_split, then_first + i);
-    *pieces++ = key(then, at) + at.offset * depth;
+    *pieces++ = key(then, at) + at.offset * depth / kElements<T>;
   }
 }
 
@@ -226,29 +240,35 @@ void Attention::score(const Tile& tile, const Split<T>& at, const Block& block, 
     width = smaller((block.columns.end - i) / kLanes, kColumns);
     const int64_t g = i / kGranule;
     for (int64_t h = 0; h < tile.kv_heads; ++h) {
-      const Granules<T> keys = {at.k + g, at.pieces + g + ahead, h * head_stride};
-      score_rows(work.q + row_of(tile, block, h) * padded_depth, padded_depth, block.rows, keys, p.cache.block_size,
-                 width, depth, scores_of(work, block, h) + i, kScoreStride);
+      const Granules<T> keys = {at.k + g, at.pieces + g + ahead, h * head_stride / kElements<T>};
+      const int64_t row = row_of(tile, block, h);
+      const float* q = work.q + row * padded_depth;
+      float* out = scores_of(work, block, h) + i;
+      if constexpr (kElements<T> > 1) {
+        auto scales = [&](int64_t group, int64_t column)
+                          PYBATCH_INLINE_LAMBDA { return scales_of(at.k_scale, h, group, i + column); };
+        score_rows(q, padded_depth, block.rows, keys, p.cache.block_size, width, depth, work.q_scale + row, scales, out,
+                   kScoreStride);
+      } else {
+        score_rows(q, padded_depth, block.rows, keys, p.cache.block_size, width, depth, out, kScoreStride);
+      }
     }
   }
 }
 
-// Turns scores into probabilities, not yet divided by their sum. With an int8 cache both are integers.
+// Turns scores into probabilities, not yet divided by their sum. With a quantised cache they become words.
 template <class T>
 void Attention::softmax(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const {
   const Range columns = block.columns;
   for (int64_t h = 0; h < tile.kv_heads; ++h) {
     const int64_t row = row_of(tile, block, h);
     float* scores = scores_of(work, block, h);
-    [[maybe_unused]] auto scales = [&](const float* const* of) {
-      return [of = of, offset = h * p.cache.block_size](int64_t i) PYBATCH_INLINE_LAMBDA {
-        const float* const* granules = of + i / kGranule;
-        return load_halves(granules[0] + offset, granules[1] + offset);
-      };
+    [[maybe_unused]] auto scales = [&](const f16* const* of, int64_t g) {
+      return [this, of = of, h = h, g = g](int64_t i) PYBATCH_INLINE_LAMBDA { return scales_of(of, h, g, i); };
     };
     with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
-      if constexpr (sizeof(T) == 1) {
-        scale_scores<rows>(scores, kScoreStride, columns, work.q_scale + row, scales(at.k_scale));
+      if constexpr (sizeof(T) == 1 && kElements<T> == 1) {
+        scale_scores<rows>(scores, kScoreStride, columns, work.q_scale + row, scales(at.k_scale, 0));
       }
       for (int r = 0; r < rows; ++r) {
         float* of_row = scores + r * kScoreStride;
@@ -256,8 +276,15 @@ void Attention::softmax(const Tile& tile, const Split<T>& at, const Block& block
         mask(of_row, columns, block.ranges[r]);
       }
       softmax_rows<rows>(scores, kScoreStride, columns, block.ranges, out.max + row, out.sum + row);
-      if constexpr (sizeof(T) == 1) {
-        narrow_probabilities<rows>(scores, kScoreStride, columns, block.ranges, scales(at.v_scale), work.p_scale + row);
+      if constexpr (kElements<T> > 1) {
+        for (int64_t g = 0; g < groups; ++g) {
+          narrow_probabilities<rows>(scores, kScoreStride, columns, block.ranges, scales(at.v_scale, g),
+                                     words_of(work, block, h, g), kScoreStride, work.p_scale + row * groups + g,
+                                     groups);
+        }
+      } else if constexpr (sizeof(T) == 1) {
+        narrow_probabilities<rows>(scores, kScoreStride, columns, block.ranges, scales(at.v_scale, 0),
+                                   work.p_scale + row);
       }
     });
   }
@@ -278,15 +305,22 @@ void Attention::weigh(const Tile& tile, const Split<T>& at, const Block& block, 
   const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
   for (int64_t from = block.columns.begin; from < bottom.end; from += step) {
     for (int64_t h = 0; h < tile.kv_heads; ++h) {
-      const Granules<T> values = {at.v, at.v + ahead, h * head_stride};
+      const Granules<T> values = {at.v, at.v + ahead, h * head_stride / kElements<T>};
       const float* scores = scores_of(work, block, h);
       float* acc = out.acc + row_of(tile, block, h) * padded_depth;
       auto weigh = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
-        weigh_rows(scores + first * kScoreStride, kScoreStride, count, values, depth, larger(begin, from),
-                   smaller(end, from + step), acc + first * padded_depth, padded_depth);
+        begin = larger(begin, from);
+        end = smaller(end, from + step);
+        if constexpr (kElements<T> > 1) {
+          weigh_rows(words_of(work, block, h, 0), kScoreStride, count, values, depth, begin, end,
+                     reinterpret_cast<int32_t*>(acc), padded_depth);
+        } else {
+          weigh_rows(scores + first * kScoreStride, kScoreStride, count, values, depth, begin, end,
+                     acc + first * padded_depth, padded_depth);
+        }
       };
       if constexpr (sizeof(T) == 1) {
-        weigh(0, n, top.begin / kPair * kPair, round_up(bottom.end, kPair));
+        weigh(0, n, top.begin / kQuad * kQuad, round_up(bottom.end, kQuad));
         continue;
       }
       for (int64_t r = 0; r < ragged; ++r) weigh(r, 1, ranges[r].begin, smaller(ranges[r].end, common.begin));
@@ -324,7 +358,8 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
     for (int64_t row = 0; row < rows(tile); ++row) {
       float* acc = out.acc + row * padded_depth;
       for (int64_t i = 0; i < depth; i += kLanes) {
-        store(acc + i, to_float(load_ints(acc + i)) * broadcast(work.p_scale[row]));
+        store(acc + i,
+              to_float(load_ints(acc + i)) * broadcast(work.p_scale[row * groups + (groups > 1 ? i / kInt4Group : 0)]));
       }
     }
   }
@@ -333,6 +368,7 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
 void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work,
                        Partial out) const {
   if (p.cache.dtype == DType::i8) return attend<int8_t>(tile, split, then, then_split, work, out);
+  if (p.cache.dtype == DType::i4) return attend<i4x2>(tile, split, then, then_split, work, out);
   with_float_type(p.cache.dtype, [&]<class T>(T*) { attend<T>(tile, split, then, then_split, work, out); });
 }
 
@@ -408,11 +444,14 @@ int64_t Attention::make_plan(Plan* plans, int64_t threads) {
 
 void Attention::run_items(const Plan* plans, int64_t items, int64_t* next) {
   const int64_t q_floats = max_rows * padded_depth, score_floats = max_rows * kScoreStride;
-  float* const base =
-      static_cast<float*>(thread_scratch(kWork, (q_floats + score_floats + 2 * max_rows + 2 * partial_floats()) * 4));
-  float* const scales = base + q_floats + score_floats;
-  const Workspace work = {base, scales, base + q_floats, scales + max_rows};
-  const Partial state = partial_at(scales + 2 * max_rows), part = partial_at(state.max + partial_floats());
+  const int64_t word_floats = p.cache.dtype == DType::i4 ? groups * score_floats / 2 : 0;
+  const int64_t scale_floats = max_rows * (1 + groups);
+  float* const base = static_cast<float*>(
+      thread_scratch(kWork, (q_floats + score_floats + word_floats + scale_floats + 2 * partial_floats()) * 4));
+  float* const words = base + q_floats + score_floats;
+  float* const scales = words + word_floats;
+  const Workspace work = {base, scales, base + q_floats, scales + max_rows, reinterpret_cast<int16_t*>(words)};
+  const Partial state = partial_at(scales + scale_floats), part = partial_at(state.max + partial_floats());
 
   int64_t sequence = 0;
   Item item;

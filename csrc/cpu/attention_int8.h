@@ -31,9 +31,7 @@ PYBATCH_INLINE Bytes load_bytes(const int8_t* lo, const int8_t* hi) {
 PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {
   return {_mm512_cvtepi8_epi16(_mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b)))};
 }
-PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, int32_t b, I32x16 sum) {
-  return {_mm512_dpwssd_epi32(sum.v, a.v, _mm512_set1_epi32(b))};
-}
+PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, I32x16 b, I32x16 sum) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
 PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
@@ -43,10 +41,9 @@ PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
 PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {
   return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};
 }
-PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, int32_t b, I32x16 sum) {
-  const __m256i both = _mm256_set1_epi32(b);
-  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, both)),
-          _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, both))};
+PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, I32x16 b, I32x16 sum) {
+  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, b.lo)),
+          _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, b.hi))};
 }
 PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8));
@@ -75,11 +72,11 @@ PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {
   }
   return r;
 }
-PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, int32_t b, I32x16 sum) {
-  const auto words = static_cast<uint32_t>(b);
-  const int32_t lo = static_cast<int16_t>(words), hi = static_cast<int16_t>(words >> 16);
+PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, I32x16 b, I32x16 sum) {
+  auto half = [](uint32_t x, int shift) { return static_cast<int32_t>(static_cast<int16_t>(x >> shift)); };
   for (int i = 0; i < kLanes; ++i) {
-    sum.v[i] += static_cast<uint32_t>(static_cast<int16_t>(a.v[i]) * lo + static_cast<int16_t>(a.v[i] >> 16) * hi);
+    const int32_t dot = half(a.v[i], 0) * half(b.v[i], 0) + half(a.v[i], 16) * half(b.v[i], 16);
+    sum.v[i] += static_cast<uint32_t>(dot);
   }
   return sum;
 }
@@ -95,8 +92,8 @@ struct Product<int8_t> {
   static constexpr int kStep = kPair;
   static PYBATCH_INLINE Sum load_sum(const float* p) { return load_ints(p); }
   static PYBATCH_INLINE void store_sum(float* p, Sum sum) { store(reinterpret_cast<int32_t*>(p), sum); }
-  static PYBATCH_INLINE int32_t multiplier(const float* row, int64_t i) {
-    return load_int(reinterpret_cast<const int16_t*>(row) + i);
+  static PYBATCH_INLINE I32x16 multiplier(const float* row, int64_t i) {
+    return broadcast_int(load_int(reinterpret_cast<const int16_t*>(row) + i));
   }
   static PYBATCH_INLINE I32x16 columns(const int8_t* p, int64_t stride) {
     return pairs_of(load_bytes(p), load_bytes(p + stride));
@@ -104,7 +101,7 @@ struct Product<int8_t> {
   static PYBATCH_INLINE I32x16 columns(const int8_t* lo, const int8_t* hi, int64_t stride) {
     return pairs_of(load_bytes(lo, hi), load_bytes(lo + stride, hi + stride));
   }
-  static PYBATCH_INLINE Sum multiply_add(int32_t x, I32x16 y, Sum sum) { return dot_pairs(y, x, sum); }
+  static PYBATCH_INLINE Sum multiply_add(I32x16 x, I32x16 y, Sum sum) { return dot_pairs(y, x, sum); }
 };
 
 // x * factor as words, for factor = word_factor(the largest |x|). NaN becomes some word.

@@ -54,7 +54,8 @@ void load_keys(const Item& item, int64_t begin, int64_t end, float* to) {
     const T* key = static_cast<const T*>(c.k) + block * c.k_block_stride + plane + offset;
     F32x16 scale = broadcast(1.0f);
     if constexpr (sizeof(T) == 1) {
-      scale = load_first(c.k_scale + block * c.k_scale_block_stride + item.kv_head * c.block_size + offset, at_once);
+      const f16* scales = static_cast<const f16*>(c.k_scale) + block * c.k_scale_block_stride;
+      scale = load_first(scales + item.kv_head * c.block_size + offset, at_once);
     }
     for (int64_t d = 0; d < c.head_dim; ++d) {
       F32x16 x = load_first(key + d * c.block_size, at_once);

@@ -1,6 +1,7 @@
 // Calls the products of attention for as many rows and columns as there are.
 #pragma once
 
+#include "cpu/attention_int4.h"
 #include "cpu/attention_int8.h"
 #include "cpu/attention_tile.h"
 
@@ -36,6 +37,39 @@ void weigh_rows(const float* p, int64_t p_stride, int64_t count, Granules<T> v, 
       weigh<rows, 1, false>(p, p_stride, v, depth, column, begin, end, out, out_stride);
     }
     if (column < depth) weigh<rows, 1, true>(p, p_stride, v, depth, column, begin, end, out, out_stride);
+  });
+}
+
+// The same over an int4 cache; sizes as in attention_int4.h.
+template <class Scales>
+void score_rows(const float* q, int64_t q_stride, int64_t count, Granules<i4x2> k, int64_t block_size, int64_t columns,
+                int64_t depth, const float* q_scale, const Scales& k_scale, float* out, int64_t out_stride) {
+  with_count<kRows>(count, [&]<int rows>(Count<rows>) {
+    with_count<kColumns>(columns, [&]<int width>(Count<width>) {
+      if (block_size == kGranule) {
+        scores<rows, width, true>(q, q_stride, k, block_size, depth, q_scale, k_scale, out, out_stride);
+      } else {
+        scores<rows, width, false>(q, q_stride, k, block_size, depth, q_scale, k_scale, out, out_stride);
+      }
+    });
+  });
+}
+
+// p: the words of one group after those of another.
+inline void weigh_rows(const int16_t* p, int64_t p_stride, int64_t count, Granules<i4x2> v, int64_t depth,
+                       int64_t begin, int64_t end, int32_t* out, int64_t out_stride) {
+  if (begin >= end) return;
+  with_count<kRows>(count, [&]<int rows>(Count<rows>) {
+    for (int64_t group = 0; group < depth; group += kInt4Group, p += rows * p_stride) {
+      for_each_count<kCodes / kColumns>([&]<int part>(Count<part>) PYBATCH_INLINE_LAMBDA {
+        constexpr int first = part * kColumns;
+        if (depth - group >= kInt4Group) {
+          weigh<rows, first, kColumns, true>(p, p_stride, v, depth, group, begin, end, out, out_stride);
+        } else {
+          weigh<rows, first, kColumns, false>(p, p_stride, v, depth, group, begin, end, out, out_stride);
+        }
+      });
+    }
   });
 }
 

@@ -54,8 +54,14 @@ struct Granules {
   int64_t offset;  // in elements, of the head
 };
 
-// How keys and values of type T are multiplied: kStep of depth, or tokens, at a time. That of an int8 cache is in
-// attention_int8.h.
+// How many elements of a head a T holds, and how many T one token has side by side in K.
+template <class T>
+constexpr int64_t kElements = 1;
+template <class T>
+constexpr int64_t kKeyRun = 1;
+
+// How keys and values of type T are multiplied: kStep of depth, or tokens, at a time. Those of quantised caches are in
+// attention_int8.h and attention_int4.h.
 template <class T>
 struct Product {
   using Sum = F32x16;

@@ -21,8 +21,9 @@ void gather(const GatherKvParams& p, int64_t head, int64_t to_block, const int32
     std::memcpy(to_v + i * c.head_dim, v + block * c.v_block_stride + offset * c.head_dim,
                 static_cast<size_t>(c.head_dim) * sizeof(T));
     if (c.has_scales()) {
-      c.k_scale[to_block * c.k_scale_block_stride + row + i] = c.k_scale[block * c.k_scale_block_stride + row + offset];
-      c.v_scale[to_block * c.v_scale_block_stride + row + i] = c.v_scale[block * c.v_scale_block_stride + row + offset];
+      f16 *k_scale = static_cast<f16*>(c.k_scale) + row, *v_scale = static_cast<f16*>(c.v_scale) + row;
+      k_scale[to_block * c.k_scale_block_stride + i] = k_scale[block * c.k_scale_block_stride + offset];
+      v_scale[to_block * c.v_scale_block_stride + i] = v_scale[block * c.v_scale_block_stride + offset];
     }
   }
   for (int64_t d = 0; d < c.head_dim; ++d) {

@@ -67,17 +67,25 @@ void rotate(Head& head, int64_t rotary_dim, const float* rotary, bool interleave
   }
 }
 
-// Scales a head to int8 in [-127, 127] in place and returns the scale: x ~ q * scale.
-float quantise(Head& head, int64_t depth) {
-  F32x16 largest = zeros();
-  for (int64_t i = 0; i < depth; i += kLanes) largest = max(largest, abs(load(head.x + i)));
-  const float scale = reduce_max(largest) / 127.0f;
-  const F32x16 divisor = broadcast(scale > 0.0f ? scale : 1.0f), limit = broadcast(127.0f);
-  for (int64_t i = 0; i < depth; i += kLanes) {
-    F32x16 q = round(load(head.x + i) / divisor);
-    store(head.x + i, max(min(q, limit), zeros() - limit));
+// Turns x[0, n), followed by zeros up to a whole vector, into codes in place and returns their scale: x ~ code * scale.
+template <bool four_bits>
+f16 quantise(float* x, int64_t n) {
+  F32x16 above = zeros(), below = zeros(), bad = zeros();  // bad: NaN where any is not finite
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F32x16 v = load(x + i);
+    above = max(above, v);
+    below = max(below, zeros() - v);
+    bad = fma(v, zeros(), bad);
   }
-  return scale;
+  const float high = reduce_max(above), low = reduce_max(below), largest = high > low ? high : low;
+  const float exact = !four_bits ? largest / 127.0f : high > low ? high / -8.0f : low / 8.0f;
+  f16 scale[kLanes];
+  store(scale, broadcast(exact + reduce_add(bad)));
+  const float rounded = reduce_max(load(scale));
+  const F32x16 divisor = broadcast(rounded != 0.0f ? rounded : 1.0f);
+  const F32x16 least = broadcast(four_bits ? -8.0f : -127.0f), most = broadcast(four_bits ? 7.0f : 127.0f);
+  for (int64_t i = 0; i < n; i += kLanes) store(x + i, max(min(round(load(x + i) / divisor), most), least));
+  return scale[0];
 }
 
 template <class T>
@@ -93,13 +101,49 @@ PYBATCH_INLINE void write(int8_t* to, int64_t stride, const float* x, int64_t de
   for (int64_t i = 0; i < depth; ++i) to[i * stride] = static_cast<int8_t>(static_cast<int32_t>(x[i]));
 }
 
-// Writes one head at to[0], to[stride], ...; *scale is written for int8 caches only.
-void write_head(Head& head, int64_t depth, DType dtype, void* base, int64_t offset, int64_t stride, float* scale) {
-  if (dtype == DType::i8) {
-    *scale = quantise(head, depth);
-    return write(static_cast<int8_t*>(base) + offset, stride, head.x, depth);
+// One head of a token at `offset` of its block, of K or of V; `at` is where the head begins in the block. scales: the
+// token's first, for quantised caches.
+struct HeadWriter {
+  const KvCache& cache;
+  bool is_key;
+  void* at;
+  f16* scales;
+  int64_t offset;
+
+  void write_int4(Head& head) const;
+  void operator()(Head& head) const {
+    if (cache.dtype == DType::i4) return write_int4(head);
+    const int64_t depth = cache.head_dim, stride = is_key ? cache.block_size : 1,
+                  first = is_key ? offset : offset * depth;
+    if (cache.dtype == DType::i8) {
+      *scales = quantise<false>(head.x, depth);
+      return write(static_cast<int8_t*>(at) + first, stride, head.x, depth);
+    }
+    with_float_type(cache.dtype, [&]<class T>(T*) { write(static_cast<T*>(at) + first, stride, head.x, depth); });
   }
-  with_float_type(dtype, [&]<class T>(T*) { write(static_cast<T*>(base) + offset, stride, head.x, depth); });
+};
+
+void HeadWriter::write_int4(Head& head) const {
+  uint32_t codes[kMaxHeadDim];
+  const int64_t depth = cache.head_dim;
+  for (int64_t g = 0; g < depth; g += kInt4Group) {
+    const int64_t n = depth - g < kInt4Group ? depth - g : kInt4Group;
+    scales[g / kInt4Group * cache.block_size] = quantise<true>(head.x + g, n);
+    for (int64_t i = g; i < g + n; ++i) codes[i] = static_cast<uint32_t>(static_cast<int32_t>(head.x[i])) & 0xf;
+    if (is_key) continue;
+    uint16_t* to = static_cast<uint16_t*>(at) + offset / 4 * depth + g + offset % 4;
+    for (int64_t u = 0, units = n / 4; u < units; ++u) {
+      const uint32_t* unit = codes + g + u;
+      to[4 * u] = static_cast<uint16_t>(unit[0] | unit[units] << 4 | unit[2 * units] << 8 | unit[3 * units] << 12);
+    }
+  }
+  if (!is_key) return;
+  uint32_t* to = static_cast<uint32_t*>(at) + offset;
+  for (int64_t i = 0; i < depth; i += 8, to += cache.block_size) {
+    const uint32_t* c = codes + i;
+    const uint32_t even = c[0] | c[2] << 4 | c[4] << 8 | c[6] << 12, odd = c[1] | c[3] << 4 | c[5] << 8 | c[7] << 12;
+    *to = even | odd << 16;
+  }
 }
 
 // Prefetches one of `parts` equal parts of the lines that a token will be written to. A key has a line for almost every
@@ -107,17 +151,20 @@ void write_head(Head& head, int64_t depth, DType dtype, void* base, int64_t offs
 PYBATCH_INLINE void prefetch_slot(const KvCache& c, int64_t slot, int64_t part, int64_t parts) {
   if (slot < 0) return;
   const int64_t block = slot / c.block_size, offset = slot % c.block_size;
-  const int64_t bytes = size_of(c.dtype);
-  const char* k = static_cast<const char*>(c.k) + (block * c.k_block_stride + offset) * bytes;
-  const int64_t row_bytes = c.block_size * bytes, rows = c.kv_heads * c.head_dim;
+  const bool packed = c.dtype == DType::i4;
+  const int64_t bytes = size_of(c.dtype), element = packed ? 4 : bytes,
+                rows = c.kv_heads * c.head_dim / (packed ? 8 : 1);
+  const char* k = static_cast<const char*>(c.k) + block * c.k_block_stride * bytes + offset * element;
+  const int64_t row_bytes = c.block_size * element;
   const int64_t rows_a_line = row_bytes < kLineBytes ? kLineBytes / row_bytes : 1;
   for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row += rows_a_line) {
     __builtin_prefetch(k + row * row_bytes, 0, 2);
   }
   if (part >= c.kv_heads) return;
-  const char* v =
-      static_cast<const char*>(c.v) + (block * c.v_block_stride + (part * c.block_size + offset) * c.head_dim) * bytes;
-  for (int64_t i = 0; i < c.head_dim * bytes; i += kLineBytes) __builtin_prefetch(v + i, 0, 2);
+  const int64_t run = packed ? 4 : 1, run_bytes = c.head_dim * (packed ? 2 : bytes);  // V: of so many tokens
+  const char* v = static_cast<const char*>(c.v) + block * c.v_block_stride * bytes +
+                  (part * c.block_size + offset) / run * run_bytes;
+  for (int64_t i = 0; i < run_bytes; i += kLineBytes) __builtin_prefetch(v + i, 0, 2);
 }
 
 template <class T>
@@ -141,16 +188,22 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next
   const int64_t block = slot / c.block_size, offset = slot % c.block_size;
   const T* k = static_cast<const T*>(p.k.data) + token * p.k.row_stride;
   const T* v = static_cast<const T*>(p.v.data) + token * p.v.row_stride;
+  auto writer = [&](bool is_key, int64_t h) -> HeadWriter {
+    void *data = is_key ? c.k : c.v, *scale = is_key ? c.k_scale : c.v_scale;
+    const int64_t stride = is_key ? c.k_block_stride : c.v_block_stride;
+    const int64_t scale_stride = is_key ? c.k_scale_block_stride : c.v_scale_block_stride;
+    const int64_t head_bytes = depth * c.block_size * size_of(c.dtype) / (c.dtype == DType::i4 ? 2 : 1);
+    const int64_t first_scale = block * scale_stride + h * c.groups() * c.block_size + offset;
+    return {c, is_key, static_cast<char*>(data) + block * stride * size_of(c.dtype) + h * head_bytes,
+            scale ? static_cast<f16*>(scale) + first_scale : nullptr, offset};
+  };
   for (int64_t h = 0; h < c.kv_heads; ++h, k += depth, v += depth) {
-    const int64_t start = h * depth * c.block_size, scale = h * c.block_size + offset;
-    float* k_scale = c.k_scale ? c.k_scale + block * c.k_scale_block_stride + scale : nullptr;
-    float* v_scale = c.v_scale ? c.v_scale + block * c.v_scale_block_stride + scale : nullptr;
     load_head(k, depth, head);
     if (p.k_norm_weight) normalise(head, depth, static_cast<const T*>(p.k_norm_weight), p.norm_eps);
     rotate(head, p.rotary_dim, rotary, p.interleaved);
-    write_head(head, depth, c.dtype, c.k, block * c.k_block_stride + start + offset, c.block_size, k_scale);
+    writer(true, h)(head);
     load_head(v, depth, head);
-    write_head(head, depth, c.dtype, c.v, block * c.v_block_stride + start + offset * depth, 1, v_scale);
+    writer(false, h)(head);
   }
 }
 

@@ -30,18 +30,21 @@ void rotate(T* k, int64_t block_size, int64_t tokens, const float* rotary, int64
   for (int64_t d = 0; d < rotary_dim; ++d) store_first(k + d * block_size, load(keys.x[d]), tokens);
 }
 
-void rotate_int8(int8_t* k, float* scales, int64_t block_size, int64_t depth, int64_t tokens, const float* rotary,
+void rotate_int8(int8_t* k, f16* scales, int64_t block_size, int64_t depth, int64_t tokens, const float* rotary,
                  int64_t rotary_dim) {
   Keys keys;
   const F32x16 before = load_first(scales, tokens);
   for (int64_t d = 0; d < depth; ++d) store(keys.x[d], load_first(k + d * block_size, tokens) * before);
   turn(keys, rotary, rotary_dim);
-  F32x16 largest = zeros();
-  for (int64_t d = 0; d < depth; ++d) largest = max(largest, abs(load(keys.x[d])));
-  const F32x16 scale = largest / broadcast(127.0f), limit = broadcast(127.0f);
-  store_first(scales, scale, tokens);
+  F32x16 largest = zeros(), bad = zeros();  // bad: NaN where an element is not finite
+  for (int64_t d = 0; d < depth; ++d) {
+    largest = max(largest, abs(load(keys.x[d])));
+    bad = fma(load(keys.x[d]), zeros(), bad);
+  }
+  const F32x16 limit = broadcast(127.0f);
+  store_first(scales, largest / limit + bad, tokens);
   float divisors[kLanes];
-  store(divisors, scale);
+  store(divisors, load_first(scales, tokens));
   for (float& divisor : divisors) divisor = divisor > 0.0f ? divisor : 1.0f;
   const F32x16 divisor = load(divisors);
   for (int64_t d = 0; d < depth; ++d) {
@@ -66,8 +69,8 @@ void rotate_keys(const RotateKeysParams& p) {
       for (int64_t token = 0; token < c.block_size; token += at_once) {
         if (c.dtype == DType::i8) {
           rotate_int8(static_cast<int8_t*>(c.k) + at + token,
-                      c.k_scale + block * c.k_scale_block_stride + head * c.block_size + token, c.block_size,
-                      c.head_dim, at_once, rotary, p.rotary_dim);
+                      static_cast<f16*>(c.k_scale) + block * c.k_scale_block_stride + head * c.block_size + token,
+                      c.block_size, c.head_dim, at_once, rotary, p.rotary_dim);
           continue;
         }
         with_float_type(c.dtype, [&]<class T>(T*) {

@@ -38,13 +38,17 @@ __global__ void __launch_bounds__(256) merge_kernel(PagedAttentionParams p, Work
       from_float<T>(out * inverse_sum(p, head, max, sum));
 }
 
-// Copies need aligned runs of eight elements.
+// Copies need aligned runs of eight elements, and of two scales.
 bool aligned(const KvCache& cache) {
   const int64_t run = kRun * size_of(cache.dtype);
   auto fits = [&](const void* data, int64_t block_stride) {
     return reinterpret_cast<uintptr_t>(data) % run == 0 && block_stride % kRun == 0;
   };
-  return fits(cache.k, cache.k_block_stride) && fits(cache.v, cache.v_block_stride);
+  auto scales_fit = [](const void* data, int64_t block_stride) {
+    return reinterpret_cast<uintptr_t>(data) % 4 == 0 && block_stride % 2 == 0;
+  };
+  return fits(cache.k, cache.k_block_stride) && fits(cache.v, cache.v_block_stride) &&
+         scales_fit(cache.k_scale, cache.k_scale_block_stride) && scales_fit(cache.v_scale, cache.v_scale_block_stride);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ struct AttentionConfig {
   // Byte offsets of shared memory: stages, then per warp its rows of Q and its output so far.
   static constexpr size_t kKBytes = kHeadDim * kKPitch * sizeof(KV);
   static constexpr size_t kVBytes = kTile * kVPitch * sizeof(KV);
-  static constexpr size_t kScaleBytes = kScaled ? kTile * sizeof(float) : 0;
+  static constexpr size_t kScaleBytes = kScaled ? kTile * sizeof(uint16_t) : 0;
   static constexpr size_t kStageBytes = kKBytes + kVBytes + 2 * kScaleBytes;
   static constexpr size_t kQBytes = kAttentionRows * kQPitch * sizeof(T);
   static constexpr size_t kTotalBytes = kAttentionRows * kHeadDim * sizeof(float);

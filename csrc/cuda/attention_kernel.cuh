@@ -105,7 +105,7 @@ __device__ __forceinline__ void multiply_qk(float (&s)[Config::kTile / 8][4], co
 // Scales, caps and masks the logits. `first` is the tile's first token; whole: every row sees all of the tile.
 template <class T, class KV, class Config>
 __device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], const PagedAttentionParams& p,
-                                            const float* k_scale, int64_t first, const Visible& visible, bool whole,
+                                            const f16* k_scale, int64_t first, const Visible& visible, bool whole,
                                             int lane) {
   const float factor = p.soft_cap > 0.0f ? p.scale / p.soft_cap : p.scale * kLog2E;
 #pragma unroll
@@ -114,7 +114,7 @@ __device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], co
     for (int e = 0; e < 4; ++e) {
       const int column = TileReader<T, KV>::column(j, lane % 4, e % 2);
       float x = s[j][e] * factor;
-      if constexpr (Config::kScaled) x *= k_scale[column];
+      if constexpr (Config::kScaled) x *= to_float(k_scale[column]);
       if (p.soft_cap > 0.0f) {  // cap * tanh(x), in units of log2 e
         x = p.soft_cap * kLog2E * (1.0f - 2.0f / (1.0f + exp_approx(2.0f * x)));
       }
@@ -181,7 +181,7 @@ __device__ __forceinline__ void add_not_finite(Part<Config::kHeadDim>& part, con
 // into NaN: in a tile that is not whole they are left out, and added where they are seen.
 template <class T, class KV, class Config>
 __device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, float (&s)[Config::kTile / 8][4], const KV* v,
-                                            const float* v_scale, int64_t first, const Visible& visible, bool whole,
+                                            const f16* v_scale, int64_t first, const Visible& visible, bool whole,
                                             int lane) {
   uint32_t not_finite = 0;
 #pragma unroll
@@ -190,7 +190,7 @@ __device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, float 
 #pragma unroll
       for (int i = j; i < j + 2; ++i) {
         for (int e = 0; e < 4; ++e) {
-          const float weight = s[i][e] * v_scale[TileReader<T, KV>::column(i, lane % 4, e % 2)];
+          const float weight = s[i][e] * to_float(v_scale[TileReader<T, KV>::column(i, lane % 4, e % 2)]);
           s[i][e] = s[i][e] == 0.0f ? 0.0f : weight;  // the scale may be inf or NaN too
         }
       }
@@ -312,7 +312,7 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
       const unsigned char* here = shared + stage * Config::kStageBytes;
       const KV* k = reinterpret_cast<const KV*>(here);
       const KV* v = reinterpret_cast<const KV*>(here + Config::kKBytes);
-      const float* scales = reinterpret_cast<const float*>(here + Config::kKBytes + Config::kVBytes);
+      const f16* scales = reinterpret_cast<const f16*>(here + Config::kKBytes + Config::kVBytes);
       const int64_t first = tile * kTile;
       if (visible.any_sees_from(first)) {
         const bool whole = visible.all_see(first, first + kTile);

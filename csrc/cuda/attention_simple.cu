@@ -41,7 +41,10 @@ __global__ void __launch_bounds__(kWarps* kWarp) simple_attention_kernel(PagedAt
       logit = 0.0f;
       const int64_t at = block * cache.k_block_stride + kv_head * dim * size + offset;
       for (int d = 0; d < dim; ++d) logit = fmaf(q[d], load_as(cache.dtype, cache.k, at + d * size), logit);
-      if (cache.has_scales()) logit *= cache.k_scale[block * cache.k_scale_block_stride + kv_head * size + offset];
+      if (cache.has_scales()) {
+        const int64_t at_scale = block * cache.k_scale_block_stride + kv_head * size + offset;
+        logit *= to_float(static_cast<const f16*>(cache.k_scale)[at_scale]);
+      }
       if (p.soft_cap > 0.0f) logit = p.soft_cap * tanhf(logit / p.soft_cap);
     }
     const float before = max;
@@ -50,7 +53,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) simple_attention_kernel(PagedAt
     float weight = seen ? expf(logit - max) : 0.0f;
     sum = fmaf(sum, rescale, weight);
     if (cache.has_scales() && seen) {
-      weight *= cache.v_scale[block * cache.v_scale_block_stride + kv_head * size + offset];
+      const int64_t at_scale = block * cache.v_scale_block_stride + kv_head * size + offset;
+      weight *= to_float(static_cast<const f16*>(cache.v_scale)[at_scale]);
     }
     for (int i = 0; i < kDimsALane; ++i) out[i] *= rescale;
     for (int i = 0; i < kWarp; ++i) {

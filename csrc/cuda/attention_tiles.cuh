@@ -130,14 +130,17 @@ __device__ __forceinline__ void copy_tile(const KvSource& from, int64_t first, u
   }
 
   if constexpr (Config::kScaled) {
-    float* k_scale = reinterpret_cast<float*>(stage + Config::kKBytes + Config::kVBytes);
+    // Scales of K, then of V, two tokens a copy.
+    f16* scales = reinterpret_cast<f16*>(stage + Config::kKBytes + Config::kVBytes);
     for (int i = threadIdx.x; i < kTile; i += blockDim.x) {
-      const int64_t block = __shfl_sync(kAllLanes, my_block, i >> shift);
-      const bool valid = first + i < from.end && first + i >= from.begin;
-      const int64_t at = (from.kv_head << shift) + in_block + (i & (size - 1));
-      const int64_t at_k = block * cache.k_scale_block_stride + at, at_v = block * cache.v_scale_block_stride + at;
-      cp_async_4(k_scale + i, cache.k_scale + (valid ? at_k : 0), valid);
-      cp_async_4(k_scale + kTile + i, cache.v_scale + (valid ? at_v : 0), valid);
+      const int token = 2 * i % kTile;
+      const bool of_k = 2 * i < kTile;
+      const int64_t block = __shfl_sync(kAllLanes, my_block, token >> shift);
+      const bool valid = first + token < from.end && first + token + 1 >= from.begin;
+      const int64_t at = block * (of_k ? cache.k_scale_block_stride : cache.v_scale_block_stride) +
+                         (from.kv_head << shift) + in_block + (token & (size - 1));
+      cp_async_4(scales + 2 * i, static_cast<const f16*>(of_k ? cache.k_scale : cache.v_scale) + (valid ? at : 0),
+                 valid);
     }
   }
 }

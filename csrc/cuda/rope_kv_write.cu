@@ -33,9 +33,9 @@ __device__ __forceinline__ void rotate(float* head, const float* cos_sin, int ro
 }
 
 // Writes one head to the cache: element i goes to to[i * stride]. 8-bit types also write the head's scale, NaN where
-// the head is not finite.
+// the head is not finite, and divide by the scale as it was rounded.
 __device__ __forceinline__ void write_to_cache(const float* head, int dim, DType type, void* to, int64_t stride,
-                                               float* scale, int lane) {
+                                               f16* scale, int lane) {
   if (size_of(type) > 1) {
     for (int i = lane; i < dim; i += kWarp) store_as(type, to, i * stride, head[i]);
     return;
@@ -46,7 +46,9 @@ __device__ __forceinline__ void write_to_cache(const float* head, int dim, DType
     max = fmaxf(max, fabsf(head[i]));
     finite = finite && isfinite(head[i]);
   }
-  const float largest = type == DType::i8 ? 127.0f : 448.0f, step = warp_reduce<Largest>(max) / largest;
+  const float largest = type == DType::i8 ? 127.0f : 448.0f;
+  const f16 rounded = from_float<f16>(warp_reduce<Largest>(max) / largest);
+  const float step = to_float(rounded);
   for (int i = lane; i < dim; i += kWarp) {
     const float q = fminf(fmaxf(head[i] / (step > 0.0f ? step : 1.0f), -largest), largest);
     if (type == DType::i8) {
@@ -56,7 +58,7 @@ __device__ __forceinline__ void write_to_cache(const float* head, int dim, DType
     }
   }
   finite = __all_sync(kAllLanes, finite);
-  if (lane == 0) *scale = finite ? step : NAN;
+  if (lane == 0) *scale = finite ? rounded : from_float<f16>(NAN);
 }
 
 template <class T>
@@ -94,11 +96,11 @@ __global__ void __launch_bounds__(kWarps* kWarp) rope_kv_write_kernel(RopeKvWrit
   if (is_v) {
     const int64_t at = block * cache.v_block_stride + (h * cache.block_size + offset) * dim;
     write_to_cache(head, dim, cache.dtype, static_cast<char*>(cache.v) + at * bytes, 1,
-                   cache.v_scale + block * cache.v_scale_block_stride + at_scale, lane);
+                   static_cast<f16*>(cache.v_scale) + block * cache.v_scale_block_stride + at_scale, lane);
   } else {
     const int64_t at = block * cache.k_block_stride + h * dim * cache.block_size + offset;
     write_to_cache(head, dim, cache.dtype, static_cast<char*>(cache.k) + at * bytes, cache.block_size,
-                   cache.k_scale + block * cache.k_scale_block_stride + at_scale, lane);
+                   static_cast<f16*>(cache.k_scale) + block * cache.k_scale_block_stride + at_scale, lane);
   }
 }
 

@@ -5,9 +5,9 @@
 
 namespace pybatch {
 
-enum class DType : int32_t { f32, f16, bf16, i8, e4m3 };  // e4m3: float8_e4m3fn
+enum class DType : int32_t { f32, f16, bf16, i8, e4m3, i4 };  // e4m3: float8_e4m3fn; i4: two to a byte
 
-constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::i8 || t == DType::e4m3 ? 1 : 2; }
+constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::f16 || t == DType::bf16 ? 2 : 1; }
 
 // A row-major matrix; there may be gaps between its rows.
 struct Matrix {

@@ -29,6 +29,7 @@ Graph::Memory storage_of(const Tensor& t) {
 struct Cpu {
   static constexpr const char* kDevice = "the CPU";
   static constexpr bool kHasE4m3 = false;
+  static constexpr bool kHasInt4 = true;
   struct Scope {
     explicit Scope(const Tensor&) {}
   };

@@ -36,6 +36,7 @@ cudaStream_t current_stream() {
 struct Cuda {
   static constexpr const char* kDevice = "the CUDA device of the other arguments";
   static constexpr bool kHasE4m3 = true;
+  static constexpr bool kHasInt4 = false;
   struct Scope {
     explicit Scope(const Tensor& t) : guard(t.defined() && t.is_cuda() ? t.get_device_index() : current_device()) {}
     torch::stable::accelerator::DeviceGuard guard;

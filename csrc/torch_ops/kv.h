@@ -29,12 +29,13 @@ struct KvOps : Checks<Backend> {
     check_blocks(v, "v_cache", 4);
     cache.num_blocks = k.size(0);
     cache.kv_heads = k.size(1);
-    cache.head_dim = k.size(2);
+    const bool packed = k.scalar_type() == ScalarType::Byte;  // i4, two to a byte
+    cache.head_dim = k.size(2) * (packed ? 2 : 1);
     cache.block_size = k.size(3);
     EXPECT(v.size(0) == cache.num_blocks && v.size(1) == cache.kv_heads && v.size(2) == cache.block_size &&
-               v.size(3) == cache.head_dim,
-           "v_cache: expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ", cache.block_size, ", ",
-           cache.head_dim, "] (k_cache's with the last two swapped), got ", shape_of(v));
+               v.size(3) == k.size(2),
+           "v_cache: expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ", cache.block_size, ", ", k.size(2),
+           "] (k_cache's with the last two swapped), got ", shape_of(v));
     EXPECT(cache.kv_heads > 0, "k_cache: expected at least one head, got shape ", shape_of(k));
     EXPECT(cache.head_dim % 8 == 0 && cache.head_dim >= 8 && cache.head_dim <= 256,
            "k_cache: expected a head dimension that is a multiple of 8 up to 256, got ", cache.head_dim);
@@ -42,9 +43,18 @@ struct KvOps : Checks<Backend> {
            "k_cache: expected a block size of 8, 16, 32 or 64, got ", cache.block_size);
     if (k.scalar_type() == ScalarType::Char) {
       cache.dtype = DType::i8;
+    } else if (packed) {
+      EXPECT(Backend::kHasInt4, "k_cache: expected no uint8 (int4 codes) on ", Backend::kDevice);
+      auto check_words = [](const Tensor& t, const char* name) {
+        EXPECT(reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && (t.size(0) <= 1 || t.stride(0) % 16 == 0), name,
+               ": expected int4 blocks aligned to 16 bytes");
+      };
+      check_words(k, "k_cache");
+      check_words(v, "v_cache");
+      cache.dtype = DType::i4;
     } else if (k.scalar_type() == ScalarType::Float8_e4m3fn) {
-      EXPECT(Backend::kHasE4m3, "k_cache: expected float32, float16, bfloat16 or int8 on ", Backend::kDevice,
-             ", got float8_e4m3fn");
+      EXPECT(Backend::kHasE4m3, "k_cache: expected float32, float16, bfloat16, int8 or uint8 (int4 codes) on ",
+             Backend::kDevice, ", got float8_e4m3fn");
       cache.dtype = DType::e4m3;
     } else {
       cache.dtype = float_type(k, "k_cache");
@@ -58,16 +68,17 @@ struct KvOps : Checks<Backend> {
       EXPECT(k_scale.has_value() && v_scale.has_value(), "k_scale, v_scale: expected, since the cache is ",
              name_of(k.scalar_type()));
       auto check_scale = [&](const Tensor& t, const char* name) {
-        check_blocks(t, name, 3);
-        EXPECT(t.scalar_type() == ScalarType::Float, name, ": expected float32");
-        EXPECT(t.size(0) == cache.num_blocks && t.size(1) == cache.kv_heads && t.size(2) == cache.block_size, name,
-               ": expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ", cache.block_size, "], got ",
-               shape_of(t));
+        check_blocks(t, name, packed ? 4 : 3);
+        EXPECT(t.scalar_type() == ScalarType::Half, name, ": expected float16, got ", name_of(t.scalar_type()));
+        EXPECT(t.size(0) == cache.num_blocks && t.size(1) == cache.kv_heads &&
+                   (!packed || t.size(2) == cache.groups()) && t.size(t.dim() - 1) == cache.block_size,
+               name, ": expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ",
+               packed ? std::to_string(cache.groups()) + ", " : "", cache.block_size, "], got ", shape_of(t));
       };
       check_scale(*k_scale, "k_scale");
       check_scale(*v_scale, "v_scale");
-      cache.k_scale = static_cast<float*>(k_scale->data_ptr());
-      cache.v_scale = static_cast<float*>(v_scale->data_ptr());
+      cache.k_scale = k_scale->data_ptr();
+      cache.v_scale = v_scale->data_ptr();
       cache.k_scale_block_stride = k_scale->stride(0);
       cache.v_scale_block_stride = v_scale->stride(0);
     } else {

@@ -9,7 +9,7 @@
 //   uses      called for every tensor that a kernel is about to use, with the argument's name
 //   writes    likewise for every tensor that a kernel writes
 //   verify    runs a check of values (values.h) where the host can read them; told what memory the check reads
-//   kHasE4m3  whether KV caches may be float8_e4m3fn
+//   kHasE4m3, kHasInt4  whether KV caches may be float8_e4m3fn, or int4
 #pragma once
 
 #include <torch/csrc/stable/library.h>

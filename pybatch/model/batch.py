@@ -31,7 +31,7 @@ class ForwardBatch:
 class LayerCache(NamedTuple):
     """One layer's view of the KV pool, in the layouts of ops.rope_kv_write."""
 
-    k: Tensor  # [blocks, kv_heads, head_dim, block_size]
+    k: Tensor  # [blocks, kv_heads, head_dim, block_size], of int4 head_dim / 2 bytes
     v: Tensor  # [blocks, kv_heads, block_size, head_dim]
-    k_scale: Tensor | None = None  # [blocks, kv_heads, block_size] float32, 8-bit caches only
+    k_scale: Tensor | None = None  # [blocks, kv_heads, (int4: groups,) block_size] float16, quantised caches only
     v_scale: Tensor | None = None

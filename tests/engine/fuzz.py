@@ -21,7 +21,7 @@ from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.scheduling.sequence import BACKGROUND
 from pybatch.model import Decoder, load_model
 
-PRECISIONS = [(None, "auto"), ("int8", "auto"), ("int8", "int8"), ("int8-weight-only", "float16")]
+PRECISIONS = [(None, "auto"), ("int8", "auto"), ("int8", "int8"), ("int8", "int4"), ("int8-weight-only", "float16")]
 REQUESTS, LONGEST = 48, 12  # tokens of output
 BLOCK = 8
 

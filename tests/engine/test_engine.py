@@ -193,8 +193,9 @@ def test_without_a_tokenizer_there_is_no_text(make_engine: MakeEngine) -> None:
 # ---- seeds and samples ----
 
 
-def test_samples_are_what_requests_with_derived_seeds_would_draw(make_engine: MakeEngine) -> None:
-    engine = make_engine(max_num_seqs=3)
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int4"])
+def test_samples_are_what_requests_with_derived_seeds_would_draw(make_engine: MakeEngine, kv_cache_dtype: str) -> None:
+    engine = make_engine(max_num_seqs=3, kv_cache_dtype=kv_cache_dtype)
     prompt = some_prompt(21)
     params: dict[str, Any] = {"temperature": 1.0, "max_tokens": 20, "ignore_eos": True, "logprobs": 0}
     together = run(engine, [prompt], SamplingParams(n=5, seed=40, **params))[0]  # two of them wait for room

@@ -44,7 +44,7 @@ def bits(outputs: list[RequestOutput]) -> Bits:
 
 
 DEVICES = ["cpu", "cuda"] if ops.CUDA else ["cpu"]
-PRECISIONS = [("float32", None, "auto"), ("auto", "int8", "int8"), ("auto", "int8", "auto")]
+PRECISIONS = [("float32", None, "auto"), ("auto", "int8", "int8"), ("auto", "int8", "int4"), ("auto", "int8", "auto")]
 
 
 @pytest.fixture(scope="module", params=[(device, *each) for device in DEVICES for each in PRECISIONS], ids=str)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from pybatch.model import Decoder, ForwardBatch, LayerCache
+from pybatch.ops import INT4_GROUP
 
 BLOCK = 16
+INT4 = torch.uint8  # the type of an int4 cache's bytes
 
 
 def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) -> list[LayerCache]:
@@ -16,12 +18,13 @@ def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) 
     heads, dim = config.num_kv_heads, config.head_dim
 
     def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
-        return torch.full(shape, 77 if of == torch.int8 else float("nan"), dtype=of, device=decoder.device)
+        return torch.full(shape, 77 if of in (torch.int8, INT4) else float("nan"), dtype=of, device=decoder.device)
 
     caches = []
     for _ in range(config.num_layers):
-        k, v = empty(blocks, heads, dim, BLOCK), empty(blocks, heads, BLOCK, dim)
-        scales = [empty(blocks, heads, BLOCK, of=torch.float32) for _ in "kv"] if dtype == torch.int8 else []
+        width, groups = (dim // 2, [-(-dim // INT4_GROUP)]) if dtype == INT4 else (dim, [])
+        k, v = empty(blocks, heads, width, BLOCK), empty(blocks, heads, BLOCK, width)
+        scales = [empty(blocks, heads, *groups, BLOCK, of=torch.float16) for _ in "kv"] if dtype.itemsize == 1 else []
         caches.append(LayerCache(k, v, *scales))
     return caches
 

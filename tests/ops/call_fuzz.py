@@ -119,16 +119,21 @@ class Calls:
         """Layers of one pool or tensors of their own."""
         blocks, heads = self.r.randint(0, 6), self.r.randint(1, 3)
         depth, block_size = self.r.choice((8, 16, 24, 64)), self.r.choice((8, 16, 32))
-        dtype = self.r.choice((*FLOATS, torch.int8))
-        k, v = torch.randn(blocks, 2, heads, depth, block_size), torch.randn(blocks, 2, heads, block_size, depth)
+        dtype = self.r.choice((*FLOATS, torch.int8, torch.uint8))
+        width, groups = depth, []
+        if dtype == torch.uint8:  # int4
+            width, groups = depth // 2, [-(-depth // ops.INT4_GROUP)]
+        k, v = torch.randn(blocks, 2, heads, width, block_size), torch.randn(blocks, 2, heads, block_size, width)
         layer = self.r.choice((slice(0, 1), slice(1, 2)))
         k, v = ((t * 20).to(dtype)[:, layer].squeeze(1) for t in (k, v))
-        scales = [torch.rand(blocks, heads, block_size) if dtype == torch.int8 else None for _ in range(2)]
+        scales = [
+            torch.rand(blocks, heads, *groups, block_size).half() if dtype.itemsize == 1 else None for _ in range(2)
+        ]
         return {"k_cache": k, "v_cache": v, "k_scale": scales[0], "v_scale": scales[1]}
 
     def rope_kv_write(self) -> Arguments:
         cache = self.cache()
-        blocks, kv_heads, depth, block_size = cache["k_cache"].shape
+        blocks, kv_heads, depth, block_size = extents(cache["k_cache"])
         tokens, most = self.r.randint(0, 6), self.r.randint(1, 20)
         slots = torch.randperm(blocks * block_size + 8)[:tokens] - 8
         return {
@@ -147,7 +152,7 @@ class Calls:
 
     def paged_attention(self) -> Arguments:
         cache = self.cache()
-        blocks, kv_heads, depth, block_size = cache["k_cache"].shape
+        blocks, kv_heads, depth, block_size = extents(cache["k_cache"])
         heads, sequences = kv_heads * self.r.choice((1, 2, 5)), self.r.randint(0, 4)
         columns = self.r.randint(0, 40) if blocks else 0
         lengths = [self.r.randint(0, columns * block_size) for _ in range(sequences)]
@@ -168,7 +173,7 @@ class Calls:
 
     def rotate_keys(self) -> Arguments:
         cache = self.cache()
-        blocks, _, depth, _ = cache["k_cache"].shape
+        blocks, _, depth, _ = extents(cache["k_cache"])
         chosen = torch.randperm(blocks)[: self.r.randint(0, 3)]
         return {**cache, "blocks": chosen, "rotary": torch.randn(len(chosen), self.r.choice((0, 2, depth // 2, depth)))}
 
@@ -271,6 +276,12 @@ class Calls:
             "matmul_gguf": lambda: self.matmul(self.gguf),
         }
         return makers[name]() if name in makers else getattr(self, name)()
+
+
+def extents(k_cache: Tensor) -> tuple[int, int, int, int]:
+    """Blocks, heads, head dimension, tokens in a block."""
+    blocks, heads, width, size = k_cache.shape
+    return blocks, heads, width * (2 if k_cache.dtype == torch.uint8 else 1), size
 
 
 def spoil_values(r: random.Random, t: Tensor) -> Tensor:

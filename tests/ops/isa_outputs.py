@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from gguf_blocks import largest_blocks, random_blocks
+from ops.int4_packing import pack_k, pack_v
 from ops.rows import FLOATS
 from torch import Tensor
 
@@ -61,13 +62,20 @@ def attention() -> Iterator[tuple[str, Tensor]]:
             random(blocks, 2, depth, block, seed=1),
             random(blocks, 2, block, depth, seed=2),
         )
-        scale = random(blocks, 2, block, seed=3).abs() / 100
-        for dtype in (*FLOATS, torch.int8):
-            caches, scales = [k.to(dtype), v.to(dtype)], {}
+        scale = (random(blocks, 2, block, seed=3).abs() / 100).half()
+        for dtype in (*FLOATS, torch.int8, torch.uint8):
             if dtype == torch.int8:
                 caches, scales = [(x * 30).to(dtype) for x in (k, v)], {"k_scale": scale, "v_scale": scale.flip(0)}
+            elif dtype == torch.uint8:  # int4
+                caches = [pack((x * 2).round().clamp(-8, 7)) for x, pack in ((k, pack_k), (v, pack_v))]
+                groups = torch.stack([scale * (1 + g) for g in range(-(-depth // ops.INT4_GROUP))], 2)
+                scales = {"k_scale": groups, "v_scale": groups.flip(0)}
+            else:
+                caches, scales = [k.to(dtype), v.to(dtype)], {}
             out = ops.paged_attention(q, *caches, tables, starts, lengths, depth**-0.5, **scales)
             yield f"attention-{dtype}-{depth}", out
+            if dtype == torch.uint8:
+                continue
             rows, mass = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(2, 2, 608)
             batch = (tables, starts, lengths, depth**-0.5)
             ops.attention_mass(

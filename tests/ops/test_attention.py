@@ -11,14 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.int4_packing import by_element, groups_of, pack_k, pack_v
 from torch import Tensor
 
 from pybatch import ops
 
 SPLIT = 512  # kAttentionSplit
-LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448}  # the largest code of an 8-bit cache
+INT4 = torch.uint8  # the type of an int4 cache's bytes
+LARGEST = {torch.int8: 127, torch.float8_e4m3fn: 448, INT4: 7}  # the largest code of a quantised cache
+INTEGERS = (torch.int8, INT4)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-WORDS = 1e-3  # of int8 caches, whose queries and probabilities a kernel may round to 16 bits
+WORDS = 1e-3  # of integer caches, whose queries and probabilities a kernel may round to 16 bits
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Mask:
 @dataclass
 class Sequence:
     q: Tensor  # [length, heads, D]
-    k: Tensor  # [length, kv_heads, D], as the cache holds it (8 bits: not yet scaled)
+    k: Tensor  # [length, kv_heads, D], as the cache holds it (quantised: codes, not yet scaled)
     v: Tensor
-    k_scale: Tensor  # [length, kv_heads], ones unless the cache has 8 bits
+    k_scale: Tensor  # [length, kv_heads, groups] float16, ones unless the cache is quantised
     v_scale: Tensor
 
 
@@ -56,15 +59,24 @@ def make_sequence(shape: Shape, length: int, seed: int) -> Sequence:
     q = (normal(shape.heads) * 2).to(shape.dtype)
     k, v = normal(shape.kv_heads), normal(shape.kv_heads)
     if shape.cache not in LARGEST:
-        one = torch.ones(length, shape.kv_heads)
+        one = torch.ones(length, shape.kv_heads, 1)
         return Sequence(q, k.to(shape.cache), v.to(shape.cache), one, one)
 
     def codes(x: Tensor, scale: Tensor) -> Tensor:
-        x = x / scale[..., None]
-        return (x.round() if shape.cache == torch.int8 else x).to(shape.cache)
+        largest = LARGEST[shape.cache]
+        x = (x / per_element(shape, scale)).clamp(-largest, largest)
+        return x.round().to(torch.int8) if shape.cache in INTEGERS else x.to(shape.cache)
 
-    k_scale, v_scale = (x.abs().amax(-1) / LARGEST[shape.cache] for x in (k, v))
+    groups = groups_of(shape.head_dim) if shape.cache == INT4 else [slice(None)]
+    k_scale, v_scale = (
+        torch.stack([x[..., group].abs().amax(-1) for group in groups], -1).div(LARGEST[shape.cache]).half()
+        for x in (k, v)
+    )
     return Sequence(q, codes(k, k_scale), codes(v, v_scale), k_scale, v_scale)
+
+
+def per_element(shape: Shape, scale: Tensor) -> Tensor:
+    return by_element(scale, shape.head_dim) if shape.cache == INT4 else scale
 
 
 def sinks_of(shape: Shape, mask: Mask) -> Tensor | None:
@@ -74,8 +86,8 @@ def sinks_of(shape: Shape, mask: Mask) -> Tensor | None:
 def reference(shape: Shape, mask: Mask, sequence: Sequence, begin: int) -> Tensor:
     """Rows [begin, length) of one sequence, [rows, heads, D], in float64."""
     group = shape.heads // shape.kv_heads
-    k = (sequence.k.double() * sequence.k_scale[..., None].double()).repeat_interleave(group, 1)
-    v = (sequence.v.double() * sequence.v_scale[..., None].double()).repeat_interleave(group, 1)
+    k = (sequence.k.double() * per_element(shape, sequence.k_scale).double()).repeat_interleave(group, 1)
+    v = (sequence.v.double() * per_element(shape, sequence.v_scale).double()).repeat_interleave(group, 1)
     logits = torch.einsum("qhd,khd->hqk", sequence.q[begin:].double(), k) / math.sqrt(shape.head_dim)
     if mask.soft_cap:
         logits = mask.soft_cap * torch.tanh(logits / mask.soft_cap)
@@ -94,20 +106,24 @@ def reference(shape: Shape, mask: Mask, sequence: Sequence, begin: int) -> Tenso
 def attend(shape: Shape, mask: Mask, work: list[tuple[Sequence, int, int]], seed: int = 0) -> list[Tensor]:
     """Runs rows [begin, end) of every sequence in one call, each with its first `end` tokens in the cache.
 
-    The blocks lie shuffled in a pool whose every other value is NaN (int8: 127 with NaN scales), and apart in it.
+    The blocks lie shuffled in a pool whose every other value is NaN (integers: 127 with NaN scales), and apart in it.
     """
     needed = [-(-end // shape.block_size) for _, _, end in work]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(sum(needed) + 3, generator=generator).int()
-    scaled = shape.cache in LARGEST
+    scaled, packed = shape.cache in LARGEST, shape.cache == INT4
     size, kv_heads, depth = shape.block_size, shape.kv_heads, shape.head_dim
+    groups = [len(groups_of(depth))] if packed else []
 
     def pool(*block: int, dtype: torch.dtype = shape.cache) -> Tensor:
-        filler = 127 if dtype == torch.int8 else math.nan
+        filler = 127 if dtype in INTEGERS else math.nan
         return torch.full((len(order), 2, *block), filler, dtype=dtype)[:, 1]
 
-    k_cache, v_cache = pool(kv_heads, depth, size), pool(kv_heads, size, depth)
-    k_scale, v_scale = (pool(kv_heads, size, dtype=torch.float32) for _ in range(2)) if scaled else (None, None)
+    width = depth // 2 if packed else depth
+    k_cache, v_cache = pool(kv_heads, width, size), pool(kv_heads, size, width)
+    k_scale, v_scale = (
+        (pool(kv_heads, *groups, size, dtype=torch.float16) for _ in range(2)) if scaled else (None, None)
+    )
     tables = torch.full((len(work), max(needed) + 1), -1, dtype=torch.int32)
     used = 0
     for row, (sequence, _, end) in enumerate(work):
@@ -117,11 +133,17 @@ def attend(shape: Shape, mask: Mask, work: list[tuple[Sequence, int, int]], seed
             tables[row, i] = block
             here = slice(i * size, min(end, (i + 1) * size))
             count = here.stop - here.start
-            k_cache[block, :, :, :count] = sequence.k[here].permute(1, 2, 0)
-            v_cache[block, :, :count] = sequence.v[here].permute(1, 0, 2)
-            if k_scale is not None and v_scale is not None:
-                k_scale[block, :, :count] = sequence.k_scale[here].t()
-                v_scale[block, :, :count] = sequence.v_scale[here].t()
+            k, v = sequence.k[here].permute(1, 2, 0), sequence.v[here].permute(1, 0, 2)
+            if packed:
+                fill = size - count
+                k_cache[block] = pack_k(torch.nn.functional.pad(k, (0, fill), value=-8))
+                v_cache[block] = pack_v(torch.nn.functional.pad(v, (0, 0, 0, fill), value=-8))
+            else:
+                k_cache[block, :, :, :count] = k
+                v_cache[block, :, :count] = v
+            for cache, scale in ((k_scale, sequence.k_scale), (v_scale, sequence.v_scale)):
+                if cache is not None:
+                    cache[block, ..., :count] = scale[here].permute(1, 2, 0).reshape(cache[block, ..., :count].shape)
     counts = [end - begin for _, begin, end in work]
     out = ops.paged_attention(
         torch.cat([sequence.q[begin:end] for sequence, begin, end in work]).flatten(1),
@@ -163,7 +185,7 @@ lengths = st.one_of(st.integers(1, 70), st.sampled_from([128, 511, 512, 513, 700
 def test_matches_float64(shape: Shape, mask: Mask, batch: list[tuple[int, int]]) -> None:
     sequences = [make_sequence(shape, length, seed) for seed, (length, _) in enumerate(batch)]
     work = [(s, max(0, length - last), length) for s, (length, last) in zip(sequences, batch, strict=True)]
-    tolerance = max(TOLERANCE[shape.dtype], WORDS if shape.cache == torch.int8 else 0)
+    tolerance = max(TOLERANCE[shape.dtype], WORDS if shape.cache in INTEGERS else 0)
     for out, (sequence, begin, _) in zip(attend(shape, mask, work), work, strict=True):
         torch.testing.assert_close(
             out.double(), reference(shape, mask, sequence, begin), rtol=tolerance, atol=tolerance
@@ -246,9 +268,9 @@ def test_threads_do_not_show(shape: Shape, mask: Mask) -> None:
 def test_what_is_not_finite_reaches_only_rows_that_see_it(
     mask: Mask, cache: torch.dtype, part: str, value: float
 ) -> None:
-    scaled = cache == torch.int8  # whose scales alone can be other than finite
+    scaled = cache in INTEGERS  # whose scales alone can be other than finite
     shape = Shape(head_dim=32, cache=cache, dtype=torch.float32 if scaled else cache)
-    begin, bad, end = 500, 531, 580  # odd: words are weighed in pairs, of which the first may not see this one
+    begin, bad, end = 500, 531, 580  # words are weighed by twos or fours, of which the first may not see this one
     sequence = make_sequence(shape, end, seed=0)
     (clean,) = attend(shape, mask, [(sequence, begin, end)])
     getattr(sequence, f"{part}_scale" if scaled else part)[bad] = value
@@ -271,18 +293,18 @@ def test_a_query_that_is_not_finite_spoils_its_own_head_alone(cache: torch.dtype
     assert torch.equal(dirty, clean)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("cache", "code"), [(torch.int8, 127), (torch.int8, -127)])
 @pytest.mark.parametrize("length", [SPLIT, SPLIT + 1])
-def test_the_largest_int8_codes_do_not_overflow(length: int, sign: int) -> None:
-    shape = Shape(heads=2, kv_heads=1, head_dim=256, cache=torch.int8)
+def test_the_largest_codes_do_not_overflow(length: int, cache: torch.dtype, code: int) -> None:
+    shape = Shape(heads=2, kv_heads=1, head_dim=256, cache=cache)
     sequence = make_sequence(shape, length, seed=0)
     for codes in (sequence.k, sequence.v):
-        codes.fill_(127 * sign)
+        codes.fill_(code)
     sequence.k_scale.fill_(1e-3)
     sequence.v_scale.fill_(1.0)
     sequence.q.fill_(3.0)
     (out,) = attend(shape, Mask(), [(sequence, length - 1, length)])
-    torch.testing.assert_close(out, torch.full_like(out, 127.0 * sign), rtol=1e-5, atol=0)
+    torch.testing.assert_close(out, torch.full_like(out, code), rtol=1e-5, atol=0)
 
 
 def arguments() -> dict[str, Any]:
@@ -335,6 +357,24 @@ def test_an_int8_cache_needs_scales() -> None:
     cache = {name: arguments()[name].to(torch.int8) for name in ("k_cache", "v_cache")}
     with pytest.raises(RuntimeError, match="k_scale, v_scale: expected, since the cache is int8"):
         ops.paged_attention(**{**arguments(), **cache})
+    scales = {name: torch.ones(5, 2, 16) for name in ("k_scale", "v_scale")}
+    with pytest.raises(RuntimeError, match="k_scale: expected float16, got float32"):
+        ops.paged_attention(**{**arguments(), **cache, **scales})
+
+
+@pytest.mark.host
+def test_an_int4_cache_needs_scales_for_its_groups_and_aligned_blocks() -> None:
+    def bytes_of(*block: int) -> Tensor:
+        return torch.zeros(5, 2, *block, dtype=torch.uint8)
+
+    cache = {**arguments(), "k_cache": bytes_of(16, 16), "v_cache": bytes_of(16, 16)}
+    one = torch.ones(5, 2, 1, 16).half()
+    assert ops.paged_attention(**cache, k_scale=one, v_scale=one).eq(0).all()
+    with pytest.raises(RuntimeError, match=r"v_scale: expected shape \[5, 2, 1, 16\], got \[5, 2, 2, 16\]"):
+        ops.paged_attention(**cache, k_scale=one, v_scale=torch.ones(5, 2, 2, 16).half())
+    shifted = torch.zeros(5 * 2 * 16 * 16 + 1, dtype=torch.uint8)[1:].view(5, 2, 16, 16)
+    with pytest.raises(RuntimeError, match="v_cache: expected int4 blocks aligned to 16 bytes"):
+        ops.paged_attention(**{**cache, "v_cache": shifted}, k_scale=one, v_scale=one)
 
 
 def test_a_sequence_without_queries() -> None:

@@ -76,7 +76,7 @@ def matmul_gguf() -> Arguments:
 
 def kv_cache(int8: bool) -> Arguments:
     k, v = normal(5, 2, 16, 8), normal(5, 2, 8, 16)
-    scales = [torch.full((5, 2, 8), 0.02) if int8 else None for _ in "kv"]
+    scales = [torch.full((5, 2, 8), 0.02).half() if int8 else None for _ in "kv"]
     if int8:
         k, v = (k * 40).to(torch.int8), (v * 40).to(torch.int8)
     return {"k_cache": k, "v_cache": v, "k_scale": scales[0], "v_scale": scales[1]}

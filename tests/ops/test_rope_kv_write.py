@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.int4_packing import by_element, groups_of, unpack_k, unpack_v
 from torch import Tensor
 
 from pybatch import ops
 
 MAX_POSITION = 600
+INT4 = torch.uint8  # the type of an int4 cache's bytes
 EPS = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 
@@ -87,22 +89,40 @@ class Cache:
     def empty(shape: Shape, blocks: int) -> Cache:
         def full(*block: int, dtype: torch.dtype = shape.cache) -> Tensor:
             # Blocks lie apart, as in a pool whose blocks hold all layers.
-            filler = -128 if dtype == torch.int8 else math.nan
+            filler = {torch.int8: -128, INT4: 0x88}.get(dtype, math.nan)
             return torch.full((blocks, 2, shape.kv_heads, *block), filler, dtype=dtype)[:, 1]
 
-        depth, size = shape.head_dim, shape.block_size
-        scales = [full(size, dtype=torch.float32) if shape.cache.itemsize == 1 else None for _ in range(2)]
-        return Cache(full(depth, size), full(size, depth), *scales)
+        width, size, groups = shape.head_dim, shape.block_size, []
+        if shape.cache == INT4:
+            width, groups = width // 2, [len(groups_of(width))]
+        scales = [full(*groups, size, dtype=torch.float16) if shape.cache.itemsize == 1 else None for _ in range(2)]
+        return Cache(full(width, size), full(size, width), *scales)
 
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.k, self.v, self.k_scale, self.v_scale) if t is not None]
 
     def slots(self) -> tuple[Tensor, Tensor]:
-        """K and V by slot, [slots, kv_heads, D], 8-bit codes with their scales applied."""
-        k, v = self.k.double(), self.v.double()
+        """K and V by slot, [slots, kv_heads, D], codes with their scales applied."""
+        k, v = self.codes()
         if self.k_scale is not None and self.v_scale is not None:
-            k, v = k * self.k_scale.double()[:, :, None], v * self.v_scale.double()[..., None]
+            k_scale, v_scale = self.scales()
+            return k * k_scale.double(), v * v_scale.double()
+        return k.double(), v.double()
+
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """What is in K and V by slot, [slots, kv_heads, D]."""
+        k, v = (unpack_k(self.k), unpack_v(self.v)) if self.k.dtype == INT4 else (self.k, self.v)
         return k.permute(0, 3, 1, 2).flatten(0, 1), v.transpose(1, 2).flatten(0, 1)
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """The scale of each of these, or of all of a head, [slots, kv_heads, D or 1]."""
+        assert self.k_scale is not None
+        assert self.v_scale is not None
+        blocks, heads, *_, size = self.k_scale.shape
+        k, v = (s.view(blocks, heads, -1, size).permute(0, 3, 1, 2).flatten(0, 1) for s in (self.k_scale, self.v_scale))
+        return (
+            (by_element(k, 2 * self.k.shape[2]), by_element(v, 2 * self.k.shape[2])) if self.k.dtype == INT4 else (k, v)
+        )
 
 
 def write(batch: Batch, cache: Cache) -> Tensor:
@@ -180,6 +200,38 @@ def test_matches_float64(shape: Shape, tokens: int, unwritten: set[int]) -> None
         untouched = torch.ones(len(got), dtype=torch.bool)
         untouched[here] = False
         assert got[untouched].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_int8_is_rounded_once_by_the_scale_that_is_kept(dtype: torch.dtype) -> None:
+    check_rounded_once(Shape(cache=torch.int8, dtype=dtype), -127, 127)
+
+
+def check_rounded_once(shape: Shape, least: int, most: int) -> None:
+    batch = make_batch(shape, 50)
+    batch.positions[:] = 0  # the rotation by nothing
+    batch.split()[2][7] *= 1e3
+    cache = Cache.empty(shape, 6)
+    write(batch, cache)
+    for x, codes, scale in zip(batch.split()[1:], cache.codes(), cache.scales(), strict=True):
+        exact = x.unflatten(1, (shape.kv_heads, -1)).double() / scale[batch.slots].double()
+        near = ((exact % 1) - 0.5).abs() < 1e-5  # where the division's own rounding decides
+        assert near.float().mean() < 0.01
+        assert torch.equal(codes[batch.slots][~near], exact.round().clamp(least, most)[~near].to(codes.dtype))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 5, 40, 63])
+def test_what_is_not_finite_makes_the_int8_scale_nan(place: int, value: float) -> None:
+    shape = Shape(cache=torch.int8)
+    batch = make_batch(shape, 3)
+    batch.positions[:] = 0
+    for x in batch.split()[1:]:
+        x[1, place] = value
+    cache = Cache.empty(shape, 2)
+    write(batch, cache)
+    for scale in cache.scales():
+        assert scale[batch.slots].isnan().nonzero().tolist() == [[1, 0, 0]]
 
 
 def test_is_what_transformers_computes() -> None:

@@ -31,6 +31,7 @@ class SimtFault(Exception):  # noqa: N818  (a fault is what it finds, not an err
 # ---- csrc/pybatch/*.h ----
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
+INT4 = 5  # a KV cache of bytes
 
 
 class Matrix(ctypes.Structure):
@@ -277,8 +278,9 @@ def kv_cache(b: Buffers, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: 
     pointers = [
         place(k, "k_cache"), place(v, "v_cache"), place(k_scale, "k_scale"), place(v_scale, "v_scale")
     ]  # fmt: skip
-    blocks, kv_heads, head_dim, block_size = k.shape
-    return KvCache(*pointers, *strides, blocks, kv_heads, block_size, head_dim, DTYPES[k.dtype])
+    blocks, kv_heads, width, block_size = k.shape
+    head_dim, dtype = (2 * width, INT4) if k.dtype == torch.uint8 else (width, DTYPES[k.dtype])
+    return KvCache(*pointers, *strides, blocks, kv_heads, block_size, head_dim, dtype)
 
 
 class SimtOps:

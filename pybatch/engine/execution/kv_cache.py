@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,15 @@ from pybatch.machine.memory import advice, free_memory
 from pybatch.model.batch import LayerCache
 from pybatch.model.decoder import Decoder
 
-_ALIGNMENT = 64  # bytes, of every piece of a block
+_ALIGNMENT = 64  # bytes, of every layer of a block, its keys and its values
+INT4 = torch.uint8  # what stands for int4 here: the type of bytes of two codes
 
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
     """The layout of a block: for each layer K [kv_heads, head_dim, block_size], then V [kv_heads, block_size,
-    head_dim], then, for 8-bit types, the scales of K and of V, float32 [kv_heads, block_size] each."""
+    head_dim], then, for quantised types, the scales of K and of V, float16 [kv_heads, block_size] each. Of int4 K and V
+    have head_dim / 2 bytes, packed as csrc/pybatch/kv_cache.h says, and scales are [kv_heads, groups, block_size]."""
 
     num_layers: int
     kv_heads: int
@@ -29,16 +32,29 @@ class KvLayout:
     dtype: torch.dtype
 
     @property
+    def _width(self) -> int:
+        """Elements of dtype that a head of a token takes."""
+        return self.head_dim // 2 if self.dtype == INT4 else self.head_dim
+
+    @property
+    def _scales(self) -> tuple[int, ...]:
+        """The shape of a block's scales, () if it has none."""
+        if self.dtype.itemsize > 1:
+            return ()
+        groups = (-(-self.head_dim // ops.INT4_GROUP),) if self.dtype == INT4 else ()
+        return (self.kv_heads, *groups, self.block_size)
+
+    @property
     def _values_bytes(self) -> int:
-        return _aligned(self.kv_heads * self.head_dim * self.block_size * self.dtype.itemsize)
+        return _aligned(self.kv_heads * self._width * self.block_size * self.dtype.itemsize)
 
     @property
     def _scales_bytes(self) -> int:
-        return _aligned(self.kv_heads * self.block_size * 4) if self.dtype.itemsize == 1 else 0
+        return math.prod(self._scales) * torch.float16.itemsize if self._scales else 0
 
     @property
     def layer_bytes(self) -> int:
-        return 2 * (self._values_bytes + self._scales_bytes)
+        return 2 * self._values_bytes + _aligned(2 * self._scales_bytes)
 
     @property
     def block_bytes(self) -> int:
@@ -49,13 +65,13 @@ class KvLayout:
         k_at = layer * self.layer_bytes
         v_at = k_at + self._values_bytes
         scale_at = v_at + self._values_bytes
-        heads, dim, block = self.kv_heads, self.head_dim, self.block_size
-        k = _view(pool, k_at, (heads, dim, block), self.dtype)
-        v = _view(pool, v_at, (heads, block, dim), self.dtype)
-        if self.dtype.itemsize > 1:
+        heads, width, block = self.kv_heads, self._width, self.block_size
+        k = _view(pool, k_at, (heads, width, block), self.dtype)
+        v = _view(pool, v_at, (heads, block, width), self.dtype)
+        if not self._scales:
             return LayerCache(k, v, None, None)
-        k_scale = _view(pool, scale_at, (heads, block), torch.float32)
-        v_scale = _view(pool, scale_at + self._scales_bytes, (heads, block), torch.float32)
+        k_scale = _view(pool, scale_at, self._scales, torch.float16)
+        v_scale = _view(pool, scale_at + self._scales_bytes, self._scales, torch.float16)
         return LayerCache(k, v, k_scale, v_scale)
 
 
@@ -89,7 +105,9 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
     name = config.kv_cache_dtype
     if name == "fp8" and decoder.device.type == "cpu":
         raise ValueError("kv_cache_dtype: 'fp8' runs on GPUs only; expected another on the CPU, such as 'int8'")
-    named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn}
+    if name == "int4" and decoder.device.type != "cpu":
+        raise ValueError("kv_cache_dtype: 'int4' runs on the CPU only; expected another on a GPU, such as 'fp8'")
+    named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn, "int4": INT4}
     dtype: torch.dtype = named[name] if name in named else getattr(torch, name)
     return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
 

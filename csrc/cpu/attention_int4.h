@@ -1,0 +1,231 @@
+// The two products of attention_tile.h over an int4 cache, in integers as attention_int8.h does them, straight from the
+// packed codes (their layout is in pybatch/kv_cache.h). A scale belongs to a token and a group of kInt4Group elements:
+// scores of a group are scaled and added to those of the groups before it, and each group of values has words of
+// probabilities of its own, with the scales of its values in them.
+#pragma once
+
+#include "cpu/attention_int8.h"
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+namespace {
+
+constexpr int kCodes = 4;  // that a 16-bit word holds
+constexpr int kQuad = 4;   // tokens whose values are side by side
+
+// Two codes.
+struct i4x2 {
+  uint8_t codes;
+};
+template <>
+inline constexpr int64_t kElements<i4x2> = 2;
+template <>
+inline constexpr int64_t kKeyRun<i4x2> = 4;
+
+#if defined(PYBATCH_ISA_AVX512)
+
+// The n-th codes of 32 words of 16 bits.
+template <int n>
+PYBATCH_INLINE I32x16 codes_of(I32x16 words) {
+  return {_mm512_srai_epi16(_mm512_slli_epi16(words.v, 12 - 4 * n), 12)};
+}
+PYBATCH_INLINE I32x16 load_int_halves(const void* lo, const void* hi) {
+  const __m256i a = _mm256_loadu_si256(static_cast<const __m256i*>(lo));
+  return {_mm512_inserti64x4(_mm512_castsi256_si512(a), _mm256_loadu_si256(static_cast<const __m256i*>(hi)), 1)};
+}
+// Lanes 0, 2, ... are p[0] and p[1], the others p[2] and p[3].
+PYBATCH_INLINE I32x16 broadcast_quad(const int16_t* p) {
+  long long quad;
+  std::memcpy(&quad, p, sizeof(quad));
+  return {_mm512_set1_epi64(quad)};
+}
+// Lane i: the sum of lanes 2i and 2i + 1.
+PYBATCH_INLINE __m256i pair_sums(I32x16 a) {
+  return _mm512_cvtepi64_epi32(_mm512_add_epi32(a.v, _mm512_srli_epi64(a.v, 32)));
+}
+
+#elif defined(PYBATCH_ISA_AVX2)
+
+template <int n>
+PYBATCH_INLINE I32x16 codes_of(I32x16 words) {
+  return {_mm256_srai_epi16(_mm256_slli_epi16(words.lo, 12 - 4 * n), 12),
+          _mm256_srai_epi16(_mm256_slli_epi16(words.hi, 12 - 4 * n), 12)};
+}
+PYBATCH_INLINE I32x16 load_int_halves(const void* lo, const void* hi) {
+  return {_mm256_loadu_si256(static_cast<const __m256i*>(lo)), _mm256_loadu_si256(static_cast<const __m256i*>(hi))};
+}
+PYBATCH_INLINE I32x16 broadcast_quad(const int16_t* p) {
+  long long quad;
+  std::memcpy(&quad, p, sizeof(quad));
+  return {_mm256_set1_epi64x(quad), _mm256_set1_epi64x(quad)};
+}
+PYBATCH_INLINE __m256i pair_sums(I32x16 a) { return _mm256_permute4x64_epi64(_mm256_hadd_epi32(a.lo, a.hi), 0xd8); }
+
+#else
+
+template <int n>
+PYBATCH_INLINE I32x16 codes_of(I32x16 words) {
+  auto code = [](uint32_t x) { return static_cast<uint32_t>(static_cast<int32_t>(x << (28 - 4 * n)) >> 28); };
+  I32x16 r;
+  for (int i = 0; i < kLanes; ++i) r.v[i] = (code(words.v[i]) & 0xffff) | code(words.v[i] >> 16) << 16;
+  return r;
+}
+PYBATCH_INLINE I32x16 load_int_halves(const void* lo, const void* hi) {
+  I32x16 r;
+  std::memcpy(r.v, lo, sizeof(r.v) / 2);
+  std::memcpy(r.v + kLanes / 2, hi, sizeof(r.v) / 2);
+  return r;
+}
+PYBATCH_INLINE I32x16 broadcast_quad(const int16_t* p) {
+  I32x16 r;
+  for (int i = 0; i < kLanes; i += 2) std::memcpy(r.v + i, p, 8);
+  return r;
+}
+
+#endif
+
+// to[i] += the sum of lanes 2i and 2i + 1, for i < n, at most 8.
+PYBATCH_INLINE void add_pair_sums(int32_t* to, I32x16 a, int64_t n) {
+#if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AVX2)
+  if (n == kLanes / 2) {
+    auto* eight = reinterpret_cast<__m256i*>(to);
+    return _mm256_storeu_si256(eight, _mm256_add_epi32(_mm256_loadu_si256(eight), pair_sums(a)));
+  }
+#endif
+  int32_t lanes[kLanes];
+  store(lanes, a);
+  for (int64_t i = 0; i < n; ++i) to[i] += lanes[2 * i] + lanes[2 * i + 1];
+}
+
+// Calls f with 0 .. n - 1 as constants.
+template <int n, class F>
+PYBATCH_INLINE void for_each_count(F&& f) {
+  if constexpr (n > 0) {
+    for_each_count<n - 1>(f);
+    f(Count<n - 1>{});
+  }
+}
+
+// out[r][c] = q_scale[r] * sum over groups g of k_scale(g, c) * (sum over d in g of q[r][d] * k[c][d]); as scores() of
+// attention_tile.h.
+template <int rows, int columns, bool split, class Scales>
+__attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules<i4x2> k, int64_t block_size,
+                                      int64_t depth, const float* q_scale, const Scales& k_scale, float* out,
+                                      int64_t out_stride) {
+  using P = Product<int8_t>;
+  const int64_t word_stride = block_size * kKeyRun<i4x2>, piece = kGranule * depth / kElements<i4x2>;
+  const i4x2* const* next = k.next;
+  int64_t fetched = 0, word = k.offset;
+  for (int64_t group = 0; group < depth; group += kInt4Group) {
+    const int64_t end = group + kInt4Group < depth ? group + kInt4Group : depth;
+    Sums<P, rows, columns> sums{};
+    for (int64_t d = group; d < end; d += 2 * kCodes, word += word_stride) {
+      I32x16 words[columns];
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; ++c) {
+        fetch<64>(*next + k.offset + fetched);
+        if ((fetched += 64) >= piece) fetched = 0, ++next;
+        const i4x2 *lo = k.at[2 * c] + word, *hi = k.at[2 * c + 1] + word;
+        words[c] = split ? load_int_halves(lo, hi) : load_ints(lo);
+      }
+      for_each_count<kCodes>([&]<int n>(Count<n>) PYBATCH_INLINE_LAMBDA {
+        I32x16 codes[columns];
+#pragma GCC unroll 8
+        for (int c = 0; c < columns; ++c) codes[c] = codes_of<n>(words[c]);
+        sums.add(q, q_stride, d + 2 * n, codes);
+      });
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) {
+      const F32x16 scale = k_scale(group / kInt4Group, c * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        float* at = out + r * out_stride + c * kLanes;
+        const F32x16 score = to_float(sums.sum[r][c]) * (scale * broadcast(q_scale[r]));
+        store(at, group == 0 ? score : load(at) + score);
+      }
+    }
+  }
+}
+
+// Rounds rows of probabilities, times the scales of one group of values, to words: zeros outside a row's range.
+// p_scale: every stride-th, as narrow() returns it.
+template <int rows, class Scales>
+void narrow_probabilities(const float* p, int64_t p_stride, Range columns, const Range* ranges, const Scales& v_scale,
+                          int16_t* words, int64_t stride, float* p_scale, int64_t scale_stride) {
+  const Range common = {ranges[rows - 1].begin, ranges[0].end};
+  auto scaled = [&](int r, int64_t i, F32x16 scale) PYBATCH_INLINE_LAMBDA {
+    const F32x16 x = load(p + r * p_stride + i) * scale;
+    return common.begin <= i && i + kLanes <= common.end ? x : select_range(ranges[r], i, x, zeros());
+  };
+  F32x16 largest[rows], bad[rows];
+  for (int r = 0; r < rows; ++r) largest[r] = bad[r] = zeros();
+  for (int64_t i = columns.begin; i < columns.end; i += kLanes) {
+    const F32x16 scale = v_scale(i);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const F32x16 x = scaled(r, i, scale);
+      largest[r] = max(largest[r], abs(x));
+      bad[r] = fma(x, zeros(), bad[r]);
+    }
+  }
+  F32x16 factor[rows];
+  for (int r = 0; r < rows; ++r) {
+    const float most = reduce_max(largest[r]);
+    factor[r] = broadcast(word_factor(most));
+    p_scale[r * scale_stride] = most / kLargestWord + reduce_add(bad[r]);
+  }
+  for (int64_t i = columns.begin; i < columns.end; i += kLanes) {
+    const F32x16 scale = v_scale(i);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) store_words(words + r * stride + i, scaled(r, i, scale), factor[r]);
+  }
+}
+
+// out[r][c] += sum over tokens begin .. end, multiples of four, of p[r][token] * v[token][c], for the elements c of one
+// group, which begin at `group`: those that are the codes first .. first + count of their words. whole: the group has
+// kInt4Group elements.
+template <int rows, int first, int count, bool whole>
+__attribute__((noinline)) void weigh(const int16_t* p, int64_t p_stride, Granules<i4x2> v, int64_t depth, int64_t group,
+                                     int64_t begin, int64_t end, int32_t* out, int64_t out_stride) {
+  constexpr int64_t kGroupWords = kInt4Group / kCodes;
+  const int64_t units = whole ? kGroupWords : (depth - group) / kCodes, quad_bytes = kQuad * depth / kElements<i4x2>;
+  I32x16 sums[rows][count];
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < count; ++c) sums[r][c] = broadcast_int(0);
+  }
+  for (int64_t token = begin; token < end;) {
+    const int64_t granule = token / kGranule, next_granule = (granule + 1) * kGranule;
+    const int64_t stop = next_granule < end ? next_granule : end;
+    const int64_t offset =
+        v.offset + (token - granule * kGranule) / kQuad * quad_bytes + group * kQuad / kElements<i4x2>;
+    const i4x2 *value = v.at[granule] + offset, *next = v.next[granule] + offset;
+    for (; token < stop; token += kQuad, value += quad_bytes, next += quad_bytes) {
+      I32x16 words;
+      if constexpr (whole) {
+        words = load_ints(value);
+      } else {
+        words = broadcast_int(0);
+        std::memcpy(&words, value, static_cast<size_t>(units * kQuad) * sizeof(int16_t));
+      }
+      if constexpr (first == 0) fetch<64>(next);
+      I32x16 codes[count];
+      for_each_count<count>([&]<int c>(Count<c>) PYBATCH_INLINE_LAMBDA { codes[c] = codes_of<first + c>(words); });
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        const I32x16 weights = broadcast_quad(p + r * p_stride + token);
+#pragma GCC unroll 8
+        for (int c = 0; c < count; ++c) sums[r][c] = dot_pairs(codes[c], weights, sums[r][c]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < count; ++c) {
+      add_pair_sums(out + r * out_stride + group + (first + c) * units, sums[r][c], units);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE
