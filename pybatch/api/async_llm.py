@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from copy import copy
 from types import TracebackType
 from typing import Any, Self
@@ -14,9 +16,11 @@ from pybatch.api.engine_thread import EngineThread
 from pybatch.api.inputs import Conversation, Message, Prompt, chat_options
 from pybatch.api.mailbox import Mailbox
 from pybatch.api.model_handle import ModelHandle
+from pybatch.api.pinned_prefix import PinnedPrefix, pinned
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.arguments import takes_fields_of
+from pybatch.engine.scheduling.block_pool import Pin
 
 
 class AsyncLLM(ModelHandle):
@@ -101,8 +105,32 @@ class AsyncLLM(ModelHandle):
             self.thread.abort(each)
 
     async def reset_prefix_cache(self) -> bool:
-        """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
+        """Forgets cached prefixes but pinned ones. Does nothing and returns False while requests are unfinished."""
         return await asyncio.to_thread(self.session.reset_prefix_cache)
+
+    async def pin_prefix(self, prefix: Prompt | Sequence[Message]) -> PinnedPrefix:
+        """As LLM.pin_prefix. If its task is cancelled nothing is pinned."""
+        encoded = await asyncio.to_thread(self.session.encode_prefix, prefix)
+        computed: Future[RequestOutput] = self.thread.expect_result()
+
+        def receive(output: RequestOutput) -> None:
+            if computed.set_running_or_notify_cancel():
+                computed.set_result(output)
+
+        def drop(adding: Future[tuple[str, Pin]]) -> None:
+            if not adding.cancelled() and adding.exception() is None:
+                request_id, pin = adding.result()
+                self.session.abort(request_id)
+                with suppress(RuntimeError):  # the engine's thread has ended
+                    self.thread.call(lambda: self.session.unpin(pin))
+
+        adding = self.thread.call(lambda: self.session.pin_prefix(encoded, receive))
+        try:
+            _, pin = await asyncio.wrap_future(adding)
+            return pinned(self.session, pin, await asyncio.wrap_future(computed))
+        except BaseException:
+            adding.add_done_callback(drop)
+            raise
 
     async def check_health(self) -> None:
         """Raises RuntimeError if requests can no longer be answered."""

@@ -170,6 +170,15 @@ class EngineThread:
         future.add_done_callback(self._calls.discard)
         return future
 
+    def expect_result(self) -> Future[Any]:
+        """A future that a step is to set; it is cancelled if the thread ends before. Raises as `call`."""
+        future: Future[Any] = Future()
+        with self._lock:
+            self.expect_running()
+            self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        return future
+
     def close(self) -> None:
         """Ends both threads after the step under way. Outboxes of unfinished requests get a RuntimeError."""
         self._closing = True

@@ -103,6 +103,13 @@ def is_table(value: object) -> bool:
     return hasattr(value, "columns")
 
 
+def is_conversation(prompt: Prompt | Sequence[Message]) -> bool:
+    """Whether it is a list of messages."""
+    return (
+        not isinstance(prompt, str) and isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+    )
+
+
 def as_conversations(messages: Sequence[Message] | Iterable[Sequence[Message]]) -> Iterable[Sequence[Message]]:
     """A single conversation (a list of messages) as a list of one; several as they are."""
     listed = as_list(messages)

@@ -18,6 +18,7 @@ from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, chat_options, size_of
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.model_handle import ModelHandle
+from pybatch.api.pinned_prefix import PinnedPrefix, pinned
 from pybatch.api.progress import BatchProgress, ProgressReporter
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, SamplingParams
@@ -139,8 +140,31 @@ class LLM(ModelHandle):
         return [BeamSearchOutput.of(output, params, tokenizer) for output in outputs]
 
     def reset_prefix_cache(self) -> bool:
-        """Forgets all cached prefixes. Does nothing and returns False while a stream is under way."""
+        """Forgets cached prefixes but pinned ones. Does nothing and returns False while a stream is under way."""
         return self.session.reset_prefix_cache()
+
+    def pin_prefix(self, prefix: Prompt | Sequence[Message]) -> PinnedPrefix:
+        """Computes what many prompts begin with, and keeps it in the KV cache until the result's release().
+
+        prefix: text, token ids, one of generate's dicts, or messages, which go through the chat template without the
+            opening of an answer. Prompts share it as far as their tokens are the same.
+
+        Raises ValueError if it cannot be run, or would leave too few KV blocks for a request that has not finished.
+        Requests that need more blocks than the pins leave are refused afterwards, with the numbers.
+        """
+        encoded = self.session.encode_prefix(prefix)
+        inbox: list[RequestOutput] = []
+        request_id, pin = self.session.pin_prefix(encoded, inbox.append)
+        try:
+            with deferred_interrupts() as interrupts:
+                while not (inbox or interrupts):
+                    self.session.step(unless=inbox)
+            return pinned(self.session, pin, inbox[0])
+        except BaseException:
+            with deferred_interrupts():
+                self.session.abort(request_id)
+                self.session.unpin(pin)
+            raise
 
     def stream(
         self,

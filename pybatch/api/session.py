@@ -7,16 +7,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from pybatch.api.default_params import default_params
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.fair_lock import FairLock
-from pybatch.api.inputs import Encoded, Prompt, encode, fault_of
+from pybatch.api.inputs import (
+    Conversation,
+    Encoded,
+    Message,
+    Prompt,
+    chat_options,
+    encode,
+    fault_of,
+    is_conversation,
+)
 from pybatch.api.settings import EngineSettings, engine_settings
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import FinishReason
+from pybatch.engine.scheduling.block_pool import Pin
 from pybatch.machine.facts import arithmetic
 from pybatch.machine.threads import set_threads
 from pybatch.model.loader import load_model
@@ -95,6 +106,13 @@ class Session:
         ]
         return encode([prompt for prompt, _ in requests], self.tokenizer, limits)
 
+    def encode_prefix(self, prefix: Prompt | Sequence[Message]) -> Encoded:
+        """Of a prompt, or of messages that go through the chat template without the opening of an answer."""
+        if is_conversation(prefix):
+            messages = cast(Sequence[Message], prefix)
+            prefix = Conversation(messages, chat_options(None, False, False, None, None))
+        return self.encode([(cast(Prompt, prefix), SamplingParams())])[0]
+
     def add(
         self,
         prompt: Encoded,
@@ -129,6 +147,22 @@ class Session:
         if prompt.error is not None:
             receive(empty_output(request_id, "error", prompt.text, prompt.token_ids, prompt.error, prompt.error_code))
         return request_id
+
+    def pin_prefix(self, prompt: Encoded, receive: Receiver) -> tuple[str, Pin]:
+        """Adds a request that computes a prefix and pins it, and returns its id and the pin, which holds once `receive`
+        has had an output without an error. Raises ValueError where that cannot be."""
+        if prompt.error is not None:
+            raise ValueError(prompt.error)
+        request_id = str(next(self._ids))
+        with self._engine_alone():
+            pin = self.engine.pin_prefix(request_id, prompt.token_ids)
+            self._receivers[request_id] = receive
+        return request_id, pin
+
+    def unpin(self, pin: Pin) -> None:
+        """Lets the blocks of a pinned prefix go."""
+        with self._engine_alone():
+            self.engine.unpin(pin)
 
     def step(self, unless: Collection[object] = ()) -> None:
         """One step of the engine, and its outputs to their receivers. No step if `unless` is not empty when it is this
@@ -172,7 +206,7 @@ class Session:
             self._abort_in_engine()
 
     def reset_prefix_cache(self) -> bool:
-        """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
+        """Forgets cached prefixes but pinned ones. Does nothing and returns False while requests are unfinished."""
         with self._engine_alone():
             return self.engine.reset_prefix_cache()
 

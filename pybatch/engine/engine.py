@@ -16,7 +16,7 @@ from pybatch.engine.make_scheduler import make_scheduler
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
-from pybatch.engine.scheduling.block_pool import BlockPool
+from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.scheduler import Chunk
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.speculation.make import make_speculator
@@ -75,10 +75,12 @@ class Engine:
             num_kv_blocks=self.num_kv_blocks,
             block_size=config.block_size,
         )
+        self._room = self._intake.room
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._requests: dict[str, Request] = {}
         self._ready: list[RequestOutput] = []
         self._began_again = False  # all unfinished requests, and none has ended since
+        self._pool = BlockPool(self.num_kv_blocks)
         self._new_schedule()
 
     @property
@@ -134,6 +136,36 @@ class Engine:
         self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request
 
+    def pin_prefix(self, request_id: str, prompt_token_ids: list[int]) -> Pin:
+        """Queues a request that computes a prefix, and keeps its KV blocks when it has finished. Its output has a token
+        that is of no use. If it fails or is aborted nothing is pinned.
+
+        Raises ValueError, with the numbers, if it does not leave room for a request that has not finished.
+        """
+        if not self.config.enable_prefix_caching:
+            raise ValueError("pin_prefix: enable_prefix_caching is off, so that no prefix would be found again")
+        params = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
+        tokens, _ = self._intake.accept(prompt_token_ids, params)
+        pin = Pin(tokens)
+        self._room.add(pin, self._requests.values())
+        try:
+            self.add_request(request_id, prompt_token_ids, params)
+        except ValueError:
+            self._room.remove(pin)
+            raise
+        self._requests[request_id].pin = pin
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """Makes the prefix one like any other in the cache. Does nothing if it is not pinned."""
+        self._pool.unpin(pin)
+        self._room.remove(pin)
+
+    def _end_pin(self, request: Request) -> None:
+        """The request has ended: it holds no room for a prefix that it has not pinned."""
+        if request.pin is not None and request.pin not in self._pool.pins:
+            self._room.remove(request.pin)
+
     def expect_runnable(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
         """Raises ValueError where add_request would. Any thread may call it."""
         self._intake.accept(prompt_token_ids, params)
@@ -148,6 +180,7 @@ class Engine:
                 self._ready += [self._output(request) for request in list(self._requests.values()) if request.finished]
             finally:
                 self._requests.clear()
+                self._room.pins = self._pool.pins
                 self._new_schedule()
             raise
         return self.take_outputs()
@@ -164,10 +197,11 @@ class Engine:
             for sequence in request.sequences:
                 self._scheduler.finish(sequence)
             request.sequences.clear()
+            self._end_pin(request)
             self.metrics.finish_reasons["abort"] += 1
 
     def reset_prefix_cache(self) -> bool:
-        """Forgets all cached prefixes. Does nothing and returns False while there are unfinished requests."""
+        """Forgets cached prefixes but pinned ones. Does nothing and returns False while requests are unfinished."""
         if self._requests:
             return False
         self._pool.forget_cached()
@@ -193,6 +227,11 @@ class Engine:
     def num_kv_blocks_used(self) -> int:
         return self._pool.num_used
 
+    @property
+    def num_kv_blocks_pinned(self) -> int:
+        """Of those in use."""
+        return self._pool.num_pinned
+
     def metrics_of(self, request_id: str) -> RequestMetrics | None:
         """Of an unfinished request, with the tokens that it has so far; None for any other. Of any thread."""
         request = self._requests.get(request_id)
@@ -205,8 +244,9 @@ class Engine:
         self._scheduler.check_integrity()
 
     def _new_schedule(self) -> None:
-        """An empty pool and a new scheduler, in whose queue the unfinished sequences are, with their tokens alone."""
-        self._pool = BlockPool(self.num_kv_blocks)
+        """A pool with pins alone and a new scheduler, in whose queue the unfinished sequences are, with their tokens
+        alone."""
+        self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
         self._scheduler = make_scheduler(self.config, self._pool)
         self._updater = TokenUpdater(self._scheduler, self._kv_cache, self.metrics, self._tokenizer, self._eos_ids)
         for request in self._requests.values():
@@ -225,6 +265,8 @@ class Engine:
         begin = time.perf_counter()
         preemptions = self._scheduler.num_preemptions
         chunks = self._schedule()
+        if copies := self._scheduler.take_copies():
+            self._kv_cache.copy_blocks(copies)
         if not chunks:
             time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
             return
@@ -333,6 +375,7 @@ class Engine:
             error_code=None if request.error is None else "server_error",
         )
         if finished:
+            self._end_pin(request)
             request.sequences.clear()  # they refer to it: without the cycle all are freed now
         return output
 

@@ -13,6 +13,7 @@ from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.sampler import derived_seed, sample_seed
 from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, plain_values, resolve
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
+from pybatch.engine.scheduling.room import Room
 from pybatch.engine.scheduling.sequence import Request, Sequence
 from pybatch.model.errors import PromptTooLongError
 from pybatch.model.text.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ class Intake:
         self._max_num_seqs = max_num_seqs
         self._num_kv_blocks = num_kv_blocks
         self._block_size = block_size
+        self.room = Room(num_kv_blocks, block_size, max_model_len)
         self._pool = f"{num_kv_blocks} KV blocks of {block_size} tokens"
         self._known: dict[tuple[object, ...], RequestParams] = {}  # by their plain_values
 
@@ -65,7 +67,7 @@ class Intake:
         if not isinstance(priority, Integral) or isinstance(priority, bool):
             raise ValueError(f"priority: expected an integer, got {priority!r:.80}")
         tokens, resolved = self.accept(prompt_token_ids, params)
-        most = self._longest(len(tokens), resolved)
+        most = self._longest(tokens, resolved)
         width = resolved.beam_width
         beams: BeamSearch[Sequence] | None = None
         if width:
@@ -98,20 +100,30 @@ class Intake:
         """The tokens to run and the parameters in the kernels' numbers. Raises ValueError if they cannot be run."""
         resolved = self._resolved(params)
         tokens = self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens)
-        self._longest(len(tokens), resolved)
+        self._longest(tokens, resolved)
         return tokens, resolved
 
-    def _longest(self, prompt: int, params: RequestParams) -> int:
-        """The tokens of prompt and output together at most. Raises ValueError if a beam search does not fit."""
-        asked = self._max_model_len if params.max_tokens is None else prompt + params.max_tokens
-        most = min(asked, self._max_model_len)
+    def _longest(self, tokens: array[int], params: RequestParams) -> int:
+        """The tokens of prompt and output together at most. Raises ValueError if there is no room for one of output, or
+        if a beam search does not fit."""
+        prompt = len(tokens)
+        most = self.room.most_tokens(tokens, shares=params.prompt_logprobs is None)
+        if prompt >= most:
+            beside = "" if most == self._max_model_len else f", of which {most} tokens are free beside pinned prefixes"
+            raise PromptTooLongError(
+                f"prompt: {prompt} tokens and one of output do not fit max_model_len = {self._max_model_len} "
+                f"({self._pool}{beside})"
+            )
+        if params.max_tokens is not None:
+            most = min(most, prompt + params.max_tokens)
         width = params.beam_width
         if width <= 1:
             return most
         if width > self._max_num_seqs:
             raise ValueError(f"n: {width} beams are in a step together, but max_num_seqs = {self._max_num_seqs}")
         shared = prompt // self._block_size  # blocks; beams may have all others to themselves
-        fits = (shared + (self._num_kv_blocks - shared) // width) * self._block_size
+        free = self._num_kv_blocks - self.room.num_pinned
+        fits = (shared + (free - shared) // width) * self._block_size
         if fits <= prompt or (params.max_tokens is not None and fits < most):
             advice = "give fewer" if fits <= prompt else f"with max_tokens = {fits - prompt} they would"
             raise ValueError(f"n: {width} beams of {most} tokens do not fit {self._pool}; {advice}")
@@ -146,16 +158,10 @@ class Intake:
         return tokens
 
     def _truncated(self, tokens: array[int], keep: int | None) -> array[int]:
-        """What truncate_prompt_tokens keeps. Raises ValueError unless it leaves room for one token of output."""
-        room = self._max_model_len - 1
-        if keep is not None:
-            tokens = tokens[-(room if keep == -1 else keep) :]
-        if len(tokens) > room:
-            raise PromptTooLongError(
-                f"prompt: {len(tokens)} tokens and one of output do not fit max_model_len = {self._max_model_len} "
-                f"({self._pool})"
-            )
-        return tokens
+        """What truncate_prompt_tokens keeps."""
+        if keep is None:
+            return tokens
+        return tokens[-(self._max_model_len - 1 if keep == -1 else keep) :]
 
     def _encode_word(self, text: str) -> list[int]:
         assert self._tokenizer is not None

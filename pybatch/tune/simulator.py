@@ -91,6 +91,7 @@ class Simulator:
                 run.preemptions, run.touched_kv_blocks = scheduler.num_preemptions, pool.num_touched
                 return run
             chunks = scheduler.schedule()
+            scheduler.take_copies()
             if not chunks:
                 run.seconds += _IDLE
                 continue

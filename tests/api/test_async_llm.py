@@ -5,8 +5,9 @@ import gc
 import itertools
 import os
 import pickle
+import time
 import weakref
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,6 +147,29 @@ def test_chat(llm: AsyncLLM) -> None:
         return [output async for output in stream][-1].prompt
 
     assert run(main()) == "<|role|>user: Hello<|end|>"
+
+
+def test_a_prefix_is_pinned_while_others_run(llm: AsyncLLM) -> None:
+    async def main() -> None:
+        others = asyncio.create_task(every(llm.generate([7] * 20, SamplingParams(max_tokens=30, ignore_eos=True))))
+        with await llm.pin_prefix([5] * 40) as pinned:
+            assert (pinned.num_blocks, llm.engine.num_kv_blocks_pinned) == (3, 3)
+            *_, last = await every(llm.generate([5] * 40 + [6], GREEDY))
+            assert last.num_cached_tokens == 40
+        with pytest.raises(ValueError, match="at least one token"):
+            await llm.pin_prefix([])
+        cancelled = asyncio.create_task(llm.pin_prefix([6] * 40))
+        await asyncio.sleep(0.01)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        await others
+        assert await asyncio.wrap_future(llm.thread.call(lambda: llm.engine.num_kv_blocks_pinned)) == 0
+
+    async def every(stream: AsyncIterator[RequestOutput]) -> list[RequestOutput]:
+        return [output async for output in stream]
+
+    run(main())
 
 
 def test_what_vllms_scripts_call(llm: AsyncLLM) -> None:
@@ -332,6 +356,22 @@ def test_if_the_engines_thread_ends_everyone_is_told(tiny_model: Path) -> None:
             await collect(llm, "late")
         llm.close()
         assert not llm.engine.has_unfinished()
+
+    run(main())
+
+
+def test_a_prefix_that_is_being_pinned_when_the_engine_is_closed_is_cancelled(tiny_model: Path) -> None:
+    async def main() -> None:
+        llm = AsyncLLM(tiny_model, **ENGINE)
+        step = llm.engine.step
+        llm.engine.step = lambda: time.sleep(0.01) or []  # type: ignore[method-assign, func-returns-value]
+        pinning = asyncio.create_task(llm.pin_prefix([5] * 40))
+        while not llm.engine.has_unfinished():
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(llm.close)
+        llm.engine.step = step  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await pinning
 
     run(main())
 

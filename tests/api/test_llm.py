@@ -271,7 +271,7 @@ def test_metrics_and_the_prefix_cache(llm: LLM) -> None:
         return llm.generate(prompt, GREEDY)[0].num_cached_tokens
 
     cached()
-    assert cached() == 96
+    assert cached() == 99
     assert llm.reset_prefix_cache()
     assert cached() == 0
     outputs = llm.stream([prompt, prompt], [SamplingParams(max_tokens=1), LONG])
@@ -280,6 +280,28 @@ def test_metrics_and_the_prefix_cache(llm: LLM) -> None:
     outputs.close()
     metrics = {metric.name: metric.value for metric in llm.get_metrics()}
     assert metrics["pybatch:output_tokens"] == llm.engine.metrics.output_tokens > 0
+
+
+def test_a_prefix_is_pinned_until_its_release(tiny_model: Path) -> None:
+    llm = LLM(tiny_model, num_kv_blocks=64, threads=1, max_num_seqs=4)
+    prefix = "to be or not to be, that is the question: "
+    with llm.pin_prefix(prefix) as pinned:
+        count = len(pinned.prompt_token_ids)
+        assert pinned.num_blocks == -(-count // 16) == llm.engine.num_kv_blocks_pinned
+        assert repr(pinned) == f"<PinnedPrefix of {count} tokens in {pinned.num_blocks} KV blocks>"
+        assert llm.reset_prefix_cache()
+        (output,) = llm.generate([prefix + "whether"], GREEDY, use_tqdm=False)
+        assert output.num_cached_tokens >= count - 1  # the tokens may differ where the texts meet
+    assert pinned.num_blocks == llm.engine.num_kv_blocks_used == 0
+    messages = [{"role": "system", "content": "Be brief."}]
+    system = llm.pin_prefix(messages)
+    (answer,) = llm.chat([*messages, {"role": "user", "content": "Hello"}], GREEDY, use_tqdm=False)
+    assert answer.num_cached_tokens == len(system.prompt_token_ids)
+    system.release()
+    for wrong, reason in (("", "at least one token"), ([-3], "not in the vocabulary"), ([5] * 10**4, "do not fit")):
+        with pytest.raises(ValueError, match=reason):
+            llm.pin_prefix(wrong)
+    assert llm.engine.num_kv_blocks_used == 0
 
 
 def test_sampling_defaults_are_the_models(tiny_model: Path, tmp_path: Path) -> None:

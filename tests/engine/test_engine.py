@@ -555,7 +555,7 @@ def test_metrics_tell_prompts_steps_and_why_requests_ended(make_engine: MakeEngi
     assert (engine.num_running, engine.num_waiting, engine.num_kv_blocks_used) == (0, 0, 0)
     metrics = engine.metrics
     assert metrics.finish_reasons == {"length": 3, "stop": 1, "abort": 1}
-    assert (metrics.prefilled_tokens, metrics.prefilled_cached_tokens) == (40 * 3 + 30 * 2, 32 + 32 + 16)
+    assert (metrics.prefilled_tokens, metrics.prefilled_cached_tokens) == (40 * 3 + 30 * 2, 32 + 39 + 29)
     assert (metrics.ttft.count, metrics.interactive_ttft.count, metrics.e2e.count) == (5, 4, 4)
     assert (metrics.step_size.count, metrics.step_size.total) == (metrics.steps, metrics.step_tokens)
     assert [times for _, times in metrics.max_tokens.counts()] == [1, 1, 1, 1]
@@ -564,7 +564,7 @@ def test_metrics_tell_prompts_steps_and_why_requests_ended(make_engine: MakeEngi
 
 
 def test_a_prompt_seen_before_is_found_in_the_cache(make_engine: MakeEngine) -> None:
-    for caching, expected in ((True, 32), (False, 0)):
+    for caching, expected in ((True, 44), (False, 0)):
         engine = make_engine(enable_prefix_caching=caching)
         first, again = (run(engine, [some_prompt(45)], GREEDY)[0] for _ in range(2))
         assert (first.num_cached_tokens, again.num_cached_tokens) == (0, expected)

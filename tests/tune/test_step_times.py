@@ -94,7 +94,7 @@ def test_a_steps_shape_is_what_its_chunks_compute(tiny_model: Path) -> None:
     engine = Watched(load_model(tiny_model, skip_tokenizer=True).decoder, None, config)
     for i, length in enumerate((20, 3)):
         params = SamplingParams(temperature=0, max_tokens=2 + i, ignore_eos=True)
-        engine.add_request(str(i), list(range(2, 2 + length)), params)
+        engine.add_request(str(i), list(range(2 + i, 2 + i + length)), params)
     while engine.has_unfinished():
         engine.step()
     assert seen == [

@@ -148,6 +148,7 @@ class Scheduler:
         self._refusal: Refusal | None = None
         self._lengths = LengthPredictor()
         self._forecast = Forecast(self._lengths, period=block_size) if predict_lengths else None
+        self._copies: dict[Sequence, tuple[int, int]] = {}  # of those that have joined in this step
 
     @property
     def running(self) -> list[Sequence]:
@@ -162,10 +163,12 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """Returns the next step. The caller computes the chunks and adds their num_tokens to num_computed."""
+        """Returns the next step. The caller does what take_copies() says, computes the chunks and adds their num_tokens
+        to num_computed."""
         self.at = None
         if self._forecast is not None:
             self._forecast.step()
+        self._pool.settle()
         step = Step()
         preempted = self._grow_decodes()
         worst = max(self._priorities, default=-math.inf) if preempted is None else preempted
@@ -181,11 +184,18 @@ class Scheduler:
             self._admission.joined(step.newcomers, full=step.full)
         return decodes + step.chunks
 
+    def take_copies(self) -> list[tuple[int, int]]:
+        """The (source, destination) pairs of the blocks to copy before the step is computed."""
+        copies = list(self._copies.values())
+        self._copies.clear()
+        self._pool.release([source for source, _ in copies])
+        return copies
+
     def _grow_decodes(self) -> int | None:
         """Gives those that decode the blocks that they need. Returns the best priority that was preempted for it."""
         for sequence in [s for s in self._prefills if s.request.beams and not s.request.forked]:
             self._part_beams(sequence)
-        for sequence in [s for s in self._prefills if s.request.forked and self._can_decode(s)]:
+        for sequence in [s for s in self._prefills if s.request.forked and s.num_output and self._can_decode(s)]:
             del self._prefills[sequence]
             self._start_decoding(sequence)
             if sequence is self._short:
@@ -330,7 +340,8 @@ class Scheduler:
             return False
         free = self._pool.num_free
         cached: list[int] = []
-        if self._prefix_caching and (sequence.request.params.prompt_logprobs is None):
+        shares = self._prefix_caching and sequence.request.params.prompt_logprobs is None
+        if shares:
             # The last token is always computed: its logits are wanted.
             full = (len(sequence.tokens) - 1) // self._block_size
             sequence.make_keys(full, self._block_size)
@@ -352,6 +363,8 @@ class Scheduler:
         if not (passing or self.waiting.num_returning):  # it was the first in the queue
             self._pool.await_none()
         sequence.num_registered = len(cached)
+        if shares and sequence is not self._short:  # which may lack the block for what would be left to compute
+            self._copy_beginning(sequence)
         self._prefills[sequence] = None
         self._start_running(sequence)
         metrics = sequence.request.metrics
@@ -367,7 +380,18 @@ class Scheduler:
             return True
         shared = self._pool.num_references - self._pool.num_used
         expected = self._forecast.peak_with(sequence) - shared * self._block_size
-        return expected <= _MOST_EXPECTED * self._pool.num_blocks * self._block_size
+        return expected <= _MOST_EXPECTED * (self._pool.num_blocks - self._pool.num_pinned) * self._block_size
+
+    def _copy_beginning(self, sequence: Sequence) -> None:
+        """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
+        full = sequence.num_computed // self._block_size
+        last = min((full + 1) * self._block_size, len(sequence.tokens) - 1)
+        wanted = sequence.tokens[sequence.num_computed : last]
+        source, shared = self._pool.begins_like(sequence.keys[full - 1] if full else None, wanted.tobytes())
+        if shared >= wanted.itemsize:
+            self._pool.share(source)  # until it has been copied
+            self._copies[sequence] = source, sequence.blocks[full]
+            sequence.num_computed += shared // wanted.itemsize
 
     def _make_room(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
         """Lets a waiting sequence join in the place of running ones of worse priorities, if that gives it room."""
@@ -511,14 +535,30 @@ class Scheduler:
         if sequence.finish_reason in ("stop", "length"):
             self._lengths.ended(sequence.request.params.max_tokens, sequence.num_output)
         if sequence.status is Status.RUNNING:
-            row = self._rows.get(sequence)
-            if row is not None and self._decodes[row].drafts and sequence.request.error is None:
-                self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
+            if sequence.request.error is None:
+                row, end = self._rows.get(sequence), min(sequence.num_computed, len(sequence.tokens))
+                if row is not None and self._decodes[row].drafts:
+                    self._register(sequence, end)
+                else:
+                    self._register_begun(sequence, end)
+                self._pin(sequence)
             self._stop_running(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
             self.waiting.remove(sequence)
         self._release(sequence)
         sequence.status = Status.FINISHED
+
+    def _pin(self, sequence: Sequence) -> None:
+        """Keeps the blocks of a prompt that is to be pinned, if it is computed."""
+        pin = sequence.request.pin
+        if pin is None or sequence.num_computed < len(pin.tokens):
+            return
+        full = len(pin.tokens) // self._block_size
+        sequence.make_keys(full, self._block_size)
+        keys = sequence.keys[:full]
+        if begun := pin.tokens[full * self._block_size :]:
+            keys.append(BlockKey.begun(keys[-1] if keys else None, begun.tobytes()))
+        self._pool.pin(pin, sequence.blocks[: len(keys)], keys)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless sequences and blocks agree."""
@@ -570,6 +610,17 @@ class Scheduler:
             for i in range(sequence.num_registered, full):
                 self._pool.register(sequence.blocks[i], sequence.keys[i])
             sequence.num_registered = full
+        self._register_begun(sequence, end)
+
+    def _register_begun(self, sequence: Sequence, end: int) -> None:
+        """Tells the prefix cache what the block begins with that is not full once the tokens before `end` are
+        computed."""
+        full = end // self._block_size
+        begun = sequence.tokens[full * self._block_size : end]
+        if self._prefix_caching and begun:
+            sequence.make_keys(full, self._block_size)
+            key = BlockKey.begun(sequence.keys[full - 1] if full else None, begun.tobytes())
+            self._pool.register_begun(sequence.blocks[full], key)
 
     def _start_running(self, sequence: Sequence) -> None:
         sequence.status = Status.RUNNING
@@ -614,6 +665,9 @@ class Scheduler:
         return shared == len(blocks), max(0, sequence.num_computed - kept)
 
     def _preempt(self, victim: Sequence) -> None:
+        at, self.at = self.at, victim
+        self._register_begun(victim, victim.num_computed)
+        self.at = at
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
         self.num_preemptions += 1
@@ -633,6 +687,8 @@ class Scheduler:
         self.waiting.put_back(together[0])
 
     def _release(self, sequence: Sequence, *, awaited: bool = False) -> None:
+        if copy := self._copies.pop(sequence, None):
+            self._pool.release(copy[:1])
         self._pool.release(sequence.blocks, awaited=awaited)
         del sequence.blocks[:]
         sequence.num_computed = sequence.num_registered = 0

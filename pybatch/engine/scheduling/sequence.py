@@ -10,7 +10,7 @@ from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.metrics import RequestMetrics
 from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.request_params import RequestParams
-from pybatch.engine.scheduling.block_pool import BlockKey
+from pybatch.engine.scheduling.block_pool import BlockKey, Pin
 
 BACKGROUND = 1 << 30
 """The priority from which on work is background work: rows of jobs that run beside interactive requests."""
@@ -134,6 +134,7 @@ class Request:
         "metrics",
         "num_shared",
         "params",
+        "pin",
         "priority",
         "prompt",
         "prompt_logprobs",
@@ -173,6 +174,7 @@ class Request:
         self.num_shared = 0  # leading tokens that all beams have, where they wait as one
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         self.error: str | None = None
+        self.pin: Pin | None = None  # is to keep the prompt's blocks when they are computed
         self.delivered = [(0, 0)] * params.n  # of each sample the tokens and characters that are out, where deltas are
 
     @property

@@ -64,6 +64,7 @@ class Simulation:
 
     def step(self) -> None:
         chunks = self.scheduler.schedule()
+        self.copy(self.scheduler.take_copies())
         assert sum(chunk.num_tokens for chunk in chunks) <= self.max_num_batched_tokens
         assert len(chunks) <= self.max_num_seqs
         assert len({chunk.sequence for chunk in chunks}) == len(chunks)
@@ -87,6 +88,14 @@ class Simulation:
     def slots(self, sequence: Sequence, begin: int, end: int) -> list[int]:
         return [sequence.blocks[i // BLOCK] * BLOCK + i % BLOCK for i in range(begin, end)]
 
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        sources, destinations = zip(*pairs, strict=True) if pairs else ((), ())
+        assert len({*destinations}) == len(destinations)
+        assert not {*sources} & {*destinations}
+        for source, destination in pairs:
+            for i in range(BLOCK):
+                self.memory[destination * BLOCK + i] = self.memory.get(source * BLOCK + i, ())
+
     def write(self, chunks: list[Chunk]) -> None:
         written: set[int] = set()
         for chunk in chunks:
@@ -109,9 +118,7 @@ class Simulation:
             sample.tokens.append(self.next_token(sample))
         if not request.forked:
             request.forked = True
-            for source, destination in self.scheduler.fork(sequence, samples[1:]):
-                for i in range(BLOCK):
-                    self.memory[destination * BLOCK + i] = self.memory.get(source * BLOCK + i, ())
+            self.copy(self.scheduler.fork(sequence, samples[1:]))
         for sample in samples:
             if len(sample.tokens) == request.max_total_tokens:
                 sample.finish_reason = "length"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import takewhile
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = BlockPool(NUM_BLOCKS)
         self.tables: list[list[int]] = []
         self.content: dict[int, BlockKey] = {}
+        self.settled: dict[int, BlockKey] = {}
 
     @precondition(lambda self: self.pool.num_free > 0)
     @rule(tokens=st.lists(st.integers(0, 2), min_size=1, max_size=4))
@@ -44,6 +47,41 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.register(block, key)
             table.append(block)
         self.tables.append(table)
+
+    @precondition(lambda self: self.pool.num_free > 0)
+    @rule(tokens=st.lists(st.integers(0, 2), min_size=1, max_size=3), begun=st.binary(min_size=1, max_size=3))
+    def begin_block(self, tokens: list[int], begun: bytes) -> None:
+        """After the prefix that is cached."""
+        keys = chain(tokens)
+        table = self.pool.match(keys)
+        if self.pool.num_free:
+            block = self.pool.allocate()
+            self.content[block] = BlockKey.begun(keys[len(table) - 1] if table else None, begun)
+            self.pool.register_begun(block, self.content[block])
+            table.append(block)
+        self.tables.append(table)
+
+    @rule()
+    def settle(self) -> None:
+        self.pool.settle()
+        self.settled = dict(self.pool._keys)
+
+    @rule(tokens=st.lists(st.integers(0, 2), max_size=3), wanted=st.binary(min_size=1, max_size=3))
+    def copy_beginning(self, tokens: list[int], wanted: bytes) -> None:
+        """What is found is the best of what has been computed, and holds what it is found for."""
+        parent = chain(tokens)[-1] if tokens else None
+        prefix = b"" if parent is None else parent.digest
+        candidates = {
+            block: len(list(takewhile(lambda pair: pair[0] == pair[1], zip(key.tokens, wanted, strict=False))))
+            for block, key in self.settled.items()
+            if block in self.pool._keys and self.content[block] == key and key.prefix == prefix
+        }
+        block, shared = self.pool.begins_like(parent, wanted)
+        assert shared == max(candidates.values(), default=0)
+        if shared:
+            assert candidates[block] == shared
+            assert self.content[block].prefix == prefix
+            assert self.content[block].tokens.startswith(wanted[:shared])
 
     @rule()
     def forget(self) -> None:
@@ -129,6 +167,35 @@ def test_blocks_that_nobody_waits_for_any_more_are_evicted_in_their_turn() -> No
         pool.await_none()
     pool.allocate()
     assert (pool.is_cached(first[0]), pool.is_cached(second[0])) == (False, True)
+
+
+def test_what_is_announced_can_be_copied_once_it_is_computed() -> None:
+    pool = BlockPool(3)
+    parent, key = chain([1, 2])
+    blocks = [pool.allocate() for _ in range(3)]
+    pool.register(blocks[0], parent)
+    pool.register(blocks[1], key)
+    pool.register_begun(blocks[2], BlockKey.begun(parent, b"\3\4"))
+    assert pool.begins_like(parent, b"\3\4\5") == (-1, 0)
+    pool.settle()
+    assert pool.begins_like(parent, b"\3\4\5") == (blocks[2], 2)
+    assert pool.begins_like(parent, b"\2") == (blocks[1], 1)
+    assert pool.begins_like(parent, b"\7") == (-1, 0)
+    assert pool.begins_like(None, b"\1") == (blocks[0], 1)
+    pool.forget(blocks[2])
+    assert pool.begins_like(parent, b"\3") == (-1, 0)
+    pool.release(blocks)
+
+
+def test_begun_blocks_are_kept_only_behind_full_ones() -> None:
+    pool = BlockPool(2)
+    (parent,) = chain([1])
+    for before in (None, parent):
+        block = pool.allocate()
+        pool.register_begun(block, BlockKey.begun(before, b"\5"))
+        pool.settle()
+        pool.release([block])
+        assert pool.begins_like(before, b"\5")[1] == (0 if before is None else 1)
 
 
 def test_equal_digests_of_other_tokens_are_no_hit() -> None:

@@ -88,6 +88,36 @@ def test_sequences_of_one_step_share_a_prefix_that_it_computes() -> None:
     assert [request.metrics.num_cached_tokens for request in simulation.requests] == [0, 8, 8]
 
 
+@pytest.mark.parametrize("state", ["runs", "has ended"])
+def test_the_first_tokens_of_a_block_are_shared_by_copying_it(state: str) -> None:
+    simulation = Simulation()
+    first = simulation.add([1, 2, 3, 4, 5, 6, 7], max_tokens=9 if state == "runs" else 1)
+    simulation.step()
+    assert first.finished == (state == "has ended")
+    for prompt, cached in (
+        ([1, 2, 3, 4, 5, 6, 0], 6),
+        ([1, 2, 3, 4, 5, 6, 7, 9, 9], 7),
+        ([1, 2, 3, 4, 5], 4),  # its last token is computed for its logits
+        ([1, 2, 3, 4], 3),
+        ([1, 2, 0], 2),
+        ([2, 2, 3, 4, 5, 6], 0),
+    ):
+        request = simulation.add(prompt, max_tokens=1)
+        simulation.step()
+        assert request.metrics.num_cached_tokens == cached
+    simulation.run()
+
+
+def test_what_a_sequence_has_said_is_shared_with_the_next_turn() -> None:
+    simulation = Simulation()
+    request = simulation.add([1, 2, 3, 4, 5], max_tokens=6)
+    simulation.run()
+    known = list(request.sequences[0].tokens)
+    turn = simulation.add([*known, 0, 0, 0], max_tokens=1)
+    simulation.run()
+    assert turn.metrics.num_cached_tokens == len(known) - 1  # the last token's keys were never computed
+
+
 def test_samples_share_the_prompts_full_blocks_and_copy_the_last() -> None:
     simulation = Simulation()
     simulation.add([1] * 10, max_tokens=4, n=3)

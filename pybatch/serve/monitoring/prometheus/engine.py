@@ -45,6 +45,7 @@ class EngineCollector(Collector):
         yield gauge("num_requests_waiting", "Requests that wait for a place in the batch.", [(labels, waiting)])
         yield gauge("kv_cache_usage_perc", "The fraction of KV blocks in use, from 0 to 1.", [(labels, used)])
         yield gauge("kv_cache_blocks", "KV blocks of the pool.", [(labels, engine.num_kv_blocks)])
+        yield gauge("kv_cache_pinned_blocks", "Those of pinned prefixes.", [(labels, engine.num_kv_blocks_pinned)])
 
     def counters(self) -> Iterator[Metric]:
         metrics, labels = self.llm.engine.metrics, self.labels
