@@ -30,6 +30,7 @@ from pybatch.engine.outputs import FinishReason
 from pybatch.engine.scheduling.block_pool import Pin
 from pybatch.machine.facts import arithmetic
 from pybatch.machine.threads import set_threads
+from pybatch.model.decoder import Decoder
 from pybatch.model.loader import load_model
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -64,7 +65,8 @@ class Session:
             skip_tokenizer=arguments.skip_tokenizer_init,
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
-        return cls(Engine(loaded.decoder, loaded.tokenizer, arguments), loaded.tokenizer, params)
+        engine = Engine(loaded.decoder, loaded.tokenizer, arguments, _draft_decoder(arguments))
+        return cls(engine, loaded.tokenizer, params)
 
     @property
     def metrics(self) -> EngineMetrics:
@@ -230,6 +232,21 @@ class Session:
                     self.engine.abort(self._aborted.popleft())
             finally:
                 self._lock.release()
+
+
+def _draft_decoder(arguments: EngineArgs) -> Decoder | None:
+    """The model of speculative_config, loaded as the large one is."""
+    speculation = arguments.speculation
+    if speculation is None or speculation.model is None:
+        return None
+    same = None if arguments.quantization == "gguf" else arguments.quantization
+    return load_model(
+        speculation.model,
+        dtype=arguments.dtype,
+        quantization=speculation.quantization or same,
+        device=arguments.device,
+        skip_tokenizer=True,
+    ).decoder
 
 
 def empty_output(

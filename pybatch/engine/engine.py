@@ -34,7 +34,8 @@ _IDLE_SLEEP = 0.001  # seconds, where a policy holds back all there is
 class Engine:
     """Runs many requests at once on one model. Not for use by two threads at a time.
 
-    tokenizer may be None: then outputs have no text, and stop strings are refused.
+    tokenizer may be None: then outputs have no text, and stop strings are refused. draft_decoder: the draft model of
+    config's speculative_config, where that names one.
 
     A request that fails comes out with finish_reason "error" and disturbs no other: a step that raises is tried again
     without the request at fault. A step raises only for a fault of the machine (out of memory, a broken device) or an
@@ -42,7 +43,13 @@ class Engine:
     """
 
     @in_neutral_torch
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer | None,
+        config: EngineConfig,
+        draft_decoder: Decoder | None = None,
+    ) -> None:
         self.config = config
         self._decoder = decoder
         self._tokenizer = tokenizer
@@ -60,8 +67,13 @@ class Engine:
         )
         sampler = Sampler((lambda token: None) if tokenizer is None else tokenizer.token_text)
         self._computer = StepComputer(runner, sampler)
-        speculation, max_tokens = config.speculation, config.max_num_batched_tokens
-        self._speculator = None if speculation is None else make_speculator(speculation, max_tokens=max_tokens)
+        self._speculator = make_speculator(
+            config,
+            draft_decoder,
+            vocab_size=decoder.config.vocab_size,
+            num_blocks=self.num_kv_blocks,
+            max_model_len=self.max_model_len,
+        )
         own_ids = () if tokenizer is None else tokenizer.eos_token_ids
         all_ids = {*decoder.config.eos_token_ids, *own_ids}
         self._eos_ids = frozenset(token for token in all_ids if 0 <= token < decoder.config.vocab_size)

@@ -27,7 +27,8 @@ class SpeculativeConfig:
     num_speculative_tokens: the most drafts of a sequence in a step.
     prompt_lookup_max, prompt_lookup_min: of ngram: the most and the fewest latest tokens that are looked for. Default:
         5 and 2; where one is given, the other is that too if it would be beyond it.
-    model: the draft model, as the argument of LLM.
+    model: the draft model, as the argument of LLM. quantization: of its weights, as the argument of LLM; default: the
+        large model's, if it is not gguf.
     adaptive: take in each step as many drafts as are worth their time, by what steps were measured to take and how many
         drafts proved right: none where they do not pay. False: always as many as there are.
     """
@@ -37,6 +38,7 @@ class SpeculativeConfig:
     prompt_lookup_max: int | None = None
     prompt_lookup_min: int | None = None
     model: str | None = None
+    quantization: str | None = None
     adaptive: bool = True
 
     def __post_init__(self) -> None:
