@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pybatch.api.llm import LLM, generate
     from pybatch.bulk import JobError, run_job
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
+    from pybatch.engine.kv_policies import StreamingLLM
     from pybatch.engine.scheduling.policies import Continuous, Dynamic, Micro, Static
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "RequestOutputKind",
     "SamplingParams",
     "Static",
+    "StreamingLLM",
     "TextPrompt",
     "TokensPrompt",
     "__version__",
@@ -68,6 +70,7 @@ __getattr__, __dir__ = lazy_names(
         "RequestOutputKind": "pybatch.engine.sampling_params",
         "SamplingParams": "pybatch.engine.sampling_params",
         "Static": "pybatch.engine.scheduling.policies",
+        "StreamingLLM": "pybatch.engine.kv_policies",
         "TextPrompt": "pybatch.api.inputs",
         "TokensPrompt": "pybatch.api.inputs",
         "generate": "pybatch.api.llm",

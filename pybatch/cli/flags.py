@@ -15,6 +15,7 @@ import typer
 
 from pybatch.api.engine_args import EngineArgs
 from pybatch.engine.arguments import described_fields
+from pybatch.engine.kv_policies import StreamingLLM, as_json
 
 G = TypeVar("G")
 
@@ -63,6 +64,17 @@ def token_biases(text: str) -> dict[int, float]:
         return {int(token): float(bias) for token, bias in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError):
         raise typer.BadParameter(f"expected JSON such as '{{\"42\": -100}}', got {text!r}") from None
+
+
+def kept_tokens(text: str) -> dict[str, Any] | None:
+    try:
+        return as_json(json.loads(text))
+    except json.JSONDecodeError:
+        raise typer.BadParameter(
+            f"expected JSON such as '{json.dumps(as_json(StreamingLLM()))}', got {text!r}"
+        ) from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @dataclass
@@ -114,6 +126,14 @@ class SamplingFlags(Given):
     ] = None
     bad_words: Annotated[
         list[str] | None, sampling("Text that is not to be generated; may be repeated.", "--bad-word")
+    ] = None
+    kv_policy: Annotated[
+        dict[str, Any] | None,
+        sampling(
+            'Which tokens the KV cache keeps, as JSON: {"type": "streaming_llm", "window": 1024}. Default: all.',
+            parser=kept_tokens,
+            metavar="JSON",
+        ),
     ] = None
     skip_special_tokens: Annotated[bool | None, sampling("Leave special tokens out of the text. Default: yes.")] = None
 

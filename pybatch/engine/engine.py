@@ -9,6 +9,7 @@ from dataclasses import replace
 from pybatch.engine.computing import Computed, StepComputer
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
+from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.intake import Intake
@@ -86,8 +87,10 @@ class Engine:
             max_num_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
             num_kv_blocks=self.num_kv_blocks,
             block_size=config.block_size,
+            no_pruning=no_pruning(decoder, self._kv_cache),
         )
         self._room = self._intake.room
+        self._pruner = KvPruner(self._kv_cache, decoder.rotary)
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._requests: dict[str, Request] = {}
         self._ready: list[RequestOutput] = []
@@ -260,7 +263,9 @@ class Engine:
         alone."""
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
         self._scheduler = make_scheduler(self.config, self._pool)
-        self._updater = TokenUpdater(self._scheduler, self._kv_cache, self.metrics, self._tokenizer, self._eos_ids)
+        self._updater = TokenUpdater(
+            self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids
+        )
         for request in self._requests.values():
             if request.beams is not None:
                 request.gather()
@@ -348,6 +353,7 @@ class Engine:
             for chunk, error in computed.faults:
                 self._updater.fail(chunk.sequence.request, error)
         told = [chunk.sequence.request for chunk, _ in computed.faults]
+        told += self._updater.prune(computed.chunks)
         told += self._updater.take(computed)
         for chunk, right in computed.verified:
             self.metrics.drafts.add(len(chunk.drafts), right)

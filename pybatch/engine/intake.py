@@ -13,6 +13,7 @@ from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.sampler import derived_seed, sample_seed
 from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, plain_values, resolve
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
+from pybatch.engine.scheduling.pruning import Pruning, make_pruning
 from pybatch.engine.scheduling.room import Room
 from pybatch.engine.scheduling.sequence import Request, Sequence
 from pybatch.model.errors import PromptTooLongError
@@ -24,7 +25,7 @@ _KNOWN = 64  # parameters that are kept
 class Intake:
     """Makes requests for one engine, and keeps nothing of them but a few parameters.
 
-    seed: of the draws of requests that have none.
+    seed: of the draws of requests that have none. no_pruning: why KV caches cannot be pruned; None if they can.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Intake:
         max_num_seqs: int,
         num_kv_blocks: int,
         block_size: int,
+        no_pruning: str | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
@@ -49,6 +51,7 @@ class Intake:
         self._block_size = block_size
         self.room = Room(num_kv_blocks, block_size, max_model_len)
         self._pool = f"{num_kv_blocks} KV blocks of {block_size} tokens"
+        self._no_pruning = no_pruning
         self._known: dict[tuple[object, ...], RequestParams] = {}  # by their plain_values
 
     def request(
@@ -88,6 +91,7 @@ class Intake:
             arrival_time=arrival_time,
             priority=int(priority),
             beams=beams,
+            pruning=self._pruning(len(tokens), most, resolved),
         )
         seed = resolved.seed
         if seed is None:
@@ -100,7 +104,7 @@ class Intake:
         """The tokens to run and the parameters in the kernels' numbers. Raises ValueError if they cannot be run."""
         resolved = self._resolved(params)
         tokens = self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens)
-        self._longest(tokens, resolved)
+        self._pruning(len(tokens), self._longest(tokens, resolved), resolved)
         return tokens, resolved
 
     def _longest(self, tokens: array[int], params: RequestParams) -> int:
@@ -128,6 +132,22 @@ class Intake:
             advice = "give fewer" if fits <= prompt else f"with max_tokens = {fits - prompt} they would"
             raise ValueError(f"n: {width} beams of {most} tokens do not fit {self._pool}; {advice}")
         return min(most, fits)
+
+    def _pruning(self, prompt: int, most: int, params: RequestParams) -> Pruning | None:
+        if params.kv_policy is None:
+            return None
+        if params.beam_width:
+            raise ValueError("kv_policy: expected none with use_beam_search: beams share what each would prune")
+        if self._no_pruning is not None:
+            raise ValueError(f"kv_policy: expected none, since {self._no_pruning}")
+        pruning = make_pruning(params.kv_policy, prompt, self._block_size)
+        needed, free = pruning.most_tokens // self._block_size, self._num_kv_blocks - self.room.num_pinned
+        if pruning.first_point < most and needed > free:
+            raise ValueError(
+                f"kv_policy: {params.kv_policy} needs up to {needed} KV blocks of {self._block_size} tokens at once, "
+                f"but {free} are there for it"
+            )
+        return pruning
 
     def _resolved(self, params: SamplingParams) -> RequestParams:
         """A job's rows mostly have the same parameters: they are checked once, not for each row."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybatch.engine.beams import EarlyStopping
+from pybatch.engine.kv_policies import POLICIES, KvPolicy, kv_policy
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE, RequestOutputKind, SamplingParams
 
 FLOAT32_LEAST, FLOAT32_MOST = 2.0**-126, float(np.finfo(np.float32).max)
@@ -18,7 +19,7 @@ Encode = Callable[[str], list[int]]
 """Text to token ids, without special tokens."""
 
 _FIELDS = [field.name for field in fields(SamplingParams)]
-_PLAIN = frozenset({bool, int, float, str, type(None), RequestOutputKind})
+_PLAIN = frozenset({bool, int, float, str, type(None), RequestOutputKind, *POLICIES.values()})
 _values: Callable[[SamplingParams], tuple[object, ...]] = attrgetter(*_FIELDS)
 
 
@@ -65,6 +66,7 @@ class RequestParams:
     """As token ids; of each the last is not drawn after the others."""
     truncate_prompt_tokens: int | None
     speculate: bool
+    kv_policy: KvPolicy | None
 
 
 def plain_values(params: SamplingParams) -> tuple[object, ...] | None:
@@ -142,6 +144,7 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
         bad_words=bad_words,
         truncate_prompt_tokens=None if params.truncate_prompt_tokens is None else int(params.truncate_prompt_tokens),
         speculate=bool(params.speculate),
+        kv_policy=kv_policy(params.kv_policy),
     )
 
 

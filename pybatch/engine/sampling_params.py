@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 from pybatch.engine.arguments import suggest_names
+from pybatch.engine.kv_policies import KvPolicy, kv_policy
 
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is greedy
 MAX_SAMPLES = 16384  # of one request, as in vLLM
@@ -58,6 +59,8 @@ class SamplingParams:
     early_stopping: of a beam search, when best_of answers are there: True ends it; False, once the best beam's score
         is below theirs; "never", once it cannot come to be better.
     speculate: False: without drafts, where the engine has a speculative_config. The output is the same.
+    kv_policy: None keeps all tokens in the KV cache; else which are kept: StreamingLLM(...), or the same as an object,
+        {"type": "streaming_llm", ...}.
     """
 
     n: int = 1
@@ -89,6 +92,7 @@ class SamplingParams:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     speculate: bool = True
+    kv_policy: KvPolicy | dict[str, Any] | None = None
 
     VLLM_ONLY: ClassVar[dict[str, tuple[Any, ...]]] = {  # by name, the values that ask for nothing
         "extra_args": (None, {}),
@@ -143,6 +147,10 @@ class SamplingParams:
         if not isinstance(self.output_kind, RequestOutputKind):
             self._fail("output_kind", "a RequestOutputKind", self.output_kind)
         self._check_beams()
+        try:
+            self.kv_policy = kv_policy(self.kv_policy)
+        except ValueError as error:
+            raise ValueError(f"SamplingParams: {error}") from None
         self._check_stops()
         self._check_tokens()
         if self.max_tokens != DEFAULT_MAX_TOKENS:  # which may be set after min_tokens: submission checks it

@@ -7,9 +7,10 @@ import time
 from pybatch.engine.beams import Candidates, Continuation, ranked
 from pybatch.engine.computing import Computed
 from pybatch.engine.execution.kv_cache import KvCache
+from pybatch.engine.execution.kv_pruner import KvPruner
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.request_params import RequestParams
-from pybatch.engine.scheduling.scheduler import Scheduler, num_decodes
+from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
 from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Sequence, Status
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.model.text.tokenizer import Tokenizer
@@ -25,17 +26,34 @@ class TokenUpdater:
         self,
         scheduler: Scheduler,
         kv_cache: KvCache,
+        pruner: KvPruner,
         metrics: EngineMetrics,
         tokenizer: Tokenizer | None,
         eos_ids: frozenset[int],
     ) -> None:
         self._scheduler = scheduler
         self._kv_cache = kv_cache
+        self._pruner = pruner
         self._metrics = metrics
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._decode_token = (lambda token: None) if tokenizer is None else tokenizer.token_text
         self._last_tokens = 0.0  # when the last step's were taken
+
+    def prune(self, computed: list[Chunk]) -> list[Request]:
+        """Prunes the sequences that these chunks have brought to next_pruning. Returns the requests that failed."""
+        failed: list[Request] = []
+        for sequence in [c.sequence for c in computed if c.sequence.num_computed == c.sequence.next_pruning]:
+            if sequence.num_computed != sequence.next_pruning:  # an earlier one has preempted it
+                continue
+            try:
+                self._pruner.prune(self._scheduler, sequence)
+            except BaseException as error:
+                if not is_request_fault(error):
+                    raise
+                self.fail(sequence.request, describe(error))
+                failed.append(sequence.request)
+        return failed
 
     def take(self, computed: Computed) -> list[Request]:
         """Appends the sampled tokens, and ends the sequences for which they are the last. Returns the requests that

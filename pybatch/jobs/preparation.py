@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pybatch
+from pybatch.engine.kv_policies import as_json
 from pybatch.jobs.answers.cache_keys import CacheKeys
 from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.checked_rows import CheckedRows, for_model
@@ -87,6 +88,7 @@ def prepare(
             name: argument_fingerprint(name, engine[name]) for name in ANSWERS_DEPEND_ON if engine.get(name) is not None
         },
         **sampling,
+        **({"kv_policy": as_json(sampling["kv_policy"])} if sampling.get("kv_policy") is not None else {}),
         **{name: value for name, value in asdict(rows.options).items() if value not in (None, False)},
         "format": rows.dialect.name,
         **({"unordered": True} if destination.unordered else {}),

@@ -18,6 +18,7 @@ from engine.runs import run, some_prompt
 from tiny_model import save_tiny_model
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.engine.scheduling.sequence import BACKGROUND
 from pybatch.model import Decoder, load_model
 
@@ -51,12 +52,14 @@ def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
             ignore_eos=True,
             logprobs=1,
             seed=i,
+            kv_policy=StreamingLLM(sinks=i % 11, window=1 + i % 23) if i % 6 == 2 else None,
         )
         for i in range(REQUESTS)
     ]
-    engine = Engine(
-        decoder, None, EngineConfig(num_kv_blocks=64, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype)
+    config = EngineConfig(
+        num_kv_blocks=64, block_size=BLOCK, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype
     )
+    engine = Engine(decoder, None, config)
     found = [run(engine, [prompt], each)[0] for prompt, each in zip(prompts, params, strict=True)]
     tokens, logprobs = zip(*(_bits(output) for output in found), strict=True)
     return Alone(decoder, kv_cache_dtype, prompts, params, list(tokens), list(logprobs))

@@ -22,6 +22,7 @@ SAMPLING = {
     *("top_k", "min_p", "min_tokens", "repetition_penalty", "ignore_eos", "stop_token_ids", "bad_words"),
     *("include_stop_str_in_output", "skip_special_tokens", "allowed_token_ids", "truncate_prompt_tokens"),
     *("prompt_logprobs", "use_beam_search", "best_of", "length_penalty", "early_stopping", "speculate"),
+    "kv_policy",  # ours
 }
 """The fields that SamplingParams has too."""
 

@@ -65,7 +65,9 @@ class StepInputs:
             self._copied.synchronize()  # the last copy may still be reading
         count, decodes = len(chunks), _num_single(chunks)
         computed = np.array([chunk.sequence.num_computed for chunk in chunks], np.int64)
-        places = np.divmod(computed, self._block_size)  # the block of each, and the place in it
+        pruned = np.array([chunk.sequence.num_pruned for chunk in chunks], np.int64)
+        cached = computed - pruned
+        places = np.divmod(cached, self._block_size)  # the block of each, and the place in it
         self._fill_tables(chunks, *places, longer=decodes)
         self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
         self._logits_rows[:decodes] = self._every[:decodes]
@@ -81,9 +83,9 @@ class StepInputs:
             rows = self._fill_longer(chunks, decodes, starts)
             owner = np.repeat(owner, lengths)
             positions = np.arange(total) + (computed - starts[:-1])[owner]
-            places = np.divmod(positions, self._block_size)
-            computed = computed + lengths - 1
-        self._seq_lens[:count] = computed + 1
+            places = np.divmod(positions - pruned[owner], self._block_size)
+            cached = cached + lengths - 1
+        self._seq_lens[:count] = cached + 1
         blocks = self._tables[owner, places[0]]
         self._positions[:total] = positions
         self._slots[:total] = blocks * np.int64(self._block_size) + places[1]

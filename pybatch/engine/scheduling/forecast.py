@@ -108,6 +108,8 @@ class Forecast:
         left = self._lengths.predict(request.params.max_tokens, output, most) - output
         growth = 1 if request.forked else request.num_places
         end = (self.now + left) // self._period
+        if request.pruning is not None:
+            return 0, growth * min(len(sequence.tokens) + left, request.pruning.most_tokens), end
         return growth, len(sequence.tokens) + self._period // 2 * growth - growth * self.now, end
 
     def _peaks_at_ends(self) -> Peaks:

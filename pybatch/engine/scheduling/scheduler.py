@@ -15,6 +15,7 @@ from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
 from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
+from pybatch.engine.scheduling.pruning import Turned
 from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
 from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -28,7 +29,8 @@ class Chunk:
     """A sequence's next num_tokens tokens, to be computed in one step.
 
     decodes: the sequence has one token left to compute. Such a chunk is the same object in every step, until its
-    sequence ends or is preempted. drafts: what may follow that token, computed with it in this step to be verified.
+    sequence ends, is preempted or pruned. drafts: what may follow that token, computed with it in this step to be
+    verified.
     """
 
     sequence: Sequence
@@ -202,9 +204,9 @@ class Scheduler:
                 self._short = None
         size = self._block_size
         preempted: int | None = None
-        for sequence in [c.sequence for c in self._decodes if c.sequence.num_computed % size == 0]:
+        for sequence in [s for c in self._decodes if ((s := c.sequence).num_computed - s.num_pruned) % size == 0]:
             self.at = sequence
-            while sequence.status is Status.RUNNING and len(sequence.blocks) * size == sequence.num_computed:
+            while sequence.status is Status.RUNNING and len(sequence.blocks) * size == sequence.num_cached:
                 if self._pool.num_free:
                     sequence.blocks.append(self._pool.allocate())
                 else:
@@ -267,8 +269,9 @@ class Scheduler:
         return True
 
     def _num_wanted(self, sequence: Sequence) -> int:
-        """How many more tokens of a prompt are to be computed: the last of several beams' are for all in one step."""
-        return sequence.num_pending - (sequence.request.beams is not None and len(sequence.request.sequences) > 1)
+        """How many more tokens of a prompt are to be computed: the last of several beams' are for all in one step, and
+        those behind the next pruning come after it."""
+        return sequence.num_due - (sequence.request.beams is not None and len(sequence.request.sequences) > 1)
 
     def _take(self, step: Step, sequence: Sequence, count: int) -> None:
         if count:
@@ -342,18 +345,18 @@ class Scheduler:
         cached: list[int] = []
         shares = self._prefix_caching and sequence.request.params.prompt_logprobs is None
         if shares:
-            # The last token is always computed: its logits are wanted.
-            full = (len(sequence.tokens) - 1) // self._block_size
+            # The last token is always computed: its logits are wanted. So is the one in front of the first pruning.
+            full = (min(len(sequence.tokens), sequence.request.first_pruning) - 1) // self._block_size
             sequence.make_keys(full, self._block_size)
             cached = self._pool.match(islice(sequence.keys, full))
         sequence.blocks.extend(cached)
         sequence.num_computed = len(cached) * self._block_size
         whole = passing or sequence.returning or self._short is not None
-        if not self._take_blocks(sequence, min(sequence.num_pending, budget), whole=whole):
-            missing = self._blocks_missing(sequence, sequence.num_pending)
+        if not self._take_blocks(sequence, min(sequence.num_due, budget), whole=whole):
+            missing = self._blocks_missing(sequence, sequence.num_due)
             missing += sum([count for _, count in self._waiting_beams(sequence)])
             if not (passing or sequence.returning):
-                for_chunk = self._blocks_missing(sequence, min(sequence.num_pending, budget))
+                for_chunk = self._blocks_missing(sequence, min(sequence.num_due, budget))
                 missing = min(missing, for_chunk + self._reserve)
             next_key = sequence.keys[len(cached)] if len(cached) < len(sequence.keys) else None
             self._refusal = Refusal(sequence, free - self._pool.num_free + missing, next_key)
@@ -385,7 +388,7 @@ class Scheduler:
     def _copy_beginning(self, sequence: Sequence) -> None:
         """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
         full = sequence.num_computed // self._block_size
-        last = min((full + 1) * self._block_size, len(sequence.tokens) - 1)
+        last = min((full + 1) * self._block_size, len(sequence.tokens) - 1, sequence.request.first_pruning - 1)
         wanted = sequence.tokens[sequence.num_computed : last]
         source, shared = self._pool.begins_like(sequence.keys[full - 1] if full else None, wanted.tobytes())
         if shared >= wanted.itemsize:
@@ -410,7 +413,7 @@ class Scheduler:
         if self._places_needed(sequence) > self._free_places() + sum(map(self._places_needed, worse)):
             return False
         others = self.num_running - len(worse)
-        free = self._pool.num_free + self._pool.num_freed_by([each.blocks for each in worse])
+        free = self._pool.num_free + self._pool.num_freed_by([each.blocks + each.held for each in worse])
         if passing:
             return self._blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * others <= free
         refusal = self._refusal
@@ -426,11 +429,11 @@ class Scheduler:
         )
 
     def _take_blocks(self, sequence: Sequence, count: int, *, whole: bool = False) -> bool:
-        """Gives a sequence the blocks for all its known tokens or, if these are too many and `whole` is false, for its
-        next `count` tokens. Returns whether it did."""
+        """Gives a sequence the blocks for all its known tokens before its next pruning or, if these are too many and
+        `whole` is false, for its next `count` tokens. Returns whether it did."""
         # One spare block for each running sequence: else the next one to need a block would preempt another at once.
         available = self._pool.num_free - self.num_running + (sequence is self._short)
-        missing = self._blocks_missing(sequence, sequence.num_pending)
+        missing = self._blocks_missing(sequence, sequence.num_due)
         beams = self._waiting_beams(sequence)
         if missing + sum([blocks for _, blocks in beams]) <= available:
             for beam, blocks in beams:
@@ -447,7 +450,7 @@ class Scheduler:
 
     def _blocks_missing(self, sequence: Sequence, count: int) -> int:
         """The number of blocks that a sequence lacks for its next `count` tokens."""
-        return self._blocks_for(sequence.num_computed + count) - len(sequence.blocks)
+        return self._blocks_for(sequence.num_cached + count) - len(sequence.blocks)
 
     def _waiting_beams(self, first: Sequence) -> list[tuple[Sequence, int]]:
         """The beams that wait for a first one, and how many blocks each lacks besides those that they share."""
@@ -461,10 +464,11 @@ class Scheduler:
 
     def add_drafts(self, chunk: Chunk, drafts: Iterable[int]) -> None:
         """Lets a chunk that decodes compute drafts of the next tokens too: as many as have room in the blocks that are
-        free beyond one for each running sequence, so that nobody is preempted for them."""
+        free beyond one for each running sequence, so that nobody is preempted for them, before the next pruning."""
         sequence = chunk.sequence
         blocks = len(sequence.blocks) + max(0, self._pool.num_free - self.num_running)
-        taken = tuple(islice(drafts, blocks * self._block_size - sequence.num_computed - 1))
+        room = min(blocks * self._block_size - sequence.num_cached, sequence.next_pruning - sequence.num_computed)
+        taken = tuple(islice(drafts, room - 1))
         missing = self._blocks_missing(sequence, 1 + len(taken))
         sequence.blocks.extend(self._pool.allocate() for _ in range(missing))
         chunk.drafts, chunk.num_tokens = taken, 1 + len(taken)
@@ -477,14 +481,14 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             if sequence.num_computed >= (sequence.num_registered + 1) * self._block_size:
                 self._register(sequence, sequence.num_computed)
-            kept = self._blocks_for(sequence.num_computed)
+            kept = self._blocks_for(sequence.num_cached)
             self._pool.release(sequence.blocks[kept:])
             del sequence.blocks[kept:]
 
     def unwritten_blocks(self, chunk: Chunk) -> array[int]:
         """The blocks that a chunk not computed yet is to write to. Later chunks of the step may share full ones."""
         sequence = chunk.sequence
-        return sequence.blocks[sequence.num_computed // self._block_size :]
+        return sequence.blocks[sequence.num_cached // self._block_size :]
 
     def retract(self, chunks: list[Chunk]) -> None:
         """Takes back chunks that were not computed: the prefix cache forgets the blocks that they were to fill, and the
@@ -500,35 +504,75 @@ class Scheduler:
         """Lets children continue from the parent's computed tokens, in the same blocks.
 
         Each child gets a copy of the last block if it is not full, since it will write to it. Returns the (source,
-        destination) pairs to copy. Children without room wait and are recomputed, like preempted sequences; if they are
-        beams, all of their request's do, and nothing is to be copied.
+        destination) pairs to copy. Children without room wait and are recomputed, like preempted sequences; so do all
+        of a parent that has itself been preempted. If they are beams, all of their request's do, and nothing is to be
+        copied.
         """
         return self._fork(parent, children, parent.num_computed)
 
     def _fork(self, parent: Sequence, children: list[Sequence], num_tokens: int) -> list[tuple[int, int]]:
         """Of so many of the parent's tokens. Children may have known ones beyond these, and blocks for them."""
         pairs: list[tuple[int, int]] = []
-        full = num_tokens // self._block_size
-        partial = parent.blocks[full : self._blocks_for(num_tokens)]
-        places = self._free_places()
+        cached = num_tokens - parent.num_pruned
+        full = cached // self._block_size
+        partial = parent.blocks[full : self._blocks_for(cached)]
+        places = self._free_places() if parent.status is Status.RUNNING else 0
         for child in children:
-            missing = self._blocks_for(len(child.tokens) - 1) - full - len(child.blocks)
+            missing = self._blocks_for(len(child.tokens) - 1 - parent.num_pruned) - full - len(child.blocks)
             if places == 0 or self._pool.num_free < missing:
                 self._requeue(child)
                 if child.request.beams is not None:
                     return []
                 continue
             places -= 1
-            for block in parent.blocks[:full]:
+            for block in parent.blocks[:full] + parent.held:
                 self._pool.share(block)
             child.blocks[:0] = parent.blocks[:full]
+            child.held.extend(parent.held)
             child.blocks.extend(self._pool.allocate() for _ in range(missing))
             pairs += zip(partial, child.blocks[full:], strict=False)
-            child.num_computed = num_tokens
+            child.num_computed, child.num_pruned = num_tokens, parent.num_pruned
+            child.next_pruning = parent.next_pruning
             child.num_registered = min(parent.num_registered, full)
             self._start_running(child)
             self._prefills[child] = None
         return pairs
+
+    def prune(self, sequence: Sequence) -> Turned | None:
+        """Drops the blocks that have fallen out of the window of a sequence that has come to next_pruning. Its sinks go
+        on as copies: the blocks that held them at first may be shared, and the next copies will be made of them again.
+
+        Returns the copies to make, before anything else is done to the blocks; None if all others have been preempted
+        for want of room, and then it too.
+        """
+        pruning, size, blocks = sequence.request.pruning, self._block_size, sequence.blocks
+        assert pruning is not None
+        sinks, pruned = pruning.sink_blocks, pruning.num_pruned(sequence.num_computed)
+        end = sinks + (pruned - sequence.num_pruned) // size
+        if sequence.num_pruned == 0:
+            sequence.held.extend(blocks[:sinks])
+            self._pool.release(blocks[sinks:end])
+        else:
+            self._pool.release(blocks[:end])
+        del blocks[:end]
+        sequence.num_pruned = pruned
+        sequence.next_pruning = pruning.next_point(sequence.num_computed)
+        # Where tokens are computed again, those up to the next pruning are known.
+        missing = max(0, self._blocks_missing(sequence, sequence.num_due) - sinks)
+        if sequence is self._short:
+            self._short = None
+        while self._pool.num_free < sinks + missing:
+            victim = self._victim()
+            self._preempt(victim)
+            if victim is sequence:
+                return None
+        for i in range(sinks):
+            blocks.insert(i, self._pool.allocate())
+        blocks.extend(self._pool.allocate() for _ in range(missing))
+        row = self._rows.get(sequence)
+        if row is not None:
+            self._decodes[row] = Chunk(sequence, 1, decodes=True)
+        return Turned(list(zip(sequence.held, blocks, strict=False)), pruned)
 
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever its state."""
@@ -564,9 +608,10 @@ class Scheduler:
         """Raises IntegrityError unless sequences and blocks agree."""
         running = self.running
         waiting_beams = [beam for sequence in self._prefills for beam, _ in self._waiting_beams(sequence)]
-        self._pool.check_integrity([sequence.blocks for sequence in (*running, *waiting_beams, *self.waiting)])
+        owners = [*running, *waiting_beams, *self.waiting]
+        self._pool.check_integrity([sequence.blocks + sequence.held for sequence in owners])
         for sequence in running:
-            last = sequence.num_computed // self._block_size
+            last = sequence.num_cached // self._block_size
             if any(self._pool.references(block) != 1 for block in sequence.blocks[last:]):
                 raise IntegrityError(f"{sequence.request.request_id}: it shares a block that it will write to")
         self.waiting.check_integrity()
@@ -603,9 +648,10 @@ class Scheduler:
 
     def _register(self, sequence: Sequence, end: int) -> None:
         """Tells the prefix cache of the blocks that are full once the tokens before `end` are computed. Sequences that
-        join in the same step may share them: each layer writes all keys and values before any attention reads them."""
+        join in the same step may share them: each layer writes all keys and values before any attention reads them.
+        What is computed over a pruned cache is not what these tokens stand for."""
         full = end // self._block_size
-        if self._prefix_caching and full > sequence.num_registered:
+        if self._prefix_caching and full > sequence.num_registered and not sequence.num_pruned:
             sequence.make_keys(full, self._block_size)
             for i in range(sequence.num_registered, full):
                 self._pool.register(sequence.blocks[i], sequence.keys[i])
@@ -617,7 +663,7 @@ class Scheduler:
         computed."""
         full = end // self._block_size
         begun = sequence.tokens[full * self._block_size : end]
-        if self._prefix_caching and begun:
+        if self._prefix_caching and begun and not sequence.num_pruned:
             sequence.make_keys(full, self._block_size)
             key = BlockKey.begun(sequence.keys[full - 1] if full else None, begun.tobytes())
             self._pool.register_begun(sequence.blocks[full], key)
@@ -666,7 +712,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         at, self.at = self.at, victim
-        self._register_begun(victim, victim.num_computed)
+        self._register_begun(victim, min(victim.num_computed, len(victim.tokens)))
         self.at = at
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
@@ -689,6 +735,7 @@ class Scheduler:
     def _release(self, sequence: Sequence, *, awaited: bool = False) -> None:
         if copy := self._copies.pop(sequence, None):
             self._pool.release(copy[:1])
-        self._pool.release(sequence.blocks, awaited=awaited)
-        del sequence.blocks[:]
-        sequence.num_computed = sequence.num_registered = 0
+        self._pool.release(sequence.held + sequence.blocks, awaited=awaited)
+        del sequence.blocks[:], sequence.held[:]
+        sequence.num_computed = sequence.num_registered = sequence.num_pruned = 0
+        sequence.next_pruning = sequence.request.first_pruning

@@ -11,6 +11,7 @@ from pybatch.engine.metrics import RequestMetrics
 from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.block_pool import BlockKey, Pin
+from pybatch.engine.scheduling.pruning import NEVER, Pruning
 
 BACKGROUND = 1 << 30
 """The priority from which on work is background work: rows of jobs that run beside interactive requests."""
@@ -34,12 +35,15 @@ class Sequence:
         "cumulative_logprob",
         "detokenizer",
         "finish_reason",
+        "held",
         "index",
         "joined",
         "keys",
         "logprobs",
+        "next_pruning",
         "num_computed",
         "num_passed",
+        "num_pruned",
         "num_registered",
         "paused",
         "priority",
@@ -61,7 +65,10 @@ class Sequence:
         self.status = Status.WAITING
         self.tokens = array("q", request.prompt_token_ids)  # prompt, then output
         self.blocks = array("i")
-        self.num_computed = 0  # tokens whose keys and values are in the blocks
+        self.held = array("i")  # blocks that it needs besides: sinks as they were at first
+        self.num_computed = 0  # tokens whose keys and values are in the blocks, or were and have been pruned
+        self.num_pruned = 0  # of them: a token's place in the blocks is its index less this, its position is its index
+        self.next_pruning = request.first_pruning  # the number of computed tokens at which it is pruned next
         self.keys: list[BlockKey] = []  # in the prefix cache, of the full blocks for which one was needed
         self.num_registered = 0  # leading blocks that the prefix cache knows
         self.queued = 0  # counts up with each sequence that comes to the queue
@@ -79,8 +86,9 @@ class Sequence:
     def reset(self) -> None:
         """Keeps only the tokens. The blocks are not returned to a pool: this is for starting again with a new one."""
         self.status = Status.WAITING
-        del self.blocks[:]
-        self.num_computed = self.num_registered = self.num_passed = 0
+        del self.blocks[:], self.held[:]
+        self.num_computed = self.num_registered = self.num_passed = self.num_pruned = 0
+        self.next_pruning = self.request.first_pruning
         self.returning = False
 
     def branch(self) -> Sequence:
@@ -106,6 +114,16 @@ class Sequence:
     def num_pending(self) -> int:
         """Known tokens that are not computed yet; 1 when decoding."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_due(self) -> int:
+        """Of the pending tokens those before the next pruning, in front of which a chunk ends."""
+        return min(len(self.tokens), self.next_pruning) - self.num_computed
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens whose keys and values are in the blocks."""
+        return self.num_computed - self.num_pruned
 
     @property
     def output(self) -> array[int]:
@@ -139,6 +157,7 @@ class Request:
         "prompt",
         "prompt_logprobs",
         "prompt_token_ids",
+        "pruning",
         "request_id",
         "sequences",
         "stop_ids",
@@ -158,6 +177,7 @@ class Request:
         arrival_time: float,
         priority: int = 0,
         beams: BeamSearch[Sequence] | None = None,
+        pruning: Pruning | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -167,6 +187,7 @@ class Request:
         self.max_total_tokens = max_total_tokens
         self.stop_ids = stop_ids  # end-of-sequence tokens, unless ignored, and stop_token_ids
         self.stream = stream
+        self.pruning = pruning  # of the KV cache
         self.metrics = RequestMetrics(arrival_time, len(prompt_token_ids), num_samples=params.n)
         self.sequences: list[Sequence] = []
         self.beams = beams
@@ -181,6 +202,11 @@ class Request:
     def num_places(self) -> int:
         """How many sequences it comes to."""
         return self.params.n if self.beams is None else self.beams.width
+
+    @property
+    def first_pruning(self) -> int:
+        """The number of tokens up to which keys and values are those of full attention, and may be shared."""
+        return NEVER if self.pruning is None else self.pruning.first_point
 
     def gather(self) -> None:
         """Has its beams wait as one: the first computes what they share before the others go on from there."""

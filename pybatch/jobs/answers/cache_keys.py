@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import Any
 
 from pybatch.engine import SamplingParams
+from pybatch.engine.kv_policies import KvPolicy, as_json
 from pybatch.engine.request_params import as_int64
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE
 
@@ -81,6 +82,8 @@ def _is_greedy(params: SamplingParams) -> bool:
 
 def _plain(value: Any, default: object) -> Any:
     """The same for equal values of a field: 1, 1.0 and numpy's, and sets in whatever order."""
+    if isinstance(value, KvPolicy):
+        return as_json(value)
     if isinstance(value, dict):
         return sorted((int(token), float(bias)) for token, bias in value.items())
     if isinstance(value, (list, tuple)):

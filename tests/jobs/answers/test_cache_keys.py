@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pybatch import SamplingParams
+from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.engine.sampling_params import RequestOutputKind
 from pybatch.jobs.answers.cache_keys import CacheKeys
 
@@ -38,6 +39,7 @@ OTHER: dict[str, Any] = {
     "allowed_token_ids": [3],
     "bad_words": ["x"],
     "speculate": False,
+    "kv_policy": {"type": "streaming_llm"},
 }
 NO_ANSWER_DEPENDS_ON = {"output_kind", "speculate"}
 DRAWS = {"temperature", "top_p", "top_k", "min_p", "seed"}
@@ -59,6 +61,7 @@ def test_every_parameter_that_an_answer_depends_on_is_in_the_key(name: str) -> N
 def test_the_same_request_has_the_same_key_however_it_is_put() -> None:
     assert key(temperature=1, seed=1) == key(temperature=1.0, seed=np.int64(1 + 2**40) - 2**40)
     assert key(seed=-5) == key(seed=2**64 - 5)
+    assert key(seed=1, kv_policy=StreamingLLM()) == key(seed=1, kv_policy={"type": "streaming_llm", "sinks": 4})
     assert key(seed=1, stop="x", stop_token_ids=[3, 2]) == key(seed=1, stop=["x"], stop_token_ids=[2, np.int32(3), 2])
     assert key(seed=1, logit_bias={3: 1, 4: 2}) == key(seed=1, logit_bias={4: 2.0, np.int64(3): 1.0})
     assert (

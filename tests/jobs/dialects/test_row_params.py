@@ -20,7 +20,7 @@ def test_every_field_counts_at_the_top_and_other_names_are_data() -> None:
         "stop_token_ids": [3], "ignore_eos": True, "max_tokens": 5, "logprobs": 2, "presence_penalty": 1,
         "frequency_penalty": 1, "repetition_penalty": 1.1, "allowed_token_ids": [1], "bad_words": ["b"],
         "truncate_prompt_tokens": 9, "include_stop_str_in_output": True, "skip_special_tokens": False,
-        "prompt_logprobs": 1, "detokenize": True, "speculate": False,
+        "prompt_logprobs": 1, "detokenize": True, "speculate": False, "kv_policy": {"type": "streaming_llm"},
     }  # fmt: skip
     assert row.keys() == NAMES - {"logit_bias"}
     assert row_params({**row, "max_token": 3, "output_kind": "x", "prompt": "p"}) == row

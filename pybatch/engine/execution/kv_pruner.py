@@ -1,0 +1,49 @@
+"""Prunes KV caches: what the scheduler has decided, done to the blocks' contents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pybatch import ops
+from pybatch.engine.execution.kv_cache import KvCache
+from pybatch.engine.scheduling.pruning import Turned
+from pybatch.engine.scheduling.scheduler import Scheduler
+from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.model.decoder import Decoder
+
+
+class KvPruner:
+    """rotary: the model's table of positions."""
+
+    def __init__(self, kv_cache: KvCache, rotary: Tensor) -> None:
+        self._kv_cache = kv_cache
+        self._rotary = rotary
+
+    def prune(self, scheduler: Scheduler, sequence: Sequence) -> None:
+        """Prunes a sequence that has come to next_pruning; what it drops is free at once."""
+        turned = scheduler.prune(sequence)
+        if turned is not None:
+            self._turn(turned)
+
+    def _turn(self, turned: Turned) -> None:
+        if not turned.copies:
+            return
+        self._kv_cache.copy_blocks(turned.copies)
+        device = self._rotary.device
+        blocks = torch.tensor([copy for _, copy in turned.copies], device=device)
+        # The table's entries may be scaled (YaRN's attention factor), as the keys are already.
+        angles = (self._rotary[turned.distance] / self._rotary[0, 0]).expand(len(blocks), -1).contiguous()
+        for cache in self._kv_cache.layers:
+            ops.rotate_keys(*cache, blocks, angles)
+
+
+def no_pruning(decoder: Decoder, kv_cache: KvCache) -> str | None:
+    """Why this model's KV caches cannot be pruned; None if they can."""
+    if any(layer.window for layer in decoder.layers):
+        return "the model has sliding windows, which count the tokens in the cache"
+    if decoder.device.type != "cpu":
+        return "KV caches are pruned on CPUs only"
+    if kv_cache.layers[0].k.dtype == torch.uint8:
+        return "KV caches of int4 are not pruned"
+    return None

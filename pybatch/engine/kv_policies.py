@@ -1,0 +1,78 @@
+"""Which tokens a request keeps in its KV cache: all of them, or fewer by one of these methods."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral
+from typing import Any, Literal
+
+from pybatch.engine.arguments import expect_known
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingLLM:
+    """Attention sinks and a window of the latest tokens (StreamingLLM, Xiao et al. 2023).
+
+    sinks: of the first tokens, kept for good, rounded up to whole blocks. window: a token sees at least so many of the
+    latest tokens, itself included, and at most a block's more, since whole blocks are dropped.
+
+    The prompt is computed with full attention; what the window leaves is dropped at its end, and then whenever another
+    block has fallen out. Positions are those in the cache, as in the paper: RoPE makes attention depend on distances
+    alone, so tokens of the window keep their keys, and the sinks' are turned, from the keys that they had at first, by
+    the number of dropped tokens. The request's length is still bounded by max_model_len.
+    """
+
+    sinks: int = 4
+    window: int = 1024
+    type: Literal["streaming_llm"] = field(default="streaming_llm", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _expect_counts(self, sinks=0, window=1)
+
+
+KvPolicy = StreamingLLM
+POLICIES: dict[str, type[KvPolicy]] = {"streaming_llm": StreamingLLM}
+"""By their type, as JSON has it."""
+
+
+def kv_policy(value: Any) -> KvPolicy | None:
+    """The policy that a value stands for: one of those above, None, or an object as JSON has it, such as
+    {"type": "streaming_llm", "window": 512}. Raises ValueError for any other."""
+    if value is None or isinstance(value, KvPolicy):
+        return value
+    names = ", ".join(map(repr, POLICIES))
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"kv_policy: expected None, an object with a type of {names}, or its class, got {_short(value)}"
+        )
+    given = dict(value)
+    name = given.pop("type", None)
+    if not isinstance(name, str) or name not in POLICIES:
+        raise ValueError(f"kv_policy: expected a type of {names}, got {_short(name)}")
+    policy = POLICIES[name]
+    try:
+        expect_known(name, given, [field.name for field in fields(policy) if field.init])
+        return policy(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"kv_policy: {error}") from None
+
+
+def as_json(value: Any) -> dict[str, Any] | None:
+    """The one object that stands for a value that kv_policy takes."""
+    policy = kv_policy(value)
+    return None if policy is None else asdict(policy)
+
+
+def _expect_counts(policy: Any, **least: int) -> None:
+    for name, low in least.items():
+        value = getattr(policy, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) < 2**31:
+            expected = f"an integer of at least {low} and below 2**31"
+            raise ValueError(f"{type(policy).__name__}: {name}: expected {expected}, got {_short(value)}")
+        object.__setattr__(policy, name, int(value))  # numpy's too
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
