@@ -59,6 +59,9 @@ class EngineConfig:
         "Speculative decoding, which changes no output: a dict, or JSON, with method (ngram, suffix or draft_model), "
         "num_speculative_tokens and what SpeculativeConfig has besides.",
     ] = None
+    structured_outputs_timeout: Annotated[
+        float, "The most seconds that a request's schema, regular expression or grammar may take to compile."
+    ] = 10.0
 
     def __post_init__(self) -> None:
         if self.speculative_config is not None:
@@ -76,6 +79,9 @@ class EngineConfig:
         for name in ("enable_prefix_caching", "predict_lengths"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        seconds = self.structured_outputs_timeout
+        if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds <= 3600:
+            raise ValueError(f"structured_outputs_timeout: expected seconds, above 0 and at most 3600, got {seconds!r}")
         for name, choices in (
             ("block_size", BLOCK_SIZES),
             ("kv_cache_dtype", get_args(KvCacheDType)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 
 from pybatch.engine.computing import Computed, StepComputer
 from pybatch.engine.config import EngineConfig
@@ -12,6 +13,7 @@ from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
+from pybatch.engine.grammars import GrammarQueue
 from pybatch.engine.intake import Intake
 from pybatch.engine.make_scheduler import make_scheduler
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
@@ -21,6 +23,7 @@ from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.scheduler import Chunk
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.speculation.make import make_speculator
+from pybatch.engine.structured.compiler import GrammarCompiler
 from pybatch.engine.updating import TokenUpdater
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import in_neutral_torch
@@ -66,7 +69,8 @@ class Engine:
             max_blocks=-(-self.max_model_len // config.block_size),
             max_drafts=0 if config.speculation is None else config.speculation.num_speculative_tokens,
         )
-        sampler = Sampler((lambda token: None) if tokenizer is None else tokenizer.token_text)
+        decode_token = (lambda token: None) if tokenizer is None else tokenizer.token_text
+        sampler = Sampler(decode_token, decoder.config.vocab_size, decoder.device)
         self._computer = StepComputer(runner, sampler)
         self._speculator = make_speculator(
             config,
@@ -92,6 +96,15 @@ class Engine:
         self._room = self._intake.room
         self._pruner = KvPruner(self._kv_cache, decoder.rotary)
         self.metrics = EngineMetrics(self.num_kv_blocks)
+        self._grammars = GrammarQueue(
+            partial(
+                GrammarCompiler,
+                tokenizer,
+                vocab_size=decoder.config.vocab_size,
+                eos_ids=self._eos_ids,
+                seconds=config.structured_outputs_timeout,
+            )
+        )
         self._requests: dict[str, Request] = {}
         self._ready: list[RequestOutput] = []
         self._began_again = False  # all unfinished requests, and none has ended since
@@ -148,7 +161,10 @@ class Engine:
             arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
             priority=priority,
         )
-        self._scheduler.add(request.sequences[0])
+        if request.awaits_grammar:
+            self._grammars.add(request)
+        else:
+            self._scheduler.add(request.sequences[0])
         self._requests[request_id] = request
 
     def pin_prefix(self, request_id: str, prompt_token_ids: list[int]) -> Pin:
@@ -235,8 +251,8 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Samples that wait for a place in the batch: new ones, and those that were preempted."""
-        return len(self._scheduler.waiting)
+        """Samples that wait for a place in the batch, or for their grammar: new ones, and those that were preempted."""
+        return len(self._scheduler.waiting) + len(self._grammars)
 
     @property
     def num_kv_blocks_used(self) -> int:
@@ -267,6 +283,8 @@ class Engine:
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids
         )
         for request in self._requests.values():
+            if request.awaits_grammar:
+                continue
             if request.beams is not None:
                 request.gather()
             for sequence in request.sequences:
@@ -281,6 +299,7 @@ class Engine:
     def _step(self) -> None:
         begin = time.perf_counter()
         preemptions = self._scheduler.num_preemptions
+        self._take_grammars()
         chunks = self._schedule()
         if copies := self._scheduler.take_copies():
             self._kv_cache.copy_blocks(copies)
@@ -304,6 +323,17 @@ class Engine:
             run_time=computed.run_time,
             sample_time=time.perf_counter() - scheduled - computed.run_time,
         )
+
+    def _take_grammars(self) -> None:
+        """Schedules the requests whose grammars have been compiled, and ends those whose have failed."""
+        for request, error in self._grammars.take():
+            if self._requests.get(request.request_id) is not request:  # aborted meanwhile
+                continue
+            if error is None:
+                self._scheduler.add(request.sequences[0])
+            else:
+                self._updater.fail(request, error, "invalid_request")
+                self._ready.append(self._output(request))
 
     def _schedule(self) -> list[Chunk]:
         """The next step's chunks. A request that makes the scheduler raise ends with that error. Scheduling may have
@@ -390,7 +420,7 @@ class Engine:
             metrics=metrics,
             error=request.error,
             num_cached_tokens=metrics.num_cached_tokens,
-            error_code=None if request.error is None else "server_error",
+            error_code=None if request.error is None else request.error_code,
         )
         if finished:
             self._end_pin(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from operator import attrgetter
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pybatch.engine.beams import EarlyStopping
 from pybatch.engine.kv_policies import POLICIES, KvPolicy, kv_policy
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE, RequestOutputKind, SamplingParams
+from pybatch.engine.structured.params import StructuredOutputsParams
 
 FLOAT32_LEAST, FLOAT32_MOST = 2.0**-126, float(np.finfo(np.float32).max)
 
@@ -19,7 +21,7 @@ Encode = Callable[[str], list[int]]
 """Text to token ids, without special tokens."""
 
 _FIELDS = [field.name for field in fields(SamplingParams)]
-_PLAIN = frozenset({bool, int, float, str, type(None), RequestOutputKind, *POLICIES.values()})
+_PLAIN = frozenset({bool, int, float, str, type(None), RequestOutputKind, StructuredOutputsParams, *POLICIES.values()})
 _values: Callable[[SamplingParams], tuple[object, ...]] = attrgetter(*_FIELDS)
 
 
@@ -44,7 +46,7 @@ class RequestParams:
     penalizes: bool
     """A penalty is not neutral."""
     adjusts: bool
-    """A penalty, bias, bad word or disallowed token changes the logits at every token, besides min_tokens."""
+    """A penalty, bias or bad word changes the logits at every token, besides min_tokens."""
     seed: int | None
     """As an int64."""
     stop_strings: tuple[str, ...]
@@ -60,13 +62,14 @@ class RequestParams:
     include_stop_str_in_output: bool
     output_kind: RequestOutputKind
     logit_bias: dict[int, float]
-    disallowed: NDArray[np.bool_] | None
-    """[vocab], of allowed_token_ids: the others."""
+    allowed: NDArray[np.int32] | None
+    """[ceil(vocab / 32)], allowed_token_ids as a bit set."""
     bad_words: tuple[tuple[int, ...], ...]
     """As token ids; of each the last is not drawn after the others."""
     truncate_prompt_tokens: int | None
     speculate: bool
     kv_policy: KvPolicy | None
+    structured_outputs: StructuredOutputsParams | None
 
 
 def plain_values(params: SamplingParams) -> tuple[object, ...] | None:
@@ -101,6 +104,8 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
         expect_in_vocabulary(name, ids or (), vocab_size)
     if params.stop_strings and encode is None:
         raise ValueError("stop: expected no stop strings, since the engine has no tokenizer")
+    if params.structured_outputs is not None:
+        _expect_structure(has_tokenizer=encode is not None)
     if params.bad_words and encode is None:
         raise ValueError("bad_words: expected none, since the engine has no tokenizer")
     bad_words = () if not params.bad_words or encode is None else _token_sequences(params.bad_words, encode, vocab_size)
@@ -126,7 +131,7 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
         frequency_penalty=float(params.frequency_penalty),
         repetition_penalty=repetition,
         penalizes=penalizes,
-        adjusts=penalizes or bool(logit_bias) or bool(bad_words) or allowed is not None,
+        adjusts=penalizes or bool(logit_bias) or bool(bad_words),
         seed=None if params.seed is None else as_int64(int(params.seed)),
         stop_strings=params.stop_strings,
         stop_token_ids=stop_token_ids,
@@ -140,12 +145,20 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
         include_stop_str_in_output=bool(params.include_stop_str_in_output),
         output_kind=params.output_kind,
         logit_bias=logit_bias,
-        disallowed=None if allowed is None else _all_but(allowed, vocab_size),
+        allowed=None if allowed is None else _bit_set(allowed, vocab_size),
         bad_words=bad_words,
         truncate_prompt_tokens=None if params.truncate_prompt_tokens is None else int(params.truncate_prompt_tokens),
         speculate=bool(params.speculate),
         kv_policy=kv_policy(params.kv_policy),
+        structured_outputs=params.structured_outputs,
     )
+
+
+def _expect_structure(*, has_tokenizer: bool) -> None:
+    if not has_tokenizer:
+        raise ValueError("structured_outputs: expected none, since the engine has no tokenizer")
+    if find_spec("llguidance") is None:
+        raise ValueError("structured_outputs: needs the package llguidance: pip install 'pybatch[structured]'")
 
 
 def as_int64(value: int) -> int:
@@ -164,10 +177,10 @@ def _count(logprobs: int | None, vocab_size: int) -> int | None:
     return None if logprobs is None else vocab_size if logprobs == -1 else min(int(logprobs), vocab_size)
 
 
-def _all_but(allowed: Iterable[int], vocab_size: int) -> NDArray[np.bool_]:
-    disallowed = np.ones(vocab_size, np.bool_)
-    disallowed[list(allowed)] = False
-    return disallowed
+def _bit_set(tokens: Iterable[int], vocab_size: int) -> NDArray[np.int32]:
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
+    bits[list(tokens)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def _token_sequences(words: Iterable[str], encode: Encode, vocab_size: int) -> tuple[tuple[int, ...], ...]:

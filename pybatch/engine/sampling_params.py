@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral, Real
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pybatch.engine.arguments import suggest_names
 from pybatch.engine.kv_policies import KvPolicy, kv_policy
+from pybatch.engine.structured.params import StructuredOutputsParams
 
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is greedy
 MAX_SAMPLES = 16384  # of one request, as in vLLM
@@ -61,6 +62,8 @@ class SamplingParams:
     speculate: False: without drafts, where the engine has a speculative_config. The output is the same.
     kv_policy: None keeps all tokens in the KV cache; else which are kept: StreamingLLM(...), or the same as an object,
         {"type": "streaming_llm", ...}.
+    structured_outputs: what the output has to look like; a dict of its fields will do. A sequence ends with reason
+        "stop" where nothing can follow, without an end-of-sequence token and whatever min_tokens.
     """
 
     n: int = 1
@@ -93,6 +96,7 @@ class SamplingParams:
     early_stopping: bool | Literal["never"] = False
     speculate: bool = True
     kv_policy: KvPolicy | dict[str, Any] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     VLLM_ONLY: ClassVar[dict[str, tuple[Any, ...]]] = {  # by name, the values that ask for nothing
         "extra_args": (None, {}),
@@ -107,7 +111,6 @@ class SamplingParams:
         "skip_reading_prefix_cache": (None, False),
         "spaces_between_special_tokens": (True,),
         "stream_interval": (None, 1),
-        "structured_outputs": (None,),
         "thinking_token_budget": (None, -1),
     }
 
@@ -146,6 +149,10 @@ class SamplingParams:
                 self._fail(name, "True or False", getattr(self, name))
         if not isinstance(self.output_kind, RequestOutputKind):
             self._fail("output_kind", "a RequestOutputKind", self.output_kind)
+        if isinstance(self.structured_outputs, Mapping):
+            self.structured_outputs = StructuredOutputsParams(**self.structured_outputs)
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            self._fail("structured_outputs", "StructuredOutputsParams or a dict of them", self.structured_outputs)
         self._check_beams()
         try:
             self.kv_policy = kv_policy(self.kv_policy)
@@ -171,6 +178,8 @@ class SamplingParams:
 
     def _check_beams(self) -> None:
         self._number("length_penalty", -10, 10)
+        if self.use_beam_search and self.structured_outputs is not None:
+            self._fail("structured_outputs", "None with use_beam_search", self.structured_outputs)
         if not _is_bool(self.early_stopping) and self.early_stopping != "never":
             self._fail("early_stopping", "True, False or 'never'", self.early_stopping)
         if self.best_of is not None and self.use_beam_search:

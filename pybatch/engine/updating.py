@@ -9,9 +9,9 @@ from pybatch.engine.computing import Computed
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.kv_pruner import KvPruner
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
 from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Sequence, Status
+from pybatch.engine.structured.grammar import GrammarError
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -72,7 +72,7 @@ class TokenUpdater:
                 self._metrics.first_token(request.metrics, background=request.priority >= BACKGROUND)
             try:
                 if token < 0:
-                    raise ArithmeticError(no_token(request.params))
+                    raise no_token(sequence)
                 if request.beams is not None:
                     searches[request] = None
                     continue
@@ -80,7 +80,8 @@ class TokenUpdater:
                 if logprobs is not None:
                     sequence.logprobs.append(logprobs)
                     sequence.cumulative_logprob += logprobs[token].logprob
-                if token in request.stop_ids or len(tokens) >= request.max_total_tokens:
+                ended = sequence.matcher is not None and token not in request.stop_ids and sequence.matcher.ends(token)
+                if ended or token in request.stop_ids or len(tokens) >= request.max_total_tokens:
                     self._end(sequence)
                 if sequence.detokenizer is not None or sequence.finish_reason is not None:
                     self._update_text(sequence)
@@ -130,13 +131,16 @@ class TokenUpdater:
         if token in request.stop_ids:
             sequence.finish_reason = "stop"
             sequence.stop_reason = None if token in self._eos_ids and not request.params.ignore_eos else token
+        elif sequence.matcher is not None and sequence.matcher.ended:
+            sequence.finish_reason = "stop"
         else:
             sequence.finish_reason = "length"
 
     def _update_text(self, sequence: Sequence) -> None:
         """Takes the newest token into the text, or all of them at the end where there is no detokenizer."""
         request, params, detokenizer = sequence.request, sequence.request.params, sequence.detokenizer
-        hidden = 1 if sequence.finish_reason == "stop" and not params.include_stop_str_in_output else 0
+        stopped = sequence.finish_reason == "stop" and sequence.tokens[-1] in request.stop_ids
+        hidden = 1 if stopped and not params.include_stop_str_in_output else 0
         if detokenizer is not None:
             last, newest = sequence.finish_reason is not None, sequence.tokens[-1:][hidden:]
             if detokenizer.add(newest, last=last, include_stop=params.include_stop_str_in_output):
@@ -212,9 +216,9 @@ class TokenUpdater:
             if request.forked and branches:  # not if an earlier one had no room, so that all wait
                 self._kv_cache.copy_blocks(self._scheduler.fork(parent, branches[1:]))
 
-    def fail(self, request: Request, error: str) -> None:
-        """Ends all samples of a request with this error."""
-        request.error = error
+    def fail(self, request: Request, error: str, code: str = "server_error") -> None:
+        """Ends all samples of a request with this error. code: as RequestOutput.error_code."""
+        request.error, request.error_code = error, code
         for sequence in request.sequences:
             if sequence.status is not Status.FINISHED:
                 sequence.finish_reason = "error"
@@ -229,9 +233,16 @@ def _number(request: Request) -> None:
         sequence.index = index
 
 
-def no_token(params: RequestParams) -> str:
+def no_token(sequence: Sequence) -> Exception:
     """Why none could be drawn."""
-    reason = "the model's logits are not finite"
-    if params.disallowed is None and not params.bad_words and not params.min_tokens:
-        return reason
-    return f"allowed_token_ids, bad_words and min_tokens leave no token to draw, or {reason}"
+    if sequence.matcher is not None and sequence.matcher.error:
+        return GrammarError(f"structured_outputs: {sequence.matcher.error}")
+    params, reason = sequence.request.params, "the model's logits are not finite"
+    given = {
+        "structured_outputs": params.structured_outputs is not None,
+        "allowed_token_ids": params.allowed is not None,
+        "bad_words": bool(params.bad_words),
+        "min_tokens": params.min_tokens > 0,
+    }
+    named = " and ".join(name for name, is_given in given.items() if is_given)
+    return ArithmeticError(f"{named} leave no token to draw, or {reason}" if named else reason)

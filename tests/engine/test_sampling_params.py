@@ -82,8 +82,8 @@ def test_what_only_vllm_has_passes_if_it_asks_for_nothing() -> None:
     assert SamplingParams(skip_clone=True, logits_processors=None) == SamplingParams()  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="SamplingParams: thinking_token_budget = 3: known in vLLM, not here"):
         SamplingParams(thinking_token_budget=3)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"structured_outputs = .*: known in vLLM, not here"):
-        SamplingParams(max_tokens=3, structured_outputs={"json": "{}"})  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"guided_decoding = .*: known in vLLM, not here"):
+        SamplingParams(max_tokens=3, guided_decoding={"json": "{}"})  # type: ignore[call-arg]
 
 
 def test_a_clone_shares_nothing() -> None:

@@ -10,6 +10,7 @@ from pybatch.api.protocols.anthropic_messages import read_messages, read_tools
 from pybatch.api.protocols.fields import expect_fields, expect_given, expect_type, flag
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.api.protocols.response_format import output_structure
 from pybatch.api.protocols.sampling import expect_params
 from pybatch.api.vllm_names import ANYTHING
 
@@ -25,6 +26,8 @@ class PromptFields(TypedDict, total=False):
     system: str | list[dict[str, Any]] | None
     tools: list[dict[str, Any]] | None
     tool_choice: dict[str, Any] | None
+    output_config: dict[str, Any] | None
+    output_format: dict[str, Any] | None
 
 
 class MessageFields(PromptFields, total=False):
@@ -42,7 +45,6 @@ class MessageFields(PromptFields, total=False):
 PROMPT_ASKING_NOTHING: dict[str, Collection[Any]] = {
     **dict.fromkeys(("cache_control", "speed"), ANYTHING),
     "thinking": ({"type": "disabled"},),
-    "output_config": ({},),
 }
 ASKING_NOTHING: dict[str, Collection[Any]] = {
     **PROMPT_ASKING_NOTHING,
@@ -66,6 +68,7 @@ def message_request(body: Any) -> Generation:
         raise RequestError(
             f"temperature: expected a number from 0 to 1, got {params['temperature']}", "invalid_value", "temperature"
         )
+    params |= output_structure(body)
     expect_params(params)
     return Generation((conversation(body),), params)
 

@@ -11,6 +11,7 @@ from pybatch.api.protocols.fields import expect_fields, expect_given, expect_typ
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.messages import expect_messages, expect_unicode
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.api.protocols.response_format import StructureFields, structure
 from pybatch.api.protocols.sampling import expect_params, token_biases
 from pybatch.api.vllm_names import ANYTHING
 from pybatch.engine.sampling_params import SamplingParams
@@ -43,7 +44,6 @@ CHAT_ASKING_NOTHING: dict[str, Collection[Any]] = {
     "audio": (),
     "modalities": (["text"],),
     "moderation": (),
-    "response_format": ({"type": "text"},),
     "verbosity": ("medium",),
     "web_search_options": (),
     "functions": ([],),
@@ -58,12 +58,11 @@ COMPLETION_ASKING_NOTHING: dict[str, Collection[Any]] = {
     **ASKING_NOTHING,
     "suffix": ("",),
     "add_special_tokens": (True,),
-    "response_format": ({"type": "text"},),
     "prompt_embeds": (),
 }
 
 
-class ChatFields(TypedDict, total=False):
+class ChatFields(StructureFields, total=False):
     """Of a body for /v1/chat/completions, besides SAMPLING."""
 
     model: Required[str]
@@ -83,7 +82,7 @@ class ChatFields(TypedDict, total=False):
     reasoning_effort: Any
 
 
-class CompletionFields(TypedDict, total=False):
+class CompletionFields(StructureFields, total=False):
     """Of a body for /v1/completions, besides SAMPLING."""
 
     model: Required[str]
@@ -193,7 +192,7 @@ def sampling(body: Mapping[str, Any]) -> dict[str, Any]:
     params = {name: body[name] for name in SAMPLING & body.keys() if body[name] is not None}
     if "logit_bias" in params:
         params["logit_bias"] = token_biases(params["logit_bias"])
-    return params
+    return params | structure(body)
 
 
 def count(name: str, value: Any) -> int:

@@ -23,8 +23,10 @@ def merged(params: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
         return params
     try:
         return SamplingParams(**{**{name: getattr(params, name) for name in _FIELDS}, **given})
-    except ValueError as error:
-        message = str(error).removeprefix("SamplingParams: ")
+    except (ValueError, TypeError) as error:  # the latter of an unknown name in structured_outputs
+        message = (
+            str(error).removeprefix("SamplingParams: ").replace("StructuredOutputsParams: ", "structured_outputs: ")
+        )
         name = message.partition(":")[0]
         raise RequestError(message, "invalid_value", name if name in NAMES else None) from None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.engine.beams import Candidates
+from pybatch.engine.execution.masks import BatchMasks
 from pybatch.engine.outputs import TokenLogprobs, logprobs_entry
 from pybatch.engine.request_params import as_int64
 from pybatch.engine.scheduling.sequence import Sequence
@@ -21,8 +22,9 @@ from pybatch.engine.scheduling.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Per row: the token, -1 if its logits are not finite, and its log-probabilities if they were asked for. Of the
-    rows that are beams, by row: the candidates that their search chooses from, in place of the token."""
+    """Per row: the token, -1 if its logits are not finite or its mask allows none, and its log-probabilities if they
+    were asked for. Of the rows that are beams, by row: the candidates that their search chooses from, in place of the
+    token."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
@@ -36,17 +38,23 @@ class Sampler:
     if all drafts up to that one are right. Then it is the very token that would be drawn without drafts.
     """
 
-    def __init__(self, decode_token: Callable[[int], str | None]) -> None:
+    def __init__(self, decode_token: Callable[[int], str | None], vocab_size: int, device: torch.device) -> None:
         self._decode_token = decode_token
-        self._batch = Batch([], torch.device("cpu"))
+        self._vocab_size = vocab_size
+        self._device = device
+        self._batch = Batch([], device)
+
+    def _batch_of(self, sequences: list[Sequence]) -> Batch:
+        if sequences != self._batch.sequences:
+            masks = BatchMasks(sequences, self._vocab_size, self._device)
+            self._batch = Batch(sequences, self._device, masks)
+        return self._batch
 
     def sample(self, logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None = None) -> Samples:
         """One token a row. logits: [rows, vocab] float32, changed where a sequence asks for it. drafts: of each row,
         those between the sequence's tokens and the token that is drawn; None: none of any.
         """
-        batch = self._batch
-        if sequences != batch.sequences:
-            self._batch = batch = Batch(sequences, logits.device)
+        batch = self._batch_of(sequences)
         before = drafts or [()] * len(sequences)
         wanted, adjusted = batch.with_logprobs, batch.adjusted(before)
         raw = logits[wanted] if wanted and (any(adjusted) or len(wanted) < len(sequences)) else logits
@@ -85,14 +93,15 @@ def sample_seed(request_seed: int, index: int) -> int:
 
 
 class Batch:
-    """What is the same in every step with the same sequences."""
+    """What is the same in every step with the same sequences. masks: None: all tokens may be drawn."""
 
-    def __init__(self, sequences: list[Sequence], device: torch.device) -> None:
+    def __init__(self, sequences: list[Sequence], device: torch.device, masks: BatchMasks | None = None) -> None:
         self.sequences = sequences.copy()
+        self._masks = masks
         params = [sequence.request.params for sequence in sequences]
         self.beams = [row for row, p in enumerate(params) if p.beam_width]
         self.with_logprobs = [row for row, p in enumerate(params) if p.logprobs is not None and not p.beam_width]
-        self._adjusted = [p.adjusts for p in params]
+        self._adjusted = [p.adjusts or (bool(p.beam_width) and p.allowed is not None) for p in params]
         self._with_min_tokens = [row for row, p in enumerate(params) if p.min_tokens > 0]
         self._device = device
         self._params: tuple[Tensor, ...] | None = None
@@ -116,11 +125,12 @@ class Batch:
         return adjusted
 
     def draw(self, logits: Tensor, drafts: list[tuple[int, ...]]) -> Tensor:
+        masks = {"masks": self._masks.fill(drafts), "mask_rows": self._masks.rows} if self._masks else {}
         if self._params is None:
-            return ops.sample(logits, *_greedy(len(self.sequences), self._device))
+            return ops.sample(logits, *_greedy(len(self.sequences), self._device), **masks)
         temperature, top_k, top_p, min_p, seeds = self._params
         lengths = [len(sequence.tokens) + len(more) for sequence, more in zip(self.sequences, drafts, strict=True)]
-        return ops.sample(logits, temperature, top_k, top_p, min_p, seeds, _ints(lengths, self._device))
+        return ops.sample(logits, temperature, top_k, top_p, min_p, seeds, _ints(lengths, self._device), **masks)
 
 
 @lru_cache(maxsize=256)
@@ -148,12 +158,21 @@ def _candidates(
             _, _, likeliest, logprob = ops.token_logprobs(values, any_token, 1)
             values -= values.gather(1, likeliest) - logprob
             _adjust(values, some, [()] * len(rows), [True] * len(rows))
+            _forbid(values, some)
         count = min(max(_num_candidates(each) for each in some), logits.shape[1])
         _, _, ids, logprobs = ops.token_logprobs(values, any_token, count)
         if changed:
             logprobs = values.gather(1, ids)
         found.update(zip(rows, map(Candidates, ids.tolist(), logprobs.tolist()), strict=True))
     return found
+
+
+def _forbid(logits: Tensor, sequences: list[Sequence]) -> None:
+    """Sets the logits of tokens that are not among a sequence's allowed ones to -inf, as a mask does for a draw."""
+    for row, sequence in zip(logits, sequences, strict=True):
+        if (allowed := sequence.request.params.allowed) is not None:
+            bits = np.unpackbits(allowed.view(np.uint8), count=len(row), bitorder="little")
+            row.masked_fill_(torch.from_numpy(bits == 0).to(logits.device), -torch.inf)
 
 
 def _num_candidates(beam: Sequence) -> int:
@@ -164,17 +183,14 @@ def _num_candidates(beam: Sequence) -> int:
 
 
 def _adjust(logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]], adjusted: list[bool]) -> None:
-    """Penalties, biases, allowed tokens, bad words and min_tokens; rows that ask for none of these are left as they
-    are."""
+    """Penalties, biases, bad words and min_tokens; rows that ask for none of these are left as they are."""
     repetition, presence, frequency = [], [], []
     histories: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     history_start, output_start, bias_start = [0], [], [0]
     bias_ids: list[int] = []
     bias_values: list[float] = []
-    for row, (sequence, more, is_adjusted) in enumerate(zip(sequences, drafts, adjusted, strict=True)):
+    for sequence, more, is_adjusted in zip(sequences, drafts, adjusted, strict=True):
         params = sequence.request.params
-        if params.disallowed is not None:
-            logits[row].masked_fill_(torch.from_numpy(params.disallowed).to(logits.device), -torch.inf)
         repetition.append(params.repetition_penalty)
         presence.append(params.presence_penalty)
         frequency.append(params.frequency_penalty)

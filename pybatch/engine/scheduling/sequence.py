@@ -12,6 +12,7 @@ from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.block_pool import BlockKey, Pin
 from pybatch.engine.scheduling.pruning import NEVER, Pruning
+from pybatch.engine.structured.matcher import Matcher
 
 BACKGROUND = 1 << 30
 """The priority from which on work is background work: rows of jobs that run beside interactive requests."""
@@ -40,6 +41,7 @@ class Sequence:
         "joined",
         "keys",
         "logprobs",
+        "matcher",
         "next_pruning",
         "num_computed",
         "num_passed",
@@ -79,6 +81,7 @@ class Sequence:
         self.logprobs: list[TokenLogprobs] = []
         self.cumulative_logprob = 0.0
         self.detokenizer = detokenizer
+        self.matcher: Matcher | None = None  # from the first token on that a grammar tells
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
@@ -147,7 +150,9 @@ class Request:
         "beams",
         "delivered",
         "error",
+        "error_code",
         "forked",
+        "grammar",
         "max_total_tokens",
         "metrics",
         "num_shared",
@@ -196,7 +201,14 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         self.error: str | None = None
         self.pin: Pin | None = None  # is to keep the prompt's blocks when they are computed
+        self.error_code = "server_error"
+        self.grammar: Matcher | None = None  # at its beginning, once it is compiled
         self.delivered = [(0, 0)] * params.n  # of each sample the tokens and characters that are out, where deltas are
+
+    @property
+    def awaits_grammar(self) -> bool:
+        """Whether it cannot be scheduled yet."""
+        return self.params.structured_outputs is not None and self.grammar is None
 
     @property
     def num_places(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from hashlib import blake2b
 from json import dumps
 from operator import attrgetter
@@ -14,6 +14,7 @@ from pybatch.engine import SamplingParams
 from pybatch.engine.kv_policies import KvPolicy, as_json
 from pybatch.engine.request_params import as_int64
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE
+from pybatch.engine.structured.params import StructuredOutputsParams
 
 _DRAWS = {"temperature", "top_p", "top_k", "min_p"}  # without effect where greedy
 _IN_COMMON = [  # mostly, by many rows; the others have no effect on an answer or are looked at for each row
@@ -84,6 +85,8 @@ def _plain(value: Any, default: object) -> Any:
     """The same for equal values of a field: 1, 1.0 and numpy's, and sets in whatever order."""
     if isinstance(value, KvPolicy):
         return as_json(value)
+    if isinstance(value, StructuredOutputsParams):
+        return asdict(value)
     if isinstance(value, dict):
         return sorted((int(token), float(bias)) for token, bias in value.items())
     if isinstance(value, (list, tuple)):

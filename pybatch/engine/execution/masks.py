@@ -1,0 +1,66 @@
+"""Which tokens each sequence of a batch may draw next, as bit sets for ops.sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.structured.matcher import Matcher, fill_masks
+
+
+class BatchMasks:
+    """Of the rows of a batch whose sequences have a grammar or allowed tokens; the others have no mask."""
+
+    def __init__(self, sequences: list[Sequence], vocab_size: int, device: torch.device) -> None:
+        params = [sequence.request.params for sequence in sequences]
+        rows = [i for i, p in enumerate(params) if p.structured_outputs is not None or p.allowed is not None]
+        self._device = device
+        self._masks = torch.zeros(
+            len(rows), -(-vocab_size // 32), dtype=torch.int32, pin_memory=device.type == "cuda" and bool(rows)
+        )
+        self._followed: dict[Sequence, list[int]] = {}  # by sequence with a grammar, its rows here and in the batch
+        self._allowed: list[tuple[int, Tensor]] = []  # rows here whose sequence has allowed tokens
+        for row, i in enumerate(rows):
+            if params[i].structured_outputs is not None:
+                self._followed.setdefault(sequences[i], [row, i])
+            if (allowed := params[i].allowed) is not None:
+                self._allowed.append((row, torch.from_numpy(allowed)))
+                self._masks[row] = self._allowed[-1][1]
+        places = torch.full((len(sequences),), -1, dtype=torch.int64)
+        places[rows] = torch.arange(len(rows))
+        self.rows = places.to(device)
+
+    def __bool__(self) -> bool:
+        return len(self._masks) > 0
+
+    def fill(self, drafts: list[tuple[int, ...]]) -> Tensor:
+        """The masks, for each row's next token. drafts: of each row of the batch those between its sequence's tokens
+        and that one; rows of one sequence come one after the other, each with one more."""
+        if self._followed:
+            places = [(matcher_of(sequence), row) for sequence, (row, _) in self._followed.items()]
+            following = None
+            if any(drafts):
+                following = [_last(drafts, i) for _, i in self._followed.values()]
+            fill_masks(self._masks, places, following)
+            for row, allowed in self._allowed:
+                self._masks[row] &= allowed
+        return self._masks.to(self._device, non_blocking=True)
+
+
+def _last(drafts: list[tuple[int, ...]], first: int) -> tuple[int, ...]:
+    """Of the rows from `first` on that belong to one sequence, the drafts of the last."""
+    last = first
+    while last + 1 < len(drafts) and len(drafts[last + 1]) > len(drafts[last]):
+        last += 1
+    return drafts[last]
+
+
+def matcher_of(sequence: Sequence) -> Matcher:
+    """The sequence's place in its grammar, made from its tokens if it has none."""
+    if sequence.matcher is None:
+        grammar = sequence.request.grammar
+        assert grammar is not None
+        sequence.matcher = grammar.copy()
+        sequence.matcher.accept(sequence.output.tolist())
+    return sequence.matcher
