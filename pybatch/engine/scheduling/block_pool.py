@@ -108,6 +108,18 @@ class BlockPool:
         self.num_touched = max(self.num_touched, block + 1)
         return block
 
+    def allocate_many(self, count: int) -> list[int]:
+        """As so many calls of `allocate`."""
+        if count > len(self._free):
+            return [self.allocate() for _ in range(count)]
+        taken = self._free[-1 : -count - 1 : -1]
+        del self._free[len(self._free) - count :]
+        for block in taken:
+            self._references[block] = 1
+        self.num_references += count
+        self.num_touched = max(self.num_touched, 1 + max(taken, default=-1))
+        return taken
+
     def num_freed_by(self, tables: Iterable[Sequence[int]]) -> int:
         """How many more blocks would be free if the owners with these block tables returned theirs."""
         owners: Counter[int] = Counter()

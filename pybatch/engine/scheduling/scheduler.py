@@ -143,6 +143,10 @@ class Scheduler:
         self._prefills: dict[Sequence, None] = {}  # in order of joining
         self._decodes: list[Chunk] = []
         self._rows: dict[Sequence, int] = {}  # a sequence's index in _decodes
+        # Who needs a block at which step, modulo their size: with a token a step, the same ones at each turn.
+        self._block_ends: list[dict[Sequence, None]] = [{} for _ in range(block_size)]
+        self._block_end: dict[Sequence, int] = {}  # a sequence's place there
+        self._step = 0
         self._priorities: Counter[int] = Counter()  # how many of each run
         self._short: Sequence | None = None  # the one of _prefills that does not have all its blocks
         self._queued = 0  # the last number given to a sequence that came
@@ -168,23 +172,19 @@ class Scheduler:
         """Returns the next step. The caller does what take_copies() says, computes the chunks and adds their num_tokens
         to num_computed."""
         self.at = None
+        self._step += 1
         if self._forecast is not None:
             self._forecast.step()
         self._pool.settle()
         step = Step()
         preempted = self._grow_decodes()
-        worst = max(self._priorities, default=-math.inf) if preempted is None else preempted
-        if self._better_lack_room(worst):
-            # Before those that decode tell the prefix cache what they are to compute: they may be preempted here.
-            self._fill(step, -math.inf, worst)
-        else:
-            worst = -math.inf
-        decodes = self._announce_decodes()
-        step.closed = step.closed or preempted is not None
-        self._fill(step, worst, math.inf)
+        if preempted is not None:  # only better ones may join
+            self._fill(step, -math.inf, preempted)
+            step.closed = True
+        self._fill(step, -math.inf if preempted is None else preempted, math.inf)
         if step.open_places is not None:
             self._admission.joined(step.newcomers, full=step.full)
-        return decodes + step.chunks
+        return self._decodes + step.chunks
 
     def take_copies(self) -> list[tuple[int, int]]:
         """The (source, destination) pairs of the blocks to copy before the step is computed."""
@@ -204,7 +204,12 @@ class Scheduler:
                 self._short = None
         size = self._block_size
         preempted: int | None = None
-        for sequence in [s for c in self._decodes if ((s := c.sequence).num_computed - s.num_pruned) % size == 0]:
+        lacking = [each for each in self._block_ends[self._step % size] if len(each.blocks) * size == each.num_cached]
+        if len(lacking) <= self._pool.num_free:
+            for sequence, block in zip(lacking, self._pool.allocate_many(len(lacking)), strict=True):
+                sequence.blocks.append(block)
+            return None
+        for sequence in lacking:
             self.at = sequence
             while sequence.status is Status.RUNNING and len(sequence.blocks) * size == sequence.num_cached:
                 if self._pool.num_free:
@@ -225,20 +230,6 @@ class Scheduler:
     def _can_decode(self, sequence: Sequence) -> bool:
         together = [sequence] if sequence.request.beams is None else sequence.request.sequences
         return all(each.num_pending == 1 for each in together)
-
-    def _announce_decodes(self) -> list[Chunk]:
-        if self._prefix_caching:
-            size = self._block_size
-            for sequence in [c.sequence for c in self._decodes if c.sequence.num_computed % size == size - 1]:
-                self.at = sequence
-                self._register(sequence, sequence.num_computed + 1)
-        return self._decodes.copy()
-
-    def _better_lack_room(self, priority: float) -> bool:
-        """Whether a sequence of a better priority has a use for room that running ones of this one have."""
-        if self.waiting and self.waiting.best < priority:
-            return True
-        return self._short is not None and self._short.priority < priority
 
     def _fill(self, step: Step, first: float, below: float) -> None:
         """Takes prompts under way of priorities from `first` to below `below` into a step, and in front of each the
@@ -351,6 +342,7 @@ class Scheduler:
             cached = self._pool.match(islice(sequence.keys, full))
         sequence.blocks.extend(cached)
         sequence.num_computed = len(cached) * self._block_size
+        sequence.num_registered = len(cached)
         whole = passing or sequence.returning or self._short is not None
         if not self._take_blocks(sequence, min(sequence.num_due, budget), whole=whole):
             missing = self._blocks_missing(sequence, sequence.num_due)
@@ -365,7 +357,6 @@ class Scheduler:
         self._refusal = None
         if not (passing or self.waiting.num_returning):  # it was the first in the queue
             self._pool.await_none()
-        sequence.num_registered = len(cached)
         if shares and sequence is not self._short:  # which may lack the block for what would be left to compute
             self._copy_beginning(sequence)
         self._prefills[sequence] = None
@@ -474,13 +465,12 @@ class Scheduler:
         chunk.drafts, chunk.num_tokens = taken, 1 + len(taken)
 
     def settle_drafts(self, chunk: Chunk) -> None:
-        """To be called when the drafts that proved right are tokens of the sequence, and counted in num_computed: tells
-        the prefix cache of the blocks that they filled, and returns those that were for the others."""
+        """To be called when the drafts that proved right are tokens of the sequence, and counted in num_computed:
+        returns the blocks that were for the others."""
         chunk.drafts, chunk.num_tokens = (), 1
         sequence = chunk.sequence
         if sequence.status is Status.RUNNING:
-            if sequence.num_computed >= (sequence.num_registered + 1) * self._block_size:
-                self._register(sequence, sequence.num_computed)
+            self._plan_block(sequence, self._step + 1)
             kept = self._blocks_for(sequence.num_cached)
             self._pool.release(sequence.blocks[kept:])
             del sequence.blocks[kept:]
@@ -550,6 +540,7 @@ class Scheduler:
         sinks, pruned = pruning.sink_blocks, pruning.num_pruned(sequence.num_computed)
         end = sinks + (pruned - sequence.num_pruned) // size
         if sequence.num_pruned == 0:
+            self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
             sequence.held.extend(blocks[:sinks])
             self._pool.release(blocks[sinks:end])
         else:
@@ -580,11 +571,6 @@ class Scheduler:
             self._lengths.ended(sequence.request.params.max_tokens, sequence.num_output)
         if sequence.status is Status.RUNNING:
             if sequence.request.error is None:
-                row, end = self._rows.get(sequence), min(sequence.num_computed, len(sequence.tokens))
-                if row is not None and self._decodes[row].drafts:
-                    self._register(sequence, end)
-                else:
-                    self._register_begun(sequence, end)
                 self._pin(sequence)
             self._stop_running(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
@@ -617,6 +603,13 @@ class Scheduler:
         self.waiting.check_integrity()
         if self._priorities != Counter(sequence.priority for sequence in running):
             raise IntegrityError("the numbers of running sequences by priority are wrong")
+        ends = {
+            chunk.sequence: (self._step + 1 - chunk.sequence.num_computed) % self._block_size for chunk in self._decodes
+        }
+        if self._block_end != ends or [set(each) for each in self._block_ends] != [
+            {sequence for sequence, end in ends.items() if end == i} for i in range(self._block_size)
+        ]:
+            raise IntegrityError("the steps at which sequences need blocks are wrong")
         if self._rows != {chunk.sequence: row for row, chunk in enumerate(self._decodes)}:
             raise IntegrityError("the rows of sequences that decode are wrong")
 
@@ -678,6 +671,18 @@ class Scheduler:
     def _start_decoding(self, sequence: Sequence) -> None:
         self._rows[sequence] = len(self._decodes)
         self._decodes.append(Chunk(sequence, 1, decodes=True))
+        self._plan_block(sequence, self._step)
+
+    def _plan_block(self, sequence: Sequence, step: int) -> None:
+        """Notes when a sequence that decodes needs its next block, if it has so many tokens at the beginning of a
+        step."""
+        end = (step - sequence.num_computed) % self._block_size
+        before = self._block_end.get(sequence)
+        if end != before:
+            if before is not None:
+                del self._block_ends[before][sequence]
+            self._block_ends[end][sequence] = None
+            self._block_end[sequence] = end
 
     def _stop_running(self, sequence: Sequence) -> None:
         if self._forecast is not None:
@@ -691,6 +696,7 @@ class Scheduler:
         if row is None:
             del self._prefills[sequence]
             return
+        del self._block_ends[self._block_end.pop(sequence)][sequence]
         last = self._decodes.pop()  # moves to the empty row, so that all others keep theirs
         if last.sequence is not sequence:
             self._decodes[row] = last
@@ -711,9 +717,6 @@ class Scheduler:
         return shared == len(blocks), max(0, sequence.num_computed - kept)
 
     def _preempt(self, victim: Sequence) -> None:
-        at, self.at = self.at, victim
-        self._register_begun(victim, min(victim.num_computed, len(victim.tokens)))
-        self.at = at
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
         self.num_preemptions += 1
@@ -733,8 +736,14 @@ class Scheduler:
         self.waiting.put_back(together[0])
 
     def _release(self, sequence: Sequence, *, awaited: bool = False) -> None:
+        """Returns its blocks. The prefix cache is told only now of those that were filled as it decoded: hardly anyone
+        wants them earlier, and no step is the longer for it."""
         if copy := self._copies.pop(sequence, None):
             self._pool.release(copy[:1])
+        elif sequence.request.error is None:
+            at, self.at = self.at, sequence
+            self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
+            self.at = at
         self._pool.release(sequence.held + sequence.blocks, awaited=awaited)
         del sequence.blocks[:], sequence.held[:]
         sequence.num_computed = sequence.num_registered = sequence.num_pruned = 0

@@ -219,3 +219,20 @@ def test_integrity_check_finds_a_lost_block() -> None:
     pool.allocate()
     with pytest.raises(IntegrityError, match="1 references and 0 owners"):
         pool.check_integrity([])
+
+
+def test_many_blocks_are_those_that_one_would_get_one_by_one() -> None:
+    pools = [BlockPool(10), BlockPool(10)]
+    for pool in pools:
+        pool.release([pool.allocate() for _ in range(5)])
+        pool.register(block := pool.allocate(), BlockKey.chained(None, b"a"))
+        pool.release([block])
+    one_by_one, many = pools
+    for count in (0, 1, 4, 5):
+        assert many.allocate_many(count) == [one_by_one.allocate() for _ in range(count)]
+        assert (many.num_free, many.num_touched, many.num_references) == (
+            one_by_one.num_free, one_by_one.num_touched, one_by_one.num_references,
+        )  # fmt: skip
+    assert many.num_evictions == 1
+    with pytest.raises(IndexError):
+        many.allocate_many(1)
