@@ -164,12 +164,12 @@ def alone(request: pytest.FixtureRequest, decoder: Decoder) -> tuple[str, list[A
 @pytest.mark.parametrize(
     "config",
     [
-        {"max_num_seqs": 5},
+        {"max_num_seqs": 5, "num_kv_blocks": 20},
         {"max_num_batched_tokens": 16, "max_num_seqs": 7, "enable_prefix_caching": False},
         {"max_num_batched_tokens": 5},
-        {"num_kv_blocks": 16},
-        {"num_kv_blocks": 16, "enable_prefix_caching": False},
-        {"num_kv_blocks": 28, "block_size": 8, "policy": "micro"},
+        {"num_kv_blocks": 16, "predict_lengths": False},
+        {"num_kv_blocks": 16, "predict_lengths": False, "enable_prefix_caching": False},
+        {"num_kv_blocks": 28, "predict_lengths": False, "block_size": 8, "policy": "micro"},
     ],
     ids=str,
 )
@@ -184,7 +184,7 @@ def test_a_batch_changes_no_bit(config: dict[str, Any], alone: tuple[str, list[A
         outputs.update({int(output.request_id): bits(output) for output in engine.step()})
         engine.check_integrity()
     assert [outputs[i] for i in range(16)] == expected
-    if "num_kv_blocks" in config:
+    if config.get("predict_lengths") is False:
         assert engine.metrics.preemptions > 0
 
 
