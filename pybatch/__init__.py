@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pybatch.api.llm import LLM, generate
     from pybatch.bulk import JobError, run_job
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
-    from pybatch.engine.kv_policies import StreamingLLM
+    from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
     from pybatch.engine.scheduling.policies import Continuous, Dynamic, Micro, Static
 
 __version__ = "0.1.0"
@@ -35,11 +35,13 @@ __all__ = [
     "Continuous",
     "Dynamic",
     "EngineArgs",
+    "HeavyHitters",
     "JobError",
     "Micro",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "SnapKV",
     "Static",
     "StreamingLLM",
     "TextPrompt",
@@ -63,12 +65,14 @@ __getattr__, __dir__ = lazy_names(
         "Continuous": "pybatch.engine.scheduling.policies",
         "Dynamic": "pybatch.engine.scheduling.policies",
         "EngineArgs": "pybatch.api.engine_args",
+        "HeavyHitters": "pybatch.engine.kv_policies",
         "JobError": "pybatch.bulk",
         "LLM": "pybatch.api.llm",
         "Micro": "pybatch.engine.scheduling.policies",
         "RequestOutput": "pybatch.engine.outputs",
         "RequestOutputKind": "pybatch.engine.sampling_params",
         "SamplingParams": "pybatch.engine.sampling_params",
+        "SnapKV": "pybatch.engine.kv_policies",
         "Static": "pybatch.engine.scheduling.policies",
         "StreamingLLM": "pybatch.engine.kv_policies",
         "TextPrompt": "pybatch.api.inputs",

@@ -9,6 +9,7 @@ from functools import partial
 
 from pybatch.engine.computing import Computed, StepComputer
 from pybatch.engine.config import EngineConfig
+from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
 from pybatch.engine.execution.model_runner import ModelRunner
@@ -60,9 +61,11 @@ class Engine:
         layout = kv_layout(decoder, config)
         self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
         self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device)
+        mass = AttentionMass(layout.num_layers, layout.kv_heads, decoder.device)
         runner = ModelRunner(
             decoder,
             self._kv_cache,
+            mass=mass,
             block_size=config.block_size,
             max_tokens=config.max_num_batched_tokens,
             max_seqs=config.max_num_seqs,
@@ -94,7 +97,7 @@ class Engine:
             no_pruning=no_pruning(decoder, self._kv_cache),
         )
         self._room = self._intake.room
-        self._pruner = KvPruner(self._kv_cache, decoder.rotary)
+        self._pruner = KvPruner(self._kv_cache, decoder.rotary, mass)
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._grammars = GrammarQueue(
             partial(

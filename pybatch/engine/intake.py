@@ -141,7 +141,7 @@ class Intake:
         if self._no_pruning is not None:
             raise ValueError(f"kv_policy: expected none, since {self._no_pruning}")
         pruning = make_pruning(params.kv_policy, prompt, self._block_size)
-        needed, free = pruning.most_tokens // self._block_size, self._num_kv_blocks - self.room.num_pinned
+        needed, free = pruning.peak_tokens // self._block_size, self._num_kv_blocks - self.room.num_pinned
         if pruning.first_point < most and needed > free:
             raise ValueError(
                 f"kv_policy: {params.kv_policy} needs up to {needed} KV blocks of {self._block_size} tokens at once, "

@@ -32,8 +32,50 @@ class StreamingLLM:
         _expect_counts(self, sinks=0, window=1)
 
 
-KvPolicy = StreamingLLM
-POLICIES: dict[str, type[KvPolicy]] = {"streaming_llm": StreamingLLM}
+@dataclass(frozen=True, slots=True)
+class SnapKV:
+    """The prompt's tokens that its end attends to (SnapKV, Li et al. 2024).
+
+    observed: the prompt's last tokens, which are kept; the attention that they have for each token before them is
+    summed, over the query heads of a KV head, and averaged over `pooling` neighbours (an odd number), so that what lies
+    beside a token of weight stays with it. budget: for each layer and KV head so many of the tokens with the most are
+    kept besides. The prompt is computed with full attention and compressed at its end, once, if it is longer than that;
+    the output is kept whole. Keys keep the positions that they had.
+    """
+
+    budget: int = 1024
+    observed: int = 32
+    pooling: int = 7
+    type: Literal["snapkv"] = field(default="snapkv", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _expect_counts(self, budget=1, observed=1, pooling=1)
+        if self.pooling % 2 == 0:
+            raise ValueError(f"SnapKV: pooling: expected an odd number, got {self.pooling}")
+
+
+@dataclass(frozen=True, slots=True)
+class HeavyHitters:
+    """The tokens that have had the most attention, and the latest ones (H2O, Zhang et al. 2023).
+
+    heavy, recent: for each layer and KV head, the tokens with the largest sums of the attention that all queries so
+    far, the prompt's too, have had for them (over the query heads of a KV head), and the latest tokens. The prompt is
+    computed with full attention; then, and whenever a block's worth of tokens has come on top, all but these are
+    evicted. The paper evicts at every token: here a token sees up to a block's more. Keys keep the positions that they
+    had. Every step of such a request sums attention, and so it runs op by op, with all that are in the batch, and
+    without drafts; nothing of the prompt is taken from the prefix cache, since all its queries count.
+    """
+
+    heavy: int = 512
+    recent: int = 512
+    type: Literal["heavy_hitters"] = field(default="heavy_hitters", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _expect_counts(self, heavy=1, recent=1)
+
+
+KvPolicy = StreamingLLM | SnapKV | HeavyHitters
+POLICIES: dict[str, type[KvPolicy]] = {"streaming_llm": StreamingLLM, "snapkv": SnapKV, "heavy_hitters": HeavyHitters}
 """By their type, as JSON has it."""
 
 

@@ -42,6 +42,9 @@ class TokenUpdater:
 
     def prune(self, computed: list[Chunk]) -> list[Request]:
         """Prunes the sequences that these chunks have brought to next_pruning. Returns the requests that failed."""
+        for sequence in [c.sequence for c in computed if c.sequence.mass_rows]:
+            before, now = sequence.mass_rows or (0, 0)
+            sequence.mass_rows = now, before
         failed: list[Request] = []
         for sequence in [c.sequence for c in computed if c.sequence.num_computed == c.sequence.next_pruning]:
             if sequence.num_computed != sequence.next_pruning:  # an earlier one has preempted it
@@ -155,6 +158,8 @@ class TokenUpdater:
         request.forked = True
         parent, *children = request.sequences
         self._kv_cache.copy_blocks(self._scheduler.fork(parent, [c for c in children if c.finish_reason is None]))
+        for child in children:
+            self._pruner.mass.copy(parent, child)
         for sequence in request.sequences:
             if sequence.finish_reason is not None:
                 self._scheduler.finish(sequence)

@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 
+class Observed(NamedTuple):
+    """Sequences whose queries' attention is summed: the arguments of ops.attention_mass, mass with all layers."""
+
+    first: Tensor  # [S] int32
+    sources: Tensor  # [S] int32
+    rows: Tensor  # [S] int32
+    mass: Tensor  # [rows, layers, kv_heads, capacity] float32
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """One step's ragged batch: T tokens of S sequences, those of a sequence side by side."""
@@ -20,12 +29,14 @@ class ForwardBatch:
     query_start: Tensor  # [S + 1] int32: sequence s has rows query_start[s]:query_start[s + 1]
     seq_lens: Tensor  # [S] int32, cached tokens of each sequence with this step's included
     logits_rows: Tensor  # [L] int64, the rows of T whose logits are wanted
+    observed: Observed | None = None
 
     def to(self, device: torch.device) -> ForwardBatch:
-        """The batch there, where it is not there already."""
+        """The batch there, where it is not there already; nothing is observed there."""
         if self.token_ids.device == device:
             return self
-        return ForwardBatch(**{each.name: getattr(self, each.name).to(device) for each in fields(self)})
+        names = [each.name for each in fields(self) if each.name != "observed"]
+        return ForwardBatch(**{name: getattr(self, name).to(device) for name in names})
 
 
 class LayerCache(NamedTuple):

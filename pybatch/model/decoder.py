@@ -89,7 +89,7 @@ class Decoder:
         q, k, v = qkv.split_with_sizes(self._qkv_split, dim=1)
 
         self.embedding.embed(batch.token_ids, residual)
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             layer.qkv(residual, qkv, norm=layer.attention_norm, norm_eps=eps)
             ops.rope_kv_write(
                 q, k, v, batch.positions, batch.slots, self.rotary, cache.k, cache.v, cache.k_scale, cache.v_scale,
@@ -99,6 +99,12 @@ class Decoder:
                 q, cache.k, cache.v, batch.block_tables, batch.query_start, batch.seq_lens, scale,
                 k_scale=cache.k_scale, v_scale=cache.v_scale, window=layer.window, out=attended,
             )  # fmt: skip
+            if batch.observed is not None:
+                first, sources, rows, mass = batch.observed
+                ops.attention_mass(
+                    q, *cache, batch.block_tables, batch.query_start, batch.seq_lens, scale,
+                    first=first, sources=sources, rows=rows, mass=mass[:, index],
+                )  # fmt: skip
             layer.attention_out(attended, residual, epilogue=Epilogue.ADD)
             layer.gate_up(residual, gated, norm=layer.mlp_norm, norm_eps=eps, epilogue=activation)
             layer.down(gated, residual, epilogue=Epilogue.ADD)

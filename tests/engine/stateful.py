@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from tiny_model import save_tiny_model
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from pybatch.engine.kv_policies import StreamingLLM
+from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.sequence import BACKGROUND
 from pybatch.model import Decoder, load_model
@@ -50,6 +50,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "searched": {"n": 2, "use_beam_search": True, "max_tokens": 8},
     "told": {"temperature": 0.0, "prompt_logprobs": 1},
     "streaming": {"temperature": 0.0, "kv_policy": StreamingLLM(window=10)},
+    "snapkv": {"n": 2, "temperature": 1.0, "seed": 6, "kv_policy": SnapKV(budget=9, observed=4, pooling=3)},
+    "heavy": {"temperature": 0.0, "kv_policy": HeavyHitters(heavy=5, recent=6)},
+    "heavy, forked": {"n": 3, "temperature": 1.0, "seed": 7, "kv_policy": HeavyHitters(heavy=4, recent=4)},
     "streaming, forked": {"n": 2, "temperature": 1.0, "seed": 5, "kv_policy": StreamingLLM(window=1)},
 }
 

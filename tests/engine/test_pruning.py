@@ -13,7 +13,7 @@ from engine.runs import MakeEngine, run, some_prompt
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from pybatch.engine.kv_policies import KvPolicy, StreamingLLM
+from pybatch.engine.kv_policies import HeavyHitters, KvPolicy, SnapKV, StreamingLLM
 from pybatch.model import Decoder, load_model
 
 SIZE = 8  # of blocks
@@ -35,12 +35,37 @@ def keep_window(policy: StreamingLLM, model: PrunedModel, prompt: int, count: in
             layer.keep(kept[0].nonzero().flatten().expand(len(kept), -1))
 
 
+def keep_observed(policy: SnapKV, model: PrunedModel, prompt: int, count: int) -> None:
+    """SnapKV: once, at the end of a prompt that is longer than what is kept."""
+    before = prompt - policy.observed
+    if count == prompt > policy.budget + policy.observed:
+        for layer in model.layers:
+            votes = sum(each[:, :before] for each in layer.last[before:])
+            pooled = torch.nn.functional.avg_pool1d(votes, policy.pooling, 1, policy.pooling // 2)  # type: ignore[arg-type]
+            best = pooled.topk(policy.budget, -1).indices.sort(-1).values
+            layer.keep(torch.cat([best, torch.arange(before, prompt).expand(len(best), -1)], 1))
+
+
+def keep_heavy(policy: HeavyHitters, model: PrunedModel, prompt: int, count: int) -> None:
+    """H2O, at the prompt's end and when a block's worth of tokens has come on top."""
+    for layer in model.layers:
+        cached, most = layer.k.shape[1], policy.heavy + policy.recent
+        if (count == prompt and cached > most) or (count > prompt and cached == most + SIZE):
+            first = cached - policy.recent
+            best = layer.mass[:, :first].topk(policy.heavy, -1).indices.sort(-1).values
+            layer.keep(torch.cat([best, torch.arange(first, cached).expand(len(best), -1)], 1))
+
+
 Keep = Callable[[Any, PrunedModel, int, int], None]
 CASES = [
     pytest.param(StreamingLLM(sinks=4, window=20), keep_window, 50, id="streaming, prompt above the window"),
     pytest.param(StreamingLLM(sinks=4, window=20), keep_window, 6, id="streaming, short prompt"),
     pytest.param(StreamingLLM(sinks=9, window=1), keep_window, 33, id="streaming, no window"),
     pytest.param(StreamingLLM(sinks=0, window=16), keep_window, 40, id="streaming, no sinks"),
+    pytest.param(SnapKV(budget=13, observed=7, pooling=5), keep_observed, 60, id="snapkv"),
+    pytest.param(SnapKV(budget=16, observed=8, pooling=1), keep_observed, 25, id="snapkv, one token dropped"),
+    pytest.param(HeavyHitters(heavy=11, recent=9), keep_heavy, 50, id="h2o, long prompt"),
+    pytest.param(HeavyHitters(heavy=8, recent=16), keep_heavy, 9, id="h2o, short prompt"),
 ]
 
 
@@ -70,7 +95,13 @@ def bits(outputs: list[RequestOutput]) -> list[Any]:
     return [(each.error, [(s.token_ids, s.logprobs) for s in each.outputs]) for each in outputs]
 
 
-POLICIES = [StreamingLLM(sinks=4, window=20), StreamingLLM(sinks=12, window=9), None]
+POLICIES = [
+    StreamingLLM(sinks=4, window=20),
+    SnapKV(budget=9, observed=6, pooling=3),
+    HeavyHitters(heavy=7, recent=12),
+    StreamingLLM(sinks=12, window=9),
+    None,
+]
 PROMPTS = [(some_prompt(20, 99) if i % 2 else []) + some_prompt(1 + 13 * i % 70, i) for i in range(18)]
 PARAMS = [
     params(POLICIES[i % len(POLICIES)], temperature=0.8 * (i % 4 == 1), seed=i, max_tokens=30 + i) for i in range(18)
@@ -102,7 +133,7 @@ def test_a_batch_changes_no_bit(make_engine: MakeEngine, alone: tuple[str, list[
     assert (engine.metrics.preemptions > 0) == (config["num_kv_blocks"] == 26)
 
 
-@pytest.mark.parametrize("policy", POLICIES[:2], ids=str)
+@pytest.mark.parametrize("policy", POLICIES[:3], ids=str)
 def test_samples_of_a_prompt_are_those_of_requests_of_their_own(make_engine: MakeEngine, policy: KvPolicy) -> None:
     prompt = some_prompt(61)
     engine = make_engine(block_size=SIZE, with_tokenizer=False)
@@ -126,7 +157,7 @@ def test_what_is_dropped_is_free_at_once(make_engine: MakeEngine) -> None:
     assert engine.num_kv_blocks_used == 0
 
 
-@pytest.mark.parametrize("policy", POLICIES[:2], ids=str)
+@pytest.mark.parametrize("policy", POLICIES[:3], ids=str)
 def test_a_dense_request_never_finds_what_a_pruned_one_has_computed(make_engine: MakeEngine, policy: KvPolicy) -> None:
     """The second's prompt is the first's with its output: only what came before the first pruning may be shared."""
     engine, fresh = (make_engine(block_size=SIZE, with_tokenizer=False) for _ in range(2))
@@ -137,7 +168,8 @@ def test_a_dense_request_never_finds_what_a_pruned_one_has_computed(make_engine:
     assert after.num_cached_tokens == len(prompt)
     assert bits([after]) == bits(run(fresh, [longer], params(None)))
     (again,) = run(engine, [prompt], params(policy, max_tokens=60))  # it may share what is dense itself
-    assert again.num_cached_tokens == len(prompt) - 1
+    shared = {"streaming_llm": len(prompt) - 1, "snapkv": len(prompt) - 6, "heavy_hitters": 0}
+    assert again.num_cached_tokens == shared[policy.type]
     assert bits([again]) == bits([pruned])
 
 
@@ -204,6 +236,6 @@ def test_a_model_whose_table_is_scaled_turns_keys_without_scaling(
     for factor in (1.0, 1.25):
         for layer in cache.layers:
             layer.k[0] = torch.linspace(-1, 1, layer.k[0].numel()).view_as(layer.k[0])
-        KvPruner(cache, rotary * factor)._turn(Turned([(0, 1)], 7))
+        KvPruner(cache, rotary * factor, engine._pruner.mass)._turn(Turned([(0, 1)], 7))
         found.append(cache.layers[1].k[1].clone())
     torch.testing.assert_close(found[0], found[1])

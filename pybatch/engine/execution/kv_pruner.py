@@ -6,25 +6,31 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.kv_cache import KvCache
-from pybatch.engine.scheduling.pruning import Turned
+from pybatch.engine.execution.token_choice import chosen
+from pybatch.engine.kv_policies import StreamingLLM
+from pybatch.engine.scheduling.pruning import Gathered, Turned
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Sequence
 from pybatch.model.decoder import Decoder
 
 
 class KvPruner:
-    """rotary: the model's table of positions."""
+    """rotary: the model's table of positions. mass: the attention that tokens have had."""
 
-    def __init__(self, kv_cache: KvCache, rotary: Tensor) -> None:
+    def __init__(self, kv_cache: KvCache, rotary: Tensor, mass: AttentionMass) -> None:
         self._kv_cache = kv_cache
         self._rotary = rotary
+        self.mass = mass
 
     def prune(self, scheduler: Scheduler, sequence: Sequence) -> None:
         """Prunes a sequence that has come to next_pruning; what it drops is free at once."""
-        turned = scheduler.prune(sequence)
-        if turned is not None:
-            self._turn(turned)
+        pruned = scheduler.prune(sequence)
+        if isinstance(pruned, Turned):
+            self._turn(pruned)
+        elif pruned is not None:
+            self._gather(sequence, pruned)
 
     def _turn(self, turned: Turned) -> None:
         if not turned.copies:
@@ -36,6 +42,20 @@ class KvPruner:
         angles = (self._rotary[turned.distance] / self._rotary[0, 0]).expand(len(blocks), -1).contiguous()
         for cache in self._kv_cache.layers:
             ops.rotate_keys(*cache, blocks, angles)
+
+    def _gather(self, sequence: Sequence, gathered: Gathered) -> None:
+        policy = sequence.request.params.kv_policy
+        assert policy is not None
+        assert not isinstance(policy, StreamingLLM)
+        mass = self.mass.of(gathered.row, gathered.length)
+        tokens = chosen(policy, mass)
+        self.mass.of(gathered.row, gathered.kept).copy_(mass.gather(-1, tokens))
+        device = self._rotary.device
+        source, destination = (
+            torch.tensor(blocks, dtype=torch.int32, device=device) for blocks in (gathered.source, gathered.destination)
+        )
+        for cache, indices in zip(self._kv_cache.layers, tokens.int(), strict=True):
+            ops.gather_kv(*cache, source, indices, destination)
 
 
 def no_pruning(decoder: Decoder, kv_cache: KvCache) -> str | None:

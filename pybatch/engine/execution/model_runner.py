@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
+from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.decode_graphs import DecodeGraphs
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.step_inputs import StepInputs
@@ -14,7 +17,8 @@ from pybatch.model.decoder import Decoder
 class ModelRunner:
     """Runs steps in its own buffers, so what it returns is valid until the next call.
 
-    max_drafts: of one sequence in a step.
+    max_drafts: of one sequence in a step. mass: to which the attention of sequences that are pruned by it is added;
+    such steps do not run as graphs.
     """
 
     def __init__(
@@ -27,9 +31,11 @@ class ModelRunner:
         max_seqs: int,
         max_blocks: int,
         max_drafts: int = 0,
+        mass: AttentionMass | None = None,
     ) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
+        self._mass = mass
         max_seqs = min(max_seqs, max_tokens)
         self._inputs = StepInputs(
             max_tokens=max_tokens,
@@ -43,6 +49,10 @@ class ModelRunner:
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """One forward pass. Returns logits, [L, vocab] float32: the rows of each chunk's logit_positions."""
-        if self._graphs.takes(chunks):
+        observed = None if self._mass is None else self._mass.observed(chunks)
+        if observed is None and self._graphs.takes(chunks):
             return self._graphs.run(chunks)
-        return self._decoder.forward(self._inputs.fill(chunks), self._kv_cache.layers)
+        batch = self._inputs.fill(chunks)
+        if observed is not None:
+            batch = replace(batch, observed=observed)
+        return self._decoder.forward(batch, self._kv_cache.layers)

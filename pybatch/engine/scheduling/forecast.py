@@ -109,7 +109,7 @@ class Forecast:
         growth = 1 if request.forked else request.num_places
         end = (self.now + left) // self._period
         if request.pruning is not None:
-            return 0, growth * min(len(sequence.tokens) + left, request.pruning.most_tokens), end
+            return 0, growth * request.pruning.num_held(len(sequence.tokens) + left), end
         return growth, len(sequence.tokens) + self._period // 2 * growth - growth * self.now, end
 
     def _peaks_at_ends(self) -> Peaks:

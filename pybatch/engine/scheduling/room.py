@@ -69,7 +69,7 @@ class Room:
         """That it may need besides those of pins."""
         prompt, most = array("q", request.prompt_token_ids), self._blocks_for(request.max_total_tokens)
         if request.pruning is not None and request.pruning.first_point < request.max_total_tokens:
-            most = max(most, self._blocks_for(request.pruning.most_tokens))
+            most = max(most, self._blocks_for(request.pruning.peak_tokens))
         full = len(prompt) // self.block_size  # shared by beams
         needed = full + (most - full) * max(1, request.params.beam_width)
         return needed - (self._num_shared(prompt, self.pins) if request.params.prompt_logprobs is None else 0)

@@ -15,7 +15,7 @@ from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
 from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
-from pybatch.engine.scheduling.pruning import Turned
+from pybatch.engine.scheduling.pruning import Gathered, Turned, WindowPruning
 from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
 from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -154,6 +154,7 @@ class Scheduler:
         self._refusal: Refusal | None = None
         self._lengths = LengthPredictor()
         self._forecast = Forecast(self._lengths, period=block_size) if predict_lengths else None
+        self._mass_rows = [(2 * i, 2 * i + 1) for i in reversed(range(self._max_seqs))]  # those that are free
         self._copies: dict[Sequence, tuple[int, int]] = {}  # of those that have joined in this step
 
     @property
@@ -336,8 +337,8 @@ class Scheduler:
         cached: list[int] = []
         shares = self._prefix_caching and sequence.request.params.prompt_logprobs is None
         if shares:
-            # The last token is always computed: its logits are wanted. So is the one in front of the first pruning.
-            full = (min(len(sequence.tokens), sequence.request.first_pruning) - 1) // self._block_size
+            # The last token is always computed: its logits are wanted.
+            full = min(len(sequence.tokens) - 1, sequence.request.most_shared) // self._block_size
             sequence.make_keys(full, self._block_size)
             cached = self._pool.match(islice(sequence.keys, full))
         sequence.blocks.extend(cached)
@@ -379,7 +380,7 @@ class Scheduler:
     def _copy_beginning(self, sequence: Sequence) -> None:
         """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
         full = sequence.num_computed // self._block_size
-        last = min((full + 1) * self._block_size, len(sequence.tokens) - 1, sequence.request.first_pruning - 1)
+        last = min((full + 1) * self._block_size, len(sequence.tokens) - 1, sequence.request.most_shared)
         wanted = sequence.tokens[sequence.num_computed : last]
         source, shared = self._pool.begins_like(sequence.keys[full - 1] if full else None, wanted.tobytes())
         if shared >= wanted.itemsize:
@@ -459,7 +460,7 @@ class Scheduler:
         sequence = chunk.sequence
         blocks = len(sequence.blocks) + max(0, self._pool.num_free - self.num_running)
         room = min(blocks * self._block_size - sequence.num_cached, sequence.next_pruning - sequence.num_computed)
-        taken = tuple(islice(drafts, room - 1))
+        taken = () if sequence.mass_rows else tuple(islice(drafts, room - 1))
         missing = self._blocks_missing(sequence, 1 + len(taken))
         sequence.blocks.extend(self._pool.allocate() for _ in range(missing))
         chunk.drafts, chunk.num_tokens = taken, 1 + len(taken)
@@ -528,42 +529,80 @@ class Scheduler:
             self._prefills[child] = None
         return pairs
 
-    def prune(self, sequence: Sequence) -> Turned | None:
-        """Drops the blocks that have fallen out of the window of a sequence that has come to next_pruning. Its sinks go
-        on as copies: the blocks that held them at first may be shared, and the next copies will be made of them again.
-
-        Returns the copies to make, before anything else is done to the blocks; None if all others have been preempted
-        for want of room, and then it too.
-        """
-        pruning, size, blocks = sequence.request.pruning, self._block_size, sequence.blocks
+    def prune(self, sequence: Sequence) -> Turned | Gathered | None:
+        """Gives a sequence that has come to next_pruning the blocks that it goes on with; those that it does not need
+        any more are free. Returns what is to be done to their contents, before anything else is done to any block; None
+        if all others have been preempted for want of room, and then it too."""
+        pruning = sequence.request.pruning
         assert pruning is not None
-        sinks, pruned = pruning.sink_blocks, pruning.num_pruned(sequence.num_computed)
-        end = sinks + (pruned - sequence.num_pruned) // size
+        pruned, sequence.next_pruning = (
+            pruning.num_pruned(sequence.num_computed),
+            pruning.next_point(sequence.num_computed),
+        )
+        if sequence is self._short:
+            self._short = None
         if sequence.num_pruned == 0:
             self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
+        if isinstance(pruning, WindowPruning):
+            done: Turned | Gathered | None = self._slide(sequence, pruning.sink_blocks, pruned)
+        else:
+            done = self._gather(sequence, pruned, observes=sequence.num_computed < pruning.observed_to)
+        if done is not None and (row := self._rows.get(sequence)) is not None:
+            self._decodes[row] = Chunk(sequence, 1, decodes=True)
+            self._plan_block(sequence, self._step + 1)
+        return done
+
+    def _slide(self, sequence: Sequence, sinks: int, pruned: int) -> Turned | None:
+        """Drops the blocks that have fallen out of a window. The sinks go on as copies: the blocks that held them at
+        first may be shared, and the next copies will be made of them again."""
+        blocks = sequence.blocks
+        end = sinks + (pruned - sequence.num_pruned) // self._block_size
+        if sequence.num_pruned == 0:
             sequence.held.extend(blocks[:sinks])
             self._pool.release(blocks[sinks:end])
         else:
             self._pool.release(blocks[:end])
         del blocks[:end]
         sequence.num_pruned = pruned
-        sequence.next_pruning = pruning.next_point(sequence.num_computed)
-        # Where tokens are computed again, those up to the next pruning are known.
         missing = max(0, self._blocks_missing(sequence, sequence.num_due) - sinks)
-        if sequence is self._short:
-            self._short = None
-        while self._pool.num_free < sinks + missing:
-            victim = self._victim()
-            self._preempt(victim)
-            if victim is sequence:
-                return None
+        if not self._free_for(sequence, sinks + missing):
+            return None
         for i in range(sinks):
             blocks.insert(i, self._pool.allocate())
         blocks.extend(self._pool.allocate() for _ in range(missing))
-        row = self._rows.get(sequence)
-        if row is not None:
-            self._decodes[row] = Chunk(sequence, 1, decodes=True)
         return Turned(list(zip(sequence.held, blocks, strict=False)), pruned)
+
+    def _gather(self, sequence: Sequence, pruned: int, *, observes: bool) -> Gathered | None:
+        """Has what is kept gathered in new blocks: the old ones may be shared. observes: attention is still summed."""
+        length, kept = sequence.num_cached, sequence.num_computed - pruned
+        known = self._blocks_for(kept + max(0, sequence.num_due))
+        if not self._free_for(sequence, known):
+            return None
+        for _ in range(known):
+            sequence.held.append(self._pool.allocate())
+        source, destination = sequence.blocks[:], sequence.held[: self._blocks_for(kept)]
+        sequence.blocks, sequence.held = sequence.held, array("i")
+        self._pool.release(source)
+        sequence.num_pruned = pruned
+        assert sequence.mass_rows is not None
+        row, _ = sequence.mass_rows
+        if not observes:
+            self._return_mass(sequence)
+        return Gathered(source[: self._blocks_for(length)], destination, length, kept, row)
+
+    def _free_for(self, sequence: Sequence, count: int) -> bool:
+        """Preempts others until so many blocks are free for a sequence. Returns whether it still runs itself."""
+        while self._pool.num_free < count:
+            victim = self._victim()
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _return_mass(self, sequence: Sequence) -> None:
+        if sequence.mass_rows is not None:
+            self._mass_rows.append((min(sequence.mass_rows), max(sequence.mass_rows)))
+            sequence.mass_rows = None
 
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever its state."""
@@ -601,10 +640,13 @@ class Scheduler:
             if any(self._pool.references(block) != 1 for block in sequence.blocks[last:]):
                 raise IntegrityError(f"{sequence.request.request_id}: it shares a block that it will write to")
         self.waiting.check_integrity()
+        rows = [min(each.mass_rows) // 2 for each in running if each.mass_rows]
+        if sorted([*rows, *(first // 2 for first, _ in self._mass_rows)]) != list(range(self._max_seqs)):
+            raise IntegrityError("rows of sums of attention are lost, or taken twice")
         if self._priorities != Counter(sequence.priority for sequence in running):
             raise IntegrityError("the numbers of running sequences by priority are wrong")
         ends = {
-            chunk.sequence: (self._step + 1 - chunk.sequence.num_computed) % self._block_size for chunk in self._decodes
+            chunk.sequence: (self._step + 1 - chunk.sequence.num_cached) % self._block_size for chunk in self._decodes
         }
         if self._block_end != ends or [set(each) for each in self._block_ends] != [
             {sequence for sequence, end in ends.items() if end == i} for i in range(self._block_size)
@@ -667,6 +709,8 @@ class Scheduler:
         if self._forecast is not None:
             self._forecast.add(sequence)
         self._priorities[sequence.priority] += 1
+        if sequence.request.pruning is not None and sequence.num_computed < sequence.request.pruning.observed_to:
+            sequence.mass_rows = self._mass_rows.pop()
 
     def _start_decoding(self, sequence: Sequence) -> None:
         self._rows[sequence] = len(self._decodes)
@@ -676,7 +720,7 @@ class Scheduler:
     def _plan_block(self, sequence: Sequence, step: int) -> None:
         """Notes when a sequence that decodes needs its next block, if it has so many tokens at the beginning of a
         step."""
-        end = (step - sequence.num_computed) % self._block_size
+        end = (step - sequence.num_cached) % self._block_size
         before = self._block_end.get(sequence)
         if end != before:
             if before is not None:
@@ -744,6 +788,7 @@ class Scheduler:
             at, self.at = self.at, sequence
             self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
             self.at = at
+        self._return_mass(sequence)
         self._pool.release(sequence.held + sequence.blocks, awaited=awaited)
         del sequence.blocks[:], sequence.held[:]
         sequence.num_computed = sequence.num_registered = sequence.num_pruned = 0

@@ -41,6 +41,7 @@ class Sequence:
         "joined",
         "keys",
         "logprobs",
+        "mass_rows",
         "matcher",
         "next_pruning",
         "num_computed",
@@ -70,6 +71,7 @@ class Sequence:
         self.held = array("i")  # blocks that it needs besides: sinks as they were at first
         self.num_computed = 0  # tokens whose keys and values are in the blocks, or were and have been pruned
         self.num_pruned = 0  # of them: a token's place in the blocks is its index less this, its position is its index
+        self.mass_rows: tuple[int, int] | None = None  # of sums of attention: those so far, and the next step's
         self.next_pruning = request.first_pruning  # the number of computed tokens at which it is pruned next
         self.keys: list[BlockKey] = []  # in the prefix cache, of the full blocks for which one was needed
         self.num_registered = 0  # leading blocks that the prefix cache knows
@@ -90,6 +92,7 @@ class Sequence:
         """Keeps only the tokens. The blocks are not returned to a pool: this is for starting again with a new one."""
         self.status = Status.WAITING
         del self.blocks[:], self.held[:]
+        self.mass_rows = None
         self.num_computed = self.num_registered = self.num_passed = self.num_pruned = 0
         self.next_pruning = self.request.first_pruning
         self.returning = False
@@ -217,8 +220,13 @@ class Request:
 
     @property
     def first_pruning(self) -> int:
-        """The number of tokens up to which keys and values are those of full attention, and may be shared."""
+        """The number of computed tokens at which its sequences are pruned for the first time."""
         return NEVER if self.pruning is None else self.pruning.first_point
+
+    @property
+    def most_shared(self) -> int:
+        """The leading tokens that may come from the prefix cache. The last one's logits are always wanted."""
+        return NEVER if self.pruning is None else self.pruning.most_shared
 
     def gather(self) -> None:
         """Has its beams wait as one: the first computes what they share before the others go on from there."""

@@ -32,4 +32,4 @@ def test_what_the_window_needs_is_kept_and_no_whole_block_more(sinks: int, windo
             most = max(most, 2 * kept_sinks // size + -(-seen // size))
         else:
             assert count + 1 - kept_sinks < window + size or count < prompt
-    assert most <= pruning.most_tokens // size <= most + 1
+    assert most <= pruning.peak_tokens // size <= most + 1
