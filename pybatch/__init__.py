@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
     from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
     from pybatch.engine.scheduling.policies import Continuous, Dynamic, Micro, Static
+    from pybatch.engine.structured.params import StructuredOutputsParams
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "SnapKV",
     "Static",
     "StreamingLLM",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
     "__version__",
@@ -75,6 +77,7 @@ __getattr__, __dir__ = lazy_names(
         "SnapKV": "pybatch.engine.kv_policies",
         "Static": "pybatch.engine.scheduling.policies",
         "StreamingLLM": "pybatch.engine.kv_policies",
+        "StructuredOutputsParams": "pybatch.engine.structured.params",
         "TextPrompt": "pybatch.api.inputs",
         "TokensPrompt": "pybatch.api.inputs",
         "generate": "pybatch.api.llm",

@@ -77,6 +77,14 @@ def kept_tokens(text: str) -> dict[str, Any] | None:
         raise typer.BadParameter(str(error)) from None
 
 
+def schema_file(path: str) -> str:
+    """Its text, which is checked with all parameters."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}") from None
+
+
 @dataclass
 class Given:
     """Flags that are None unless given, so that the library's own defaults apply."""
@@ -84,6 +92,10 @@ class Given:
     def given(self) -> dict[str, Any]:
         """Those that were given, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None and value != []}
+
+
+STRUCTURE = {"json_schema": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+"""The flags that make up structured_outputs, each with its name there."""
 
 
 @dataclass
@@ -136,6 +148,21 @@ class SamplingFlags(Given):
         ),
     ] = None
     skip_special_tokens: Annotated[bool | None, sampling("Leave special tokens out of the text. Default: yes.")] = None
+    json_schema: Annotated[
+        str | None, sampling("File with a JSON schema that answers follow.", parser=schema_file, metavar="FILE")
+    ] = None
+    regex: Annotated[str | None, sampling("Regular expression that answers match.")] = None
+    choice: Annotated[list[str] | None, sampling("Text that an answer may be; to be repeated.")] = None
+    grammar: Annotated[
+        str | None,
+        sampling("File with a grammar, Lark's or GBNF's, that answers follow.", parser=schema_file, metavar="FILE"),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, by the names of SamplingParams."""
+        given = Given.given(self)
+        constraint = {ours: given.pop(flag) for flag, ours in STRUCTURE.items() if flag in given}
+        return {**given, "structured_outputs": constraint} if constraint else given
 
 
 def flags_of(

@@ -19,7 +19,7 @@ from cli_command import COMMAND, FAST, Cli, on_terminal
 import pybatch
 from pybatch import LLM, EngineArgs, SamplingParams
 from pybatch.api.session import Session
-from pybatch.cli.flags import EngineFlags, SamplingFlags
+from pybatch.cli.flags import STRUCTURE, EngineFlags, SamplingFlags
 
 
 @pytest.fixture
@@ -135,7 +135,8 @@ def test_there_is_a_flag_for_every_argument() -> None:
     def names(group: Any) -> set[str]:
         return {field.name for field in fields(group)}
 
-    assert names(SamplingFlags) == names(SamplingParams) - {"seed", "detokenize", "output_kind"}
+    without = {"seed", "detokenize", "output_kind", "structured_outputs"}
+    assert names(SamplingFlags) - STRUCTURE.keys() == names(SamplingParams) - without
     assert names(EngineFlags) == names(EngineArgs) - {"skip_tokenizer_init"}
 
 
@@ -154,6 +155,25 @@ def test_flags_change_the_models_own_sampling_defaults(cli: Cli, tiny_model: Pat
     whole = answer("--model", model, "--generation-config", "vllm", "--temperature", "0", "--max-model-len", "64")
     assert whole.startswith(greedy)
     assert len(whole) > len(greedy)
+
+
+def test_answers_follow_a_schema_a_regular_expression_or_a_choice(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, schema = write(tmp_path / "in.jsonl", {"prompt": "Hello"}), tmp_path / "schema.json"
+    schema.write_text('{"enum": ["x", 7]}')
+    always = ["run", prompts, "--overwrite", "-o", tmp_path / "out.jsonl", "--model", tiny_model, "--max-tokens", "20"]
+    for flags, answers in (
+        (["--json-schema", schema], ('"x"', "7")),
+        (["--regex", "a[bc]"], ("ab", "ac")),
+        (["--choice", "yes", "--choice", "no"], ("yes", "no")),
+    ):
+        assert cli(*always, *flags).code == 0
+        assert read(tmp_path / "out.jsonl")[0]["response"] in answers
+    wrong = cli(*always, "--regex", "a", "--choice", "b")
+    assert wrong.code == 2
+    assert "structured_outputs: expected exactly one of" in wrong.err
+    missing = cli(*always, "--json-schema", tmp_path / "none.json")
+    assert missing.code == 2
+    assert "none.json" in missing.err
 
 
 def test_stop_strings(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:

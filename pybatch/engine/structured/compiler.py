@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pybatch.engine.structured.grammar import Vocabulary, make_matcher, make_tokenizer
+from pybatch.engine.structured.grammar import GrammarError, Vocabulary, make_matcher, make_tokenizer
 from pybatch.engine.structured.matcher import Matcher
 from pybatch.engine.structured.params import StructuredOutputsParams
 from pybatch.engine.structured.trial import Trial
@@ -84,6 +84,11 @@ class GrammarCompiler:
 
 
 def vocabulary_of(tokenizer: Tokenizer, vocab_size: int, eos_ids: frozenset[int]) -> Vocabulary:
-    """The bytes that every token of a model adds to a text. Tokens that the tokenizer does not know add none."""
+    """The bytes that every token of a model adds to a text. Tokens that the tokenizer does not know add none. Raises
+    GrammarError for a model of which grammars cannot be followed."""
+    if not tokenizer.tokens_are_independent:
+        raise GrammarError("the text of this tokenizer's tokens depends on those before them")
+    if not eos_ids:
+        raise GrammarError("the model has no end-of-sequence token")
     special = frozenset(token for token in tokenizer.all_special_ids if token < vocab_size)
     return Vocabulary([tokenizer.token_bytes(token) for token in range(vocab_size)], special, tuple(sorted(eos_ids)))

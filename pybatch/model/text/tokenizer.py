@@ -148,6 +148,11 @@ class Tokenizer:
         """The text of one token in the middle of a text."""
         return self.token_bytes(token).decode(errors="replace")
 
+    @property
+    def tokens_are_independent(self) -> bool:
+        """Whether a token adds the same bytes to a text whatever comes before it, but at the text's beginning."""
+        return self._token_bytes.independent
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token in the middle of a text, which may be a part of a character."""
         return self._token_bytes.after(token, token)

@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "logit_bias": {3: 1.0},
     "allowed_token_ids": [3],
     "bad_words": ["x"],
+    "structured_outputs": {"regex": "a"},
     "speculate": False,
     "kv_policy": {"type": "streaming_llm"},
 }

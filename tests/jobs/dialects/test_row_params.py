@@ -21,6 +21,7 @@ def test_every_field_counts_at_the_top_and_other_names_are_data() -> None:
         "frequency_penalty": 1, "repetition_penalty": 1.1, "allowed_token_ids": [1], "bad_words": ["b"],
         "truncate_prompt_tokens": 9, "include_stop_str_in_output": True, "skip_special_tokens": False,
         "prompt_logprobs": 1, "detokenize": True, "speculate": False, "kv_policy": {"type": "streaming_llm"},
+        "structured_outputs": {"regex": "a"},
     }  # fmt: skip
     assert row.keys() == NAMES - {"logit_bias"}
     assert row_params({**row, "max_token": 3, "output_kind": "x", "prompt": "p"}) == row
@@ -75,6 +76,8 @@ def test_tables_and_json_write_some_values_in_other_types() -> None:
         ({"logit_bias": {"a": 1}}, "logit_bias: expected a dict from token ids"),
         ({"min_tokens": 5, "max_tokens": 3}, "min_tokens: expected at most max_tokens = 3"),
         ({"sampling_params": {"top_k": -2}}, "top_k: expected an integer of at least -1"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs: expected exactly one of"),
+        ({"structured_outputs": '{"jsn": {}}'}, "structured_outputs: unknown argument 'jsn'"),
     ],
 )
 def test_bad_values_are_refused(row: dict[str, Any], says: str) -> None:
