@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -48,6 +49,11 @@ class EngineConfig:
         "Let requests join only if the KV pool is expected to hold all that run until they end, by the lengths of "
         "outputs that have ended; else as soon as there is room, and preempt more.",
     ] = True
+    swap_space: Annotated[
+        float,
+        "GiB of the host's memory for KV blocks of preempted requests, which are moved there where that takes less "
+        "time than to compute them again.",
+    ] = 0.0
     seed: Annotated[int | None, "Of the draws of requests that have no seed of their own; None is 0."] = 0
     policy: Annotated[
         str | Policy,
@@ -76,6 +82,9 @@ class EngineConfig:
         share = self.memory_utilization
         if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"memory_utilization: expected a number above 0 and at most 1, got {share!r}")
+        space = self.swap_space
+        if not isinstance(space, Real) or isinstance(space, bool) or not 0 <= space < math.inf:
+            raise ValueError(f"swap_space: expected a number of GiB, at least 0, got {space!r}")
         for name in ("enable_prefix_caching", "predict_lengths"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")

@@ -14,6 +14,7 @@ from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
+from pybatch.engine.execution.swap_cost import SwapCost
 from pybatch.engine.grammars import GrammarQueue
 from pybatch.engine.intake import Intake
 from pybatch.engine.make_scheduler import make_scheduler
@@ -23,6 +24,7 @@ from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.scheduler import Chunk
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.speculation.make import make_speculator
 from pybatch.engine.structured.compiler import GrammarCompiler
 from pybatch.engine.updating import TokenUpdater
@@ -112,6 +114,9 @@ class Engine:
         self._ready: list[RequestOutput] = []
         self._began_again = False  # all unfinished requests, and none has ended since
         self._pool = BlockPool(self.num_kv_blocks)
+        size = int(config.swap_space * 2**30)
+        self._num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
+        self._swap_cost = SwapCost(self._kv_cache.seconds_per_swap, lambda: self.metrics.step_cost.line()[1])
         self._new_schedule()
 
     @property
@@ -281,7 +286,8 @@ class Engine:
         """A pool with pins alone and a new scheduler, in whose queue the unfinished sequences are, with their tokens
         alone."""
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
-        self._scheduler = make_scheduler(self.config, self._pool)
+        swap_space = SwapSpace(self._num_host_blocks, self._swap_cost.pays) if self._num_host_blocks else None
+        self._scheduler = make_scheduler(self.config, self._pool, swap_space=swap_space)
         self._updater = TokenUpdater(
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids
         )
@@ -304,6 +310,8 @@ class Engine:
         preemptions = self._scheduler.num_preemptions
         self._take_grammars()
         chunks = self._schedule()
+        if self._scheduler.swap_space is not None:
+            self._swap(self._scheduler.swap_space)
         if copies := self._scheduler.take_copies():
             self._kv_cache.copy_blocks(copies)
         if not chunks:
@@ -337,6 +345,14 @@ class Engine:
             else:
                 self._updater.fail(request, error, "invalid_request")
                 self._ready.append(self._output(request))
+
+    def _swap(self, space: SwapSpace) -> None:
+        outs, ins = space.take_moves()
+        self._kv_cache.swap_out(outs)
+        self._kv_cache.swap_in(ins)
+        self.metrics.swapped_out_blocks += len(outs)
+        self.metrics.swapped_in_blocks += len(ins)
+        self.metrics.host_blocks_now = space.num_used
 
     def _schedule(self) -> list[Chunk]:
         """The next step's chunks. A request that makes the scheduler raise ends with that error. Scheduling may have

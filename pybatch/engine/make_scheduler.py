@@ -9,10 +9,15 @@ from pybatch.engine.config import EngineConfig
 from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.scheduler import Scheduler
+from pybatch.engine.scheduling.swap_space import SwapSpace
 
 
 def make_scheduler(
-    config: EngineConfig, pool: BlockPool, *, clock: Callable[[], float] = time.perf_counter
+    config: EngineConfig,
+    pool: BlockPool,
+    *,
+    swap_space: SwapSpace | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Scheduler:
     return Scheduler(
         pool,
@@ -23,5 +28,6 @@ def make_scheduler(
         prefix_caching=config.enable_prefix_caching,
         max_background_tokens=config.max_background_tokens,
         predict_lengths=config.predict_lengths,
+        swap_space=swap_space,
         clock=clock,
     )

@@ -231,6 +231,9 @@ class EngineMetrics:
     kv_blocks_now: int = 0
     waiting_now: int = 0  # sequences in the queue
     preemptions: int = 0
+    swapped_out_blocks: int = 0  # KV blocks of preempted sequences that were moved to the host
+    swapped_in_blocks: int = 0  # and back
+    host_blocks_now: int = 0  # that are there
     schedule_time: float = 0.0
     run_time: float = 0.0
     sample_time: float = 0.0

@@ -211,7 +211,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     """Those that ask for nothing pass, with one warning; those that ask for something are refused by name."""
     nothing: dict[str, Any] = {
         "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "trust_remote_code": True, "enforce_eager": False,
-        "swap_space": 8, "cpu_offload_gb": 0, "load_format": "auto", "disable_log_stats": True, "revision": None,
+        "cpu_offload_gb": 0, "load_format": "auto", "disable_log_stats": True, "revision": None,
         "tokenizer_mode": "auto", "enable_lora": False, "speculative_config": None, "hf_overrides": {},
     }  # fmt: skip
     warn_of_vllm_only.cache_clear()

@@ -122,6 +122,7 @@ def _random_engine(reference: Alone, draw: random.Random, chosen: list[int], len
     settings: dict[str, Any] = {
         "policy": draw.choice(("continuous", "continuous", "static", "static(by_length=False)", "dynamic", "micro")),
         "predict_lengths": draw.choice((True, False)),
+        "swap_space": draw.choice((0.0, 0.001)),
         "max_num_seqs": draw.choice((1, 2, 7, 64)),
         "max_num_batched_tokens": draw.choice((3, 16, 64, 512, 4096)),
         "num_kv_blocks": -(-longest // BLOCK) + draw.choice((0, 1, 8, 600)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,55 @@ class KvCache:
                 f"num_kv_blocks: no memory for {num_blocks:,} KV blocks of {layout.block_bytes:,} bytes: give fewer, "
                 f"or a smaller memory_utilization, max_num_seqs or max_model_len{advice(device)}"
             ) from error
+        self.host_pool: Tensor | None = None
         self.layers = [layout.layer_cache(self.pool, layer) for layer in range(layout.num_layers)]
+
+    def make_host_pool(self, size: int) -> int:
+        """For swap_out and swap_in, of at most so many bytes. Returns the number of its blocks. On a CPU it takes no
+        memory until blocks are moved to it. Raises ValueError if there is not enough memory."""
+        num_blocks = size // self.pool.shape[1]
+        size = num_blocks * self.pool.shape[1]
+        try:
+            if self.pool.is_cuda:
+                memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            else:
+                memory = empty_bytes(size, self.pool.device)
+        except (MemoryError, RuntimeError) as error:
+            raise ValueError(
+                f"swap_space: no memory for {size:,} bytes; give less{advice(self.pool.device)}"
+            ) from error
+        self.host_pool = memory.view(num_blocks, self.pool.shape[1])
+        return num_blocks
+
+    def swap_out(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies block to host block for each pair."""
+        if pairs:
+            ops.swap_blocks(self.pool, self._host_pool(), torch.tensor(pairs, device=self.pool.device))
+
+    def swap_in(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies host block to block for each pair."""
+        if pairs:
+            ops.swap_blocks(self._host_pool(), self.pool, torch.tensor(pairs, device=self.pool.device))
+
+    def _host_pool(self) -> Tensor:
+        assert self.host_pool is not None
+        return self.host_pool
+
+    def seconds_per_swap(self) -> float:
+        """The time for a block to the host and back: the second time over, when all memory has been touched. The blocks
+        are to be free, or to hold nothing on the host."""
+        count = min(4, len(self.pool), len(self._host_pool()))
+        spare = torch.empty_like(self.pool[:count])
+        host = self._host_pool()[-count:]
+        pairs = torch.arange(count, device=self.pool.device).repeat(2, 1).T.contiguous()
+        for _ in range(2):
+            begin = time.perf_counter()
+            ops.swap_blocks(spare, host, pairs)
+            ops.swap_blocks(host, spare, pairs)
+            if spare.is_cuda:
+                torch.cuda.synchronize(spare.device)
+            seconds = time.perf_counter() - begin
+        return seconds / count
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copies block source to block destination for each (source, destination)."""

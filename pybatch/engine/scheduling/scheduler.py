@@ -17,6 +17,7 @@ from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
 from pybatch.engine.scheduling.pruning import Gathered, Turned, WindowPruning
 from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
+from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
 _LOOK_AHEAD = 16  # sequences without room that are considered in a step
@@ -126,6 +127,7 @@ class Scheduler:
         prefix_caching: bool,
         max_background_tokens: int,
         predict_lengths: bool = False,
+        swap_space: SwapSpace | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.waiting = WaitingQueue(by_length=admission.by_length)
@@ -155,6 +157,7 @@ class Scheduler:
         self._lengths = LengthPredictor()
         self._forecast = Forecast(self._lengths, period=block_size) if predict_lengths else None
         self._mass_rows = [(2 * i, 2 * i + 1) for i in reversed(range(self._max_seqs))]  # those that are free
+        self.swap_space = swap_space
         self._copies: dict[Sequence, tuple[int, int]] = {}  # of those that have joined in this step
 
     @property
@@ -170,8 +173,8 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """Returns the next step. The caller does what take_copies() says, computes the chunks and adds their num_tokens
-        to num_computed."""
+        """Returns the next step. The caller moves what swap_space.take_moves() says, copies what take_copies() says,
+        computes the chunks and adds their num_tokens to num_computed."""
         self.at = None
         self._step += 1
         if self._forecast is not None:
@@ -358,7 +361,9 @@ class Scheduler:
         self._refusal = None
         if not (passing or self.waiting.num_returning):  # it was the first in the queue
             self._pool.await_none()
-        if shares and sequence is not self._short:  # which may lack the block for what would be left to compute
+        if sequence.host_blocks and self.swap_space is not None:
+            self.swap_space.restore(sequence, self._block_size)
+        elif shares and sequence is not self._short:  # which may lack the block for what would be left to compute
             self._copy_beginning(sequence)
         self._prefills[sequence] = None
         self._start_running(sequence)
@@ -615,6 +620,8 @@ class Scheduler:
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
             self.waiting.remove(sequence)
         self._release(sequence)
+        if sequence.host_blocks and self.swap_space is not None:
+            self.swap_space.drop(sequence)
         sequence.status = Status.FINISHED
 
     def _pin(self, sequence: Sequence) -> None:
@@ -643,6 +650,8 @@ class Scheduler:
         rows = [min(each.mass_rows) // 2 for each in running if each.mass_rows]
         if sorted([*rows, *(first // 2 for first, _ in self._mass_rows)]) != list(range(self._max_seqs)):
             raise IntegrityError("rows of sums of attention are lost, or taken twice")
+        if self.swap_space is not None:
+            self.swap_space.check_integrity((*running, *self.waiting))
         if self._priorities != Counter(sequence.priority for sequence in running):
             raise IntegrityError("the numbers of running sequences by priority are wrong")
         ends = {
@@ -761,6 +770,8 @@ class Scheduler:
         return shared == len(blocks), max(0, sequence.num_computed - kept)
 
     def _preempt(self, victim: Sequence) -> None:
+        if self.swap_space is not None and victim.request.beams is None and victim not in self._copies:
+            self.swap_space.keep(victim, self._block_size)
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
         self.num_preemptions += 1

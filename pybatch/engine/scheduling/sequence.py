@@ -37,6 +37,7 @@ class Sequence:
         "detokenizer",
         "finish_reason",
         "held",
+        "host_blocks",
         "index",
         "joined",
         "keys",
@@ -45,6 +46,7 @@ class Sequence:
         "matcher",
         "next_pruning",
         "num_computed",
+        "num_kept",
         "num_passed",
         "num_pruned",
         "num_registered",
@@ -69,6 +71,8 @@ class Sequence:
         self.tokens = array("q", request.prompt_token_ids)  # prompt, then output
         self.blocks = array("i")
         self.held = array("i")  # blocks that it needs besides: sinks as they were at first
+        self.host_blocks = array("i")  # that a preempted one has outside the pool
+        self.num_kept = 0  # tokens whose keys and values are in these
         self.num_computed = 0  # tokens whose keys and values are in the blocks, or were and have been pruned
         self.num_pruned = 0  # of them: a token's place in the blocks is its index less this, its position is its index
         self.mass_rows: tuple[int, int] | None = None  # of sums of attention: those so far, and the next step's
@@ -91,9 +95,9 @@ class Sequence:
     def reset(self) -> None:
         """Keeps only the tokens. The blocks are not returned to a pool: this is for starting again with a new one."""
         self.status = Status.WAITING
-        del self.blocks[:], self.held[:]
+        del self.blocks[:], self.held[:], self.host_blocks[:]
         self.mass_rows = None
-        self.num_computed = self.num_registered = self.num_passed = self.num_pruned = 0
+        self.num_computed = self.num_registered = self.num_passed = self.num_pruned = self.num_kept = 0
         self.next_pruning = self.request.first_pruning
         self.returning = False
 

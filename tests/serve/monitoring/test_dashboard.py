@@ -85,7 +85,13 @@ def test_the_dashboard_shows_all_of_vllm_s_metrics(samples: dict[str, set[str]])
     shown = set(re.findall(r"pybatch:\w+", json.dumps(dashboard())))
     engine = {re.sub(r"_(bucket|sum|count)$", "", name) for name, labels in samples.items() if "model_name" in labels}
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown}
-    assert engine - shown == {"pybatch:kv_cache_blocks", "pybatch:kv_cache_pinned_blocks"}
+    assert engine - shown == {
+        "pybatch:kv_cache_blocks",
+        "pybatch:kv_cache_pinned_blocks",
+        "pybatch:swapped_in_blocks_total",
+        "pybatch:swapped_out_blocks_total",
+        "pybatch:spec_decode_num_accepted_tokens_per_pos_total",
+    }
 
 
 def test_panels_lie_beside_each_other_and_have_their_own_ids() -> None:

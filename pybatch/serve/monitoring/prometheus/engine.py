@@ -58,6 +58,8 @@ class EngineCollector(Collector):
                 "Samples that had to return their KV blocks.",
                 metrics.preemptions,
             ),
+            ("swapped_out_blocks", "KV blocks of these that were moved to the host.", metrics.swapped_out_blocks),
+            ("swapped_in_blocks", "KV blocks that were moved back.", metrics.swapped_in_blocks),
             ("prompt_tokens", "Tokens of prompts whose first token has come.", metrics.prefilled_tokens),
             ("prompt_tokens_cached", "Those that were found in the prefix cache.", metrics.prefilled_cached_tokens),
             ("generation_tokens", "Generated tokens.", metrics.output_tokens),
