@@ -183,7 +183,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_numbers(client: openai.Op
         ({"min_tokens": 5, "max_tokens": 3}, "min_tokens"),
         ({"stop": [""]}, "stop"),
         ({"repetition_penalty": 1e-45}, "repetition_penalty"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
         ({"temprature": 1}, "temprature"),
     ],
 )
@@ -198,6 +198,40 @@ def test_what_cannot_be_run_is_refused_before_anything_is_sent(
     error = response.json()["error"]
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
+
+
+def test_answers_follow_the_response_format(client: openai.OpenAI, url: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 22]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    got = client.chat.completions.create(
+        model="tiny",
+        messages=HELLO,
+        max_tokens=100,
+        seed=1,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        extra_body={"temperature": 1.0},
+    )
+    assert got.choices[0].finish_reason in ("stop", "length")
+    if got.choices[0].finish_reason == "stop":
+        assert json.loads(got.choices[0].message.content or "") in ({"a": 1}, {"a": 22})
+    chosen = {"model": "tiny", "messages": HELLO, "guided_choice": ["red", "blue"]}
+    assert httpx.post(url, json=chosen).json()["choices"][0]["message"]["content"] in ("red", "blue")
+    (streamed,) = joined(post_streamed(url, {**chosen, "seed": 3}))
+    assert streamed["message"]["content"] in ("red", "blue")
+
+
+def test_a_schema_that_cannot_be_compiled_is_a_bad_request(url: str) -> None:
+    for constraint, says in (
+        ({"regex": "(("}, "unclosed group"),
+        ({"json": {"$ref": "https://a.b/c"}}, "https://a.b/c"),
+    ):
+        response = httpx.post(url, json={"model": "tiny", "messages": HELLO, "structured_outputs": constraint})
+        assert response.status_code == 400
+        assert says in response.json()["error"]["message"]
 
 
 def test_what_is_not_served_is_not_found(client: openai.OpenAI) -> None:
