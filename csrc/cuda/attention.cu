@@ -13,10 +13,11 @@ namespace pybatch::cuda {
 
 void paged_attention_simple(const PagedAttentionParams&, cudaStream_t);  // attention_simple.cu
 
-// By the type of the KV cache: attention_16bit.cu, attention_int8.cu, attention_e4m3.cu.
+// By the type of the KV cache: attention_16bit.cu, attention_int8.cu, attention_e4m3.cu, attention_int4.cu.
 void attend_16bit(const PagedAttentionParams&, const WorkList&, cudaStream_t);
 void attend_int8(const PagedAttentionParams&, const WorkList&, cudaStream_t);
 void attend_e4m3(const PagedAttentionParams&, const WorkList&, cudaStream_t);
+void attend_int4(const PagedAttentionParams&, const WorkList&, cudaStream_t);
 
 namespace {
 
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(256) merge_kernel(PagedAttentionParams p, Work
       from_float<T>(out * inverse_sum(p, head, max, sum));
 }
 
-// Copies need aligned runs of eight elements, and of two scales.
+// Copies need aligned runs of eight elements, and of two scales; blocks of int4 always are.
 bool aligned(const KvCache& cache) {
   const int64_t run = kRun * size_of(cache.dtype);
   auto fits = [&](const void* data, int64_t block_stride) {
@@ -65,6 +66,7 @@ void paged_attention(const PagedAttentionParams& p, void* workspace, cudaStream_
   const WorkList work = work_list(p, workspace);
   const auto attend = p.cache.dtype == DType::i8     ? attend_int8
                       : p.cache.dtype == DType::e4m3 ? attend_e4m3
+                      : p.cache.dtype == DType::i4   ? attend_int4
                                                      : attend_16bit;
   attend(p, work, stream);
   if (work.max_pieces == 0) return;

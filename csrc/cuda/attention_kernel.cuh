@@ -102,6 +102,36 @@ __device__ __forceinline__ void multiply_qk(float (&s)[Config::kTile / 8][4], co
   }
 }
 
+// The same for int4, whose groups have scales of their own: a group is two steps of the mma. Unrolled further, it would
+// spill registers.
+template <class T, class Config>
+__device__ __forceinline__ void multiply_qk(float (&s)[Config::kTile / 8][4], const T* q, const uint32_t* k,
+                                            const f16* k_scale, int lane) {
+#pragma unroll
+  for (int j = 0; j < Config::kTile / 8; ++j) {
+    for (int e = 0; e < 4; ++e) s[j][e] = 0.0f;
+  }
+#pragma unroll 2
+  for (int dim = 0; dim < Config::kHeadDim; dim += 32) {
+    // In the order in which a word has the eight elements that this lane multiplies.
+    const T* row = q + lane / 4 * Config::kQPitch + dim + lane % 4 * 8;
+    const uint4 top = *reinterpret_cast<const uint4*>(row);
+    const uint4 bottom = *reinterpret_cast<const uint4*>(row + 8 * Config::kQPitch);
+    const uint32_t a[2][4] = {{top.x, bottom.x, top.y, bottom.y}, {top.z, bottom.z, top.w, bottom.w}};
+#pragma unroll
+    for (int j = 0; j < Config::kTile / 8; ++j) {
+      uint32_t b[2][2];
+      TileReader<T, Int4x2>::load_k(b, k, Config::kKPitch, dim, 8 * j, lane);
+      float part[4] = {};
+      Mma<T>::multiply(part, a[0], b[0]);
+      Mma<T>::multiply(part, a[1], b[1]);
+      const f16* scale = k_scale + dim / 32 * Config::kTile + TileReader<T, Int4x2>::column(j, lane % 4, 0);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[j][e] = fmaf(part[e], to_float(scale[e % 2]), s[j][e]);
+    }
+  }
+}
+
 // Scales, caps and masks the logits. `first` is the tile's first token; whole: every row sees all of the tile.
 template <class T, class KV, class Config>
 __device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], const PagedAttentionParams& p,
@@ -114,7 +144,7 @@ __device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], co
     for (int e = 0; e < 4; ++e) {
       const int column = TileReader<T, KV>::column(j, lane % 4, e % 2);
       float x = s[j][e] * factor;
-      if constexpr (Config::kScaled) x *= to_float(k_scale[column]);
+      if constexpr (Config::kScaled && !Config::kInt4) x *= to_float(k_scale[column]);
       if (p.soft_cap > 0.0f) {  // cap * tanh(x), in units of log2 e
         x = p.soft_cap * kLog2E * (1.0f - 2.0f / (1.0f + exp_approx(2.0f * x)));
       }
@@ -177,28 +207,41 @@ __device__ __forceinline__ void add_not_finite(Part<Config::kHeadDim>& part, con
   }
 }
 
+// The weights of tokens 8 j to 8 j + 15 as an A operand, by the scales of one group of V.
+template <class T, class KV, class Config>
+__device__ __forceinline__ void load_weights(uint32_t (&a)[4], const float (&s)[Config::kTile / 8][4], int j,
+                                             const f16* v_scale, int lane) {
+  float w[2][4];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      w[i][e] = s[j + i][e];
+      if constexpr (Config::kScaled) {
+        const float weight = w[i][e] * to_float(v_scale[TileReader<T, KV>::column(j + i, lane % 4, e % 2)]);
+        w[i][e] = w[i][e] == 0.0f ? 0.0f : weight;  // the scale may be inf or NaN too
+      }
+    }
+    a[2 * i] = Mma<T>::pack(w[i][0], w[i][1]);
+    a[2 * i + 1] = Mma<T>::pack(w[i][2], w[i][3]);
+  }
+}
+
 // part.out += weights * V. Where a row does not see a token its weight is zero, which an inf or NaN in V would turn
 // into NaN: in a tile that is not whole they are left out, and added where they are seen.
-template <class T, class KV, class Config>
-__device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, float (&s)[Config::kTile / 8][4], const KV* v,
-                                            const f16* v_scale, int64_t first, const Visible& visible, bool whole,
-                                            int lane) {
+template <class T, class KV, class Config, class Tile>
+__device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, const float (&s)[Config::kTile / 8][4],
+                                            const Tile* v, const f16* v_scale, int64_t first, const Visible& visible,
+                                            bool whole, int lane) {
   uint32_t not_finite = 0;
 #pragma unroll
   for (int j = 0; j < Config::kTile / 8; j += 2) {
-    if constexpr (Config::kScaled) {
-#pragma unroll
-      for (int i = j; i < j + 2; ++i) {
-        for (int e = 0; e < 4; ++e) {
-          const float weight = s[i][e] * to_float(v_scale[TileReader<T, KV>::column(i, lane % 4, e % 2)]);
-          s[i][e] = s[i][e] == 0.0f ? 0.0f : weight;  // the scale may be inf or NaN too
-        }
-      }
-    }
-    const uint32_t a[4] = {Mma<T>::pack(s[j][0], s[j][1]), Mma<T>::pack(s[j][2], s[j][3]),
-                           Mma<T>::pack(s[j + 1][0], s[j + 1][1]), Mma<T>::pack(s[j + 1][2], s[j + 1][3])};
+    uint32_t a[4];
 #pragma unroll
     for (int dim = 0; dim < Config::kHeadDim; dim += 32) {
+      if (Config::kInt4 || dim == 0) {
+        load_weights<T, KV, Config>(a, s, j, v_scale + (Config::kInt4 ? dim / 32 * Config::kTile : 0), lane);
+      }
       uint32_t b[4][2];
       TileReader<T, KV>::load_v(b, v, Config::kVPitch, 8 * j, dim, lane);
       if constexpr (!Config::kScaled) {
@@ -310,17 +353,22 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
       __syncthreads();
 
       const unsigned char* here = shared + stage * Config::kStageBytes;
-      const KV* k = reinterpret_cast<const KV*>(here);
-      const KV* v = reinterpret_cast<const KV*>(here + Config::kKBytes);
+      using Tile = std::conditional_t<Config::kInt4, uint32_t, KV>;
+      const Tile* k = reinterpret_cast<const Tile*>(here);
+      const Tile* v = reinterpret_cast<const Tile*>(here + Config::kKBytes);
       const f16* scales = reinterpret_cast<const f16*>(here + Config::kKBytes + Config::kVBytes);
       const int64_t first = tile * kTile;
       if (visible.any_sees_from(first)) {
         const bool whole = visible.all_see(first, first + kTile);
         float s[kTile / 8][4];
-        multiply_qk<T, KV, Config>(s, q, k, lane);
+        if constexpr (Config::kInt4) {
+          multiply_qk<T, Config>(s, q, k, scales, lane);
+        } else {
+          multiply_qk<T, KV, Config>(s, q, k, lane);
+        }
         mask_logits<T, KV, Config>(s, p, scales, first, visible, whole, lane);
         softmax_step<kTile, kHeadDim>(s, part);
-        multiply_pv<T, KV, Config>(part, s, v, scales + kTile, first, visible, whole, lane);
+        multiply_pv<T, KV, Config>(part, s, v, scales + Config::kGroups * kTile, first, visible, whole, lane);
       }
       if ((tile + 1) % kTilesASplit == 0 || tile + 1 == end_tile) {
         merge_part(total, part, lane);
@@ -339,7 +387,7 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
         float* to = work.partials + (item.piece * p.heads + head) * (dim + 2);
         for (int j = 0; j < kHeadDim / 8; ++j) {
           for (int half = 0; half < 2; ++half) {
-            const int d = Reader::column(j, lane % 4, half);
+            const int d = Reader::element(j, lane % 4, half, dim);
             if (d < dim) to[d] = from[4 * kWarp * j + half];
           }
         }
@@ -349,7 +397,7 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
         const float inverse = inverse_sum(p, head, total.max[r], total.sum[r]);
         for (int j = 0; j < kHeadDim / 8; ++j) {
           for (int half = 0; half < 2; ++half) {
-            const int d = Reader::column(j, lane % 4, half);
+            const int d = Reader::element(j, lane % 4, half, dim);
             if (d < dim) to[d] = from_float<T>(from[4 * kWarp * j + half] * inverse);
           }
         }

@@ -1,6 +1,6 @@
 // paged_attention where the tensor-core kernel does not apply (fp32, mixed types): a warp takes one query head of one
 // token and passes over the tokens it sees, 32 at a time, with fp32 arithmetic throughout.
-#include "cuda/common.cuh"
+#include "cuda/kv_cache.cuh"
 #include "cuda/launch.cuh"
 #include "pybatch/attention.h"
 
@@ -14,14 +14,16 @@ constexpr int kDimsALane = kMaxHeadDim / kWarp;
 __global__ void __launch_bounds__(kWarps* kWarp) simple_attention_kernel(PagedAttentionParams p) {
   const KvCache& cache = p.cache;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = static_cast<int>(cache.head_dim);
-  const int64_t token = blockIdx.x, head = static_cast<int64_t>(blockIdx.y) * kWarps + warp;
-  if (head >= p.heads) return;
-  const int64_t kv_head = head / (p.heads / cache.kv_heads), size = cache.block_size;
+  const int head = static_cast<int>(blockIdx.y) * kWarps + warp, heads = static_cast<int>(p.heads);
+  if (head >= heads) return;
+  const int64_t token = blockIdx.x, kv_head = head / (heads / static_cast<int>(cache.kv_heads)),
+                size = cache.block_size;
   int64_t sequence = 0;
   while (p.query_start[sequence + 1] <= token) ++sequence;
   const int64_t position = p.seq_lens[sequence] - (p.query_start[sequence + 1] - token);
   const int64_t begin = p.window > 0 && position >= p.window ? position - p.window + 1 : 0;
   const int32_t* blocks = p.block_tables + sequence * p.block_table_stride;
+  const int together = scaled_together(cache), shift = 31 - __clz(static_cast<int>(size));
 
   float* q = dynamic_shared<float>() + warp * kMaxHeadDim;
   for (int d = lane; d < dim; d += kWarp) {
@@ -35,37 +37,36 @@ __global__ void __launch_bounds__(kWarps* kWarp) simple_attention_kernel(PagedAt
   for (int64_t first = begin / kWarp * kWarp; first <= position; first += kWarp) {  // edges at absolute positions
     const int64_t mine = first + lane;
     const bool seen = mine >= begin && mine <= position;
-    const int64_t block = seen ? blocks[mine / size] : 0, offset = seen ? mine % size : 0;
+    const int64_t slot = seen ? static_cast<int64_t>(blocks[mine >> shift]) << shift | (mine & (size - 1)) : 0;
     float logit = -INFINITY;
     if (seen) {
+      const int64_t block = slot >> shift, offset = slot & (size - 1);
       logit = 0.0f;
-      const int64_t at = block * cache.k_block_stride + kv_head * dim * size + offset;
-      for (int d = 0; d < dim; ++d) logit = fmaf(q[d], load_as(cache.dtype, cache.k, at + d * size), logit);
-      if (cache.has_scales()) {
-        const int64_t at_scale = block * cache.k_scale_block_stride + kv_head * size + offset;
-        logit *= to_float(static_cast<const f16*>(cache.k_scale)[at_scale]);
+      for (int d = 0; d < dim;) {
+        const int end = d + together < dim ? d + together : dim;
+        const float scale = key_scale(cache, block, kv_head, offset, d / together);
+        float part = 0.0f;
+        for (; d < end; ++d) part = fmaf(q[d], key_code(cache, block, kv_head, offset, d), part);
+        logit = fmaf(part, scale, logit);
       }
       if (p.soft_cap > 0.0f) logit = p.soft_cap * tanhf(logit / p.soft_cap);
     }
     const float before = max;
     max = fmaxf(max, warp_reduce<Largest>(logit));
-    const float rescale = expf(before - max);
-    float weight = seen ? expf(logit - max) : 0.0f;
+    const float rescale = expf(before - max), weight = seen ? expf(logit - max) : 0.0f;
     sum = fmaf(sum, rescale, weight);
-    if (cache.has_scales() && seen) {
-      const int64_t at_scale = block * cache.v_scale_block_stride + kv_head * size + offset;
-      weight *= to_float(static_cast<const f16*>(cache.v_scale)[at_scale]);
-    }
     for (int i = 0; i < kDimsALane; ++i) out[i] *= rescale;
     for (int i = 0; i < kWarp; ++i) {
-      const float w = __shfl_sync(kAllLanes, weight, i);
-      const int64_t its_block = __shfl_sync(kAllLanes, block, i), its_offset = __shfl_sync(kAllLanes, offset, i);
       if (first + i < begin || first + i > position) continue;  // other sequences' values may be there
-      const int64_t at = its_block * cache.v_block_stride + (kv_head * size + its_offset) * dim;
+      const float w = __shfl_sync(kAllLanes, weight, i);
+      const int64_t its_slot = __shfl_sync(kAllLanes, slot, i), block = its_slot >> shift,
+                    offset = its_slot & (size - 1);
 #pragma unroll
       for (int j = 0; j < kDimsALane; ++j) {
         const int d = lane + j * kWarp;
-        if (d < dim) out[j] = fmaf(w, load_as(cache.dtype, cache.v, at + d), out[j]);
+        if (d >= dim) continue;
+        const float scaled = w * value_scale(cache, block, kv_head, offset, d / together);
+        out[j] = fmaf(scaled, value_code(cache, block, kv_head, offset, d), out[j]);
       }
     }
   }

@@ -70,6 +70,8 @@ __device__ __forceinline__ void store_as(DType type, void* p, int64_t i, float x
   switch (type) {
     case DType::f32: static_cast<float*>(p)[i] = x; return;
     case DType::f16: static_cast<f16*>(p)[i] = from_float<f16>(x); return;
+    case DType::i8: static_cast<int8_t*>(p)[i] = static_cast<int8_t>(x); return;  // of a whole number
+    case DType::e4m3: static_cast<e4m3*>(p)[i] = from_float<e4m3>(x); return;
     default: static_cast<bf16*>(p)[i] = from_float<bf16>(x); return;
   }
 }

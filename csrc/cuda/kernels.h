@@ -13,6 +13,7 @@
 #include "pybatch/attention.h"
 #include "pybatch/embedding.h"
 #include "pybatch/kv_cache.h"
+#include "pybatch/kv_pruning.h"
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
 #include "pybatch/sampling.h"
@@ -27,8 +28,13 @@ void embedding(const EmbeddingParams&, cudaStream_t);
 void rope_kv_write(const RopeKvWriteParams&, cudaStream_t);
 void copy_blocks(const CopyBlocksParams&, cudaStream_t);  // either side may be mapped pinned host memory
 
+void rotate_keys(const RotateKeysParams&, cudaStream_t);
+void gather_kv(const GatherKvParams&, cudaStream_t);
+
 size_t paged_attention_workspace(const PagedAttentionParams&);
 void paged_attention(const PagedAttentionParams&, void* workspace, cudaStream_t);
+size_t attention_mass_workspace(const AttentionMassParams&);
+void attention_mass(const AttentionMassParams&, void* workspace, cudaStream_t);
 
 // Matmuls do not normalise x, except W8A8's, which does so as it quantises: rms_norm runs before them if p.norm is set.
 void matmul_dense(const MatmulParams&, cudaStream_t);

@@ -37,6 +37,13 @@ struct Mma<f16> {
     const __half2 pair = __hsub2(reinterpret_cast<const __half2&>(biased), reinterpret_cast<const __half2&>(kBias));
     return reinterpret_cast<const uint32_t&>(pair);
   }
+  // A signed nibble at the bottom of each half: with its sign bit flipped, which adds 8, under 0x6400.
+  static __device__ __forceinline__ uint32_t widen_int4(uint32_t nibbles) {
+    constexpr uint32_t kBias = 0x64086408u;  // 1024 + 8
+    const uint32_t biased = (nibbles & 0x000f000fu) ^ kBias;
+    const __half2 pair = __hsub2(reinterpret_cast<const __half2&>(biased), reinterpret_cast<const __half2&>(kBias));
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
   // e4m3 in the upper byte of each half: its exponent moved under that of a half is 8 too low.
   static __device__ __forceinline__ uint32_t widen_e4m3(uint32_t upper) {
     const uint32_t low = (upper >> 1 & 0x3f803f80u) | (upper & 0x80008000u);
@@ -64,6 +71,13 @@ struct Mma<bf16> {
     const uint32_t bits = under & 0xff7fff7fu, sign = under & 0xff80ff80u;
     const __nv_bfloat162 pair =
         __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits), reinterpret_cast<const __nv_bfloat162&>(sign));
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+  static __device__ __forceinline__ uint32_t widen_int4(uint32_t nibbles) {
+    constexpr uint32_t kBias = 0x43084308u;  // 128 + 8
+    const uint32_t biased = (nibbles & 0x000f000fu) ^ kBias;
+    const __nv_bfloat162 pair =
+        __hsub2(reinterpret_cast<const __nv_bfloat162&>(biased), reinterpret_cast<const __nv_bfloat162&>(kBias));
     return reinterpret_cast<const uint32_t&>(pair);
   }
   // As for a half; the exponent is 120 too low.

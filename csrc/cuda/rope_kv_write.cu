@@ -2,6 +2,7 @@
 // cache.
 #include "cuda/common.cuh"
 #include "cuda/kernels.h"
+#include "cuda/kv_cache.cuh"
 #include "cuda/launch.cuh"
 
 namespace pybatch::cuda {
@@ -19,46 +20,6 @@ __device__ __forceinline__ void normalise(float* head, int dim, const T* weight,
   for (int i = lane; i < dim; i += kWarp)
     head[i] = to_float(from_float<T>(to_float(from_float<T>(head[i] * inverse)) * to_float(weight[i])));
   __syncwarp();
-}
-
-__device__ __forceinline__ void rotate(float* head, const float* cos_sin, int rotary_dim, bool interleaved, int lane) {
-  const int half = rotary_dim / 2;
-  for (int i = lane; i < half; i += kWarp) {
-    const int first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
-    const float cos = cos_sin[i], sin = cos_sin[half + i], x = head[first], y = head[second];
-    head[first] = x * cos - y * sin;
-    head[second] = y * cos + x * sin;
-  }
-  __syncwarp();
-}
-
-// Writes one head to the cache: element i goes to to[i * stride]. 8-bit types also write the head's scale, NaN where
-// the head is not finite, and divide by the scale as it was rounded.
-__device__ __forceinline__ void write_to_cache(const float* head, int dim, DType type, void* to, int64_t stride,
-                                               f16* scale, int lane) {
-  if (size_of(type) > 1) {
-    for (int i = lane; i < dim; i += kWarp) store_as(type, to, i * stride, head[i]);
-    return;
-  }
-  float max = 0.0f;
-  bool finite = true;
-  for (int i = lane; i < dim; i += kWarp) {
-    max = fmaxf(max, fabsf(head[i]));
-    finite = finite && isfinite(head[i]);
-  }
-  const float largest = type == DType::i8 ? 127.0f : 448.0f;
-  const f16 rounded = from_float<f16>(warp_reduce<Largest>(max) / largest);
-  const float step = to_float(rounded);
-  for (int i = lane; i < dim; i += kWarp) {
-    const float q = fminf(fmaxf(head[i] / (step > 0.0f ? step : 1.0f), -largest), largest);
-    if (type == DType::i8) {
-      static_cast<int8_t*>(to)[i * stride] = static_cast<int8_t>(__float2int_rn(q));
-    } else {
-      static_cast<e4m3*>(to)[i * stride] = from_float<e4m3>(q);
-    }
-  }
-  finite = __all_sync(kAllLanes, finite);
-  if (lane == 0) *scale = finite ? rounded : from_float<f16>(NAN);
 }
 
 template <class T>
@@ -91,17 +52,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) rope_kv_write_kernel(RopeKvWrit
     return;
   }
 
-  const int64_t block = slot / cache.block_size, offset = slot % cache.block_size, bytes = size_of(cache.dtype);
-  const int64_t at_scale = h * cache.block_size + offset;
-  if (is_v) {
-    const int64_t at = block * cache.v_block_stride + (h * cache.block_size + offset) * dim;
-    write_to_cache(head, dim, cache.dtype, static_cast<char*>(cache.v) + at * bytes, 1,
-                   static_cast<f16*>(cache.v_scale) + block * cache.v_scale_block_stride + at_scale, lane);
-  } else {
-    const int64_t at = block * cache.k_block_stride + h * dim * cache.block_size + offset;
-    write_to_cache(head, dim, cache.dtype, static_cast<char*>(cache.k) + at * bytes, cache.block_size,
-                   static_cast<f16*>(cache.k_scale) + block * cache.k_scale_block_stride + at_scale, lane);
-  }
+  write_head(cache, !is_v, head, slot / cache.block_size, h, slot % cache.block_size, lane);
 }
 
 }  // namespace

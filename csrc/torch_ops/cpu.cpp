@@ -29,7 +29,6 @@ Graph::Memory storage_of(const Tensor& t) {
 struct Cpu {
   static constexpr const char* kDevice = "the CPU";
   static constexpr bool kHasE4m3 = false;
-  static constexpr bool kHasInt4 = true;
   struct Scope {
     explicit Scope(const Tensor&) {}
   };
@@ -136,7 +135,4 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "Tensor(d!) top_logprobs) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) {
-  implement_ops<Cpu>(m);
-  implement_pruning_ops<Cpu>(m);
-}
+STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) { implement_ops<Cpu>(m); }

@@ -36,7 +36,6 @@ cudaStream_t current_stream() {
 struct Cuda {
   static constexpr const char* kDevice = "the CUDA device of the other arguments";
   static constexpr bool kHasE4m3 = true;
-  static constexpr bool kHasInt4 = false;
   struct Scope {
     explicit Scope(const Tensor& t) : guard(t.defined() && t.is_cuda() ? t.get_device_index() : current_device()) {}
     torch::stable::accelerator::DeviceGuard guard;
@@ -61,6 +60,8 @@ struct Cuda {
   PYBATCH_RUN(embedding, EmbeddingParams)
   PYBATCH_RUN(rope_kv_write, RopeKvWriteParams)
   PYBATCH_RUN(copy_blocks, CopyBlocksParams)
+  PYBATCH_RUN(rotate_keys, RotateKeysParams)
+  PYBATCH_RUN(gather_kv, GatherKvParams)
   PYBATCH_RUN(sample, SampleParams)
   PYBATCH_RUN(token_logprobs, TokenLogprobsParams)
 #undef PYBATCH_RUN
@@ -77,6 +78,7 @@ struct Cuda {
     cuda::name(p, room.data_ptr(), current_stream());                               \
   }
   PYBATCH_RUN_WITH_WORKSPACE(paged_attention, PagedAttentionParams)
+  PYBATCH_RUN_WITH_WORKSPACE(attention_mass, AttentionMassParams)
   PYBATCH_RUN_WITH_WORKSPACE(adjust_logits, AdjustLogitsParams)
   PYBATCH_RUN_WITH_WORKSPACE(matmul_w8a8, MatmulParams)
 #undef PYBATCH_RUN_WITH_WORKSPACE

@@ -9,7 +9,7 @@
 //   uses      called for every tensor that a kernel is about to use, with the argument's name
 //   writes    likewise for every tensor that a kernel writes
 //   verify    runs a check of values (values.h) where the host can read them; told what memory the check reads
-//   kHasE4m3, kHasInt4  whether KV caches may be float8_e4m3fn, or int4
+//   kHasE4m3  whether KV caches may be float8_e4m3fn
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -25,6 +25,7 @@ template <class Backend>
 void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Layers = LayerOps<Backend>;
   using Kv = KvOps<Backend>;
+  using Pruning = KvPruningOps<Backend>;
   using Sampling = SamplingOps<Backend>;
   m.impl("rms_norm", TORCH_BOX(&Layers::rms_norm));
   m.impl("layer_norm", TORCH_BOX(&Layers::layer_norm));
@@ -42,11 +43,6 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("adjust_logits", TORCH_BOX(&Sampling::adjust_logits));
   m.impl("sample", TORCH_BOX(&Sampling::sample));
   m.impl("token_logprobs", TORCH_BOX(&Sampling::token_logprobs));
-}
-
-template <class Backend>
-void implement_pruning_ops(torch::stable::detail::StableLibrary& m) {
-  using Pruning = KvPruningOps<Backend>;
   m.impl("rotate_keys", TORCH_BOX(&Pruning::rotate_keys));
   m.impl("gather_kv", TORCH_BOX(&Pruning::gather_kv));
   m.impl("attention_mass", TORCH_BOX(&Pruning::attention_mass));

@@ -95,6 +95,27 @@ class PagedAttentionParams(ctypes.Structure):
     ]  # fmt: skip
 
 
+class RotateKeysParams(ctypes.Structure):
+    _fields_ = [
+        ("cache", KvCache), ("blocks", c_void_p), ("rotary", c_void_p), ("count", c_int64), ("rotary_dim", c_int64)
+    ]  # fmt: skip
+
+
+class GatherKvParams(ctypes.Structure):
+    _fields_ = [
+        ("cache", KvCache), ("source", c_void_p), ("destination", c_void_p), ("indices", c_void_p), ("kept", c_int64)
+    ]  # fmt: skip
+
+
+class AttentionMassParams(ctypes.Structure):
+    _fields_ = [
+        ("q", Matrix), ("cache", KvCache), ("block_tables", c_void_p), ("block_table_stride", c_int64),
+        ("query_start", c_void_p), ("seq_lens", c_void_p), ("first", c_void_p), ("sources", c_void_p),
+        ("rows", c_void_p), ("mass", c_void_p), ("mass_row_stride", c_int64), ("mass_capacity", c_int64),
+        ("scale", c_float), ("tokens", c_int64), ("sequences", c_int64), ("heads", c_int64),
+    ]  # fmt: skip
+
+
 class AdjustLogitsParams(ctypes.Structure):
     _fields_ = [
         ("logits", c_void_p), ("row_stride", c_int64), ("rows", c_int64), ("vocab", c_int64), ("repetition", c_void_p),
@@ -122,7 +143,8 @@ class TokenLogprobsParams(ctypes.Structure):
 
 PARAMS = (
     NormParams, GatedActivationParams, EmbeddingParams, MatmulParams, RopeKvWriteParams, CopyBlocksParams,
-    PagedAttentionParams, AdjustLogitsParams, SampleParams, TokenLogprobsParams,
+    PagedAttentionParams, RotateKeysParams, GatherKvParams, AttentionMassParams, AdjustLogitsParams, SampleParams,
+    TokenLogprobsParams,
 )  # fmt: skip
 
 # How many fields a struct has is the longest list of initialisers it takes.
@@ -278,9 +300,12 @@ def kv_cache(b: Buffers, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: 
     pointers = [
         place(k, "k_cache"), place(v, "v_cache"), place(k_scale, "k_scale"), place(v_scale, "v_scale")
     ]  # fmt: skip
-    blocks, kv_heads, width, block_size = k.shape
-    head_dim, dtype = (2 * width, INT4) if k.dtype == torch.uint8 else (width, DTYPES[k.dtype])
-    return KvCache(*pointers, *strides, blocks, kv_heads, block_size, head_dim, dtype)
+    dtype = INT4 if k.dtype == torch.uint8 else DTYPES[k.dtype]
+    return KvCache(*pointers, *strides, len(k), k.shape[1], k.shape[3], head_dim(k), dtype)
+
+
+def head_dim(k: Tensor) -> int:
+    return k.shape[2] * (2 if k.dtype == torch.uint8 else 1)
 
 
 class SimtOps:
@@ -377,7 +402,7 @@ class SimtOps:
                 RopeKvWriteParams(
                     b.matrix(q, "q", out=True), b.matrix(k, "k"), b.matrix(v, "v"), b.read(positions, "positions"),
                     b.read(slots, "slots"), b.read(rotary, "rotary"), b.read(q_norm, "q_norm"),
-                    b.read(k_norm, "k_norm"), norm_eps, len(q), q.shape[1] // k_cache.shape[2], rotary.shape[1],
+                    b.read(k_norm, "k_norm"), norm_eps, len(q), q.shape[1] // head_dim(k_cache), rotary.shape[1],
                     interleaved, kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=True),
                 ),
             )  # fmt: skip
@@ -409,10 +434,54 @@ class SimtOps:
                     kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=False), b.read(block_tables, "block_tables"),
                     block_tables.stride(0), b.read(query_start, "query_start"), b.read(seq_lens, "seq_lens"),
                     b.read(sinks, "sinks"), scale, soft_cap, window, len(q), len(seq_lens),
-                    q.shape[1] // k_cache.shape[2],
+                    q.shape[1] // head_dim(k_cache),
                 ),
             )  # fmt: skip
         return out
+
+    def rotate_keys(
+        self, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, blocks: Tensor,
+        rotary: Tensor,
+    ) -> None:  # fmt: skip
+        with buffers() as b:
+            self._run(
+                "rotate_keys",
+                RotateKeysParams(
+                    kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=True), b.read(blocks, "blocks"),
+                    b.read(rotary, "rotary"), *rotary.shape,
+                ),
+            )  # fmt: skip
+
+    def gather_kv(
+        self, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, source: Tensor,
+        indices: Tensor, destination: Tensor,
+    ) -> None:  # fmt: skip
+        with buffers() as b:
+            self._run(
+                "gather_kv",
+                GatherKvParams(
+                    kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=True), b.read(source, "source"),
+                    b.read(destination, "destination"), b.read(indices, "indices"), indices.shape[1],
+                ),
+            )  # fmt: skip
+
+    def attention_mass(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None,
+        block_tables: Tensor, query_start: Tensor, seq_lens: Tensor, scale: float, *, first: Tensor, sources: Tensor,
+        rows: Tensor, mass: Tensor,
+    ) -> None:  # fmt: skip
+        with buffers() as b:
+            self._run_with_workspace(
+                b,
+                "attention_mass",
+                AttentionMassParams(
+                    b.matrix(q, "q"), kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=False),
+                    b.read(block_tables, "block_tables"), block_tables.stride(0), b.read(query_start, "query_start"),
+                    b.read(seq_lens, "seq_lens"), b.read(first, "first"), b.read(sources, "sources"),
+                    b.read(rows, "rows"), b.write(mass, "mass"), mass.stride(0), mass.shape[2], scale, len(q),
+                    len(seq_lens), q.shape[1] // head_dim(k_cache),
+                ),
+            )  # fmt: skip
 
     def matmul_dense(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor, **fused: Unpack[Fused]

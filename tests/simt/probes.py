@@ -43,6 +43,42 @@ def attention_e4m3(ops: SimtOps) -> None:
     attend(ops, torch.float8_e4m3fn, torch.bfloat16, 0)
 
 
+def attention_int4(ops: SimtOps) -> None:
+    attend(ops, torch.uint8, torch.float16, 0)
+
+
+def attention_int8(ops: SimtOps) -> None:
+    attend(ops, torch.int8, torch.bfloat16, 20)
+
+
+def attention_simple(ops: SimtOps) -> None:
+    attend(ops, torch.float32, torch.float32, 0)
+    attend(ops, torch.uint8, torch.float32, 20)
+
+
+def attention_mass(ops: SimtOps) -> None:
+    """Two sequences at once, and in pieces."""
+    tests = suite("test_kv_pruning")
+    with running(tests, ops):
+        for cache in (torch.float16, torch.int8):
+            shape, lengths = tests.Shape(cache=cache, head_dim=24), [150, 40]
+            whole, pieces = tests.Observed(shape, 3, lengths), tests.Observed(shape, 3, lengths)
+            whole.observe({1: (0, 40), 0: (0, 150)})
+            pieces.observe({0: (0, 70)})
+            pieces.observe({0: (70, 149), 1: (0, 40)})
+            pieces.observe({0: (149, 150)})
+            for s in range(2):
+                torch.testing.assert_close(whole.sums(s).double(), whole.expected(s), rtol=1e-4, atol=1e-5)
+                assert torch.equal(pieces.sums(s), whole.sums(s))
+
+
+def rotate_keys(ops: SimtOps) -> None:
+    tests = suite("test_kv_pruning")
+    with running(tests, ops):
+        tests.test_a_turned_key_is_that_of_the_later_position()
+        tests.test_a_key_of_zeros_in_int8_stays_zero()
+
+
 def matmul(ops: SimtOps, kernel: str) -> None:
     """Every tile of rows, remainders in every extent, rows alone."""
     tests = suite("test_matmul")

@@ -29,13 +29,20 @@ class Mutation:
 
 
 ATTENTION = ["attention.cu", "attention_plan.cu", "attention_simple.cu", "attention_int8.cu"]
+# The probes' heads have 64 elements; the kernels for others take most of the compiler's time.
+OTHER_HEADS = """
+  if (head_dim <= 128) return f(std::integral_constant<int, 128>());
+  return f(std::integral_constant<int, 256>());
+"""
 # The sources that a probe runs: the first is compiled with the mutation, the others as they are.
 SOURCES = {
-    probes.attention: ["attention_16bit.cu", "attention_e4m3.cu", *ATTENTION],
-    probes.attention_e4m3: ["attention_e4m3.cu", "attention_16bit.cu", *ATTENTION],
+    probes.attention: ["attention_16bit.cu", "attention_e4m3.cu", "attention_int4.cu", *ATTENTION],
+    probes.attention_e4m3: ["attention_e4m3.cu", "attention_16bit.cu", "attention_int4.cu", *ATTENTION],
+    probes.attention_int4: ["attention_int4.cu", "attention_16bit.cu", "attention_e4m3.cu", *ATTENTION],
     probes.matmul_w8a8: ["matmul_w8a8.cu", "sm90/matmul_w8a8.cu"],
     probes.matmul_w8a8_hopper: ["sm90/matmul_w8a8.cu", "matmul_w8a8.cu"],
     probes.norm: ["norm.cu"],
+    probes.rotate_keys: ["rotate_keys.cu", "rope_kv_write.cu"],
 }
 MUTATIONS = [
     Mutation(
@@ -80,8 +87,8 @@ MUTATIONS = [
     Mutation(
         "two registers of a fragment are swapped",
         "attention_kernel.cuh",
-        "Mma<T>::pack(s[j][2], s[j][3]),\n                           Mma<T>::pack(s[j + 1][0], s[j + 1][1])",
-        "Mma<T>::pack(s[j + 1][0], s[j + 1][1]),\n                           Mma<T>::pack(s[j][2], s[j][3])",
+        "a[2 * i + 1] = Mma<T>::pack(w[i][2], w[i][3]);",
+        "a[3 - i] = Mma<T>::pack(w[i][2], w[i][3]);",
         probes.attention,
     ),
     Mutation(
@@ -118,6 +125,45 @@ MUTATIONS = [
         "widen_e4m3(prmt(bytes, 0, 0x1404))",
         "widen_e4m3(prmt(bytes, 0, 0x0414))",
         probes.attention_e4m3,
+    ),
+    Mutation(
+        "the sign bit of an int4 code is not flipped",
+        "mma.cuh",
+        "kBias = 0x64086408u",
+        "kBias = 0x64006400u",
+        probes.attention_int4,
+    ),
+    Mutation(
+        "all groups of a key have the scale of the first",
+        "attention_kernel.cuh",
+        "k_scale + dim / 32 * Config::kTile",
+        "k_scale",
+        probes.attention_int4,
+    ),
+    Mutation(
+        "the pairs of tokens of an int4 value are swapped",
+        "attention_tiles.cuh",
+        "2 * g + t % 2;",
+        "2 * g + (t + 1) % 2;",
+        probes.attention_int4,
+    ),
+    Mutation(
+        "a query gives nothing to its own key",
+        "attention_mass.cu",
+        "row >= rows.count || token > rows.last_seen(row)",
+        "row >= rows.count || token >= rows.last_seen(row)",
+        probes.attention_mass,
+    ),
+    Mutation(
+        "rows are loaded while others are scored",
+        "attention_mass.cu",
+        "    tiles.score(scores);\n    __syncthreads();\n#pragma unroll\n    for (int r = 0; r < kRows; ++r) {\n"
+        "      const int row",
+        "    tiles.score(scores);\n#pragma unroll\n    for (int r = 0; r < kRows; ++r) {\n      const int row",
+        probes.attention_mass,
+    ),
+    Mutation(
+        "a key is turned before all of it is there", "rotate_keys.cu", "  __syncwarp();\n", "", probes.rotate_keys
     ),
     Mutation(
         "a wait too short by one in the pipeline",
@@ -358,6 +404,9 @@ def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     text = file.read_text()
     assert mutation.before in text, f"{mutation.file} no longer has the line that this mutation changes"
     file.write_text(text.replace(mutation.before, mutation.after))
+    attention = csrc / "cuda" / "attention_kernel.cuh"
+    assert OTHER_HEADS in attention.read_text()
+    attention.write_text(attention.read_text().replace(OTHER_HEADS, "\n"))
     with pytest.raises((SimtFault, AssertionError)) as caught:
         mutation.probe(SimtOps(library(mutation.probe, csrc)))
     print(str(caught.value).strip().partition("\n")[0])

@@ -1,0 +1,12 @@
+#include "cuda/attention_kernel.cuh"
+
+namespace pybatch::cuda {
+
+void attend_int4(const PagedAttentionParams& p, const WorkList& work, cudaStream_t stream) {
+  with_half_type(p.q.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    attend<T, Int4x2>(p, work, stream);
+  });
+}
+
+}  // namespace pybatch::cuda
