@@ -326,6 +326,14 @@ def test_a_row_of_several_prompts_has_the_answers_to_each_in_their_order(llm: LL
     assert usage["completion_tokens"] == 3 * 2 * 4
 
 
+def test_rows_may_be_beam_searches(llm: LLM, tmp_path: Path) -> None:
+    job = job_of(llm, tmp_path / "out", several(0, ["Say it", "b"], n=2, best_of=3, use_beam_search=True))
+    assert job.run()
+    searched = SamplingParams(n=2, best_of=3, use_beam_search=True, max_tokens=4, ignore_eos=True)
+    outputs = llm.generate(["Say it", "b"], searched)
+    assert choices(job) == [[each.text for output in outputs for each in output.outputs]]
+
+
 def test_prompts_of_a_row_draw_by_the_rows_number_and_their_own(llm: LLM, tmp_path: Path) -> None:
     params = SamplingParams(temperature=1, max_tokens=8, ignore_eos=True)
     rows = [several(i, ["Say it"] * (1 + i % 3)) for i in range(30)]

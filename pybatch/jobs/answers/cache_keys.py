@@ -78,7 +78,8 @@ class CacheKeys:
 
 
 def _is_greedy(params: SamplingParams) -> bool:
-    return params.temperature < GREEDY_TEMPERATURE
+    """Or a beam search, of which nothing is drawn either."""
+    return params.temperature < GREEDY_TEMPERATURE or params.use_beam_search
 
 
 def _plain(value: Any, default: object) -> Any:
@@ -91,4 +92,6 @@ def _plain(value: Any, default: object) -> Any:
         return sorted((int(token), float(bias)) for token, bias in value.items())
     if isinstance(value, (list, tuple)):
         return sorted({each if isinstance(each, str) else int(each) for each in value})
-    return None if value is None else type(default)(value) if isinstance(default, (bool, float)) else int(value)
+    if value is None or isinstance(value, str):
+        return value
+    return type(default)(value) if isinstance(default, (bool, float)) else int(value)

@@ -38,6 +38,10 @@ OTHER: dict[str, Any] = {
     "logit_bias": {3: 1.0},
     "allowed_token_ids": [3],
     "bad_words": ["x"],
+    "use_beam_search": True,
+    "best_of": 2,
+    "length_penalty": 0.5,
+    "early_stopping": True,
     "structured_outputs": {"regex": "a"},
     "speculate": False,
     "kv_policy": {"type": "streaming_llm"},
@@ -52,8 +56,9 @@ def key(tokens: list[int] = TOKENS, index: int = 0, **params: Any) -> bytes:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(SamplingParams)])
 def test_every_parameter_that_an_answer_depends_on_is_in_the_key(name: str) -> None:
-    other = {name: OTHER[name]}
-    assert (key(seed=1) == key(**{"seed": 1, **other})) == (name in NO_ANSWER_DEPENDS_ON)
+    others = {"use_beam_search": True} if name == "best_of" else {}
+    other = {**others, name: OTHER[name]}
+    assert (key(seed=1, **others) == key(**{"seed": 1, **other})) == (name in NO_ANSWER_DEPENDS_ON)
     if name != "temperature":
         same = name in DRAWS | NO_ANSWER_DEPENDS_ON
         assert (key(temperature=0, index=1) == key(temperature=0, index=2, **other)) == same
@@ -62,6 +67,8 @@ def test_every_parameter_that_an_answer_depends_on_is_in_the_key(name: str) -> N
 def test_the_same_request_has_the_same_key_however_it_is_put() -> None:
     assert key(temperature=1, seed=1) == key(temperature=1.0, seed=np.int64(1 + 2**40) - 2**40)
     assert key(seed=-5) == key(seed=2**64 - 5)
+    assert key(use_beam_search=True, seed=1) == key(use_beam_search=True, temperature=0, index=2)
+    assert key(early_stopping="never") != key(early_stopping=True)
     assert key(seed=1, kv_policy=StreamingLLM()) == key(seed=1, kv_policy={"type": "streaming_llm", "sinks": 4})
     assert key(seed=1, stop="x", stop_token_ids=[3, 2]) == key(seed=1, stop=["x"], stop_token_ids=[2, np.int32(3), 2])
     assert key(seed=1, logit_bias={3: 1, 4: 2}) == key(seed=1, logit_bias={4: 2.0, np.int64(3): 1.0})

@@ -22,6 +22,7 @@ def test_every_field_counts_at_the_top_and_other_names_are_data() -> None:
         "truncate_prompt_tokens": 9, "include_stop_str_in_output": True, "skip_special_tokens": False,
         "prompt_logprobs": 1, "detokenize": True, "speculate": False, "kv_policy": {"type": "streaming_llm"},
         "structured_outputs": {"regex": "a"},
+        "use_beam_search": False, "best_of": 2, "length_penalty": 0.5, "early_stopping": "never",
     }  # fmt: skip
     assert row.keys() == NAMES - {"logit_bias"}
     assert row_params({**row, "max_token": 3, "output_kind": "x", "prompt": "p"}) == row
@@ -33,7 +34,7 @@ def test_an_object_beside_the_data_takes_precedence() -> None:
         "top_k": 1,
     }
     assert row_params({"sampling_params": '{"seed": 1}'}) == {"seed": 1}  # a table's cell
-    assert row_params({"sampling_params": {"best_of": 1, "structured_outputs": None, "seed": 2}}) == {"seed": 2}
+    assert row_params({"sampling_params": {"skip_clone": True, "logits_processors": None, "seed": 2}}) == {"seed": 2}
 
 
 def test_where_a_row_says_nothing_the_jobs_value_holds() -> None:
@@ -93,7 +94,7 @@ def test_bad_values_are_refused(row: dict[str, Any], says: str) -> None:
         ([1], "expected an object, got list", "invalid_type"),
         ({"max_token": 1}, "unknown argument 'max_token'; did you mean 'max_tokens'", "unknown_parameter"),
         ({"output_kind": 1}, "unknown argument 'output_kind'", "unknown_parameter"),
-        ({"best_of": 3}, "best_of = 3: known in vLLM, not here", "unknown_parameter"),
+        ({"stream_interval": 3}, "stream_interval = 3: known in vLLM, not here", "unknown_parameter"),
     ],
 )
 def test_unknown_names_are_refused(given: Any, says: str, code: str) -> None:
