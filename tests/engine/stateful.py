@@ -114,6 +114,7 @@ SETTINGS = {
     "num_kv_blocks": st.sampled_from([9, 12, 20, 200]),
     "enable_prefix_caching": st.booleans(),
     "kv_cache_dtype": st.sampled_from(KV_DTYPES),
+    "swap_space": st.sampled_from([0.0, 0.001]),
     "speculative_config": st.sampled_from([None, '{"prompt_lookup_min": 1, "adaptive": false}']),
 }
 
