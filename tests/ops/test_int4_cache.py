@@ -27,7 +27,7 @@ VARIANTS = [
 variants = pytest.mark.parametrize(("shape", "mask"), VARIANTS)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     shape=attention.shapes.map(lambda shape: replace(shape, cache=INT4)),
     mask=attention.masks,
@@ -107,7 +107,7 @@ def test_packing_loses_no_code(head_dim: int) -> None:
     assert torch.equal(unpack_v(pack_v(codes.transpose(-1, -2))), codes.transpose(-1, -2))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     shape=writing.shapes.map(lambda shape: replace(shape, cache=INT4)),
     tokens=st.integers(1, 40),

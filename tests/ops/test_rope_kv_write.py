@@ -103,11 +103,11 @@ class Cache:
 
     def slots(self) -> tuple[Tensor, Tensor]:
         """K and V by slot, [slots, kv_heads, D], codes with their scales applied."""
-        k, v = self.codes()
+        k, v = (codes.double() for codes in self.codes())
         if self.k_scale is not None and self.v_scale is not None:
             k_scale, v_scale = self.scales()
             return k * k_scale.double(), v * v_scale.double()
-        return k.double(), v.double()
+        return k, v
 
     def codes(self) -> tuple[Tensor, Tensor]:
         """What is in K and V by slot, [slots, kv_heads, D]."""
