@@ -386,8 +386,8 @@ def rotate_keys(
     that it was written with plus that of the row.
 
     Caches and scales as in rope_kv_write. blocks: [n] int64, each once; rotary: [n, R] float32, cos in the first R/2
-    columns and sin in the rest: the first R elements of a head turn, in pairs (i, i + R/2). 8-bit keys are turned in
-    float32 and get new scales.
+    columns and sin in the rest: the first R elements of a head turn, in pairs (i, i + R/2). Quantised keys are turned
+    in float32 and get new scales.
     """
     _ops.rotate_keys.default(k_cache, v_cache, k_scale, v_scale, blocks, rotary)
 

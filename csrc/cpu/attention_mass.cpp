@@ -1,6 +1,7 @@
 #include "cpu/attention_rows.h"
 #include "cpu/attention_softmax.h"
 #include "cpu/kernels.h"
+#include "cpu/kv_quantise.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
 
@@ -65,7 +66,31 @@ void load_keys(const Item& item, int64_t begin, int64_t end, float* to) {
   }
 }
 
+void load_int4_keys(const Item& item, int64_t begin, int64_t end, float* to) {
+  const KvCache& c = item.p.cache;
+  const int32_t* table = item.p.block_tables + item.sequence * item.p.block_table_stride;
+  const int64_t at_once = smaller(c.block_size, kLanes), groups = c.groups();
+  for (int64_t token = begin; token < end; token += at_once, to += at_once) {
+    const int64_t block = table[token / c.block_size], offset = token % c.block_size;
+    const auto* words = reinterpret_cast<const uint32_t*>(static_cast<const uint8_t*>(c.k) + block * c.k_block_stride) +
+                        item.kv_head * c.head_dim / 8 * c.block_size + offset;
+    const f16* scales = static_cast<const f16*>(c.k_scale) + block * c.k_scale_block_stride +
+                        item.kv_head * groups * c.block_size + offset;
+    for (int64_t d = 0; d < c.head_dim; d += 8) {
+      const F32x16 scale = load_first(scales + d / kInt4Group * c.block_size, at_once) * broadcast(0x1p-4f);
+      uint32_t eight[kLanes] = {};
+      std::memcpy(eight, words + d / 8 * c.block_size, static_cast<size_t>(at_once) * sizeof(uint32_t));
+      const I32x16 word = load_ints(eight), top = broadcast_int(INT32_MIN >> 3);
+      for_each_count<8>([&]<int i>(Count<i>) PYBATCH_INLINE_LAMBDA {  // codes times 16
+        const F32x16 x = to_float(signed_top_byte((word << (28 - key_shift(i))) & top)) * scale;
+        store_first(to + (d + i) * kSpan, x, at_once);
+      });
+    }
+  }
+}
+
 void load_keys(const Item& item, int64_t begin, int64_t end, float* to) {
+  if (item.p.cache.dtype == DType::i4) return load_int4_keys(item, begin, end, to);
   if (item.p.cache.dtype == DType::i8) return load_keys<int8_t>(item, begin, end, to);
   with_float_type(item.p.cache.dtype, [&]<class T>(T*) { load_keys<T>(item, begin, end, to); });
 }

@@ -1,11 +1,11 @@
 #include "cpu/kernels.h"
+#include "cpu/kv_quantise.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kLineBytes = 64;
 
 // One head in fp32, with zeros up to a whole vector.
@@ -67,27 +67,6 @@ void rotate(Head& head, int64_t rotary_dim, const float* rotary, bool interleave
   }
 }
 
-// Turns x[0, n), followed by zeros up to a whole vector, into codes in place and returns their scale: x ~ code * scale.
-template <bool four_bits>
-f16 quantise(float* x, int64_t n) {
-  F32x16 above = zeros(), below = zeros(), bad = zeros();  // bad: NaN where any is not finite
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const F32x16 v = load(x + i);
-    above = max(above, v);
-    below = max(below, zeros() - v);
-    bad = fma(v, zeros(), bad);
-  }
-  const float high = reduce_max(above), low = reduce_max(below), largest = high > low ? high : low;
-  const float exact = !four_bits ? largest / 127.0f : high > low ? high / -8.0f : low / 8.0f;
-  f16 scale[kLanes];
-  store(scale, broadcast(exact + reduce_add(bad)));
-  const float rounded = reduce_max(load(scale));
-  const F32x16 divisor = broadcast(rounded != 0.0f ? rounded : 1.0f);
-  const F32x16 least = broadcast(four_bits ? -8.0f : -127.0f), most = broadcast(four_bits ? 7.0f : 127.0f);
-  for (int64_t i = 0; i < n; i += kLanes) store(x + i, max(min(round(load(x + i) / divisor), most), least));
-  return scale[0];
-}
-
 template <class T>
 PYBATCH_INLINE void write(T* to, int64_t stride, const float* x, int64_t depth) {
   for (int64_t i = 0; i < depth; i += kLanes) {
@@ -124,25 +103,17 @@ struct HeadWriter {
 };
 
 void HeadWriter::write_int4(Head& head) const {
-  uint32_t codes[kMaxHeadDim];
   const int64_t depth = cache.head_dim;
+  quantise_int4(head.x, depth, scales, cache.block_size);
+  if (is_key) return write_int4_key(head.x, depth, static_cast<uint32_t*>(at) + offset, cache.block_size);
   for (int64_t g = 0; g < depth; g += kInt4Group) {
-    const int64_t n = depth - g < kInt4Group ? depth - g : kInt4Group;
-    scales[g / kInt4Group * cache.block_size] = quantise<true>(head.x + g, n);
-    for (int64_t i = g; i < g + n; ++i) codes[i] = static_cast<uint32_t>(static_cast<int32_t>(head.x[i])) & 0xf;
-    if (is_key) continue;
+    const int64_t units = (depth - g < kInt4Group ? depth - g : kInt4Group) / 4;
     uint16_t* to = static_cast<uint16_t*>(at) + offset / 4 * depth + g + offset % 4;
-    for (int64_t u = 0, units = n / 4; u < units; ++u) {
-      const uint32_t* unit = codes + g + u;
-      to[4 * u] = static_cast<uint16_t>(unit[0] | unit[units] << 4 | unit[2 * units] << 8 | unit[3 * units] << 12);
+    for (int64_t u = 0; u < units; ++u) {
+      uint32_t word = 0;
+      for (int64_t i = 0; i < 4; ++i) word |= bits_of(head.x[g + u + i * units]) << 4 * i;
+      to[4 * u] = static_cast<uint16_t>(word);
     }
-  }
-  if (!is_key) return;
-  uint32_t* to = static_cast<uint32_t*>(at) + offset;
-  for (int64_t i = 0; i < depth; i += 8, to += cache.block_size) {
-    const uint32_t* c = codes + i;
-    const uint32_t even = c[0] | c[2] << 4 | c[4] << 8 | c[6] << 12, odd = c[1] | c[3] << 4 | c[5] << 8 | c[7] << 12;
-    *to = even | odd << 16;
   }
 }
 

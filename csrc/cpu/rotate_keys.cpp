@@ -1,11 +1,10 @@
 #include "cpu/kernels.h"
+#include "cpu/kv_quantise.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
-
-constexpr int64_t kMaxHeadDim = 256;
 
 // The keys of up to sixteen tokens in fp32, a token a lane.
 struct alignas(64) Keys {
@@ -56,6 +55,21 @@ void rotate_int8(int8_t* k, f16* scales, int64_t block_size, int64_t depth, int6
   }
 }
 
+// One token.
+void rotate_int4(uint32_t* words, f16* scales, int64_t block_size, int64_t depth, const float* rotary,
+                 int64_t rotary_dim) {
+  float x[kMaxHeadDim] = {};
+  read_int4_key(words, scales, depth, block_size, x);
+  const int64_t half = rotary_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[half + i], c = rotary[i], s = rotary[half + i];
+    x[i] = a * c - b * s;
+    x[half + i] = b * c + a * s;
+  }
+  quantise_int4(x, depth, scales, block_size);
+  write_int4_key(x, depth, words, block_size);
+}
+
 }  // namespace
 
 void rotate_keys(const RotateKeysParams& p) {
@@ -66,6 +80,15 @@ void rotate_keys(const RotateKeysParams& p) {
       const int64_t block = p.blocks[i / c.kv_heads], head = i % c.kv_heads;
       const float* rotary = p.rotary + i / c.kv_heads * p.rotary_dim;
       const int64_t at = block * c.k_block_stride + head * c.head_dim * c.block_size;
+      if (c.dtype == DType::i4) {
+        auto* words = reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(c.k) + block * c.k_block_stride) +
+                      head * c.head_dim / 8 * c.block_size;
+        f16* scales = static_cast<f16*>(c.k_scale) + block * c.k_scale_block_stride + head * c.groups() * c.block_size;
+        for (int64_t token = 0; token < c.block_size; ++token) {
+          rotate_int4(words + token, scales + token, c.block_size, c.head_dim, rotary, p.rotary_dim);
+        }
+        continue;
+      }
       for (int64_t token = 0; token < c.block_size; token += at_once) {
         if (c.dtype == DType::i8) {
           rotate_int8(static_cast<int8_t*>(c.k) + at + token,

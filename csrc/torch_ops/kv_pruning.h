@@ -9,14 +9,7 @@ namespace pybatch {
 template <class Backend>
 struct KvPruningOps : KvOps<Backend> {
   using Base = KvOps<Backend>;
-  using Base::check, Base::expect_present, Base::input;
-
-  static KvCache kv_cache(const Tensor& k, const Tensor& v, const OptionalTensor& k_scale,
-                          const OptionalTensor& v_scale) {
-    const KvCache cache = Base::kv_cache(k, v, k_scale, v_scale);
-    EXPECT(cache.dtype != DType::i4, "k_cache: expected a type other than uint8 (int4 codes)");
-    return cache;
-  }
+  using Base::check, Base::expect_present, Base::input, Base::kv_cache;
 
   static void rotate_keys(Tensor k_cache, const Tensor& v_cache, OptionalTensor k_scale, const OptionalTensor& v_scale,
                           const Tensor& blocks, const Tensor& rotary) {

@@ -195,6 +195,80 @@ def test_a_token_is_written_the_same_alone_in_any_batch_and_on_any_threads(shape
     writing.test_a_token_is_the_same_alone_in_any_batch_and_on_any_threads(shape)
 
 
+SHAPES = [writing.Shape(cache=INT4), writing.Shape(kv_heads=3, head_dim=40, block_size=8, cache=INT4)]
+
+
+def filled(shape: Any, blocks: int) -> Any:
+    """A cache whose every slot holds a random token."""
+    shape = replace(shape, rotary_dim=0)
+    batch = writing.make_batch(shape, blocks * shape.block_size)
+    batch.slots = torch.arange(blocks * shape.block_size)
+    cache = writing.Cache.empty(shape, blocks)
+    writing.write(batch, cache)
+    return cache
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gathered_tokens_are_those_of_their_heads_bit_for_bit(shape: Any) -> None:
+    cache, size = filled(shape, 6), shape.block_size
+    before = [x.clone() for x in (*cache.codes(), *cache.scales())]
+    source, destination = torch.tensor([[4, 1, 0], [2, 5, 3]], dtype=torch.int32)
+    kept = 2 * size + 3
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.stack([torch.randperm(3 * size, generator=generator)[:kept] for _ in range(shape.kv_heads)]).int()
+    ops.gather_kv(*cache.tensors(), source, indices, destination)
+
+    def slots(table: Tensor, tokens: Tensor) -> Tensor:
+        return table[tokens // size].long() * size + tokens % size
+
+    written = slots(destination, torch.arange(kept))
+    untouched = torch.ones(6 * size, dtype=torch.bool)
+    untouched[written] = False
+    for after, old in zip((*cache.codes(), *cache.scales()), before, strict=True):
+        for head in range(shape.kv_heads):
+            assert torch.equal(after[written, head], old[slots(source, indices[head]), head])
+        assert torch.equal(after[untouched], old[untouched])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("position", [0, 77])
+def test_turned_keys_are_those_of_the_later_position(shape: Any, position: int) -> None:
+    cache, size, depth = filled(shape, 4), shape.block_size, shape.head_dim
+    (k, v), v_codes = cache.slots(), cache.codes()[1]
+    ops.rotate_keys(*cache.tensors(), torch.tensor([2]), writing.rotary_table(depth)[[position]])
+    batch = writing.Batch(replace(shape, rotary_dim=depth), k, torch.full((len(k),), position), torch.tensor([]))
+    wanted, got = writing.reference(batch, k.flatten(1), None), cache.slots()[0]
+    here = torch.arange(2 * size, 3 * size)
+    for group in groups_of(depth):
+        x = wanted[here][..., group]
+        step = x.abs().amax(-1, keepdim=True) / 8
+        allowed = torch.maximum(step / 2, x.abs() - 7 * step) + step * 2.0**-8 + 1e-6
+        assert ((got[here][..., group] - x).abs() <= allowed).all()
+    others = torch.ones(len(k), dtype=torch.bool)
+    others[here] = False
+    assert torch.equal(got[others], k[others])
+    assert torch.equal(cache.codes()[1], v_codes)
+    assert torch.equal(cache.slots()[1], v)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_attention_of_int4_tokens_is_that_of_their_values_in_float32(shape: Any) -> None:
+    """Codes times scales are exact in float32."""
+    cache, size = filled(shape, 5), shape.block_size
+    k, v = (x.float().unflatten(0, (5, size)) for x in cache.slots())
+    plain = (k.permute(0, 2, 3, 1).contiguous(), v.transpose(1, 2).contiguous(), None, None)
+    lengths, starts = torch.tensor([4 * size - 3], dtype=torch.int32), torch.tensor([0, 9], dtype=torch.int32)
+    q = torch.randn(9, 2 * shape.kv_heads * shape.head_dim, generator=torch.Generator().manual_seed(0))
+    table = torch.tensor([[3, 0, 4, 1]], dtype=torch.int32)
+    sums = []
+    for tensors in (cache.tensors(), plain):
+        sums.append(torch.zeros(1, shape.kv_heads, 4 * size))
+        rows = {"first": starts[:1], "sources": starts[:1] - 1, "rows": starts[:1]}
+        ops.attention_mass(q, *tensors, table, starts, lengths, 0.125, **rows, mass=sums[-1])
+    assert sums[0].sum() > 17 * shape.kv_heads
+    assert torch.equal(*sums)
+
+
 @pytest.mark.host
 def test_refuses_scales_of_other_shapes_and_blocks_that_are_not_aligned() -> None:
     def bytes_of(*block: int) -> Tensor:
