@@ -13,6 +13,7 @@ from operator import attrgetter
 
 from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
+from pybatch.engine.scheduling.fair_queue import OUTPUT_WEIGHT
 from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
 from pybatch.engine.scheduling.pruning import Gathered, Turned, WindowPruning
@@ -22,6 +23,7 @@ from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
 _LOOK_AHEAD = 16  # sequences without room that are considered in a step
 _MOST_EXPECTED = 0.9  # of the pool, since outputs may turn out longer than expected
+_PATIENCE = 60.0  # seconds, the TTFT target of requests that have none, so that others do not pass them for ever
 _SPARE_BLOCKS = 2  # per running sequence, which a sequence that passes another leaves free
 
 
@@ -82,6 +84,8 @@ class Step:
 class Scheduler:
     """Fills each step up to one token budget: first sequences that decode, then those still in their prompts, then
     waiting ones in order of arrival, as far as the policy lets them join.
+
+    Of one priority, users are served fairly, and of one user the earliest deadline is first (see FairQueue).
 
     A lower `priority` comes before a higher one, among prompts and waiting sequences alike; the order above is that of
     equal ones. A waiting sequence without a place or blocks preempts running ones of worse priorities if it can join
@@ -151,6 +155,7 @@ class Scheduler:
         self._step = 0
         self._priorities: Counter[int] = Counter()  # how many of each run
         self._short: Sequence | None = None  # the one of _prefills that does not have all its blocks
+        self._several_users = False
         self._queued = 0  # the last number given to a sequence that came
         self._joined = 0  # and to one that joined
         self._refusal: Refusal | None = None
@@ -169,6 +174,12 @@ class Scheduler:
         return len(self._decodes) + len(self._prefills)
 
     def add(self, sequence: Sequence) -> None:
+        request = sequence.request
+        if request.ttft_target is None:
+            sequence.deadline = self._clock() + _PATIENCE
+        else:
+            sequence.deadline = request.metrics.arrival_time + request.ttft_target
+        self._several_users = self._several_users or request.user is not None
         sequence.queued = self._queued = self._queued + 1
         self.waiting.add(sequence)
 
@@ -208,6 +219,9 @@ class Scheduler:
                 self._short = None
         size = self._block_size
         preempted: int | None = None
+        if self._several_users:
+            for sequence in self._block_ends[self._step % size]:
+                self.waiting.charge(sequence, OUTPUT_WEIGHT * size)
         lacking = [each for each in self._block_ends[self._step % size] if len(each.blocks) * size == each.num_cached]
         if len(lacking) <= self._pool.num_free:
             for sequence, block in zip(lacking, self._pool.allocate_many(len(lacking)), strict=True):
@@ -314,7 +328,9 @@ class Scheduler:
             if passing:
                 blocked[0].num_passed += 1
             places -= needed
-            step.newcomers += not sequence.returning
+            if not sequence.returning:
+                step.newcomers += 1
+                self.waiting.charge(sequence, sequence.num_pending)
             self.waiting.remove(sequence)
             self._take(step, sequence, min(self._num_wanted(sequence), budget))
         step.closed = step.closed or bool(blocked)

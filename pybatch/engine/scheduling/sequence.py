@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from enum import Enum, auto
 
@@ -34,6 +35,7 @@ class Sequence:
         "__weakref__",
         "blocks",
         "cumulative_logprob",
+        "deadline",
         "detokenizer",
         "finish_reason",
         "held",
@@ -79,6 +81,7 @@ class Sequence:
         self.next_pruning = request.first_pruning  # the number of computed tokens at which it is pruned next
         self.keys: list[BlockKey] = []  # in the prefix cache, of the full blocks for which one was needed
         self.num_registered = 0  # leading blocks that the prefix cache knows
+        self.deadline = math.inf  # by which it is to have its first token, on the scheduler's clock
         self.queued = 0  # counts up with each sequence that comes to the queue
         self.joined = 0  # counts up with each sequence that joins
         self.num_passed = 0  # later sequences that joined while this one had no room
@@ -174,6 +177,8 @@ class Request:
         "sequences",
         "stop_ids",
         "stream",
+        "ttft_target",
+        "user",
     )
 
     def __init__(
@@ -188,6 +193,8 @@ class Request:
         stream: bool,
         arrival_time: float,
         priority: int = 0,
+        user: str | None = None,
+        ttft_target: float | None = None,
         beams: BeamSearch[Sequence] | None = None,
         pruning: Pruning | None = None,
     ) -> None:
@@ -196,6 +203,8 @@ class Request:
         self.prompt_token_ids = prompt_token_ids
         self.params = params
         self.priority = priority  # lower ones run first
+        self.user = user  # among whom those of one priority are served fairly
+        self.ttft_target = ttft_target  # in seconds from its arrival
         self.max_total_tokens = max_total_tokens
         self.stop_ids = stop_ids  # end-of-sequence tokens, unless ignored, and stop_token_ids
         self.stream = stream

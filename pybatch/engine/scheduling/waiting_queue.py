@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from pybatch.engine.scheduling.block_pool import IntegrityError
+from pybatch.engine.scheduling.fair_queue import FairQueue
 from pybatch.engine.scheduling.sequence import Sequence
 
 
@@ -52,7 +53,7 @@ class PriorityClass:
 
     def __init__(self) -> None:
         self.returning: OrderedDict[Sequence, None] = OrderedDict()
-        self.newcomers: OrderedDict[Sequence, None] = OrderedDict()
+        self.newcomers = FairQueue()
         self.by_length = ByLength()
 
     def in_order(self, length: int | None) -> Iterable[Sequence]:
@@ -61,7 +62,8 @@ class PriorityClass:
 
 
 class WaitingQueue:
-    """Better priorities first; of one priority those that wait to return, then the others in order of arrival.
+    """Better priorities first; of one priority those that wait to return, then the others in the order of FairQueue:
+    fair to users, of one user the earliest deadline first, and of equal ones in order of arrival.
 
     by_length: whether candidates are asked for by length. Nothing that it does takes longer the longer it is.
     """
@@ -103,7 +105,7 @@ class WaitingQueue:
     def add(self, sequence: Sequence) -> None:
         self._newcomers[sequence] = None
         found = self._class_of(sequence)
-        found.newcomers[sequence] = None
+        found.newcomers.add(sequence)
         if self._by_length:
             found.by_length.add(sequence)
 
@@ -123,11 +125,18 @@ class WaitingQueue:
             self.num_returning -= 1
             del found.returning[sequence]
         else:
-            del self._newcomers[sequence], found.newcomers[sequence]
+            del self._newcomers[sequence]
+            found.newcomers.remove(sequence)
             if self._by_length:
                 found.by_length.remove(sequence)
         if not (found.newcomers or found.returning):
             del self._classes[priority], self._priorities[bisect_left(self._priorities, priority)]
+
+    def charge(self, sequence: Sequence, tokens: float) -> None:
+        """Its user has been served so much while others of the same priority waited."""
+        found = self._classes.get(sequence.priority)
+        if found is not None:
+            found.newcomers.charge(sequence.request.user, tokens)
 
     def candidates(self, *, below: float, newcomers: int, last: float, length: int | None = None) -> Iterator[Sequence]:
         """Those of a priority below `below` that may join: all that return, and the first so many newcomers of those
@@ -156,7 +165,7 @@ class WaitingQueue:
         if set(newcomers) != self._newcomers.keys() or any(sequence.returning for sequence in newcomers):
             raise IntegrityError("the sequences that have not run yet are not those that wait by priority")
         if self._by_length and any(
-            {*each.by_length.nearest(1)} != each.newcomers.keys() for each in self._classes.values()
+            {*each.by_length.nearest(1)} != {*each.newcomers} for each in self._classes.values()
         ):
             raise IntegrityError("the sequences by length are not those that have not run yet")
         if self._priorities != sorted(self._classes) or not all(

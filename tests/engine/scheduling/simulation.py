@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from pybatch.engine import SamplingParams
 from pybatch.engine.scheduling.admission import admission
@@ -45,7 +46,7 @@ class Simulation:
         )
         self.requests: list[Request] = []
 
-    def add(self, prompt: list[int], max_tokens: int, n: int = 1, priority: int = 0) -> Request:
+    def add(self, prompt: list[int], max_tokens: int, n: int = 1, priority: int = 0, **standing: Any) -> Request:
         request = Request(
             str(len(self.requests)),
             None,
@@ -56,6 +57,7 @@ class Simulation:
             stream=False,
             arrival_time=0.0,
             priority=priority,
+            **standing,
         )
         request.sequences = [Sequence(request, i, i, None) for i in range(n)]
         self.requests.append(request)

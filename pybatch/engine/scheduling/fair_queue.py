@@ -1,0 +1,150 @@
+"""Sequences of one priority that have not run yet, in an order that is fair to users and knows deadlines."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Iterator
+from heapq import heappop, heappush, heapreplace, merge
+from itertools import count
+
+from pybatch.engine.scheduling.sequence import Sequence
+
+OUTPUT_WEIGHT = 2  # of a token of output, of 1 for one of a prompt, as in Sheng et al.
+
+
+def _urgency(sequence: Sequence) -> tuple[float, int]:
+    return sequence.deadline, sequence.queued
+
+
+class UserQueue:
+    """One user's: the earliest deadline first, and of equal ones in order of arrival."""
+
+    __slots__ = ("_in_order", "_urgent")
+
+    def __init__(self) -> None:
+        self._in_order: OrderedDict[Sequence, None] = OrderedDict()  # whose deadlines are in the order of arrival
+        self._urgent: list[Sequence] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._in_order or self._urgent)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return merge(self._urgent, self._in_order, key=_urgency) if self._urgent else iter(self._in_order)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._in_order if sequence.request.ttft_target is None else sequence in self._urgent
+
+    def add(self, sequence: Sequence) -> None:
+        if sequence.request.ttft_target is None:
+            self._in_order[sequence] = None
+        else:
+            insort(self._urgent, sequence, key=_urgency)
+
+    def remove(self, sequence: Sequence) -> None:
+        if sequence.request.ttft_target is None:
+            del self._in_order[sequence]
+        else:
+            del self._urgent[bisect_left(self._urgent, _urgency(sequence), key=_urgency)]
+
+
+class FairQueue:
+    """The next is always of the user who has been served least (virtual token counters, Sheng et al. 2024): a prompt's
+    token counts 1, one of output OUTPUT_WEIGHT, when it is computed for the first time. Who comes back after having had
+    nothing to do starts from where the others are, and has saved nothing up. So of any two users who both have requests
+    waiting all the time, neither gets more than about a batch's tokens ahead of the other.
+
+    Nothing takes longer the more sequences or users wait, but for a logarithm.
+    """
+
+    __slots__ = ("_floor", "_heap", "_number", "_numbers", "_served", "_users")
+
+    def __init__(self) -> None:
+        self._users: dict[str | None, UserQueue] = {}
+        self._served: dict[str | None, float] = {}
+        self._floor = 0.0  # what those who wait have been served at least
+        # Users by what they had been served when they were put here, which is never more than they have been by now.
+        self._heap: list[tuple[float, int, str | None]] = []
+        self._numbers = count()
+        self._number: dict[str | None, int] = {}  # of the only entry in the heap that counts, of those who wait
+
+    def __bool__(self) -> bool:
+        return bool(self._users)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        queue = self._users.get(sequence.request.user)
+        return queue is not None and sequence in queue
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """In order, as if each were served as it comes."""
+        if len(self._users) == 1:
+            (queue,) = self._users.values()
+            yield from queue
+            return
+        self._settle()
+        queues: dict[str | None, Iterator[Sequence]] = {}
+        ahead: list[tuple[float, int, str | None, int]] = []  # with the place in the heap, or -1
+        if self._heap:
+            ahead = [(*self._heap[0], 0)]
+        while ahead:
+            served, number, user, place = heappop(ahead)
+            if place >= 0:  # those below it in the heap may be next
+                for below in (2 * place + 1, 2 * place + 2):
+                    if below < len(self._heap):
+                        heappush(ahead, (*self._heap[below], below))
+                if self._number.get(user) != number:
+                    continue
+                if served < self._served[user]:
+                    heappush(ahead, (self._served[user], number, user, -1))
+                    continue
+            if user not in queues:
+                queues[user] = iter(self._users[user])
+            sequence = next(queues[user], None)
+            if sequence is not None:
+                yield sequence
+                heappush(ahead, (served + len(sequence.tokens), number, user, -1))
+
+    def add(self, sequence: Sequence) -> None:
+        user = sequence.request.user
+        queue = self._users.get(user)
+        if queue is None:
+            self._settle()
+            queue = self._users[user] = UserQueue()
+            served = self._served[user] = max(self._served.get(user, 0.0), self._floor)
+            number = self._number[user] = next(self._numbers)
+            heappush(self._heap, (served, number, user))
+            if len(self._heap) > 2 * len(self._users) + 64:
+                self._forget()
+        queue.add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        user = sequence.request.user
+        queue = self._users[user]
+        queue.remove(sequence)
+        if not queue:
+            del self._users[user], self._number[user]
+
+    def charge(self, user: str | None, tokens: float) -> None:
+        if user in self._served:
+            self._served[user] += tokens
+
+    def served(self, user: str | None) -> float:
+        """In tokens, since somebody has been waiting."""
+        return self._served.get(user, 0.0)
+
+    def _settle(self) -> None:
+        """Has the user who has been served least on top of the heap."""
+        while self._heap:
+            served, number, user = self._heap[0]
+            if self._number.get(user) != number:
+                heappop(self._heap)
+            elif served < self._served[user]:
+                heapreplace(self._heap, (self._served[user], number, user))
+            else:
+                self._floor = max(self._floor, served)
+                return
+
+    def _forget(self) -> None:
+        """Drops those who have nothing waiting, and have been served no more than they would start from."""
+        self._heap = sorted((self._served[user], number, user) for user, number in self._number.items())
+        self._served = {user: t for user, t in self._served.items() if user in self._users or t > self._floor}
