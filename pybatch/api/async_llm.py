@@ -49,6 +49,8 @@ class AsyncLLM(ModelHandle):
         *,
         lora_request: None = None,
         priority: int = 0,
+        user: str | None = None,
+        ttft_target: float | None = None,
         trace_headers: None = None,
         tokenization_kwargs: None = None,
     ) -> AsyncIterator[RequestOutput]:
@@ -60,7 +62,9 @@ class AsyncLLM(ModelHandle):
         does.
 
         request_id: for abort(), and unlike those of all unfinished requests; None: a number. priority: requests with a
-        lower one run first. Raises ValueError if the id is in use, RuntimeError once the AsyncLLM is closed.
+        lower one run first. user: in whose name; users of one priority are served fairly, by tokens. ttft_target:
+        seconds in which the first token is wanted; of one user's requests those that are due first run first. Raises
+        ValueError if the id is in use, RuntimeError once the AsyncLLM is closed.
         """
         refuse(
             lora_request=lora_request,
@@ -70,7 +74,9 @@ class AsyncLLM(ModelHandle):
         params = self.get_default_sampling_params() if sampling_params is None else copy(sampling_params)
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
         mailbox = Mailbox(asyncio.get_running_loop(), deltas=deltas)
-        submission = self.thread.submit(prompt, params, request_id, mailbox, priority=priority)
+        submission = self.thread.submit(
+            prompt, params, request_id, mailbox, priority=priority, user=user, ttft_target=ttft_target
+        )
         try:
             while True:
                 output = await mailbox.get()

@@ -53,6 +53,8 @@ class Submission:
         "params",
         "priority",
         "request_id",
+        "ttft_target",
+        "user",
     )
 
     def __init__(
@@ -60,6 +62,8 @@ class Submission:
     ) -> None:
         self.params, self.request_id, self.outbox = params, request_id, outbox
         self.priority, self.index = priority, index
+        self.user: str | None = None
+        self.ttft_target: float | None = None
         self.arrival_time = time.perf_counter()
         self.admitted = False  # it takes one of the engine's places
         self.cancelled = False
@@ -101,13 +105,23 @@ class EngineThread:
             thread.start()
 
     def submit(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None, outbox: Outbox, *, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str | None,
+        outbox: Outbox,
+        *,
+        priority: int = 0,
+        user: str | None = None,
+        ttft_target: float | None = None,
     ) -> Submission:
-        """Queues a request whose outputs, as it grows, go to the outbox. request_id: None for a number.
+        """Queues a request whose outputs, as it grows, go to the outbox. request_id: None for a number. priority, user,
+        ttft_target: as Engine.add_request's.
 
         Raises ValueError if the id is in use, RuntimeError if the engine's thread has ended.
         """
         submission = self._open_one(params, request_id, outbox, priority=priority)
+        submission.user, submission.ttft_target = user, ttft_target
         self._prompts.put((submission, prompt))
         self.let_run()
         return submission
@@ -325,6 +339,8 @@ class EngineThread:
                 index=submission.index,
                 arrival_time=submission.arrival_time,
                 priority=submission.priority,
+                user=submission.user,
+                ttft_target=submission.ttft_target,
             )
 
     def _deliver(self, submission: Submission, output: RequestOutput) -> None:

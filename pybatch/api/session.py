@@ -125,12 +125,15 @@ class Session:
         index: int | None = None,
         arrival_time: float | None = None,
         priority: int = 0,
+        user: str | None = None,
+        ttft_target: float | None = None,
     ) -> str:
         """Adds a request and returns its id. ``receive`` gets its output when it has finished, and if ``partial`` after
         every step. A request that cannot be run is received at once, as an output with ``error`` set.
 
         index: seeds the draws of a request without a seed; None: the number of requests before it. arrival_time: of the
-        prompt, by time.perf_counter(); None: now. priority: lower ones run first."""
+        prompt, by time.perf_counter(); None: now. priority: lower ones run first. user, ttft_target: as
+        Engine.add_request has them."""
         number = next(self._ids)
         request_id = str(number)
         if prompt.error is None:
@@ -144,6 +147,8 @@ class Session:
                     index=number if index is None else index,
                     arrival_time=arrival_time,
                     priority=priority,
+                    user=user,
+                    ttft_target=ttft_target,
                 )
                 self._receivers[request_id] = receive
         if prompt.error is not None:

@@ -149,13 +149,17 @@ class Engine:
         index: int = 0,
         arrival_time: float | None = None,
         priority: int = 0,
+        user: str | None = None,
+        ttft_target: float | None = None,
     ) -> None:
         """Queues a request. Raises ValueError, with the numbers, if it can never be run; nothing is left of it then.
 
         params: copied. prompt: the text, handed through to the outputs. stream: an output after every step that brought
         something new, as params.output_kind has it. index: the prompt's place among the caller's prompts, so that equal
         prompts without a seed draw differently. arrival_time: by time.perf_counter(); None: now. priority: lower ones
-        run first, as Scheduler has it.
+        run first, as Scheduler has it. user: in whose name; users of one priority are served fairly, by tokens.
+        ttft_target: seconds from arrival by which the first token is wanted; of one user's requests those that are due
+        first run first.
         """
         if request_id in self._requests:
             raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
@@ -168,6 +172,8 @@ class Engine:
             index=index,
             arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
             priority=priority,
+            user=user,
+            ttft_target=ttft_target,
         )
         if request.awaits_grammar:
             self._grammars.add(request)

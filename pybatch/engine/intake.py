@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -65,10 +66,18 @@ class Intake:
         index: int,
         arrival_time: float,
         priority: int = 0,
+        user: str | None = None,
+        ttft_target: float | None = None,
     ) -> Request:
         """A request that shares nothing with the arguments, which are those of Engine.add_request."""
         if not isinstance(priority, Integral) or isinstance(priority, bool):
             raise ValueError(f"priority: expected an integer, got {priority!r:.80}")
+        if user is not None and not isinstance(user, str):
+            raise ValueError(f"user: expected text or None, got {user!r:.80}")
+        if ttft_target is not None and (
+            not isinstance(ttft_target, Real) or isinstance(ttft_target, bool) or not 0 <= ttft_target < math.inf
+        ):
+            raise ValueError(f"ttft_target: expected a number of seconds, at least 0, or None, got {ttft_target!r:.80}")
         tokens, resolved = self.accept(prompt_token_ids, params)
         most = self._longest(tokens, resolved)
         width = resolved.beam_width
@@ -90,6 +99,8 @@ class Intake:
             stream=stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY and not width,
             arrival_time=arrival_time,
             priority=int(priority),
+            user=user,
+            ttft_target=None if ttft_target is None else float(ttft_target),
             beams=beams,
             pruning=self._pruning(len(tokens), most, resolved),
         )

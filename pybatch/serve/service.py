@@ -25,7 +25,7 @@ from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.batches import BatchRunner
 from pybatch.serve.errors import NotFoundError, QueueFullError, RefusedError
 from pybatch.serve.guard.lifetime import OpenRequests
-from pybatch.serve.limits import payer
+from pybatch.serve.limits import UNLIMITED, payer
 from pybatch.serve.merge import merge
 from pybatch.serve.settings import ServerSettings
 from pybatch.serve.store import Storage
@@ -126,6 +126,7 @@ class Service:
         self.prompts += len(asked.prompts)
         account = payer.get()
         counted = account.tokens is not None
+        user = asked.user if account is UNLIMITED else account.name  # a key has one share, whatever names it gives
         try:
             prompts: Sequence[Prompt] = asked.prompts
             # With several, none is to run if one of them cannot: what was streamed could not be taken back. And what
@@ -135,7 +136,7 @@ class Service:
                 account.charge_tokens(sum(map(len, encoded)))
                 prompts = [{"prompt_token_ids": token_ids} for token_ids in encoded]
             streams = [
-                self.llm.generate(prompt, params, id, priority=asked.priority)
+                self.llm.generate(prompt, params, id, priority=asked.priority, user=user)
                 for prompt, id in zip(prompts, ids, strict=True)
             ]
             async with aclosing(merge(streams)) as outputs:

@@ -617,3 +617,16 @@ def test_a_request_that_has_ended_is_freed_at_once(make_engine: MakeEngine) -> N
         assert not {"done", "aborted"} & {*alive}
     finally:
         gc.enable()
+
+
+def test_users_are_served_in_turn_and_by_deadline(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_num_seqs=1)
+    params = SamplingParams(temperature=0, max_tokens=2)
+    asked = [("a", None), ("a", None), ("a", 0.0), ("b", None), ("b", 1.0)]
+    for i, (user, target) in enumerate(asked):
+        engine.add_request(str(i), [1, 2, 3], params, user=user, ttft_target=target)
+    assert [output.request_id for output in drain(engine)] == ["2", "4", "0", "3", "1"]
+    for name, value, said in (("user", 3, "text or None"), ("ttft_target", -1, "a number of seconds, at least 0")):
+        with pytest.raises(ValueError, match=f"{name}: expected {said}"):
+            engine.add_request("bad", [1], params, **{name: value})  # type: ignore[arg-type]
+    assert not engine.has_unfinished()

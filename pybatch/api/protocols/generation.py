@@ -12,8 +12,9 @@ from pybatch.api.inputs import Prompt
 @dataclass(frozen=True, slots=True)
 class Generation:
     """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets.
-    priority: among interactive requests; a lower one comes first."""
+    priority: among interactive requests; a lower one comes first. user: in whose name it asks, if it says so."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any]
     priority: int = 0
+    user: str | None = None

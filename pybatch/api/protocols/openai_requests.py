@@ -157,7 +157,7 @@ def chat_request(body: Any) -> Generation:
         raise RequestError("top_logprobs: expected logprobs = true with it", "invalid_value", "top_logprobs")
     flag(body, "parallel_tool_calls")
     expect_params(params)
-    return Generation((Conversation(messages, template_options(body)),), params, priority(body))
+    return Generation((Conversation(messages, template_options(body)),), params, priority(body), user(body))
 
 
 def completion_request(body: Any) -> Generation:
@@ -173,7 +173,7 @@ def completion_request(body: Any) -> Generation:
         if only_echo(body):
             params["max_tokens"] = 1  # of which nothing is told
     expect_params(params)
-    return Generation(prompts, params, priority(body))
+    return Generation(prompts, params, priority(body), user(body))
 
 
 def only_echo(body: Mapping[str, Any]) -> bool:
@@ -185,6 +185,12 @@ def priority(body: Mapping[str, Any]) -> int:
     """vLLM's: what has a lower one is run first."""
     value = body.get("priority")
     return 0 if value is None else int(expect_type("priority", value, int, "an integer"))
+
+
+def user(body: Mapping[str, Any]) -> str | None:
+    """OpenAI's: those who ask are served fairly."""
+    value = body.get("user")
+    return value if isinstance(value, str) and value else None
 
 
 def sampling(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -216,3 +216,8 @@ def test_best_of_as_many_as_are_asked_for_is_nothing_more() -> None:
 def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
     with pytest.raises(RequestError, match="body: expected an object"):
         chat_request(body)
+
+
+def test_a_request_says_who_asks() -> None:
+    assert (chat(user="ann").user, completion(user="bob").user, chat().user) == ("ann", "bob", None)
+    assert (chat(user=None).user, chat(user=7).user, chat(user="").user) == (None, None, None)
