@@ -9,7 +9,7 @@ import pytest
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 NAMES = (
     "crash_points disconnects estimate gpu_kernels gpu_models idle_connections kernels kill load million order "
-    "policies serve_fuzz serving sharing step_profile steps structured thrash throughput"
+    "policies serve_fuzz serving sharing speculation step_profile steps structured thrash throughput"
 )
 
 

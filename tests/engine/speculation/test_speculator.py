@@ -35,6 +35,7 @@ def drafts_of(
     max_tokens: int = 2048,
     adaptive: bool = True,
     speculate: bool = True,
+    costly: bool = False,
 ) -> list[list[int]]:
     """How many each sequence gets in each step, where all tokens are 7."""
     pool = BlockPool(1024)
@@ -68,7 +69,7 @@ def drafts_of(
             arrival_time=0.0,
         )
         scheduler.add(request.sequences[0])
-    speculator = Speculator(Oracle(right), most=MOST, max_tokens=max_tokens, adaptive=adaptive)
+    speculator = Speculator(Oracle(right), most=MOST, max_tokens=max_tokens, adaptive=adaptive, costly=costly)
     taken = []
     while len(taken) < steps:
         chunks = scheduler.schedule()
@@ -124,3 +125,15 @@ def test_without_adapting_all_are_taken_that_the_budget_has_room_for() -> None:
 
 def test_a_request_may_go_without() -> None:
     assert not any(map(sum, drafts_of(2, lambda _: True, bound_by_memory, speculate=False, adaptive=False)))
+
+
+def test_drafts_that_take_time_to_make_are_as_deep_as_pays() -> None:
+    assert drafts_of(3, lambda _: True, bound_by_memory, costly=True)[-1] == [MOST] * 3
+
+
+def test_drafts_that_take_time_to_make_are_tried_now_and_then_where_they_do_not_pay() -> None:
+    taken = drafts_of(3, lambda _: False, bound_by_memory, costly=True, steps=400)
+    tries = [step for step, counts in enumerate(taken) if any(counts)]
+    assert len([step for step in tries if step >= 100]) <= 10
+    assert tries[-1] > 300
+    assert taken[tries[-1]] == [1, 1, 1]
