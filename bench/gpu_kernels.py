@@ -110,6 +110,7 @@ class Paged:
         self.v = randn(blocks, kv_heads, self.block, self.head_dim)
         self.k_scale: Tensor | None = None
         self.v_scale: Tensor | None = None
+        self.restored: tuple[Tensor, Tensor] | None = None  # what an int4 cache holds
         self.tables = torch.randperm(blocks, device="cuda").int().view(sequences, -1)
         self.lengths = torch.full((sequences,), length, device="cuda", dtype=torch.int32)
 
@@ -131,10 +132,43 @@ class Paged:
         other.v, other.v_scale = codes(self.v, 3)
         return other
 
+    def int4(self) -> Paged:
+        """The same cache in int4."""
+        other = copy(self)
+
+        def restored(x: Tensor, dim: int) -> Tensor:
+            groups = x.float().unflatten(dim, (-1, ops.INT4_GROUP))
+            low, high = groups.amin(dim + 1, keepdim=True), groups.amax(dim + 1, keepdim=True)
+            scale = (torch.where(high > -low, high, low) / -8).half().float()
+            return ((groups / scale).round().clamp(-8, 7) * scale).flatten(dim, dim + 1)
+
+        k, v = restored(self.k, 2), restored(self.v, 3)
+        other.restored = k.to(BF16), v.to(BF16)
+        blocks, groups = len(k), self.head_dim // ops.INT4_GROUP
+        other.k, other.v = (
+            torch.empty(blocks, self.kv_heads, *block, dtype=torch.uint8, device="cuda")
+            for block in ((self.head_dim // 2, self.block), (self.block, self.head_dim // 2))
+        )
+        other.k_scale, other.v_scale = (
+            torch.empty(blocks, self.kv_heads, groups, self.block, dtype=torch.float16, device="cuda") for _ in range(2)
+        )
+        keys, values = k.permute(0, 3, 1, 2).flatten(2).flatten(0, 1), v.transpose(1, 2).flatten(2).flatten(0, 1)
+        slots = torch.arange(len(keys), device="cuda")
+        ops.rope_kv_write(
+            torch.zeros_like(keys), keys, values, torch.zeros_like(slots), slots, torch.zeros(1, 0, device="cuda"),
+            other.k, other.v, other.k_scale, other.v_scale,
+        )  # fmt: skip
+        return other
+
     def dense(self) -> tuple[Tensor, Tensor]:
         """K and V in bfloat16 as [sequences, kv_heads, length, head_dim]."""
+        if self.restored is not None:
+            return self._by_sequence(*self.restored)
         k = self.k if self.k_scale is None else (self.k.float() * self.k_scale[:, :, None]).to(BF16)
         v = self.v if self.v_scale is None else (self.v.float() * self.v_scale[..., None]).to(BF16)
+        return self._by_sequence(k, v)
+
+    def _by_sequence(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         flat = (self.sequences, self.kv_heads, self.length, self.head_dim)
         tables = self.tables.long()
         k, v = k[tables].transpose(-1, -2), v[tables]  # [sequences, pages, kv_heads, block, head_dim]
@@ -192,10 +226,14 @@ def decode(quick: bool) -> Iterator[Case]:
 
         others = rivals(SDPA_flash=flash, FlashInfer=flashinfer)
         yield Case(f"decode {name}", bf16, paged.nbytes, 0, others, exact(paged), target=("copy", 0.85))
-        for kind, dtype in (("int8", torch.int8), ("e4m3", torch.float8_e4m3fn)):
-            small = paged.quantised(dtype)
+        for kind, make, gain in (
+            ("int8", lambda paged=paged: paged.quantised(torch.int8), 1.6),
+            ("e4m3", lambda paged=paged: paged.quantised(torch.float8_e4m3fn), 1.6),
+            ("int4", paged.int4, 2.2),
+        ):
+            small = make()
             ours = {"pybatch bf16": bf16}
-            target = ("pybatch bf16", 1.6)
+            target = ("pybatch bf16", gain)
             call = attention_call(small, q, 1)
             yield Case(f"decode {kind} {name}", call, small.nbytes, 0, ours, exact(small), target=target)
 

@@ -14,10 +14,16 @@ def attention_and_kv(dtype: torch.dtype, cache: torch.dtype, head_dim: int) -> N
     blocks_each = -(-max(lengths) // BLOCK)
     blocks, tokens = blocks_each * len(lengths), sum(queries)
     kw = {"device": "cuda"}
-    k = torch.zeros(blocks, kv_heads, head_dim, BLOCK, dtype=cache, **kw)
-    v = torch.zeros(blocks, kv_heads, BLOCK, head_dim, dtype=cache, **kw)
+    int4 = cache == torch.uint8  # two to a byte
+    width = head_dim // 2 if int4 else head_dim
+    k = torch.zeros(blocks, kv_heads, width, BLOCK, dtype=cache, **kw)
+    v = torch.zeros(blocks, kv_heads, BLOCK, width, dtype=cache, **kw)
+    groups = (-(-head_dim // ops.INT4_GROUP),) if int4 else ()
     scales = (
-        {name: torch.ones(blocks, kv_heads, BLOCK, dtype=torch.float16, **kw) for name in ("k_scale", "v_scale")}
+        {
+            name: torch.ones(blocks, kv_heads, *groups, BLOCK, dtype=torch.float16, **kw)
+            for name in ("k_scale", "v_scale")
+        }
         if cache.itemsize == 1
         else {}
     )
@@ -28,10 +34,21 @@ def attention_and_kv(dtype: torch.dtype, cache: torch.dtype, head_dim: int) -> N
     ops.rope_kv_write(q, new, new, at, at, rotary, k, v, **scales)
     tables = torch.arange(blocks, dtype=torch.int32, **kw).view(len(lengths), -1)
     start = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32, **kw)
+    seq_lens = torch.tensor(lengths, dtype=torch.int32, **kw)
     for window in (0, 100):
-        ops.paged_attention(
-            q, k, v, tables, start, torch.tensor(lengths, dtype=torch.int32, **kw), 0.1, window=window, **scales
-        )
+        ops.paged_attention(q, k, v, tables, start, seq_lens, 0.1, window=window, **scales)
+    if int4:
+        return
+    layer = (k, v, scales.get("k_scale"), scales.get("v_scale"))
+    rows = torch.arange(len(lengths), dtype=torch.int32, **kw)
+    mass = torch.zeros(len(lengths), kv_heads, blocks_each * BLOCK, **kw)
+    ops.attention_mass(
+        q, *layer, tables, start, seq_lens, 0.1, first=start[:-1].contiguous(), sources=rows - len(lengths), rows=rows,
+        mass=mass,
+    )  # fmt: skip
+    ops.rotate_keys(*layer, torch.tensor([3, 0], **kw), rotary[:2].contiguous())
+    indices = torch.tensor([range(5, 5 + 2 * BLOCK, 2)] * kv_heads, dtype=torch.int32, **kw)[:, :11].contiguous()
+    ops.gather_kv(*layer, tables[0], indices, tables[1, :1].contiguous())
 
 
 def matmuls(dtype: torch.dtype) -> None:
@@ -94,8 +111,8 @@ def sampling() -> None:
 
 def main() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        for cache in (dtype, torch.int8, torch.float8_e4m3fn):
-            for head_dim in (64, 128, 256):
+        for cache in (dtype, torch.int8, torch.float8_e4m3fn, torch.uint8):
+            for head_dim in (64, 80, 128, 256):
                 attention_and_kv(dtype, cache, head_dim)
         matmuls(dtype)
         row_ops(dtype)

@@ -10,6 +10,7 @@ from model.paged import logits_of
 
 import pybatch.ops
 from pybatch.engine import Engine, EngineConfig, SamplingParams
+from pybatch.engine.config import KvCacheDType
 from pybatch.engine.execution.decode_graphs import DecodeGraphs
 from pybatch.model import load_model, weights
 from simt.device import SimtOps
@@ -43,15 +44,17 @@ def test_logits_are_the_cpus(
 
 
 @pytest.mark.usefixtures("cuda_kernels")
-def test_a_batch_changes_no_bit(tiny_model: Path) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int4"])
+def test_a_batch_changes_no_bit(tiny_model: Path, kv_cache_dtype: KvCacheDType) -> None:
     decoder = load_model(tiny_model, dtype="bfloat16", quantization="int8", skip_tokenizer=True).decoder
     prompts = [some_prompt(length, vocab=250) for length in (3, 40, 17)]
     params = [SamplingParams(temperature=t, max_tokens=4, ignore_eos=True, logprobs=1, seed=1) for t in (0, 0.9, 0.9)]
 
     def outputs(together: bool) -> list[object]:
-        engine = Engine(
-            decoder, None, EngineConfig(num_kv_blocks=12, max_num_batched_tokens=24, enable_prefix_caching=False)
+        config = EngineConfig(
+            num_kv_blocks=12, max_num_batched_tokens=24, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype
         )
+        engine = Engine(decoder, None, config)
         if together:
             found = run(engine, prompts, params)
         else:

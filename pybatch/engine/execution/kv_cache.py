@@ -154,8 +154,6 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
     name = config.kv_cache_dtype
     if name == "fp8" and decoder.device.type == "cpu":
         raise ValueError("kv_cache_dtype: 'fp8' runs on GPUs only; expected another on the CPU, such as 'int8'")
-    if name == "int4" and decoder.device.type != "cpu":
-        raise ValueError("kv_cache_dtype: 'int4' runs on the CPU only; expected another on a GPU, such as 'fp8'")
     named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn, "int4": INT4}
     dtype: torch.dtype = named[name] if name in named else getattr(torch, name)
     return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
