@@ -48,6 +48,14 @@ def test_what_sampling_takes_under_other_names_and_types() -> None:
     assert completion(logprobs=0).params == {"logprobs": 0}
 
 
+def test_a_policy_for_the_kv_cache_is_an_object() -> None:
+    policy = {"type": "snapkv", "budget": 64}
+    assert chat(kv_policy=policy).params == completion(kv_policy=policy).params == {"kv_policy": policy}
+    with pytest.raises(RequestError, match="^kv_policy: SnapKV: budget: expected an integer") as error:
+        chat(kv_policy={"type": "snapkv", "budget": 0})
+    assert error.value.param == "kv_policy"
+
+
 def test_vllms_fields_are_taken_too() -> None:
     given = {
         "top_k": 3, "min_p": 0.1, "min_tokens": 1, "repetition_penalty": 1.1, "ignore_eos": True, "stop_token_ids": [2],
