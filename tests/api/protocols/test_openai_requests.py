@@ -51,7 +51,7 @@ def test_what_sampling_takes_under_other_names_and_types() -> None:
 def test_a_policy_for_the_kv_cache_is_an_object() -> None:
     policy = {"type": "snapkv", "budget": 64}
     assert chat(kv_policy=policy).params == completion(kv_policy=policy).params == {"kv_policy": policy}
-    with pytest.raises(RequestError, match="^kv_policy: SnapKV: budget: expected an integer") as error:
+    with pytest.raises(RequestError, match=r"^kv_policy: SnapKV: budget: expected an integer") as error:
         chat(kv_policy={"type": "snapkv", "budget": 0})
     assert error.value.param == "kv_policy"
 
