@@ -308,6 +308,8 @@ def rope_kv_write(
     k_norm: Tensor | None = None,
     norm_eps: float = 1e-6,
     interleaved: bool = False,
+    key_divisor: Tensor | None = None,
+    key_offset: Tensor | None = None,
 ) -> None:
     """Rotates q in place (RoPE, Su et al. 2021), and writes rotated k, and v, into one layer's paged KV cache.
 
@@ -321,9 +323,27 @@ def rope_kv_write(
     int4: k_cache [blocks, kv_heads, D / 2, block_size] and v_cache [blocks, kv_heads, block_size, D / 2] uint8, blocks
     at multiples of 16 bytes, codes packed as csrc/pybatch/kv_cache.h says; k_scale, v_scale [blocks, kv_heads,
     ceil(D / INT4_GROUP), block_size] float16, one per token, head and group of INT4_GROUP elements.
+    key_divisor, key_offset: [kv_heads, D] float32. The cache gets rotated k / key_divisor - key_offset, and q is
+    multiplied by key_divisor: the softmax of the scores is the same, since all of a query's are less by one number. The
+    two elements of a pair have the same divisor, a power of two, so that nothing is rounded.
     """
     _ops.rope_kv_write.default(
-        q, k, v, positions, slots, rotary, q_norm, k_norm, norm_eps, interleaved, k_cache, v_cache, k_scale, v_scale
+        q,
+        k,
+        v,
+        positions,
+        slots,
+        rotary,
+        q_norm,
+        k_norm,
+        norm_eps,
+        interleaved,
+        k_cache,
+        v_cache,
+        k_scale,
+        v_scale,
+        key_divisor,
+        key_offset,
     )
 
 
@@ -381,15 +401,16 @@ def rotate_keys(
     v_scale: Tensor | None,
     blocks: Tensor,
     rotary: Tensor,
+    key_offset: Tensor | None = None,
 ) -> None:
     """Turns every key of block blocks[i] of one layer, in place, by the angles of rotary[i]: it then has the position
     that it was written with plus that of the row.
 
     Caches and scales as in rope_kv_write. blocks: [n] int64, each once; rotary: [n, R] float32, cos in the first R/2
     columns and sin in the rest: the first R elements of a head turn, in pairs (i, i + R/2). Quantised keys are turned
-    in float32 and get new scales.
+    in float32 and get new scales. key_offset: [kv_heads, D] float32, as in rope_kv_write.
     """
-    _ops.rotate_keys.default(k_cache, v_cache, k_scale, v_scale, blocks, rotary)
+    _ops.rotate_keys.default(k_cache, v_cache, k_scale, v_scale, blocks, rotary, key_offset)
 
 
 def gather_kv(

@@ -138,11 +138,27 @@ PYBATCH_INLINE void prefetch_slot(const KvCache& c, int64_t slot, int64_t part, 
   for (int64_t i = 0; i < run_bytes; i += kLineBytes) __builtin_prefetch(v + i, 0, 2);
 }
 
+void multiply(Head& head, int64_t depth, const float* by) {
+  for (int64_t i = 0; i < depth; i += kLanes) store(head.x + i, load(head.x + i) * load_first(by + i, depth - i));
+}
+
+// As the cache keeps a key; see RopeKvWriteParams.
+void shift(Head& head, int64_t depth, const float* divisor, const float* offset) {
+  for (int64_t i = 0; i < depth; i += kLanes) {
+    const int64_t n = depth - i < kLanes ? depth - i : kLanes;
+    F32x16 x = load(head.x + i);
+    if (divisor) x = x / select_first(n, load_first(divisor + i, n), broadcast(1.0f));
+    if (offset) x = x - load_first(offset + i, n);
+    store(head.x + i, x);
+  }
+}
+
 template <class T>
 void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next_slot) {
   const KvCache& c = p.cache;
   const int64_t depth = c.head_dim;
   const float* rotary = p.rotary + p.positions[token] * p.rotary_dim;
+  const int64_t group = p.heads / c.kv_heads;
   Head head;
 
   T* q = static_cast<T*>(p.q.data) + token * p.q.row_stride;
@@ -150,6 +166,7 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next
     load_head(q, depth, head);
     if (p.q_norm_weight) normalise(head, depth, static_cast<const T*>(p.q_norm_weight), p.norm_eps);
     rotate(head, p.rotary_dim, rotary, p.interleaved);
+    if (p.key_divisor) multiply(head, depth, p.key_divisor + h / group * depth);
     store_head(head, depth, q);
     prefetch_slot(c, next_slot, h, p.heads);
   }
@@ -172,6 +189,8 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next
     load_head(k, depth, head);
     if (p.k_norm_weight) normalise(head, depth, static_cast<const T*>(p.k_norm_weight), p.norm_eps);
     rotate(head, p.rotary_dim, rotary, p.interleaved);
+    const int64_t first = h * depth;
+    shift(head, depth, p.key_divisor ? p.key_divisor + first : nullptr, p.key_offset ? p.key_offset + first : nullptr);
     writer(true, h)(head);
     load_head(v, depth, head);
     writer(false, h)(head);

@@ -11,30 +11,32 @@ struct alignas(64) Keys {
   float x[kMaxHeadDim][kLanes];
 };
 
-void turn(Keys& keys, const float* rotary, int64_t rotary_dim) {
+// offset: of the head, or null.
+void turn(Keys& keys, const float* rotary, int64_t rotary_dim, const float* offset) {
   const int64_t half = rotary_dim / 2;
   for (int64_t i = 0; i < half; ++i) {
     const F32x16 c = broadcast(rotary[i]), s = broadcast(rotary[half + i]);
-    const F32x16 a = load(keys.x[i]), b = load(keys.x[half + i]);
-    store(keys.x[i], a * c - b * s);
-    store(keys.x[half + i], b * c + a * s);
+    const F32x16 a_off = broadcast(offset ? offset[i] : 0.0f), b_off = broadcast(offset ? offset[half + i] : 0.0f);
+    const F32x16 a = load(keys.x[i]) + a_off, b = load(keys.x[half + i]) + b_off;
+    store(keys.x[i], a * c - b * s - a_off);
+    store(keys.x[half + i], b * c + a * s - b_off);
   }
 }
 
 template <class T>
-void rotate(T* k, int64_t block_size, int64_t tokens, const float* rotary, int64_t rotary_dim) {
+void rotate(T* k, int64_t block_size, int64_t tokens, const float* rotary, int64_t rotary_dim, const float* offset) {
   Keys keys;
   for (int64_t d = 0; d < rotary_dim; ++d) store(keys.x[d], load_first(k + d * block_size, tokens));
-  turn(keys, rotary, rotary_dim);
+  turn(keys, rotary, rotary_dim, offset);
   for (int64_t d = 0; d < rotary_dim; ++d) store_first(k + d * block_size, load(keys.x[d]), tokens);
 }
 
 void rotate_int8(int8_t* k, f16* scales, int64_t block_size, int64_t depth, int64_t tokens, const float* rotary,
-                 int64_t rotary_dim) {
+                 int64_t rotary_dim, const float* offset) {
   Keys keys;
   const F32x16 before = load_first(scales, tokens);
   for (int64_t d = 0; d < depth; ++d) store(keys.x[d], load_first(k + d * block_size, tokens) * before);
-  turn(keys, rotary, rotary_dim);
+  turn(keys, rotary, rotary_dim, offset);
   F32x16 largest = zeros(), bad = zeros();  // bad: NaN where an element is not finite
   for (int64_t d = 0; d < depth; ++d) {
     largest = max(largest, abs(load(keys.x[d])));
@@ -57,14 +59,15 @@ void rotate_int8(int8_t* k, f16* scales, int64_t block_size, int64_t depth, int6
 
 // One token.
 void rotate_int4(uint32_t* words, f16* scales, int64_t block_size, int64_t depth, const float* rotary,
-                 int64_t rotary_dim) {
+                 int64_t rotary_dim, const float* offset) {
   float x[kMaxHeadDim] = {};
   read_int4_key(words, scales, depth, block_size, x);
   const int64_t half = rotary_dim / 2;
   for (int64_t i = 0; i < half; ++i) {
-    const float a = x[i], b = x[half + i], c = rotary[i], s = rotary[half + i];
-    x[i] = a * c - b * s;
-    x[half + i] = b * c + a * s;
+    const float a_off = offset ? offset[i] : 0.0f, b_off = offset ? offset[half + i] : 0.0f;
+    const float a = x[i] + a_off, b = x[half + i] + b_off, c = rotary[i], s = rotary[half + i];
+    x[i] = a * c - b * s - a_off;
+    x[half + i] = b * c + a * s - b_off;
   }
   quantise_int4(x, depth, scales, block_size);
   write_int4_key(x, depth, words, block_size);
@@ -79,13 +82,14 @@ void rotate_keys(const RotateKeysParams& p) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = p.blocks[i / c.kv_heads], head = i % c.kv_heads;
       const float* rotary = p.rotary + i / c.kv_heads * p.rotary_dim;
+      const float* offset = p.key_offset ? p.key_offset + head * c.head_dim : nullptr;
       const int64_t at = block * c.k_block_stride + head * c.head_dim * c.block_size;
       if (c.dtype == DType::i4) {
         auto* words = reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(c.k) + block * c.k_block_stride) +
                       head * c.head_dim / 8 * c.block_size;
         f16* scales = static_cast<f16*>(c.k_scale) + block * c.k_scale_block_stride + head * c.groups() * c.block_size;
         for (int64_t token = 0; token < c.block_size; ++token) {
-          rotate_int4(words + token, scales + token, c.block_size, c.head_dim, rotary, p.rotary_dim);
+          rotate_int4(words + token, scales + token, c.block_size, c.head_dim, rotary, p.rotary_dim, offset);
         }
         continue;
       }
@@ -93,11 +97,11 @@ void rotate_keys(const RotateKeysParams& p) {
         if (c.dtype == DType::i8) {
           rotate_int8(static_cast<int8_t*>(c.k) + at + token,
                       static_cast<f16*>(c.k_scale) + block * c.k_scale_block_stride + head * c.block_size + token,
-                      c.block_size, c.head_dim, at_once, rotary, p.rotary_dim);
+                      c.block_size, c.head_dim, at_once, rotary, p.rotary_dim, offset);
           continue;
         }
         with_float_type(c.dtype, [&]<class T>(T*) {
-          rotate(static_cast<T*>(c.k) + at + token, c.block_size, at_once, rotary, p.rotary_dim);
+          rotate(static_cast<T*>(c.k) + at + token, c.block_size, at_once, rotary, p.rotary_dim, offset);
         });
       }
     }

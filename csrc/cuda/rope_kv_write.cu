@@ -48,8 +48,16 @@ __global__ void __launch_bounds__(kWarps* kWarp) rope_kv_write_kernel(RopeKvWrit
     rotate(head, cos_sin, static_cast<int>(p.rotary_dim), p.interleaved, lane);
   }
   if (is_q) {
-    for (int i = lane; i < dim; i += kWarp) q[i] = from_float<T>(head[i]);
+    const float* divisor = p.key_divisor == nullptr ? nullptr : p.key_divisor + h / (p.heads / cache.kv_heads) * dim;
+    for (int i = lane; i < dim; i += kWarp) q[i] = from_float<T>(divisor == nullptr ? head[i] : head[i] * divisor[i]);
     return;
+  }
+  if (!is_v && (p.key_divisor != nullptr || p.key_offset != nullptr)) {
+    for (int i = lane; i < dim; i += kWarp) {
+      const float x = p.key_divisor == nullptr ? head[i] : head[i] / p.key_divisor[h * dim + i];
+      head[i] = p.key_offset == nullptr ? x : x - p.key_offset[h * dim + i];
+    }
+    __syncwarp();
   }
 
   write_head(cache, !is_v, head, slot / cache.block_size, h, slot % cache.block_size, lane);

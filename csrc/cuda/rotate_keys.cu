@@ -15,11 +15,18 @@ __global__ void __launch_bounds__(kWarps* kWarp) rotate_keys_kernel(RotateKeysPa
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, dim = static_cast<int>(c.head_dim);
   const int64_t block = p.blocks[blockIdx.x], h = blockIdx.y, offset = blockIdx.z * kWarps + warp;
   float* head = dynamic_shared<float>() + warp * kMaxHeadDim;
+  auto shift = [&](float by) {
+    if (p.key_offset == nullptr) return;
+    for (int d = lane; d < dim; d += kWarp) head[d] += by * p.key_offset[h * dim + d];
+    __syncwarp();
+  };
   for (int d = lane; d < dim; d += kWarp) {
     head[d] = key_code(c, block, h, offset, d) * key_scale(c, block, h, offset, d / scaled_together(c));
   }
   __syncwarp();
+  shift(1.0f);
   rotate(head, p.rotary + blockIdx.x * p.rotary_dim, static_cast<int>(p.rotary_dim), false, lane);
+  shift(-1.0f);
   write_head(c, true, head, block, h, offset, lane);
 }
 

@@ -43,6 +43,9 @@ struct KvCache {
 // fp16, and q = x / scale, rounded half to even and clamped to +-largest. i4: scale = e / -8 over the group, where e is
 // its element of largest magnitude (of two, the negative one), and q is clamped to [-8, 7]: all sixteen codes are used,
 // which takes a fifth off the squared error of [-7, 7]. A scale is NaN where an x is not finite.
+//
+// key_divisor and key_offset say how the cache keeps keys: as rotated k / key_divisor - key_offset, with q multiplied
+// by key_divisor. The scores of a query are all less by the same number then, which a softmax does not see.
 struct RopeKvWriteParams {
   Matrix q;                   // [tokens, heads * head_dim]
   ConstMatrix k, v;           // [tokens, kv_heads * head_dim]
@@ -51,6 +54,8 @@ struct RopeKvWriteParams {
   const float* rotary;        // [max_position, rotary_dim]
   const void* q_norm_weight;  // [head_dim], q's dtype, may be null: RMSNorm of each head before the rotation
   const void* k_norm_weight;
+  const float* key_divisor;  // [kv_heads, head_dim], powers of two, alike in the two elements of a pair; may be null
+  const float* key_offset;   // [kv_heads, head_dim], may be null
   float norm_eps;
   int64_t tokens, heads, rotary_dim;
   bool interleaved;  // pairs are (2i, 2i+1) instead of (i, i + rotary_dim/2)

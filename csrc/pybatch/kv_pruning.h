@@ -10,10 +10,12 @@ namespace pybatch {
 // rotate_keys: turns every key of block blocks[i], in place, by the angles of row i of `rotary` (cos in columns [0,
 // rotary_dim/2) and sin in the rest; pairs are (j, j + rotary_dim/2)). Types with scales are turned in fp32 and get new
 // scales, as rope_kv_write makes them.
+// key_offset: as there.
 struct RotateKeysParams {
   KvCache cache;
-  const int64_t* blocks;  // [count], each once
-  const float* rotary;    // [count, rotary_dim]
+  const int64_t* blocks;    // [count], each once
+  const float* rotary;      // [count, rotary_dim]
+  const float* key_offset;  // [kv_heads, head_dim], may be null
   int64_t count, rotary_dim;
 };
 

@@ -107,7 +107,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def(
       "rope_kv_write(Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor slots, Tensor rotary, "
       "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, "
-      "Tensor(d!)? k_scale, Tensor(e!)? v_scale) -> ()");
+      "Tensor(d!)? k_scale, Tensor(e!)? v_scale, Tensor? key_divisor, Tensor? key_offset) -> ()");
   m.def("copy_blocks(Tensor(a!) pool, Tensor pairs) -> ()");
   m.def("swap_blocks(Tensor src, Tensor(a!) dst, Tensor pairs) -> ()");
   m.def(
@@ -116,7 +116,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "Tensor? sinks, Tensor(a!) out) -> ()");
   m.def(
       "rotate_keys(Tensor(a!) k_cache, Tensor v_cache, Tensor(b!)? k_scale, Tensor? v_scale, Tensor blocks, "
-      "Tensor rotary) -> ()");
+      "Tensor rotary, Tensor? key_offset) -> ()");
   m.def(
       "gather_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? k_scale, Tensor(d!)? v_scale, Tensor source, "
       "Tensor indices, Tensor destination) -> ()");

@@ -87,10 +87,18 @@ struct KvOps : Checks<Backend> {
     return cache;
   }
 
+  // One float32 vector a KV head, or null.
+  static const float* key_vectors(const OptionalTensor& t, const char* name, const KvCache& cache) {
+    if (!t) return nullptr;
+    check(*t, name, ScalarType::Float, {cache.kv_heads, cache.head_dim});
+    return pointer<float>(*t);
+  }
+
   static void rope_kv_write(Tensor q, const Tensor& k, const Tensor& v, const Tensor& positions, const Tensor& slots,
                             const Tensor& rotary, const OptionalTensor& q_norm, const OptionalTensor& k_norm,
                             double norm_eps, bool interleaved, Tensor k_cache, Tensor v_cache, OptionalTensor k_scale,
-                            OptionalTensor v_scale) {
+                            OptionalTensor v_scale, const OptionalTensor& key_divisor,
+                            const OptionalTensor& key_offset) {
     typename Backend::Scope scope(q);
     RopeKvWriteParams p{};
     p.cache = kv_cache(k_cache, v_cache, k_scale, v_scale);
@@ -117,6 +125,11 @@ struct KvOps : Checks<Backend> {
     Backend::verify(Slots{p.slots, p.tokens, p.cache.num_blocks * p.cache.block_size}, {p.slots});
     if (q_norm) p.q_norm_weight = vector_like(*q_norm, "q_norm", q.scalar_type(), d);
     if (k_norm) p.k_norm_weight = vector_like(*k_norm, "k_norm", q.scalar_type(), d);
+    p.key_divisor = key_vectors(key_divisor, "key_divisor", p.cache);
+    p.key_offset = key_vectors(key_offset, "key_offset", p.cache);
+    EXPECT(p.key_divisor == nullptr || p.heads % p.cache.kv_heads == 0,
+           "q: expected a width that is a multiple of kv_heads * head_dim = ", d * p.cache.kv_heads, ", got ",
+           q.size(1));
     p.norm_eps = float32(norm_eps, "norm_eps");
     p.interleaved = interleaved;
     for (const Tensor& t : {k_cache, v_cache}) Backend::writes(t);

@@ -12,7 +12,7 @@ struct KvPruningOps : KvOps<Backend> {
   using Base::check, Base::expect_present, Base::input, Base::kv_cache;
 
   static void rotate_keys(Tensor k_cache, const Tensor& v_cache, OptionalTensor k_scale, const OptionalTensor& v_scale,
-                          const Tensor& blocks, const Tensor& rotary) {
+                          const Tensor& blocks, const Tensor& rotary, const OptionalTensor& key_offset) {
     typename Backend::Scope scope(k_cache);
     RotateKeysParams p{};
     p.cache = kv_cache(k_cache, v_cache, k_scale, v_scale);
@@ -24,6 +24,7 @@ struct KvPruningOps : KvOps<Backend> {
            "rotary: expected an even width of at most the head dimension ", p.cache.head_dim, ", got ", p.rotary_dim);
     p.blocks = pointer<int64_t>(blocks);
     p.rotary = pointer<float>(rotary);
+    p.key_offset = Base::key_vectors(key_offset, "key_offset", p.cache);
     Backend::verify(Blocks<int64_t>{"blocks", p.blocks, p.count, p.cache.num_blocks, true}, {p.blocks});
     Backend::writes(k_cache);
     if (k_scale) Backend::writes(*k_scale);

@@ -31,6 +31,7 @@ from pybatch.engine.updating import TokenUpdater
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.decoder import Decoder
+from pybatch.model.key_shifts import key_shifts
 from pybatch.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class Engine:
         self._tokenizer = tokenizer
         layout = kv_layout(decoder, config)
         self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
-        self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device)
+        shifts = key_shifts(decoder) if layout.quantised else ()
+        self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device, shifts)
         mass = AttentionMass(layout.num_layers, layout.kv_heads, decoder.device)
         runner = ModelRunner(
             decoder,

@@ -46,3 +46,10 @@ class LayerCache(NamedTuple):
     v: Tensor  # [blocks, kv_heads, block_size, head_dim]
     k_scale: Tensor | None = None  # [blocks, kv_heads, (int4: groups,) block_size] float16, quantised caches only
     v_scale: Tensor | None = None
+    key_divisor: Tensor | None = None  # [kv_heads, head_dim] float32; see key_shifts.py
+    key_offset: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """K, V and their scales."""
+        return self[:4]

@@ -94,6 +94,7 @@ class Decoder:
             ops.rope_kv_write(
                 q, k, v, batch.positions, batch.slots, self.rotary, cache.k, cache.v, cache.k_scale, cache.v_scale,
                 q_norm=layer.q_norm, k_norm=layer.k_norm, norm_eps=eps,
+                key_divisor=cache.key_divisor, key_offset=cache.key_offset,
             )  # fmt: skip
             ops.paged_attention(
                 q, cache.k, cache.v, batch.block_tables, batch.query_start, batch.seq_lens, scale,
@@ -102,7 +103,7 @@ class Decoder:
             if batch.observed is not None:
                 first, sources, rows, mass = batch.observed
                 ops.attention_mass(
-                    q, *cache, batch.block_tables, batch.query_start, batch.seq_lens, scale,
+                    q, *cache.tensors, batch.block_tables, batch.query_start, batch.seq_lens, scale,
                     first=first, sources=sources, rows=rows, mass=mass[:, index],
                 )  # fmt: skip
             layer.attention_out(attended, residual, epilogue=Epilogue.ADD)

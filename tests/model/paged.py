@@ -30,11 +30,15 @@ def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) 
 
 
 def logits_of(
-    decoder: Decoder, ids: list[int], steps: list[int] | None = None, kv: torch.dtype | None = None
+    decoder: Decoder,
+    ids: list[int],
+    steps: list[int] | None = None,
+    kv: torch.dtype | None = None,
+    caches: list[LayerCache] | None = None,
 ) -> Tensor:
     """[len(ids), vocab] logits; steps: tokens of each forward pass (one pass over all if None)."""
     blocks = -(-len(ids) // BLOCK)
-    caches = caches_for(decoder, blocks + 1, kv)
+    caches = caches or caches_for(decoder, blocks + 1, kv)
     table = torch.randperm(blocks + 1, generator=torch.Generator().manual_seed(0))[:blocks].int()
     found, done = [], 0
     for count in steps or [len(ids)]:

@@ -148,6 +148,8 @@ class Calls:
             "norm_eps": 1e-6,
             "interleaved": self.r.random() < 0.5,
             **cache,
+            "key_divisor": self.maybe(lambda: torch.randint(-3, 4, (kv_heads, depth)).exp2()),
+            "key_offset": self.maybe(lambda: torch.randn(kv_heads, depth)),
         }
 
     def paged_attention(self) -> Arguments:
@@ -173,9 +175,14 @@ class Calls:
 
     def rotate_keys(self) -> Arguments:
         cache = self.cache()
-        blocks, _, depth, _ = extents(cache["k_cache"])
+        blocks, heads, depth, _ = extents(cache["k_cache"])
         chosen = torch.randperm(blocks)[: self.r.randint(0, 3)]
-        return {**cache, "blocks": chosen, "rotary": torch.randn(len(chosen), self.r.choice((0, 2, depth // 2, depth)))}
+        return {
+            **cache,
+            "blocks": chosen,
+            "rotary": torch.randn(len(chosen), self.r.choice((0, 2, depth // 2, depth))),
+            "key_offset": self.maybe(lambda: torch.randn(heads, depth)),
+        }
 
     def gather_kv(self) -> Arguments:
         cache = self.cache()

@@ -115,15 +115,17 @@ def test_a_key_of_zeros_in_int8_stays_zero() -> None:
     assert not cache.k_scale[..., 3].any()
 
 
-def test_a_turned_key_is_that_of_the_later_position() -> None:
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_turned_key_is_that_of_the_later_position(shifted: bool) -> None:
     """Attention depends on the distance alone, so that a sink's key turned by 100 is the key 100 positions later."""
+    offset = torch.randn(1, 64) if shifted else None
     table = rotary_rows(list(range(200)), 64)
     k = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
     early, late = Cache(Shape(kv_heads=1), 1), Cache(Shape(kv_heads=1), 1)
     for cache, start in ((early, 0), (late, 100)):
         positions = torch.arange(start, start + 16)
-        ops.rope_kv_write(k.clone(), k, k, positions, torch.arange(16), table, *cache.tensors)
-    ops.rotate_keys(*early.tensors, torch.tensor([0]), table[100:101])
+        ops.rope_kv_write(k.clone(), k, k, positions, torch.arange(16), table, *cache.tensors, key_offset=offset)
+    ops.rotate_keys(*early.tensors, torch.tensor([0]), table[100:101], offset)
     torch.testing.assert_close(early.k, late.k, rtol=1e-5, atol=1e-5)
 
 

@@ -95,6 +95,8 @@ def rope_kv_write(int8: bool) -> Arguments:
         "norm_eps": 1e-6,
         "interleaved": False,
         **kv_cache(int8),
+        "key_divisor": torch.full((2, 16), 2.0) if int8 else None,
+        "key_offset": normal(2, 16) if int8 else None,
     }
 
 
@@ -114,7 +116,8 @@ def paged_attention(int8: bool) -> Arguments:
 
 
 def rotate_keys(int8: bool) -> Arguments:
-    return {**kv_cache(int8), "blocks": integers(3, 0), "rotary": normal(2, 16)}
+    offset = normal(2, 16) if int8 else None
+    return {**kv_cache(int8), "blocks": integers(3, 0), "rotary": normal(2, 16), "key_offset": offset}
 
 
 def gather_kv(int8: bool) -> Arguments:
@@ -358,6 +361,9 @@ def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[
         ("paged_attention", "query_start", torch.tensor([0, 3, 5], dtype=torch.int32), "query_start: expected to"),
         ("rotate_keys", "blocks", integers(0, 5), r"blocks: expected blocks in \[0, 5\), got 5 at 1"),
         ("rotate_keys", "blocks", integers(2, 2), "blocks: expected each block once, got 2 twice"),
+        ("rope_kv_write", "key_offset", normal(2, 15), r"key_offset: expected shape \[2, 16\], got \[2, 15\]"),
+        ("rope_kv_write", "key_divisor", normal(2, 16).half(), "key_divisor: expected float32, got float16"),
+        ("rotate_keys", "key_offset", normal(1, 16), r"key_offset: expected shape \[2, 16\], got \[1, 16\]"),
         ("rotate_keys", "rotary", normal(2, 18), "rotary: expected an even width of at most the head dimension 16"),
         ("attention_mass", "scale", 1e39, "scale: expected a finite number"),
         ("adjust_logits", "history", integers(1, 2, 20, 3, 0), r"history: expected ids in \[0, 20\), got 20 at 2"),

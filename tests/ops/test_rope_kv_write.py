@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -125,7 +125,7 @@ class Cache:
         )
 
 
-def write(batch: Batch, cache: Cache) -> Tensor:
+def write(batch: Batch, cache: Cache, **shift: Tensor) -> Tensor:
     """Runs the op on a copy of the batch; returns the rotated q, [tokens, heads, D]."""
     shape = batch.shape
     q, k, v = batch.rows(slice(None)).split()
@@ -141,6 +141,7 @@ def write(batch: Batch, cache: Cache) -> Tensor:
         q_norm=q_norm,
         k_norm=k_norm,
         interleaved=shape.interleaved,
+        **shift,
     )
     return q.unflatten(1, (shape.heads, shape.head_dim)).clone()
 
@@ -364,5 +365,28 @@ def test_opcheck() -> None:
     inputs = tuple(args[name] for name in ("q", "k", "v", "positions", "slots", "rotary"))
     torch.library.opcheck(
         torch.ops.pybatch.rope_kv_write.default,
-        (*inputs, None, None, 1e-6, False, args["k_cache"], args["v_cache"], None, None),
+        (*inputs, None, None, 1e-6, False, args["k_cache"], args["v_cache"], None, None, None, None),
     )
+
+
+@pytest.mark.parametrize("cache", [torch.float32, torch.int8, INT4], ids=str)
+def test_keys_are_kept_as_they_are_shifted(cache: torch.dtype) -> None:
+    """The cache has what it has of rotated keys that are divided and moved before; q is multiplied."""
+    shape = Shape(cache=cache, head_dim=40, rotary_dim=24, heads=6, kv_heads=2, block_size=8)
+    batch = make_batch(shape, 20)
+    half = torch.randint(-2, 3, (2, 12)).float().exp2()
+    divisor = torch.cat([half, half, torch.randint(-2, 3, (2, 16)).float().exp2()], 1)
+    offset = torch.randn(2, 40)
+    found, plain, expected = (Cache.empty(shape, 4) for _ in range(3))
+    q = write(batch, found, key_divisor=divisor, key_offset=offset)
+    assert torch.equal(q, write(batch, plain) * divisor.repeat_interleave(3, 0))
+    exact = Cache.empty(replace(shape, cache=torch.float32), 4)
+    write(replace(batch, shape=replace(shape, cache=torch.float32)), exact)
+    moved = batch.rows(slice(None))
+    _, k, _ = moved.split()
+    k.copy_((exact.slots()[0][batch.slots].float() / divisor - offset).flatten(1))
+    # Written without rotation: position 0.
+    write(replace(moved, positions=torch.zeros_like(moved.positions)), expected)
+    used = batch.slots
+    for a, b in zip(found.slots(), expected.slots(), strict=True):
+        assert torch.equal(a[used], b[used])

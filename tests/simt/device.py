@@ -76,7 +76,8 @@ class KvCache(ctypes.Structure):
 class RopeKvWriteParams(ctypes.Structure):
     _fields_ = [
         ("q", Matrix), ("k", Matrix), ("v", Matrix), ("positions", c_void_p), ("slots", c_void_p),
-        ("rotary", c_void_p), ("q_norm_weight", c_void_p), ("k_norm_weight", c_void_p), ("norm_eps", c_float),
+        ("rotary", c_void_p), ("q_norm_weight", c_void_p), ("k_norm_weight", c_void_p),
+        ("key_divisor", c_void_p), ("key_offset", c_void_p), ("norm_eps", c_float),
         ("tokens", c_int64), ("heads", c_int64), ("rotary_dim", c_int64), ("interleaved", c_bool), ("cache", KvCache),
     ]  # fmt: skip
 
@@ -97,7 +98,8 @@ class PagedAttentionParams(ctypes.Structure):
 
 class RotateKeysParams(ctypes.Structure):
     _fields_ = [
-        ("cache", KvCache), ("blocks", c_void_p), ("rotary", c_void_p), ("count", c_int64), ("rotary_dim", c_int64)
+        ("cache", KvCache), ("blocks", c_void_p), ("rotary", c_void_p), ("key_offset", c_void_p), ("count", c_int64),
+        ("rotary_dim", c_int64),
     ]  # fmt: skip
 
 
@@ -395,6 +397,7 @@ class SimtOps:
         self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, slots: Tensor, rotary: Tensor, k_cache: Tensor,
         v_cache: Tensor, k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, interleaved: bool = False,
         q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 1e-6,
+        key_divisor: Tensor | None = None, key_offset: Tensor | None = None,
     ) -> None:  # fmt: skip
         with buffers() as b:
             self._run(
@@ -402,7 +405,9 @@ class SimtOps:
                 RopeKvWriteParams(
                     b.matrix(q, "q", out=True), b.matrix(k, "k"), b.matrix(v, "v"), b.read(positions, "positions"),
                     b.read(slots, "slots"), b.read(rotary, "rotary"), b.read(q_norm, "q_norm"),
-                    b.read(k_norm, "k_norm"), norm_eps, len(q), q.shape[1] // head_dim(k_cache), rotary.shape[1],
+                    b.read(k_norm, "k_norm"), b.read(key_divisor, "key_divisor"),
+                    b.read(key_offset, "key_offset"), norm_eps, len(q), q.shape[1] // head_dim(k_cache),
+                    rotary.shape[1],
                     interleaved, kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=True),
                 ),
             )  # fmt: skip
@@ -441,14 +446,14 @@ class SimtOps:
 
     def rotate_keys(
         self, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, blocks: Tensor,
-        rotary: Tensor,
+        rotary: Tensor, key_offset: Tensor | None = None,
     ) -> None:  # fmt: skip
         with buffers() as b:
             self._run(
                 "rotate_keys",
                 RotateKeysParams(
                     kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=True), b.read(blocks, "blocks"),
-                    b.read(rotary, "rotary"), *rotary.shape,
+                    b.read(rotary, "rotary"), b.read(key_offset, "key_offset"), *rotary.shape,
                 ),
             )  # fmt: skip
 

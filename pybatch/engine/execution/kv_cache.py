@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from pybatch.machine.huge_pages import empty_bytes
 from pybatch.machine.memory import advice, free_memory
 from pybatch.model.batch import LayerCache
 from pybatch.model.decoder import Decoder
+from pybatch.model.key_shifts import KeyShift
 
 _ALIGNMENT = 64  # bytes, of every layer of a block, its keys and its values
 INT4 = torch.uint8  # what stands for int4 here: the type of bytes of two codes
@@ -54,6 +56,10 @@ class KvLayout:
         return math.prod(self._scales) * torch.float16.itemsize if self._scales else 0
 
     @property
+    def quantised(self) -> bool:
+        return self.dtype.itemsize == 1
+
+    @property
     def layer_bytes(self) -> int:
         return 2 * self._values_bytes + _aligned(2 * self._scales_bytes)
 
@@ -80,10 +86,14 @@ class KvCache:
     """The pool's memory, and each layer's views of it. It is left uninitialised: pages that hold no block written so
     far take no memory, and kernels read no slot before it was written.
 
+    shifts: how each layer's keys are kept, where they are quantised.
+
     Raises ValueError if there is not enough memory.
     """
 
-    def __init__(self, layout: KvLayout, num_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self, layout: KvLayout, num_blocks: int, device: torch.device, shifts: Sequence[KeyShift] = ()
+    ) -> None:
         size = num_blocks * layout.block_bytes
         try:
             self.pool = empty_bytes(size, device).view(num_blocks, layout.block_bytes)
@@ -94,6 +104,11 @@ class KvCache:
             ) from error
         self.host_pool: Tensor | None = None
         self.layers = [layout.layer_cache(self.pool, layer) for layer in range(layout.num_layers)]
+        if shifts:
+            self.layers = [
+                cache._replace(key_divisor=shift.divisor, key_offset=shift.offset)
+                for cache, shift in zip(self.layers, shifts, strict=True)
+            ]
 
     def make_host_pool(self, size: int) -> int:
         """For swap_out and swap_in, of at most so many bytes. Returns the number of its blocks. On a CPU it takes no

@@ -41,7 +41,7 @@ class KvPruner:
         # The table's entries may be scaled (YaRN's attention factor), as the keys are already.
         angles = (self._rotary[turned.distance] / self._rotary[0, 0]).expand(len(blocks), -1).contiguous()
         for cache in self._kv_cache.layers:
-            ops.rotate_keys(*cache, blocks, angles)
+            ops.rotate_keys(*cache.tensors, blocks, angles, cache.key_offset)
 
     def _gather(self, sequence: Sequence, gathered: Gathered) -> None:
         policy = sequence.request.params.kv_policy
@@ -55,7 +55,7 @@ class KvPruner:
             torch.tensor(blocks, dtype=torch.int32, device=device) for blocks in (gathered.source, gathered.destination)
         )
         for cache, indices in zip(self._kv_cache.layers, tokens.int(), strict=True):
-            ops.gather_kv(*cache, source, indices, destination)
+            ops.gather_kv(*cache.tensors, source, indices, destination)
 
 
 def no_pruning(decoder: Decoder, kv_cache: KvCache) -> str | None:

@@ -1,0 +1,71 @@
+"""How a quantised KV cache keeps keys: less their mean, and with outlying channels made smaller.
+
+One scale a token and head (or group) has to reach the largest element, so a few channels of keys that are far larger
+than the rest, as the biases of Qwen2's key projections make them, leave the others few codes. Much of it is the same in
+all keys, and what is the same in all keys changes no softmax: a query's scores are all less by one number. So the
+mean of each channel is taken out of the keys before they are quantised (KIVI, Liu et al. 2024, has a zero point a
+channel for the same reason; SageAttention, Zhang et al. 2025, takes out the mean of the keys at hand). Slow rotary
+pairs have nearly all of their bias in the mean. A channel that is still large is divided by a power of two, by which
+queries are multiplied (as in SmoothQuant, Xiao et al. 2023), alike in the two halves of a rotary pair.
+
+Both come from the model's own keys for fixed token ids, at positions all over the context, and so are the same in each
+run. They are rounded, so that small differences between processors do not show in them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pybatch.model.batch import ForwardBatch, LayerCache
+from pybatch.model.decoder import Decoder
+
+TOKENS, BLOCK_SIZE = 64, 32
+OUTLIER = 4.0  # a channel that is larger than the median by more than this is divided
+STEPS = 16  # to which offsets are rounded, per median
+
+
+class KeyShift(NamedTuple):
+    """Of one layer, for ops.rope_kv_write: [kv_heads, head_dim] float32 each."""
+
+    divisor: Tensor
+    offset: Tensor
+
+
+def key_shifts(decoder: Decoder) -> list[KeyShift]:
+    """One a layer, by running the decoder on TOKENS tokens."""
+    config, dtype, device = decoder.config, decoder.dtype, decoder.device
+    context = decoder.context_length
+    count = min(TOKENS, context)
+    blocks = -(-count // BLOCK_SIZE)
+    shape = blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE
+    keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+    values = keys[0].transpose(2, 3).contiguous()  # one for all layers, which run one after another
+    batch = ForwardBatch(
+        token_ids=torch.arange(count) * config.vocab_size // count,
+        positions=torch.arange(count) * context // count,
+        slots=torch.arange(count),
+        block_tables=torch.arange(blocks, dtype=torch.int32)[None],
+        query_start=torch.tensor([0, count], dtype=torch.int32),
+        seq_lens=torch.tensor([count], dtype=torch.int32),
+        logits_rows=torch.tensor([count - 1]),
+    )
+    decoder.forward(batch.to(device), [LayerCache(k, values) for k in keys])
+    rotary = decoder.rotary.shape[1]
+    return [_shift(k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(), rotary, device) for k in keys]
+
+
+def _shift(k: Tensor, rotary_dim: int, device: torch.device) -> KeyShift:
+    """k: [kv_heads, head_dim, tokens] rotated keys, of which the first rotary_dim elements are in pairs."""
+    k = k.nan_to_num()
+    mean = k.mean(2)
+    largest = (k - mean[:, :, None]).abs().amax(2)
+    of_pairs = largest[:, :rotary_dim].reshape(len(k), 2, -1).amax(1)
+    largest = torch.cat([of_pairs, of_pairs, largest[:, rotary_dim:]], 1)
+    typical = largest.median(1, keepdim=True).values.clamp(min=torch.finfo(torch.float32).tiny)
+    divisor = (largest / typical / OUTLIER).clamp(min=1).log2().round().exp2()
+    step = typical.log2().round().exp2() / STEPS
+    offset = (mean / step).round() * step / divisor
+    return KeyShift(divisor.contiguous().to(device), offset.nan_to_num().contiguous().to(device))
