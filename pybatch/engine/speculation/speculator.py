@@ -149,7 +149,7 @@ class Speculator:
                     break
                 gains.append((gain, index))
                 gain *= share
-        for gain, index in sorted(gains, reverse=True)[: self._max_tokens - tokens]:
+        for gain, index in sorted(gains, reverse=True)[: min(self._max_tokens - tokens, line.most_more(tokens))]:
             if gain * seconds <= cost * expected:
                 break
             counts[index] += 1

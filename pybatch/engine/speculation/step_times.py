@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 _NOISE = 0.15  # of a step's time, as its standard deviation
+_FEW = 32  # tokens
 _DRIFT = 0.005  # of what is known, from step to step
 
 
@@ -33,6 +34,11 @@ class StepLine:
     def least_per_token(self) -> float:
         """One standard deviation below what is known, at least 0: what may be quick is tried, and then it is known."""
         return max(0.0, self.per_token - math.sqrt(self.token_variance))
+
+    def most_more(self, tokens: int) -> int:
+        """How many more tokens may be tried beside so many: what is not known of their time is at most a quarter of the
+        step's then. A few in any case, which makes it known."""
+        return max(_FEW, int(0.25 * self.seconds(tokens) / max(math.sqrt(self.token_variance), 1e-12)))
 
     def observe(self, tokens: int, seconds: float) -> None:
         expected = self.seconds(tokens)

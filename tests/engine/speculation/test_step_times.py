@@ -49,3 +49,11 @@ def test_steps_of_many_sequences_tell_nothing_of_those_of_few() -> None:
     assert times.line(1) is None
     assert times.line(65) is not None
     assert times.line(128) is None
+
+
+def test_few_tokens_are_tried_before_it_is_known_what_they_take() -> None:
+    line = StepLine.through(64, 0.1)
+    assert 32 <= line.most_more(64) <= 2 * 64
+    for tokens in (64, 128, 64, 256) * 10:
+        line.observe(tokens, 0.05 + 0.001 * tokens)
+    assert line.most_more(64) > 3 * 64
