@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	  --quantization int8 --temperature 0 --max-tokens 128
 
 test: $(VENV)/installed browser
-	$(VENV)/bin/pytest
+	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n 2 --dist loadgroup
 
 # For the test that looks at a report; without a browser it is skipped. On Debian, where we may install one.
 browser:
