@@ -163,7 +163,11 @@ MUTATIONS = [
         probes.attention_mass,
     ),
     Mutation(
-        "a key is turned before all of it is there", "rotate_keys.cu", "  __syncwarp();\n", "", probes.rotate_keys
+        "all warps turn one key",
+        "rotate_keys.cu",
+        "offset = blockIdx.z * kWarps + warp;",
+        "offset = blockIdx.z * kWarps;",
+        probes.rotate_keys,
     ),
     Mutation(
         "a wait too short by one in the pipeline",
