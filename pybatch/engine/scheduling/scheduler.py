@@ -630,7 +630,8 @@ class Scheduler:
         if sequence.finish_reason in ("stop", "length"):
             self._lengths.ended(sequence.request.params.max_tokens, sequence.num_output)
         if sequence.status is Status.RUNNING:
-            if sequence.request.error is None:
+            if sequence.request.error is None:  # first, since it raises for a sequence that is broken
+                self._register_filled(sequence)
                 self._pin(sequence)
             self._stop_running(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
@@ -718,6 +719,12 @@ class Scheduler:
             sequence.num_registered = full
         self._register_begun(sequence, end)
 
+    def _register_filled(self, sequence: Sequence) -> None:
+        """Tells the prefix cache of the blocks that were filled as a sequence decoded, now that it is to return them:
+        hardly anyone wants them earlier, and no step is the longer for it."""
+        if sequence not in self._copies:
+            self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
+
     def _register_begun(self, sequence: Sequence, end: int) -> None:
         """Tells the prefix cache what the block begins with that is not full once the tokens before `end` are
         computed."""
@@ -786,6 +793,10 @@ class Scheduler:
         return shared == len(blocks), max(0, sequence.num_computed - kept)
 
     def _preempt(self, victim: Sequence) -> None:
+        at = self.at
+        for self.at in [victim] if victim.request.beams is None else victim.request.sequences:
+            self._register_filled(self.at)
+        self.at = at
         if self.swap_space is not None and victim.request.beams is None and victim not in self._copies:
             self.swap_space.keep(victim, self._block_size)
         self._requeue(victim)
@@ -807,14 +818,8 @@ class Scheduler:
         self.waiting.put_back(together[0])
 
     def _release(self, sequence: Sequence, *, awaited: bool = False) -> None:
-        """Returns its blocks. The prefix cache is told only now of those that were filled as it decoded: hardly anyone
-        wants them earlier, and no step is the longer for it."""
         if copy := self._copies.pop(sequence, None):
             self._pool.release(copy[:1])
-        elif sequence.request.error is None:
-            at, self.at = self.at, sequence
-            self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
-            self.at = at
         self._return_mass(sequence)
         self._pool.release(sequence.held + sequence.blocks, awaited=awaited)
         del sequence.blocks[:], sequence.held[:]
