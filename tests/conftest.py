@@ -14,6 +14,16 @@ from pybatch.model import ModelError
 from pybatch.model.checkpoints.find import find_model
 
 
+TOGETHER = ("simt", "serve", "cluster")  # folders whose tests share what takes long to make: kernels, a server, Ray
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (pytest-xdist, --dist loadgroup) each takes whole files, or one of these folders."""
+    for item in items:
+        parts = item.path.relative_to(Path(__file__).parent).parts
+        item.add_marker(pytest.mark.xdist_group(parts[0] if parts[0] in TOGETHER else "/".join(parts)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interrupts() -> None:
     """A shell's background jobs ignore Ctrl-C, and so would what waits for it here."""
