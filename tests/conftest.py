@@ -13,7 +13,6 @@ from pybatch.cli import main
 from pybatch.model import ModelError
 from pybatch.model.checkpoints.find import find_model
 
-
 TOGETHER = ("simt", "serve", "cluster")  # folders whose tests share what takes long to make: kernels, a server, Ray
 
 
