@@ -74,9 +74,11 @@ def attention_mass(ops: SimtOps) -> None:
 
 def rotate_keys(ops: SimtOps) -> None:
     tests = suite("test_kv_pruning")
-    with running(tests, ops):
-        tests.test_a_turned_key_is_that_of_the_later_position()
-        tests.test_a_key_of_zeros_in_int8_stays_zero()
+    cache = tests.Cache(tests.Shape(cache=torch.int8), 2)
+    rotary = tests.rotary_rows([100], 64)
+    wanted = tests.turned(cache.keys()[1:], rotary)
+    ops.rotate_keys(*cache.tensors, torch.tensor([1]), rotary)
+    torch.testing.assert_close(cache.keys()[1:], wanted, rtol=0, atol=0.01 * float(wanted.abs().max()))
 
 
 def matmul(ops: SimtOps, kernel: str) -> None:
