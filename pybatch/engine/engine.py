@@ -98,7 +98,7 @@ class Engine:
             max_num_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
             num_kv_blocks=self.num_kv_blocks,
             block_size=config.block_size,
-            no_pruning=no_pruning(decoder, self._kv_cache),
+            no_pruning=no_pruning(decoder),
         )
         self._room = self._intake.room
         self._pruner = KvPruner(self._kv_cache, decoder.rotary, mass)

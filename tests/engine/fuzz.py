@@ -53,7 +53,7 @@ def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
             ignore_eos=True,
             logprobs=1,
             seed=i,
-            kv_policy=STREAMING if i % 6 == 2 and kv_cache_dtype != "int4" else None,
+            kv_policy=STREAMING if i % 6 == 2 else None,
         )
         for i in range(REQUESTS)
     ]

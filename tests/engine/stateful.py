@@ -38,7 +38,7 @@ from pybatch.model import Decoder, load_model
 BLOCK = 8
 VOCAB = 250
 LONGEST = 64  # tokens of a prompt and its output
-KV_DTYPES = ("auto", "int8")
+KV_DTYPES = ("auto", "int8", "int4")
 SHARED = some_prompt(3 * BLOCK + 5, vocab=VOCAB)
 
 # By name, what one may ask for. Each comes with several prompts.

@@ -40,6 +40,7 @@ Bits = list[tuple[list[int], Any]]
 
 
 def bits(outputs: list[RequestOutput]) -> Bits:
+    assert not any(output.error for output in outputs)
     return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
 
 

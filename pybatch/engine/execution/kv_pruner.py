@@ -58,12 +58,10 @@ class KvPruner:
             ops.gather_kv(*cache.tensors, source, indices, destination)
 
 
-def no_pruning(decoder: Decoder, kv_cache: KvCache) -> str | None:
+def no_pruning(decoder: Decoder) -> str | None:
     """Why this model's KV caches cannot be pruned; None if they can."""
     if any(layer.window for layer in decoder.layers):
         return "the model has sliding windows, which count the tokens in the cache"
     if decoder.device.type != "cpu":
         return "KV caches are pruned on CPUs only"
-    if kv_cache.layers[0].k.dtype == torch.uint8:
-        return "KV caches of int4 are not pruned"
     return None
