@@ -51,6 +51,8 @@ class ReadyModel:
         )
         self.context_length = CONTEXT
         self.device = torch.device("cpu")
+        self.layers = ()
+        self.rotary = torch.ones(CONTEXT, 8)
         self.cache_dtype = torch.float32
         self._logits = torch.randn(8192, VOCAB, generator=torch.Generator().manual_seed(0))
 
@@ -156,16 +158,16 @@ def blocked_head() -> dict[str, Any]:
     return timed_steps(engine, 100)
 
 
-def queued(count: int) -> dict[str, Any]:
-    """A step of 64 sequences in front of a queue, and the abort of all that wait."""
-    engine = engine_of(max_num_seqs=64)
-    for i in range(count + 64):
+def queued(count: int, running: int = 64) -> dict[str, Any]:
+    """A step of so many running sequences in front of a queue, and the abort of all that wait."""
+    engine = engine_of(max_num_seqs=running, max_num_batched_tokens=4096)
+    for i in range(count + running):
         engine.add_request(str(i), [1, 2, 3], SamplingParams(**GREEDY))
     for _ in range(5):
         engine.step()
     steps = timed_steps(engine, 100)
     start = time.thread_time()
-    for i in range(count + 64 - 1, 63, -1):
+    for i in range(count + running - 1, running - 1, -1):
         engine.abort(str(i))
     return {**steps, "abort_all": {"ms": 1e3 * (time.thread_time() - start)}}
 
@@ -309,6 +311,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "renewed 1000": lambda: renewed(1000),
     "blocked head 128k": blocked_head,
     "queue 20000": lambda: queued(20_000),
+    "queue 100000": lambda: queued(100_000),
+    "queue 100000, running 1000": lambda: queued(100_000, 1000),
     "thrash, one chunk": lambda: thrash(100, 200),
     "thrash, one chunk, no prefix cache": lambda: thrash(100, 200, enable_prefix_caching=False),
     "thrash, long prompts": lambda: thrash(2000, 500),
