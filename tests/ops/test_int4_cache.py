@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from backends import suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops.int4_packing import groups_of, pack_k, pack_v, unpack_k, unpack_v
+from ops.int4_packing import by_element, groups_of, pack_k, pack_v, unpack_k, unpack_v
 from torch import Tensor
 
 from pybatch import ops
@@ -267,6 +267,75 @@ def test_the_attention_of_int4_tokens_is_that_of_their_values_in_float32(shape: 
         ops.attention_mass(q, *tensors, table, starts, lengths, 0.125, **rows, mass=sums[-1])
     assert sums[0].sum() > 17 * shape.kv_heads
     assert torch.equal(*sums)
+
+
+@dataclass
+class Layer:
+    """Random codes and scales of `blocks` blocks, two KV heads in each."""
+
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor]
+
+    @classmethod
+    def random(cls, head_dim: int, blocks: int = 5, size: int = 16) -> Layer:
+        generator = torch.Generator().manual_seed(0)
+        codes = torch.randint(-8, 8, (2, blocks, 2, head_dim, size), generator=generator)
+        scales = torch.rand(2, blocks, 2, len(groups_of(head_dim)), size, generator=generator).half() - 0.5
+        return cls((pack_k(codes[0]), pack_v(codes[1].transpose(-1, -2)), scales[0], scales[1]))
+
+    def by_token(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, [blocks, kv_heads, block_size, head_dim] in float64."""
+        k, v, *scales = self.tensors
+        k_scale, v_scale = (by_element(scale.double().transpose(-1, -2), 2 * v.shape[-1]) for scale in scales)
+        return unpack_k(k).transpose(-1, -2) * k_scale, unpack_v(v) * v_scale
+
+
+widths = pytest.mark.parametrize("head_dim", [40, 64])
+
+
+@widths
+def test_gathered_tokens_are_as_they_were(head_dim: int) -> None:
+    layer, before = Layer.random(head_dim), Layer.random(head_dim).by_token()
+    source, destination = torch.tensor([4, 0], dtype=torch.int32), torch.tensor([2, 1], dtype=torch.int32)
+    indices = torch.stack([torch.arange(2, 21), torch.arange(31, 12, -1)]).int()
+    ops.gather_kv(*layer.tensors, source, indices, destination)
+    for now, old in zip(layer.by_token(), before, strict=True):
+        for head in range(2):
+            wanted = old[source.long(), head].flatten(0, 1)[indices[head].long()]
+            assert torch.equal(now[destination.long(), head].flatten(0, 1)[:19], wanted)
+            assert torch.equal(now[1, head, 3:], old[1, head, 3:])
+        assert torch.equal(now[[0, 3, 4]], old[[0, 3, 4]])
+
+
+@widths
+def test_turned_keys_are_rounded_once(head_dim: int) -> None:
+    layer, before = Layer.random(head_dim), Layer.random(head_dim).by_token()
+    angles = torch.rand(1, head_dim // 2, generator=torch.Generator().manual_seed(1))
+    ops.rotate_keys(*layer.tensors, torch.tensor([3]), torch.cat([angles.cos(), angles.sin()], 1))
+    first, second = before[0][3].chunk(2, -1)
+    cos, sin = angles.double().cos(), angles.double().sin()
+    wanted = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    keys, values = layer.by_token()
+    for group in groups_of(head_dim):
+        x = wanted[..., group]
+        step = x.abs().amax(-1, keepdim=True) / 8
+        allowed = torch.maximum(step / 2, x.abs() - 7 * step) + step * 2.0**-7
+        assert ((keys[3, ..., group] - x).abs() <= allowed).all()
+    assert torch.equal(keys[[0, 1, 2, 4]], before[0][[0, 1, 2, 4]])
+    assert torch.equal(values, before[1])
+
+
+@widths
+def test_attention_mass_is_of_the_keys_that_the_codes_stand_for(head_dim: int) -> None:
+    layer, length = Layer.random(head_dim), 70
+    table = torch.tensor([[3, 1, 0, 4, 2]], dtype=torch.int32)
+    q = torch.randn(1, 2 * 3 * head_dim, generator=torch.Generator().manual_seed(2))
+    mass = torch.full((1, 2, 80), math.nan)
+    one = {name: torch.tensor([x], dtype=torch.int32) for name, x in (("first", 0), ("sources", -1), ("rows", 0))}
+    starts, lengths = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
+    ops.attention_mass(q, *layer.tensors, table, starts, lengths, 0.2, **one, mass=mass)
+    keys = layer.by_token()[0][table[0].long()].transpose(0, 1).flatten(1, 2)[:, :length]
+    logits = torch.einsum("hgd,htd->hgt", q.double().view(2, 3, head_dim), keys) * 0.2
+    torch.testing.assert_close(mass[0, :, :length].double(), logits.softmax(-1).sum(1), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.host
