@@ -102,7 +102,13 @@ def test_parquet_keeps_its_columns_and_failed_rows_can_be_fed_back(answer: Answe
 @pytest.mark.parametrize(
     ("name", "data", "results", "flags", "says"),
     [
-        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 9)[:-9], "out.jsonl", [], "rows.jsonl.gz: damaged"),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(b'{"prompt": "a"}\n' * 9, mtime=0)[:-9],
+            "out.jsonl",
+            [],
+            "rows.jsonl.gz: damaged",
+        ),
         ("rows.parquet", b"PAR1 cut", "out.jsonl", [], "rows.parquet: no Parquet file, or damaged"),
         ("rows.csv", b"a,a\n1,2\n", "out.jsonl", [], "rows.csv: line 1, the header: it names 'a' twice"),
         ("rows.txt", b"a\n", "out.parquet.gz", [], "a Parquet file is compressed inside"),
