@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 
 // K and V stand for the bytes of an element, or of the word of an int4 cache; V has those of kRun tokens side by side.
 template <class K, class V = K, int kRun = 1>
-__global__ void __launch_bounds__(kThreads) gather_kv_kernel(GatherKvParams p) {
+__global__ void __launch_bounds__(kThreads, 4) gather_kv_kernel(GatherKvParams p) {
   const KvCache& c = p.cache;
   const int64_t h = blockIdx.y, first = blockIdx.x * c.block_size, to = p.destination[blockIdx.x];
   const int size = static_cast<int>(c.block_size), dim = static_cast<int>(c.head_dim);
