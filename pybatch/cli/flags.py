@@ -77,6 +77,13 @@ def kept_tokens(text: str) -> dict[str, Any] | None:
         raise typer.BadParameter(str(error)) from None
 
 
+def beam_ending(text: str) -> bool | str:
+    endings: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
+    if text.lower() not in endings:
+        raise typer.BadParameter(f"expected true, false or never, got {text!r}")
+    return endings[text.lower()]
+
+
 def schema_file(path: str) -> str:
     """Its text, which is checked with all parameters."""
     try:
@@ -146,6 +153,21 @@ class SamplingFlags(Given):
             parser=kept_tokens,
             metavar="JSON",
         ),
+    ] = None
+    speculate: Annotated[
+        bool | None, sampling("Take drafts where the engine speculates. Default: yes.", "--speculate/--no-speculate")
+    ] = None
+    use_beam_search: Annotated[
+        bool | None,
+        sampling("Search for the likeliest answers as wholes, with beams.", "--use-beam-search"),
+    ] = None
+    best_of: Annotated[int | None, sampling("Beams of a beam search. Default: n.")] = None
+    length_penalty: Annotated[
+        float | None, sampling("Of a beam search: above 0 favours long answers, below 0 short ones. Default: 1.")
+    ] = None
+    early_stopping: Annotated[
+        str | None,
+        sampling("When a beam search ends: true, false or never. Default: false.", parser=beam_ending, metavar="TEXT"),
     ] = None
     skip_special_tokens: Annotated[bool | None, sampling("Leave special tokens out of the text. Default: yes.")] = None
     json_schema: Annotated[

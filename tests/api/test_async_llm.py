@@ -159,7 +159,7 @@ def test_a_prefix_is_pinned_while_others_run(llm: AsyncLLM) -> None:
         with pytest.raises(ValueError, match="at least one token"):
             await llm.pin_prefix([])
         cancelled = asyncio.create_task(llm.pin_prefix([6] * 40))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # it begins
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled

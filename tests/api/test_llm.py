@@ -212,7 +212,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     nothing: dict[str, Any] = {
         "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "trust_remote_code": True, "enforce_eager": False,
         "cpu_offload_gb": 0, "load_format": "auto", "disable_log_stats": True, "revision": None,
-        "tokenizer_mode": "auto", "enable_lora": False, "speculative_config": None, "hf_overrides": {},
+        "tokenizer_mode": "auto", "enable_lora": False, "kv_transfer_config": None, "hf_overrides": {},
     }  # fmt: skip
     warn_of_vllm_only.cache_clear()
     for _ in range(2):
@@ -222,7 +222,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     for name, value in (
         ("tensor_parallel_size", 2),
         ("enable_lora", True),
-        ("speculative_config", {"model": "x"}),
+        ("kv_transfer_config", {"kv_connector": "x"}),
         ("cpu_offload_gb", 4),
         ("tokenizer_mode", "slow"),
         ("revision", "main"),

@@ -24,7 +24,7 @@ from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.row_runner import RowSession
 from pybatch.jobs.sources import open_source
 
-ENGINE = {"num_kv_blocks": 256, "max_num_seqs": 8, "threads": 1}
+ENGINE = {"predict_lengths": False, "num_kv_blocks": 256, "max_num_seqs": 8, "threads": 1}
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
 
