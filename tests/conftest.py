@@ -21,6 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parts = item.path.relative_to(Path(__file__).parent).parts
         item.add_marker(pytest.mark.xdist_group(parts[0] if parts[0] in TOGETHER else "/".join(parts)))
+    items.sort(key=lambda item: "simt" not in item.path.parts)  # the longest first
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -140,7 +140,7 @@ def test_values_that_a_recorded_op_writes_are_checked_when_they_are_there() -> N
     logits, tokens, out, graph = torch.zeros(1, 8), torch.full((1,), -7), torch.zeros(1, 4), Graph()
     zero, one, ids, table = torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.rand(5, 4)
     with graph:
-        torch.ops.pybatch.sample(logits, zero, ids, one, zero, ids, ids, tokens)
+        torch.ops.pybatch.sample(logits, zero, ids, one, zero, ids, ids, None, None, tokens)
         ops.embedding(tokens, table, out, 5)
     logits[0, 4] = 1
     graph.replay()

@@ -53,22 +53,24 @@ class Report:
     output_tokens: int
 
 
-class StepLog(EngineMetrics):
-    """Keeps the steps for the next report."""
+class StepLog:
+    """Keeps the steps of an engine for the next report."""
 
-    def __init__(self, kv_blocks: int) -> None:
-        super().__init__(kv_blocks)
+    def __init__(self, metrics: EngineMetrics) -> None:
+        self._metrics = metrics
+        self._count = metrics.step
         self._steps: list[dict[str, Any]] = []
         self._output_tokens = 0
+        metrics.step = self._step  # type: ignore[method-assign]
 
-    def step(self, **step: Any) -> None:
-        super().step(**step)
+    def _step(self, **step: Any) -> None:
+        self._count(**step)
         self._steps.append(step)
 
     def report(self, finished: list[tuple[int, RequestOutput]]) -> Report:
         steps, self._steps = self._steps, []
-        before, self._output_tokens = self._output_tokens, self.output_tokens
-        return Report(finished, steps, self.output_tokens - before)
+        before, self._output_tokens = self._output_tokens, self._metrics.output_tokens
+        return Report(finished, steps, self._output_tokens - before)
 
 
 class Worker:
@@ -87,7 +89,7 @@ class Worker:
         if model_fingerprint(path) != fingerprint:
             raise ValueError(f"{path}: the model's files differ from those that the driver has")
         self._session = session = Session.open(EngineArgs(**arguments))
-        self._log = session.engine.metrics = StepLog(session.engine.num_kv_blocks)
+        self._log = StepLog(session.engine.metrics)
         self._full = session.engine.config.max_num_seqs
         self._running: dict[int, str] = {}  # a row's number -> the engine's name for its request
         self._finished: list[tuple[int, RequestOutput]] = []

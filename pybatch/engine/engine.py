@@ -118,7 +118,8 @@ class Engine:
         self._pool = BlockPool(self.num_kv_blocks)
         size = int(config.swap_space * 2**30)
         self._num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
-        self._swap_cost = SwapCost(self._kv_cache.seconds_per_swap, lambda: self.metrics.step_cost.line()[1])
+        step_cost = self.metrics.step_cost  # not self in the lambda: that would be a cycle
+        self._swap_cost = SwapCost(self._kv_cache.seconds_per_swap, lambda: step_cost.line()[1])
         self._new_schedule()
 
     @property
