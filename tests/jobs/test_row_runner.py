@@ -152,7 +152,7 @@ def test_rows_that_repeat_others_are_not_expected_to_be_work(job: JobInPipe, mon
 
     assert job.run(stopped=stopped)
     assert left[-1] == 0
-    assert max(left) < 1.5 * job.progress.tokens  # of 8 rows, not of 400, nor of 8 of each 100
+    assert max(left) < 3 * job.progress.tokens  # of 8 rows, not of 400, nor of 8 of each 100 (4 times)
 
 
 def test_rows_that_are_cached_leave_none_at_work(llm: LLM, tmp_path: Path) -> None:
