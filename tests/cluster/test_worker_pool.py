@@ -134,7 +134,8 @@ def test_nothing_comes_of_a_row_that_is_withdrawn(pool: WorkerPool, answers: dic
 def test_machines_with_room_for_other_lengths_are_refused_and_of_other_kinds_are_told(
     pool: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    member = pool._members[0]
+    list(run(pool, requests(1)))  # by then one has loaded its model
+    member = next(each for each in pool._members if each.loaded is not None)
     assert member.loaded is not None
     with pytest.raises(ClusterError, match="has room for 100 tokens of a row, another machine for 512"):
         pool._welcome(member, replace(member.loaded, max_model_len=100))
