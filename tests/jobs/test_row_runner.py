@@ -139,6 +139,7 @@ def test_rows_that_repeat_others_are_not_expected_to_be_work(job: JobInPipe, mon
     monkeypatch.setattr(row_runner, "MOST_AT_START", 100)
     monkeypatch.setattr(row_runner, "RECENT", 16)
     rows = [{"prompt": f"Say {i % 8}"} for i in range(400)]
+    job.llm.reset_prefix_cache()  # other tests have had these prompts, which would then be no work
     job.feed(*rows)
     os.close(job.pipe)
     job.progress.rows, job.progress.size = 400, sum(len(json.dumps(row)) for row in rows)
@@ -152,7 +153,7 @@ def test_rows_that_repeat_others_are_not_expected_to_be_work(job: JobInPipe, mon
 
     assert job.run(stopped=stopped)
     assert left[-1] == 0
-    assert max(left) < 3 * job.progress.tokens  # of 8 rows, not of 400, nor of 8 of each 100 (4 times)
+    assert max(left) < 1.5 * job.progress.tokens  # of 8 rows, not of 400, nor of 8 of each 100
 
 
 def test_rows_that_are_cached_leave_none_at_work(llm: LLM, tmp_path: Path) -> None:
