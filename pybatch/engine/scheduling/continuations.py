@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from pybatch.engine.scheduling.common_prefix import num_shared
+
 
 class Continuations:
     """Blocks by the prefix that they continue, those of one prefix in the order of their tokens: what shares most with
@@ -38,18 +40,6 @@ class Continuations:
         place = bisect_left(entries, (tokens, -1))
         best, most = -1, 0
         for begins, block in entries[max(place - 1, 0) : place + 1]:
-            if (count := _num_shared(begins, tokens)) > most:
+            if (count := num_shared(begins, tokens)) > most:
                 best, most = block, count
         return best, most
-
-
-def _num_shared(a: bytes, b: bytes) -> int:
-    """How many bytes two begin with in common, by halving: comparing is quick, and a loop in Python is not."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Collection
 
 from pybatch.engine.scheduling.block_pool import Pin
+from pybatch.engine.scheduling.common_prefix import num_shared
 from pybatch.engine.scheduling.sequence import Request
 
 
@@ -79,16 +80,4 @@ class Room:
 
     def _num_shared(self, tokens: array[int], pins: tuple[Pin, ...]) -> int:
         """How many full blocks it begins with that a pin has too."""
-        return max([_num_alike(tokens, pin.tokens) // self.block_size for pin in pins], default=0)
-
-
-def _num_alike(a: array[int], b: array[int]) -> int:
-    """How many tokens two begin with in common, by halving."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+        return max([num_shared(tokens, pin.tokens) // self.block_size for pin in pins], default=0)
