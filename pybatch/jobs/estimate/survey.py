@@ -70,7 +70,7 @@ class Survey:
         self.prompts: list[str] = []  # the first ones, as the model sees them
         self.sample: list[SampledRow] = []  # evenly spaced
         config = session.engine.config
-        self._savings = PrefixSavings(config.block_size)
+        self._savings = PrefixSavings()
         self._keys = CacheKeys("", max_model_len=session.engine.max_model_len, engine_seed=config.seed)
         self._known = KeySet()
         self._stretch, self._stride = STRETCH, 1

@@ -61,8 +61,8 @@ def test_of_outputs_that_fill_their_limit_everything_but_the_time_is_exact(llm: 
     outputs = llm.chat(chats, params, use_tqdm=False)
     assert told.prompt_tokens == sum(len(output.prompt_token_ids) for output in outputs)
     found = llm.engine.metrics.cached_tokens - before
-    # Which tokens of a block can be copied depends on the steps in which its owners come.
-    assert 0.9 * found <= told.cached_prompt_tokens <= told.shared_prompt_tokens
+    assert max(found, told.cached_prompt_tokens) <= told.shared_prompt_tokens
+    assert abs(found - told.cached_prompt_tokens) < 16  # a job's order is another than that of `prompts`
 
 
 def test_the_expected_output_is_learnt_from_answers(tiny_model: Path) -> None:

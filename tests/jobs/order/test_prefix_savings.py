@@ -8,26 +8,21 @@ from hypothesis import strategies as st
 
 from pybatch.jobs.order.prefix_savings import PrefixSavings
 
-BLOCK = 2
-
 
 def savings(prompts: list[list[int]], **options: int) -> int:
-    counted = PrefixSavings(BLOCK, **options)
+    counted = PrefixSavings(**options)
     for prompt in prompts:
         counted.add(prompt)
     return counted.tokens
 
 
 def found_in_order(prompts: tuple[list[int], ...]) -> int:
-    """What a cache that keeps every full block finds of prompts that come one after the other."""
+    """What a cache that keeps every token finds of prompts that come one after the other."""
     known: set[tuple[int, ...]] = set()
     found = 0
     for prompt in prompts:
-        length = BLOCK
-        while length < len(prompt) and tuple(prompt[:length]) in known:
-            found += BLOCK
-            length += BLOCK
-        known.update(tuple(prompt[:end]) for end in range(BLOCK, len(prompt) + 1, BLOCK))
+        found += sum(tuple(prompt[:length]) in known for length in range(1, len(prompt)))
+        known.update(tuple(prompt[:length]) for length in range(1, len(prompt) + 1))
     return found
 
 
@@ -37,13 +32,13 @@ def test_it_is_what_the_best_order_saves(prompts: list[list[int]]) -> None:
     assert savings(prompts) == max(map(found_in_order, permutations(prompts)))
 
 
-def test_more_blocks_than_the_limit_are_estimated() -> None:
+def test_more_prefixes_than_the_limit_are_estimated() -> None:
     chosen = random.Random(0)
-    prefixes = [[chosen.randrange(1000) for _ in range(40)] for _ in range(500)]
-    prompts = [[*prefixes[i % 500], *(chosen.randrange(1000) for _ in range(9))] for i in range(2000)]
+    prefixes = [[number, *(chosen.randrange(1000) for _ in range(39))] for number in range(500)]
+    prompts = [[*prefixes[i % 500], 1000 + i, *(chosen.randrange(1000) for _ in range(8))] for i in range(2000)]
     exact = savings(prompts, limit=1 << 20)
     assert exact == 1500 * 40
-    counted = PrefixSavings(BLOCK, limit=1024)
+    counted = PrefixSavings(limit=1024)
     for prompt in prompts:
         counted.add(prompt)
         assert len(counted._seen) <= 1024
