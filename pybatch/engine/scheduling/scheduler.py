@@ -13,6 +13,7 @@ from operator import attrgetter
 
 from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
+from pybatch.engine.scheduling.block_turns import BlockTurns
 from pybatch.engine.scheduling.fair_queue import OUTPUT_WEIGHT
 from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
@@ -149,9 +150,7 @@ class Scheduler:
         self._prefills: dict[Sequence, None] = {}  # in order of joining
         self._decodes: list[Chunk] = []
         self._rows: dict[Sequence, int] = {}  # a sequence's index in _decodes
-        # Who needs a block at which step, modulo their size: with a token a step, the same ones at each turn.
-        self._block_ends: list[dict[Sequence, None]] = [{} for _ in range(block_size)]
-        self._block_end: dict[Sequence, int] = {}  # a sequence's place there
+        self._turns = BlockTurns(block_size)
         self._step = 0
         self._priorities: Counter[int] = Counter()  # how many of each run
         self._short: Sequence | None = None  # the one of _prefills that does not have all its blocks
@@ -220,9 +219,9 @@ class Scheduler:
         size = self._block_size
         preempted: int | None = None
         if self._several_users:
-            for sequence in self._block_ends[self._step % size]:
+            for sequence in self._turns.due(self._step):
                 self.waiting.charge(sequence, OUTPUT_WEIGHT * size)
-        lacking = [each for each in self._block_ends[self._step % size] if len(each.blocks) * size == each.num_cached]
+        lacking = [each for each in self._turns.due(self._step) if len(each.blocks) * size == each.num_cached]
         if len(lacking) <= self._pool.num_free:
             for sequence, block in zip(lacking, self._pool.allocate_many(len(lacking)), strict=True):
                 sequence.blocks.append(block)
@@ -492,7 +491,7 @@ class Scheduler:
         chunk.drafts, chunk.num_tokens = (), 1
         sequence = chunk.sequence
         if sequence.status is Status.RUNNING:
-            self._plan_block(sequence, self._step + 1)
+            self._turns.plan(sequence, self._step + 1)
             kept = self._blocks_for(sequence.num_cached)
             self._pool.release(sequence.blocks[kept:])
             del sequence.blocks[kept:]
@@ -570,7 +569,7 @@ class Scheduler:
             done = self._gather(sequence, pruned, observes=sequence.num_computed < pruning.observed_to)
         if done is not None and (row := self._rows.get(sequence)) is not None:
             self._decodes[row] = Chunk(sequence, 1, decodes=True)
-            self._plan_block(sequence, self._step + 1)
+            self._turns.plan(sequence, self._step + 1)
         return done
 
     def _slide(self, sequence: Sequence, sinks: int, pruned: int) -> Turned | None:
@@ -671,13 +670,7 @@ class Scheduler:
             self.swap_space.check_integrity((*running, *self.waiting))
         if self._priorities != Counter(sequence.priority for sequence in running):
             raise IntegrityError("the numbers of running sequences by priority are wrong")
-        ends = {
-            chunk.sequence: (self._step + 1 - chunk.sequence.num_cached) % self._block_size for chunk in self._decodes
-        }
-        if self._block_end != ends or [set(each) for each in self._block_ends] != [
-            {sequence for sequence, end in ends.items() if end == i} for i in range(self._block_size)
-        ]:
-            raise IntegrityError("the steps at which sequences need blocks are wrong")
+        self._turns.check_integrity([chunk.sequence for chunk in self._decodes], self._step + 1)
         if self._rows != {chunk.sequence: row for row, chunk in enumerate(self._decodes)}:
             raise IntegrityError("the rows of sequences that decode are wrong")
 
@@ -747,18 +740,7 @@ class Scheduler:
     def _start_decoding(self, sequence: Sequence) -> None:
         self._rows[sequence] = len(self._decodes)
         self._decodes.append(Chunk(sequence, 1, decodes=True))
-        self._plan_block(sequence, self._step)
-
-    def _plan_block(self, sequence: Sequence, step: int) -> None:
-        """Notes when a sequence that decodes needs its next block, if it has so many tokens at the beginning of a
-        step."""
-        end = (step - sequence.num_cached) % self._block_size
-        before = self._block_end.get(sequence)
-        if end != before:
-            if before is not None:
-                del self._block_ends[before][sequence]
-            self._block_ends[end][sequence] = None
-            self._block_end[sequence] = end
+        self._turns.plan(sequence, self._step)
 
     def _stop_running(self, sequence: Sequence) -> None:
         if self._forecast is not None:
@@ -772,7 +754,7 @@ class Scheduler:
         if row is None:
             del self._prefills[sequence]
             return
-        del self._block_ends[self._block_end.pop(sequence)][sequence]
+        self._turns.remove(sequence)
         last = self._decodes.pop()  # moves to the empty row, so that all others keep theirs
         if last.sequence is not sequence:
             self._decodes[row] = last
