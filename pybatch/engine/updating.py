@@ -54,7 +54,7 @@ class TokenUpdater:
             except BaseException as error:
                 if not is_request_fault(error):
                     raise
-                self.fail(sequence.request, describe(error))
+                self._fail_by(sequence.request, error)
                 failed.append(sequence.request)
         return failed
 
@@ -96,7 +96,7 @@ class TokenUpdater:
             except BaseException as error:
                 if not is_request_fault(error):
                     raise
-                self.fail(request, describe(error))
+                self._fail_by(request, error)
             if request.stream or sequence.finish_reason is not None:
                 told.append(request)
         for request in searches:
@@ -106,7 +106,7 @@ class TokenUpdater:
                 except BaseException as error:
                     if not is_request_fault(error):
                         raise
-                    self.fail(request, describe(error))
+                    self._fail_by(request, error)
             told.append(request)
         self._metrics.output_tokens += len(computed.sequences) - left
         self._time_tokens(computed, now)
@@ -220,6 +220,10 @@ class TokenUpdater:
         for parent, branches in children.items():
             if request.forked and branches:  # not if an earlier one had no room, so that all wait
                 self._kv_cache.copy_blocks(self._scheduler.fork(parent, branches[1:]))
+
+    def _fail_by(self, request: Request, error: BaseException) -> None:
+        """A constraint that cannot be followed is what the caller asked for; other errors are not."""
+        self.fail(request, describe(error), "invalid_request" if isinstance(error, GrammarError) else "server_error")
 
     def fail(self, request: Request, error: str, code: str = "server_error") -> None:
         """Ends all samples of a request with this error. code: as RequestOutput.error_code."""
