@@ -131,6 +131,34 @@ def test_sampling_flags_reach_the_model(cli: Cli, tiny_model: Path, tmp_path: Pa
         assert [at[0]["token_id"] for at in row["prompt_logprobs"][1:]] == output.prompt_token_ids[1:]
 
 
+def test_a_kv_policy_is_of_the_job_or_of_a_row(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    text = "The quick brown fox jumps over the lazy dog, and then it does so again."
+    streaming = {"type": "streaming_llm", "window": 20}
+    policies = [
+        None,  # the job's
+        {"type": "snapkv", "budget": 16, "observed": 8},
+        {"type": "heavy_hitters", "heavy": 16, "recent": 16},
+        {"type": "snapkv", "window": 20},
+    ]
+    prompts = write(tmp_path / "in.jsonl", *({"prompt": text, "kv_policy": each} for each in policies))
+    flags = ["--raw", "--temperature", "0", "--max-tokens", "40", "--ignore-eos", "--logprobs", "0"]
+    engine = ["--model", tiny_model, "--num-kv-blocks", "128"]
+    ran = cli("run", prompts, "-o", tmp_path / "out.jsonl", *flags, *engine, "--kv-policy", json.dumps(streaming))
+    assert ran.code == 1
+    *rows, wrong = read(tmp_path / "out.jsonl")
+    assert wrong["error"].startswith("line 4: kv_policy: snapkv: unknown argument 'window'")
+    llm = LLM(tiny_model, num_kv_blocks=128)
+    found = []
+    for row, policy in zip(rows, [streaming, *policies[1:3]], strict=True):
+        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=0, kv_policy=policy)
+        (sample,) = llm.generate(text, params)[0].outputs
+        assert row["response"] == sample.text
+        assert sample.logprobs is not None
+        found.append([each[token].logprob for each, token in zip(sample.logprobs, sample.token_ids, strict=True)])
+        assert [position[0]["logprob"] for position in row["logprobs"]] == found[-1]
+    assert found[0] != found[1] != found[2]
+
+
 def test_there_is_a_flag_for_every_argument() -> None:
     def names(group: Any) -> set[str]:
         return {field.name for field in fields(group)}
@@ -225,6 +253,8 @@ def test_an_existing_file_is_not_overwritten_unasked(cli: Cli, tiny_model: Path,
         (["run", "prompts.jsonl", "-o", "out", "--temperature", "hot"], "--temperature"),
         (["run", "prompts.jsonl", "-o", "out", "--temperature", "-1"], "temperature: expected a number of at least 0"),
         (["run", "prompts.jsonl", "-o", "out", "--logit-bias", "1"], "--logit-bias"),
+        (["run", "prompts.jsonl", "-o", "out", "--kv-policy", "snapkv"], "--kv-policy': expected JSON such as"),
+        (["run", "prompts.jsonl", "-o", "out", "--kv-policy", '{"type": "h2o"}'], "kv_policy: expected a type of"),
         (["run", "prompts.jsonl", "-o", "out", "--quantization", "int3"], "quantization: expected"),
         (["run", "prompts.jsonl", "-o", "out", "--prompt-template", "{"], "for braces that are text"),
         (["run", "prompts.jsonl", "-o", "out", "--raw", "--system", "x"], "--system"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +11,10 @@ import pytest
 from live_server import Server
 from openai_streams import joined, post, post_streamed
 
+from pybatch import LLM, SamplingParams
+
 PROMPT = "Zoë says"
+LONG = "The quick brown fox jumps over the lazy dog, and then it does so again."
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,54 @@ def test_special_tokens_take_no_place_in_a_text_without_them(url: str) -> None:
     (choice,) = post(url, {**body, "skip_special_tokens": False})["choices"]
     assert choice["text"] == "<|role|>ab<|end|>c"
     assert choice["logprobs"]["text_offset"] == [0, 8, 9, 10, 17]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"type": "streaming_llm", "sinks": 4, "window": 20},
+        {"type": "snapkv", "budget": 16, "observed": 8},
+        {"type": "heavy_hitters", "heavy": 16, "recent": 16},
+    ],
+    ids=lambda policy: str(policy["type"]),
+)
+def test_a_kv_policy_is_a_field_like_any_other(client: openai.OpenAI, tiny_model: Path, policy: dict[str, Any]) -> None:
+    params: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "logprobs": 1}
+    asked = {"model": "tiny", "prompt": LONG, **params}
+    (found,) = client.completions.create(**asked, extra_body={"kv_policy": policy}).choices
+    (dense,) = client.completions.create(**asked).choices
+    llm = LLM(tiny_model, num_kv_blocks=64)
+    (expected,) = llm.generate(LONG, SamplingParams(**params, kv_policy=policy))[0].outputs
+    assert found.text == expected.text
+    assert found.logprobs is not None
+    assert dense.logprobs is not None
+    assert expected.logprobs is not None
+    told = [each[token].logprob for each, token in zip(expected.logprobs, expected.token_ids, strict=True)]
+    assert found.logprobs.token_logprobs == told
+    assert found.logprobs.token_logprobs != dense.logprobs.token_logprobs
+    text = "".join(
+        chunk.choices[0].text
+        for chunk in client.completions.create(**asked, stream=True, extra_body={"kv_policy": policy})
+    )
+    assert text == found.text
+
+
+def test_a_kv_policy_that_is_none_is_refused_by_name(url: str) -> None:
+    for policy, says in (
+        ({"type": "h2o"}, "expected a type of 'streaming_llm', 'snapkv', 'heavy_hitters', got 'h2o'"),
+        ({"type": "snapkv", "pooling": 2}, "SnapKV: pooling: expected an odd number, got 2"),
+        ("snapkv", "expected None, an object with a type of"),
+    ):
+        answer = httpx.post(url, json={"model": "tiny", "prompt": LONG, "kv_policy": policy})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "kv_policy")
+        assert error["message"].startswith("kv_policy: ")
+        assert says in error["message"]
+    answer = httpx.post(
+        url, json={"model": "tiny", "prompt": LONG, "kv_policy": {"type": "snapkv"}, "use_beam_search": True, "n": 2}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("kv_policy: expected none with use_beam_search")
 
 
 def test_the_client_s_stream(client: openai.OpenAI) -> None:
