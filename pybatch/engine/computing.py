@@ -14,8 +14,8 @@ from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.step_inputs import logit_positions
 from pybatch.engine.outputs import TokenLogprobs
-from pybatch.engine.scheduling.scheduler import Chunk, num_decodes
 from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.machine.faults import describe, is_request_fault
 
 

@@ -22,8 +22,8 @@ from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
-from pybatch.engine.scheduling.scheduler import Chunk
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.speculation.make import make_speculator
 from pybatch.engine.structured.compiler import GrammarCompiler
@@ -264,7 +264,7 @@ class Engine:
     @property
     def num_running(self) -> int:
         """Samples that are in the batch. This and the two below are of now, and may be read on any thread."""
-        return self._scheduler.num_running
+        return len(self._scheduler.running)
 
     @property
     def num_waiting(self) -> int:

@@ -9,8 +9,9 @@ from pybatch.engine.computing import Computed
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.kv_pruner import KvPruner
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
+from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Sequence, Status
+from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.engine.structured.grammar import GrammarError
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.model.text.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pybatch.engine import Engine, SamplingParams
-from pybatch.engine.scheduling.scheduler import Chunk
+from pybatch.engine.scheduling.step import Chunk
 from pybatch.machine.cache_folder import cache_folder
 from pybatch.machine.facts import facts
 from pybatch.machine.memory import free_memory

@@ -11,8 +11,9 @@ from pybatch.engine.intake import Intake
 from pybatch.engine.make_scheduler import make_scheduler
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
+from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Request
+from pybatch.engine.scheduling.step import Chunk
 from pybatch.tune.step_times import StepShape
 
 _IDLE = 0.001  # seconds, where the policy holds back all there is

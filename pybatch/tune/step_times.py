@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pybatch.engine.scheduling.scheduler import Chunk
+from pybatch.engine.scheduling.step import Chunk
 
 Array = NDArray[np.float64]
 

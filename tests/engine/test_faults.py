@@ -19,6 +19,7 @@ from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.scheduling.admission import Admission
+from pybatch.engine.scheduling.block_tables import BlockTables
 from pybatch.engine.scheduling.scheduler import Scheduler
 
 SHARED = some_prompt(40, 99)
@@ -258,7 +259,7 @@ FAULTY: list[tuple[type, str, Callable[..., list[Any]], bool]] = [
     (ModelRunner, "run", lambda chunks: [chunk.sequence.request for chunk in chunks], False),
     (Sampler, "sample", lambda logits, sequences, *drafts: [sequence.request for sequence in sequences], True),
     (Scheduler, "_join", lambda sequence, *rest, **more: [sequence.request], False),
-    (Scheduler, "_register", lambda sequence, *rest: [sequence.request], True),
+    (BlockTables, "register", lambda sequence, *rest: [sequence.request], True),
     (Scheduler, "_take_blocks", lambda sequence, *rest, **more: [sequence.request], False),
 ]
 

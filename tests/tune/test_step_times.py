@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybatch.engine import Engine, EngineConfig, SamplingParams
-from pybatch.engine.scheduling.scheduler import Chunk
+from pybatch.engine.scheduling.step import Chunk
 from pybatch.model import load_model
 from pybatch.tune.step_times import StepShape, StepTimes, non_negative_least_squares
 

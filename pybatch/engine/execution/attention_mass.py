@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pybatch.engine.scheduling.scheduler import Chunk
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.scheduling.step import Chunk
 from pybatch.model.batch import Observed
 
 _STEP = 256  # tokens by which the rows grow

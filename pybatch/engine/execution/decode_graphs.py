@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.step_inputs import StepInputs
-from pybatch.engine.scheduling.scheduler import Chunk, num_decodes
+from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.model.batch import ForwardBatch
 from pybatch.model.decoder import Decoder
 from pybatch.ops import CpuGraph

@@ -10,7 +10,7 @@ from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.decode_graphs import DecodeGraphs
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.step_inputs import StepInputs
-from pybatch.engine.scheduling.scheduler import Chunk
+from pybatch.engine.scheduling.step import Chunk
 from pybatch.model.decoder import Decoder
 
 

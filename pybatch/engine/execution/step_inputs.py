@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pybatch.engine.scheduling.scheduler import Chunk, num_decodes
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.model.batch import ForwardBatch
 
 Integers = np.ndarray[tuple[int], np.dtype[np.int64]]

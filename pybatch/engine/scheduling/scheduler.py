@@ -5,55 +5,29 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
 
 from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
-from pybatch.engine.scheduling.block_turns import BlockTurns
+from pybatch.engine.scheduling.block_tables import BlockTables
 from pybatch.engine.scheduling.fair_queue import OUTPUT_WEIGHT
 from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
-from pybatch.engine.scheduling.pruning import Gathered, Turned, WindowPruning
+from pybatch.engine.scheduling.pruning import Gathered, Turned
+from pybatch.engine.scheduling.running import Running
 from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
+from pybatch.engine.scheduling.step import Chunk, Step
 from pybatch.engine.scheduling.swap_space import SwapSpace
+from pybatch.engine.scheduling.table_pruner import TablePruner
 from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
 _LOOK_AHEAD = 16  # sequences without room that are considered in a step
 _MOST_EXPECTED = 0.9  # of the pool, since outputs may turn out longer than expected
 _PATIENCE = 60.0  # seconds, the TTFT target of requests that have none, so that others do not pass them for ever
 _SPARE_BLOCKS = 2  # per running sequence, which a sequence that passes another leaves free
-
-
-@dataclass(slots=True, eq=False)
-class Chunk:
-    """A sequence's next num_tokens tokens, to be computed in one step.
-
-    decodes: the sequence has one token left to compute. Such a chunk is the same object in every step, until its
-    sequence ends, is preempted or pruned. drafts: what may follow that token, computed with it in this step to be
-    verified.
-    """
-
-    sequence: Sequence
-    num_tokens: int
-    decodes: bool = False
-    drafts: tuple[int, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        """Whether it reaches the sequence's last known token, so that the next one can be sampled."""
-        return self.num_tokens - len(self.drafts) == self.sequence.num_pending
-
-
-def num_decodes(chunks: list[Chunk]) -> int:
-    """The number of a step's chunks that decode; they come first."""
-    count = len(chunks)
-    while count and not chunks[count - 1].decodes:
-        count -= 1
-    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +38,6 @@ class Refusal:
     sequence: Sequence
     blocks: int
     next_key: BlockKey | None
-
-
-@dataclass(slots=True)
-class Step:
-    """One that is being filled: its chunks of prompts, and how far admission has come.
-
-    open_places: for newcomers that have not been looked at, by the policy; None: it has not been asked. newcomers: that
-    have joined. full: one could not. closed: nobody may join any more.
-    """
-
-    chunks: list[Chunk] = field(default_factory=list)
-    tokens: int = 0
-    open_places: int | None = None
-    newcomers: int = 0
-    full: bool = False
-    closed: bool = False
 
 
 class Scheduler:
@@ -135,42 +93,27 @@ class Scheduler:
         swap_space: SwapSpace | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._lengths = LengthPredictor()
+        self._forecast = Forecast(self._lengths, period=block_size) if predict_lengths else None
+        max_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that everyone can decode in each step
+        self.running = Running(max_seqs, block_size, self._forecast)
         self.waiting = WaitingQueue(by_length=admission.by_length)
+        self.swap_space = swap_space
         self.num_preemptions = 0
         self.at: Sequence | None = None  # the one being looked at: if scheduling raises, the cause
         self._pool = pool
+        self._tables = BlockTables(pool, block_size, prefix_caching=prefix_caching)
+        self._pruner = TablePruner(self._tables, self.running, self._free_for)
         self._reserve = pool.num_blocks // 8  # blocks that a prompt which takes them by chunks leaves
         self._admission = admission
         self._block_size = block_size
         self._max_tokens = max_num_batched_tokens
         self._max_background = max_background_tokens
-        self._max_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that everyone can decode in each step
-        self._prefix_caching = prefix_caching
         self._clock = clock
-        self._prefills: dict[Sequence, None] = {}  # in order of joining
-        self._decodes: list[Chunk] = []
-        self._rows: dict[Sequence, int] = {}  # a sequence's index in _decodes
-        self._turns = BlockTurns(block_size)
-        self._step = 0
-        self._priorities: Counter[int] = Counter()  # how many of each run
-        self._short: Sequence | None = None  # the one of _prefills that does not have all its blocks
+        self._short: Sequence | None = None  # the one in its prompt that does not have all its blocks
         self._several_users = False
         self._queued = 0  # the last number given to a sequence that came
-        self._joined = 0  # and to one that joined
         self._refusal: Refusal | None = None
-        self._lengths = LengthPredictor()
-        self._forecast = Forecast(self._lengths, period=block_size) if predict_lengths else None
-        self._mass_rows = [(2 * i, 2 * i + 1) for i in reversed(range(self._max_seqs))]  # those that are free
-        self.swap_space = swap_space
-        self._copies: dict[Sequence, tuple[int, int]] = {}  # of those that have joined in this step
-
-    @property
-    def running(self) -> list[Sequence]:
-        return [*(chunk.sequence for chunk in self._decodes), *self._prefills]
-
-    @property
-    def num_running(self) -> int:
-        return len(self._decodes) + len(self._prefills)
 
     def add(self, sequence: Sequence) -> None:
         request = sequence.request
@@ -186,9 +129,7 @@ class Scheduler:
         """Returns the next step. The caller moves what swap_space.take_moves() says, copies what take_copies() says,
         computes the chunks and adds their num_tokens to num_computed."""
         self.at = None
-        self._step += 1
-        if self._forecast is not None:
-            self._forecast.step()
+        self.running.next_step()
         self._pool.settle()
         step = Step()
         preempted = self._grow_decodes()
@@ -198,30 +139,27 @@ class Scheduler:
         self._fill(step, -math.inf if preempted is None else preempted, math.inf)
         if step.open_places is not None:
             self._admission.joined(step.newcomers, full=step.full)
-        return self._decodes + step.chunks
+        return self.running.decodes + step.chunks
 
     def take_copies(self) -> list[tuple[int, int]]:
         """The (source, destination) pairs of the blocks to copy before the step is computed."""
-        copies = list(self._copies.values())
-        self._copies.clear()
-        self._pool.release([source for source, _ in copies])
-        return copies
+        return self._tables.take_copies()
 
     def _grow_decodes(self) -> int | None:
         """Gives those that decode the blocks that they need. Returns the best priority that was preempted for it."""
-        for sequence in [s for s in self._prefills if s.request.beams and not s.request.forked]:
+        for sequence in [s for s in self.running.prefills if s.request.beams and not s.request.forked]:
             self._part_beams(sequence)
-        for sequence in [s for s in self._prefills if s.request.forked and s.num_output and self._can_decode(s)]:
-            del self._prefills[sequence]
-            self._start_decoding(sequence)
+        for sequence in [s for s in self.running.prefills if s.request.forked and s.num_output and self._can_decode(s)]:
+            self.running.decode(sequence)
             if sequence is self._short:
                 self._short = None
         size = self._block_size
         preempted: int | None = None
+        due = self.running.turns.due(self.running.now)
         if self._several_users:
-            for sequence in self._turns.due(self._step):
+            for sequence in due:
                 self.waiting.charge(sequence, OUTPUT_WEIGHT * size)
-        lacking = [each for each in self._turns.due(self._step) if len(each.blocks) * size == each.num_cached]
+        lacking = [each for each in due if len(each.blocks) * size == each.num_cached]
         if len(lacking) <= self._pool.num_free:
             for sequence, block in zip(lacking, self._pool.allocate_many(len(lacking)), strict=True):
                 sequence.blocks.append(block)
@@ -251,7 +189,7 @@ class Scheduler:
     def _fill(self, step: Step, first: float, below: float) -> None:
         """Takes prompts under way of priorities from `first` to below `below` into a step, and in front of each the
         waiting sequences of better priorities than its own."""
-        running = [sequence for sequence in self._prefills if first <= sequence.priority < below]
+        running = [sequence for sequence in self.running.prefills if first <= sequence.priority < below]
         for sequence in sorted(running, key=attrgetter("priority")):
             self._admit(step, sequence.priority)
             self.at = sequence
@@ -270,7 +208,7 @@ class Scheduler:
             return sequence is not self._short or self._take_blocks(sequence, count)
 
         while not has_blocks():
-            if self._num_worse(sequence.priority) == 0:
+            if self.running.num_worse(sequence.priority) == 0:
                 return True
             self._preempt(self._victim())
         self._take(step, sequence, count)
@@ -284,12 +222,12 @@ class Scheduler:
     def _take(self, step: Step, sequence: Sequence, count: int) -> None:
         if count:
             step.tokens += count
-            self._register(sequence, sequence.num_computed + count)
+            self._tables.register(sequence, sequence.num_computed + count)
             step.chunks.append(Chunk(sequence, count))
 
     def _budget(self, step: Step, sequence: Sequence) -> int:
         """How many prompt tokens of the sequence the step has room for."""
-        left = self._max_tokens - len(self._decodes) - step.tokens
+        left = self._max_tokens - len(self.running.decodes) - step.tokens
         return left if sequence.priority < BACKGROUND else max(0, min(left, self._max_background - step.tokens))
 
     def _admit(self, step: Step, below: float) -> None:
@@ -299,8 +237,8 @@ class Scheduler:
         self.at = None
         if step.open_places is None:
             step.open_places = self._admission.open_places(self._load())
-        places = self._free_places()
-        possible = places + self._num_worse(self.waiting.best)
+        places = self.running.free_places
+        possible = places + self.running.num_worse(self.waiting.best)
         blocked: list[Sequence] = []
         candidates = self.waiting.candidates(
             below=below, newcomers=step.open_places, last=self._admission.last, length=self._admission.length
@@ -317,13 +255,13 @@ class Scheduler:
                 step.full = True
                 break
             step.open_places -= not sequence.returning
-            needed, passing = self._places_needed(sequence), bool(blocked)
+            needed, passing = self.running.places_needed(sequence), bool(blocked)
             if needed > places or not self._join(sequence, budget, passing=passing):
                 if not self._make_room(sequence, budget, passing=passing):
                     blocked.append(sequence)
                     step.full = True
                     continue
-                places = self._free_places() + needed
+                places = self.running.free_places + needed
             if passing:
                 blocked[0].num_passed += 1
             places -= needed
@@ -340,48 +278,39 @@ class Scheduler:
         return sequence.priority == waiting.priority and self._may_be_passed(waiting)
 
     def _may_be_passed(self, sequence: Sequence) -> bool:
-        return not sequence.returning and sequence.num_passed < self._max_seqs
+        return not sequence.returning and sequence.num_passed < self.running.max_seqs
 
     def _join(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
         """Lets a waiting sequence run if there are blocks for all its tokens or, unless it passes another, a chunk."""
         if not self._is_expected_to_fit(sequence):
             return False
         if passing:
-            if self._blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * self.num_running > self._pool.num_free:
+            if self._tables.blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * len(self.running) > self._pool.num_free:
                 return False
         elif self._is_refused(sequence):
             return False
         free = self._pool.num_free
-        cached: list[int] = []
-        shares = self._prefix_caching and sequence.request.params.prompt_logprobs is None
-        if shares:
-            # The last token is always computed: its logits are wanted.
-            full = min(len(sequence.tokens) - 1, sequence.request.most_shared) // self._block_size
-            sequence.make_keys(full, self._block_size)
-            cached = self._pool.match(islice(sequence.keys, full))
-        sequence.blocks.extend(cached)
-        sequence.num_computed = len(cached) * self._block_size
-        sequence.num_registered = len(cached)
+        self._tables.match(sequence)
+        num_cached = len(sequence.blocks)
         whole = passing or sequence.returning or self._short is not None
         if not self._take_blocks(sequence, min(sequence.num_due, budget), whole=whole):
-            missing = self._blocks_missing(sequence, sequence.num_due)
+            missing = self._tables.num_missing(sequence, sequence.num_due)
             missing += sum([count for _, count in self._waiting_beams(sequence)])
             if not (passing or sequence.returning):
-                for_chunk = self._blocks_missing(sequence, min(sequence.num_due, budget))
+                for_chunk = self._tables.num_missing(sequence, min(sequence.num_due, budget))
                 missing = min(missing, for_chunk + self._reserve)
-            next_key = sequence.keys[len(cached)] if len(cached) < len(sequence.keys) else None
+            next_key = sequence.keys[num_cached] if num_cached < len(sequence.keys) else None
             self._refusal = Refusal(sequence, free - self._pool.num_free + missing, next_key)
-            self._release(sequence, awaited=True)
+            self._tables.release(sequence, awaited=True)
             return False
         self._refusal = None
         if not (passing or self.waiting.num_returning):  # it was the first in the queue
             self._pool.await_none()
         if sequence.host_blocks and self.swap_space is not None:
             self.swap_space.restore(sequence, self._block_size)
-        elif shares and sequence is not self._short:  # which may lack the block for what would be left to compute
-            self._copy_beginning(sequence)
-        self._prefills[sequence] = None
-        self._start_running(sequence)
+        elif sequence is not self._short:  # which may lack the block for what would be left to compute
+            self._tables.copy_beginning(sequence)
+        self.running.join(sequence)
         metrics = sequence.request.metrics
         if metrics.first_scheduled_time is None:
             metrics.first_scheduled_time = self._clock()
@@ -391,43 +320,33 @@ class Scheduler:
     def _is_expected_to_fit(self, sequence: Sequence) -> bool:
         """Whether the pool holds it and all that run until each has ended, as far as can be told. Not asked of one that
         runs alone, or before worse ones, which would give way."""
-        if self._forecast is None or self.num_running == 0 or self._num_worse(sequence.priority):
+        if self._forecast is None or len(self.running) == 0 or self.running.num_worse(sequence.priority):
             return True
         shared = self._pool.num_references - self._pool.num_used
         expected = self._forecast.peak_with(sequence) - shared * self._block_size
         return expected <= _MOST_EXPECTED * (self._pool.num_blocks - self._pool.num_pinned) * self._block_size
 
-    def _copy_beginning(self, sequence: Sequence) -> None:
-        """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
-        full = sequence.num_computed // self._block_size
-        last = min((full + 1) * self._block_size, len(sequence.tokens) - 1, sequence.request.most_shared)
-        wanted = sequence.tokens[sequence.num_computed : last]
-        source, shared = self._pool.begins_like(sequence.keys[full - 1] if full else None, wanted.tobytes())
-        if shared >= wanted.itemsize:
-            self._pool.share(source)  # until it has been copied
-            self._copies[sequence] = source, sequence.blocks[full]
-            sequence.num_computed += shared // wanted.itemsize
-
     def _make_room(self, sequence: Sequence, budget: int, *, passing: bool) -> bool:
         """Lets a waiting sequence join in the place of running ones of worse priorities, if that gives it room."""
-        needed = self._places_needed(sequence)
+        needed = self.running.places_needed(sequence)
         while self._has_room_among_worse(sequence, passing=passing):
             self._preempt(self._victim())
-            if needed <= self._free_places() and self._join(sequence, budget, passing=passing):
+            if needed <= self.running.free_places and self._join(sequence, budget, passing=passing):
                 return True
         return False
 
     def _has_room_among_worse(self, sequence: Sequence, *, passing: bool) -> bool:
         """Whether it could join, for all that is known of it, if no sequence of a worse priority ran."""
-        if self._num_worse(sequence.priority) == 0:
+        if self.running.num_worse(sequence.priority) == 0:
             return False
         worse = [each for each in self.running if each.priority > sequence.priority]
-        if self._places_needed(sequence) > self._free_places() + sum(map(self._places_needed, worse)):
+        places = self.running.free_places + sum(map(self.running.places_needed, worse))
+        if self.running.places_needed(sequence) > places:
             return False
-        others = self.num_running - len(worse)
+        others = len(self.running) - len(worse)
         free = self._pool.num_free + self._pool.num_freed_by([each.blocks + each.held for each in worse])
         if passing:
-            return self._blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * others <= free
+            return self._tables.blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * others <= free
         refusal = self._refusal
         return refusal is None or refusal.sequence is not sequence or refusal.blocks + others <= free
 
@@ -436,7 +355,7 @@ class Scheduler:
         return (
             refusal is not None
             and refusal.sequence is sequence
-            and refusal.blocks + self.num_running > self._pool.num_free
+            and refusal.blocks + len(self.running) > self._pool.num_free
             and not (refusal.next_key and self._pool.is_cached(refusal.next_key))
         )
 
@@ -444,25 +363,21 @@ class Scheduler:
         """Gives a sequence the blocks for all its known tokens before its next pruning or, if these are too many and
         `whole` is false, for its next `count` tokens. Returns whether it did."""
         # One spare block for each running sequence: else the next one to need a block would preempt another at once.
-        available = self._pool.num_free - self.num_running + (sequence is self._short)
-        missing = self._blocks_missing(sequence, sequence.num_due)
+        available = self._pool.num_free - len(self.running) + (sequence is self._short)
+        missing = self._tables.num_missing(sequence, sequence.num_due)
         beams = self._waiting_beams(sequence)
         if missing + sum([blocks for _, blocks in beams]) <= available:
             for beam, blocks in beams:
-                beam.blocks.extend(self._pool.allocate() for _ in range(blocks))
+                self._tables.extend(beam, blocks)
             if sequence is self._short:
                 self._short = None
         else:
-            missing = self._blocks_missing(sequence, count)
+            missing = self._tables.num_missing(sequence, count)
             if whole or missing > available - self._reserve:
                 return False
             self._short = sequence
-        sequence.blocks.extend(self._pool.allocate() for _ in range(missing))
+        self._tables.extend(sequence, missing)
         return True
-
-    def _blocks_missing(self, sequence: Sequence, count: int) -> int:
-        """The number of blocks that a sequence lacks for its next `count` tokens."""
-        return self._blocks_for(sequence.num_cached + count) - len(sequence.blocks)
 
     def _waiting_beams(self, first: Sequence) -> list[tuple[Sequence, int]]:
         """The beams that wait for a first one, and how many blocks each lacks besides those that they share."""
@@ -471,18 +386,18 @@ class Scheduler:
             return []
         shared = request.num_shared // self._block_size
         return [
-            (beam, self._blocks_for(len(beam.tokens) - 1) - shared - len(beam.blocks)) for beam in request.sequences[1:]
+            (beam, self._tables.blocks_for(len(beam.tokens) - 1) - shared - len(beam.blocks))
+            for beam in request.sequences[1:]
         ]
 
     def add_drafts(self, chunk: Chunk, drafts: Iterable[int]) -> None:
         """Lets a chunk that decodes compute drafts of the next tokens too: as many as have room in the blocks that are
         free beyond one for each running sequence, so that nobody is preempted for them, before the next pruning."""
         sequence = chunk.sequence
-        blocks = len(sequence.blocks) + max(0, self._pool.num_free - self.num_running)
+        blocks = len(sequence.blocks) + max(0, self._pool.num_free - len(self.running))
         room = min(blocks * self._block_size - sequence.num_cached, sequence.next_pruning - sequence.num_computed)
         taken = () if sequence.mass_rows else tuple(islice(drafts, room - 1))
-        missing = self._blocks_missing(sequence, 1 + len(taken))
-        sequence.blocks.extend(self._pool.allocate() for _ in range(missing))
+        self._tables.extend(sequence, self._tables.num_missing(sequence, 1 + len(taken)))
         chunk.drafts, chunk.num_tokens = taken, 1 + len(taken)
 
     def settle_drafts(self, chunk: Chunk) -> None:
@@ -491,10 +406,8 @@ class Scheduler:
         chunk.drafts, chunk.num_tokens = (), 1
         sequence = chunk.sequence
         if sequence.status is Status.RUNNING:
-            self._turns.plan(sequence, self._step + 1)
-            kept = self._blocks_for(sequence.num_cached)
-            self._pool.release(sequence.blocks[kept:])
-            del sequence.blocks[kept:]
+            self.running.replan(sequence)
+            self._tables.trim(sequence)
 
     def unwritten_blocks(self, chunk: Chunk) -> array[int]:
         """The blocks that a chunk not computed yet is to write to. Later chunks of the step may share full ones."""
@@ -524,91 +437,25 @@ class Scheduler:
     def _fork(self, parent: Sequence, children: list[Sequence], num_tokens: int) -> list[tuple[int, int]]:
         """Of so many of the parent's tokens. Children may have known ones beyond these, and blocks for them."""
         pairs: list[tuple[int, int]] = []
-        cached = num_tokens - parent.num_pruned
-        full = cached // self._block_size
-        partial = parent.blocks[full : self._blocks_for(cached)]
-        places = self._free_places() if parent.status is Status.RUNNING else 0
+        places = self.running.free_places if parent.status is Status.RUNNING else 0
         for child in children:
-            missing = self._blocks_for(len(child.tokens) - 1 - parent.num_pruned) - full - len(child.blocks)
-            if places == 0 or self._pool.num_free < missing:
+            if places == 0 or self._pool.num_free < self._tables.num_missing_in_fork(parent, child, num_tokens):
                 self._requeue(child)
                 if child.request.beams is not None:
                     return []
                 continue
             places -= 1
-            for block in parent.blocks[:full] + parent.held:
-                self._pool.share(block)
-            child.blocks[:0] = parent.blocks[:full]
-            child.held.extend(parent.held)
-            child.blocks.extend(self._pool.allocate() for _ in range(missing))
-            pairs += zip(partial, child.blocks[full:], strict=False)
-            child.num_computed, child.num_pruned = num_tokens, parent.num_pruned
-            child.next_pruning = parent.next_pruning
-            child.num_registered = min(parent.num_registered, full)
-            self._start_running(child)
-            self._prefills[child] = None
+            pairs += self._tables.share(parent, child, num_tokens)
+            self.running.join(child)
         return pairs
 
     def prune(self, sequence: Sequence) -> Turned | Gathered | None:
         """Gives a sequence that has come to next_pruning the blocks that it goes on with; those that it does not need
         any more are free. Returns what is to be done to their contents, before anything else is done to any block; None
         if all others have been preempted for want of room, and then it too."""
-        pruning = sequence.request.pruning
-        assert pruning is not None
-        pruned, sequence.next_pruning = (
-            pruning.num_pruned(sequence.num_computed),
-            pruning.next_point(sequence.num_computed),
-        )
         if sequence is self._short:
             self._short = None
-        if sequence.num_pruned == 0:
-            self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
-        if isinstance(pruning, WindowPruning):
-            done: Turned | Gathered | None = self._slide(sequence, pruning.sink_blocks, pruned)
-        else:
-            done = self._gather(sequence, pruned, observes=sequence.num_computed < pruning.observed_to)
-        if done is not None and (row := self._rows.get(sequence)) is not None:
-            self._decodes[row] = Chunk(sequence, 1, decodes=True)
-            self._turns.plan(sequence, self._step + 1)
-        return done
-
-    def _slide(self, sequence: Sequence, sinks: int, pruned: int) -> Turned | None:
-        """Drops the blocks that have fallen out of a window. The sinks go on as copies: the blocks that held them at
-        first may be shared, and the next copies will be made of them again."""
-        blocks = sequence.blocks
-        end = sinks + (pruned - sequence.num_pruned) // self._block_size
-        if sequence.num_pruned == 0:
-            sequence.held.extend(blocks[:sinks])
-            self._pool.release(blocks[sinks:end])
-        else:
-            self._pool.release(blocks[:end])
-        del blocks[:end]
-        sequence.num_pruned = pruned
-        missing = max(0, self._blocks_missing(sequence, sequence.num_due) - sinks)
-        if not self._free_for(sequence, sinks + missing):
-            return None
-        for i in range(sinks):
-            blocks.insert(i, self._pool.allocate())
-        blocks.extend(self._pool.allocate() for _ in range(missing))
-        return Turned(list(zip(sequence.held, blocks, strict=False)), pruned)
-
-    def _gather(self, sequence: Sequence, pruned: int, *, observes: bool) -> Gathered | None:
-        """Has what is kept gathered in new blocks: the old ones may be shared. observes: attention is still summed."""
-        length, kept = sequence.num_cached, sequence.num_computed - pruned
-        known = self._blocks_for(kept + max(0, sequence.num_due))
-        if not self._free_for(sequence, known):
-            return None
-        for _ in range(known):
-            sequence.held.append(self._pool.allocate())
-        source, destination = sequence.blocks[:], sequence.held[: self._blocks_for(kept)]
-        sequence.blocks, sequence.held = sequence.held, array("i")
-        self._pool.release(source)
-        sequence.num_pruned = pruned
-        assert sequence.mass_rows is not None
-        row, _ = sequence.mass_rows
-        if not observes:
-            self._return_mass(sequence)
-        return Gathered(source[: self._blocks_for(length)], destination, length, kept, row)
+        return self._pruner.prune(sequence)
 
     def _free_for(self, sequence: Sequence, count: int) -> bool:
         """Preempts others until so many blocks are free for a sequence. Returns whether it still runs itself."""
@@ -619,167 +466,63 @@ class Scheduler:
                 return False
         return True
 
-    def _return_mass(self, sequence: Sequence) -> None:
-        if sequence.mass_rows is not None:
-            self._mass_rows.append((min(sequence.mass_rows), max(sequence.mass_rows)))
-            sequence.mass_rows = None
-
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever its state."""
         if sequence.finish_reason in ("stop", "length"):
             self._lengths.ended(sequence.request.params.max_tokens, sequence.num_output)
         if sequence.status is Status.RUNNING:
             if sequence.request.error is None:  # first, since it raises for a sequence that is broken
-                self._register_filled(sequence)
-                self._pin(sequence)
-            self._stop_running(sequence)
+                self._tables.register_filled(sequence)
+                self._tables.pin(sequence)
+            self._stop(sequence)
         elif sequence in self.waiting:  # a sample waits for its prompt outside the queue
             self.waiting.remove(sequence)
-        self._release(sequence)
+        self._tables.release(sequence)
         if sequence.host_blocks and self.swap_space is not None:
             self.swap_space.drop(sequence)
         sequence.status = Status.FINISHED
 
-    def _pin(self, sequence: Sequence) -> None:
-        """Keeps the blocks of a prompt that is to be pinned, if it is computed."""
-        pin = sequence.request.pin
-        if pin is None or sequence.num_computed < len(pin.tokens):
-            return
-        full = len(pin.tokens) // self._block_size
-        sequence.make_keys(full, self._block_size)
-        keys = sequence.keys[:full]
-        if begun := pin.tokens[full * self._block_size :]:
-            keys.append(BlockKey.begun(keys[-1] if keys else None, begun.tobytes()))
-        self._pool.pin(pin, sequence.blocks[: len(keys)], keys)
-
     def check_integrity(self) -> None:
         """Raises IntegrityError unless sequences and blocks agree."""
-        running = self.running
-        waiting_beams = [beam for sequence in self._prefills for beam, _ in self._waiting_beams(sequence)]
-        owners = [*running, *waiting_beams, *self.waiting]
+        waiting_beams = [beam for sequence in self.running.prefills for beam, _ in self._waiting_beams(sequence)]
+        owners = [*self.running, *waiting_beams, *self.waiting]
         self._pool.check_integrity([sequence.blocks + sequence.held for sequence in owners])
-        for sequence in running:
+        for sequence in self.running:
             last = sequence.num_cached // self._block_size
             if any(self._pool.references(block) != 1 for block in sequence.blocks[last:]):
                 raise IntegrityError(f"{sequence.request.request_id}: it shares a block that it will write to")
         self.waiting.check_integrity()
-        rows = [min(each.mass_rows) // 2 for each in running if each.mass_rows]
-        if sorted([*rows, *(first // 2 for first, _ in self._mass_rows)]) != list(range(self._max_seqs)):
-            raise IntegrityError("rows of sums of attention are lost, or taken twice")
+        self.running.check_integrity()
         if self.swap_space is not None:
-            self.swap_space.check_integrity((*running, *self.waiting))
-        if self._priorities != Counter(sequence.priority for sequence in running):
-            raise IntegrityError("the numbers of running sequences by priority are wrong")
-        self._turns.check_integrity([chunk.sequence for chunk in self._decodes], self._step + 1)
-        if self._rows != {chunk.sequence: row for row, chunk in enumerate(self._decodes)}:
-            raise IntegrityError("the rows of sequences that decode are wrong")
+            self.swap_space.check_integrity((*self.running, *self.waiting))
 
     def _load(self) -> Load:
         return Load(
-            running=self.num_running,
-            prefilling=len(self._prefills),
+            running=len(self.running),
+            prefilling=len(self.running.prefills),
             waiting=len(self.waiting) - self.waiting.num_returning,
             returning=self.waiting.num_returning,
             first_length=len(self.waiting.first.tokens),
             longest_wait=self._clock() - self.waiting.oldest.request.metrics.arrival_time,
             queued=self._queued,
-            max_num_seqs=self._max_seqs,
+            max_num_seqs=self.running.max_seqs,
         )
 
-    def _places_needed(self, sequence: Sequence) -> int:
-        """One, or one per sample while the first of a request's samples computes the prompt for all. So for beams."""
-        return 1 if sequence.request.forked else min(sequence.request.num_places, self._max_seqs)
-
-    def _free_places(self) -> int:
-        return self._max_seqs - sum(map(self._places_needed, self._prefills)) - len(self._decodes)
-
-    def _num_worse(self, priority: int) -> int:
-        """How many sequences of worse priorities run."""
-        return sum([count for each, count in self._priorities.items() if each > priority])
-
-    def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._block_size)
-
-    def _register(self, sequence: Sequence, end: int) -> None:
-        """Tells the prefix cache of the blocks that are full once the tokens before `end` are computed. Sequences that
-        join in the same step may share them: each layer writes all keys and values before any attention reads them.
-        What is computed over a pruned cache is not what these tokens stand for."""
-        full = end // self._block_size
-        if self._prefix_caching and full > sequence.num_registered and not sequence.num_pruned:
-            sequence.make_keys(full, self._block_size)
-            for i in range(sequence.num_registered, full):
-                self._pool.register(sequence.blocks[i], sequence.keys[i])
-            sequence.num_registered = full
-        self._register_begun(sequence, end)
-
-    def _register_filled(self, sequence: Sequence) -> None:
-        """Tells the prefix cache of the blocks that were filled as a sequence decoded, now that it is to return them:
-        hardly anyone wants them earlier, and no step is the longer for it."""
-        if sequence not in self._copies:
-            self._register(sequence, min(sequence.num_computed, len(sequence.tokens)))
-
-    def _register_begun(self, sequence: Sequence, end: int) -> None:
-        """Tells the prefix cache what the block begins with that is not full once the tokens before `end` are
-        computed."""
-        full = end // self._block_size
-        begun = sequence.tokens[full * self._block_size : end]
-        if self._prefix_caching and begun and not sequence.num_pruned:
-            sequence.make_keys(full, self._block_size)
-            key = BlockKey.begun(sequence.keys[full - 1] if full else None, begun.tobytes())
-            self._pool.register_begun(sequence.blocks[full], key)
-
-    def _start_running(self, sequence: Sequence) -> None:
-        sequence.status = Status.RUNNING
-        sequence.joined = self._joined = self._joined + 1
-        if self._forecast is not None:
-            self._forecast.add(sequence)
-        self._priorities[sequence.priority] += 1
-        if sequence.request.pruning is not None and sequence.num_computed < sequence.request.pruning.observed_to:
-            sequence.mass_rows = self._mass_rows.pop()
-
-    def _start_decoding(self, sequence: Sequence) -> None:
-        self._rows[sequence] = len(self._decodes)
-        self._decodes.append(Chunk(sequence, 1, decodes=True))
-        self._turns.plan(sequence, self._step)
-
-    def _stop_running(self, sequence: Sequence) -> None:
-        if self._forecast is not None:
-            self._forecast.remove(sequence)
+    def _stop(self, sequence: Sequence) -> None:
         if sequence is self._short:
             self._short = None
-        self._priorities[sequence.priority] -= 1
-        if not self._priorities[sequence.priority]:
-            del self._priorities[sequence.priority]
-        row = self._rows.pop(sequence, None)
-        if row is None:
-            del self._prefills[sequence]
-            return
-        self._turns.remove(sequence)
-        last = self._decodes.pop()  # moves to the empty row, so that all others keep theirs
-        if last.sequence is not sequence:
-            self._decodes[row] = last
-            self._rows[last.sequence] = row
+        self.running.stop(sequence)
 
     def _victim(self) -> Sequence:
         """The running sequence that is preempted next."""
-        return min(self.running, key=lambda each: (-each.priority, *self._waste(each), -each.joined))
-
-    def _waste(self, sequence: Sequence) -> tuple[bool, int]:
-        """Of preempting it: whether it is in vain, since no block becomes free; and how many tokens are computed again.
-        Blocks that others hold too do not become free, and are found again through the prefix cache."""
-        references, blocks = self._pool.references, sequence.blocks
-        shared = 0
-        while shared < len(blocks) and references(blocks[shared]) > 1:
-            shared += 1
-        kept = shared * self._block_size if self._prefix_caching else 0
-        return shared == len(blocks), max(0, sequence.num_computed - kept)
+        return min(self.running, key=lambda each: (-each.priority, *self._tables.waste(each), -each.joined))
 
     def _preempt(self, victim: Sequence) -> None:
         at = self.at
         for self.at in [victim] if victim.request.beams is None else victim.request.sequences:
-            self._register_filled(self.at)
+            self._tables.register_filled(self.at)
         self.at = at
-        if self.swap_space is not None and victim.request.beams is None and victim not in self._copies:
+        if self.swap_space is not None and victim.request.beams is None and not self._tables.awaits_copy(victim):
             self.swap_space.keep(victim, self._block_size)
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
@@ -791,19 +534,10 @@ class Scheduler:
         together = [sequence] if request.beams is None else request.sequences
         for each in together:
             if each.status is Status.RUNNING:
-                self._stop_running(each)
-            self._release(each, awaited=True)
+                self._stop(each)
+            self._tables.release(each, awaited=True)
             each.status = Status.WAITING
         if request.beams is not None:
             request.gather()
         together[0].paused = self._clock()
         self.waiting.put_back(together[0])
-
-    def _release(self, sequence: Sequence, *, awaited: bool = False) -> None:
-        if copy := self._copies.pop(sequence, None):
-            self._pool.release(copy[:1])
-        self._return_mass(sequence)
-        self._pool.release(sequence.held + sequence.blocks, awaited=awaited)
-        del sequence.blocks[:], sequence.held[:]
-        sequence.num_computed = sequence.num_registered = sequence.num_pruned = 0
-        sequence.next_pruning = sequence.request.first_pruning

@@ -11,8 +11,8 @@ from pybatch.engine.execution.kv_cache import KvCache, kv_layout
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Batch
 from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.scheduler import Chunk
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.scheduling.step import Chunk
 from pybatch.model.decoder import Decoder
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from pybatch.engine.scheduling.scheduler import Chunk, Scheduler, num_decodes
+from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.engine.speculation.acceptance import Acceptance
 from pybatch.engine.speculation.proposer import Proposer
 from pybatch.engine.speculation.step_times import StepTimes

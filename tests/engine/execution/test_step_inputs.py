@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pybatch.engine import SamplingParams
 from pybatch.engine.execution.step_inputs import StepInputs
-from pybatch.engine.scheduling.scheduler import Chunk
 from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.engine.scheduling.step import Chunk
 
 BLOCK, SEQUENCES, TOKENS, BLOCKS = 4, 6, 40, 10
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,9 @@ from pybatch.engine import SamplingParams
 from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.policies import as_policy
-from pybatch.engine.scheduling.scheduler import Chunk, Scheduler
+from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.engine.scheduling.step import Chunk
 
 BLOCK = 4
 
@@ -27,11 +29,12 @@ class Simulation:
     now: float = 1.0  # requests arrive at 0
     max_background_tokens: int = 1000
     predict_lengths: bool = False
+    make_pool: Callable[[int], BlockPool] = BlockPool
     memory: dict[int, tuple[int, ...]] = field(default_factory=dict)
     batches: list[list[tuple[str, int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.pool = BlockPool(self.num_blocks)
+        self.pool = self.make_pool(self.num_blocks)
         self.batching = batching = admission(as_policy(self.policy))
         self.scheduler = Scheduler(
             self.pool,
@@ -78,7 +81,7 @@ class Simulation:
             chunk.sequence.num_computed += chunk.num_tokens
         for sequence in ready:
             self.extend(sequence)
-        assert self.scheduler.num_running <= self.max_num_seqs
+        assert len(self.scheduler.running) <= self.max_num_seqs
         assert getattr(self.batching, "_open", 0) >= 0, "more have joined than the policy let in"
         self.scheduler.check_integrity()
 

@@ -114,8 +114,8 @@ def test_a_prompt_that_takes_blocks_chunk_by_chunk_takes_them_from_worse_ones() 
 
 def test_a_better_prompt_takes_the_turn_of_one_that_takes_blocks_chunk_by_chunk() -> None:
     simulation = simulation_of(num_blocks=64, max_num_seqs=8)
-    simulation.add([1] * 116, max_tokens=27)
-    while not simulation.scheduler.running or simulation.scheduler.running[0].num_pending > 1:
+    running = simulation.add([1] * 116, max_tokens=27).sequences[0]
+    while running.num_pending > 1:
         simulation.step()
     worse = simulation.add([0] * 200, max_tokens=2, priority=4)
     simulation.step()
@@ -277,7 +277,7 @@ def test_where_only_places_lack_nobody_waits_for_a_worse_one_nor_is_preempted_wi
             simulation.add([1] * prompt, max_tokens, priority=priority)
         before = simulation.scheduler.num_preemptions
         simulation.step()
-        waiting, now = list(simulation.scheduler.waiting), simulation.scheduler.running
+        waiting, now = list(simulation.scheduler.waiting), list(simulation.scheduler.running)
         if waiting and now:
             assert min(each.priority for each in waiting) >= max(each.priority for each in now)
         assert simulation.scheduler.num_preemptions - before <= len(came)

@@ -175,8 +175,8 @@ def test_micro_batches_join_one_after_the_other() -> None:
 def crowded(**settings: Any) -> tuple[Simulation, Request]:
     """One that runs has 30 of 64 blocks, and needs 36 in the end; a prompt of 50 waits."""
     simulation = Simulation(num_blocks=64, prefix_caching=False, **{"max_num_seqs": 8, **settings})
-    simulation.add([1] * 116, max_tokens=27)
-    while simulation.scheduler.running == [] or simulation.scheduler.running[0].num_pending > 1:
+    running = simulation.add([1] * 116, max_tokens=27).sequences[0]
+    while running.num_pending > 1:
         simulation.step()
     return simulation, simulation.add([0] * 200, max_tokens=2)
 
@@ -237,8 +237,8 @@ class CountingPool(BlockPool):
 
 
 def test_a_head_of_the_queue_without_room_is_matched_again_only_when_it_might_fit() -> None:
-    simulation = Simulation(num_blocks=64, max_num_seqs=8, max_num_batched_tokens=400)
-    simulation.pool = simulation.scheduler._pool = pool = CountingPool(64)
+    pool = CountingPool(64)
+    simulation = Simulation(num_blocks=64, max_num_seqs=8, max_num_batched_tokens=400, make_pool=lambda _: pool)
     known = [1, 0, 0] * 40
     simulation.add(known, max_tokens=1)
     simulation.run()

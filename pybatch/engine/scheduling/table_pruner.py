@@ -1,0 +1,75 @@
+"""Takes blocks out of the tables of sequences whose KV cache is pruned."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+
+from pybatch.engine.scheduling.block_tables import BlockTables
+from pybatch.engine.scheduling.pruning import Gathered, Turned, WindowPruning
+from pybatch.engine.scheduling.running import Running
+from pybatch.engine.scheduling.sequence import Sequence
+
+
+class TablePruner:
+    """make_room: preempts others until so many blocks are free for a sequence; whether it still runs itself then."""
+
+    def __init__(self, tables: BlockTables, running: Running, make_room: Callable[[Sequence, int], bool]) -> None:
+        self._tables = tables
+        self._pool = tables.pool
+        self._running = running
+        self._make_room = make_room
+
+    def prune(self, sequence: Sequence) -> Turned | Gathered | None:
+        """See Scheduler.prune."""
+        pruning = sequence.request.pruning
+        assert pruning is not None
+        count = sequence.num_computed
+        pruned, sequence.next_pruning = pruning.num_pruned(count), pruning.next_point(count)
+        if sequence.num_pruned == 0:
+            self._tables.register(sequence, min(count, len(sequence.tokens)))
+        if isinstance(pruning, WindowPruning):
+            done: Turned | Gathered | None = self._slide(sequence, pruning.sink_blocks, pruned)
+        else:
+            done = self._gather(sequence, pruned, observes=count < pruning.observed_to)
+        if done is not None:
+            self._running.renew(sequence)
+        return done
+
+    def _slide(self, sequence: Sequence, sinks: int, pruned: int) -> Turned | None:
+        """Drops the blocks that have fallen out of a window. The sinks go on as copies: the blocks that held them at
+        first may be shared, and the next copies will be made of them again."""
+        blocks = sequence.blocks
+        end = sinks + (pruned - sequence.num_pruned) // self._tables.block_size
+        if sequence.num_pruned == 0:
+            sequence.held.extend(blocks[:sinks])
+            self._pool.release(blocks[sinks:end])
+        else:
+            self._pool.release(blocks[:end])
+        del blocks[:end]
+        sequence.num_pruned = pruned
+        missing = max(0, self._tables.num_missing(sequence, sequence.num_due) - sinks)
+        if not self._make_room(sequence, sinks + missing):
+            return None
+        for i in range(sinks):
+            blocks.insert(i, self._pool.allocate())
+        self._tables.extend(sequence, missing)
+        return Turned(list(zip(sequence.held, blocks, strict=False)), pruned)
+
+    def _gather(self, sequence: Sequence, pruned: int, *, observes: bool) -> Gathered | None:
+        """Has what is kept gathered in new blocks: the old ones may be shared. observes: attention is still summed."""
+        length, kept = sequence.num_cached, sequence.num_computed - pruned
+        known = self._tables.blocks_for(kept + max(0, sequence.num_due))
+        if not self._make_room(sequence, known):
+            return None
+        for _ in range(known):
+            sequence.held.append(self._pool.allocate())
+        source, destination = sequence.blocks[:], sequence.held[: self._tables.blocks_for(kept)]
+        sequence.blocks, sequence.held = sequence.held, array("i")
+        self._pool.release(source)
+        sequence.num_pruned = pruned
+        assert sequence.mass_rows is not None
+        row, _ = sequence.mass_rows
+        if not observes:
+            self._running.return_mass(sequence)
+        return Gathered(source[: self._tables.blocks_for(length)], destination, length, kept, row)
