@@ -12,6 +12,7 @@ from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.response_format import output_structure
 from pybatch.api.protocols.sampling import expect_params
+from pybatch.api.protocols.tool_calls.choice import expect_choice
 from pybatch.api.vllm_names import ANYTHING
 
 SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop_sequences": "stop"}
@@ -86,6 +87,7 @@ def conversation(body: Mapping[str, Any]) -> Conversation:
     tools = offered_tools(body)
     if tools:
         options["tools"] = tools
+    expect_choice({"tools": tools, **tool_fields(body)})
     last = messages[-1]
     if last["role"] == "assistant":
         if not last["content"]:
@@ -102,17 +104,29 @@ def offered_tools(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     if choice is None:
         return tools
     expect_type("tool_choice", choice, Mapping, "an object")
-    if choice.get("type") not in ("auto", "none"):
-        raise RequestError(
-            f"tool_choice: not supported here; expected the type 'auto' or 'none', since the model cannot be held to "
-            f"a call, got {choice.get('type')!r:.80}",
-            "unsupported_parameter",
-            "tool_choice",
-        )
+    kind = choice.get("type")
+    if kind not in ("auto", "any", "tool", "none"):
+        expected = "expected the type 'auto', 'any', 'tool' or 'none'"
+        raise RequestError(f"tool_choice: {expected}, got {kind!r:.80}", "invalid_value", "tool_choice")
+    if kind == "tool":
+        expect_type("tool_choice.name", choice.get("name"), str, "text")
     flag(choice, "disable_parallel_tool_use")
-    return tools if choice["type"] == "auto" else []
+    return [] if kind == "none" else tools
 
 
-def calls_in_parallel(body: Mapping[str, Any]) -> bool:
-    """Of a body that message_request has taken: whether an answer may have several calls."""
-    return not (body.get("tool_choice") or {}).get("disable_parallel_tool_use")
+def as_chat(body: Mapping[str, Any], asked: Generation) -> dict[str, Any]:
+    """The body of OpenAI's that asks for the same of tools. asked: what message_request has made of this one."""
+    (prompt,) = asked.prompts
+    assert isinstance(prompt, Conversation)
+    return {"messages": prompt.messages, **prompt.options, **tool_fields(body)}
+
+
+def tool_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's for a tool_choice that is proper."""
+    choice = body.get("tool_choice") or {"type": "auto"}
+    fields: dict[str, Any] = {"parallel_tool_calls": not choice.get("disable_parallel_tool_use")}
+    if choice["type"] == "any":
+        fields["tool_choice"] = "required"
+    elif choice["type"] == "tool":
+        fields["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+    return fields

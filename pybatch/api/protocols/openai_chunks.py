@@ -119,7 +119,8 @@ class ChatChunks(Chunks):
             for part in parts:
                 yield from self._part(index, part)
         if sample.finish_reason is not None:
-            reason = finish_reason(sample.finish_reason, called=self._calls[index] > 0)
+            called = self._calls[index] > 0 and not (self._tools and self._tools.named)
+            reason = finish_reason(sample.finish_reason, called=called)
             yield delta(index, {}, reason=reason)
 
     def _part(self, index: int, part: str | ToolCall) -> Iterator[Choice]:

@@ -13,6 +13,7 @@ from pybatch.api.protocols.messages import expect_messages, expect_unicode
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.response_format import StructureFields, structure
 from pybatch.api.protocols.sampling import expect_params, token_biases
+from pybatch.api.protocols.tool_calls.choice import expect_choice
 from pybatch.api.vllm_names import ANYTHING
 from pybatch.engine.sampling_params import SamplingParams
 
@@ -71,7 +72,7 @@ class ChatFields(StructureFields, total=False):
     logprobs: bool | None
     top_logprobs: int | None
     tools: list[dict[str, Any]] | None
-    tool_choice: Literal["none", "auto"] | None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None
     parallel_tool_calls: bool | None
     # vLLM's
     priority: int | None
@@ -212,15 +213,11 @@ def count(name: str, value: Any) -> int:
 def template_options(body: Mapping[str, Any]) -> dict[str, Any]:
     """What the chat template gets besides the messages."""
     options: dict[str, Any] = {}
-    tools, choice = body.get("tools"), body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise RequestError(
-            "tool_choice: not supported here; expected 'auto' or 'none', since the model cannot be held to a call",
-            "unsupported_parameter",
-            "tool_choice",
-        )
-    if tools and choice != "none":
-        options["tools"] = objects("tools", tools)
+    if body.get("tools"):
+        tools = objects("tools", body["tools"])
+        if body.get("tool_choice") != "none":
+            options["tools"] = tools
+    expect_choice(body)
     if body.get("documents"):
         options["documents"] = objects("documents", body["documents"])
     for name in ("add_generation_prompt", "continue_final_message"):

@@ -52,7 +52,9 @@ def chat_completion(
             "index": index,
             "message": messages[index],
             "logprobs": chat_logprobs(sample.logprobs or (), top) if body.get("logprobs") else None,
-            "finish_reason": finish_reason(sample.finish_reason, called="tool_calls" in messages[index]),
+            "finish_reason": finish_reason(
+                sample.finish_reason, called="tool_calls" in messages[index] and not (tools and tools.named)
+            ),
         }
         for index, sample in enumerate(answer.samples)
     ]
@@ -142,7 +144,7 @@ def error_body(failure: Failure) -> dict[str, Any]:
 
 
 def finish_reason(reason: str, *, called: bool = False) -> str:
-    """called: a tool, or several."""
+    """called: tools, of the model's own choice: a call of one that the request has named ends as text does."""
     return "length" if reason == "length" else "tool_calls" if called else "stop"
 
 

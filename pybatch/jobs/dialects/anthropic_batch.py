@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pybatch.api.outcomes import Answer, Outcome
-from pybatch.api.protocols.anthropic_requests import message_request
+from pybatch.api.protocols.anthropic_requests import as_chat, message_request
 from pybatch.api.protocols.anthropic_responses import error_response, message_response
 from pybatch.api.protocols.fields import expect_given, expect_type, flag
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.api.protocols.tool_calls.use import tool_use
 from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.dialects.openai_batch import CANCELLED, EXPIRED, expect_served, row_id, status
 from pybatch.jobs.rows import Row
@@ -40,14 +41,16 @@ class AnthropicBatch:
         if flag(params, "stream"):
             raise RequestError("stream: not supported in a batch; expected false", "unsupported_parameter", "stream")
         expect_served(expect_type("model", expect_given(params, "model"), str, "text"), self.served)
-        return RowRequest(asked.prompts, asked.params, custom_id)
+        tools = tool_use(as_chat(params, asked), None)
+        return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id)
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         id, params = row_id(row), row.fields.get("params")
         result: dict[str, Any]
         if isinstance(outcome, Answer):
             assert params is not None
-            message = message_response(params, outcome, id=id, model=params["model"])
+            tools = tool_use(as_chat(params, message_request(params)), None) if params.get("tools") else None
+            message = message_response(params, outcome, id=id, model=params["model"], tools=tools)
             result = {"type": "succeeded", "message": message}
         elif outcome.code in NOT_RUN:
             result = {"type": NOT_RUN[outcome.code]}

@@ -14,6 +14,7 @@ from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.openai_requests import chat_request, completion_request
 from pybatch.api.protocols.openai_responses import chat_completion, error_body, text_completion
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.api.protocols.tool_calls.use import tool_use
 from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.rows import Row
 
@@ -72,7 +73,8 @@ class OpenAIBatch:
         self.expect_model(body.get("model"))
         if body.get("echo"):
             expect_plain_echo(asked.prompts, body)
-        return RowRequest(asked.prompts, asked.params, custom_id)
+        tools = tool_use(body, None) if url == CHAT_URL else None
+        return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id)
 
     def expect_model(self, model: Any) -> None:
         if model is None:
@@ -99,7 +101,8 @@ class OpenAIBatch:
     def body(self, row: Row, answer: Answer, id: str) -> dict[str, Any]:
         body = row.fields["body"]
         if row.fields["url"] == CHAT_URL:
-            return chat_completion(body, answer, id=id, created=self.created, model=body["model"])
+            tools = tool_use(body, None)
+            return chat_completion(body, answer, id=id, created=self.created, model=body["model"], tools=tools)
         answers = answer.parts if isinstance(answer, JoinedAnswer) else [answer]
         return text_completion(body, answers, id=id, created=self.created, model=body["model"])
 

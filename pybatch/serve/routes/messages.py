@@ -10,14 +10,13 @@ from dataclasses import replace
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from pybatch.api.inputs import Conversation
 from pybatch.api.protocols.anthropic_events import Event, MessageEvents
 from pybatch.api.protocols.anthropic_requests import (
     ASKING_NOTHING,
     PROMPT_ASKING_NOTHING,
     MessageFields,
     PromptFields,
-    calls_in_parallel,
+    as_chat,
     count_request,
     message_request,
 )
@@ -46,10 +45,7 @@ async def create_message(request: Request, service: Served) -> Response:
     asked = message_request(body)
     model = service.expect_model(body.get("model"))
     id = uuid.uuid4().hex
-    (prompt,) = asked.prompts
-    assert isinstance(prompt, Conversation)
-    as_chat = {"messages": prompt.messages, **prompt.options, "parallel_tool_calls": calls_in_parallel(body)}
-    tools = tool_use(as_chat, service.tokenizer)
+    tools = tool_use(as_chat(body, asked), service.tokenizer)
     if tools is not None:
         asked = replace(asked, params={**asked.params, **tools.params})
     if body.get("stream"):

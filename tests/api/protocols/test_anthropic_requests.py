@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pybatch.api.inputs import Conversation
-from pybatch.api.protocols.anthropic_requests import calls_in_parallel, count_request, message_request
+from pybatch.api.protocols.anthropic_requests import count_request, message_request, tool_fields
 from pybatch.api.protocols.request_error import RequestError
 
 USER = [{"role": "user", "content": "Hello"}]
@@ -79,10 +79,12 @@ def test_tools_and_their_calls_are_those_that_chat_templates_know() -> None:
     ]
 
 
-def test_calls_in_parallel_are_those_that_are_not_disabled() -> None:
-    assert calls_in_parallel({})
-    assert calls_in_parallel({"tool_choice": {"type": "auto"}})
-    assert not calls_in_parallel({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}})
+def test_a_choice_of_tools_in_openai_s_fields() -> None:
+    assert tool_fields({}) == tool_fields({"tool_choice": {"type": "auto"}}) == {"parallel_tool_calls": True}
+    alone = {"type": "any", "disable_parallel_tool_use": True}
+    assert tool_fields({"tool_choice": alone}) == {"parallel_tool_calls": False, "tool_choice": "required"}
+    named = {"type": "function", "function": {"name": "f"}}
+    assert tool_fields({"tool_choice": {"type": "tool", "name": "f"}})["tool_choice"] == named
 
 
 def test_a_count_is_of_the_same_prompt() -> None:
@@ -112,7 +114,10 @@ def test_a_count_is_of_the_same_prompt() -> None:
         ({"tools": {"name": "f"}}, "invalid_type", "tools"),
         ({"tools": [{"name": "f"}]}, "invalid_type", "tools[0].input_schema"),
         ({"tools": [{"type": "web_search_20250305", "name": "f"}]}, "unsupported_parameter", "tools[0].type"),
-        ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "unsupported_parameter", "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "invalid_value", "tool_choice"),
+        ({"tool_choice": {"type": "any"}}, "invalid_value", "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "invalid_type", "tool_choice.name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "other"}}, "invalid_value", "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "auto"}, "invalid_type", "tool_choice"),
         (
             {"tool_choice": {"type": "auto", "disable_parallel_tool_use": 1}},

@@ -19,6 +19,17 @@ from pybatch.api.protocols.request_error import RequestError
 USER = [{"role": "user", "content": "Hello"}]
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def called(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def taking(kind: str) -> list[Any]:
+    return [{"type": "function", "function": {"name": "f", "parameters": {"type": kind}}}]
+
+
 def chat(**body: Any) -> Any:
     return chat_request({"model": "m", "messages": USER, **body})
 
@@ -128,7 +139,23 @@ def test_prompts_to_complete(prompt: Any, prompts: Any) -> None:
         ({"guided_regex": "a", "guided_choice": ["b"]}, "invalid_value", "guided_choice", "none beside guided_regex"),
         ({"tools": "f"}, "invalid_type", "tools", "a list of objects"),
         ({"tools": ["f"]}, "invalid_type", "tools", "a list of objects"),
-        ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice", "'auto' or 'none'"),
+        ({"tool_choice": "some"}, "invalid_value", "tool_choice", "'auto', 'none', 'required' or"),
+        ({"tool_choice": {"type": "custom"}, "tools": TOOLS}, "invalid_value", "tool_choice", "'required' or"),
+        ({"tool_choice": "required"}, "invalid_value", "tool_choice", "expected tools beside it"),
+        ({"tool_choice": called("g"), "tools": TOOLS}, "invalid_value", "tool_choice", "expected one of f, got 'g'"),
+        ({"tool_choice": "required", "tools": [{"a": 1}]}, "invalid_value", "tools[0]", "expected a function"),
+        (
+            {"tool_choice": called("f"), "tools": taking("array")},
+            "invalid_value",
+            "tools[0].parameters",
+            "schema of an",
+        ),
+        (
+            {"tool_choice": "required", "tools": TOOLS, "guided_regex": "a"},
+            "invalid_value",
+            "guided_regex",
+            "none where a call",
+        ),
         ({"parallel_tool_calls": 0}, "invalid_type", "parallel_tool_calls", "true or false, got 0"),
         ({"logprobs": 3}, "invalid_type", "logprobs", "true or false, got 3"),
         ({"top_logprobs": 3}, "invalid_value", "top_logprobs", "logprobs = true"),

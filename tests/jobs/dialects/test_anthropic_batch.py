@@ -81,3 +81,13 @@ def test_a_model_that_is_not_served_is_not_found() -> None:
     failure = request_of(AnthropicBatch(served=("tiny",)), row())
     assert isinstance(failure, Failure)
     assert (failure.code, failure.message) == ("model_not_found", "model: expected 'tiny', got 'claude'")
+
+
+def test_a_call_that_is_forced_is_a_block() -> None:
+    tools = [{"name": "f", "input_schema": {"type": "object"}}]
+    called = row(params={**PARAMS, "tools": tools, "tool_choice": {"type": "tool", "name": "f"}})
+    assert DIALECT.request(called).params["structured_outputs"]["grammar"].startswith("start: call")
+    result = DIALECT.result(called, Answer(3, (Sample('{"name": "f", "arguments": {"a": 1}}', 2, "stop"),)))
+    message = MessageBatchIndividualResponse.model_validate(result, strict=True).result.message  # type: ignore[union-attr]
+    assert message.stop_reason == "tool_use"
+    assert message.content[0].input == {"a": 1}  # type: ignore[union-attr]

@@ -171,3 +171,19 @@ def test_a_batch_has_an_endpoint_and_a_server_s_models() -> None:
 def test_a_row_that_its_batch_ended_without_has_no_response() -> None:
     result = DIALECT.result(row(), Failure("not run", CANCELLED))
     assert (result["response"], result["error"]) == (None, {"code": "batch_cancelled", "message": "line 1: not run"})
+
+
+def test_a_call_that_is_forced_is_read_without_the_model_s_template() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    called = row(body={**BODY, "tools": tools, "tool_choice": "required"})
+    asked = DIALECT.request(called)
+    assert asked.params["structured_outputs"]["grammar"].startswith("start: call")
+    text = '{"name": "f", "arguments": {"a": 1}}'
+    result = DIALECT.result(called, Answer(3, (Sample(text, 2, "stop"),)))["response"]["body"]
+    (choice,) = ChatCompletion.model_validate(result, strict=True).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls[0].function.arguments == '{"a": 1}'  # type: ignore[index, union-attr]
+    chosen = row(body={**BODY, "tools": tools})
+    assert "structured_outputs" not in DIALECT.request(chosen).params
+    body = DIALECT.result(chosen, Answer(3, (Sample(text, 2, "stop"),)))["response"]["body"]
+    assert body["choices"][0]["message"]["content"] == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import anthropic
 import httpx
+import jsonschema
 import openai
+import pytest
 from calling_model import GO, save_chain_model
 from local_server import local_server
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -151,3 +154,79 @@ def test_calls_are_blocks_of_anthropic_s_messages(tmp_path: Path) -> None:
             {"role": "user", "content": results},
         ]
         assert ask(messages=following).stop_reason == "tool_use"
+
+
+PLACE = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 5}, "unit": {"enum": ["C", "F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+TWO_TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": PLACE}},
+    {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "maxProperties": 0}}},
+]
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+def expect_calls(message: dict[str, Any]) -> list[str]:
+    """The names of an answer that is calls and nothing else."""
+    assert message["content"] is None
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TWO_TOOLS}
+    called = [call["function"] for call in message["tool_calls"]]
+    for call in called:
+        jsonschema.validate(json.loads(call["arguments"]), schemas[call["name"]])
+    return [call["name"] for call in called]
+
+
+@pytest.mark.parametrize(
+    ("form", "special"),
+    [("<tool_call>", []), ("[TOOL_CALLS]", ["[TOOL_CALLS]", "[ARGS]"]), ("no word of calls", [])],
+)
+def test_a_model_that_would_say_something_else_is_held_to_calls(tmp_path: Path, form: str, special: list[str]) -> None:
+    with serving(tmp_path / "m", form, ["Hello. ", *special], special) as client:
+        forced = {"tools": TWO_TOOLS, "temperature": 1, "max_tokens": 400, "seed": 1}
+        assert "Hello" in answer(client, **forced, tool_choice="auto")["message"]["content"]
+        named = answer(client, **forced, tool_choice=NAMED)
+        assert named["finish_reason"] == "stop"
+        assert expect_calls(named["message"]) == ["weather"]
+        one = {**forced, "tool_choice": "required", "parallel_tool_calls": False}
+        assert answer(client, **one)["finish_reason"] == "tool_calls"
+        choices = client.post("/v1/chat/completions", json={**BODY, **one, "n": 16}).json()["choices"]
+        called = [expect_calls(choice["message"]) for choice in choices]
+        assert {name for (name,) in called} == {"weather", "time"}
+        several = answer(client, **forced, tool_choice="required", logprobs=True, logit_bias={"0": -100})["message"]
+        assert len(several["tool_calls"]) > 1
+        cut = answer(client, **{**forced, "max_tokens": 8}, tool_choice=NAMED)
+        assert (cut["finish_reason"], "tool_calls" in cut["message"]) == ("length", False)
+
+
+def test_anthropic_s_any_and_tool_are_calls(tmp_path: Path) -> None:
+    tools: list[Any] = [
+        {"name": tool["function"]["name"], "input_schema": tool["function"]["parameters"]} for tool in TWO_TOOLS
+    ]
+    with serving(tmp_path / "m", "<tool_call>", ["Hello. "], []) as http:
+        client = anthropic.Anthropic(base_url=str(http.base_url), api_key="none")
+
+        def ask(choice: Any) -> list[Any]:
+            body: Any = {"model": "m", "max_tokens": 400, "messages": [USER], "tools": tools, "tool_choice": choice}
+            message = client.messages.create(**body)
+            assert message.stop_reason == "tool_use"
+            for block in message.content:
+                assert block.type == "tool_use"
+                jsonschema.validate(block.input, next(t["input_schema"] for t in tools if t["name"] == block.name))
+            with client.messages.stream(**body) as stream:
+                assert all(block.type == "tool_use" for block in stream.get_final_message().content)
+            return [block.name for block in message.content if block.type == "tool_use"]
+
+        assert len(ask({"type": "any", "disable_parallel_tool_use": True})) == 1
+        assert ask({"type": "tool", "name": "weather"}) == ["weather"]
+
+
+def test_calls_that_cannot_be_forced_are_refused(tmp_path: Path) -> None:
+    with serving(tmp_path / "m", "<tool_call>", ["Hello. "], []) as client:
+        looking = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=a)"}}, "required": ["a"]}
+        bad = [{"type": "function", "function": {"name": "look", "parameters": looking}}]
+        response = client.post("/v1/chat/completions", json={**BODY, "tools": bad, "tool_choice": "required"})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "structured_outputs"

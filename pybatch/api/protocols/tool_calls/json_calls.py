@@ -7,23 +7,49 @@ from dataclasses import dataclass
 
 from pybatch.api.protocols.tool_calls.brackets import JSON_PARTS, end_of_value
 from pybatch.api.protocols.tool_calls.call import Found, ToolCall, Tools, Unread, parse_json, tool_call
+from pybatch.api.protocols.tool_calls.forced import SpecialTokens, lines, object_rules, written
 
 KEYS = ("name", "arguments", "parameters", "type", "function", "id")
 SEPARATORS = re.compile(r"[\s;,]*")
+NEWLINE = r"/\n?/"  # in a grammar
 FIRST_KEY = re.compile(r'\{\s*(?:"([^"]*)("?)|\Z)')
 
 
 @dataclass(frozen=True)
 class JsonCalls:
-    """One object, several, or a list of them. closing: what ends them, where there is a mark for it."""
+    """One object, several, or a list of them. closing: what ends them, where there is a mark for it.
+
+    The others say how calls are written where they are forced. arguments: an object's key. listed: in a list.
+    """
 
     marks: tuple[str, ...] = ()
     closing: tuple[str, ...] = ()
     first_marks: tuple[str, ...] = ()
+    arguments: str = "arguments"
+    listed: bool = False
 
     def read(self, text: str, tools: Tools, *, last: bool) -> Found | Unread:
         mark = next((mark for mark in self.marks if text.startswith(mark)), "")
         return read_values(text, len(mark), tools, self.closing, last=last)
+
+    def grammar(self, tools: Tools, special: SpecialTokens, *, several: bool) -> str:
+        rules = object_rules(tools, self.arguments)
+        begin, end = self._written_marks(special)
+        if self.listed:
+            more = '(", " call)*' if several else ""
+            return lines(f'start: {begin} "[" call {more} "]" {end}', *rules)
+        if begin:
+            more = f"({NEWLINE} marked)*" if several else ""
+            return lines(f"start: marked {more}", f"marked: {begin} {NEWLINE} call {NEWLINE} {end}", *rules)
+        return lines('start: call ("; " call)*' if several else "start: call", *rules)
+
+    def _written_marks(self, special: SpecialTokens) -> tuple[str, str]:
+        """What is written before and after calls that are forced."""
+        if self.first_marks:
+            return "", ""
+        begin, end = self.marks[0], self.closing[0]
+        has_end = (begin in special) == (end in special)  # Granite has the former alone
+        return written(begin, special), written(end, special) if has_end else ""
 
 
 def read_values(text: str, at: int, tools: Tools, closing: tuple[str, ...], *, last: bool) -> Found | Unread:
@@ -88,7 +114,11 @@ def matched(pattern: re.Pattern[str], text: str, at: int) -> int:
 
 HERMES = JsonCalls(("<tool_call>",), ("</tool_call>",))
 """Qwen's, Hermes', SmolLM's and Granite 4's."""
-GRANITE = JsonCalls(("<|tool_call|>", "<tool_call>"), ("<|/tool_call|>", "</tool_call>"))
+GRANITE = JsonCalls(("<|tool_call|>", "<tool_call>"), ("<|/tool_call|>", "</tool_call>"), listed=True)
 """Granite 3's and Phi-4's."""
-LLAMA = JsonCalls(("<|python_tag|>", "<|python_start|>"), ("<|python_end|>",), first_marks=("{",))
+LLAMA = JsonCalls(("<|python_tag|>", "<|python_start|>"), ("<|python_end|>",), ("{",), "parameters")
 """Llama 3's and 4's."""
+PLAIN = JsonCalls(first_marks=("[", "{"))
+"""Where the template has no form, or one that JSON cannot be held to."""
+LFM_JSON = JsonCalls(("<|tool_call_start|>",), ("<|tool_call_end|>",), listed=True)
+"""LFM2's, which can do both."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from pybatch.api.protocols.tool_calls.brackets import JSON_PARTS, end_of_value
 from pybatch.api.protocols.tool_calls.call import Found, Tools, Unread, parse_json, tool_call
+from pybatch.api.protocols.tool_calls.forced import SpecialTokens, call_rules, lines, object_rules, schema_of, written
 from pybatch.api.protocols.tool_calls.json_calls import read_values
 
-MARK = "[TOOL_CALLS]"
+MARK, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\][\w-]+)?(?:\[ARGS\])?\s*(?=\{)")
 BEGINNING = re.compile(r"\s*[\w.-]+(?:\[[\w\[\]-]*)?\s*\Z")
 SPACE = re.compile(r"\s*")
@@ -17,7 +19,7 @@ SPACE = re.compile(r"\s*")
 class MistralCalls:
     marks = (MARK,)
     first_marks = ()
-    closing = ("[ARGS]", "[CALL_ID]")
+    closing = (ARGUMENTS, "[CALL_ID]")
 
     def read(self, text: str, tools: Tools, *, last: bool) -> Found | Unread:
         begin = SPACE.match(text, len(MARK)).end()  # type: ignore[union-attr]
@@ -35,6 +37,15 @@ class MistralCalls:
             return end
         call = tool_call(match[1], parse_json(text[match.end() : end]), tools)
         return Unread.TEXT if call is None else Found((call,), end)
+
+    def grammar(self, tools: Tools, special: SpecialTokens, *, several: bool) -> str:
+        mark = written(MARK, special)
+        if ARGUMENTS in special:
+            before = written(ARGUMENTS, special)
+            named = [f"{mark} {json.dumps(name)} {before} {schema_of(tools[name])}" for name in tools]
+            return lines("start: call+" if several else "start: call", *call_rules(named))
+        more = '(", " call)*' if several else ""
+        return lines(f'start: {mark} "[" call {more} "]"', *object_rules(tools, "arguments"))
 
 
 MISTRAL = MistralCalls()
