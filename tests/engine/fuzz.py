@@ -18,12 +18,18 @@ from engine.runs import run, some_prompt
 from tiny_model import save_tiny_model
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from pybatch.engine.kv_policies import StreamingLLM
+from pybatch.engine.kv_policies import HeavyHitters, KvPolicy, SnapKV, StreamingLLM
+from pybatch.engine.outputs import CompletionOutput
+from pybatch.engine.scheduling.pruning import make_pruning
 from pybatch.engine.scheduling.sequence import BACKGROUND
 from pybatch.model import Decoder, load_model
 
 PRECISIONS = [(None, "auto"), ("int8", "auto"), ("int8", "int8"), ("int8", "int4"), ("int8-weight-only", "float16")]
-STREAMING = StreamingLLM(sinks=4, window=9)  # which fits the smallest of the pools below
+POLICIES: dict[int, KvPolicy] = {  # by a request's index modulo 7; outputs are longer than a block
+    2: StreamingLLM(sinks=4, window=9),
+    4: SnapKV(budget=7, observed=4, pooling=3),
+    5: HeavyHitters(heavy=5, recent=4),
+}
 REQUESTS, LONGEST = 48, 12  # tokens of output
 BLOCK = 8
 
@@ -36,8 +42,7 @@ class Alone:
     kv_cache_dtype: str
     prompts: list[list[int]]
     params: list[SamplingParams]
-    tokens: list[list[int]]
-    logprobs: list[list[Any]]
+    samples: list[list[CompletionOutput]]
 
 
 def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
@@ -46,14 +51,15 @@ def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
     prompts = [(shared if i % 3 == 0 else []) + some_prompt(1 + 7 * i % 60, i, vocab=250) for i in range(REQUESTS)]
     params = [
         SamplingParams(
-            temperature=0.0 if i % 4 == 0 else 0.9,
+            n=3 if i % 5 == 1 else 1,
+            temperature=0.0 if i % 4 == 0 and i % 5 != 1 else 0.9,
             top_p=0.9 if i % 4 == 1 else 1.0,
             frequency_penalty=0.3 if i % 5 == 0 else 0.0,
             max_tokens=LONGEST,
             ignore_eos=True,
             logprobs=1,
             seed=i,
-            kv_policy=STREAMING if i % 6 == 2 else None,
+            kv_policy=POLICIES.get(i % 7),
         )
         for i in range(REQUESTS)
     ]
@@ -61,9 +67,20 @@ def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
         num_kv_blocks=64, block_size=BLOCK, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype
     )
     engine = Engine(decoder, None, config)
-    found = [run(engine, [prompt], each)[0] for prompt, each in zip(prompts, params, strict=True)]
-    tokens, logprobs = zip(*(_bits(output) for output in found), strict=True)
-    return Alone(decoder, kv_cache_dtype, prompts, params, list(tokens), list(logprobs))
+    samples = [run(engine, [prompt], each)[0].outputs for prompt, each in zip(prompts, params, strict=True)]
+    return Alone(decoder, kv_cache_dtype, prompts, params, samples)
+
+
+def least_blocks(reference: Alone, chosen: list[int], lengths: list[int]) -> int:
+    """The smallest pool that each of the requests fits, with so many tokens of output."""
+    least = 0
+    for i, n in zip(chosen, lengths, strict=True):
+        prompt, policy = len(reference.prompts[i]), reference.params[i].kv_policy
+        least = max(least, -(-(prompt + n) // BLOCK))
+        if policy is not None:
+            assert not isinstance(policy, dict)
+            least = max(least, make_pruning(policy, prompt, BLOCK).peak_tokens // BLOCK)
+    return least
 
 
 def check_random_batch(reference: Alone, seed: int) -> str:
@@ -114,14 +131,13 @@ def check_random_arrivals(reference: Alone, seed: int) -> int:
 def _random_engine(reference: Alone, draw: random.Random, chosen: list[int], lengths: list[int]) -> tuple[Engine, str]:
     """Of random settings, with these in words."""
     threads = draw.randint(1, 4)
-    longest = max(len(reference.prompts[i]) + n for i, n in zip(chosen, lengths, strict=True))
     settings: dict[str, Any] = {
         "policy": draw.choice(("continuous", "continuous", "static", "static(by_length=False)", "dynamic", "micro")),
         "predict_lengths": draw.choice((True, False)),
         "swap_space": draw.choice((0.0, 0.001)),
         "max_num_seqs": draw.choice((1, 2, 7, 64)),
         "max_num_batched_tokens": draw.choice((3, 16, 64, 512, 4096)),
-        "num_kv_blocks": -(-longest // BLOCK) + draw.choice((0, 1, 8, 600)),
+        "num_kv_blocks": least_blocks(reference, chosen, lengths) + draw.choice((0, 1, 8, 600)),
         "enable_prefix_caching": draw.random() < 0.7,
         "speculative_config": draw.choice((None, {"prompt_lookup_min": 1, "adaptive": draw.random() < 0.5})),
     }
@@ -131,15 +147,12 @@ def _random_engine(reference: Alone, draw: random.Random, chosen: list[int], len
 
 
 def _check(reference: Alone, i: int, length: int, output: RequestOutput, description: str) -> None:
-    tokens, logprobs = _bits(output)
-    assert tokens == reference.tokens[i][:length], f"{description}: other tokens"
-    assert logprobs == reference.logprobs[i][:length], f"{description}: other log-probabilities"
-
-
-def _bits(output: RequestOutput) -> tuple[list[int], list[Any]]:
-    (completion,) = output.outputs
-    assert completion.logprobs is not None
-    return completion.token_ids, completion.logprobs
+    assert output.error is None, f"{description}: {output.error}"
+    for found, alone in zip(output.outputs, reference.samples[i], strict=True):
+        assert found.logprobs is not None
+        assert alone.logprobs is not None
+        assert found.token_ids == alone.token_ids[:length], f"{description}: other tokens"
+        assert found.logprobs == alone.logprobs[:length], f"{description}: other log-probabilities"
 
 
 def main(count: int, first_seed: int = 0) -> None:

@@ -9,6 +9,7 @@ from engine.runs import MakeEngine, drain, run, some_prompt
 
 from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.engine.execution.swap_cost import SwapCost
+from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.model import Decoder
 
 PARAMS = [SamplingParams(seed=i, max_tokens=40, ignore_eos=True, logprobs=1, n=1 + (i == 3)) for i in range(8)]
@@ -63,6 +64,19 @@ def test_where_the_host_has_no_room_sequences_are_computed_again(make_engine: Ma
     small = always(make_engine(**SHORT, swap_space=2 * block / 2**30))
     assert [output.outputs for output in run(small, PROMPTS, PARAMS)] == [output.outputs for output in expected]
     assert small.metrics.preemptions > 0
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_what_is_preempted_for_a_pruning_is_computed_again(make_engine: MakeEngine, caching: bool) -> None:
+    """Its blocks are written before a move could begin. The sinks' copies take more than what is dropped at first."""
+    prompts = [some_prompt(20), some_prompt(61)]
+    sinks = StreamingLLM(sinks=32, window=8)
+    params = [SamplingParams(seed=1, max_tokens=30, ignore_eos=True, logprobs=1, kv_policy=p) for p in (None, sinks)]
+    config = {"block_size": 8, "with_tokenizer": False, "enable_prefix_caching": caching}
+    expected = run(make_engine(**config), prompts, params)
+    engine = always(make_engine(**config, num_kv_blocks=12, predict_lengths=False, swap_space=0.01))
+    assert [output.outputs for output in run(engine, prompts, params)] == [output.outputs for output in expected]
+    assert engine.metrics.preemptions > 0
 
 
 def test_a_cost_that_is_measured_decides() -> None:

@@ -461,7 +461,7 @@ class Scheduler:
         """Preempts others until so many blocks are free for a sequence. Returns whether it still runs itself."""
         while self._pool.num_free < count:
             victim = self._victim()
-            self._preempt(victim)
+            self._preempt(victim, moves=False)
             if victim is sequence:
                 return False
         return True
@@ -517,12 +517,14 @@ class Scheduler:
         """The running sequence that is preempted next."""
         return min(self.running, key=lambda each: (-each.priority, *self._tables.waste(each), -each.joined))
 
-    def _preempt(self, victim: Sequence) -> None:
+    def _preempt(self, victim: Sequence, *, moves: bool = True) -> None:
+        """moves: what its blocks hold may be moved to the host: they are not written before the next step."""
         at = self.at
         for self.at in [victim] if victim.request.beams is None else victim.request.sequences:
             self._tables.register_filled(self.at)
         self.at = at
-        if self.swap_space is not None and victim.request.beams is None and not self._tables.awaits_copy(victim):
+        moves = moves and victim.request.beams is None and not self._tables.awaits_copy(victim)
+        if self.swap_space is not None and moves:
             self.swap_space.keep(victim, self._block_size)
         self._requeue(victim)
         victim.request.metrics.num_preemptions += 1
