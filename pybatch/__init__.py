@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pybatch.api.llm import LLM, generate
     from pybatch.bulk import JobError, run_job
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
+    from pybatch.engine.errors import QueueFullError
     from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
     from pybatch.engine.scheduling.policies import Continuous, Dynamic, Micro, Static
     from pybatch.engine.structured.params import StructuredOutputsParams
@@ -39,6 +40,7 @@ __all__ = [
     "HeavyHitters",
     "JobError",
     "Micro",
+    "QueueFullError",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
@@ -71,6 +73,7 @@ __getattr__, __dir__ = lazy_names(
         "JobError": "pybatch.bulk",
         "LLM": "pybatch.api.llm",
         "Micro": "pybatch.engine.scheduling.policies",
+        "QueueFullError": "pybatch.engine.errors",
         "RequestOutput": "pybatch.engine.outputs",
         "RequestOutputKind": "pybatch.engine.sampling_params",
         "SamplingParams": "pybatch.engine.sampling_params",

@@ -17,10 +17,12 @@ from pybatch.api.inputs import Conversation, Message, Prompt, chat_options
 from pybatch.api.mailbox import Mailbox
 from pybatch.api.model_handle import ModelHandle
 from pybatch.api.pinned_prefix import PinnedPrefix, pinned
+from pybatch.api.session import empty_output
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.arguments import takes_fields_of
 from pybatch.engine.scheduling.block_pool import Pin
+from pybatch.engine.standing import Standing
 
 
 class AsyncLLM(ModelHandle):
@@ -64,7 +66,8 @@ class AsyncLLM(ModelHandle):
         request_id: for abort(), and unlike those of all unfinished requests; None: a number. priority: requests with a
         lower one run first. user: in whose name; users of one priority are served fairly, by tokens. ttft_target:
         seconds in which the first token is wanted; of one user's requests those that are due first run first. Raises
-        ValueError if the id is in use, RuntimeError once the AsyncLLM is closed.
+        QueueFullError if too many others wait (max_queued), ValueError if the id is in use, RuntimeError once the
+        AsyncLLM is closed.
         """
         refuse(
             lora_request=lora_request,
@@ -74,9 +77,13 @@ class AsyncLLM(ModelHandle):
         params = self.get_default_sampling_params() if sampling_params is None else copy(sampling_params)
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
         mailbox = Mailbox(asyncio.get_running_loop(), deltas=deltas)
-        submission = self.thread.submit(
-            prompt, params, request_id, mailbox, priority=priority, user=user, ttft_target=ttft_target
-        )
+        try:
+            standing = Standing(priority=priority, user=user, ttft_target=ttft_target)
+        except ValueError as error:
+            text = prompt if isinstance(prompt, str) else None
+            yield empty_output(request_id or "", "error", text, error=str(error), error_code="invalid_request")
+            return
+        submission = self.thread.submit(prompt, params, request_id, mailbox, standing)
         try:
             while True:
                 output = await mailbox.get()
@@ -98,12 +105,21 @@ class AsyncLLM(ModelHandle):
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
+        user: str | None = None,
+        ttft_target: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """As generate, for a conversation; the other arguments are those of LLM.chat."""
         options = chat_options(
             chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs
         )
-        return self.generate(Conversation(messages, options), sampling_params, request_id, priority=priority)
+        return self.generate(
+            Conversation(messages, options),
+            sampling_params,
+            request_id,
+            priority=priority,
+            user=user,
+            ttft_target=ttft_target,
+        )
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests: their last output has what had come, and finish_reason "abort". Unknown ids are ignored."""

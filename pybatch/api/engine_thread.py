@@ -20,6 +20,7 @@ from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.session import Session, empty_output
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.metrics import RequestMetrics
+from pybatch.engine.standing import ORDINARY, Standing
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +52,15 @@ class Submission:
         "newest",
         "outbox",
         "params",
-        "priority",
         "request_id",
-        "ttft_target",
-        "user",
+        "standing",
     )
 
     def __init__(
-        self, params: SamplingParams, request_id: str, outbox: Outbox, *, priority: int, index: int | None = None
+        self, params: SamplingParams, request_id: str, outbox: Outbox, standing: Standing, index: int | None = None
     ) -> None:
         self.params, self.request_id, self.outbox = params, request_id, outbox
-        self.priority, self.index = priority, index
-        self.user: str | None = None
-        self.ttft_target: float | None = None
+        self.standing, self.index = standing, index
         self.arrival_time = time.perf_counter()
         self.admitted = False  # it takes one of the engine's places
         self.cancelled = False
@@ -87,9 +84,10 @@ class EngineThread:
         # As many as the policy can choose from; more would only be tokenised earlier, and walked by the collector.
         self._places = threading.Semaphore(session.capacity)
         self._calls: set[Future[Any]] = set()
-        self._lock = threading.Lock()  # over the three below, and which submissions are cancelled and admitted
+        self._lock = threading.Lock()  # over the four below, and which submissions are cancelled and admitted
         self._numbers = itertools.count()
         self._open: dict[str, Submission] = {}
+        self._num_bounded = 0  # of these
         self._ended: RuntimeError | None = None
         self._closing = False
         self._progress = 0.0  # when the engine's thread last began a step, or a submitter yielded to it
@@ -110,47 +108,57 @@ class EngineThread:
         params: SamplingParams,
         request_id: str | None,
         outbox: Outbox,
-        *,
-        priority: int = 0,
-        user: str | None = None,
-        ttft_target: float | None = None,
+        standing: Standing = ORDINARY,
     ) -> Submission:
-        """Queues a request whose outputs, as it grows, go to the outbox. request_id: None for a number. priority, user,
-        ttft_target: as Engine.add_request's.
+        """Queues a request whose outputs, as it grows, go to the outbox. request_id: None for a number.
 
-        Raises ValueError if the id is in use, RuntimeError if the engine's thread has ended.
+        Raises QueueFullError if too many others wait, ValueError if the id is in use, RuntimeError if the engine's
+        thread has ended.
         """
-        submission = self._open_one(params, request_id, outbox, priority=priority)
-        submission.user, submission.ttft_target = user, ttft_target
+        submission = self._open_one(params, request_id, outbox, standing)
         self._prompts.put((submission, prompt))
         self.let_run()
         return submission
 
     def add(
-        self, prompt: Encoded, params: SamplingParams, outbox: Outbox, *, index: int | None = None, priority: int = 0
+        self,
+        prompt: Encoded,
+        params: SamplingParams,
+        outbox: Outbox,
+        standing: Standing,
+        *,
+        index: int | None = None,
     ) -> Submission:
-        """Hands over a request that takes none of the places of those that `submit` queues: its caller bounds how many
-        there are. Its whole output goes to the outbox, or the exception of the failed step that has discarded it.
+        """Hands over background work, which takes none of the places of what `submit` queues: its caller bounds it. Its
+        whole output goes to the outbox, or the exception of the failed step that has discarded it.
 
         index: as Session.add's. Raises RuntimeError if the engine's thread has ended.
         """
-        submission = self._open_one(params, None, outbox, priority=priority, index=index)
+        submission = self._open_one(params, None, outbox, standing, index)
         self._encoded.append((submission, prompt))
         self._commands.put(_nothing)  # wakes the engine's thread up
         self.let_run()
         return submission
 
     def _open_one(
-        self, params: SamplingParams, request_id: str | None, outbox: Outbox, *, priority: int, index: int | None = None
+        self,
+        params: SamplingParams,
+        request_id: str | None,
+        outbox: Outbox,
+        standing: Standing,
+        index: int | None = None,
     ) -> Submission:
         with self._lock:
             self.expect_running()
+            if not standing.background:
+                self.session.config.expect_place(self._num_bounded)
             if request_id is None:
                 request_id = next(name for number in self._numbers if (name := str(number)) not in self._open)
             elif request_id in self._open:
                 raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
-            submission = Submission(params, request_id, outbox, priority=priority, index=index)
+            submission = Submission(params, request_id, outbox, standing, index)
             self._open[request_id] = submission
+            self._num_bounded += not standing.background
         return submission
 
     def leave(self, submission: Submission) -> None:
@@ -220,7 +228,11 @@ class EngineThread:
     def open_priorities(self) -> Counter[int]:
         """How many unfinished requests there are of each priority."""
         with self._lock:
-            return Counter([submission.priority for submission in self._open.values()])
+            return Counter([submission.standing.priority for submission in self._open.values()])
+
+    def expect_place(self, more: int) -> None:
+        """Raises QueueFullError unless `submit` may take so many more."""
+        self.session.config.expect_place(self._num_bounded, more)
 
     def let_run(self) -> None:
         """Gives the engine's thread a chance to run. A busy event loop releases the GIL at each turn and has it back
@@ -245,6 +257,7 @@ class EngineThread:
             submission = self._open.pop(request_id, None)
             if submission is not None:
                 submission.cancelled = True
+                self._num_bounded -= not submission.standing.background
             return submission
 
     def _admit(self, submission: Submission) -> bool:
@@ -294,7 +307,7 @@ class EngineThread:
         finally:
             with self._lock:
                 self._ended = ended
-                waiting, self._open = self._open, {}
+                waiting, self._open, self._num_bounded = self._open, {}, 0
                 for submission in waiting.values():
                     submission.cancelled = True
             for call in self._calls.copy():
@@ -338,9 +351,7 @@ class EngineThread:
                 partial=stream,
                 index=submission.index,
                 arrival_time=submission.arrival_time,
-                priority=submission.priority,
-                user=submission.user,
-                ttft_target=submission.ttft_target,
+                standing=submission.standing,
             )
 
     def _deliver(self, submission: Submission, output: RequestOutput) -> None:

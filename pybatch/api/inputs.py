@@ -166,12 +166,12 @@ def tokenize(texts: Sequence[tuple[Encoded, str]], tokenizer: Tokenizer) -> None
 
 
 @contextmanager
-def fault_of(encoded: Encoded) -> Iterator[None]:
+def fault_of(encoded: Encoded, *, but: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
     """Whatever the block raises becomes the prompt's error: prompts and chat templates come from outside and may fail
-    in any way, and a tokenizer that panics raises a BaseException."""
+    in any way, and a tokenizer that panics raises a BaseException. but: what is no prompt's fault."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, but):
         raise
     except ValueError as error:
         encoded.error, encoded.error_code = str(error), getattr(error, "code", "invalid_request")

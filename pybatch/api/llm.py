@@ -6,28 +6,39 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from inspect import signature
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 from pybatch.api.beam_search import BeamSearchOutput, BeamSearchParams
 from pybatch.api.engine_args import EngineArgs
-from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, chat_options, size_of
+from pybatch.api.inputs import (
+    Conversation,
+    Encoded,
+    Message,
+    Prompt,
+    as_conversations,
+    as_prompts,
+    chat_options,
+    fault_of,
+    size_of,
+)
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.model_handle import ModelHandle
 from pybatch.api.pinned_prefix import PinnedPrefix, pinned
 from pybatch.api.progress import BatchProgress, ProgressReporter
+from pybatch.api.standings import ForEach, standings
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.arguments import expect_known
+from pybatch.engine.errors import QueueFullError
+from pybatch.engine.standing import ORDINARY, Standing
 
 logger = logging.getLogger(__name__)
 
 Params = SamplingParams | Iterable[SamplingParams] | None
-Priority = int | Sequence[int] | None
 
 
 def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments: Any) -> list[RequestOutput]:
@@ -66,8 +77,10 @@ class LLM(ModelHandle):
         sampling_params: Params = None,
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: None = None,
-        priority: Priority = None,
+        priority: ForEach[int] = None,
         *,
+        user: ForEach[str] = None,
+        ttft_target: ForEach[float] = None,
         prompt_token_ids: Sequence[int] | Iterable[Sequence[int]] | None = None,
         tokenization_kwargs: None = None,
     ) -> list[RequestOutput]:
@@ -76,7 +89,10 @@ class LLM(ModelHandle):
         prompts: one or several of: text, a list of token ids, {"prompt": text}, {"prompt_token_ids": ids}.
         sampling_params: one for all or one for each; None: get_default_sampling_params().
         use_tqdm: show a progress bar, if stderr is a terminal.
-        priority: one for all prompts or one for each; those with a lower one run first. None: 0.
+        priority: one for all prompts or one for each, as the two below; those with a lower one run first. None: 0.
+        user: in whose name; users of one priority, of other calls too, are served fairly, by tokens.
+        ttft_target: seconds in which the first token is wanted; of one user's prompts those that are due first run
+            first.
         prompt_token_ids: in place of prompts, as older scripts for vLLM have it.
 
         Raises TypeError or ValueError for arguments that are wrong as a whole, never for one prompt of several.
@@ -86,7 +102,9 @@ class LLM(ModelHandle):
             prompts, prompt_token_ids = prompt_token_ids, None
         if prompts is None or prompt_token_ids is not None:
             raise TypeError("prompts: expected text, token ids or several of these, or else prompt_token_ids")
-        return self._collect(list(as_prompts(prompts)), sampling_params, bool(use_tqdm), priority)
+        listed = list(as_prompts(prompts))
+        standing = standings(len(listed), priority=priority, user=user, ttft_target=ttft_target)
+        return self._collect(listed, sampling_params, bool(use_tqdm), standing)
 
     def chat(
         self,
@@ -101,7 +119,10 @@ class LLM(ModelHandle):
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         mm_processor_kwargs: None = None,
-        priority: Priority = None,
+        priority: ForEach[int] = None,
+        *,
+        user: ForEach[str] = None,
+        ttft_target: ForEach[float] = None,
     ) -> list[RequestOutput]:
         """As generate, for one conversation or several, each a list of {"role": ..., "content": ...}.
 
@@ -118,7 +139,8 @@ class LLM(ModelHandle):
             chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs
         )
         conversations = [Conversation(each, options) for each in as_conversations(messages)]
-        return self._collect(conversations, sampling_params, bool(use_tqdm), priority)
+        standing = standings(len(conversations), priority=priority, user=user, ttft_target=ttft_target)
+        return self._collect(conversations, sampling_params, bool(use_tqdm), standing)
 
     def beam_search(
         self,
@@ -178,17 +200,17 @@ class LLM(ModelHandle):
         prompts may be an iterator of any length, and sampling_params too: items are drawn when there is room for them.
         partial: yield unfinished outputs too, each with everything so far. Leaving the loop aborts unfinished requests.
         """
-        return self._run(self._pair(as_prompts(prompts), sampling_params), itertools.repeat(0), partial)
+        return self._run(self._pair(as_prompts(prompts), sampling_params), itertools.repeat({}), partial)
 
     def _collect(
-        self, prompts: Sequence[Prompt], params: Params, show_progress: bool, priority: Priority
+        self, prompts: Sequence[Prompt], params: Params, show_progress: bool, standing: Iterator[dict[str, Any]]
     ) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
         sizes = [size_of(prompt) for prompt in prompts]
         most, samples = (params.max_tokens, params.n) if isinstance(params, SamplingParams) else (None, 1)
         progress = BatchProgress(self.engine.metrics, len(prompts), sum(sizes), most, samples)
         with ProgressReporter("Generating", progress, lines=False) if show_progress else nullcontext():
-            for output in self._run(self._pair(prompts, params), priorities(priority, len(prompts)), partial=False):
+            for output in self._run(self._pair(prompts, params), standing, partial=False):
                 index = int(output.request_id)
                 outputs[index] = output
                 progress.finish(sizes[index], len(output.prompt_token_ids), failed=output.error is not None)
@@ -208,32 +230,39 @@ class LLM(ModelHandle):
         return zip(prompts, params, strict=True)
 
     def _run(
-        self, requests: Iterator[tuple[Prompt, SamplingParams]], priorities: Iterator[int], partial: bool
+        self, requests: Iterator[tuple[Prompt, SamplingParams]], standing: Iterator[dict[str, Any]], partial: bool
     ) -> Generator[RequestOutput, None, None]:
         """Draws requests while the engine has room for them, and yields its outputs."""
         numbered = enumerate(requests)
         in_flight = self.session.capacity
         inbox: deque[RequestOutput] = deque()
+        ready: deque[tuple[int, Encoded, SamplingParams, Standing]] = deque()
         pending: dict[str, int] = {}  # the engine's request id -> the place among the requests
         try:
             while True:
-                drawn = list(itertools.islice(numbered, in_flight - len(pending)))
+                drawn = list(itertools.islice(numbered, in_flight - len(pending) - len(ready)))
                 if drawn:
                     encoded = self.session.encode([request for _, request in drawn])
-                    places = list(itertools.islice(priorities, len(drawn)))
-                    with deferred_interrupts():
-                        for (index, (_, params)), prompt, priority in zip(drawn, encoded, places, strict=True):
-                            request_id = self.session.add(
-                                prompt, params, inbox.append, partial=partial, priority=priority
-                            )
-                            pending[request_id] = index
-                if not pending:
+                    for (index, (_, params)), prompt in zip(drawn, encoded, strict=True):
+                        place = ORDINARY
+                        with fault_of(prompt):
+                            place = Standing(**next(standing))
+                        ready.append((index, prompt, params, place))
+                with deferred_interrupts(), suppress(QueueFullError):  # other calls' requests are in their places
+                    while ready:
+                        index, prompt, params, place = ready[0]
+                        request_id = self.session.add(prompt, params, inbox.append, partial=partial, standing=place)
+                        pending[request_id] = index
+                        ready.popleft()
+                if not (pending or ready):
                     return
                 fault: BaseException | None = None
                 try:
                     with deferred_interrupts() as interrupts:
                         while not (inbox or interrupts):
                             self.session.step(unless=inbox)
+                            if ready:
+                                break
                 except BaseException as error:  # raised below, after the outputs that came before it
                     fault = error
                 while inbox:
@@ -249,14 +278,3 @@ class LLM(ModelHandle):
             with deferred_interrupts():
                 for request_id in pending:
                     self.session.abort(request_id)
-
-
-def priorities(given: Priority, count: int) -> Iterator[int]:
-    """One for each of `count` prompts, or without end."""
-    if given is None or (isinstance(given, Integral) and not isinstance(given, bool)):
-        return itertools.repeat(int(given or 0))
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
-        raise TypeError(f"priority: expected an integer, or one for each prompt, got {given!r:.80}")
-    if len(given) != count:
-        raise ValueError(f"priority: expected one, or one for each of {count} prompts, got {len(given)}")
-    return iter(given)

@@ -25,9 +25,11 @@ from pybatch.api.inputs import (
 from pybatch.api.settings import EngineSettings, engine_settings
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
+from pybatch.engine.errors import QueueFullError
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import FinishReason
 from pybatch.engine.scheduling.block_pool import Pin
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.machine.facts import arithmetic
 from pybatch.machine.threads import set_threads
 from pybatch.model.decoder import Decoder
@@ -94,12 +96,6 @@ class Session:
     def settings(self) -> EngineSettings:
         return engine_settings(self.engine)
 
-    def submit(
-        self, prompt: Prompt, params: SamplingParams, receive: Receiver, *, partial: bool = False, priority: int = 0
-    ) -> str:
-        """Tokenises a prompt and adds it, as `encode` and `add` do."""
-        return self.add(self.encode([(prompt, params)])[0], params, receive, partial=partial, priority=priority)
-
     def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]:
         """Token ids for each prompt. Does not use the engine, which another thread may run meanwhile."""
         room = self.engine.max_model_len - 1
@@ -124,20 +120,18 @@ class Session:
         partial: bool = False,
         index: int | None = None,
         arrival_time: float | None = None,
-        priority: int = 0,
-        user: str | None = None,
-        ttft_target: float | None = None,
+        standing: Standing = ORDINARY,
     ) -> str:
         """Adds a request and returns its id. ``receive`` gets its output when it has finished, and if ``partial`` after
-        every step. A request that cannot be run is received at once, as an output with ``error`` set.
+        every step. A request that cannot be run is received at once, as an output with ``error`` set. Raises
+        QueueFullError if too many others wait.
 
         index: seeds the draws of a request without a seed; None: the number of requests before it. arrival_time: of the
-        prompt, by time.perf_counter(); None: now. priority: lower ones run first. user, ttft_target: as
-        Engine.add_request has them."""
+        prompt, by time.perf_counter(); None: now. standing: when it runs."""
         number = next(self._ids)
         request_id = str(number)
         if prompt.error is None:
-            with self._engine_alone(), fault_of(prompt):
+            with self._engine_alone(), fault_of(prompt, but=QueueFullError):
                 self.engine.add_request(
                     request_id,
                     prompt.token_ids,
@@ -146,9 +140,7 @@ class Session:
                     stream=partial,
                     index=number if index is None else index,
                     arrival_time=arrival_time,
-                    priority=priority,
-                    user=user,
-                    ttft_target=ttft_target,
+                    standing=standing,
                 )
                 self._receivers[request_id] = receive
         if prompt.error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -14,7 +15,7 @@ from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.engine.scheduling.sequence import BACKGROUND
+from pybatch.engine.standing import BACKGROUND, ORDINARY, Standing
 from pybatch.model.text.tokenizer import Tokenizer
 
 WAIT = 0.05  # seconds that a step waits for outputs, so that its caller sees signals and new rows meanwhile
@@ -58,8 +59,8 @@ class SharedSession:
     max_num_seqs as a Session's is.
     """
 
-    def __init__(self, thread: EngineThread, in_flight: InFlight | None = None, *, priority: int = BACKGROUND) -> None:
-        self._thread, self._session, self._priority = thread, thread.session, priority
+    def __init__(self, thread: EngineThread, in_flight: InFlight | None = None) -> None:
+        self._thread, self._session = thread, thread.session
         self._inbox: SimpleQueue[RequestOutput | Exception] = SimpleQueue()
         self._requests: dict[str, tuple[Submission, Receiver]] = {}
         self._bound = in_flight or InFlight(self._session.capacity)
@@ -110,10 +111,18 @@ class SharedSession:
             self._thread.let_run()
         return encoded
 
-    def add(self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, index: int) -> str:
+    def add(
+        self,
+        prompt: Encoded,
+        params: SamplingParams,
+        receive: Receiver,
+        *,
+        index: int,
+        standing: Standing = ORDINARY,
+    ) -> str:
         """As Session's, but nothing is received before the next step. Raises RuntimeError if the engine's thread has
         ended."""
-        submission = self._thread.add(prompt, params, self, index=index, priority=self._priority)
+        submission = self._thread.add(prompt, params, self, replace(standing, priority=BACKGROUND), index=index)
         self._requests[submission.request_id] = submission, receive
         return submission.request_id
 

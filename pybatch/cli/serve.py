@@ -17,6 +17,8 @@ from pybatch.serve.guard.binding import bind
 from pybatch.serve.guard.keys import load_keys
 from pybatch.serve.settings import ServerSettings
 
+MOST_QUEUED = 4096
+
 
 @flags_of(ServerSettings, panel=partial(option, "Server"))
 @dataclass
@@ -33,7 +35,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, in the protocols of OpenAI and Anthropic."""
     leave_deleted_folder()
-    arguments = engine.given() if model_tag is None else {**engine.given(), "model": model_tag}
+    arguments = {"max_queued": MOST_QUEUED, **engine.given()}
+    if model_tag is not None:
+        arguments["model"] = model_tag
     with usage_errors():
         settings = ServerSettings(**server.given())
         keys = load_keys(settings.api_key or (), settings.api_key_file, os.environ, settings.limits)

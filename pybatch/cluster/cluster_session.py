@@ -18,6 +18,7 @@ from pybatch.cluster.worker_pool import WorkerPool
 from pybatch.engine import SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.fingerprint import model_fingerprint
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.loader import load_tokenizer
@@ -55,13 +56,21 @@ class ClusterSession:
         limits = [None if params.truncate_prompt_tokens is not None else room for _, params in requests]
         return encode([prompt for prompt, _ in requests], self.tokenizer, limits)
 
-    def add(self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, index: int) -> str:
+    def add(
+        self,
+        prompt: Encoded,
+        params: SamplingParams,
+        receive: Receiver,
+        *,
+        index: int,
+        standing: Standing = ORDINARY,
+    ) -> str:
         """As Session's; index: unlike that of every request that has not finished."""
         if prompt.error is not None:
             receive(empty_output(str(index), "error", prompt.text, (), prompt.error, prompt.error_code))
             return str(index)
         self._receivers[index] = receive
-        self._pool.add([Request(index, replace(prompt, text=None), params)])
+        self._pool.add([Request(index, replace(prompt, text=None), params, standing)])
         return str(index)
 
     def step(self) -> None:
@@ -90,7 +99,8 @@ def cluster_session(address: str, arguments: Mapping[str, Any]) -> Iterator[Clus
     tokenizer = None
     if not arguments.get("skip_tokenizer_init"):
         tokenizer = load_tokenizer(find_model(arguments.get("tokenizer") or arguments["model"]))
-    with connected(address), closing(WorkerPool(arguments, fingerprint)) as pool:
+    of_workers = {**arguments, "max_queued": None}  # the pool bounds what they have
+    with connected(address), closing(WorkerPool(of_workers, fingerprint)) as pool:
         start, told = time.monotonic(), False
         while pool.loaded is None:
             pool.outputs(WAIT)

@@ -15,6 +15,7 @@ from pybatch.api.session import Session
 from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.fingerprint import model_fingerprint
 from pybatch.machine.threads import usable_cores
 from pybatch.model.checkpoints.find import find_model
@@ -30,6 +31,7 @@ class Request:
     index: int
     prompt: Encoded
     params: SamplingParams
+    standing: Standing = ORDINARY
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,9 @@ class Worker:
                 self._session.abort(self._running.pop(index))
         for each in requests:
             receive = partial(self._finish, each.index)
-            self._running[each.index] = self._session.add(each.prompt, each.params, receive, index=each.index)
+            self._running[each.index] = self._session.add(
+                each.prompt, each.params, receive, index=each.index, standing=each.standing
+            )
         self._forget_finished()
         start = time.monotonic()
         while self._running:

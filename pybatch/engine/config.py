@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args
 
 from pybatch.engine.arguments import list_fields, suggest_names
+from pybatch.engine.errors import QueueFullError
 from pybatch.engine.scheduling.policies import Policy, as_policy
 from pybatch.engine.speculative_config import SpeculativeConfig
 
@@ -31,6 +32,11 @@ class EngineConfig:
     max_num_batched_tokens: Annotated[
         int, "The most tokens in one step, and so the most sequences; a longer prompt takes several steps."
     ] = 512
+    max_queued: Annotated[
+        int | None,
+        "Requests that may wait while max_num_seqs run; more raise QueueFullError, in the server 503, until some have "
+        "ended. Default: any number; in the server 4096.",
+    ] = None
     max_background_tokens: Annotated[
         int, "The most prompt tokens in one step for rows of batches that run beside interactive requests."
     ] = 256
@@ -76,6 +82,8 @@ class EngineConfig:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_background_tokens", *optional):
             if getattr(self, name) is not None or name not in optional:
                 self._expect_integer(name, 1, 2**31 - 1, "a positive integer below 2**31")
+        if self.max_queued is not None:
+            self._expect_integer("max_queued", 0, 2**31 - 1, "an integer from 0 to 2**31 or None")
         self._expect_integer("block_size", 1, max(BLOCK_SIZES), f"one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.seed is not None:
             self._expect_integer("seed", -(2**63), 2**64 - 1, "an integer of 64 bits or None")
@@ -113,7 +121,17 @@ class EngineConfig:
     @property
     def requests_ahead(self) -> int:
         """How many requests to have in the engine at a time, so that the policy has some to choose from."""
-        return self.batching.batches_ahead * self.max_num_seqs
+        return int(min(self.batching.batches_ahead * self.max_num_seqs, self.most_requests))
+
+    @property
+    def most_requests(self) -> float:
+        """How many unfinished requests there may be."""
+        return math.inf if self.max_queued is None else self.max_num_seqs + self.max_queued
+
+    def expect_place(self, unfinished: int, more: int = 1) -> None:
+        """Raises QueueFullError unless there may be more requests beside so many unfinished ones."""
+        if unfinished + more > self.most_requests:
+            raise QueueFullError(self.max_num_seqs, int(self.max_queued or 0))
 
     @property
     def speculation(self) -> SpeculativeConfig | None:

@@ -26,6 +26,7 @@ from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.speculation.make import make_speculator
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.engine.structured.compiler import GrammarCompiler
 from pybatch.engine.updating import TokenUpdater
 from pybatch.machine.faults import describe, is_request_fault
@@ -113,6 +114,7 @@ class Engine:
             )
         )
         self._requests: dict[str, Request] = {}
+        self._num_bounded = 0  # of them
         self._ready: list[RequestOutput] = []
         self._began_again = False  # all unfinished requests, and none has ended since
         self._pool = BlockPool(self.num_kv_blocks)
@@ -151,21 +153,18 @@ class Engine:
         stream: bool = False,
         index: int = 0,
         arrival_time: float | None = None,
-        priority: int = 0,
-        user: str | None = None,
-        ttft_target: float | None = None,
+        standing: Standing = ORDINARY,
     ) -> None:
-        """Queues a request. Raises ValueError, with the numbers, if it can never be run; nothing is left of it then.
+        """Queues a request. Raises ValueError, with the numbers, if it can never be run, QueueFullError if too many
+        others wait (background work neither counts nor is refused); nothing is left of it then.
 
         params: copied. prompt: the text, handed through to the outputs. stream: an output after every step that brought
         something new, as params.output_kind has it. index: the prompt's place among the caller's prompts, so that equal
-        prompts without a seed draw differently. arrival_time: by time.perf_counter(); None: now. priority: lower ones
-        run first, as Scheduler has it. user: in whose name; users of one priority are served fairly, by tokens.
-        ttft_target: seconds from arrival by which the first token is wanted; of one user's requests those that are due
-        first run first.
+        prompts without a seed draw differently. arrival_time: by time.perf_counter(); None: now. standing: when it
+        runs, as Scheduler has it.
         """
-        if request_id in self._requests:
-            raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
+        if not standing.background:
+            self.config.expect_place(self._num_bounded)
         request = self._intake.request(
             request_id,
             prompt_token_ids,
@@ -173,16 +172,20 @@ class Engine:
             prompt=prompt,
             stream=stream,
             index=index,
-            arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
-            priority=priority,
-            user=user,
-            ttft_target=ttft_target,
+            arrival_time=arrival_time,
+            standing=standing,
         )
+        self._add(request)
+
+    def _add(self, request: Request) -> None:
+        if request.request_id in self._requests:
+            raise ValueError(f"request_id: {request.request_id!r} is in use by a request that has not finished")
         if request.awaits_grammar:
             self._grammars.add(request)
         else:
             self._scheduler.add(request.sequences[0])
-        self._requests[request_id] = request
+        self._requests[request.request_id] = request
+        self._num_bounded += request.bounded
 
     def pin_prefix(self, request_id: str, prompt_token_ids: list[int]) -> Pin:
         """Queues a request that computes a prefix, and keeps its KV blocks when it has finished. Its output has a token
@@ -197,11 +200,12 @@ class Engine:
         pin = Pin(tokens)
         self._room.add(pin, self._requests.values())
         try:
-            self.add_request(request_id, prompt_token_ids, params)
+            request = self._intake.request(request_id, prompt_token_ids, params)
+            request.pin = pin
+            self._add(request)
         except ValueError:
             self._room.remove(pin)
             raise
-        self._requests[request_id].pin = pin
         return pin
 
     def unpin(self, pin: Pin) -> None:
@@ -228,6 +232,7 @@ class Engine:
                 self._ready += [self._output(request) for request in list(self._requests.values()) if request.finished]
             finally:
                 self._requests.clear()
+                self._num_bounded = 0
                 self._room.pins = self._pool.pins
                 self._new_schedule()
             raise
@@ -242,6 +247,7 @@ class Engine:
         """Drops a request; no output of it follows. An id that is not known, or has finished, is ignored."""
         request = self._requests.pop(request_id, None)
         if request is not None:
+            self._num_bounded -= request.bounded
             for sequence in request.sequences:
                 self._scheduler.finish(sequence)
             request.sequences.clear()
@@ -436,6 +442,7 @@ class Engine:
             )
             self._began_again = False
             del self._requests[request.request_id]
+            self._num_bounded -= request.bounded
         delta = request.stream and request.params.output_kind is RequestOutputKind.DELTA
         first = request.delivered[0] == (0, 0)
         output = RequestOutput(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import time
 from array import array
 from collections.abc import Iterable
-from numbers import Integral, Real
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.pruning import Pruning, make_pruning
 from pybatch.engine.scheduling.room import Room
 from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.model.errors import PromptTooLongError
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -61,23 +61,13 @@ class Intake:
         prompt_token_ids: Iterable[int],
         params: SamplingParams,
         *,
-        prompt: str | None,
-        stream: bool,
-        index: int,
-        arrival_time: float,
-        priority: int = 0,
-        user: str | None = None,
-        ttft_target: float | None = None,
+        prompt: str | None = None,
+        stream: bool = False,
+        index: int = 0,
+        arrival_time: float | None = None,
+        standing: Standing = ORDINARY,
     ) -> Request:
         """A request that shares nothing with the arguments, which are those of Engine.add_request."""
-        if not isinstance(priority, Integral) or isinstance(priority, bool):
-            raise ValueError(f"priority: expected an integer, got {priority!r:.80}")
-        if user is not None and not isinstance(user, str):
-            raise ValueError(f"user: expected text or None, got {user!r:.80}")
-        if ttft_target is not None and (
-            not isinstance(ttft_target, Real) or isinstance(ttft_target, bool) or not 0 <= ttft_target < math.inf
-        ):
-            raise ValueError(f"ttft_target: expected a number of seconds, at least 0, or None, got {ttft_target!r:.80}")
         tokens, resolved = self.accept(prompt_token_ids, params)
         most = self._longest(tokens, resolved)
         width = resolved.beam_width
@@ -97,10 +87,8 @@ class Intake:
             max_total_tokens=most,
             stop_ids=resolved.stop_token_ids | (frozenset() if resolved.ignore_eos else self._eos_ids),
             stream=stream and resolved.output_kind is not RequestOutputKind.FINAL_ONLY and not width,
-            arrival_time=arrival_time,
-            priority=int(priority),
-            user=user,
-            ttft_target=None if ttft_target is None else float(ttft_target),
+            arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
+            standing=standing,
             beams=beams,
             pruning=self._pruning(len(tokens), most, resolved),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from pybatch.api.outcomes import Answer, Failure, Outcome, first_failure, joined
 from pybatch.api.session import Receiver
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
+from pybatch.engine.errors import QueueFullError
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.answers.duplicates import InFlight
 from pybatch.jobs.answers.job_answers import JobAnswers, number_of
 from pybatch.jobs.job import Job
@@ -56,7 +59,9 @@ class RowSession(Protocol):
 
     def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]: ...
 
-    def add(self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, index: int) -> str: ...
+    def add(
+        self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, index: int, standing: Standing = ORDINARY
+    ) -> str: ...
 
     def step(self) -> None: ...
 
@@ -116,6 +121,7 @@ class RowRunner:
         self._stopped, self._grace = stopped, grace
         self._waiting = AdmissionOrder[Work](block_size=session.config.block_size)
         self._in_flight = InFlight[Work]()
+        self._held: Work | None = None  # the next one, for which the engine has had no place
         self._running: dict[str, Work] = {}
         self._rows_at_work = 0
         self._rows_seen, self._new_share = 0, 0.0  # the share of the last rows that are like none before
@@ -133,17 +139,17 @@ class RowRunner:
                 at_work = max(0, self._rows_at_work - repeating)
                 new = self._new_share if self._rows_seen else None
                 self._job.progress.know(at_work=at_work, repeating=repeating, new=new)
-                if self._running:
+                if self._running or self._held:
                     self._step()
                 elif not self._waiting and self._rows.ended:
                     return True
             deadline = time.monotonic() + self._grace
             unfinished = self._give_up_rows_not_begun()
-            while (self._running or self._waiting) and time.monotonic() < deadline:
+            while (self._running or self._held or self._waiting) and time.monotonic() < deadline:
                 self._admit()
-                if self._running:
+                if self._running or self._held:
                     self._step()
-            unfinished |= bool(self._running or self._waiting)
+            unfinished |= bool(self._running or self._held or self._waiting)
             return not unfinished and self._rows.ended and self._job.failure is None
         finally:
             for request_id in self._running:
@@ -156,7 +162,7 @@ class RowRunner:
         """Those that there are. It waits only while the engine has nothing to do: for a stream's next row, or a moment
         for a good choice among a file's."""
         taken: list[tuple[Row, tuple[Prompt, ...], SamplingParams]] = []
-        idle = not (self._running or self._waiting)
+        idle = not (self._running or self._held or self._waiting)
         most = MOST_AT_START if idle else MOST_AT_ONCE
         choose_until = time.monotonic() + START_WAIT if idle and self._job.source.rereadable else 0.0
         size = 0
@@ -220,16 +226,24 @@ class RowRunner:
     def _give_up_rows_not_begun(self) -> bool:
         """Leaves those of which a part is done, or soon is. Returns whether there were others."""
         waiting = [self._waiting.pop() for _ in range(len(self._waiting))]
+        if self._held is not None:
+            waiting.append((self._held, array("q", self._held.prompt.token_ids)))
+            self._held = None
         begun = [(work, ids) for work, ids in waiting if work.row.begun]
         for work, ids in begun:
             self._push(work, ids.tolist())
         return len(begun) < len(waiting)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._session.capacity:
-            work, ids = self._waiting.pop()
-            work.prompt.token_ids = ids.tolist()
-            self._start(work)
+        while (self._held or self._waiting) and len(self._running) < self._session.capacity:
+            if self._held is None:
+                self._held, ids = self._waiting.pop()
+                self._held.prompt.token_ids = ids.tolist()
+            try:
+                self._start(self._held)
+            except QueueFullError:  # with requests of others
+                break
+            self._held = None
         self._save_finished()  # those that cannot be run have been received at once
 
     def _start(self, work: Work) -> None:

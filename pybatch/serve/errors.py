@@ -16,6 +16,7 @@ from pybatch.api.outcomes import Failure
 from pybatch.api.protocols.anthropic_responses import error_response
 from pybatch.api.protocols.openai_responses import error_body
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.engine.errors import QueueFullError
 from pybatch.serve.request_ids import id_header, is_anthropic, request_id
 from pybatch.serve.sse import event
 
@@ -40,10 +41,6 @@ class RefusedError(Exception):
         self.failure = failure
 
 
-class QueueFullError(Exception):
-    """A request that finds too many others waiting."""
-
-
 def failure_of(request: Request, error: Exception) -> tuple[int, Failure]:
     """The status of the response and what it tells, for whatever was raised while the request was answered."""
     if isinstance(error, RequestError):
@@ -52,7 +49,7 @@ def failure_of(request: Request, error: Exception) -> tuple[int, Failure]:
     if isinstance(error, RefusedError):
         return (500 if error.failure.code == "server_error" else 400), error.failure
     if isinstance(error, QueueFullError):
-        return 503, Failure("too many requests are waiting", "server_busy")
+        return 503, Failure(f"too many requests are waiting: {error}", "server_busy")
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return 500, Failure(f"the server's disk: {error.strerror}", "server_error")

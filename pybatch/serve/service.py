@@ -20,10 +20,10 @@ from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import NAMES, merged
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
-from pybatch.engine.scheduling.sequence import BACKGROUND
+from pybatch.engine.standing import BACKGROUND
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.batches import BatchRunner
-from pybatch.serve.errors import NotFoundError, QueueFullError, RefusedError
+from pybatch.serve.errors import NotFoundError, RefusedError
 from pybatch.serve.guard.lifetime import OpenRequests
 from pybatch.serve.limits import UNLIMITED, payer
 from pybatch.serve.merge import merge
@@ -117,8 +117,7 @@ class Service:
     async def _outputs(self, asked: Generation, kind: RequestOutputKind) -> Outputs:
         params = replace(merged(self.llm.session.default_params, asked.params), output_kind=kind)
         self._expect_bounded(asked, params)
-        if self.prompts >= self.llm.engine.config.max_num_seqs + self.settings.max_queue:
-            raise QueueFullError
+        self.llm.thread.expect_place(len(asked.prompts))
         watched, unique = CURRENT.get(), uuid.uuid4().hex
         ids = [f"{unique}-{number}" for number in range(len(asked.prompts))]
         if watched is not None:
@@ -157,7 +156,7 @@ class Service:
         for name, value, least, most in (
             ("n", params.n, 1, MOST_SAMPLES),
             ("best_of", params.best_of, 1, MOST_SAMPLES),
-            ("prompt", len(asked.prompts), 1, MOST_PROMPTS),
+            ("prompt", len(asked.prompts), 1, min(MOST_PROMPTS, self.llm.engine.config.most_requests)),
             ("top_logprobs" if conversation else "logprobs", params.logprobs, 0, MOST_LOGPROBS),
             ("prompt_logprobs", params.prompt_logprobs, 0, MOST_LOGPROBS),
             ("priority", asked.priority, 1 - BACKGROUND, BACKGROUND - 1),

@@ -46,9 +46,6 @@ class ServerSettings:
     requests_per_minute: Annotated[int | None, "POST requests that each key may send; None: any number."] = None
     tokens_per_minute: Annotated[int | None, "Tokens of prompts and answers for each key; None: any number."] = None
     max_concurrent_requests: Annotated[int | None, "Requests of each key at a time; None: any number."] = None
-    max_queue: Annotated[
-        int, "Prompts that may wait while max_num_seqs run; more are refused with 503 until some have ended."
-    ] = 4096
     request_timeout: Annotated[
         float | None, "Seconds after which a request is aborted, with 504; None: as long as its client waits."
     ] = None
@@ -80,7 +77,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: expected a number from 0 to 65535, got {self.port}")
-        for name in ("max_queue", "max_body_size", "max_file_size", "max_batch_requests", "max_running_batches"):
+        for name in ("max_body_size", "max_file_size", "max_batch_requests", "max_running_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.request_timeout is not None and not self.request_timeout > 0:

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from pybatch import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
+from pybatch import LLM, AsyncLLM, QueueFullError, RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.api.inputs import Conversation
 from pybatch.engine.execution.model_runner import ModelRunner
 
@@ -430,3 +430,24 @@ def test_a_forked_child_is_told_to_make_its_own(llm: AsyncLLM) -> None:
 def test_it_cannot_be_pickled(llm: AsyncLLM) -> None:
     with pytest.raises(TypeError, match="make one in each process"):
         pickle.dumps(llm)
+
+
+def test_a_full_queue_refuses_at_once(tiny_model: Path) -> None:
+    async def main() -> None:
+        async with AsyncLLM(tiny_model, num_kv_blocks=256, threads=1, max_num_seqs=1, max_queued=1) as llm:
+            running, waiting = llm.generate("running", LONG), llm.generate("waiting", LONG)
+            await anext(running)
+            waits = asyncio.ensure_future(anext(waiting))
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFullError, match="max_queued: 1 requests wait while max_num_seqs = 1 run"):
+                await collect(llm, "refused")
+            (await llm.pin_prefix([5] * 40)).release()
+            await running.aclose()
+            last = asyncio.create_task(collect(llm, "last"))
+            await waits
+            await waiting.aclose()
+            assert (await last)[-1].error is None
+            for _ in range(3):
+                assert (await collect(llm, "one after the other"))[-1].error is None
+
+    run(main())

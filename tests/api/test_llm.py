@@ -612,3 +612,55 @@ def test_a_lower_priority_runs_first(llm: LLM) -> None:
         llm.generate("a", GREEDY, priority="high")  # type: ignore[arg-type]
     first, second = llm.generate(["a", "b"], GREEDY, use_tqdm=False, priority=[0, 0.5])  # type: ignore[list-item]
     assert (first.error, second.error) == (None, "priority: expected an integer, got 0.5")
+
+
+def test_calls_wait_for_places_in_a_bounded_queue(tiny_model: Path) -> None:
+    """They feed the engine as room comes, and none fails for requests of the others."""
+    llm = LLM(tiny_model, num_kv_blocks=64, threads=1, max_num_seqs=2, max_queued=1)
+    prompts = [f"prompt {i}" for i in range(9)]
+    expected = tokens(llm.generate(prompts, GREEDY, use_tqdm=False))
+    most = 0
+
+    def counted(prompt: str) -> list[list[int]]:
+        nonlocal most
+        outputs = llm.generate([prompt, *prompts], GREEDY, use_tqdm=False)
+        return tokens(outputs[1:])
+
+    add = llm.engine.add_request
+
+    def noted(*arguments: Any, **options: Any) -> None:
+        nonlocal most
+        add(*arguments, **options)
+        most = max(most, llm.engine.num_unfinished())
+
+    llm.engine.add_request = noted  # type: ignore[method-assign]
+    with ThreadPoolExecutor(3) as threads:
+        rows = threads.submit(
+            pybatch.run_job, [{"prompt": each} for each in prompts], llm, temperature=0, max_tokens=12
+        )
+        assert list(threads.map(counted, ["a", "b"])) == [expected] * 2
+        assert [row["row"] for row in rows.result()] == [*range(9)]
+    assert most == 3
+
+
+def test_users_are_served_in_turn(tiny_model: Path) -> None:
+    one_by_one = "static(batch_size=1, by_length=False)"
+    llm = LLM(tiny_model, num_kv_blocks=64, threads=1, max_num_seqs=3, policy=one_by_one)
+    prompts = ["a prompt"] * 6
+    for outputs in (
+        llm.generate(prompts, GREEDY, use_tqdm=False, user=["many"] * 4 + ["few"] * 2),
+        llm.chat(
+            [[{"role": "user", "content": each}] for each in prompts],
+            GREEDY,
+            use_tqdm=False,
+            user=["many"] * 4 + ["few"] * 2,
+        ),
+    ):
+        begun = sorted(outputs, key=lambda output: output.metrics.first_scheduled_time or 0.0)
+        assert {"4", "5"} <= {output.request_id for output in begun[:4]}
+    (first, second) = llm.generate(["a", "b"], GREEDY, use_tqdm=False, ttft_target=[60.5, 0.5])
+    assert (second.metrics.first_scheduled_time or 0.0) < (first.metrics.first_scheduled_time or 0.0)
+    with pytest.raises(ValueError, match="user: expected one, or one for each of 2 prompts, got 1"):
+        llm.generate(["a", "b"], GREEDY, user=["ann"])
+    with pytest.raises(TypeError, match="ttft_target: expected a number of seconds, or one for each prompt, got 'now'"):
+        llm.generate(["a"], GREEDY, ttft_target="now")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.kv_policies import HeavyHitters, KvPolicy, SnapKV, StreamingLLM
 from pybatch.engine.outputs import CompletionOutput
 from pybatch.engine.scheduling.pruning import make_pruning
-from pybatch.engine.scheduling.sequence import BACKGROUND
+from pybatch.engine.standing import BACKGROUND, Standing
 from pybatch.model import Decoder, load_model
 
 PRECISIONS = [(None, "auto"), ("int8", "auto"), ("int8", "int8"), ("int8", "int4"), ("int8-weight-only", "float16")]
@@ -114,7 +114,12 @@ def check_random_arrivals(reference: Alone, seed: int) -> int:
         for _ in range(min(len(coming), draw.choice((0, 0, 1, 4)))):
             place, (i, n) = coming.pop()
             params = replace(reference.params[i], max_tokens=n)
-            engine.add_request(str(place), reference.prompts[i], params, priority=draw.choice((-2, 0, 1, BACKGROUND)))
+            engine.add_request(
+                str(place),
+                reference.prompts[i],
+                params,
+                standing=Standing(priority=draw.choice((-2, 0, 1, BACKGROUND))),
+            )
         if draw.random() < 0.05:
             aborted.add(name := str(draw.randrange(len(chosen))))
             engine.abort(name)

@@ -32,7 +32,7 @@ from tiny_model import save_tiny_model
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
 from pybatch.engine.scheduling.block_pool import BlockPool
-from pybatch.engine.scheduling.sequence import BACKGROUND
+from pybatch.engine.standing import BACKGROUND, Standing
 from pybatch.model import Decoder, load_model
 
 BLOCK = 8
@@ -150,7 +150,9 @@ class EngineMachine(RuleBasedStateMachine):
         wish = self.catalogue.wishes[number]
         for _ in range(copies):
             self.came += 1
-            self.engine.add_request(str(self.came), list(wish.prompt), wish.params, priority=priority)
+            self.engine.add_request(
+                str(self.came), list(wish.prompt), wish.params, standing=Standing(priority=priority)
+            )
             self.pending[str(self.came)] = number
 
     @precondition(lambda self: self.pending)

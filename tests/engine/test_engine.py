@@ -12,9 +12,11 @@ from engine.runs import EOS, MakeEngine, drain, run, some_prompt
 from transformers import LlamaForCausalLM
 
 from pybatch.engine import Engine, EngineConfig, RequestOutputKind, SamplingParams
+from pybatch.engine.errors import QueueFullError
 from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.metrics import EngineMetrics
-from pybatch.engine.scheduling.sequence import BACKGROUND, Request
+from pybatch.engine.scheduling.sequence import Request
+from pybatch.engine.standing import BACKGROUND, Standing
 from pybatch.model import Decoder, Tokenizer
 from pybatch.model.layers import DenseLinear
 from pybatch.model.text.token_text import TextStream
@@ -547,7 +549,9 @@ def test_metrics_tell_prompts_steps_and_why_requests_ended(make_engine: MakeEngi
     (output,) = run(engine, [some_prompt(30)], SamplingParams(temperature=0, ignore_eos=True, n=2, max_tokens=3))
     first = output.outputs[0].token_ids[0]
     run(engine, [some_prompt(30)], SamplingParams(temperature=0, max_tokens=9, stop_token_ids=[first]))
-    engine.add_request("gone", prompt, SamplingParams(max_tokens=50, ignore_eos=True), priority=BACKGROUND)
+    engine.add_request(
+        "gone", prompt, SamplingParams(max_tokens=50, ignore_eos=True), standing=Standing(priority=BACKGROUND)
+    )
     engine.step()
     assert (engine.num_running, engine.num_waiting, engine.num_kv_blocks_used) == (1, 0, 3)
     engine.abort("gone")
@@ -624,9 +628,27 @@ def test_users_are_served_in_turn_and_by_deadline(make_engine: MakeEngine) -> No
     params = SamplingParams(temperature=0, max_tokens=2)
     asked = [("a", None), ("a", None), ("a", 0.0), ("b", None), ("b", 1.0)]
     for i, (user, target) in enumerate(asked):
-        engine.add_request(str(i), [1, 2, 3], params, user=user, ttft_target=target)
+        engine.add_request(str(i), [1, 2, 3], params, standing=Standing(user=user, ttft_target=target))
     assert [output.request_id for output in drain(engine)] == ["2", "4", "0", "3", "1"]
-    for name, value, said in (("user", 3, "text or None"), ("ttft_target", -1, "a number of seconds, at least 0")):
-        with pytest.raises(ValueError, match=f"{name}: expected {said}"):
-            engine.add_request("bad", [1], params, **{name: value})  # type: ignore[arg-type]
-    assert not engine.has_unfinished()
+
+
+def test_a_full_queue_refuses_all_but_background_work(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_num_seqs=2, max_queued=1)
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    for name in "abc":
+        engine.add_request(name, [1, 2, 3], params)
+    with pytest.raises(QueueFullError, match="max_queued: 1 requests wait while max_num_seqs = 2 run"):
+        engine.add_request("d", [1, 2, 3], params)
+    for name in "ef":
+        engine.add_request(name, [1, 2, 3], params, standing=Standing(priority=BACKGROUND))
+    engine.pin_prefix("pin", [5] * 40)
+    engine.abort("a")
+    engine.add_request("g", [1, 2, 3], params)
+    with pytest.raises(QueueFullError):
+        engine.add_request("h", [1, 2, 3], params)
+    assert {output.request_id for output in drain(engine)} == {*"bcefg", "pin"}
+    for name in "abc":
+        engine.add_request(name, [1, 2, 3], params)
+    with pytest.raises(QueueFullError):
+        engine.add_request("d", [1, 2, 3], params)
+    assert len(list(drain(engine))) == 3

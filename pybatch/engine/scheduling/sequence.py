@@ -13,10 +13,9 @@ from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.block_pool import BlockKey, Pin
 from pybatch.engine.scheduling.pruning import NEVER, Pruning
+from pybatch.engine.standing import BACKGROUND as BACKGROUND
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.engine.structured.matcher import Matcher
-
-BACKGROUND = 1 << 30
-"""The priority from which on work is background work: rows of jobs that run beside interactive requests."""
 
 
 class Status(Enum):
@@ -168,17 +167,15 @@ class Request:
         "num_shared",
         "params",
         "pin",
-        "priority",
         "prompt",
         "prompt_logprobs",
         "prompt_token_ids",
         "pruning",
         "request_id",
         "sequences",
+        "standing",
         "stop_ids",
         "stream",
-        "ttft_target",
-        "user",
     )
 
     def __init__(
@@ -192,9 +189,7 @@ class Request:
         stop_ids: frozenset[int],
         stream: bool,
         arrival_time: float,
-        priority: int = 0,
-        user: str | None = None,
-        ttft_target: float | None = None,
+        standing: Standing = ORDINARY,
         beams: BeamSearch[Sequence] | None = None,
         pruning: Pruning | None = None,
     ) -> None:
@@ -202,9 +197,7 @@ class Request:
         self.prompt = prompt
         self.prompt_token_ids = prompt_token_ids
         self.params = params
-        self.priority = priority  # lower ones run first
-        self.user = user  # among whom those of one priority are served fairly
-        self.ttft_target = ttft_target  # in seconds from its arrival
+        self.standing = standing
         self.max_total_tokens = max_total_tokens
         self.stop_ids = stop_ids  # end-of-sequence tokens, unless ignored, and stop_token_ids
         self.stream = stream
@@ -225,6 +218,23 @@ class Request:
     def awaits_grammar(self) -> bool:
         """Whether it cannot be scheduled yet."""
         return self.params.structured_outputs is not None and self.grammar is None
+
+    @property
+    def priority(self) -> int:
+        return self.standing.priority
+
+    @property
+    def user(self) -> str | None:
+        return self.standing.user
+
+    @property
+    def ttft_target(self) -> float | None:
+        return self.standing.ttft_target
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is one of those of which there may be only so many."""
+        return self.pin is None and not self.standing.background
 
     @property
     def num_places(self) -> int:

@@ -13,6 +13,7 @@ from pybatch.engine.scheduling.policies import as_policy
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Request, Sequence
 from pybatch.engine.scheduling.step import Chunk
+from pybatch.engine.standing import Standing
 
 BLOCK = 4
 
@@ -59,8 +60,7 @@ class Simulation:
             stop_ids=frozenset(),
             stream=False,
             arrival_time=0.0,
-            priority=priority,
-            **standing,
+            standing=Standing(priority=priority, **standing),
         )
         request.sequences = [Sequence(request, i, i, None) for i in range(n)]
         self.requests.append(request)

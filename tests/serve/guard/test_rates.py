@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +77,30 @@ def test_requests_at_a_time(server: LocalServer) -> None:
     ask(limited)
 
 
-def test_a_full_queue_is_503(llm: AsyncLLM) -> None:
-    with local_server(llm, max_queue=1) as server:
-        limit = llm.engine.config.max_num_seqs + 1
+@pytest.mark.usefixtures("slow_steps")
+def test_a_full_queue_is_503(tiny_model: Path) -> None:
+    with (
+        closing(AsyncLLM(tiny_model, num_kv_blocks=64, threads=1, max_num_seqs=1, max_queued=1)) as llm,
+        local_server(llm) as server,
+    ):
         free = client(server, "none")
-        server.service.prompts += limit  # as many prompts are being answered
-        with pytest.raises(openai.InternalServerError, match="too many requests are waiting") as error:
-            ask(free)
-        assert error.value.status_code == 503
-        assert (error.value.code, error.value.type) == ("server_busy", "server_error")
-        assert int(error.value.response.headers["retry-after"]) >= 1
-        with pytest.raises(openai.InternalServerError):
-            ask(free, stream=True)
-        server.service.prompts -= 1
+        running = ask(free, stream=True, max_tokens=400).parse()
+        next(iter(running))
+        waiting = threading.Thread(target=ask, args=(free,))
+        waiting.start()
+        while llm.thread.num_waiting == 0:
+            time.sleep(0.01)
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError, match="too many requests are waiting: max_queued") as error:
+                ask(free, stream=stream)
+            assert error.value.status_code == 503
+            assert (error.value.code, error.value.type) == ("server_busy", "server_error")
+            assert int(error.value.response.headers["retry-after"]) >= 1
+        with pytest.raises(openai.BadRequestError, match="prompt: expected 1 to 2 prompts here, got 3"):
+            free.completions.create(model="tiny", prompt=["a", "b", "c"])
+        running.close()
+        waiting.join(60)
         ask(free)
-        server.service.prompts -= limit - 1
         server.expect_idle()
 
 

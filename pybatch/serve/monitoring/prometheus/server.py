@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 import pybatch
-from pybatch.engine.scheduling.sequence import BACKGROUND
+from pybatch.engine.standing import BACKGROUND
 from pybatch.serve.monitoring.http import HttpLoad
 from pybatch.serve.monitoring.prometheus.families import LATENCY, by, counter, gauge, histogram
 from pybatch.serve.service import Service
