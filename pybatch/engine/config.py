@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pybatch.engine.arguments import list_fields, suggest_names
@@ -50,6 +51,14 @@ class EngineConfig:
         "activations' type, but float16 for float32 activations of a quantised model.",
     ] = "auto"
     enable_prefix_caching: Annotated[bool, "Prompts that begin alike share the KV blocks of their beginning."] = True
+    prefix_cache_dir: Annotated[
+        str | Path | None,
+        "A folder for the KV blocks of prefixes that several prompts have, or that are pinned: a later run finds them "
+        "there. Prompts can be read from it.",
+    ] = None
+    prefix_cache_space: Annotated[
+        float, "The most GiB in prefix_cache_dir; what has not been used for longest is deleted."
+    ] = 10.0
     predict_lengths: Annotated[
         bool,
         "Let requests join only if the KV pool is expected to hold all that run until they end, by the lengths of "
@@ -90,12 +99,19 @@ class EngineConfig:
         share = self.memory_utilization
         if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"memory_utilization: expected a number above 0 and at most 1, got {share!r}")
-        space = self.swap_space
-        if not isinstance(space, Real) or isinstance(space, bool) or not 0 <= space < math.inf:
-            raise ValueError(f"swap_space: expected a number of GiB, at least 0, got {space!r}")
+        for name in ("swap_space", "prefix_cache_space"):
+            space = getattr(self, name)
+            if not isinstance(space, Real) or isinstance(space, bool) or not 0 <= space < math.inf:
+                raise ValueError(f"{name}: expected a number of GiB, at least 0, got {space!r}")
         for name in ("enable_prefix_caching", "predict_lengths"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if self.prefix_cache_dir is not None:
+            if not isinstance(self.prefix_cache_dir, str | Path) or not str(self.prefix_cache_dir):
+                raise ValueError(f"prefix_cache_dir: expected a folder's path, got {self.prefix_cache_dir!r}")
+            if not self.enable_prefix_caching:
+                raise ValueError("prefix_cache_dir: expected None where enable_prefix_caching is off")
+            object.__setattr__(self, "prefix_cache_dir", str(self.prefix_cache_dir))  # as policy
         seconds = self.structured_outputs_timeout
         if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds <= 3600:
             raise ValueError(f"structured_outputs_timeout: expected seconds, above 0 and at most 3600, got {seconds!r}")

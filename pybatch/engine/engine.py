@@ -6,9 +6,12 @@ import logging
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from pybatch.engine.computing import Computed, StepComputer
 from pybatch.engine.config import EngineConfig
+from pybatch.engine.disk.fingerprint import fingerprint
+from pybatch.engine.disk.prefix_files import PrefixFiles
 from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
@@ -122,6 +125,19 @@ class Engine:
         self._num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
         step_cost = self.metrics.step_cost  # not self in the lambda: that would be a cycle
         self._swap_cost = SwapCost(self._kv_cache.seconds_per_swap, lambda: step_cost.line()[1])
+        self._prefix_files: PrefixFiles | None = None
+        if config.prefix_cache_dir is not None:
+            try:
+                self._prefix_files = PrefixFiles(
+                    Path(config.prefix_cache_dir),
+                    fingerprint(decoder, layout),
+                    self._kv_cache,
+                    max_bytes=int(config.prefix_cache_space * 2**30),
+                    block_size=config.block_size,
+                    seconds_per_token=lambda: step_cost.line()[1],
+                )
+            except OSError as error:
+                raise ValueError(f"prefix_cache_dir: expected a folder to write to: {error}") from error
         self._new_schedule()
 
     @property
@@ -302,7 +318,11 @@ class Engine:
         alone."""
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
         swap_space = SwapSpace(self._num_host_blocks, self._swap_cost.pays) if self._num_host_blocks else None
-        self._scheduler = make_scheduler(self.config, self._pool, swap_space=swap_space)
+        if self._prefix_files is not None and swap_space is not None:
+            self._prefix_files.before_load = partial(_swap, swap_space, self._kv_cache, self.metrics)
+        self._scheduler = make_scheduler(
+            self.config, self._pool, swap_space=swap_space, prefix_store=self._prefix_files
+        )
         self._updater = TokenUpdater(
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids
         )
@@ -326,7 +346,7 @@ class Engine:
         self._take_grammars()
         chunks = self._schedule()
         if self._scheduler.swap_space is not None:
-            self._swap(self._scheduler.swap_space)
+            _swap(self._scheduler.swap_space, self._kv_cache, self.metrics)
         if copies := self._scheduler.take_copies():
             self._kv_cache.copy_blocks(copies)
         if not chunks:
@@ -337,6 +357,8 @@ class Engine:
         tokens = sum([chunk.num_tokens for chunk in chunks])
         computed = self._computer.compute(chunks, self._scheduler.unwritten_blocks)
         self._update(computed)
+        if self._prefix_files is not None:
+            self._prefix_files.store(self._pool)
         if self._speculator is not None:
             self._speculator.learn(time.perf_counter() - scheduled)
         self.metrics.step(
@@ -360,14 +382,6 @@ class Engine:
             else:
                 self._updater.fail(request, error, "invalid_request")
                 self._ready.append(self._output(request))
-
-    def _swap(self, space: SwapSpace) -> None:
-        outs, ins = space.take_moves()
-        self._kv_cache.swap_out(outs)
-        self._kv_cache.swap_in(ins)
-        self.metrics.swapped_out_blocks += len(outs)
-        self.metrics.swapped_in_blocks += len(ins)
-        self.metrics.host_blocks_now = space.num_used
 
     def _schedule(self) -> list[Chunk]:
         """The next step's chunks. A request that makes the scheduler raise ends with that error. Scheduling may have
@@ -461,6 +475,16 @@ class Engine:
             self._end_pin(request)
             request.sequences.clear()  # they refer to it: without the cycle all are freed now
         return output
+
+
+def _swap(space: SwapSpace, kv_cache: KvCache, metrics: EngineMetrics) -> None:
+    """Makes the moves that are due."""
+    outs, ins = space.take_moves()
+    kv_cache.swap_out(outs)
+    kv_cache.swap_in(ins)
+    metrics.swapped_out_blocks += len(outs)
+    metrics.swapped_in_blocks += len(ins)
+    metrics.host_blocks_now = space.num_used
 
 
 def _completion(sequence: Sequence, delta: bool) -> CompletionOutput:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
+from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.swap_space import SwapSpace
 
@@ -17,6 +18,7 @@ def make_scheduler(
     pool: BlockPool,
     *,
     swap_space: SwapSpace | None = None,
+    prefix_store: PrefixStore | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Scheduler:
     return Scheduler(
@@ -29,5 +31,6 @@ def make_scheduler(
         max_background_tokens=config.max_background_tokens,
         predict_lengths=config.predict_lengths,
         swap_space=swap_space,
+        prefix_store=prefix_store,
         clock=clock,
     )

@@ -25,6 +25,7 @@ class RequestMetrics:
     num_output_tokens: int = 0  # of all samples
     num_samples: int = 1
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    num_disk_tokens: int = 0  # of these, read from prefix_cache_dir
     num_preemptions: int = 0
 
     @property
@@ -191,6 +192,7 @@ class MetricsSummary:
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
+    disk_tokens: int
     preemptions: int
     output_throughput: float
     total_throughput: float
@@ -244,8 +246,10 @@ class EngineMetrics:
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    disk_tokens: int = 0  # of these, read from prefix_cache_dir
     prefilled_tokens: int = 0  # of prompts whose first token has come
     prefilled_cached_tokens: int = 0
+    prefilled_disk_tokens: int = 0
     finish_reasons: Counter[str] = field(default_factory=Counter)  # of requests; "abort" is in no other count
     step_size: Distribution = field(default_factory=Distribution)  # tokens
     ttft: Distribution = field(default_factory=Distribution)  # of requests whose first token has come
@@ -292,6 +296,7 @@ class EngineMetrics:
     def first_token(self, request: RequestMetrics, *, background: bool = False) -> None:
         self.prefilled_tokens += request.num_prompt_tokens
         self.prefilled_cached_tokens += request.num_cached_tokens
+        self.prefilled_disk_tokens += request.num_disk_tokens
         if request.ttft is not None:
             self.ttft.add(request.ttft)
             if not background:
@@ -306,6 +311,7 @@ class EngineMetrics:
         self.failed_requests += failed
         self.prompt_tokens += request.num_prompt_tokens
         self.cached_tokens += request.num_cached_tokens
+        self.disk_tokens += request.num_disk_tokens
         for distribution, value in (
             (self.queue_time, request.queue_time),
             (self.prefill_time, request.prefill_time),
@@ -331,6 +337,7 @@ class EngineMetrics:
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.output_tokens,
             cached_tokens=self.cached_tokens,
+            disk_tokens=self.disk_tokens,
             preemptions=self.preemptions,
             output_throughput=self.output_tokens / wall,
             total_throughput=(self.prompt_tokens + self.output_tokens) / wall,

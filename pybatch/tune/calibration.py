@@ -158,7 +158,9 @@ class Measurement:
         room = int(free_memory(engine.decoder.device) * MEMORY_SHARE) // block
         wanted = max(each.blocks(engine.config.block_size) for each in self._phases)
         blocks = max(1, min(wanted, room, engine.num_kv_blocks))
-        config = replace(engine.config, num_kv_blocks=blocks, max_model_len=None, policy="continuous")
+        config = replace(
+            engine.config, num_kv_blocks=blocks, max_model_len=None, policy="continuous", prefix_cache_dir=None
+        )
         return MeasuredEngine(engine.decoder, None, config)
 
     def run(self) -> StepTimes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -71,6 +72,26 @@ def test_a_job_that_is_killed_at_random_moments_gives_what_an_uninterrupted_one_
     assert b"".join(lines) == whole.read_bytes()
     assert len(lines) == ROWS
     assert results.with_suffix(".errors.jsonl").read_bytes() == whole.with_suffix(".errors.jsonl").read_bytes()
+
+
+def test_a_job_that_goes_on_finds_its_prefix_on_the_disk(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    prompts, whole, results, folder = (tmp_path / name for name in ("in.jsonl", "whole.jsonl", "out.jsonl", "prefixes"))
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(60)))
+    arguments = ["--model", tiny_model, *SAMPLED, "--system", "Answer in one short sentence, and be kind. " * 3]
+    assert cli("run", prompts, "-o", whole, *arguments).code == 0
+    cut = ["run", prompts, "-o", results, *arguments, "--prefix-cache-dir", folder]
+    with subprocess.Popen([*COMMAND, *cut], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not (tmp_path / "out.jsonl.journal").exists() or size(results) < 8):
+            time.sleep(0.002)
+        assert process.poll() is None, "it was done before it was killed"
+        process.send_signal(signal.SIGKILL)
+    blocks = len(list(folder.glob("*/*.kv")))
+    assert blocks >= 2
+    code, _, err = cli(*cut)
+    assert code == 0
+    (told,) = re.findall(r"prefix hits .* of prompt tokens, ([\d,]+) of them from disk", err)
+    assert int(told.replace(",", "")) == 16 * blocks
+    assert results.read_bytes() == whole.read_bytes()
 
 
 def size(results: Path) -> int:

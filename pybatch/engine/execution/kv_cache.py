@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -156,6 +156,18 @@ class KvCache:
                 torch.cuda.synchronize(spare.device)
             seconds = time.perf_counter() - begin
         return seconds / count
+
+    def fill(self, block: int, read: Callable[[memoryview], bool]) -> bool:
+        """Has `read` write a block's bytes, on a GPU by way of the host. Returns what it does: if that is False the
+        block's content is lost."""
+        host = self.pool[block].cpu() if self.pool.is_cuda else self.pool[block]
+        filled = read(host.numpy().data)
+        if filled and self.pool.is_cuda:
+            self.pool[block].copy_(host)
+        return filled
+
+    def block_bytes(self, block: int) -> bytes:
+        return self.pool[block].cpu().numpy().tobytes()
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copies block source to block destination for each (source, destination)."""

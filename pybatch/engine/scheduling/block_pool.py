@@ -182,9 +182,13 @@ class BlockPool:
         """The block after `parent` that shares most with `tokens`, and how many bytes; (-1, 0) if there is none."""
         return self._continuations.longest(b"" if parent is None else parent.digest, tokens)
 
-    def is_cached(self, key: BlockKey) -> bool:
+    def find(self, key: BlockKey) -> int | None:
+        """The full block with these tokens, if it is in the pool."""
         block = self._cached.get(key.digest)
-        return block is not None and self._keys[block].tokens == key.tokens
+        return block if block is not None and self._keys[block].tokens == key.tokens else None
+
+    def is_cached(self, key: BlockKey) -> bool:
+        return self.find(key) is not None
 
     def forget(self, block: int) -> None:
         """Takes a block out of the prefix cache: it does not hold what was announced, or not for long."""
@@ -242,9 +246,9 @@ class BlockPool:
         """Returns the longest run of cached blocks for these keys, and takes a reference to each."""
         blocks = []
         for key in keys:
-            if not self.is_cached(key):
+            block = self.find(key)
+            if block is None:
                 break
-            block = self._cached[key.digest]
             self.share(block)
             blocks.append(block)
         return blocks

@@ -5,16 +5,23 @@ from __future__ import annotations
 from itertools import islice
 
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool
+from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.sequence import Sequence
 
 
 class BlockTables:
-    """A sequence's blocks hold its cached tokens in order; the last may be full in part."""
+    """A sequence's blocks hold its cached tokens in order; the last may be full in part.
 
-    def __init__(self, pool: BlockPool, block_size: int, *, prefix_caching: bool) -> None:
+    prefix_store: of prefixes that are not in the pool.
+    """
+
+    def __init__(
+        self, pool: BlockPool, block_size: int, *, prefix_caching: bool, prefix_store: PrefixStore | None = None
+    ) -> None:
         self.pool = pool
         self.block_size = block_size
         self._prefix_caching = prefix_caching
+        self._prefix_store = prefix_store
         self._copies: dict[Sequence, tuple[int, int]] = {}  # of those that have joined in this step
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -51,11 +58,27 @@ class BlockTables:
         which is always computed: its logits are wanted."""
         if not self._may_share(sequence):
             return
-        full = min(len(sequence.tokens) - 1, sequence.request.most_shared) // self.block_size
+        full = self._most_shared(sequence)
         sequence.make_keys(full, self.block_size)
         sequence.blocks.extend(self.pool.match(islice(sequence.keys, full)))
         sequence.num_registered = len(sequence.blocks)
         sequence.num_computed = len(sequence.blocks) * self.block_size
+
+    def _most_shared(self, sequence: Sequence) -> int:
+        """How many full blocks may come from elsewhere."""
+        return min(len(sequence.tokens) - 1, sequence.request.most_shared) // self.block_size
+
+    def load_prefix(self, sequence: Sequence) -> None:
+        """Has the prefix store fill the blocks of a sequence that has just joined behind those found in the pool."""
+        store, found = self._prefix_store, sequence.num_registered
+        if store is None or not self._may_share(sequence):
+            return
+        loaded = store.load(sequence.keys[found : self._most_shared(sequence)], sequence.blocks[found:])
+        self.register(sequence, (found + loaded) * self.block_size)
+        sequence.num_computed = sequence.num_registered * self.block_size
+        if not sequence.returning:
+            sequence.request.metrics.num_disk_tokens = loaded * self.block_size
+            store.want(sequence.keys[: sequence.num_registered])
 
     def copy_beginning(self, sequence: Sequence) -> None:
         """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
@@ -152,3 +175,5 @@ class BlockTables:
         if begun := pin.tokens[full * self.block_size :]:
             keys.append(BlockKey.begun(keys[-1] if keys else None, begun.tobytes()))
         self.pool.pin(pin, sequence.blocks[: len(keys)], keys)
+        if self._prefix_store is not None:
+            self._prefix_store.want(keys[:full])

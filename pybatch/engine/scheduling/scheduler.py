@@ -16,6 +16,7 @@ from pybatch.engine.scheduling.block_tables import BlockTables
 from pybatch.engine.scheduling.fair_queue import OUTPUT_WEIGHT
 from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
+from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.pruning import Gathered, Turned
 from pybatch.engine.scheduling.running import Running
 from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
@@ -91,6 +92,7 @@ class Scheduler:
         max_background_tokens: int,
         predict_lengths: bool = False,
         swap_space: SwapSpace | None = None,
+        prefix_store: PrefixStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._lengths = LengthPredictor()
@@ -102,7 +104,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.at: Sequence | None = None  # the one being looked at: if scheduling raises, the cause
         self._pool = pool
-        self._tables = BlockTables(pool, block_size, prefix_caching=prefix_caching)
+        self._tables = BlockTables(pool, block_size, prefix_caching=prefix_caching, prefix_store=prefix_store)
         self._pruner = TablePruner(self._tables, self.running, self._free_for)
         self._reserve = pool.num_blocks // 8  # blocks that a prompt which takes them by chunks leaves
         self._admission = admission
@@ -309,6 +311,7 @@ class Scheduler:
         if sequence.host_blocks and self.swap_space is not None:
             self.swap_space.restore(sequence, self._block_size)
         elif sequence is not self._short:  # which may lack the block for what would be left to compute
+            self._tables.load_prefix(sequence)
             self._tables.copy_beginning(sequence)
         self.running.join(sequence)
         metrics = sequence.request.metrics

@@ -16,6 +16,7 @@ def summary_figures(
     """The job's rows, throughput, latencies and memory, by name. metrics: of an engine that has run nothing but this
     job."""
     seconds = progress.seconds
+    from_disk = f", {metrics.disk_tokens:,} of them from disk" if metrics.disk_tokens else ""
     failed = f" ({progress.rows_failed:,} failed)" if progress.rows_failed else ""
     special = {
         "cached rows": progress.rows_cached,
@@ -35,7 +36,7 @@ def summary_figures(
         "TPOT p50 / p99": f"{duration(metrics.tpot_p50)} / {duration(metrics.tpot_p99)}",
         "sequences in a step": f"{metrics.batch_occupancy:.1f} (peak {metrics.peak_batch})",
         "KV blocks, peak": f"{metrics.peak_kv_blocks:,} of {metrics.kv_blocks:,}",
-        "prefix hits": f"{metrics.cached_tokens / max(1, metrics.prompt_tokens):.1%} of prompt tokens",
+        "prefix hits": f"{metrics.cached_tokens / max(1, metrics.prompt_tokens):.1%} of prompt tokens{from_disk}",
         "preemptions": f"{metrics.preemptions:,}",
         "peak memory": f"{peak_memory() / 2**20:,.0f} MiB",
     }

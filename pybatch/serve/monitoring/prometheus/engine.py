@@ -53,6 +53,7 @@ class EngineCollector(Collector):
         for name, help, value in (
             ("prefix_cache_queries", "Tokens of prompts that were looked for in the prefix cache.", queries),
             ("prefix_cache_hits", "Those that were found there.", metrics.prefilled_cached_tokens),
+            ("prefix_cache_disk_hits", "Of these, read from prefix_cache_dir.", metrics.prefilled_disk_tokens),
             (
                 "num_preemptions",
                 "Samples that had to return their KV blocks.",
