@@ -82,40 +82,45 @@ class StepComputer:
         return computed
 
     def _run(self, chunks: list[Chunk]) -> Computed:
-        begin = time.perf_counter()
-        logits = self.runner.run(chunks)
-        computed = Computed(chunks, run_time=time.perf_counter() - begin)
+        computed = Computed(chunks)
         decodes = num_decodes(chunks)  # in most steps all of them
         computed.sequences += [chunk.sequence for chunk in chunks[:decodes]]
-        verifying = [chunk for chunk in chunks[:decodes] if chunk.drafts]
-        if verifying:
+        drafts: list[tuple[int, ...]] | None = None
+        if any(chunk.drafts for chunk in chunks[:decodes]):
             computed.sequences = [chunk.sequence for chunk in chunks[:decodes] for _ in range(chunk.num_tokens)]
+            drafts = [chunk.drafts[:i] for chunk in chunks[:decodes] for i in range(chunk.num_tokens)]
         row = len(computed.sequences)
         rows = list(range(row))
+        told: list[tuple[Sequence, int, list[int]]] = []  # log-probabilities of the prompt: their first row, positions
         for chunk in chunks[decodes:]:
             sequence, start = chunk.sequence, chunk.sequence.num_computed
             positions = logit_positions(sequence, start, start + chunk.num_tokens)
             before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
             if before_last:
-                entries = self._prompt_logprobs(sequence, logits[row : row + len(before_last)], before_last)
-                computed.prompt_logprobs.append((sequence.request, entries))
+                told.append((sequence, row, before_last))
             row += len(positions)
             if chunk.complete:
                 request = sequence.request
                 samples = [sequence] if request.forked or request.beams else request.sequences
                 computed.sequences += samples
                 rows += [row - 1] * len(samples)
+        if drafts is not None:
+            drafts += [()] * (len(rows) - len(drafts))
+
+        begin = time.perf_counter()
+        with self.sampler.preparing(computed.sequences, drafts):
+            logits = self.runner.run(chunks)
+        computed.run_time = time.perf_counter() - begin
+        for sequence, first, before_last in told:
+            entries = self._prompt_logprobs(sequence, logits[first : first + len(before_last)], before_last)
+            computed.prompt_logprobs.append((sequence.request, entries))
         if rows:
             if len(chunks) > decodes and rows != list(range(row)):
                 logits = logits[rows]
-            drafts = None
-            if verifying:
-                drafts = [chunk.drafts[:i] for chunk in chunks[:decodes] for i in range(chunk.num_tokens)]
-                drafts += [()] * (len(rows) - len(drafts))
             sampled = self.sampler.sample(logits, computed.sequences, drafts)
             computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
             computed.candidates = {computed.sequences[row]: each for row, each in sampled.candidates.items()}
-            if verifying:
+            if drafts is not None:
                 _verify(computed, chunks[:decodes])
         return computed
 

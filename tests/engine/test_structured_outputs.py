@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from typing import Any
+from unittest.mock import patch
 
 import jsonschema
 import pytest
+import torch
 from engine.runs import EOS, MakeEngine, drain, run, some_prompt
 
 from pybatch.engine import Engine, RequestOutput, SamplingParams
+from pybatch.engine.execution.masks import BatchMasks
+from pybatch.engine.execution.model_runner import ModelRunner
+from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.structured.params import StructuredOutputsParams
 from pybatch.model import Decoder
 
@@ -124,6 +130,42 @@ def test_drafts_are_held_to_the_grammar_and_change_nothing(make_engine: MakeEngi
     drafting = make_engine(speculative_config=speculative)
     assert bits(drafting) == bits(make_engine())
     assert drafting.metrics.drafts.accepted_tokens > 0
+
+
+def test_masks_are_made_while_the_model_runs(make_engine: MakeEngine) -> None:
+    engine, begun = make_engine(), threading.Event()
+    fill, compute = BatchMasks.fill, ModelRunner.run
+    waited: list[bool] = []
+
+    def telling(masks: BatchMasks, drafts: Any) -> None:
+        fill(masks, drafts)
+        begun.set()
+
+    def waiting(runner: ModelRunner, chunks: list[Chunk]) -> torch.Tensor:
+        waited.append(begun.wait(5))
+        begun.clear()
+        return compute(runner, chunks)
+
+    with patch.object(BatchMasks, "fill", telling), patch.object(ModelRunner, "run", waiting):
+        [output] = run(engine, [some_prompt(5)], params("regex"))
+    assert CONSTRAINTS["regex"][1](text_of(output))
+    assert len(waited) == len(output.outputs[0].token_ids)
+    assert all(waited)
+
+
+def test_a_batch_that_fails_while_masks_are_made_is_tried_again_without_a_trace(make_engine: MakeEngine) -> None:
+    kinds = [*CONSTRAINTS]
+    prompts, each = [some_prompt(5, i) for i in range(len(kinds))], [params(kind, seed=3) for kind in kinds]
+    compute = ModelRunner.run
+
+    def failing(runner: ModelRunner, chunks: list[Chunk]) -> torch.Tensor:
+        if len(chunks) > 2:
+            raise LookupError("too many")
+        return compute(runner, chunks)
+
+    wanted = [text_of(output) for output in run(make_engine(), prompts, each)]
+    with patch.object(ModelRunner, "run", failing):
+        assert [text_of(output) for output in run(make_engine(), prompts, each)] == wanted
 
 
 def test_samples_follow_the_grammar_each_by_itself(make_engine: MakeEngine) -> None:

@@ -34,17 +34,21 @@ class BatchMasks:
     def __bool__(self) -> bool:
         return len(self._masks) > 0
 
-    def fill(self, drafts: list[tuple[int, ...]]) -> Tensor:
-        """The masks, for each row's next token. drafts: of each row of the batch those between its sequence's tokens
-        and that one; rows of one sequence come one after the other, each with one more."""
-        if self._followed:
-            places = [(matcher_of(sequence), row) for sequence, (row, _) in self._followed.items()]
-            following = None
-            if any(drafts):
-                following = [_last(drafts, i) for _, i in self._followed.values()]
-            fill_masks(self._masks, places, following)
-            for row, allowed in self._allowed:
-                self._masks[row] &= allowed
+    @property
+    def follow_grammars(self) -> bool:
+        """Whether they are to be filled for each token."""
+        return bool(self._followed)
+
+    def fill(self, drafts: list[tuple[int, ...]] | None) -> None:
+        """For each row's next token. drafts: of each row of the batch those between its sequence's tokens and that one;
+        rows of one sequence come one after the other, each with one more. None: none of any."""
+        places = [(matcher_of(sequence), row) for sequence, (row, _) in self._followed.items()]
+        following = None if drafts is None else [_last(drafts, i) for _, i in self._followed.values()]
+        fill_masks(self._masks, places, following)
+        for row, allowed in self._allowed:
+            self._masks[row] &= allowed
+
+    def on_device(self) -> Tensor:
         return self._masks.to(self._device, non_blocking=True)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -43,6 +45,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._device = device
         self._batch = Batch([], device)
+        self._mask_thread = ThreadPoolExecutor(1, thread_name_prefix="pybatch-masks")  # which is started when needed
 
     def _batch_of(self, sequences: list[Sequence]) -> Batch:
         if sequences != self._batch.sequences:
@@ -50,9 +53,24 @@ class Sampler:
             self._batch = Batch(sequences, self._device, masks)
         return self._batch
 
+    @contextmanager
+    def preparing(self, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None) -> Iterator[None]:
+        """Meanwhile, and no longer, the masks are made with which `sample` then draws: beside the model's run they take
+        hardly any time. The arguments are those of `sample`."""
+        masks = self._batch_of(sequences).masks if sequences else None
+        if masks is None or not masks.follow_grammars:
+            yield
+            return
+        filled = self._mask_thread.submit(masks.fill, drafts)
+        try:
+            yield
+        finally:
+            wait([filled])
+        filled.result()
+
     def sample(self, logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None = None) -> Samples:
-        """One token a row. logits: [rows, vocab] float32, changed where a sequence asks for it. drafts: of each row,
-        those between the sequence's tokens and the token that is drawn; None: none of any.
+        """One token a row, after `preparing`. logits: [rows, vocab] float32, changed where a sequence asks for
+        it. drafts: of each row, those between the sequence's tokens and the token that is drawn; None: none of any.
         """
         batch = self._batch_of(sequences)
         before = drafts or [()] * len(sequences)
@@ -97,7 +115,7 @@ class Batch:
 
     def __init__(self, sequences: list[Sequence], device: torch.device, masks: BatchMasks | None = None) -> None:
         self.sequences = sequences.copy()
-        self._masks = masks
+        self.masks = masks
         params = [sequence.request.params for sequence in sequences]
         self.beams = [row for row, p in enumerate(params) if p.beam_width]
         self.with_logprobs = [row for row, p in enumerate(params) if p.logprobs is not None and not p.beam_width]
@@ -125,7 +143,7 @@ class Batch:
         return adjusted
 
     def draw(self, logits: Tensor, drafts: list[tuple[int, ...]]) -> Tensor:
-        masks = {"masks": self._masks.fill(drafts), "mask_rows": self._masks.rows} if self._masks else {}
+        masks = {"masks": self.masks.on_device(), "mask_rows": self.masks.rows} if self.masks else {}
         if self._params is None:
             return ops.sample(logits, *_greedy(len(self.sequences), self._device), **masks)
         temperature, top_k, top_p, min_p, seeds = self._params
