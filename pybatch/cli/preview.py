@@ -66,7 +66,7 @@ def show(job: Job, session: RowSession, row: Row, outcome: Outcome) -> None:
     request = job.request(row)
     if isinstance(request, Failure):  # it was none when the row was answered
         return
-    prompts, params = request
+    prompts, params = request[0].prompts, request[1]
     samples = iter(outcome.samples)
     for prompt in session.encode([(prompt, params) for prompt in prompts]):
         stderr.print(shown(prompt_text(session, prompt.token_ids, params)))

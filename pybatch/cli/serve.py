@@ -6,13 +6,14 @@ import os
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pybatch.cli.command import CommandError, UsageError, leave_deleted_folder, loading_errors, stderr, usage_errors
 from pybatch.cli.flags import EngineFlags, Given, flags_of, option, takes
 from pybatch.cli.signals import ending_in_order
+from pybatch.engine.user_weights import read_weights
 from pybatch.serve.guard.binding import bind
 from pybatch.serve.guard.keys import load_keys
 from pybatch.serve.settings import ServerSettings
@@ -35,12 +36,13 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, in the protocols of OpenAI and Anthropic."""
     leave_deleted_folder()
-    arguments = {"max_queued": MOST_QUEUED, **engine.given()}
+    arguments: dict[str, Any] = {"max_queued": MOST_QUEUED, **engine.given()}
     if model_tag is not None:
         arguments["model"] = model_tag
     with usage_errors():
         settings = ServerSettings(**server.given())
         keys = load_keys(settings.api_key or (), settings.api_key_file, os.environ, settings.limits)
+        arguments["user_weights"] = {**keys.weights, **read_weights(arguments.get("user_weights") or {})} or None
         with bind(settings, keys) as bound:
             try:
                 from pybatch.serve import run

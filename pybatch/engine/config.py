@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pybatch.engine.arguments import list_fields, suggest_names
 from pybatch.engine.errors import QueueFullError
 from pybatch.engine.scheduling.policies import Policy, as_policy
 from pybatch.engine.speculative_config import SpeculativeConfig
+from pybatch.engine.user_weights import read_weights
 
 KvCacheDType = Literal["auto", "int8", "int4", "fp8", "float32", "float16", "bfloat16"]
 
@@ -37,6 +39,11 @@ class EngineConfig:
         int | None,
         "Requests that may wait while max_num_seqs run; more raise QueueFullError, in the server 503, until some have "
         "ended. Default: any number; in the server 4096.",
+    ] = None
+    user_weights: Annotated[
+        Mapping[str, float] | str | None,
+        "The shares of users who ask all the time, in proportion, as a dict or JSON; a user who is not named has 1. "
+        "The server's API keys are users by their names.",
     ] = None
     max_background_tokens: Annotated[
         int, "The most prompt tokens in one step for rows of batches that run beside interactive requests."
@@ -87,6 +94,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.speculative_config is not None:
             object.__setattr__(self, "speculative_config", SpeculativeConfig.of(self.speculative_config).text)
+        if self.user_weights is not None:
+            object.__setattr__(self, "user_weights", json.dumps(read_weights(self.user_weights)))
         optional = ("max_model_len", "num_kv_blocks")
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_background_tokens", *optional):
             if getattr(self, name) is not None or name not in optional:
@@ -153,6 +162,11 @@ class EngineConfig:
     def speculation(self) -> SpeculativeConfig | None:
         """speculative_config, which is its text."""
         return None if self.speculative_config is None else SpeculativeConfig.of(self.speculative_config)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """user_weights, which is its text."""
+        return {} if self.user_weights is None else read_weights(self.user_weights)
 
     def _expect_integer(self, name: str, low: int, high: int, expected: str) -> None:
         value = getattr(self, name)

@@ -32,5 +32,6 @@ def make_scheduler(
         predict_lengths=config.predict_lengths,
         swap_space=swap_space,
         prefix_store=prefix_store,
+        user_weights=config.weights,
         clock=clock,
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Failure
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import merged
@@ -47,13 +46,10 @@ class Checked:
 
     def request(
         self, row: Row, dialect: Dialect, params: SamplingParams
-    ) -> tuple[tuple[Prompt, ...], SamplingParams] | Failure:
-        """What is to be run for a row, or what is wrong with it."""
+    ) -> tuple[RowRequest, SamplingParams] | Failure:
+        """What is to be run for a row, with which parameters, or what is wrong with it."""
         asked = check_row(row, dialect, params)
-        if isinstance(asked, Failure):
-            return asked
-        request, own = asked
-        return self.duplicate(row, request.id) or (request.prompts, own)
+        return asked if isinstance(asked, Failure) else self.duplicate(row, asked[0].id) or asked
 
     def add(self, row: Row, failure: Failure) -> None:
         self.bad[failure.code] += 1

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.jobs.check import Checked
-from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.dialect import Dialect, RowRequest
 from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.fingerprint import content_digest
 from pybatch.jobs.journal import Journal, JournalMismatchError
@@ -87,8 +86,8 @@ class Job:
                 f"{known - 1:,}; --fresh starts over"
             )
 
-    def request(self, row: Row) -> tuple[tuple[Prompt, ...], SamplingParams] | Failure:
-        """What a row asks for, or what is wrong with it."""
+    def request(self, row: Row) -> tuple[RowRequest, SamplingParams] | Failure:
+        """What a row asks for, with which parameters, or what is wrong with it."""
         return self._checked.request(row, self.dialect, self.params)
 
     def save(

@@ -20,6 +20,7 @@ from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.answers.duplicates import InFlight
 from pybatch.jobs.answers.job_answers import JobAnswers, number_of
+from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.job import Job
 from pybatch.jobs.order.admission import AdmissionOrder
 from pybatch.jobs.rows import Row, request_number
@@ -77,6 +78,7 @@ class RowAtWork:
     row: Row
     outcomes: list[Outcome | None]
     missing: int
+    standing: Standing
     key: int = 0
     cached: bool = True
     from_other_job: bool = True
@@ -161,7 +163,7 @@ class RowRunner:
     def _take_rows(self) -> None:
         """Those that there are. It waits only while the engine has nothing to do: for a stream's next row, or a moment
         for a good choice among a file's."""
-        taken: list[tuple[Row, tuple[Prompt, ...], SamplingParams]] = []
+        taken: list[tuple[Row, RowRequest, SamplingParams]] = []
         idle = not (self._running or self._held or self._waiting)
         most = MOST_AT_START if idle else MOST_AT_ONCE
         choose_until = time.monotonic() + START_WAIT if idle and self._job.source.rereadable else 0.0
@@ -178,15 +180,17 @@ class RowRunner:
             else:
                 taken.append((row, *request))
                 size += row.size
-        encoded = iter(self._session.encode([(prompt, params) for _, prompts, params in taken for prompt in prompts]))
-        for row, prompts, params in taken:
-            self._take_row(row, list(islice(encoded, len(prompts))), params)
+        encoded = iter(
+            self._session.encode([(prompt, params) for _, asked, params in taken for prompt in asked.prompts])
+        )
+        for row, asked, params in taken:
+            self._take_row(row, list(islice(encoded, len(asked.prompts))), params, asked.standing)
 
-    def _take_row(self, row: Row, prompts: Sequence[Encoded], params: SamplingParams) -> None:
+    def _take_row(self, row: Row, prompts: Sequence[Encoded], params: SamplingParams, standing: Standing) -> None:
         if failure := first_failure([failure_of(prompt) for prompt in prompts]):
             self._job.save(row, failure)
             return
-        at_work = RowAtWork(row, [None] * len(prompts), len(prompts))
+        at_work = RowAtWork(row, [None] * len(prompts), len(prompts), standing)
         self._rows_at_work += 1
         new = False
         for number, prompt in enumerate(prompts):
@@ -248,7 +252,9 @@ class RowRunner:
 
     def _start(self, work: Work) -> None:
         number = request_number(work.row.row.index, work.number)
-        request_id = self._session.add(work.prompt, work.params, self._inbox.append, index=number)
+        request_id = self._session.add(
+            work.prompt, work.params, self._inbox.append, index=number, standing=work.row.standing
+        )
         self._running[request_id] = work
         work.row.begun = True
 

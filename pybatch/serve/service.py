@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -125,7 +125,9 @@ class Service:
         self.prompts += len(asked.prompts)
         account = payer.get()
         counted = account.tokens is not None
-        user = asked.user if account is UNLIMITED else account.name  # a key has one share, whatever names it gives
+        standing = asked.standing
+        if account is not UNLIMITED:  # a key has one share, whatever names it gives
+            standing = replace(standing, user=account.name)
         try:
             prompts: Sequence[Prompt] = asked.prompts
             # With several, none is to run if one of them cannot: what was streamed could not be taken back. And what
@@ -135,7 +137,7 @@ class Service:
                 account.charge_tokens(sum(map(len, encoded)))
                 prompts = [{"prompt_token_ids": token_ids} for token_ids in encoded]
             streams = [
-                self.llm.generate(prompt, params, id, priority=asked.priority, user=user)
+                self.llm.generate(prompt, params, id, **asdict(standing))
                 for prompt, id in zip(prompts, ids, strict=True)
             ]
             async with aclosing(merge(streams)) as outputs:
@@ -159,7 +161,7 @@ class Service:
             ("prompt", len(asked.prompts), 1, min(MOST_PROMPTS, self.llm.engine.config.most_requests)),
             ("top_logprobs" if conversation else "logprobs", params.logprobs, 0, MOST_LOGPROBS),
             ("prompt_logprobs", params.prompt_logprobs, 0, MOST_LOGPROBS),
-            ("priority", asked.priority, 1 - BACKGROUND, BACKGROUND - 1),
+            ("priority", asked.standing.priority, 1 - BACKGROUND, BACKGROUND - 1),
         ):
             if value is not None and not least <= value <= most:
                 unit = " prompts" if name == "prompt" else ""

@@ -390,3 +390,17 @@ def test_a_row_that_has_begun_may_end_with_all_its_prompts_in_the_time_of_grace(
     assert not job.run(stopped=lambda: llm.engine.metrics.steps > steps, grace=60.0)
     assert 0 < len(job.results()) < 5
     assert all(len(row) == 12 for row in choices(job))
+
+
+def test_rows_are_the_requests_of_their_users(job: JobInPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, seen = job.llm.session.add, []
+
+    def noted(*arguments: Any, **options: Any) -> str:
+        seen.append((options["standing"].user, options["standing"].ttft_target))
+        return add(*arguments, **options)
+
+    monkeypatch.setattr(job.llm.session, "add", noted)
+    job.feed({"prompt": "a", "user": "ann", "ttft_target": 2.5}, {"prompt": "b", "user": "bob"}, {"prompt": "c"})
+    os.close(job.pipe)
+    assert job.run()
+    assert sorted(seen, key=str) == sorted([("ann", 2.5), ("bob", None), (None, None)], key=str)

@@ -14,6 +14,7 @@ from pybatch.api.protocols.response_format import output_structure
 from pybatch.api.protocols.sampling import expect_params
 from pybatch.api.protocols.tool_calls.choice import expect_choice
 from pybatch.api.vllm_names import ANYTHING
+from pybatch.engine.standing import Standing
 
 SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop_sequences": "stop"}
 """Fields that SamplingParams has too, with their names there."""
@@ -71,7 +72,14 @@ def message_request(body: Any) -> Generation:
         )
     params |= output_structure(body)
     expect_params(params)
-    return Generation((conversation(body),), params)
+    return Generation((conversation(body),), params, Standing(user=user(body)))
+
+
+def user(body: Mapping[str, Any]) -> str | None:
+    """In whose name it asks, if it says so."""
+    metadata = body.get("metadata")
+    id = metadata.get("user_id") if isinstance(metadata, Mapping) else None
+    return id if isinstance(id, str) and id else None
 
 
 def count_request(body: Any) -> Conversation:

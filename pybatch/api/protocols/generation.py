@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pybatch.api.inputs import Prompt
+from pybatch.engine.standing import ORDINARY, Standing
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets.
-    priority: among interactive requests; a lower one comes first. user: in whose name it asks, if it says so."""
+    standing: its priority is among interactive requests."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any]
-    priority: int = 0
-    user: str | None = None
+    standing: Standing = ORDINARY

@@ -16,6 +16,7 @@ from pybatch.api.protocols.sampling import expect_params, token_biases
 from pybatch.api.protocols.tool_calls.choice import expect_choice
 from pybatch.api.vllm_names import ANYTHING
 from pybatch.engine.sampling_params import SamplingParams
+from pybatch.engine.standing import Standing
 
 SAMPLING = {
     *("max_tokens", "n", "seed", "stop", "temperature", "top_p"),
@@ -32,7 +33,7 @@ SAMPLING = {
 ASKING_NOTHING: dict[str, Collection[Any]] = {
     **SamplingParams.VLLM_ONLY,
     "stream": (False,),
-    **dict.fromkeys(("user", "stream_options", "request_id", "cache_salt"), ANYTHING),
+    **dict.fromkeys(("stream_options", "request_id", "cache_salt"), ANYTHING),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "kv_transfer_params": (),
@@ -63,7 +64,15 @@ COMPLETION_ASKING_NOTHING: dict[str, Collection[Any]] = {
 }
 
 
-class ChatFields(StructureFields, total=False):
+class StandingFields(TypedDict, total=False):
+    """Of both: when the request runs, which changes no answer."""
+
+    priority: int | None  # vLLM's
+    user: Any
+    ttft_target: float | None  # ours
+
+
+class ChatFields(StructureFields, StandingFields, total=False):
     """Of a body for /v1/chat/completions, besides SAMPLING."""
 
     model: Required[str]
@@ -75,7 +84,6 @@ class ChatFields(StructureFields, total=False):
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None
     parallel_tool_calls: bool | None
     # vLLM's
-    priority: int | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     documents: list[dict[str, Any]] | None
@@ -83,14 +91,13 @@ class ChatFields(StructureFields, total=False):
     reasoning_effort: Any
 
 
-class CompletionFields(StructureFields, total=False):
+class CompletionFields(StructureFields, StandingFields, total=False):
     """Of a body for /v1/completions, besides SAMPLING."""
 
     model: Required[str]
     prompt: Required[str | list[str] | list[int] | list[list[int]]]
     echo: bool | None
     logprobs: int | None
-    priority: int | None  # vLLM's
 
 
 class StreamFields(TypedDict, total=False):
@@ -158,7 +165,7 @@ def chat_request(body: Any) -> Generation:
         raise RequestError("top_logprobs: expected logprobs = true with it", "invalid_value", "top_logprobs")
     flag(body, "parallel_tool_calls")
     expect_params(params)
-    return Generation((Conversation(messages, template_options(body)),), params, priority(body), user(body))
+    return Generation((Conversation(messages, template_options(body)),), params, standing(body))
 
 
 def completion_request(body: Any) -> Generation:
@@ -174,7 +181,7 @@ def completion_request(body: Any) -> Generation:
         if only_echo(body):
             params["max_tokens"] = 1  # of which nothing is told
     expect_params(params)
-    return Generation(prompts, params, priority(body), user(body))
+    return Generation(prompts, params, standing(body))
 
 
 def only_echo(body: Mapping[str, Any]) -> bool:
@@ -182,16 +189,16 @@ def only_echo(body: Mapping[str, Any]) -> bool:
     return body.get("echo") is True and type(body.get("max_tokens")) is int and body["max_tokens"] == 0
 
 
-def priority(body: Mapping[str, Any]) -> int:
-    """vLLM's: what has a lower one is run first."""
-    value = body.get("priority")
-    return 0 if value is None else int(expect_type("priority", value, int, "an integer"))
-
-
-def user(body: Mapping[str, Any]) -> str | None:
-    """OpenAI's: those who ask are served fairly."""
-    value = body.get("user")
-    return value if isinstance(value, str) and value else None
+def standing(body: Mapping[str, Any]) -> Standing:
+    """When it is to run: vLLM's priority, OpenAI's user, and the targets that are ours."""
+    given = {name: body[name] for name in StandingFields.__annotations__ if body.get(name) is not None}
+    user = given.get("user")
+    if not isinstance(user, str) or not user:  # which would be OpenAI's to refuse
+        given.pop("user", None)
+    try:
+        return Standing(**given)
+    except ValueError as error:
+        raise RequestError(str(error), "invalid_type", str(error).partition(":")[0]) from None
 
 
 def sampling(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush, heapreplace, merge
 from itertools import count
 
 from pybatch.engine.scheduling.sequence import Sequence
 
+NO_WEIGHTS: Mapping[str, float] = {}
 OUTPUT_WEIGHT = 2  # of a token of output, of 1 for one of a prompt, as in Sheng et al.
 
 
@@ -50,16 +51,19 @@ class UserQueue:
 
 class FairQueue:
     """The next is always of the user who has been served least (virtual token counters, Sheng et al. 2024): a prompt's
-    token counts 1, one of output OUTPUT_WEIGHT, when it is computed for the first time. Who comes back after having had
-    nothing to do starts from where the others are, and has saved nothing up. So of any two users who both have requests
-    waiting all the time, neither gets more than about a batch's tokens ahead of the other.
+    token counts 1, one of output OUTPUT_WEIGHT, when it is computed for the first time, over the user's weight. Who
+    comes back after having had nothing to do starts from where the others are, and has saved nothing up. So of any two
+    users who both have requests waiting all the time, neither gets more than about a batch's tokens ahead of its share,
+    which is in proportion to its weight.
 
-    Nothing takes longer the more sequences or users wait, but for a logarithm.
+    weights: of users, above 0; others have 1. Nothing takes longer the more sequences or users wait, but for a
+    logarithm.
     """
 
-    __slots__ = ("_floor", "_heap", "_number", "_numbers", "_served", "_users")
+    __slots__ = ("_floor", "_heap", "_number", "_numbers", "_served", "_users", "_weights")
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Mapping[str, float] = NO_WEIGHTS) -> None:
+        self._weights = weights
         self._users: dict[str | None, UserQueue] = {}
         self._served: dict[str | None, float] = {}
         self._floor = 0.0  # what those who wait have been served at least
@@ -102,7 +106,7 @@ class FairQueue:
             sequence = next(queues[user], None)
             if sequence is not None:
                 yield sequence
-                heappush(ahead, (served + len(sequence.tokens), number, user, -1))
+                heappush(ahead, (served + self._share(user, len(sequence.tokens)), number, user, -1))
 
     def add(self, sequence: Sequence) -> None:
         user = sequence.request.user
@@ -126,11 +130,14 @@ class FairQueue:
 
     def charge(self, user: str | None, tokens: float) -> None:
         if user in self._served:
-            self._served[user] += tokens
+            self._served[user] += self._share(user, tokens)
 
     def served(self, user: str | None) -> float:
-        """In tokens, since somebody has been waiting."""
+        """In tokens over the user's weight, since somebody has been waiting."""
         return self._served.get(user, 0.0)
+
+    def _share(self, user: str | None, tokens: float) -> float:
+        return tokens if user is None else tokens / self._weights.get(user, 1.0)
 
     def _settle(self) -> None:
         """Has the user who has been served least on top of the heap."""

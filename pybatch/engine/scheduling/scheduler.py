@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
@@ -13,7 +13,7 @@ from operator import attrgetter
 from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
 from pybatch.engine.scheduling.block_tables import BlockTables
-from pybatch.engine.scheduling.fair_queue import OUTPUT_WEIGHT
+from pybatch.engine.scheduling.fair_queue import NO_WEIGHTS, OUTPUT_WEIGHT
 from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
 from pybatch.engine.scheduling.prefix_store import PrefixStore
@@ -93,13 +93,14 @@ class Scheduler:
         predict_lengths: bool = False,
         swap_space: SwapSpace | None = None,
         prefix_store: PrefixStore | None = None,
+        user_weights: Mapping[str, float] = NO_WEIGHTS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._lengths = LengthPredictor()
         self._forecast = Forecast(self._lengths, period=block_size) if predict_lengths else None
         max_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that everyone can decode in each step
         self.running = Running(max_seqs, block_size, self._forecast)
-        self.waiting = WaitingQueue(by_length=admission.by_length)
+        self.waiting = WaitingQueue(by_length=admission.by_length, weights=user_weights)
         self.swap_space = swap_space
         self.num_preemptions = 0
         self.at: Sequence | None = None  # the one being looked at: if scheduling raises, the cause

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from pybatch.engine.scheduling.block_pool import IntegrityError
-from pybatch.engine.scheduling.fair_queue import FairQueue
+from pybatch.engine.scheduling.fair_queue import NO_WEIGHTS, FairQueue
 from pybatch.engine.scheduling.sequence import Sequence
 
 
@@ -51,9 +51,9 @@ class PriorityClass:
 
     __slots__ = ("by_length", "newcomers", "returning")
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Mapping[str, float]) -> None:
         self.returning: OrderedDict[Sequence, None] = OrderedDict()
-        self.newcomers = FairQueue()
+        self.newcomers = FairQueue(weights)
         self.by_length = ByLength()
 
     def in_order(self, length: int | None) -> Iterable[Sequence]:
@@ -65,11 +65,12 @@ class WaitingQueue:
     """Better priorities first; of one priority those that wait to return, then the others in the order of FairQueue:
     fair to users, of one user the earliest deadline first, and of equal ones in order of arrival.
 
-    by_length: whether candidates are asked for by length. Nothing that it does takes longer the longer it is.
+    by_length: whether candidates are asked for by length. weights: of users, as FairQueue has them. Nothing that it
+    does takes longer the longer it is.
     """
 
-    def __init__(self, *, by_length: bool = False) -> None:
-        self._by_length = by_length
+    def __init__(self, *, by_length: bool = False, weights: Mapping[str, float] = NO_WEIGHTS) -> None:
+        self._by_length, self._weights = by_length, weights
         self.num_returning = 0
         self._newcomers: OrderedDict[Sequence, None] = OrderedDict()  # of all priorities, in order of arrival
         self._classes: dict[int, PriorityClass] = {}
@@ -176,6 +177,6 @@ class WaitingQueue:
     def _class_of(self, sequence: Sequence) -> PriorityClass:
         found = self._classes.get(sequence.priority)
         if found is None:
-            found = self._classes[sequence.priority] = PriorityClass()
+            found = self._classes[sequence.priority] = PriorityClass(self._weights)
             insort(self._priorities, sequence.priority)
         return found

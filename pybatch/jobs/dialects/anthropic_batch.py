@@ -42,7 +42,7 @@ class AnthropicBatch:
             raise RequestError("stream: not supported in a batch; expected false", "unsupported_parameter", "stream")
         expect_served(expect_type("model", expect_given(params, "model"), str, "text"), self.served)
         tools = tool_use(as_chat(params, asked), None)
-        return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id)
+        return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id, asked.standing)
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         id, params = row_id(row), row.fields.get("params")

@@ -74,7 +74,7 @@ class OpenAIBatch:
         if body.get("echo"):
             expect_plain_echo(asked.prompts, body)
         tools = tool_use(body, None) if url == CHAT_URL else None
-        return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id)
+        return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id, asked.standing)
 
     def expect_model(self, model: Any) -> None:
         if model is None:

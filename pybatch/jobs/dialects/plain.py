@@ -10,7 +10,7 @@ from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.api.protocols.messages import ROLES, TEMPLATE_ROLES, expect_messages, expect_unicode
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialect import RowRequest
-from pybatch.jobs.dialects.row_params import from_json, row_params
+from pybatch.jobs.dialects.row_params import from_json, row_params, row_standing
 from pybatch.jobs.dialects.template import Template
 from pybatch.jobs.rows import Row
 
@@ -39,7 +39,7 @@ class PlainDialect:
             raise RequestError(row.error, "invalid_json_line")
         name = row.fields.get("custom_id")  # which no two rows of a batch may share; an "id" is the row's own affair
         id = name if isinstance(name, str) else None
-        return RowRequest((self.prompt(row.fields),), row_params(row.fields), id)
+        return RowRequest((self.prompt(row.fields),), row_params(row.fields), id, row_standing(row.fields))
 
     def prompt(self, fields: dict[str, Any]) -> Prompt:
         if self.template is not None:

@@ -10,6 +10,7 @@ from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import NAMES, TYPES, expect_params, token_biases
 from pybatch.engine.arguments import expect_known, without_vllm_only
 from pybatch.engine.sampling_params import SamplingParams
+from pybatch.engine.standing import Standing
 
 NESTED = "sampling_params"
 RESULTS = ("logprobs", "prompt_logprobs")  # what an earlier job reported under these names is a list
@@ -42,6 +43,19 @@ def row_params(row: Mapping[str, Any]) -> dict[str, Any]:
         hint = "a row's field of this name is a sampling parameter, so data needs another name"
         raise RequestError(f"{error}; {hint}", error.code, error.param) from None
     return params
+
+
+def row_standing(row: Mapping[str, Any]) -> Standing:
+    """When a row is to run beside others: "user", if it is text, and "ttft_target" in seconds, which a table without
+    types may have as text. Raises RequestError for another target."""
+    user, target = row.get("user"), from_json(row.get("ttft_target"))
+    try:
+        return Standing(
+            user=user if isinstance(user, str) and user else None,
+            ttft_target=None if is_missing(target) else target,
+        )
+    except ValueError as error:
+        raise RequestError(str(error), "invalid_value", str(error).partition(":")[0]) from None
 
 
 def known(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Survey:
             if isinstance(request, Failure):
                 self._fail(row, request)
             else:
-                ready.append((row, *request))
+                ready.append((row, request[0].prompts, request[1]))
         encoded = iter(self._session.encode([(prompt, params) for _, prompts, params in ready for prompt in prompts]))
         for row, prompts, params in ready:
             requests = list(islice(encoded, len(prompts)))

@@ -13,22 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pybatch.engine.user_weights import is_weight
 from pybatch.serve.limits import Limits
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "PYBATCH_API_KEY"
 PARSERS: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
-FIELDS = ("name", "key", *Limits.__dataclass_fields__)
+LIMITS = tuple(Limits.__dataclass_fields__)
+FIELDS = ("name", "key", *LIMITS, "weight")
 
 
 @dataclass(frozen=True)
 class Key:
-    """name: what logs and metrics may show. digest: the key's SHA-256; the key itself is not kept."""
+    """name: what logs and metrics may show. digest: the key's SHA-256; the key itself is not kept. weight: its share of
+    the engine beside others, in proportion."""
 
     name: str
     digest: bytes
     limits: Limits
+    weight: float = 1.0
 
 
 class Keys:
@@ -44,6 +48,11 @@ class Keys:
 
     def __bool__(self) -> bool:
         return bool(self.keys)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By name, those that differ from the others'."""
+        return {key.name: key.weight for key in self.keys if key.weight != 1}
 
     def find(self, offered: Iterable[bytes]) -> Key | None:
         """The key that one of the offered ones is. Takes the same time whichever it is."""
@@ -111,8 +120,11 @@ def make_key(where: str, entry: Mapping[str, Any], limits: Limits) -> Key:
     # What a header can carry as it is.
     if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(f"{where}: expected a key of printable ASCII characters without blanks")
-    own = {field: entry[field] for field in FIELDS[2:] if field in entry}
+    weight = entry.get("weight", 1.0)
+    if not is_weight(weight):
+        raise ValueError(f"{where}: weight: expected a number above 0")
+    own = {field: entry[field] for field in LIMITS if field in entry}
     try:
-        return Key(name, hashlib.sha256(key.encode()).digest(), Limits(**{**vars(limits), **own}))
+        return Key(name, hashlib.sha256(key.encode()).digest(), Limits(**{**vars(limits), **own}), float(weight))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

@@ -25,6 +25,7 @@ def conversation(**body: Any) -> Any:
 
 
 def test_a_message_and_its_sampling() -> None:
+    assert (asked(metadata={"user_id": "u"}).standing.user, asked(metadata={"user_id": 3}).standing.user) == ("u", None)
     request = asked(stop_sequences=["a"], temperature=0.5, top_p=0.9, top_k=4, metadata={"user_id": "u"}, stream=False)
     assert request.prompts == (Conversation(USER),)
     assert request.params == {"n": 1, "max_tokens": 8, "stop": ["a"], "temperature": 0.5, "top_p": 0.9, "top_k": 4}

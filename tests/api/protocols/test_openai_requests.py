@@ -213,7 +213,8 @@ def test_an_echo_takes_the_log_probabilities_of_the_prompt_too() -> None:
 
 
 def test_a_request_has_a_priority() -> None:
-    assert (chat(priority=-3).priority, completion(priority=5).priority, chat(priority=None).priority) == (-3, 5, 0)
+    asked = (chat(priority=-3), completion(priority=5), chat(priority=None))
+    assert [each.standing.priority for each in asked] == [-3, 5, 0]
 
 
 def test_whether_an_answer_is_streamed_is_apart_from_what_is_asked() -> None:
@@ -254,5 +255,13 @@ def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
 
 
 def test_a_request_says_who_asks() -> None:
-    assert (chat(user="ann").user, completion(user="bob").user, chat().user) == ("ann", "bob", None)
-    assert (chat(user=None).user, chat(user=7).user, chat(user="").user) == (None, None, None)
+    asked = (chat(user="ann"), completion(user="bob"), chat(), chat(user=None), chat(user=7), chat(user=""))
+    assert [each.standing.user for each in asked] == ["ann", "bob", None, None, None, None]
+
+
+def test_a_request_has_a_target() -> None:
+    targets = [each.standing.ttft_target for each in (chat(ttft_target=0.5), completion(ttft_target=2), chat())]
+    assert targets == [0.5, 2, None]
+    with pytest.raises(RequestError, match="ttft_target: expected a number of seconds, at least 0, or None") as refused:
+        chat(ttft_target="soon")
+    assert (refused.value.code, refused.value.param) == ("invalid_type", "ttft_target")

@@ -30,6 +30,7 @@ class Simulation:
     now: float = 1.0  # requests arrive at 0
     max_background_tokens: int = 1000
     predict_lengths: bool = False
+    user_weights: dict[str, float] = field(default_factory=dict)
     make_pool: Callable[[int], BlockPool] = BlockPool
     memory: dict[int, tuple[int, ...]] = field(default_factory=dict)
     batches: list[list[tuple[str, int]]] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Simulation:
             prefix_caching=self.prefix_caching,
             max_background_tokens=self.max_background_tokens,
             predict_lengths=self.predict_lengths,
+            user_weights=self.user_weights,
             clock=lambda: self.now,
         )
         self.requests: list[Request] = []

@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 
+import pytest
 from engine.scheduling.simulation import BLOCK, Simulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,19 @@ def test_a_user_of_a_few_requests_does_not_wait_for_one_of_many() -> None:
     few = [simulation.add([1] * 5, max_tokens=5, user="few") for _ in range(5)]
     simulation.run()
     assert max(names(simulation).index(each.request_id) for each in few) <= 11
+
+
+def test_users_are_served_by_their_weights() -> None:
+    """While both wait, one of weight 3 gets three times the tokens of one of weight 1."""
+    simulation = Simulation(num_blocks=200, max_num_seqs=2, prefix_caching=False, user_weights={"three": 3.0})
+    for _ in range(80):
+        for user in ("one", "three", None):
+            simulation.add([1] * 5, max_tokens=5, user=user)
+    while len(names(simulation)) < 100:
+        simulation.step()
+    begun = Counter(simulation.requests[int(name)].user for name in names(simulation)[:100])
+    assert [begun["one"], begun[None], begun["three"]] == pytest.approx([20, 20, 60], abs=3)
+    simulation.run()
 
 
 def test_the_earliest_deadline_is_first_and_requests_without_one_are_passed_for_a_while_only() -> None:

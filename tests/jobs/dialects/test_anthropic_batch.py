@@ -8,6 +8,7 @@ from anthropic.types.messages import MessageBatchIndividualResponse
 
 from pybatch.api.inputs import Conversation
 from pybatch.api.outcomes import Answer, Failure, Outcome, Sample
+from pybatch.engine.standing import Standing
 from pybatch.jobs.dialect import Dialect, request_of
 from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
 from pybatch.jobs.dialects.openai_batch import CANCELLED, EXPIRED
@@ -27,6 +28,7 @@ def row(**changes: Any) -> Row:
 def test_a_line_is_a_request() -> None:
     asked = DIALECT.request(row())
     assert (asked.prompts, asked.params, asked.id) == ((Conversation(USER),), {"n": 1, "max_tokens": 5}, "a")
+    assert DIALECT.request(row(params={**PARAMS, "metadata": {"user_id": "ann"}})).standing == Standing(user="ann")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from openai.types.chat import ChatCompletion
 
 from pybatch.api.inputs import Conversation
 from pybatch.api.outcomes import Answer, Failure, Sample, joined
+from pybatch.engine.standing import Standing
 from pybatch.jobs.dialect import Dialect, request_of
 from pybatch.jobs.dialects.openai_batch import CANCELLED, OpenAIBatch, spoils_batch
 from pybatch.jobs.rows import Row
@@ -31,6 +32,7 @@ def completion(**body: Any) -> Row:
 def test_a_line_is_a_request() -> None:
     asked = DIALECT.request(row())
     assert (asked.prompts, asked.params, asked.id) == ((Conversation(USER),), {"max_tokens": 5}, "a")
+    assert DIALECT.request(completion(user="ann", ttft_target=2)).standing == Standing(user="ann", ttft_target=2)
     assert DIALECT.request(completion(prompt=[1, 2])).prompts == ([1, 2],)
     assert DIALECT.request(completion(prompt=["a", "b"])).prompts == ("a", "b")
     assert DIALECT.request(completion(prompt=[[1], [2, 3]])).prompts == ([1], [2, 3])

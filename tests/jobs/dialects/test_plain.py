@@ -8,6 +8,7 @@ import pytest
 
 from pybatch.api.inputs import Conversation
 from pybatch.api.outcomes import Answer, Failure, Sample
+from pybatch.engine.standing import Standing
 from pybatch.jobs.dialect import Dialect, request_of
 from pybatch.jobs.dialects.plain import PlainDialect
 from pybatch.jobs.dialects.template import Template
@@ -106,6 +107,18 @@ def test_a_row_sets_sampling_parameters_and_keeps_them() -> None:
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 3, "completion_tokens": 2},
     }
+
+
+def test_a_row_says_when_it_runs() -> None:
+    def standing(**fields: Any) -> Standing:
+        return PlainDialect().request(row(prompt="Hello", **fields)).standing
+
+    assert standing(user="ann", ttft_target=0.5) == standing(user="ann", ttft_target="0.5")
+    assert standing(user="ann", ttft_target=0.5) == Standing(user="ann", ttft_target=0.5)
+    assert standing(user=7, ttft_target="", priority="high") == Standing()  # the row's own data
+    failure = request_of(PlainDialect(), row(prompt="Hello", ttft_target="soon"))
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.param) == ("invalid_value", "ttft_target")
 
 
 def test_a_custom_id_is_the_rows_alone_and_other_ids_are_data() -> None:

@@ -35,11 +35,13 @@ def test_keys_come_from_flags_the_environment_and_a_file(tmp_path: Path) -> None
 def test_a_file_may_give_keys_limits_of_their_own(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"keys{suffix}"
     file.write_text(
-        '[[keys]]\nname = "a"\nkey = "sk-a"\n[[keys]]\nname = "b"\nkey = "sk-b"\ntokens_per_minute = 5\n'
+        '[[keys]]\nname = "a"\nkey = "sk-a"\n[[keys]]\nname = "b"\nkey = "sk-b"\ntokens_per_minute = 5\nweight = 2.5\n'
         if suffix == ".toml"
-        else '{"keys": [{"name": "a", "key": "sk-a"}, {"name": "b", "key": "sk-b", "tokens_per_minute": 5}]}'
+        else '{"keys": [{"name": "a", "key": "sk-a"}, '
+        '{"name": "b", "key": "sk-b", "tokens_per_minute": 5, "weight": 2.5}]}'
     )
     first, second = load(file).keys
+    assert load(file).weights == {"b": 2.5}
     assert first.limits == OF_ALL
     assert second.limits == Limits(requests_per_minute=60, tokens_per_minute=5)
 
@@ -66,6 +68,11 @@ SECRET = "sk-secret"
             "keys.json",
             '[{"name": "a", "key": "sk-secret", "requests_per_minute": 0}]',
             r"keys\[0\]: requests_per_minute: expected an integer of at least 1, got 0",
+        ),
+        (
+            "keys.json",
+            '[{"name": "a", "key": "sk-a", "weight": "sk-secret"}]',
+            r"keys\[0\]: weight: expected a number above 0",
         ),
         ("keys.toml", "key = sk-secret", r"expected toml in UTF-8 \(TOMLDecodeError\)"),
     ],
