@@ -15,6 +15,7 @@ from engine.runs import MakeEngine, drain, run, some_prompt
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.disk import prefix_files
 from pybatch.engine.disk.prefix_files import PrefixFiles
+from pybatch.engine.standing import Standing
 from pybatch.model import Decoder
 
 PARAMS = SamplingParams(max_tokens=6, seed=1, ignore_eos=True, logprobs=2)
@@ -223,7 +224,7 @@ def test_blocks_to_be_moved_to_the_host_are_moved_before_others_are_read_into_th
     engine = make_engine(prefix_cache_dir=tmp_path, num_kv_blocks=11, swap_space=0.01, predict_lengths=False)
     engine._swap_cost.pays = lambda tokens, blocks: True  # type: ignore[method-assign]
     engine._new_schedule()
-    engine.add_request("low", low, long, priority=1)
+    engine.add_request("low", low, long, standing=Standing(priority=1))
     done = [output for _ in range(10) for output in engine.step()]
     engine.add_request("high", high, long)
     done += list(drain(engine))
