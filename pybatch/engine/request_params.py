@@ -71,6 +71,11 @@ class RequestParams:
     kv_policy: KvPolicy | None
     structured_outputs: StructuredOutputsParams | None
 
+    @property
+    def masked(self) -> bool:
+        """Not every token may be drawn."""
+        return self.structured_outputs is not None or self.allowed is not None
+
 
 def plain_values(params: SamplingParams) -> tuple[object, ...] | None:
     """The values and their types (True equals 1), by which equal parameters are known again. None if one is of a type

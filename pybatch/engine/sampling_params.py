@@ -178,8 +178,6 @@ class SamplingParams:
 
     def _check_beams(self) -> None:
         self._number("length_penalty", -10, 10)
-        if self.use_beam_search and self.structured_outputs is not None:
-            self._fail("structured_outputs", "None with use_beam_search", self.structured_outputs)
         if not _is_bool(self.early_stopping) and self.early_stopping != "never":
             self._fail("early_stopping", "True, False or 'never'", self.early_stopping)
         if self.best_of is not None and self.use_beam_search:

@@ -190,6 +190,8 @@ class TokenUpdater:
         if beams and not search.is_over(beams[0].cumulative_logprob, length):
             self._continue(request, beams, children)
             return
+        if not search.hypotheses:
+            raise no_token(parents[0])
         for parent in parents:
             self._scheduler.finish(parent)
         request.sequences = search.hypotheses
@@ -202,7 +204,11 @@ class TokenUpdater:
         child.cumulative_logprob = by.total
         if request.params.logprobs is not None:
             child.logprobs.append(candidates.entry(by.place, request.params.logprobs, self._decode_token))
-        if by.token in request.stop_ids or len(child.tokens) >= request.max_total_tokens:
+        ended = by.token in request.stop_ids or len(child.tokens) >= request.max_total_tokens
+        if child.matcher is not None and by.token not in request.stop_ids and child.matcher.ends(by.token):
+            # Only the end of the sequence can follow. It does, as in transformers, unless it is not to be drawn.
+            ended |= request.params.ignore_eos or child.num_output < request.params.min_tokens
+        if ended:
             self._end(child)
         if child.detokenizer is not None or child.finish_reason is not None:
             self._update_text(child)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from engine.runs import MakeEngine, drain, run, some_prompt
+from engine.runs import EOS, MakeEngine, drain, make_tokenizer, run, some_prompt
 from transformers import LlamaForCausalLM
 
 from pybatch.engine import CompletionOutput, Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.beams import BeamSearch, Candidates, ranked
+from pybatch.engine.structured.compiler import vocabulary_of
+from pybatch.engine.structured.grammar import grammar_text, make_matcher
+from pybatch.engine.structured.grammar import make_tokenizer as make_llguidance
+from pybatch.engine.structured.matcher import Matcher, fill_masks
+from pybatch.engine.structured.params import StructuredOutputsParams
 from pybatch.model import Decoder
 
 STOPS = list(range(1, 300, 7))  # so that beams end
@@ -90,6 +96,62 @@ def test_the_models_own_end_ends_a_beam(make_engine: MakeEngine, reference: Llam
     given = replace(params, stop_token_ids=[0])
     suppressed = [token for token in range(300) if token not in (0, *others)]
     assert_same(output, expected(reference, prompt, given, min_new_tokens=3, suppress_tokens=suppressed), params)
+
+
+GRAMMARS = {
+    "[a-e]{1,9}x?": (2, 12),
+    "(ab|ac|b)([ab]c?)+": (4, 7),
+    "(cat|mat|the sat )+": (3, 16),
+    "a|b|c|d|the cat": (8, 9),
+}
+"""With width and max_tokens."""
+
+
+@pytest.mark.parametrize("pattern", GRAMMARS)
+def test_beams_in_a_grammar_are_those_of_transformers(
+    pattern: str, make_engine: MakeEngine, reference: LlamaForCausalLM
+) -> None:
+    width, most = GRAMMARS[pattern]
+    constraint = StructuredOutputsParams(regex=pattern)
+    vocabulary = vocabulary_of(make_tokenizer(), 300, frozenset({EOS}))
+    first = Matcher(make_matcher(make_llguidance(vocabulary), grammar_text(constraint)))
+    mask = torch.zeros(1, -(-300 // 32), dtype=torch.int32)
+
+    def allowed(_: int, tokens: torch.Tensor) -> list[int]:
+        output = tokens[len(prompt) :].tolist()
+        if EOS in output:
+            return [EOS]
+        place = first.copy()
+        place.accept(output)
+        fill_masks(mask, [(place, 0)])
+        bits = (mask[0, :, None] >> torch.arange(32)) & 1
+        return bits.flatten().nonzero().flatten().tolist()
+
+    for seed, penalty in enumerate((1.0, 0.0, 2.0)):
+        prompt = some_prompt(9, seed)
+        params = beams(width, max_tokens=most, length_penalty=penalty, ignore_eos=False, stop_token_ids=None)
+        (output,) = run(make_engine(), [prompt], replace(params, structured_outputs=constraint))
+        ending = replace(params, stop_token_ids=[EOS])
+        answers = expected(reference, prompt, ending, prefix_allowed_tokens_fn=allowed)
+        there_are = [answer for answer in answers if answer[1] > -1e5]
+        assert len(there_are) == width or pattern.startswith("a|b")
+        assert_same(output, there_are, replace(params, n=len(there_are)))
+        assert all(a.finish_reason == "length" or re.fullmatch(pattern, a.text) for a in output.outputs)
+
+
+def test_beams_in_a_grammar_end_where_nothing_can_follow_if_no_end_is_drawn(make_engine: MakeEngine) -> None:
+    texts = {"ab": 2, "cat": 1, "the": 1, "x": 1}
+    for more in ({"ignore_eos": True}, {"ignore_eos": False, "min_tokens": 9}):
+        params = beams(4, stop_token_ids=None, structured_outputs={"choice": [*texts]}, **more)
+        (output,) = run(make_engine(), [some_prompt(9)], params)
+        assert {answer.text for answer in output.outputs} <= texts.keys()
+        assert all(answer.finish_reason == "stop" for answer in output.outputs)
+
+
+def test_beams_that_a_grammar_and_other_parameters_leave_nothing_are_an_error(make_engine: MakeEngine) -> None:
+    params = beams(3, structured_outputs={"regex": "a+"}, allowed_token_ids=[200], stop_token_ids=None)
+    (output,) = run(make_engine(), [some_prompt(9)], params)
+    assert "structured_outputs and allowed_token_ids leave no token to draw" in (output.error or "")
 
 
 def test_penalties_change_log_probabilities(make_engine: MakeEngine, reference: LlamaForCausalLM) -> None:

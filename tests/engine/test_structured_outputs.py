@@ -84,20 +84,24 @@ def test_outputs_match_their_constraints(make_engine: MakeEngine, temperature: f
     assert ended > len(kinds) * (0.3 if temperature == 0 else 0.8), "the others went on to max_tokens"
 
 
+def searched(is_search: bool) -> dict[str, Any]:
+    return {"n": 2, "best_of": 3, "use_beam_search": True} if is_search else {}
+
+
 def test_neighbours_keep_their_bits_and_a_constrained_request_its_own(
     make_engine: MakeEngine, decoder: Decoder
 ) -> None:
     kinds = [*CONSTRAINTS, *CONSTRAINTS]
     prompts = [some_prompt(3 + 5 * i, i) for i in range(2 * len(kinds))]
     each = [
-        params(kinds[i // 2], seed=i, max_tokens=40, logprobs=2)
+        params(kinds[i // 2], seed=i, max_tokens=40, logprobs=2, **searched(i % 4 == 3))
         if i % 2
         else SamplingParams(max_tokens=40, temperature=0.7 * (i % 4), seed=i, logprobs=2, ignore_eos=True)
         for i in range(len(prompts))
     ]
 
     def bits(outputs: list[RequestOutput]) -> list[Any]:
-        return [(o.error, o.outputs[0].token_ids, o.outputs[0].logprobs, o.outputs[0].finish_reason) for o in outputs]
+        return [(o.error, [(s.token_ids, s.logprobs, s.finish_reason) for s in o.outputs]) for o in outputs]
 
     solo = make_engine(num_kv_blocks=64, enable_prefix_caching=False)
     alone = bits([run(solo, [prompt], one)[0] for prompt, one in zip(prompts, each, strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ class BatchMasks:
 
     def __init__(self, sequences: list[Sequence], vocab_size: int, device: torch.device) -> None:
         params = [sequence.request.params for sequence in sequences]
-        rows = [i for i, p in enumerate(params) if p.structured_outputs is not None or p.allowed is not None]
+        rows = [i for i, p in enumerate(params) if p.masked]
         self._device = device
         self._masks = torch.zeros(
             len(rows), -(-vocab_size // 32), dtype=torch.int32, pin_memory=device.type == "cuda" and bool(rows)
@@ -27,9 +28,9 @@ class BatchMasks:
             if (allowed := params[i].allowed) is not None:
                 self._allowed.append((row, torch.from_numpy(allowed)))
                 self._masks[row] = self._allowed[-1][1]
-        places = torch.full((len(sequences),), -1, dtype=torch.int64)
-        places[rows] = torch.arange(len(rows))
-        self.rows = places.to(device)
+        self._row_of = {i: row for row, i in enumerate(rows)}
+        drawn = [-1 if p.beam_width else self._row_of.get(i, -1) for i, p in enumerate(params)]
+        self.rows = torch.tensor(drawn, dtype=torch.int64).to(device)  # of the batch's rows; -1: any token may be drawn
 
     def __bool__(self) -> bool:
         return len(self._masks) > 0
@@ -47,6 +48,13 @@ class BatchMasks:
         fill_masks(self._masks, places, following)
         for row, allowed in self._allowed:
             self._masks[row] &= allowed
+
+    def forbid(self, logits: Tensor, rows: list[int]) -> None:
+        """Sets the logits of tokens that these rows of the batch do not allow to -inf. logits: a row for each."""
+        for row, values in zip(rows, logits, strict=True):
+            if (place := self._row_of.get(row)) is not None:
+                bits = np.unpackbits(self._masks[place].numpy().view(np.uint8), count=len(values), bitorder="little")
+                values.masked_fill_(torch.from_numpy(bits == 0).to(values.device), -torch.inf)
 
     def on_device(self) -> Tensor:
         return self._masks.to(self._device, non_blocking=True)

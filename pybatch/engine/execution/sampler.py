@@ -76,7 +76,7 @@ class Sampler:
         before = drafts or [()] * len(sequences)
         wanted, adjusted = batch.with_logprobs, batch.adjusted(before)
         raw = logits[wanted] if wanted and (any(adjusted) or len(wanted) < len(sequences)) else logits
-        candidates = _candidates(logits, sequences, batch.beams, adjusted) if batch.beams else {}
+        candidates = _candidates(logits, sequences, batch, adjusted) if batch.beams else {}
         if any(adjusted):
             _adjust(logits, sequences, before, adjusted)
         tokens = batch.draw(logits, before)
@@ -119,7 +119,7 @@ class Batch:
         params = [sequence.request.params for sequence in sequences]
         self.beams = [row for row, p in enumerate(params) if p.beam_width]
         self.with_logprobs = [row for row, p in enumerate(params) if p.logprobs is not None and not p.beam_width]
-        self._adjusted = [p.adjusts or (bool(p.beam_width) and p.allowed is not None) for p in params]
+        self._adjusted = [p.adjusts or (p.beam_width > 0 and p.masked) for p in params]
         self._with_min_tokens = [row for row, p in enumerate(params) if p.min_tokens > 0]
         self._device = device
         self._params: tuple[Tensor, ...] | None = None
@@ -159,14 +159,12 @@ def _greedy(rows: int, device: torch.device) -> tuple[Tensor, ...]:
     return zeros, ids, ones, zeros, ids, ids
 
 
-def _candidates(
-    logits: Tensor, sequences: list[Sequence], beams: list[int], adjusted: list[bool]
-) -> dict[int, Candidates]:
-    """What each beam's search chooses from, by row. Penalties, biases and the like change log-probabilities here, not
+def _candidates(logits: Tensor, sequences: list[Sequence], batch: Batch, adjusted: list[bool]) -> dict[int, Candidates]:
+    """What each beam's search chooses from, by row. Penalties, masks and the like change log-probabilities here, not
     logits, as transformers has it: what they rule out does not make the rest likelier."""
     found: dict[int, Candidates] = {}
     for changed in (False, True):
-        rows = [row for row in beams if adjusted[row] is changed]
+        rows = [row for row in batch.beams if adjusted[row] is changed]
         if not rows:
             continue
         some = [sequences[row] for row in rows]
@@ -176,21 +174,14 @@ def _candidates(
             _, _, likeliest, logprob = ops.token_logprobs(values, any_token, 1)
             values -= values.gather(1, likeliest) - logprob
             _adjust(values, some, [()] * len(rows), [True] * len(rows))
-            _forbid(values, some)
+            if batch.masks is not None:
+                batch.masks.forbid(values, rows)
         count = min(max(_num_candidates(each) for each in some), logits.shape[1])
         _, _, ids, logprobs = ops.token_logprobs(values, any_token, count)
         if changed:
             logprobs = values.gather(1, ids)
         found.update(zip(rows, map(Candidates, ids.tolist(), logprobs.tolist()), strict=True))
     return found
-
-
-def _forbid(logits: Tensor, sequences: list[Sequence]) -> None:
-    """Sets the logits of tokens that are not among a sequence's allowed ones to -inf, as a mask does for a draw."""
-    for row, sequence in zip(logits, sequences, strict=True):
-        if (allowed := sequence.request.params.allowed) is not None:
-            bits = np.unpackbits(allowed.view(np.uint8), count=len(row), bitorder="little")
-            row.masked_fill_(torch.from_numpy(bits == 0).to(logits.device), -torch.inf)
 
 
 def _num_candidates(beam: Sequence) -> int:

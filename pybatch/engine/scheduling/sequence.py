@@ -109,6 +109,7 @@ class Sequence:
         other.follow(self)
         other.keys = self.keys.copy()
         other.detokenizer = None if self.detokenizer is None else self.detokenizer.branch()
+        other.matcher = None if self.matcher is None else self.matcher.copy()
         return other
 
     def follow(self, branch: Sequence) -> None:
@@ -117,6 +118,7 @@ class Sequence:
         self.logprobs = branch.logprobs.copy()
         self.cumulative_logprob = branch.cumulative_logprob
         self.detokenizer = branch.detokenizer
+        self.matcher = branch.matcher
 
     @property
     def num_output(self) -> int:
