@@ -49,6 +49,7 @@ def attention_and_kv(dtype: torch.dtype, cache: torch.dtype, head_dim: int) -> N
     ops.rotate_keys(*layer, torch.tensor([3, 0], **kw), rotary[:2].contiguous())
     indices = torch.tensor([range(5, 5 + 2 * BLOCK, 2)] * kv_heads, dtype=torch.int32, **kw)[:, :11].contiguous()
     ops.gather_kv(*layer, tables[0], indices, tables[1, :1].contiguous())
+    ops.gather_kv(*layer, tables[0], indices, tables[0, :1].contiguous())  # in place
 
 
 def matmuls(dtype: torch.dtype) -> None:

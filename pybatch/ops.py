@@ -426,7 +426,9 @@ def gather_kv(
     bit, in one layer.
 
     Caches and scales as in rope_kv_write. source: [n] int32; indices: [kv_heads, kept] int32, in [0, n * block_size);
-    destination: [ceil(kept / block_size)] int32, other blocks than those of source.
+    destination: [ceil(kept / block_size)] int32, each block another than those of source or that at the same place. If
+    there are any of the latter, which are gathered in place, indices[h, i] >= i, as those of chosen tokens in order
+    are.
     """
     _ops.gather_kv.default(k_cache, v_cache, k_scale, v_scale, source, indices, destination)
 

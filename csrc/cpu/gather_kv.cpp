@@ -7,8 +7,8 @@ namespace {
 
 constexpr int64_t kMaxBlockSize = 64;
 
-// Fills the first `count` places of one block for one head. K and V stand for the bytes of an element, or of the word
-// of an int4 cache; V has those of `run` tokens side by side.
+// Fills the first `count` places of one block for one head, in ascending order: the block may be one of the source. K
+// and V stand for the bytes of an element, or of the word of an int4 cache; V has those of `run` tokens side by side.
 template <class K, class V = K, int64_t run = 1>
 void gather(const GatherKvParams& p, int64_t head, int64_t to_block, const int32_t* indices, int64_t count) {
   const KvCache& c = p.cache;
@@ -47,11 +47,11 @@ void gather(const GatherKvParams& p, int64_t head, int64_t to_block, const int32
 void gather_kv(const GatherKvParams& p) {
   const KvCache& c = p.cache;
   const int64_t blocks = (p.kept + c.block_size - 1) / c.block_size;
-  parallel_for(blocks * c.kv_heads, 2, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t head = i % c.kv_heads, first = i / c.kv_heads * c.block_size;
+  parallel_for(c.kv_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * blocks; i < end * blocks; ++i) {
+      const int64_t head = i / blocks, first = i % blocks * c.block_size;
       const int64_t count = p.kept - first < c.block_size ? p.kept - first : c.block_size;
-      const int64_t block = p.destination[i / c.kv_heads];
+      const int64_t block = p.destination[i % blocks];
       const int32_t* indices = p.indices + head * p.kept + first;
       if (c.dtype == DType::i4) {
         gather<uint32_t, uint16_t, 4>(p, head, block, indices, count);

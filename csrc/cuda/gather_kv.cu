@@ -1,4 +1,7 @@
-// gather_kv: a block takes one KV head of up to a cache block of kept tokens.
+// gather_kv: a warp moves one row of a KV head through all kept tokens: an element of every key, a group's scales, or
+// 32 elements of every value. It reads some tokens before it writes as many: what it reads later lies behind them.
+#include <type_traits>
+
 #include "cuda/kernels.h"
 #include "cuda/kv_cache.cuh"
 #include "cuda/launch.cuh"
@@ -6,54 +9,69 @@
 namespace pybatch::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kWarps = 8;
+constexpr int kAhead = 8;  // tokens that a lane reads before it writes
 
 // K and V stand for the bytes of an element, or of the word of an int4 cache; V has those of kRun tokens side by side.
 template <class K, class V = K, int kRun = 1>
-__global__ void __launch_bounds__(kThreads, 4) gather_kv_kernel(GatherKvParams p) {
+__global__ void __launch_bounds__(kWarps* kWarp, 4) gather_kv_kernel(GatherKvParams p) {
   const KvCache& c = p.cache;
-  const int64_t h = blockIdx.y, first = blockIdx.x * c.block_size, to = p.destination[blockIdx.x];
-  const int size = static_cast<int>(c.block_size), dim = static_cast<int>(c.head_dim);
-  const int count = static_cast<int>(p.kept - first < size ? p.kept - first : size);
+  const int64_t h = blockIdx.y;
+  const int size = static_cast<int>(c.block_size), dim = static_cast<int>(c.head_dim), kept = static_cast<int>(p.kept);
   const int k_width = kRun == 1 ? dim : dim / 8, v_width = kRun == 1 ? dim : dim / 4;  // of a token
+  const int groups = c.has_scales() ? static_cast<int>(c.groups()) : 0;
   // Strides are in elements, of int4 in bytes.
   const int64_t k_stride = kRun == 1 ? c.k_block_stride : c.k_block_stride / static_cast<int64_t>(sizeof(K));
   const int64_t v_stride = kRun == 1 ? c.v_block_stride : c.v_block_stride / static_cast<int64_t>(sizeof(V));
-  const int32_t* indices = p.indices + h * p.kept + first;
-  K* k = static_cast<K*>(c.k) + h * k_width * size;
-  V* v = static_cast<V*>(c.v) + h * v_width * size;
-  auto value = [&](int64_t block, int token) -> V* {
-    return v + block * v_stride + token / kRun * kRun * v_width + token % kRun;
+  const int lane = threadIdx.x % kWarp;
+  const int32_t* indices = p.indices + h * p.kept;
+  // at(block, offset): the lane's element of a token. Of every `step` tokens before `end` a lane moves one.
+  auto move = [&](int step, int first, int end, auto at) {
+    for (int begin = 0; begin < kept; begin += step * kAhead) {
+      std::remove_pointer_t<decltype(at(0, 0))> x[kAhead] = {};
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int token = begin + i * step + first;
+        if (token < end) x[i] = *at(p.source[indices[token] / size], indices[token] % size);
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int token = begin + i * step + first;
+        if (token < end) *at(p.destination[token / size], token % size) = x[i];
+      }
+    }
   };
-  for (int i = threadIdx.x; i < k_width * size; i += kThreads) {
-    const int token = i % size, d = i / size;
-    if (token >= count) continue;
-    const int64_t from = p.source[indices[token] / size];
-    k[to * k_stride + i] = k[from * k_stride + d * size + indices[token] % size];
+  int row = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  if (row < k_width) {
+    K* k = static_cast<K*>(c.k) + (h * k_width + row) * size;
+    return move(kWarp, lane, kept, [&](int64_t block, int token) { return k + block * k_stride + token; });
   }
-  for (int i = threadIdx.x; i < count * v_width; i += kThreads) {
-    const int token = i / v_width, d = i % v_width * kRun;
-    value(to, token)[d] = value(p.source[indices[token] / size], indices[token] % size)[d];
+  row -= k_width;
+  if (row < 2 * groups) {
+    const bool of_keys = row < groups;
+    const int group = row % groups * size;
+    return move(kWarp, lane, kept,
+                [&](int64_t block, int token) { return scales_of(c, of_keys, block, h, token) + group; });
   }
-  if (!c.has_scales()) return;
-  const int groups = static_cast<int>(c.groups());
-  for (int i = threadIdx.x; i < count * groups; i += kThreads) {
-    const int token = i % count, group = i / count * size;
-    const int64_t from = p.source[indices[token] / size], offset = indices[token] % size;
-    scales_of(c, true, to, h, token)[group] = scales_of(c, true, from, h, offset)[group];
-    scales_of(c, false, to, h, token)[group] = scales_of(c, false, from, h, offset)[group];
-  }
+  const int d = (row - 2 * groups) * kWarp + lane;
+  V* v = static_cast<V*>(c.v) + h * v_width * size + d * kRun;
+  move(1, 0, d < v_width ? kept : 0,
+       [&](int64_t block, int token) { return v + block * v_stride + token / kRun * kRun * v_width + token % kRun; });
 }
 
 }  // namespace
 
 void gather_kv(const GatherKvParams& p, cudaStream_t stream) {
-  const dim3 grid(ceil_div(p.kept, p.cache.block_size), p.cache.kv_heads);
-  const auto kernel = p.cache.dtype == DType::i4    ? gather_kv_kernel<uint32_t, uint16_t, 4>
-                      : size_of(p.cache.dtype) == 1 ? gather_kv_kernel<uint8_t>
-                      : size_of(p.cache.dtype) == 2 ? gather_kv_kernel<uint16_t>
-                                                    : gather_kv_kernel<uint32_t>;
-  launch(kernel, grid, dim3(kThreads), 0, stream, p);
+  const KvCache& c = p.cache;
+  const int64_t packed = c.dtype == DType::i4, groups = c.has_scales() ? c.groups() : 0;
+  const int64_t rows = c.head_dim / (packed ? 8 : 1) + 2 * groups + ceil_div(c.head_dim / (packed ? 4 : 1), kWarp);
+  const dim3 grid(ceil_div(rows, kWarps), c.kv_heads);
+  const auto kernel = c.dtype == DType::i4    ? gather_kv_kernel<uint32_t, uint16_t, 4>
+                      : size_of(c.dtype) == 1 ? gather_kv_kernel<uint8_t>
+                      : size_of(c.dtype) == 2 ? gather_kv_kernel<uint16_t>
+                                              : gather_kv_kernel<uint32_t>;
+  launch(kernel, grid, dim3(kWarps * kWarp), 0, stream, p);
 }
 
 }  // namespace pybatch::cuda

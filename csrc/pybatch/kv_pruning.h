@@ -20,7 +20,8 @@ struct RotateKeysParams {
 };
 
 // gather_kv: token i of KV head h in the block table `destination` becomes that of number indices[h][i] in the table
-// `source`: key, value and scales, bit for bit. No block is in both tables.
+// `source`: key, value and scales, bit for bit. A block may be in both tables at the same place, and only there. If one
+// is, indices[h][i] >= i for all i, so that in ascending order no token is read where one has been written.
 struct GatherKvParams {
   KvCache cache;
   const int32_t* source;       // [source blocks]

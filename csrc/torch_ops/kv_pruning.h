@@ -44,7 +44,7 @@ struct KvPruningOps : KvOps<Backend> {
     p.indices = pointer<int32_t>(indices);
     p.destination = pointer<int32_t>(destination);
     Backend::verify(Gathering{p.source, p.destination, p.indices, source.size(0), destination.size(0), indices.numel(),
-                              p.cache.num_blocks, p.cache.block_size},
+                              p.kept, p.cache.num_blocks, p.cache.block_size},
                     {p.source, p.destination, p.indices});
     for (const Tensor& t : {k_cache, v_cache}) Backend::writes(t);
     for (const OptionalTensor& t : {k_scale, v_scale}) {

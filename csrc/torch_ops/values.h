@@ -150,20 +150,29 @@ struct Blocks {
 // Tokens that are copied in parallel from one block table to another.
 struct Gathering {
   const int32_t *source, *destination, *indices;
-  int64_t source_count, destination_count, count, num_blocks, block_size;
+  int64_t source_count, destination_count, count, kept, num_blocks, block_size;
 
   bool operator==(const Gathering&) const = default;
   void operator()() const {
     Blocks<int32_t>{"source", source, source_count, num_blocks, false}();
     Blocks<int32_t>{"destination", destination, destination_count, num_blocks, true}();
+    bool in_place = false;
     for (int64_t i = 0; i < destination_count; ++i) {
-      EXPECT(std::find(source, source + source_count, destination[i]) == source + source_count,
-             "destination: expected blocks that are not in source, got ", destination[i]);
+      const int64_t others = std::count(source, source + source_count, destination[i]);
+      const bool stays = i < source_count && source[i] == destination[i];
+      EXPECT(others == (stays ? 1 : 0),
+             "destination: expected blocks that are in source at the same place or not, got ", destination[i], " at ",
+             i);
+      in_place = in_place || stays;
     }
     const int64_t tokens = source_count * block_size;
     for (int64_t i = 0; i < count; ++i) {
       EXPECT(indices[i] >= 0 && indices[i] < tokens, "indices: expected tokens in [0, ", tokens, "), got ", indices[i],
              " at ", i);
+      EXPECT(!in_place || indices[i] >= i % kept,
+             "indices: expected none below its place, since blocks of source are "
+             "in destination, got ",
+             indices[i], " at ", i);
     }
   }
 };

@@ -110,7 +110,7 @@ class Intake:
         """The tokens of prompt and output together at most. Raises ValueError if there is no room for one of output, or
         if a beam search does not fit."""
         prompt = len(tokens)
-        most = self.room.most_tokens(tokens, shares=params.prompt_logprobs is None)
+        most = self.room.most_tokens(tokens, shares=not params.needs_all_blocks)
         if prompt >= most:
             beside = "" if most == self._max_model_len else f", of which {most} tokens are free beside pinned prefixes"
             raise PromptTooLongError(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybatch.engine.beams import EarlyStopping
-from pybatch.engine.kv_policies import POLICIES, KvPolicy, kv_policy
+from pybatch.engine.kv_policies import POLICIES, HeavyHitters, KvPolicy, SnapKV, kv_policy
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE, RequestOutputKind, SamplingParams
 from pybatch.engine.structured.params import StructuredOutputsParams
 
@@ -75,6 +75,13 @@ class RequestParams:
     def masked(self) -> bool:
         """Not every token may be drawn."""
         return self.structured_outputs is not None or self.allowed is not None
+
+    @property
+    def needs_all_blocks(self) -> bool:
+        """Whether it may need blocks of its own for all of its tokens, though others have some of them: a prompt whose
+        log-probabilities are wanted is computed whole, and what is kept of one that is pruned is gathered in the
+        places of its first tokens."""
+        return self.prompt_logprobs is not None or isinstance(self.kv_policy, SnapKV | HeavyHitters)
 
 
 def plain_values(params: SamplingParams) -> tuple[object, ...] | None:

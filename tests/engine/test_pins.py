@@ -9,6 +9,7 @@ from engine.runs import MakeEngine, drain, run, some_prompt
 
 from pybatch.engine import Engine, RequestOutput, SamplingParams
 from pybatch.engine.execution.model_runner import ModelRunner
+from pybatch.engine.kv_policies import HeavyHitters, KvPolicy, SnapKV
 from pybatch.engine.scheduling.block_pool import Pin
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=1)
@@ -144,4 +145,23 @@ def test_many_requests_end_beside_pins(make_engine: MakeEngine) -> None:
     assert bits(run(engine, prompts, params)) == bits(expected)
     assert engine.metrics.preemptions > 0
     engine.check_integrity()
+    engine.unpin(pinned)
+
+
+@pytest.mark.parametrize("policy", [SnapKV(budget=60, observed=4), HeavyHitters(heavy=30, recent=34)], ids=str)
+def test_what_is_gathered_leaves_a_pin_as_it_is_and_has_room_beside_it(
+    make_engine: MakeEngine, policy: KvPolicy
+) -> None:
+    """Its first blocks are the pin's, and so what is kept of the prompt needs others."""
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=1, kv_policy=policy)
+    prompt = [*PREFIX[:32], *some_prompt(56)]
+    expected = run(make_engine(enable_prefix_caching=False), [prompt], params)[0].outputs
+    engine = make_engine(num_kv_blocks=6 + 3, max_num_seqs=4)
+    pinned = pin(engine, PREFIX)
+    others = [SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)] * 3
+    for prompts in ([prompt], [prompt, *[some_prompt(20, i) for i in range(3)]]):
+        assert run(engine, prompts, [params, *others][: len(prompts)])[0].outputs == expected
+    assert cached(engine, [*PREFIX, 1, 2]) == 41
+    with pytest.raises(ValueError, match=r"prompt: 96 tokens and one of output .*, of which 96 tokens are free"):
+        engine.add_request("long", [*PREFIX[:32], *some_prompt(64)], params)
     engine.unpin(pinned)

@@ -158,6 +158,44 @@ def test_what_is_dropped_is_free_at_once(make_engine: MakeEngine) -> None:
     assert engine.num_kv_blocks_used == 0
 
 
+GATHERED = pytest.mark.parametrize(
+    "policy", [SnapKV(budget=40, observed=6), HeavyHitters(heavy=26, recent=20)], ids=str
+)
+
+
+@GATHERED
+@pytest.mark.parametrize("dtype", ["auto", "int4"])
+def test_a_gathering_needs_no_more_blocks_than_it_finds(make_engine: MakeEngine, policy: KvPolicy, dtype: str) -> None:
+    """The pool holds the prompts, a spare block for each, and no six blocks more for what is kept of the first."""
+    prompts, asked = [some_prompt(61), some_prompt(20)], [params(policy, max_tokens=8), params(None, max_tokens=8)]
+    config: dict[str, Any] = {"block_size": SIZE, "with_tokenizer": False, "kv_cache_dtype": dtype}
+    expected = bits(run(make_engine(**config), prompts, asked))
+    engine = make_engine(**config, num_kv_blocks=8 + 3 + 2)
+    assert bits(run(engine, prompts, asked)) == expected
+    assert engine.metrics.preemptions == 0
+    alone = make_engine(**config, num_kv_blocks=9)  # as many as without a policy
+    assert bits(run(alone, prompts[:1], asked[:1])) == expected[:1]
+
+
+@GATHERED
+def test_what_others_hold_too_is_not_gathered_in_place(make_engine: MakeEngine, policy: KvPolicy) -> None:
+    """Two requests of one prompt, with and without a policy, in a pool in which one has to wait for the other."""
+    prompt = some_prompt(61)
+    asked = [params(policy, max_tokens=30), params(None, max_tokens=30), params(policy, max_tokens=30, n=2, seed=1)]
+    config: dict[str, Any] = {"block_size": SIZE, "with_tokenizer": False}
+    expected = bits(run(make_engine(**config, enable_prefix_caching=False), [prompt] * 3, asked))
+    for blocks in (12, 14, 18, 24):
+        engine = make_engine(**config, num_kv_blocks=blocks, predict_lengths=False)
+        assert bits(run(engine, [prompt] * 3, asked)) == expected
+
+
+def test_later_gatherings_take_no_blocks_from_the_prefix_cache(make_engine: MakeEngine) -> None:
+    engine = make_engine(block_size=SIZE, with_tokenizer=False, num_kv_blocks=20)
+    run(engine, [some_prompt(40)], params(None, max_tokens=1))
+    run(engine, [some_prompt(60)], params(HeavyHitters(heavy=26, recent=20), max_tokens=60))
+    assert run(engine, [some_prompt(40)], params(None, max_tokens=1))[0].num_cached_tokens == 39
+
+
 @pytest.mark.parametrize("policy", POLICIES[:3], ids=str)
 def test_a_dense_request_never_finds_what_a_pruned_one_has_computed(make_engine: MakeEngine, policy: KvPolicy) -> None:
     """The second's prompt is the first's with its output: only what came before the first pruning may be shared."""

@@ -191,7 +191,12 @@ class Calls:
         source, free = order[: blocks // 2], order[blocks // 2 :]
         kept = self.r.randint(0, block_size * min(len(source), len(free)))
         indices = torch.randint(max(1, len(source) * block_size), (heads, kept), dtype=torch.int32)
-        return {**cache, "source": source, "indices": indices, "destination": free[: -(-kept // block_size)]}
+        destination = free[: -(-kept // block_size)].clone()
+        if self.r.random() < 0.5:  # some of the blocks in place
+            indices = torch.arange(kept, dtype=torch.int32).expand(heads, -1).contiguous()
+            stays = torch.rand(len(destination)) < 0.5
+            destination[stays] = source[: len(destination)][stays]
+        return {**cache, "source": source, "indices": indices, "destination": destination}
 
     def attention_mass(self) -> Arguments:
         batch = self.paged_attention()

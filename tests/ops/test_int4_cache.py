@@ -208,14 +208,17 @@ def filled(shape: Any, blocks: int) -> Any:
     return cache
 
 
+@pytest.mark.parametrize("places", [[2, 5, 3], [4, 5, 0], [4, 1, 3]], ids=["apart", "in place", "partly in place"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gathered_tokens_are_those_of_their_heads_bit_for_bit(shape: Any) -> None:
+def test_gathered_tokens_are_those_of_their_heads_bit_for_bit(shape: Any, places: list[int]) -> None:
     cache, size = filled(shape, 6), shape.block_size
     before = [x.clone() for x in (*cache.codes(), *cache.scales())]
-    source, destination = torch.tensor([[4, 1, 0], [2, 5, 3]], dtype=torch.int32)
+    source, destination = torch.tensor([[4, 1, 0], places], dtype=torch.int32)
     kept = 2 * size + 3
     generator = torch.Generator().manual_seed(0)
     indices = torch.stack([torch.randperm(3 * size, generator=generator)[:kept] for _ in range(shape.kv_heads)]).int()
+    if 4 in places:
+        indices = indices.sort(1).values
     ops.gather_kv(*cache.tensors(), source, indices, destination)
 
     def slots(table: Tensor, tokens: Tensor) -> Tensor:

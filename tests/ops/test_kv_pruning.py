@@ -136,10 +136,14 @@ def test_gather_kv_moves_each_heads_tokens(shape: Shape, data: st.DataObject) ->
     size = shape.block_size
     source, free = torch.tensor([5, 0, 6], dtype=torch.int32), [4, 1, 2]
     kept = data.draw(st.integers(0, 3 * size))
-    destination = torch.tensor(free[: -(-kept // size)], dtype=torch.int32)
+    in_place = data.draw(st.sets(st.integers(0, 2)))  # the blocks that are of both tables
+    blocks = [int(source[i]) if i in in_place else free[i] for i in range(3)]
+    destination = torch.tensor(blocks[: -(-kept // size)], dtype=torch.int32)
     seed = data.draw(st.integers(0, 99))
     random = torch.Generator().manual_seed(seed)
     indices = torch.stack([torch.randperm(3 * size, generator=random)[:kept] for _ in range(shape.kv_heads)]).int()
+    if in_place:
+        indices = indices.sort(1).values
     with threads(1 + seed % 2):
         ops.gather_kv(*cache.tensors, source, indices, destination)
 
@@ -312,7 +316,9 @@ def test_attention_mass_refuses(change: dict[str, list[int] | Tensor], message: 
     ("source", "indices", "destination", "message"),
     [
         ([0, 3], [0], [1], r"source: expected blocks in \[0, 3\), got 3 at 1"),
-        ([0], [0], [0], "destination: expected blocks that are not in source, got 0"),
+        ([0, 1], [0], [1], "destination: expected blocks that are in source at the same place or not, got 1 at 0"),
+        ([0, 0], [0], [0], "destination: expected blocks that are in source at the same place or not, got 0 at 0"),
+        ([0], [1, 0], [0], "indices: expected none below its place, since blocks of source .*, got 0 at 1"),
         ([0], [*range(16), 1], [1, 1], "destination: expected each block once, got 1 twice"),
         ([0], [16], [1], r"indices: expected tokens in \[0, 16\), got 16 at 0"),
         ([0], [0], [1, 2], r"destination: expected shape \[1\], got \[2\]"),

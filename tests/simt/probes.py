@@ -81,6 +81,17 @@ def rotate_keys(ops: SimtOps) -> None:
     torch.testing.assert_close(cache.keys()[1:], wanted, rtol=0, atol=0.01 * float(wanted.abs().max()))
 
 
+def gather_kv(ops: SimtOps) -> None:
+    """In place."""
+    tests = suite("test_kv_pruning")
+    cache, before = (tests.Cache(tests.Shape(head_dim=8), 3) for _ in range(2))
+    table = torch.tensor([2, 0, 1], dtype=torch.int32)
+    indices = torch.arange(4, 48)[:40].repeat(2, 1).int()
+    ops.gather_kv(*cache.tensors, table, indices, table)
+    keys, wanted = (each.keys()[table.long()].permute(1, 0, 3, 2).flatten(1, 2) for each in (cache, before))
+    assert torch.equal(keys[:, :40], wanted[:, 4:44])
+
+
 def matmul(ops: SimtOps, kernel: str) -> None:
     """Every tile of rows, remainders in every extent, rows alone."""
     tests = suite("test_matmul")

@@ -163,6 +163,13 @@ MUTATIONS = [
         probes.attention_mass,
     ),
     Mutation(
+        "tokens are written where others have not been read",
+        "gather_kv.cu",
+        "      __syncwarp();\n",
+        "",
+        probes.gather_kv,
+    ),
+    Mutation(
         "all warps turn one key",
         "rotate_keys.cu",
         "offset = blockIdx.z * kWarps + warp;",

@@ -190,6 +190,10 @@ class BlockPool:
     def is_cached(self, key: BlockKey) -> bool:
         return self.find(key) is not None
 
+    def is_known(self, block: int) -> bool:
+        """Whether the prefix cache has what it holds."""
+        return block in self._keys
+
     def forget(self, block: int) -> None:
         """Takes a block out of the prefix cache: it does not hold what was announced, or not for long."""
         key = self._keys.pop(block, None)

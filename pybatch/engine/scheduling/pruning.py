@@ -21,8 +21,8 @@ class Pruning(Protocol):
 
     first_point: the first number of computed tokens at which something is dropped; before it all are kept.
     most_shared: the leading tokens that may come from the prefix cache. peak_tokens: for how many it has blocks at most
-    at once, where that is more than for all of its tokens. observed_from, observed_to: the tokens whose queries'
-    attention is summed.
+    at once, where that is more than for all of its tokens; 0: it never is. observed_from, observed_to: the tokens whose
+    queries' attention is summed.
     """
 
     first_point: int
@@ -69,6 +69,8 @@ class WindowPruning:
 class PromptPruning:
     """Keeps chosen tokens of the prompt, at its end."""
 
+    peak_tokens = 0
+
     def __init__(self, policy: SnapKV, prompt_length: int, block_size: int) -> None:
         kept = policy.budget + policy.observed
         self._num_pruned = max(0, prompt_length - kept)
@@ -77,7 +79,6 @@ class PromptPruning:
         if self._num_pruned:
             self.observed_from = self.most_shared = prompt_length - policy.observed
             self.observed_to = prompt_length
-        self.peak_tokens = sum([-(-count // block_size) * block_size for count in (prompt_length, kept)])
 
     def next_point(self, num_computed: int) -> int:
         return self.first_point if num_computed < self.first_point else NEVER
@@ -92,14 +93,12 @@ class PromptPruning:
 class HeavyPruning:
     """Keeps so many chosen tokens, at the prompt's end and whenever a block's worth has come on top."""
 
-    most_shared = observed_from = 0
+    most_shared = observed_from = peak_tokens = 0
     observed_to = NEVER
 
     def __init__(self, policy: HeavyHitters, prompt_length: int, block_size: int) -> None:
         self._kept, self._block_size = policy.heavy + policy.recent, block_size
         self.first_point = prompt_length if prompt_length > self._kept else self._kept + block_size
-        before = max(prompt_length, self._kept + block_size)
-        self.peak_tokens = sum([-(-count // block_size) * block_size for count in (before, self._kept)])
 
     def next_point(self, num_computed: int) -> int:
         return self.first_point if num_computed < self.first_point else num_computed + self._block_size
@@ -129,7 +128,8 @@ class Turned:
 @dataclass(frozen=True, slots=True)
 class Gathered:
     """Tokens to be chosen for each layer and KV head, out of `length` in the blocks `source`, and moved to the blocks
-    `destination`. row: of the attention that they have had."""
+    `destination`, some of which may be those at the same places of `source`. row: of the attention that they have
+    had."""
 
     source: array[int]
     destination: array[int]

@@ -73,7 +73,7 @@ class Room:
             most = max(most, self._blocks_for(request.pruning.peak_tokens))
         full = len(prompt) // self.block_size  # shared by beams
         needed = full + (most - full) * max(1, request.params.beam_width)
-        return needed - (self._num_shared(prompt, self.pins) if request.params.prompt_logprobs is None else 0)
+        return needed - (0 if request.params.needs_all_blocks else self._num_shared(prompt, self.pins))
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

@@ -461,9 +461,10 @@ class Scheduler:
             self._short = None
         return self._pruner.prune(sequence)
 
-    def _free_for(self, sequence: Sequence, count: int) -> bool:
-        """Preempts others until so many blocks are free for a sequence. Returns whether it still runs itself."""
-        while self._pool.num_free < count:
+    def _free_for(self, sequence: Sequence, num_needed: Callable[[], int]) -> bool:
+        """Preempts others until as many blocks are free as a sequence needs, which may become fewer as others do not
+        share its own any more. Returns whether it still runs itself."""
+        while self._pool.num_free < num_needed():
             victim = self._victim()
             self._preempt(victim, moves=False)
             if victim is sequence:

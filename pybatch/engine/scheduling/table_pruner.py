@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 
 from pybatch.engine.scheduling.block_tables import BlockTables
@@ -12,9 +11,11 @@ from pybatch.engine.scheduling.sequence import Sequence
 
 
 class TablePruner:
-    """make_room: preempts others until so many blocks are free for a sequence; whether it still runs itself then."""
+    """make_room: preempts others until as many blocks are free as a sequence needs, and tells whether it still runs."""
 
-    def __init__(self, tables: BlockTables, running: Running, make_room: Callable[[Sequence, int], bool]) -> None:
+    def __init__(
+        self, tables: BlockTables, running: Running, make_room: Callable[[Sequence, Callable[[], int]], bool]
+    ) -> None:
         self._tables = tables
         self._pool = tables.pool
         self._running = running
@@ -49,7 +50,7 @@ class TablePruner:
         del blocks[:end]
         sequence.num_pruned = pruned
         missing = max(0, self._tables.num_missing(sequence, sequence.num_due) - sinks)
-        if not self._make_room(sequence, sinks + missing):
+        if not self._make_room(sequence, lambda: sinks + missing):
             return None
         for i in range(sinks):
             blocks.insert(i, self._pool.allocate())
@@ -57,19 +58,39 @@ class TablePruner:
         return Turned(list(zip(sequence.held, blocks, strict=False)), pruned)
 
     def _gather(self, sequence: Sequence, pruned: int, *, observes: bool) -> Gathered | None:
-        """Has what is kept gathered in new blocks: the old ones may be shared. observes: attention is still summed."""
-        length, kept = sequence.num_cached, sequence.num_computed - pruned
-        known = self._tables.blocks_for(kept + max(0, sequence.num_due))
-        if not self._make_room(sequence, known):
+        """Has what is kept gathered in the first of its blocks, in place. Those that others hold too are replaced by
+        free ones; where there are as many, also those that the prefix cache knows, which keeps them then. observes:
+        attention is still summed."""
+        blocks, length = sequence.blocks, sequence.num_cached
+        kept = sequence.num_computed - pruned
+        count = self._tables.blocks_for(kept + max(0, sequence.num_due))
+        more = max(0, count - len(blocks))
+
+        def replaced() -> list[int]:
+            spares = self._pool.num_free >= count
+            return [
+                place
+                for place, block in enumerate(blocks[:count])
+                if self._pool.references(block) > 1 or (spares and self._pool.is_known(block))
+            ]
+
+        if not self._make_room(sequence, lambda: len(replaced()) + more):
             return None
-        for _ in range(known):
+        places, source = replaced(), blocks[:]
+        for _ in range(len(places) + more):
             sequence.held.append(self._pool.allocate())
-        source, destination = sequence.blocks[:], sequence.held[: self._tables.blocks_for(kept)]
-        sequence.blocks, sequence.held = sequence.held, array("i")
-        self._pool.release(source)
+        for place, block in zip(places, sequence.held, strict=False):
+            blocks[place] = block
+        blocks[count:] = sequence.held[len(places) :]
+        del sequence.held[:]
+        for block in blocks[:count]:
+            self._pool.forget(block)
+        self._pool.release([*(source[place] for place in places), *source[count:]])
         sequence.num_pruned = pruned
         assert sequence.mass_rows is not None
         row, _ = sequence.mass_rows
         if not observes:
             self._running.return_mass(sequence)
-        return Gathered(source[: self._tables.blocks_for(length)], destination, length, kept, row)
+        return Gathered(
+            source[: self._tables.blocks_for(length)], blocks[: self._tables.blocks_for(kept)], length, kept, row
+        )
