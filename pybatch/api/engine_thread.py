@@ -14,12 +14,14 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from pybatch.api.inputs import Encoded, Prompt
+from pybatch.api.prompt_queue import PromptQueue
 from pybatch.api.session import Session, empty_output
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.metrics import RequestMetrics
+from pybatch.engine.scheduling.fair_queue import PATIENCE
 from pybatch.engine.standing import ORDINARY, Standing
 
 logger = logging.getLogger(__name__)
@@ -41,10 +43,10 @@ class Outbox(Protocol):
 
 
 class Submission:
-    """A request on its way: from the prompt's arrival to its last output. index: as Session.add's."""
+    """A request on its way: from the prompt's arrival to its last output. prompt: until it is tokenised. index: as
+    Session.add's."""
 
     __slots__ = (
-        "admitted",
         "arrival_time",
         "cancelled",
         "engine_id",
@@ -52,39 +54,69 @@ class Submission:
         "newest",
         "outbox",
         "params",
+        "prompt",
+        "queued",
         "request_id",
+        "size",
         "standing",
     )
 
     def __init__(
-        self, params: SamplingParams, request_id: str, outbox: Outbox, standing: Standing, index: int | None = None
+        self,
+        params: SamplingParams,
+        request_id: str,
+        outbox: Outbox,
+        standing: Standing,
+        *,
+        prompt: Prompt | None = None,
+        index: int | None = None,
     ) -> None:
+        self.prompt = prompt
+        self.size = 1 + (len(prompt) if isinstance(prompt, str) else 0)  # of the work to tokenise it
+        self.queued = 0
         self.params, self.request_id, self.outbox = params, request_id, outbox
         self.standing, self.index = standing, index
         self.arrival_time = time.perf_counter()
-        self.admitted = False  # it takes one of the engine's places
         self.cancelled = False
         self.engine_id: str | None = None
         self.newest: RequestOutput | None = None
+
+    @property
+    def priority(self) -> int:
+        return self.standing.priority
+
+    @property
+    def user(self) -> str | None:
+        return self.standing.user
+
+    @property
+    def urgent(self) -> bool:
+        return self.standing.ttft_target is not None
+
+    @property
+    def deadline(self) -> float:
+        target = self.standing.ttft_target
+        return self.arrival_time + (PATIENCE if target is None else target)
 
 
 class EngineThread:
     """Runs a session's engine until it is closed. Every method may be called on any thread.
 
-    Prompts go through two queues: the tokenising thread takes them in batches and in their order, as far as the engine
-    has places, and hands them to the engine's, which spends a bounded time on them between two steps. Encoded prompts
-    go past both, to a queue of their own that has what is left of that time.
+    Prompts go through two queues: the tokenising thread takes them in batches and in the order of a PromptQueue, as far
+    as the engine has places for their user, and hands them to the engine's, which spends a bounded time on them between
+    two steps. Encoded prompts go past both, to a queue of their own that has what is left of that time.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._prompts: SimpleQueue[tuple[Submission, Prompt] | None] = SimpleQueue()
+        # Of a kind as many as the policy can choose from; more would only be tokenised earlier, and walked by the
+        # collector.
+        self._prompts = PromptQueue[Submission](session.capacity, session.config.weights)
         self._commands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._encoded: deque[tuple[Submission, Encoded]] = deque()
-        # As many as the policy can choose from; more would only be tokenised earlier, and walked by the collector.
-        self._places = threading.Semaphore(session.capacity)
+        self._between = threading.Semaphore(session.capacity)  # the two threads: later ones would wait for more
         self._calls: set[Future[Any]] = set()
-        self._lock = threading.Lock()  # over the four below, and which submissions are cancelled and admitted
+        self._lock = threading.Lock()  # over the four below, and which submissions are cancelled
         self._numbers = itertools.count()
         self._open: dict[str, Submission] = {}
         self._num_bounded = 0  # of these
@@ -115,8 +147,8 @@ class EngineThread:
         Raises QueueFullError if too many others wait, ValueError if the id is in use, RuntimeError if the engine's
         thread has ended.
         """
-        submission = self._open_one(params, request_id, outbox, standing)
-        self._prompts.put((submission, prompt))
+        submission = self._open_one(params, request_id, outbox, standing, prompt=prompt)
+        self._prompts.put(submission)
         self.let_run()
         return submission
 
@@ -134,7 +166,7 @@ class EngineThread:
 
         index: as Session.add's. Raises RuntimeError if the engine's thread has ended.
         """
-        submission = self._open_one(params, None, outbox, standing, index)
+        submission = self._open_one(params, None, outbox, standing, index=index)
         self._encoded.append((submission, prompt))
         self._commands.put(_nothing)  # wakes the engine's thread up
         self.let_run()
@@ -146,6 +178,8 @@ class EngineThread:
         request_id: str | None,
         outbox: Outbox,
         standing: Standing,
+        *,
+        prompt: Prompt | None = None,
         index: int | None = None,
     ) -> Submission:
         with self._lock:
@@ -156,7 +190,7 @@ class EngineThread:
                 request_id = next(name for number in self._numbers if (name := str(number)) not in self._open)
             elif request_id in self._open:
                 raise ValueError(f"request_id: {request_id!r} is in use by a request that has not finished")
-            submission = Submission(params, request_id, outbox, standing, index)
+            submission = Submission(params, request_id, outbox, standing, prompt=prompt, index=index)
             self._open[request_id] = submission
             self._num_bounded += not standing.background
         return submission
@@ -204,8 +238,8 @@ class EngineThread:
     def close(self) -> None:
         """Ends both threads after the step under way. Outboxes of unfinished requests get a RuntimeError."""
         self._closing = True
-        self._prompts.put(None)  # wake them up
-        self._places.release()
+        self._prompts.close()  # wakes them up
+        self._between.release()
         self._commands.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -258,37 +292,28 @@ class EngineThread:
             if submission is not None:
                 submission.cancelled = True
                 self._num_bounded -= not submission.standing.background
-            return submission
-
-    def _admit(self, submission: Submission) -> bool:
-        """Gives it the place that was acquired, unless it is cancelled."""
-        with self._lock:
-            submission.admitted = not submission.cancelled
-        if not submission.admitted:
-            self._places.release()
-        return submission.admitted
+        if submission is not None:
+            self._prompts.withdraw(submission)
+        return submission
 
     # ---- on the tokenising thread ----
 
     def _tokenize(self) -> None:
-        while self._places.acquire() and (first := self._prompts.get()) is not None and not self._closing:
-            taken, characters = [first], size(first[1])
+        while self._between.acquire() and (first := self._prompts.take()) is not None and not self._closing:
+            taken, characters = [first], first.size
             while len(taken) < TOKENIZE_AT_ONCE and characters < TOKENIZE_CHARACTERS:
-                if not self._places.acquire(blocking=False):
+                if not self._between.acquire(blocking=False):
                     break
-                try:
-                    following = self._prompts.get_nowait()
-                except Empty:
-                    self._places.release()
-                    break
+                following = self._prompts.take(wait=False)
                 if following is None:
-                    return
+                    self._between.release()
+                    break
                 taken.append(following)
-                characters += size(following[1])
-            taken = [(submission, prompt) for submission, prompt in taken if self._admit(submission)]
-            encoded = self.session.encode([(prompt, submission.params) for submission, prompt in taken])
-            for (submission, _), each in zip(taken, encoded, strict=True):
-                self._commands.put(partial(self._add, submission, each, stream=True))
+                characters += following.size
+            encoded = self.session.encode([(cast(Prompt, each.prompt), each.params) for each in taken])
+            for submission, each in zip(taken, encoded, strict=True):
+                submission.prompt = None
+                self._commands.put(partial(self._add_tokenised, submission, each))
 
     # ---- on the engine's thread ----
 
@@ -342,6 +367,10 @@ class EngineThread:
     def _add_encoded(self) -> None:
         self._add(*self._encoded.popleft(), stream=False)
 
+    def _add_tokenised(self, submission: Submission, encoded: Encoded) -> None:
+        self._between.release()
+        self._add(submission, encoded, stream=True)
+
     def _add(self, submission: Submission, encoded: Encoded, *, stream: bool) -> None:
         if not submission.cancelled:
             submission.engine_id = self.session.add(
@@ -356,16 +385,16 @@ class EngineThread:
 
     def _deliver(self, submission: Submission, output: RequestOutput) -> None:
         submission.newest = output = replace(output, request_id=submission.request_id)
-        if output.finished and self._cancel(submission.request_id) is not None and submission.admitted:
-            self._places.release()
+        if output.finished:
+            self._cancel(submission.request_id)
+            self._prompts.leave(submission)
         if not submission.outbox.put(output):
             self.leave(submission)
 
     def _drop(self, submission: Submission, *, tell: bool = False) -> None:
         if submission.engine_id is not None:
             self.session.abort(submission.engine_id)
-        if submission.admitted:
-            self._places.release()
+        self._prompts.leave(submission)
         if tell:
             submission.outbox.put(aborted(submission))
 
@@ -384,7 +413,3 @@ def aborted(submission: Submission) -> RequestOutput:
 
 def _nothing() -> None:
     pass
-
-
-def size(prompt: Prompt) -> int:
-    return len(prompt) if isinstance(prompt, str) else 0

@@ -451,3 +451,37 @@ def test_a_full_queue_refuses_at_once(tiny_model: Path) -> None:
                 assert (await collect(llm, "one after the other"))[-1].error is None
 
     run(main())
+
+
+def test_nobody_waits_behind_many_requests_of_another(tiny_model: Path) -> None:
+    """Not by being of another user, nor by a better priority or an earlier deadline: however many came before."""
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    async def main(llm: AsyncLLM) -> None:
+        ended: list[str] = []
+
+        async def ask(name: str, prompt: str, **standing: Any) -> None:
+            async for output in llm.generate(prompt, params, **standing):
+                assert output.error is None
+            ended.append(name)
+
+        many = [asyncio.create_task(ask("many", f"{i}" * 100, user="many")) for i in range(300)]
+        await asyncio.sleep(0.05)
+        before = len(ended)
+        few = [
+            asyncio.create_task(ask("few", "a few", user="few")),
+            asyncio.create_task(ask("better", "better", user="many", priority=-1)),
+            asyncio.create_task(ask("urgent", "urgent", user="many", ttft_target=0.1)),
+        ]
+        await asyncio.gather(*few)
+        assert len(ended) - before < 60
+        for task in many[100:]:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+        await until_idle(llm)
+
+    async def opened() -> None:
+        async with AsyncLLM(tiny_model, num_kv_blocks=256, threads=1, max_num_seqs=2) as llm:
+            await main(llm)
+
+    run(opened())

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
 from pybatch.engine.scheduling.block_tables import BlockTables
-from pybatch.engine.scheduling.fair_queue import NO_WEIGHTS, OUTPUT_WEIGHT
+from pybatch.engine.scheduling.fair_queue import NO_WEIGHTS, OUTPUT_WEIGHT, PATIENCE
 from pybatch.engine.scheduling.forecast import Forecast
 from pybatch.engine.scheduling.length_prediction import LengthPredictor
 from pybatch.engine.scheduling.prefix_store import PrefixStore
@@ -27,7 +27,6 @@ from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
 _LOOK_AHEAD = 16  # sequences without room that are considered in a step
 _MOST_EXPECTED = 0.9  # of the pool, since outputs may turn out longer than expected
-_PATIENCE = 60.0  # seconds, the TTFT target of requests that have none, so that others do not pass them for ever
 _SPARE_BLOCKS = 2  # per running sequence, which a sequence that passes another leaves free
 
 
@@ -121,7 +120,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         request = sequence.request
         if request.ttft_target is None:
-            sequence.deadline = self._clock() + _PATIENCE
+            sequence.deadline = self._clock() + PATIENCE
         else:
             sequence.deadline = request.metrics.arrival_time + request.ttft_target
         self._several_users = self._several_users or request.user is not None

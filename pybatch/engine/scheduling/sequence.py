@@ -121,6 +121,18 @@ class Sequence:
         self.matcher = branch.matcher
 
     @property
+    def user(self) -> str | None:
+        return self.request.user
+
+    @property
+    def urgent(self) -> bool:
+        return self.request.ttft_target is not None
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    @property
     def num_output(self) -> int:
         return len(self.tokens) - len(self.request.prompt_token_ids)
 

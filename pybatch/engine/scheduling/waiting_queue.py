@@ -53,7 +53,7 @@ class PriorityClass:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.returning: OrderedDict[Sequence, None] = OrderedDict()
-        self.newcomers = FairQueue(weights)
+        self.newcomers = FairQueue[Sequence](weights)
         self.by_length = ByLength()
 
     def in_order(self, length: int | None) -> Iterable[Sequence]:
@@ -137,7 +137,7 @@ class WaitingQueue:
         """Its user has been served so much while others of the same priority waited."""
         found = self._classes.get(sequence.priority)
         if found is not None:
-            found.newcomers.charge(sequence.request.user, tokens)
+            found.newcomers.charge(sequence.user, tokens)
 
     def candidates(self, *, below: float, newcomers: int, last: float, length: int | None = None) -> Iterator[Sequence]:
         """Those of a priority below `below` that may join: all that return, and the first so many newcomers of those
