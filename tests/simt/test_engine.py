@@ -9,9 +9,10 @@ from engine.runs import run, some_prompt
 from model.paged import logits_of
 
 import pybatch.ops
-from pybatch.engine import Engine, EngineConfig, SamplingParams
+from pybatch.engine import Engine, EngineConfig, Logprob, SamplingParams
 from pybatch.engine.config import KvCacheDType
 from pybatch.engine.execution.decode_graphs import DecodeGraphs
+from pybatch.engine.kv_policies import HeavyHitters, KvPolicy, SnapKV, StreamingLLM
 from pybatch.model import load_model, weights
 from simt.device import SimtOps
 from simt.suites import OPS
@@ -63,3 +64,48 @@ def test_a_batch_changes_no_bit(tiny_model: Path, kv_cache_dtype: KvCacheDType) 
         return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in found]
 
     assert outputs(together=True) == outputs(together=False)
+
+
+POLICIES = [
+    StreamingLLM(sinks=4, window=11),
+    SnapKV(budget=9, observed=5, pooling=3),
+    HeavyHitters(heavy=7, recent=9),
+]
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "int4"])
+def test_pruned_requests_are_the_cpus_and_have_the_same_bits_in_a_batch(
+    tiny_model: Path, request: pytest.FixtureRequest, kv_cache_dtype: KvCacheDType
+) -> None:
+    """The pool is too small for all, so that some are preempted, and blocks are shared and gathered in place."""
+    decoder = load_model(tiny_model, dtype="float32", skip_tokenizer=True).decoder
+    policies: list[KvPolicy | None] = [*POLICIES, None, POLICIES[1]]
+    prompts = [some_prompt(40, vocab=250) if i else some_prompt(21, vocab=250) for i in range(5)]
+    params = [SamplingParams(temperature=0, max_tokens=12, logprobs=1, ignore_eos=True, kv_policy=p) for p in policies]
+
+    def outputs(together: bool) -> list[tuple[list[int], list[dict[int, Logprob]]]]:
+        config = EngineConfig(
+            block_size=8,
+            num_kv_blocks=15,
+            max_num_batched_tokens=24,
+            enable_prefix_caching=together,
+            predict_lengths=False,
+            kv_cache_dtype=kv_cache_dtype,
+        )
+        engine = Engine(decoder, None, config)
+        if together:
+            found = run(engine, prompts, params)
+        else:
+            found = [run(engine, [prompt], each)[0] for prompt, each in zip(prompts, params, strict=True)]
+        engine.check_integrity()
+        assert (engine.metrics.preemptions > 0) == together
+        return [(output.outputs[0].token_ids, output.outputs[0].logprobs or []) for output in found]
+
+    wanted = outputs(together=False)
+    request.getfixturevalue("cuda_kernels")
+    alone = outputs(together=False)
+    assert outputs(together=True) == alone
+    for (tokens, logprobs), (cpus, cpus_logprobs) in zip(alone, wanted, strict=True):
+        assert tokens == cpus
+        for token, mine, theirs in zip(tokens, logprobs, cpus_logprobs, strict=True):
+            assert mine[token].logprob == pytest.approx(theirs[token].logprob, abs=0.03)

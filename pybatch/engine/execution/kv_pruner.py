@@ -62,6 +62,4 @@ def no_pruning(decoder: Decoder) -> str | None:
     """Why this model's KV caches cannot be pruned; None if they can."""
     if any(layer.window for layer in decoder.layers):
         return "the model has sliding windows, which count the tokens in the cache"
-    if decoder.device.type != "cpu":
-        return "KV caches are pruned on CPUs only"
     return None
