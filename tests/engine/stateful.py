@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from engine.runs import run, some_prompt
+from engine.runs import drain, run, some_prompt
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as with_seed
 from hypothesis import strategies as st
@@ -86,7 +86,17 @@ class Catalogue:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.wishes = wishes()
+        self.folder = tempfile.TemporaryDirectory()  # of prefixes, for all engines that are given space there
         self.alone = {dtype: [self._run(wish, dtype) for wish in self.wishes] for dtype in KV_DTYPES}
+        for dtype in KV_DTYPES:
+            engine = Engine(decoder, None, EngineConfig(block_size=BLOCK, kv_cache_dtype=dtype, **self.on_disk(1.0)))
+            engine.pin_prefix("pin", SHARED)
+            assert len(list(drain(engine))) == 1
+            assert engine._prefix_files is not None
+            engine._prefix_files.wait()
+
+    def on_disk(self, space: float) -> dict[str, Any]:
+        return {"prefix_cache_dir": self.folder.name, "prefix_cache_space": space} if space else {}
 
     def _run(self, wish: Wish, kv_cache_dtype: str) -> Any:
         config = EngineConfig(
@@ -115,6 +125,7 @@ SETTINGS = {
     "enable_prefix_caching": st.booleans(),
     "kv_cache_dtype": st.sampled_from(KV_DTYPES),
     "swap_space": st.sampled_from([0.0, 0.001]),
+    "prefix_cache_space": st.sampled_from([0.0, 1.0, 0.0001]),
     "speculative_config": st.sampled_from([None, '{"prompt_lookup_min": 1, "adaptive": false}']),
 }
 
@@ -128,6 +139,7 @@ class Counts:
     aborted: int = 0
     failed: int = 0
     preemptions: int = 0
+    from_disk: int = 0  # tokens
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -139,7 +151,10 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(config=st.fixed_dictionaries(SETTINGS))
     def begin(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.engine = Engine(self.catalogue.decoder, None, EngineConfig(block_size=BLOCK, **config))
+        given = {name: value for name, value in config.items() if name != "prefix_cache_space"}
+        if config["enable_prefix_caching"]:
+            given |= self.catalogue.on_disk(config["prefix_cache_space"])
+        self.engine = Engine(self.catalogue.decoder, None, EngineConfig(block_size=BLOCK, **given))
         self.pending: dict[str, int] = {}  # by request id, the wish's number
         self.faults = 0  # planted, for which no request has failed yet
         self.came = 0
@@ -216,6 +231,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert not self.pending, f"requests starve: {self.pending}"
         assert self.engine.num_kv_blocks_used == 0
         self.counts.preemptions += self.engine.metrics.preemptions
+        self.counts.from_disk += self.engine.metrics.disk_tokens
 
 
 def machine_on(catalogue: Catalogue) -> type[EngineMachine]:

@@ -13,4 +13,4 @@ def test_random_events_lose_no_block_and_change_no_bit(tiny_model: Path) -> None
     machine = machine_on(Catalogue(load_model(tiny_model, skip_tokenizer=True).decoder))
     run_machine(machine, 25)
     counts = machine.counts
-    assert min(counts.steps, counts.ended, counts.aborted, counts.failed, counts.preemptions) > 0, counts
+    assert min(vars(counts).values()) > 0, counts

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -65,9 +66,10 @@ class PrefixFiles:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="pybatch-prefix-writer")  # the interpreter waits for it
         self._places = BoundedSemaphore(max(1, _MOST_QUEUED // kv_cache.pool.shape[1]))
 
+    def count(self, keys: Iterable[BlockKey]) -> int:
+        return sum(1 for _ in takewhile(self._is_there, keys)) if self._pays() else 0
+
     def load(self, keys: Iterable[BlockKey], blocks: Iterable[int]) -> int:
-        if not self._pays():
-            return 0
         self.before_load()
         begin = time.perf_counter()
         count = 0
@@ -114,6 +116,9 @@ class PrefixFiles:
 
     def _path(self, key: BlockKey) -> Path:
         return self.folder / file_name(key.digest)
+
+    def _is_there(self, key: BlockKey) -> bool:
+        return os.path.lexists(self._path(key))
 
     def _read(self, key: BlockKey, into: memoryview) -> bool:
         path = self._path(key)

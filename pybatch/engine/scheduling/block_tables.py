@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import islice
 
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool
@@ -11,6 +12,9 @@ from pybatch.engine.scheduling.sequence import Sequence
 
 class BlockTables:
     """A sequence's blocks hold its cached tokens in order; the last may be full in part.
+
+    It takes them as it needs them. Those that it is to have for known tokens are promised to it: they stay free, or
+    cached, until then, and who promises blocks to others is to leave so many.
 
     prefix_store: of prefixes that are not in the pool.
     """
@@ -22,6 +26,7 @@ class BlockTables:
         self.block_size = block_size
         self._prefix_caching = prefix_caching
         self._prefix_store = prefix_store
+        self.num_promised = 0  # to all together
         self._copies: dict[Sequence, tuple[int, int]] = {}  # of those that have joined in this step
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -31,8 +36,15 @@ class BlockTables:
         """The number of blocks that a sequence lacks for its next `count` tokens."""
         return self.blocks_for(sequence.num_cached + count) - len(sequence.blocks)
 
+    def promise(self, sequence: Sequence, num_blocks: int) -> None:
+        """So many from now on, whatever was promised to it before."""
+        self.num_promised += num_blocks - sequence.num_promised
+        sequence.num_promised = num_blocks
+
     def extend(self, sequence: Sequence, num_blocks: int) -> None:
+        """Gives it blocks; first those that were promised."""
         sequence.blocks.extend(self.pool.allocate() for _ in range(num_blocks))
+        self.promise(sequence, max(0, sequence.num_promised - max(0, num_blocks)))
 
     def trim(self, sequence: Sequence) -> None:
         """Returns the blocks behind its cached tokens."""
@@ -46,6 +58,7 @@ class BlockTables:
             self.pool.release(copy[:1])
         self.pool.release(sequence.held + sequence.blocks, awaited=awaited)
         del sequence.blocks[:], sequence.held[:]
+        self.promise(sequence, 0)
         sequence.num_computed = sequence.num_registered = sequence.num_pruned = 0
         sequence.next_pruning = sequence.request.first_pruning
 
@@ -68,16 +81,25 @@ class BlockTables:
         """How many full blocks may come from elsewhere."""
         return min(len(sequence.tokens) - 1, sequence.request.most_shared) // self.block_size
 
-    def load_prefix(self, sequence: Sequence) -> None:
-        """Has the prefix store fill the blocks of a sequence that has just joined behind those found in the pool."""
+    def num_stored(self, sequence: Sequence) -> int:
+        """How many tokens the prefix store has behind those found in the pool."""
+        if self._prefix_store is None or not self._may_share(sequence):
+            return 0
+        keys = islice(sequence.keys, sequence.num_registered, self._most_shared(sequence))
+        return self._prefix_store.count(keys) * self.block_size
+
+    def load_prefix(self, sequence: Sequence, num_stored: int) -> None:
+        """Has the prefix store fill so many tokens' blocks of a sequence that joins."""
         store, found = self._prefix_store, sequence.num_registered
         if store is None or not self._may_share(sequence):
             return
-        loaded = store.load(sequence.keys[found : self._most_shared(sequence)], sequence.blocks[found:])
-        self.register(sequence, (found + loaded) * self.block_size)
-        sequence.num_computed = sequence.num_registered * self.block_size
+        if num_stored:
+            keys = sequence.keys[found : found + num_stored // self.block_size]
+            loaded = store.load(keys, sequence.blocks[found:])
+            self.register(sequence, (found + loaded) * self.block_size)
+            sequence.num_computed = sequence.num_registered * self.block_size
         if not sequence.returning:
-            sequence.request.metrics.num_disk_tokens = loaded * self.block_size
+            sequence.request.metrics.num_disk_tokens = (sequence.num_registered - found) * self.block_size
             store.want(sequence.keys[: sequence.num_registered])
 
     def copy_beginning(self, sequence: Sequence) -> None:
@@ -88,7 +110,7 @@ class BlockTables:
         last = min((full + 1) * self.block_size, len(sequence.tokens) - 1, sequence.request.most_shared)
         wanted = sequence.tokens[sequence.num_computed : last]
         source, shared = self.pool.begins_like(sequence.keys[full - 1] if full else None, wanted.tobytes())
-        if shared >= wanted.itemsize:
+        if shared >= wanted.itemsize and (self.pool.references(source) or self.pool.num_free > self.num_promised):
             self.pool.share(source)  # until it has been copied
             self._copies[sequence] = source, sequence.blocks[full]
             sequence.num_computed += shared // wanted.itemsize
@@ -106,25 +128,25 @@ class BlockTables:
 
     def share(self, parent: Sequence, child: Sequence, num_tokens: int) -> list[tuple[int, int]]:
         """Lets a child go on from so many of the parent's tokens, in the same blocks but for one that is not full,
-        which it will write to. What the child has already are blocks for what it knows beyond these; it gets those that
-        it lacks. Returns the (source, destination) pairs to copy."""
+        which it will write to. It is promised those for what it knows beyond these, but for its last token. Returns the
+        (source, destination) pairs to copy."""
         full = (num_tokens - parent.num_pruned) // self.block_size
-        missing = self.num_missing_in_fork(parent, child, num_tokens)
         for block in parent.blocks[:full] + parent.held:
             self.pool.share(block)
-        child.blocks[:0] = parent.blocks[:full]
+        child.blocks.extend(parent.blocks[:full])
         child.held.extend(parent.held)
-        self.extend(child, missing)
         child.num_computed, child.num_pruned = num_tokens, parent.num_pruned
         child.next_pruning = parent.next_pruning
         child.num_registered = min(parent.num_registered, full)
-        partial = parent.blocks[full : self.blocks_for(num_tokens - parent.num_pruned)]
-        return list(zip(partial, child.blocks[full:], strict=False))
+        partial = self.partial(parent, num_tokens)
+        self.extend(child, len(partial))
+        self.promise(child, self.num_missing(child, child.num_pending - 1))
+        return list(zip(partial, child.blocks[full:], strict=True))
 
-    def num_missing_in_fork(self, parent: Sequence, child: Sequence, num_tokens: int) -> int:
-        """The blocks that a child lacks besides those that it shares with the parent."""
-        full = (num_tokens - parent.num_pruned) // self.block_size
-        return self.blocks_for(len(child.tokens) - 1 - parent.num_pruned) - full - len(child.blocks)
+    def partial(self, sequence: Sequence, num_tokens: int) -> array[int]:
+        """Of its blocks that which so many tokens fill in part, if there is one."""
+        cached = num_tokens - sequence.num_pruned
+        return sequence.blocks[cached // self.block_size : self.blocks_for(cached)]
 
     def register(self, sequence: Sequence, end: int) -> None:
         """Tells the prefix cache of the blocks that are full once the tokens before `end` are computed, and what the

@@ -56,18 +56,21 @@ class Scheduler:
     most one step of max_num_seqs tokens that decode and max_background_tokens of prompts, or as many as interactive
     prompts have. Its prompt then gets in each step what the tokens that decode leave of the budget.
 
-    A sequence joins when there is room for all its known tokens. A prompt that needs more than is free takes its blocks
-    chunk by chunk; one such prompt runs at a time. While it, or the first in the queue, has no room, later sequences
-    that fit may pass it: at most max_num_seqs of them, after which nobody joins until it has its blocks. A preempted
-    sequence is never passed.
+    A prompt takes its blocks chunk by chunk. It joins when there is room for all its known tokens: the blocks for these
+    are promised to it, so that nobody joins who would need them, and stay free or cached until it takes them. Sequences
+    that decode may take them before: then it waits for others to end. A prompt that needs more than is free joins
+    without a promise, and takes what is beyond all promises and a reserve; one such prompt runs at a time. While it, or
+    the first in the queue, has no room, later sequences that fit may pass it: at most max_num_seqs of them, after which
+    nobody joins until it has its blocks. A preempted sequence is never passed.
 
     If a sequence that decodes needs a block and none is free, one of the worst priority is preempted, that which wastes
     least: it returns its blocks and goes to the front of its priority's queue, to be recomputed. Nobody waits for ever:
     of those that need a block in a step, the last that still runs has it and gets a token, which no later preemption
     takes back (a sequence keeps its tokens, and loses what was computed of them). So each step in which others are
     preempted for want of blocks brings a token, and all outputs together are bounded. A sequence that is preempted for
-    itself takes nobody's blocks. What joins again has room for all its known tokens, and so it gets one more unless it
-    makes way for another's. So every sequence ends unless better ones never cease.
+    itself takes nobody's blocks. What joins again is promised room for all its known tokens, and so it gets one more
+    unless it makes way for another's. Prompts do not wait for each other: what they hold and were promised fits in the
+    pool, but for what sequences that decode have taken since. So every sequence ends unless better ones never cease.
 
     predict_lengths: a sequence joins beside others only if the pool is expected to hold all of them until they end, by
     the lengths of outputs that have ended (see Forecast). Then hardly any is preempted.
@@ -106,13 +109,13 @@ class Scheduler:
         self._pool = pool
         self._tables = BlockTables(pool, block_size, prefix_caching=prefix_caching, prefix_store=prefix_store)
         self._pruner = TablePruner(self._tables, self.running, self._free_for)
-        self._reserve = pool.num_blocks // 8  # blocks that a prompt which takes them by chunks leaves
+        self._reserve = pool.num_blocks // 8  # blocks that a prompt without a promise leaves
         self._admission = admission
         self._block_size = block_size
         self._max_tokens = max_num_batched_tokens
         self._max_background = max_background_tokens
         self._clock = clock
-        self._short: Sequence | None = None  # the one in its prompt that does not have all its blocks
+        self._short: Sequence | None = None  # the prompt that runs without a promise
         self._several_users = False
         self._queued = 0  # the last number given to a sequence that came
         self._refusal: Refusal | None = None
@@ -152,6 +155,7 @@ class Scheduler:
         for sequence in [s for s in self.running.prefills if s.request.beams and not s.request.forked]:
             self._part_beams(sequence)
         for sequence in [s for s in self.running.prefills if s.request.forked and s.num_output and self._can_decode(s)]:
+            self._tables.promise(sequence, 0)
             self.running.decode(sequence)
             if sequence is self._short:
                 self._short = None
@@ -182,6 +186,7 @@ class Scheduler:
         beams, shared = first.request.sequences, first.request.num_shared // self._block_size * self._block_size
         if len(beams) > 1 and first.num_computed >= shared:
             first.request.forked = True
+            self._tables.promise(first, self._tables.num_missing(first, first.num_due))
             self._fork(first, beams[1:], shared)
 
     def _can_decode(self, sequence: Sequence) -> bool:
@@ -205,27 +210,19 @@ class Scheduler:
         count = min(wanted, self._budget(step, sequence))
         if count == 0:
             return wanted == 0
-
-        def has_blocks() -> bool:
-            return sequence is not self._short or self._take_blocks(sequence, count)
-
-        while not has_blocks():
+        while not self._take_blocks(sequence, count):
             if self.running.num_worse(sequence.priority) == 0:
                 return True
             self._preempt(self._victim())
-        self._take(step, sequence, count)
+        step.tokens += count
+        self._tables.register(sequence, sequence.num_computed + count)
+        step.chunks.append(Chunk(sequence, count))
         return True
 
     def _num_wanted(self, sequence: Sequence) -> int:
         """How many more tokens of a prompt are to be computed: the last of several beams' are for all in one step, and
         those behind the next pruning come after it."""
         return sequence.num_due - (sequence.request.beams is not None and len(sequence.request.sequences) > 1)
-
-    def _take(self, step: Step, sequence: Sequence, count: int) -> None:
-        if count:
-            step.tokens += count
-            self._tables.register(sequence, sequence.num_computed + count)
-            step.chunks.append(Chunk(sequence, count))
 
     def _budget(self, step: Step, sequence: Sequence) -> int:
         """How many prompt tokens of the sequence the step has room for."""
@@ -271,7 +268,7 @@ class Scheduler:
                 step.newcomers += 1
                 self.waiting.charge(sequence, sequence.num_pending)
             self.waiting.remove(sequence)
-            self._take(step, sequence, min(self._num_wanted(sequence), budget))
+            self._go_on(step, sequence)
         step.closed = step.closed or bool(blocked)
         self.at = None
 
@@ -287,20 +284,21 @@ class Scheduler:
         if not self._is_expected_to_fit(sequence):
             return False
         if passing:
-            if self._tables.blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * len(self.running) > self._pool.num_free:
+            spared = (_SPARE_BLOCKS - 1) * len(self.running)
+            if self._tables.blocks_for(len(sequence.tokens)) + spared > self._num_spare_blocks:
                 return False
         elif self._is_refused(sequence):
             return False
         free = self._pool.num_free
         self._tables.match(sequence)
         num_cached = len(sequence.blocks)
-        whole = passing or sequence.returning or self._short is not None
-        if not self._take_blocks(sequence, min(sequence.num_due, budget), whole=whole):
-            missing = self._tables.num_missing(sequence, sequence.num_due)
-            missing += sum([count for _, count in self._waiting_beams(sequence)])
+        swapped = len(sequence.host_blocks) > 0
+        elsewhere = max(0, sequence.num_kept - sequence.num_computed) if swapped else self._tables.num_stored(sequence)
+        count = min(sequence.num_due, elsewhere + budget)
+        if not self._promise(sequence, count, whole=passing or sequence.returning or self._short is not None):
+            missing = self._num_unpromised(sequence)
             if not (passing or sequence.returning):
-                for_chunk = self._tables.num_missing(sequence, min(sequence.num_due, budget))
-                missing = min(missing, for_chunk + self._reserve)
+                missing = min(missing, self._tables.num_missing(sequence, count) + self._reserve)
             next_key = sequence.keys[num_cached] if num_cached < len(sequence.keys) else None
             self._refusal = Refusal(sequence, free - self._pool.num_free + missing, next_key)
             self._tables.release(sequence, awaited=True)
@@ -308,10 +306,11 @@ class Scheduler:
         self._refusal = None
         if not (passing or self.waiting.num_returning):  # it was the first in the queue
             self._pool.await_none()
-        if sequence.host_blocks and self.swap_space is not None:
+        self._tables.extend(sequence, self._tables.num_missing(sequence, elsewhere + 1))
+        if swapped and self.swap_space is not None:
             self.swap_space.restore(sequence, self._block_size)
-        elif sequence is not self._short:  # which may lack the block for what would be left to compute
-            self._tables.load_prefix(sequence)
+        else:
+            self._tables.load_prefix(sequence, elsewhere)
             self._tables.copy_beginning(sequence)
         self.running.join(sequence)
         metrics = sequence.request.metrics
@@ -348,6 +347,7 @@ class Scheduler:
             return False
         others = len(self.running) - len(worse)
         free = self._pool.num_free + self._pool.num_freed_by([each.blocks + each.held for each in worse])
+        free -= self._tables.num_promised - sum([each.num_promised for each in worse])
         if passing:
             return self._tables.blocks_for(len(sequence.tokens)) + _SPARE_BLOCKS * others <= free
         refusal = self._refusal
@@ -358,46 +358,55 @@ class Scheduler:
         return (
             refusal is not None
             and refusal.sequence is sequence
-            and refusal.blocks + len(self.running) > self._pool.num_free
+            and refusal.blocks > self._num_spare_blocks
             and not (refusal.next_key and self._pool.is_cached(refusal.next_key))
         )
 
-    def _take_blocks(self, sequence: Sequence, count: int, *, whole: bool = False) -> bool:
-        """Gives a sequence the blocks for all its known tokens before its next pruning or, if these are too many and
-        `whole` is false, for its next `count` tokens. Returns whether it did."""
-        # One spare block for each running sequence: else the next one to need a block would preempt another at once.
-        available = self._pool.num_free - len(self.running) + (sequence is self._short)
-        missing = self._tables.num_missing(sequence, sequence.num_due)
-        beams = self._waiting_beams(sequence)
-        if missing + sum([blocks for _, blocks in beams]) <= available:
-            for beam, blocks in beams:
-                self._tables.extend(beam, blocks)
+    @property
+    def _num_spare_blocks(self) -> int:
+        """Those that may be promised, and one more for each running sequence is left: else the next one to need a block
+        would preempt another at once."""
+        return self._pool.num_free - self._tables.num_promised - len(self.running)
+
+    def _promise(self, sequence: Sequence, count: int, *, whole: bool = False) -> bool:
+        """Promises a sequence the blocks for all its known tokens before its next pruning. If these are too many and
+        `whole` is false it may have those for its next `count` tokens without a promise, if these are free. Returns
+        whether it has either."""
+        spare = self._num_spare_blocks + (sequence is self._short)
+        missing = self._num_unpromised(sequence)
+        if missing <= spare:
+            self._tables.promise(sequence, missing)
             if sequence is self._short:
                 self._short = None
-        else:
-            missing = self._tables.num_missing(sequence, count)
-            if whole or missing > available - self._reserve:
-                return False
-            self._short = sequence
-        self._tables.extend(sequence, missing)
+            return True
+        if whole or self._tables.num_missing(sequence, count) > spare - self._reserve:
+            return False
+        self._short = sequence
         return True
 
-    def _waiting_beams(self, first: Sequence) -> list[tuple[Sequence, int]]:
-        """The beams that wait for a first one, and how many blocks each lacks besides those that they share."""
-        request = first.request
-        if request.beams is None or request.forked:
-            return []
-        shared = request.num_shared // self._block_size
-        return [
-            (beam, self._tables.blocks_for(len(beam.tokens) - 1) - shared - len(beam.blocks))
-            for beam in request.sequences[1:]
-        ]
+    def _num_unpromised(self, sequence: Sequence) -> int:
+        """How many blocks one without a promise lacks, with the beams that wait for it."""
+        missing, request = self._tables.num_missing(sequence, sequence.num_due), sequence.request
+        if request.beams is not None and not request.forked:
+            shared = request.num_shared // self._block_size
+            missing += sum([self._tables.blocks_for(len(beam.tokens) - 1) - shared for beam in request.sequences[1:]])
+        return missing
+
+    def _take_blocks(self, sequence: Sequence, count: int) -> bool:
+        """Gives a prompt the blocks for its next `count` tokens. Returns whether there are so many for it."""
+        if sequence is self._short and not self._promise(sequence, count):
+            return False
+        missing = self._tables.num_missing(sequence, count)
+        if missing > self._pool.num_free:
+            return False
+        self._tables.extend(sequence, missing)
+        return True
 
     def add_drafts(self, chunk: Chunk, drafts: Iterable[int]) -> None:
         """Lets a chunk that decodes compute drafts of the next tokens too: as many as have room in the blocks that are
         free beyond one for each running sequence, so that nobody is preempted for them, before the next pruning."""
         sequence = chunk.sequence
-        blocks = len(sequence.blocks) + max(0, self._pool.num_free - len(self.running))
+        blocks = len(sequence.blocks) + max(0, self._num_spare_blocks)
         room = min(blocks * self._block_size - sequence.num_cached, sequence.next_pruning - sequence.num_computed)
         taken = () if sequence.mass_rows else tuple(islice(drafts, room - 1))
         self._tables.extend(sequence, self._tables.num_missing(sequence, 1 + len(taken)))
@@ -438,11 +447,11 @@ class Scheduler:
         return self._fork(parent, children, parent.num_computed)
 
     def _fork(self, parent: Sequence, children: list[Sequence], num_tokens: int) -> list[tuple[int, int]]:
-        """Of so many of the parent's tokens. Children may have known ones beyond these, and blocks for them."""
+        """Of so many of the parent's tokens. Children may have known ones beyond these."""
         pairs: list[tuple[int, int]] = []
         places = self.running.free_places if parent.status is Status.RUNNING else 0
         for child in children:
-            if places == 0 or self._pool.num_free < self._tables.num_missing_in_fork(parent, child, num_tokens):
+            if places == 0 or self._pool.num_free < len(self._tables.partial(parent, num_tokens)):
                 self._requeue(child)
                 if child.request.beams is not None:
                     return []
@@ -488,8 +497,9 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless sequences and blocks agree."""
-        waiting_beams = [beam for sequence in self.running.prefills for beam, _ in self._waiting_beams(sequence)]
-        owners = [*self.running, *waiting_beams, *self.waiting]
+        owners = [*self.running, *self.waiting]
+        if self._tables.num_promised != sum([sequence.num_promised for sequence in self.running.prefills]):
+            raise IntegrityError("blocks are promised to others than those in their prompts")
         self._pool.check_integrity([sequence.blocks + sequence.held for sequence in owners])
         for sequence in self.running:
             last = sequence.num_cached // self._block_size

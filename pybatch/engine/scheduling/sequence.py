@@ -49,6 +49,7 @@ class Sequence:
         "num_computed",
         "num_kept",
         "num_passed",
+        "num_promised",
         "num_pruned",
         "num_registered",
         "paused",
@@ -71,6 +72,7 @@ class Sequence:
         self.status = Status.WAITING
         self.tokens = array("q", request.prompt_token_ids)  # prompt, then output
         self.blocks = array("i")
+        self.num_promised = 0  # blocks that it is to have besides
         self.held = array("i")  # blocks that it needs besides: sinks as they were at first
         self.host_blocks = array("i")  # that a preempted one has outside the pool
         self.num_kept = 0  # tokens whose keys and values are in these
@@ -100,6 +102,7 @@ class Sequence:
         del self.blocks[:], self.held[:], self.host_blocks[:]
         self.mass_rows = None
         self.num_computed = self.num_registered = self.num_passed = self.num_pruned = self.num_kept = 0
+        self.num_promised = 0
         self.next_pruning = self.request.first_pruning
         self.returning = False
 

@@ -169,6 +169,79 @@ def test_micro_batches_join_one_after_the_other() -> None:
     ]
 
 
+# ---- blocks that are promised ----
+
+
+def test_a_prompt_takes_its_blocks_as_its_chunks_are_computed() -> None:
+    simulation = Simulation(num_blocks=32, max_num_batched_tokens=16)
+    sequence = simulation.add([1] * 100, max_tokens=2).sequences[0]
+    for step in range(1, 7):
+        simulation.step()
+        assert len(sequence.blocks) == 4 * step
+        assert sequence.num_promised == 25 - 4 * step
+    simulation.step()
+    assert (len(sequence.blocks), sequence.num_promised) == (25, 0)
+    simulation.run()
+
+
+def test_nobody_joins_who_would_need_what_is_promised() -> None:
+    simulation = Simulation(num_blocks=32, max_num_batched_tokens=16, prefix_caching=False)
+    first = simulation.add([1] * 80, max_tokens=2)
+    second = simulation.add([2] * 60, max_tokens=2)
+    while not first.finished:
+        simulation.step()
+        assert first.finished or second.sequences[0].status is Status.WAITING
+    simulation.run()
+    assert simulation.scheduler.num_preemptions == 0
+
+
+def test_what_is_cached_stays_until_a_prompt_needs_the_block() -> None:
+    simulation = Simulation(num_blocks=32, max_num_batched_tokens=16)
+    simulation.add([2] * 40, max_tokens=1)
+    simulation.run()
+    long = simulation.add([1] * 100, max_tokens=2)
+    for _ in range(5):
+        simulation.step()
+    assert simulation.pool.num_evictions == 0
+    assert long.sequences[0].num_promised == 5
+    simulation.run()
+    assert simulation.pool.num_evictions > 0
+
+
+def test_a_prompt_whose_promised_blocks_were_taken_waits_until_others_end() -> None:
+    """Two that decode grow into what a long prompt was promised."""
+    simulation = Simulation(num_blocks=32, max_num_seqs=3, max_num_batched_tokens=6, prefix_caching=False)
+    others = [simulation.add([i] * 4, max_tokens=28) for i in (1, 2)]
+    while any(other.sequences[0].num_pending > 1 for other in others):
+        simulation.step()
+    long = simulation.add([3] * 90, max_tokens=2)  # 23 blocks of the 28 that are free
+    lacking = waits = 0
+    while not all(other.finished for other in others):
+        simulation.step()
+        lacking += simulation.pool.num_free < long.sequences[0].num_promised
+        waits += long.sequences[0].num_pending > 0 and "2" not in dict(simulation.batches[-1])
+    assert lacking > 5
+    assert waits > 0
+    simulation.run()
+    assert long.metrics.num_preemptions == 0
+    assert simulation.scheduler.num_preemptions <= 1
+
+
+def test_drafts_leave_what_is_promised() -> None:
+    simulation = Simulation(num_blocks=32, max_num_batched_tokens=8)
+    decoding = simulation.add([1] * 7, max_tokens=20).sequences[0]
+    simulation.step()
+    simulation.add([2] * 100, max_tokens=2)
+    for _ in range(2):
+        chunks = simulation.scheduler.schedule()
+        free = simulation.pool.num_free - simulation.scheduler._tables.num_promised
+        (chunk,) = (each for each in chunks if each.sequence is decoding)
+        simulation.scheduler.add_drafts(chunk, [0] * 20)
+        assert simulation.scheduler._tables.num_promised <= simulation.pool.num_free
+        assert simulation.pool.num_free - simulation.scheduler._tables.num_promised >= min(free, 2)
+        simulation.scheduler.settle_drafts(chunk)
+
+
 # ---- prompts for which there is no room ----
 
 
