@@ -9,8 +9,9 @@ Times are of decoding, once all prompts have been read. CPU gain: the same of th
 programs change less: on a busy machine the one to go by. equal: every token and log-probability is the same as without
 drafts.
 
---agreement compares how often a token of the draft model is right by the way in which it is drawn: the likeliest; with
-the large model's random number, as pybatch does; and, at best, min(1, p/q) (Leviathan et al. 2023).
+--agreement compares how often a token of the draft model is right by the way in which it is drawn: the likeliest; in a
+race with the large model's variates, as pybatch does (Daliri, Musco and Suresh 2024); and, at best, with min(1, p/q)
+(Leviathan et al. 2023).
 """
 
 from __future__ import annotations
@@ -188,13 +189,18 @@ def agreement(large: LLM, small: LLM, *, tokens: int, temperature: float) -> dic
     params = SamplingParams(temperature=temperature, seed=1, max_tokens=tokens, ignore_eos=True)
     text = prompt + large.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)[0].outputs[0].token_ids
     p, q = (probabilities(llm, text, len(prompt), temperature) for llm in (large, small))
-    p_ends, q_ends = p.cumsum(1), q.cumsum(1)
-    overlap = torch.minimum(p_ends, q_ends) - torch.maximum(p_ends - p, q_ends - q)
     return {
         "the likeliest": float(p.gather(1, q.argmax(1, keepdim=True)).mean()),
-        "with the same random number": float(overlap.clamp(min=0).sum(1).mean()),
+        "in a common race": statistics.mean(map(same_winner, p, q)),
         "min(1, p/q)": float(torch.minimum(p, q).sum(1).mean()),
     }
+
+
+def same_winner(p: torch.Tensor, q: torch.Tensor) -> float:
+    """How likely the same token has the least variate / p and the least variate / q."""
+    both = (p > 0) & (q > 0)
+    either = torch.maximum(p[None] / p[both][:, None], q[None] / q[both][:, None])
+    return float((1 / either.sum(1)).sum())
 
 
 def probabilities(llm: LLM, text: list[int], begin: int, temperature: float) -> torch.Tensor:

@@ -502,7 +502,9 @@ def sample(
 
     logits: [R, vocab] float32; temperature: [R] float32, 0: the largest logit, lowest id first; top_k: [R] int64, 0 or
     less: all; top_p: [R] float32 in (0, 1]; min_p: [R] float32 in [0, 1]; seeds, positions: [R] int64, key and counter
-    of the Philox4x32-10 generator (Salmon et al. 2011), so that a draw depends on them and the row alone.
+    of the Philox4x32-10 generator (Salmon et al. 2011), so that a draw depends on them and the row alone. It is a race:
+    the token with the least exponential variate / probability wins, so that rows with the same seed and position mostly
+    draw the same token where their distributions are alike (Daliri, Musco and Suresh 2024).
     masks: [M, ceil(vocab / 32)] int32, of which bit i % 32 of word i / 32 says whether token i may be drawn; any other
     counts as one of logit -inf. mask_rows: [R] int64, which mask is the row's, negative: none.
     """

@@ -1,3 +1,4 @@
+#include "cpu/exponentials.h"
 #include "cpu/kernels.h"
 #include "cpu/logits.h"
 #include "cpu/vec.h"
@@ -6,37 +7,6 @@
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
-
-// A number in [0, 1) of 53 bits: the first two words of Philox4x32-10 (Salmon et al. 2011), keyed by the seed, at
-// counter (position, 0).
-double uniform(uint64_t seed, uint64_t position) {
-  uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  uint32_t c[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0};
-  for (int round = 0; round < 10; ++round) {
-    uint64_t a = uint64_t{0xD2511F53} * c[0], b = uint64_t{0xCD9E8D57} * c[2];
-    uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ c[1] ^ key[0], static_cast<uint32_t>(b),
-                        static_cast<uint32_t>(a >> 32) ^ c[3] ^ key[1], static_cast<uint32_t>(a)};
-    std::memcpy(c, next, sizeof c);
-    key[0] += 0x9E3779B9;
-    key[1] += 0xBB67AE85;
-  }
-  return static_cast<double>((uint64_t{c[0]} << 32 | c[1]) >> 11) * 0x1p-53;
-}
-
-// A row's softmax after the cuts, each of which keeps a prefix of the tokens' order.
-struct Distribution {
-  LogitRow row;
-  float largest, temperature;
-  Place last;        // the last token that top_k and top_p keep
-  float min_weight;  // the least weight that min_p keeps
-
-  PYBATCH_INLINE F32x16 weights(int64_t i) const {
-    F32x16 x = row.load(i), limit = limit_at(last, i);
-    if (lanes_at_least(x, limit) == 0) return zeros();
-    F32x16 w = zero_where_below(x, limit, softmax_weights(x, largest, temperature));
-    return zero_where_below(w, broadcast(min_weight), w);
-  }
-};
 
 int64_t first_at_least(const LogitRow& row, float limit) {
   for (int64_t i = 0; i < row.vocab; i += kLanes) {
@@ -77,56 +47,113 @@ Place last_kept(const LogitRow& row, float largest, float temperature, int64_t t
   return place_of(items[count - 1].key);
 }
 
-// The token at which the running sum of weights, in id order, passes u of the total. Sums of blocks find the block,
-// whose weights are then computed again.
-int64_t draw(const Distribution& distribution, double u) {
-  const int64_t vocab = distribution.row.vocab, blocks = (vocab + kMassBlock - 1) / kMassBlock;
-  auto* mass = static_cast<double*>(thread_scratch(1, blocks * static_cast<int64_t>(sizeof(double))));
-  double total = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    int64_t end = (b + 1) * kMassBlock < vocab ? (b + 1) * kMassBlock : vocab;
-    F32x16 sum = zeros();
-    for (int64_t i = b * kMassBlock; i < end; i += kLanes) sum = sum + distribution.weights(i);
-    total += mass[b] = static_cast<double>(reduce_add(sum));
+// A row's softmax after the cuts, each of which keeps a prefix of the tokens' order.
+struct Distribution {
+  LogitRow row;
+  float largest, temperature;
+  Place last;        // the last token that top_k and top_p keep
+  float min_weight;  // the least weight that min_p keeps
+
+  // Of tokens with these logits, the ties with `last` among them counted in.
+  PYBATCH_INLINE F32x16 weights(F32x16 x) const {
+    F32x16 w = zero_where_below(x, broadcast(last.logit), softmax_weights(x, largest, temperature));
+    return zero_where_below(w, broadcast(min_weight), w);
   }
-  // Rounding may leave the sum just short of the target: then the last token with any weight is taken.
-  const double target = u * total;
-  double before = 0;
-  int64_t block = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    if (mass[b] == 0) continue;
-    block = b;
-    if (before + mass[b] > target) break;
-    before += mass[b];
+};
+
+// In whole vectors.
+constexpr int64_t num_groups(int64_t vocab) { return (vocab + kGroup * kLanes - 1) / (kGroup * kLanes) * kLanes; }
+
+// The largest logit of each group of tokens, and of all.
+float group_maxima(const LogitRow& row, float* maxima) {
+  F32x16 largest = broadcast(kNever);
+  for (int64_t begin = 0; begin < row.vocab; begin += kGroup * kLanes) {
+    const int64_t end = begin + kGroup * kLanes < row.vocab ? begin + kGroup * kLanes : row.vocab;
+    F32x16 most = broadcast(kNever);
+    for (int64_t i = begin; i < end; i += kLanes) most = max(most, row.load(i));
+    store(maxima + begin / kGroup, most);
+    largest = max(largest, most);
   }
-  int64_t token = 0, end = (block + 1) * kMassBlock < vocab ? (block + 1) * kMassBlock : vocab;
-  for (int64_t i = block * kMassBlock; i < end; i += kLanes) {
-    float w[kLanes];
-    store(w, distribution.weights(i));
-    for (int64_t j = 0; j < kLanes; ++j) {
-      if (w[j] == 0) continue;
-      token = i + j;
-      before += static_cast<double>(w[j]);
-      if (before > target) return token;
-    }
-  }
-  return token;
+  return reduce_max(largest);
 }
 
-// -1 where no token can be drawn.
+// The race of sampling.h. Most groups are ruled out together by the least time that any token of them can have.
+class Race {
+ public:
+  Race(const Distribution& distribution, uint64_t seed, uint64_t position)
+      : distribution_(distribution), philox_{seed, position} {}
+
+  int64_t first(const float* maxima) {
+    for (int64_t group = 0; group < num_groups(distribution_.row.vocab); group += kLanes) {
+      const F32x16 most = load(maxima + group);
+      if (lanes_at_least(most, broadcast(distribution_.last.logit)) == 0) continue;
+      int32_t words[2][kLanes];
+      const F32x16 least = least_times(group, words);
+      const F32x16 reach = distribution_.weights(most) * broadcast(1.001f * score_of(best_));
+      for (uint32_t lanes = lanes_at_least(reach, least); lanes != 0; lanes &= lanes - 1) {
+        const int lane = __builtin_ctz(lanes);
+        run(group + lane, static_cast<uint32_t>(words[0][lane]), static_cast<uint32_t>(words[1][lane]));
+      }
+    }
+    return static_cast<int64_t>(best_ & 0xffffffffu);
+  }
+
+ private:
+  static float score_of(uint64_t key) { return as_float(static_cast<uint32_t>(key >> 32)); }
+
+  // The random words of 16 groups, and what the first time of each is at least: -log(1 - u) >= u.
+  PYBATCH_INLINE F32x16 least_times(int64_t group, int32_t (&words)[2][kLanes]) const {
+    I32x16 w[2];
+    philox_.lanes(group, w);
+    for (int i = 0; i < 2; ++i) store(words[i], w[i]);
+    return to_float(w[0] >> 8) * broadcast(0x1p-24f / kGroup);
+  }
+
+  // The tokens of one group.
+  void run(int64_t group, uint32_t time, uint32_t who) {
+    const LogitRow& row = distribution_.row;
+    const int64_t begin = group / kLanes * (kGroup * kLanes) + group % kLanes;
+    const double first = exponential(time) / kGroup;
+    float x[kGroup], w[kGroup];
+    for (int64_t i = 0; i < kGroup; ++i) {
+      const int64_t id = begin + i * kLanes;
+      x[i] = id < row.vocab ? row.at(id) : kNever;
+    }
+    store(w, distribution_.weights(load(x)));
+    for (int64_t i = 0; i < kGroup; ++i) {
+      const int64_t id = begin + i * kLanes;
+      const auto weight = static_cast<double>(w[i]);
+      if (weight == 0 || (x[i] == distribution_.last.logit && id > distribution_.last.id)) continue;
+      if (static_cast<float>(first / weight) > score_of(best_)) continue;
+      const double rest = i == first_of(who) ? 0.0 : exponential(philox_.word(id));
+      const auto score = static_cast<float>((first + rest) / weight);
+      const uint64_t key = static_cast<uint64_t>(as_bits(score)) << 32 | static_cast<uint64_t>(id);
+      best_ = key < best_ ? key : best_;
+    }
+  }
+
+  Distribution distribution_;
+  Philox philox_;
+  uint64_t best_ = static_cast<uint64_t>(as_bits(__builtin_inff())) << 32;  // score and id, smaller the better
+};
+
+// -1 where the token is none that can be drawn.
+int64_t drawn(const LogitRow& row, int64_t token) {
+  return row.allows(token) && __builtin_isfinite(row.logits[token]) ? token : -1;
+}
+
 int64_t sample_row(const SampleParams& p, int64_t r) {
   LogitRow row{p.logits + r * p.row_stride, p.vocab};
   if (p.masks != nullptr && p.mask_rows[r] >= 0) row.mask = p.masks + p.mask_rows[r] * ((p.vocab + 31) / 32);
-  const float temperature = p.temperature[r], largest = largest_logit(row);
-  int64_t token = 0;
-  if (temperature == 0 || largest == kNever) {
-    token = first_at_least(row, largest);
-  } else {
-    Place last = last_kept(row, largest, temperature, p.top_k[r], p.top_p[r]);
-    token = draw({row, largest, temperature, last, p.min_p[r]},
-                 uniform(static_cast<uint64_t>(p.seeds[r]), static_cast<uint64_t>(p.positions[r])));
-  }
-  return row.allows(token) && __builtin_isfinite(row.logits[token]) ? token : -1;
+  const float temperature = p.temperature[r];
+  if (temperature == 0) return drawn(row, first_at_least(row, largest_logit(row)));
+  auto* maxima = static_cast<float*>(thread_scratch(1, num_groups(p.vocab) * static_cast<int64_t>(sizeof(float))));
+  const float largest = group_maxima(row, maxima);
+  if (largest == kNever) return -1;
+  const Place last = last_kept(row, largest, temperature, p.top_k[r], p.top_p[r]);
+  Race race({row, largest, temperature, last, p.min_p[r]}, static_cast<uint64_t>(p.seeds[r]),
+            static_cast<uint64_t>(p.positions[r]));
+  return drawn(row, race.first(maxima));
 }
 
 }  // namespace

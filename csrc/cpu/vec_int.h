@@ -18,6 +18,9 @@ PYBATCH_INLINE int32_t load_int(const void* p) {
 struct I32x16 {
   __m512i v;
 };
+struct WideInts {
+  I32x16 high, low;
+};
 
 PYBATCH_INLINE I32x16 broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 PYBATCH_INLINE I32x16 load_ints(const void* p) { return {_mm512_loadu_si512(p)}; }
@@ -33,6 +36,12 @@ PYBATCH_INLINE F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 PYBATCH_INLINE I32x16 to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest, ties to even
 PYBATCH_INLINE I32x16 float_bits(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
 PYBATCH_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+PYBATCH_INLINE WideInts multiply(I32x16 a, uint32_t b) {
+  const __m512i factor = _mm512_set1_epi32(static_cast<int32_t>(b));
+  const __m512i even = _mm512_mul_epu32(a.v, factor), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), factor);
+  return {{_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd)},
+          {_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32))}};
+}
 PYBATCH_INLINE int32_t reduce_max(I32x16 a) { return _mm512_reduce_max_epi32(a.v); }
 PYBATCH_INLINE int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 PYBATCH_INLINE void store_bytes(int8_t* p, I32x16 a) {
@@ -56,6 +65,9 @@ PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
 
 struct I32x16 {
   __m256i lo, hi;
+};
+struct WideInts {
+  I32x16 high, low;
 };
 
 PYBATCH_INLINE I32x16 broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -86,6 +98,18 @@ PYBATCH_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm
 PYBATCH_INLINE I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 PYBATCH_INLINE I32x16 float_bits(F32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 PYBATCH_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+PYBATCH_INLINE WideInts multiply(I32x16 a, uint32_t b) {
+  const __m256i factor = _mm256_set1_epi32(static_cast<int32_t>(b));
+  WideInts product;
+  auto half = [&](__m256i x, __m256i& high, __m256i& low) PYBATCH_INLINE_LAMBDA {
+    const __m256i even = _mm256_mul_epu32(x, factor), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), factor);
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  };
+  half(a.lo, product.high.lo, product.low.lo);
+  half(a.hi, product.high.hi, product.low.hi);
+  return product;
+}
 PYBATCH_INLINE int32_t reduce_max(I32x16 a) {
   __m256i eight = _mm256_max_epi32(a.lo, a.hi);
   __m128i v = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
@@ -135,6 +159,9 @@ PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
 struct I32x16 {
   uint32_t v[kLanes];
 };
+struct WideInts {
+  I32x16 high, low;
+};
 
 #define PYBATCH_LANEWISE(expression)                    \
   I32x16 r;                                             \
@@ -170,6 +197,15 @@ PYBATCH_INLINE I32x16 max(I32x16 a, I32x16 b) {
   PYBATCH_LANEWISE(static_cast<int32_t>(a.v[i]) > static_cast<int32_t>(b.v[i]) ? a.v[i] : b.v[i]);
 }
 #undef PYBATCH_LANEWISE
+PYBATCH_INLINE WideInts multiply(I32x16 a, uint32_t b) {
+  WideInts product;
+  for (int i = 0; i < kLanes; ++i) {
+    const uint64_t wide = uint64_t{a.v[i]} * b;
+    product.high.v[i] = static_cast<uint32_t>(wide >> 32);
+    product.low.v[i] = static_cast<uint32_t>(wide);
+  }
+  return product;
+}
 PYBATCH_INLINE int32_t reduce_max(I32x16 a) {
   int32_t most = static_cast<int32_t>(a.v[0]);
   for (uint32_t x : a.v) most = static_cast<int32_t>(x) > most ? static_cast<int32_t>(x) : most;

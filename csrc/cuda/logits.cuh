@@ -49,11 +49,14 @@ __device__ __forceinline__ float logit_of(uint64_t key) {
 }
 __device__ __forceinline__ int64_t id_of(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 
-// A token's unscaled probability, exp((x - largest) / temperature), in units of 2^-40: integers add up to the same sum
-// in any order.
+// A token's unscaled probability, exp((x - largest) / temperature).
+__device__ __forceinline__ float exp_weight(float x, float largest, float temperature) {
+  return expf(fmaxf((x - largest) / temperature, -INFINITY));  // -inf / inf is NaN
+}
+
+// The same in units of 2^-40: integers add up to the same sum in any order.
 __device__ __forceinline__ uint64_t softmax_weight(float x, float largest, float temperature) {
-  const float t = fmaxf((x - largest) / temperature, -INFINITY);  // -inf / inf is NaN
-  return static_cast<uint64_t>(expf(t) * 0x1p40f);
+  return static_cast<uint64_t>(exp_weight(x, largest, temperature) * 0x1p40f);
 }
 
 // The largest key below `limit`; 0 if there is none.

@@ -1,4 +1,5 @@
-// sample: a block a row. No sort: the cuts are found by halving the range of logits, the token by halving the row.
+// sample: a block a row. No sort: the cuts are found by halving the range of logits. A thread runs whole groups of the
+// race in sampling.h.
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/logits.cuh"
@@ -6,11 +7,15 @@
 namespace pybatch::cuda {
 namespace {
 
-// A number in [0, 1) of 53 bits: the first two words of Philox4x32-10 (Salmon et al. 2011), keyed by the seed, at
-// counter (position, 0).
-__device__ __forceinline__ double uniform(uint64_t seed, uint64_t position) {
+constexpr int64_t kGroup = 16;                             // tokens, whose ids are as far apart
+constexpr uint64_t kNoToken = uint64_t{0x7f800000} << 32;  // with a score of infinity
+
+__device__ __forceinline__ int64_t group_of(int64_t id) { return id / (kGroup * kGroup) * kGroup + id % kGroup; }
+
+// Words 0 and 1 of Philox4x32-10 (Salmon et al. 2011), keyed by the seed.
+__device__ __forceinline__ uint2 philox(uint64_t seed, uint64_t position, uint32_t index, uint32_t kind) {
   uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  uint32_t c[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0};
+  uint32_t c[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), index, kind};
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53} * c[0], b = uint64_t{0xCD9E8D57} * c[2];
     c[0] = static_cast<uint32_t>(b >> 32) ^ c[1] ^ key[0];
@@ -20,8 +25,10 @@ __device__ __forceinline__ double uniform(uint64_t seed, uint64_t position) {
     key[0] += 0x9E3779B9;
     key[1] += 0xBB67AE85;
   }
-  return static_cast<double>((uint64_t{c[0]} << 32 | c[1]) >> 11) * 0x1p-53;
+  return {c[0], c[1]};
 }
+
+__device__ __forceinline__ double exponential(uint32_t word) { return -log1p(-(word + 0.5) * 0x1p-32); }
 
 // The last token that top_k and top_p keep.
 __device__ __forceinline__ uint64_t last_kept(const LogitRow& row, float largest, float temperature, int64_t top_k,
@@ -39,40 +46,47 @@ __device__ __forceinline__ uint64_t last_kept(const LogitRow& row, float largest
   return last;
 }
 
-// The first token, in id order, at which the running sum of weight(id) is above `target`: the range of ids is
-// divided among the warps, then the part with the token again, until a part is no larger than a warp.
-template <class Weight>
-__device__ __forceinline__ int64_t token_above(int64_t vocab, uint64_t target, const Weight& weight, uint64_t* parts) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int warps = blockDim.x / kWarp;
-  int64_t begin = 0, end = vocab;
-  for (;;) {
-    const int64_t part = ceil_div(end - begin, warps);
-    const int64_t my_begin = begin + warp * part, my_end = my_begin + part < end ? my_begin + part : end;
-    unsigned long long sum = 0;
-    for (int64_t id = my_begin + lane; id < my_end; id += kWarp) sum += weight(id);
-    for (int offset = 1; offset < kWarp; offset *= 2) {  // inclusive over the lanes
-      const unsigned long long below = __shfl_up_sync(kAllLanes, sum, offset);
-      if (lane >= offset) sum += below;
-    }
-    __syncthreads();
-    if (lane == kWarp - 1) parts[warp] = sum;
-    __syncthreads();
-    int found = 0;
-    uint64_t before = 0;
-    while (found + 1 < warps && before + parts[found] <= target) before += parts[found++];
-    if (part <= kWarp) {  // a token a lane, so that the lanes' sums are the running sum
-      const uint32_t passed = __ballot_sync(kAllLanes, before + sum > target);
-      __syncthreads();
-      if (warp == found && lane == 0) parts[0] = static_cast<uint64_t>(my_begin + __ffs(static_cast<int>(passed)) - 1);
-      __syncthreads();
-      return static_cast<int64_t>(parts[0]);
-    }
-    target -= before;
-    begin += found * part;
-    end = begin + part < end ? begin + part : end;
+// The race of sampling.h over a row's softmax after the cuts.
+struct Race {
+  LogitRow row;
+  float largest, temperature, min_weight;
+  uint64_t last;  // the last token that top_k and top_p keep
+  uint64_t seed, position;
+
+  __device__ __forceinline__ float weight(float x, int64_t id) const {
+    const float w = key_of(x, id) >= last ? exp_weight(x, largest, temperature) : 0.0f;
+    return w >= min_weight ? w : 0.0f;
   }
-}
+
+  // The best of `best` and the tokens of a group, as score and id. No token's score is below what the group's first
+  // time makes of the largest weight.
+  __device__ __forceinline__ uint64_t run(int64_t group, uint64_t best) const {
+    const int64_t begin = group / kGroup * (kGroup * kGroup) + group % kGroup;
+    float most = -INFINITY;
+    for (int64_t id = begin; id < row.vocab && id < begin + kGroup * kGroup; id += kGroup) {
+      most = fmaxf(most, row.at(id));
+    }
+    if (key_of(most, 0) < last) return best;
+    const uint2 words = philox(seed, position, static_cast<uint32_t>(group), 0);
+    const double first = exponential(words.x) / kGroup;
+    if (score(first, exp_weight(most, largest, temperature)) > score_of(best)) return best;
+    for (int64_t i = 0; i < kGroup; ++i) {
+      const int64_t id = begin + i * kGroup;
+      const float w = id < row.vocab ? weight(row.at(id), id) : 0.0f;
+      if (w == 0.0f || score(first, w) > score_of(best)) continue;
+      const double rest =
+          i == words.y >> 28 ? 0.0 : exponential(philox(seed, position, static_cast<uint32_t>(id), 1).x);
+      const uint64_t key = static_cast<uint64_t>(__float_as_uint(score(first + rest, w))) << 32 | id;
+      best = key < best ? key : best;
+    }
+    return best;
+  }
+
+  static __device__ __forceinline__ float score(double time, float w) { return static_cast<float>(time / w); }
+  static __device__ __forceinline__ float score_of(uint64_t key) {
+    return __uint_as_float(static_cast<uint32_t>(key >> 32));
+  }
+};
 
 __global__ void __launch_bounds__(kMaxLogitThreads) sample_kernel(SampleParams p) {
   uint64_t* scratch = dynamic_shared<uint64_t>();
@@ -84,18 +98,17 @@ __global__ void __launch_bounds__(kMaxLogitThreads) sample_kernel(SampleParams p
   int64_t token = id_of(first);
   if (temperature > 0.0f && largest > -INFINITY) {
     const uint64_t last = last_kept(row, largest, temperature, p.top_k[r], p.top_p[r], scratch);
-    const auto least = static_cast<uint64_t>(min_p * 0x1p40f);
-    auto weight = [&](int64_t id) {
-      const float x = row.at(id);
-      const uint64_t w = key_of(x, id) >= last ? softmax_weight(x, largest, temperature) : 0;
-      return w >= least ? w : 0;
-    };
-    uint64_t sum = 0;
-    row.each([&](int64_t id) { sum += weight(id); });
-    const uint64_t mass = block_reduce<Add>(sum, scratch);
-    const double u = uniform(static_cast<uint64_t>(p.seeds[r]), static_cast<uint64_t>(p.positions[r]));
-    const auto target = static_cast<uint64_t>(u * static_cast<double>(mass));
-    token = token_above(p.vocab, target < mass ? target : mass - 1, weight, scratch);
+    const Race race = {row,
+                       largest,
+                       temperature,
+                       min_p,
+                       last,
+                       static_cast<uint64_t>(p.seeds[r]),
+                       static_cast<uint64_t>(p.positions[r])};
+    const int64_t groups = ceil_div(p.vocab, kGroup * kGroup) * kGroup;
+    uint64_t best = race.run(group_of(id_of(first)), kNoToken);
+    for (int64_t group = threadIdx.x; group < groups; group += blockDim.x) best = race.run(group, best);
+    token = static_cast<int64_t>(block_reduce<Smallest>(best, scratch) & 0xffffffffu);
   }
   if (threadIdx.x == 0) p.out[r] = row.allows(token) && isfinite(row.logits[token]) ? token : -1;
 }

@@ -24,8 +24,16 @@ struct AdjustLogitsParams {
 // sample: a row may have a mask, of which bit i % 32 of word i / 32 says whether token i may be drawn; any other counts
 // as one of logit -inf, and where the mask allows none the row gets -1. Per row, temperature 0 takes the largest logit
 // (lowest id on a tie). Else softmax(logits / temperature) cut to the top_k largest, then to the smallest set of at
-// least top_p mass, then to those of at least min_p times the largest; ties go to the lower id; the token is where the
-// running sum in id order passes u * mass. u is Philox4x32-10 (Salmon et al. 2011) keyed by seed at counter position.
+// least top_p mass, then to those of at least min_p times the largest; ties go to the lower id. Those that are left
+// race: each has an exponential variate of its own, and the least variate / probability wins, which every token does as
+// often as it is likely. Variates depend on (seed, position, id) alone, so that two models' draws at one position are
+// as a rule the same token, the more so the more alike their distributions (Daliri, Musco and Suresh 2024).
+//
+// They are made by groups of 16 tokens, the ids that differ in bits 4 to 7 alone, so that most groups are ruled out by
+// one number. The least variate of 16 is one of rate 16; it is any member's alike, and the others exceed it by variates
+// of rate 1 (Renyi 1953). Philox4x32-10 (Salmon et al. 2011), keyed by seed, says both: at counter (position, group, 0)
+// word 0 gives the least variate and the top 4 bits of word 1 whose it is, at (position, id, 1) word 0 gives what a
+// token's exceeds it by. A word is -log(1 - u), with u its middle in units of 2^-32.
 struct SampleParams {
   const float* logits;  // [rows, vocab]
   int64_t row_stride, rows, vocab;

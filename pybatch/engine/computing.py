@@ -134,7 +134,8 @@ def _verify(computed: Computed, chunks: list[Chunk]) -> None:
     """Keeps of a chunk's tokens those that follow right drafts alone.
 
     chunks: those that decode, to which the first tokens belong. What was sampled after a right draft is what would be
-    sampled without drafts, so that this leaves the distribution as it is, and the draw too.
+    sampled without drafts, so that this leaves the distribution as it is, and the draw too. It stands for rejection
+    sampling (Leviathan et al. 2023), whose rule it is where drafts are looked up; docs/speculation.md has the rest.
     """
     kept: list[int] = []
     row = 0

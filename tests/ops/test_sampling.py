@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -27,9 +28,23 @@ def philox4x32(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, position: int) -> float:
-    words = philox4x32((position & MASK, position >> 32 & MASK, 0, 0), (seed & MASK, seed >> 32 & MASK))
-    return ((words[0] << 32 | words[1]) >> 11) / 2**53
+def exponential(word: int) -> float:
+    return -math.log1p(-(word + 0.5) / 2**32)
+
+
+def times(seed: int, position: int, ids: Iterable[int]) -> list[float]:
+    """The tokens' exponential variates, as csrc/pybatch/sampling.h makes them."""
+    key = seed & MASK, seed >> 32 & MASK
+
+    def words(index: int, kind: int) -> tuple[int, ...]:
+        return philox4x32((position & MASK, position >> 32 & MASK, index, kind), key)
+
+    found = []
+    for token in ids:
+        time, who, *_ = words(token // 256 * 16 + token % 16, 0)
+        rest = 0.0 if who >> 28 == token // 16 % 16 else exponential(words(token, 1)[0])
+        found.append(exponential(time) / 16 + rest)
+    return found
 
 
 # Known answers published with Random123.
@@ -83,9 +98,11 @@ def sample(
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(seed=st.integers(-(2**63), 2**63 - 1), position=st.integers(-(2**63), 2**63 - 1))
-def test_even_logits_show_the_uniform_number(seed: int, position: int) -> None:
-    vocab = 2**16
-    assert sample(torch.zeros(1, vocab), seeds=seed, positions=position) == int(uniform(seed, position) * vocab)
+def test_even_logits_show_whose_variate_is_least(seed: int, position: int) -> None:
+    vocab = 700
+    assert sample(torch.zeros(1, vocab), seeds=seed, positions=position) == np.argmin(
+        times(seed, position, range(vocab))
+    )
 
 
 def clean(logits: Tensor) -> np.ndarray:
@@ -97,9 +114,9 @@ ROUNDING = 1e-5  # how far a fp32 sum of weights may be off, relatively
 
 
 def assert_is_the_draw(
-    token: int, logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, u: float
+    token: int, logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, seed: int, position: int
 ) -> None:
-    """token is the draw by u from the cut softmax, or within rounding of it."""
+    """token has the least variate / probability of the cut softmax, or is within rounding of it."""
     x = clean(logits)
     order = np.lexsort((np.arange(len(x)), -x))
     weights = np.exp((x - x.max()) / temperature)
@@ -115,11 +132,11 @@ def assert_is_the_draw(
             kept[weights < m] = 0
             possible.append(kept)
     for kept in possible:
-        running = np.cumsum(kept) / kept.sum()
-        before = running[token - 1] if token else 0.0
-        if kept[token] > 0 and before - ROUNDING <= u <= running[token] + ROUNDING:
+        ids = np.flatnonzero(kept > 1e-30)
+        scores = np.array(times(seed, position, ids.tolist())) / kept[ids]
+        if kept[token] > 0 and scores[ids == token] <= scores.min() * (1 + ROUNDING):
             return
-    raise AssertionError(f"token {token} is not drawn by {u}")
+    raise AssertionError(f"token {token} is not drawn")
 
 
 def logits_of(kind: str, vocab: int, seed: int) -> Tensor:
@@ -142,7 +159,7 @@ def logits_of(kind: str, vocab: int, seed: int) -> Tensor:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(["normal", "ties", "equal", "peaked", "banned", "signed zeros"]),
-    vocab=st.one_of(st.integers(1, 70), st.sampled_from([511, 512, 513, 5000])),
+    vocab=st.one_of(st.integers(1, 70), st.sampled_from([255, 256, 257, 5000])),
     seed=st.integers(0, 99),
     temperature=st.sampled_from([0.01, 0.7, 1.0, 5.0]),
     top_k=st.sampled_from([-1, 0, 1, 2, 17, 50, 2000]),
@@ -151,30 +168,79 @@ def logits_of(kind: str, vocab: int, seed: int) -> Tensor:
 )
 def test_draws(kind: str, vocab: int, seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     logits = logits_of(kind, vocab, seed)
-    positions = torch.arange(8)
-    tokens = sample(logits.repeat(8, 1), temperature, top_k, top_p, min_p, seed, positions)
+    positions = torch.arange(4)
+    tokens = sample(logits.repeat(4, 1), temperature, top_k, top_p, min_p, seed, positions)
     t, p, m = (float(np.float32(value)) for value in (temperature, top_p, min_p))
     for position, token in zip(positions.tolist(), tokens.tolist(), strict=True):
-        assert_is_the_draw(token, logits, t, top_k, p, m, uniform(seed, position))
+        assert_is_the_draw(token, logits, t, top_k, p, m, seed, position)
 
 
-@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(0, 1.0, 0.0), (8, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.1)])
-def test_draws_follow_the_softmax(top_k: int, top_p: float, min_p: float) -> None:
-    draws, vocab = 40_000, 50
-    logits = logits_of("normal", vocab, 3)
-    index = torch.arange(draws)
-    tokens = sample(logits.repeat(draws, 1), 1.5, top_k, top_p, min_p, seeds=index // 200, positions=index % 200)
-    probabilities = torch.softmax(logits.double() / 1.5, 0)
+CUTS = [(0, 1.0, 0.0), (8, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.1)]
+
+
+def cut_softmax(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    probabilities = torch.softmax(logits.double() / temperature, 0)
     ordered, order = probabilities.sort(descending=True, stable=True)
-    count = min(top_k or vocab, int((ordered.cumsum(0) < top_p).sum()) + 1, int((ordered >= min_p * ordered[0]).sum()))
-    expected = torch.zeros(vocab, dtype=torch.float64)
-    expected[order[:count]] = ordered[:count] / ordered[:count].sum() * draws
-    observed = torch.bincount(tokens, minlength=vocab).double()
+    count = min(
+        top_k or len(logits), int((ordered.cumsum(0) < top_p).sum()) + 1, int((ordered >= min_p * ordered[0]).sum())
+    )
+    kept = torch.zeros_like(probabilities)
+    kept[order[:count]] = ordered[:count] / ordered[:count].sum()
+    return kept
+
+
+def assert_counts_follow(observed: Tensor, probabilities: Tensor) -> None:
+    expected = probabilities * observed.sum()
     assert observed[expected == 0].sum() == 0
     kept = expected > 0
-    chi_square = float(((observed - expected)[kept] ** 2 / expected[kept]).sum())
+    chi_square = float(((observed.double() - expected)[kept] ** 2 / expected[kept]).sum())
     freedom = int(kept.sum()) - 1
     assert abs(chi_square - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("vocab", [50, 600])
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), CUTS)
+def test_draws_follow_the_softmax(top_k: int, top_p: float, min_p: float, vocab: int) -> None:
+    draws = 40_000
+    logits = logits_of("normal", vocab, 3) / (1 if vocab == 50 else 3)  # else most are never seen
+    index = torch.arange(draws)
+    tokens = sample(logits.repeat(draws, 1), 1.5, top_k, top_p, min_p, seeds=index // 200, positions=index % 200)
+    assert_counts_follow(
+        torch.bincount(tokens, minlength=vocab), cut_softmax(logits, 1.5, top_k, float(np.float32(top_p)), min_p)
+    )
+
+
+def test_draws_at_successive_positions_do_not_tell_of_each_other() -> None:
+    logits = torch.tensor([0.3, 0.0, -0.4, 0.1]).repeat(64)[:250]  # tokens of one group and of several
+    tokens = sample(logits.repeat(40_001, 1), seeds=5, positions=torch.arange(40_001)) % 4
+    pairs = torch.bincount(tokens[:-1] * 4 + tokens[1:], minlength=16)
+    single = torch.softmax(logits.double(), 0)
+    each = torch.stack([single[i::4].sum() for i in range(4)])
+    assert_counts_follow(pairs, torch.outer(each, each).flatten())
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), CUTS)
+def test_two_distributions_draw_the_same_token_as_often_as_a_common_race_makes_them(
+    top_k: int, top_p: float, min_p: float
+) -> None:
+    """The sum over i of 1 / sum_j max(p_j / p_i, q_j / q_i), which is (1 - d) / (1 + d) or more, where d is their total
+    variation distance and 1 - d the most that any way of drawing attains (Daliri, Musco and Suresh 2024)."""
+    draws, vocab = 20_000, 300
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randn(vocab, generator=generator) * 2
+    second = first + torch.randn(vocab, generator=generator) * 0.3
+    index = torch.arange(draws)
+    a, b = (
+        sample(x.repeat(draws, 1), 1.0, top_k, top_p, min_p, seeds=index // 100, positions=index % 100)
+        for x in (first, second)
+    )
+    p, q = (cut_softmax(x, 1.0, top_k, float(np.float32(top_p)), min_p) for x in (first, second))
+    common = torch.nonzero((p > 0) & (q > 0))[:, 0]
+    expected = sum(1 / float(torch.maximum(p / p[i], q / q[i]).sum()) for i in common)
+    agreeing = float((a == b).double().mean())
+    distance = 1 - float(torch.minimum(p, q).sum())
+    assert abs(agreeing - expected) < 4 * math.sqrt(expected / draws)
+    assert (1 - distance) / (1 + distance) <= expected <= 1 - distance
 
 
 def test_greedy_takes_the_largest_and_of_those_the_lowest_id() -> None:

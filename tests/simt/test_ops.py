@@ -18,12 +18,14 @@ SLOW = [
     "test_attention_mass_matches_float64_kv_pruning",
     "test_chunks_and_decode_are_the_prefill_across_splits_attention",
     "test_chunks_and_decode_are_the_prefill_across_splits_int4_cache",
+    "test_draws_at_successive_positions_do_not_tell_of_each_other_sampling",
     "test_draws_follow_the_softmax_sampling",
     "test_every_token_decoded_is_the_token_prefilled_attention",
     "test_every_token_decoded_is_the_token_prefilled_int4_cache",
     "test_mass_has_the_same_bits_in_any_pieces_and_company_kv_pruning",
     "test_threads_do_not_show_attention",
     "test_threads_do_not_show_int4_cache",
+    "test_two_distributions_draw_the_same_token_as_often_as_a_common_race_makes_them_sampling",
     "test_what_is_not_finite_reaches_only_rows_that_see_it_int4_cache",
 ]
 globals().update(backends.kernel_tests(OPS, *SLOW))

@@ -40,9 +40,10 @@ class _Follower:
 
 
 class DraftModelProposer:
-    """Runs the draft model over all sequences of a step at once, token by token. A token is drawn with the random
-    number that the large model's own draw at that place will use, so that the more alike the two distributions are, the
-    more often it is the same token.
+    """Runs the draft model over all sequences of a step at once, token by token. A token is drawn by the variates that
+    the large model's own draw at that place will use, so that it is the same token almost as often as any draft can be:
+    (1 - d) / (1 + d) or more, where d is the total variation distance of the two distributions (Daliri, Musco and
+    Suresh 2024).
 
     num_blocks: of its KV pool. A sequence for which there is no room has no drafts, nor has one whose prompt the draft
     model has not read yet: that takes one pass of max_num_batched_tokens a step.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine.runs import MakeEngine, drain, run, some_prompt
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.sampling_params import RequestOutputKind
+from pybatch.engine.scheduling.sequence import Sequence
 from pybatch.model import Decoder, Tokenizer, load_model
 
 FIXED = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 1, "adaptive": False}
@@ -115,6 +118,56 @@ def test_a_model_that_always_agrees_is_always_right(decoder: Decoder, tokenizer:
     drafts = engine.metrics.drafts
     assert drafts.accepted_tokens == drafts.tokens == 64  # 8 of each 10 after the first two tokens of both
     assert engine.metrics.steps <= 11
+
+
+class Always:
+    """Drafts one token after any other."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def propose(self, sequences: list[Sequence], counts: list[int]) -> list[list[int]]:
+        return [[self.token] * count for count in counts]
+
+
+def test_a_looked_up_draft_is_right_as_often_as_the_model_draws_it(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    """Leviathan's rule where q is 1: kept with the probability p, and else what is drawn follows p without it."""
+    engine = Engine(decoder, tokenizer, EngineConfig(num_kv_blocks=2048, speculative_config=FIXED))
+    assert engine._speculator is not None
+    allowed, draft, prompt, seeds = [40, 80, 120, 160], 80, some_prompt(12, 4), 3000
+    engine._speculator._proposer = Always(draft)
+    params = [
+        SamplingParams(temperature=4.0, max_tokens=3, ignore_eos=True, allowed_token_ids=allowed, seed=7 * i)
+        for i in range(seeds)
+    ]
+    outputs = [output.outputs[0].token_ids for output in run(engine, [prompt] * seeds, params)]
+    drafts = engine.metrics.drafts
+    assert drafts.tokens == seeds
+    assert drafts.accepted_tokens == sum(tokens[1] == draft for tokens in outputs)
+    shares: list[float] = []
+    for first in allowed:
+        (told,) = run(engine, [[*prompt, first]], [SamplingParams(temperature=0, max_tokens=1, logprobs=300)])
+        assert told.outputs[0].logprobs is not None
+        logprobs = torch.tensor([told.outputs[0].logprobs[0][token].logprob for token in allowed]).double()
+        expected = torch.softmax(logprobs / 4.0, 0)
+        second = torch.tensor([allowed.index(tokens[1]) for tokens in outputs if tokens[0] == first])
+        counts = torch.bincount(second, minlength=4)
+        assert float(((counts - expected * len(second)) ** 2 / (expected * len(second))).sum()) < 21.1  # 1 in 10,000
+        shares += [float(expected[allowed.index(draft)])] * len(second)
+    expected_right = sum(shares)
+    assert abs(drafts.accepted_tokens - expected_right) < 4 * math.sqrt(expected_right)
+
+
+def test_drafts_drawn_in_the_same_race_are_mostly_right(
+    decoder: Decoder, int8_decoder: Decoder, tokenizer: Tokenizer
+) -> None:
+    """96% of them. Of tokens that one random number picks from both models' running sums 62% are the same."""
+    method = {"model": "given", "num_speculative_tokens": 1, "adaptive": False}
+    engine = Engine(decoder, tokenizer, EngineConfig(num_kv_blocks=2048, speculative_config=method), int8_decoder)
+    params = [SamplingParams(temperature=1.0, max_tokens=60, ignore_eos=True, seed=i) for i in range(32)]
+    run(engine, [some_prompt(8, i) for i in range(32)], params)
+    drafts = engine.metrics.drafts
+    assert drafts.accepted_tokens / drafts.tokens > 0.9
 
 
 def test_a_prompt_that_the_draft_model_reads_in_pieces(decoder: Decoder, tokenizer: Tokenizer) -> None:
