@@ -4,7 +4,8 @@
 
 Hits are prompt tokens found in the cache as a share of the ideal, in which the first prompt computes the prefix and all
 others find the whole of it. KV blocks are the most that were in use after a step; separate requests are run without the
-prefix cache, which would have them share the prompt too.
+prefix cache, which would have them share the prompt too. A restart is an engine with an empty pool whose first prompt
+has a prefix that is on the disk, as the page cache of the system holds it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import json
 import platform
 import random
+import tempfile
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,27 @@ def sample_blocks(llm: LLM) -> dict[str, float]:
     return {"samples": blocks[0], "separate": blocks[1], "share": blocks[0] / blocks[1]}
 
 
+def restart(llm: LLM) -> dict[str, float]:
+    """Processor time of a first prompt, of which an engine before wrote the first PROMPT tokens to the disk or not."""
+    vocab = llm.engine.decoder.config.vocab_size
+    prefix = some_tokens(random.Random(2), PROMPT, vocab)
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("computed", "from disk", "from disk"):  # the second time is as good as the first
+            engine = engine_of(llm, prefix_cache_dir=folder)
+            run(engine, [some_tokens(random.Random(3), PROMPT, vocab)], temperature=0, max_tokens=2)  # buffers grow
+            begin = time.process_time()
+            run(engine, [[*prefix, 11, 12, 13]], temperature=0, max_tokens=1)
+            figures[name] = min(time.process_time() - begin, figures.get(name, 60.0))
+            figures["tokens"] = engine.metrics.disk_tokens
+            engine.pin_prefix("pin", prefix)
+            run(engine, [])
+            assert engine.prefix_files is not None
+            engine.prefix_files.wait()
+        figures["bytes"] = sum(path.stat().st_size for path in Path(folder).rglob("*.kv"))
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -95,6 +119,11 @@ def main() -> None:
         f"{SAMPLES} samples of {PROMPT} + {OUTPUT} tokens: {blocks['samples']} KV blocks, as {SAMPLES} requests "
         f"{blocks['separate']}: {blocks['share']:.1%}"
     )
+    again = restart(llm)
+    console.print(
+        f"After a restart, a prompt of {PROMPT + 3} tokens: {again['computed'] * 1e3:.0f} ms of processor time; with "
+        f"{again['tokens']} tokens from the disk ({again['bytes'] / 1e6:.1f} MB) {again['from disk'] * 1e3:.0f} ms"
+    )
     if args.json is not None:
         results = {
             "date": str(date.today()),
@@ -102,6 +131,7 @@ def main() -> None:
             "model": args.model,
             "prefix_hits": [{"prefix": n, "pinned": pinned, **each} for (n, pinned), each in hits.items()],
             "sample_blocks": blocks,
+            "restart": again,
         }
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

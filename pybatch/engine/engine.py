@@ -125,10 +125,10 @@ class Engine:
         self._num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
         step_cost = self.metrics.step_cost  # not self in the lambda: that would be a cycle
         self._swap_cost = SwapCost(self._kv_cache.seconds_per_swap, lambda: step_cost.line()[1])
-        self._prefix_files: PrefixFiles | None = None
+        self.prefix_files: PrefixFiles | None = None
         if config.prefix_cache_dir is not None:
             try:
-                self._prefix_files = PrefixFiles(
+                self.prefix_files = PrefixFiles(
                     Path(config.prefix_cache_dir),
                     fingerprint(decoder, layout),
                     self._kv_cache,
@@ -318,11 +318,9 @@ class Engine:
         alone."""
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
         swap_space = SwapSpace(self._num_host_blocks, self._swap_cost.pays) if self._num_host_blocks else None
-        if self._prefix_files is not None and swap_space is not None:
-            self._prefix_files.before_load = partial(_swap, swap_space, self._kv_cache, self.metrics)
-        self._scheduler = make_scheduler(
-            self.config, self._pool, swap_space=swap_space, prefix_store=self._prefix_files
-        )
+        if self.prefix_files is not None and swap_space is not None:
+            self.prefix_files.before_load = partial(_swap, swap_space, self._kv_cache, self.metrics)
+        self._scheduler = make_scheduler(self.config, self._pool, swap_space=swap_space, prefix_store=self.prefix_files)
         self._updater = TokenUpdater(
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids
         )
@@ -357,8 +355,8 @@ class Engine:
         tokens = sum([chunk.num_tokens for chunk in chunks])
         computed = self._computer.compute(chunks, self._scheduler.unwritten_blocks)
         self._update(computed)
-        if self._prefix_files is not None:
-            self._prefix_files.store(self._pool)
+        if self.prefix_files is not None:
+            self.prefix_files.store(self._pool)
         if self._speculator is not None:
             self._speculator.learn(time.perf_counter() - scheduled)
         self.metrics.step(

@@ -92,8 +92,8 @@ class Catalogue:
             engine = Engine(decoder, None, EngineConfig(block_size=BLOCK, kv_cache_dtype=dtype, **self.on_disk(1.0)))
             engine.pin_prefix("pin", SHARED)
             assert len(list(drain(engine))) == 1
-            assert engine._prefix_files is not None
-            engine._prefix_files.wait()
+            assert engine.prefix_files is not None
+            engine.prefix_files.wait()
 
     def on_disk(self, space: float) -> dict[str, Any]:
         return {"prefix_cache_dir": self.folder.name, "prefix_cache_space": space} if space else {}
@@ -123,6 +123,7 @@ SETTINGS = {
     "max_background_tokens": st.sampled_from([4, 256]),
     "num_kv_blocks": st.sampled_from([9, 12, 20, 200]),
     "enable_prefix_caching": st.booleans(),
+    "predict_lengths": st.booleans(),
     "kv_cache_dtype": st.sampled_from(KV_DTYPES),
     "swap_space": st.sampled_from([0.0, 0.001]),
     "prefix_cache_space": st.sampled_from([0.0, 1.0, 0.0001]),

@@ -48,9 +48,8 @@ class PrefixFiles:
         block_size: int,
         seconds_per_token: Callable[[], float],
     ) -> None:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = root / name
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self._make_folder()
         self.before_load: Callable[[], None] = lambda: None
         self.num_read = self.num_written = 0  # blocks
         self._kv_cache = kv_cache
@@ -114,6 +113,10 @@ class PrefixFiles:
         computing = self._seconds_per_token() * self._block_size
         return not (self.num_read and computing) or self._seconds / self.num_read < computing
 
+    def _make_folder(self) -> None:
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+
     def _path(self, key: BlockKey) -> Path:
         return self.folder / file_name(key.digest)
 
@@ -142,6 +145,7 @@ class PrefixFiles:
     def _write(self, key: BlockKey, block: bytes, used: int) -> None:
         try:
             if time.monotonic() >= self._resume_at and self._limit.make_room(num_bytes(key, block)):
+                self._make_folder()  # which may have been deleted, so that prompts are forgotten
                 write_block(self._path(key), key, block, used=used)
                 self.num_written += 1
         except OSError as error:

@@ -160,7 +160,7 @@ class KvCache:
     def fill(self, block: int, read: Callable[[memoryview], bool]) -> bool:
         """Has `read` write a block's bytes, on a GPU by way of the host. Returns what it does: if that is False the
         block's content is lost."""
-        host = self.pool[block].cpu() if self.pool.is_cuda else self.pool[block]
+        host = torch.empty_like(self.pool[block], device="cpu") if self.pool.is_cuda else self.pool[block]
         filled = read(host.numpy().data)
         if filled and self.pool.is_cuda:
             self.pool[block].copy_(host)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ PROMPTS = [[*PREFIX, *some_prompt(20 + i, i)] for i in range(4)]
 
 
 def files_of(engine: Engine) -> PrefixFiles:
-    files = engine._prefix_files
+    files = engine.prefix_files
     assert files is not None
     files.wait()
     return files
@@ -59,7 +60,7 @@ def test_a_new_engine_finds_the_prefix_and_has_the_same_bits(
     expected = answers(make_engine(**config, enable_prefix_caching=False))
     first = make_engine(**config, prefix_cache_dir=tmp_path)
     assert answers(first) == expected
-    assert len(blocks_in(first)) == first._prefix_files.num_written == 4  # type: ignore[union-attr]
+    assert len(blocks_in(first)) == first.prefix_files.num_written == 4  # type: ignore[union-attr]
     second = make_engine(**config, prefix_cache_dir=str(tmp_path))
     outputs = run(second, PROMPTS, PARAMS)
     assert [(output.outputs, output.error) for output in outputs] == expected
@@ -183,6 +184,22 @@ def test_a_full_disk_is_told_once_and_tried_again_later(
     files_of(engine)._resume_at = files_of(engine)._period_end = 0.0
     assert answers(engine) == expected
     assert len(blocks_in(engine)) > 4  # the whole prompts: they have come twice
+
+
+def test_a_folder_may_be_deleted_at_any_time(
+    make_engine: MakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(prefix_cache_dir=tmp_path / "prefixes")
+    expected = answers(engine)
+    assert len(blocks_in(engine)) == 4
+    shutil.rmtree(tmp_path / "prefixes")
+    assert engine.reset_prefix_cache()
+    files_of(engine)._period_end = 0.0
+    with caplog.at_level(logging.WARNING):
+        assert answers(engine) == expected
+    assert len(blocks_in(engine)) == 4
+    assert not caplog.records
+    assert stat.S_IMODE((tmp_path / "prefixes").stat().st_mode) == 0o700
 
 
 def test_the_least_recently_used_prefix_makes_way(make_engine: MakeEngine, tmp_path: Path) -> None:
