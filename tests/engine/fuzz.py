@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine.grammars import SharedGrammars
 from engine.runs import run, some_prompt
 from tiny_model import save_tiny_model
 
@@ -22,7 +23,8 @@ from pybatch.engine.kv_policies import HeavyHitters, KvPolicy, SnapKV, Streaming
 from pybatch.engine.outputs import CompletionOutput
 from pybatch.engine.scheduling.pruning import make_pruning
 from pybatch.engine.standing import BACKGROUND, Standing
-from pybatch.model import Decoder, load_model
+from pybatch.model import load_model
+from pybatch.model.loader import LoadedModel
 
 PRECISIONS = [(None, "auto"), ("int8", "auto"), ("int8", "int8"), ("int8", "int4"), ("int8-weight-only", "float16")]
 POLICIES: dict[int, KvPolicy] = {  # by a request's index modulo 7; outputs are longer than a block
@@ -30,6 +32,7 @@ POLICIES: dict[int, KvPolicy] = {  # by a request's index modulo 7; outputs are 
     4: SnapKV(budget=7, observed=4, pooling=3),
     5: HeavyHitters(heavy=5, recent=4),
 }
+CONSTRAINTS = {3: {"regex": "(ab|c)+[0-9]"}, 6: {"json": {"enum": ["one", 2, None]}}}  # by a request's index modulo 8
 REQUESTS, LONGEST = 48, 12  # tokens of output
 BLOCK = 8
 
@@ -38,15 +41,20 @@ BLOCK = 8
 class Alone:
     """Requests and what each of them gives by itself, its prompt in one piece, nothing cached."""
 
-    decoder: Decoder
+    model: LoadedModel
+    grammars: SharedGrammars
     kv_cache_dtype: str
     prompts: list[list[int]]
     params: list[SamplingParams]
     samples: list[list[CompletionOutput]]
 
+    def engine(self, config: EngineConfig) -> Engine:
+        return self.grammars.given_to(Engine(self.model.decoder, self.model.tokenizer, config))
+
 
 def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
-    decoder = load_model(model, quantization=quantization, skip_tokenizer=True).decoder
+    loaded = load_model(model, quantization=quantization)
+    grammars = SharedGrammars(loaded)
     shared = some_prompt(3 * BLOCK + 5, vocab=250)
     prompts = [(shared if i % 3 == 0 else []) + some_prompt(1 + 7 * i % 60, i, vocab=250) for i in range(REQUESTS)]
     params = [
@@ -60,15 +68,17 @@ def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
             logprobs=1,
             seed=i,
             kv_policy=POLICIES.get(i % 7),
+            structured_outputs=CONSTRAINTS.get(i % 8),  # type: ignore[arg-type]
+            detokenize=False,
         )
         for i in range(REQUESTS)
     ]
     config = EngineConfig(
         num_kv_blocks=64, block_size=BLOCK, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype
     )
-    engine = Engine(decoder, None, config)
+    engine = grammars.given_to(Engine(loaded.decoder, loaded.tokenizer, config))
     samples = [run(engine, [prompt], each)[0].outputs for prompt, each in zip(prompts, params, strict=True)]
-    return Alone(decoder, kv_cache_dtype, prompts, params, samples)
+    return Alone(loaded, grammars, kv_cache_dtype, prompts, params, samples)
 
 
 def least_blocks(reference: Alone, chosen: list[int], lengths: list[int]) -> int:
@@ -148,7 +158,7 @@ def _random_engine(reference: Alone, draw: random.Random, chosen: list[int], len
     }
     torch.set_num_threads(threads)
     config = EngineConfig(block_size=BLOCK, kv_cache_dtype=reference.kv_cache_dtype, **settings)
-    return Engine(reference.decoder, None, config), f"{len(chosen)} requests, {threads} threads, {settings}"
+    return reference.engine(config), f"{len(chosen)} requests, {threads} threads, {settings}"
 
 
 def _check(reference: Alone, i: int, length: int, output: RequestOutput, description: str) -> None:

@@ -291,9 +291,7 @@ def test_random_faults_change_no_bit_of_others(tiny_model: Path, monkeypatch: py
     survivors = 0
     for _ in range(40):
         chosen = [draw.randrange(REQUESTS) for _ in range(draw.choice((2, 3, 7, 16)))]
-        engine = Engine(
-            reference.decoder,
-            None,
+        engine = reference.engine(
             EngineConfig(
                 block_size=BLOCK,
                 policy=draw.choice(("continuous", "continuous", "static", "dynamic(max_wait=0.001)", "micro")),

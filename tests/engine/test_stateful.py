@@ -10,7 +10,7 @@ from pybatch.model import load_model
 
 
 def test_random_events_lose_no_block_and_change_no_bit(tiny_model: Path) -> None:
-    machine = machine_on(Catalogue(load_model(tiny_model, skip_tokenizer=True).decoder))
+    machine = machine_on(Catalogue(load_model(tiny_model)))
     run_machine(machine, 25)
     counts = machine.counts
     assert min(vars(counts).values()) > 0, counts
