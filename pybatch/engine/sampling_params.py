@@ -173,6 +173,11 @@ class SamplingParams:
         return copy.deepcopy(self)
 
     @property
+    def num_sequences(self) -> int:
+        """How many a request comes to: its samples, or the beams of its search."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 

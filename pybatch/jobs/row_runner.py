@@ -224,7 +224,7 @@ class RowRunner:
 
     def _push(self, work: Work, token_ids: list[int]) -> None:
         most = work.params.max_tokens
-        output = None if most is None else most * work.params.n
+        output = None if most is None else most * work.params.num_sequences
         self._waiting.push(work, token_ids, output, work.size)
 
     def _give_up_rows_not_begun(self) -> bool:

@@ -67,7 +67,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Counts of rows and prompt tokens are exact; output tokens and times are estimates.
+    """Counts of rows and prompt tokens are exact; output tokens and times are estimates. All beams of a search count.
 
     rows: that are left to do; rows_done: by an earlier run. rows_in_cache: of those left that have answers from earlier
     jobs; prompt_tokens_in_cache: of these. repeated_rows: that need not be run, since their answers are those of equal
@@ -204,7 +204,7 @@ def rows_to_try(sample: Sequence[SampledRow], times: StepTimes, seconds: float, 
     count = min(most, len(sample))
     while count > 1:
         chosen = spread(sample, count)
-        samples = sum(row.params.n for row in chosen)
+        samples = sum(row.params.num_sequences for row in chosen)
         prefill = token_seconds * sum(len(row.token_ids) for row in chosen)
         if samples <= most and prefill <= seconds * PREFILL_SHARE:
             return chosen
@@ -240,12 +240,17 @@ def answer_some(
         row = running.pop(output.request_id)
         ended = [(len(each.token_ids), each.finish_reason == "stop") for each in output.outputs if each.token_ids]
         observed += ended
-        works += [Work(row.token_ids, [length for length, _ in ended], row.params.max_tokens)] if ended else []
-    cut_off = sum(row.params.n for row in running.values())
+        lengths = [length for length, _ in ended]
+        if row.params.use_beam_search:  # its beams go on together
+            lengths = [max(lengths, default=0)] * row.params.num_sequences
+        works += [Work(row.token_ids, lengths, row.params.max_tokens)] if ended else []
+    cut_off = sum(row.params.num_sequences for row in running.values())
     if cut_off:  # they began at about the same time
-        length = max(1, (tokens - sum(length for length, _ in observed)) // cut_off)
+        length = max(1, (tokens - sum(sum(work.output_tokens) for work in works)) // cut_off)
         observed += [(length, False)] * cut_off
-        works += [Work(row.token_ids, [length] * row.params.n, row.params.max_tokens) for row in running.values()]
+        works += [
+            Work(row.token_ids, [length] * row.params.num_sequences, row.params.max_tokens) for row in running.values()
+        ]
     predicted = simulator(session, times).run(works)
     ended_rows = sum(ended for _, ended in observed)
     trial = Trial(len(rows), tokens, ended_rows, took, decoding, predicted.seconds, predicted.decode_seconds)
@@ -267,7 +272,7 @@ def spread(sample: Sequence[SampledRow], count: int) -> list[SampledRow]:
 
 def most_to_simulate(sample: Sequence[SampledRow], lengths: OutputLengths) -> int:
     """Rows, so that the simulation takes some seconds."""
-    tokens = sum(row.params.n * lengths.expected(row.limit) for row in sample)
+    tokens = sum(row.params.num_sequences * lengths.expected(row.limit) for row in sample)
     return len(sample) if tokens <= MOST_SIMULATED else max(1, int(len(sample) * MOST_SIMULATED / tokens))
 
 
@@ -278,9 +283,11 @@ def in_order(rows: Iterable[SampledRow], lengths: OutputLengths, block_size: int
     for row in rows:
         while not order.has_room:
             yield order.pop()[0]
-        shares = [(number + i + 0.5) * GOLDEN % 1 for i in range(row.params.n)]  # spread evenly over [0, 1)
-        number += row.params.n
-        outputs = [lengths.quantile(share, row.limit) for share in shares]
+        count = row.params.num_sequences
+        lots = 1 if row.params.use_beam_search else count  # beams go on together
+        shares = [(number + i + 0.5) * GOLDEN % 1 for i in range(lots)]  # spread evenly over [0, 1)
+        number += lots
+        outputs = [lengths.quantile(share, row.limit) for share in shares] * (count // lots)
         work = Work(row.token_ids, outputs, row.params.max_tokens)
         order.push(work, row.token_ids, row.params.max_tokens)
     while len(order):

@@ -37,7 +37,7 @@ class ErrorKind:
 
 @dataclass(frozen=True, slots=True)
 class SampledRow:
-    """limit: the most tokens that one of its samples may generate."""
+    """limit: the most tokens that one of its samples, or beams, may generate."""
 
     index: int
     token_ids: array[int]
@@ -66,7 +66,7 @@ class Survey:
         self.prompt_tokens = self.longest_prompt = 0
         self.repeated = self.repeated_tokens = 0  # prompts that need not be run, and their tokens
         self.in_cache = self.tokens_in_cache = 0  # and those that have answers from earlier jobs
-        self.limits: Counter[int] = Counter()  # SampledRow's, of every sample of every row that is run
+        self.limits: Counter[int] = Counter()  # SampledRow's, of every sample or beam of every row that is run
         self.prompts: list[str] = []  # the first ones, as the model sees them
         self.sample: list[SampledRow] = []  # evenly spaced
         config = session.engine.config
@@ -143,7 +143,7 @@ class Survey:
             return
         room = engine.max_model_len - len(ids)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
-        self.limits[limit] += params.n
+        self.limits[limit] += params.num_sequences
         self._savings.add(ids)
         if self._is_sampled(number):
             self.sample.append(SampledRow(number, ids, params, limit))

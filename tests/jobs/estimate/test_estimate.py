@@ -65,6 +65,17 @@ def test_of_outputs_that_fill_their_limit_everything_but_the_time_is_exact(llm: 
     assert abs(found - told.cached_prompt_tokens) < 16  # a job's order is another than that of `prompts`
 
 
+def test_a_search_counts_all_of_its_beams(llm: LLM) -> None:
+    prompts = [f"Say {i}" for i in range(12)]
+    told = estimated(llm, prompts, ignore_eos=True, use_beam_search=True, best_of=4)
+    assert (told.output_tokens, told.output_tokens_at_most) == (12 * 4 * 16, 12 * 4 * 16)
+    assert told.trial.rows == 8 // 4
+    assert 4 < told.sequences_in_a_step <= 8
+    samples = estimated(llm, prompts, ignore_eos=True, temperature=1, n=4)
+    assert samples.output_tokens == told.output_tokens
+    assert samples.sequences_in_a_step == told.sequences_in_a_step
+
+
 def test_the_expected_output_is_learnt_from_answers(tiny_model: Path) -> None:
     llm = LLM(tiny_model, num_kv_blocks=1024, max_num_seqs=32, threads=1)
     prompts = [f"Say {i}" for i in range(32)]
