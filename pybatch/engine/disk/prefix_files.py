@@ -33,7 +33,7 @@ class PrefixFiles:
 
     root: of the folders of all such engines. name: of the folder, as fingerprint() has it. max_bytes: of all files
     below root. seconds_per_token: what computing takes, 0 if unknown; nothing is read while reading has taken longer.
-    before_load: called first, since blocks may be free whose contents are still to be moved elsewhere.
+    before_load, an attribute: called first, since blocks may be free whose contents are still to be moved elsewhere.
 
     Raises OSError if there can be no such folder.
     """
@@ -98,7 +98,10 @@ class PrefixFiles:
         wanted, self._wanted = self._wanted, {}
         for key, used in wanted.items():
             block = pool.find(key)
-            if block is None or self._touch(key, used) or not self._places.acquire(blocking=False):
+            if block is None or self._touch(key, used):
+                continue
+            if not self._places.acquire(blocking=False):
+                self._seen.discard(key.digest)
                 continue
             try:
                 self._writer.submit(self._write, key, self._kv_cache.block_bytes(block), used)
