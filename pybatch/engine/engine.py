@@ -122,7 +122,7 @@ class Engine:
         self._began_again = False  # all unfinished requests, and none has ended since
         self._pool = BlockPool(self.num_kv_blocks)
         size = int(config.swap_space * 2**30)
-        self._num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
+        self.num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
         step_cost = self.metrics.step_cost  # not self in the lambda: that would be a cycle
         self._swap_cost = SwapCost(self._kv_cache.seconds_per_swap, lambda: step_cost.line()[1])
         self.prefix_files: PrefixFiles | None = None
@@ -302,6 +302,11 @@ class Engine:
         """Of those in use."""
         return self._pool.num_pinned
 
+    @property
+    def swap_seconds(self) -> float:
+        """For a block to the host and back, measured when it is first asked for; 0 without a swap_space."""
+        return self._swap_cost.seconds_per_block if self.num_host_blocks else 0.0
+
     def metrics_of(self, request_id: str) -> RequestMetrics | None:
         """Of an unfinished request, with the tokens that it has so far; None for any other. Of any thread."""
         request = self._requests.get(request_id)
@@ -317,7 +322,7 @@ class Engine:
         """A pool with pins alone and a new scheduler, in whose queue the unfinished sequences are, with their tokens
         alone."""
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
-        swap_space = SwapSpace(self._num_host_blocks, self._swap_cost.pays) if self._num_host_blocks else None
+        swap_space = SwapSpace(self.num_host_blocks, self._swap_cost.pays) if self.num_host_blocks else None
         if self.prefix_files is not None and swap_space is not None:
             self.prefix_files.before_load = partial(_swap, swap_space, self._kv_cache, self.metrics)
         self._scheduler = make_scheduler(self.config, self._pool, swap_space=swap_space, prefix_store=self.prefix_files)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.intake import Intake
+from pybatch.engine.kv_policies import KvPolicy
 from pybatch.engine.make_scheduler import make_scheduler
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Request
 from pybatch.engine.scheduling.step import Chunk
+from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.tune.step_times import StepShape
 
+_CHUNK = 256  # tokens, by which the time for one is told
 _IDLE = 0.001  # seconds, where the policy holds back all there is
 
 
@@ -27,6 +31,7 @@ class Work:
     prompt_token_ids: Sequence[int]
     output_tokens: Sequence[int]
     max_tokens: int | None = 0
+    kv_policy: KvPolicy | dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -51,8 +56,8 @@ class SimulatedRun:
 class Simulator:
     """An engine without a model.
 
-    step_seconds: how long a step takes, such as StepTimes.seconds. max_model_len, num_kv_blocks: as the engine has
-    them.
+    step_seconds: how long a step takes, such as StepTimes.seconds. max_model_len, num_kv_blocks, num_host_blocks: as
+    the engine has them. swap_seconds: for a block to the host and back.
     """
 
     def __init__(
@@ -62,8 +67,11 @@ class Simulator:
         *,
         max_model_len: int,
         num_kv_blocks: int,
+        num_host_blocks: int = 0,
+        swap_seconds: float = 0.0,
     ) -> None:
         self._config, self._step_seconds, self._num_kv_blocks = config, step_seconds, num_kv_blocks
+        self._num_host_blocks, self._swap_seconds = num_host_blocks, swap_seconds
         self._intake = Intake(
             None,
             eos_ids=frozenset(),
@@ -80,7 +88,8 @@ class Simulator:
         config = self._config
         run = SimulatedRun()
         pool = BlockPool(self._num_kv_blocks)
-        scheduler = make_scheduler(config, pool, clock=lambda: run.seconds)
+        swap_space = SwapSpace(self._num_host_blocks, self._swap_pays) if self._num_host_blocks else None
+        scheduler = make_scheduler(config, pool, swap_space=swap_space, clock=lambda: run.seconds)
         arriving = iter(requests)
         unfinished: dict[Request, Work] = {}
         while True:
@@ -92,6 +101,8 @@ class Simulator:
                 run.preemptions, run.touched_kv_blocks = scheduler.num_preemptions, pool.num_touched
                 return run
             chunks = scheduler.schedule()
+            if swap_space is not None:
+                run.seconds += sum(map(len, swap_space.take_moves())) / 2 * self._swap_seconds
             scheduler.take_copies()
             if not chunks:
                 run.seconds += _IDLE
@@ -106,13 +117,18 @@ class Simulator:
             run.decode_seconds += 0.0 if shape.pairs else seconds
             self._update(scheduler, chunks, unfinished, run)
 
+    def _swap_pays(self, num_tokens: int, num_blocks: int) -> bool:
+        return num_blocks * self._swap_seconds < num_tokens / _CHUNK * self._step_seconds(StepShape(_CHUNK, 0, 0, 0))
+
     def _request(self, work: Work, run: SimulatedRun) -> Request:
         samples = work.output_tokens
         max_tokens = max(samples) if work.max_tokens == 0 else work.max_tokens
         return self._intake.request(
             "",
             work.prompt_token_ids,
-            SamplingParams(n=len(samples), temperature=0, max_tokens=max_tokens, detokenize=False),
+            SamplingParams(
+                n=len(samples), temperature=0, max_tokens=max_tokens, detokenize=False, kv_policy=work.kv_policy
+            ),
             prompt=None,
             stream=False,
             index=0,
@@ -125,6 +141,9 @@ class Simulator:
         complete = [chunk.sequence for chunk in chunks if chunk.complete]
         for chunk in chunks:
             chunk.sequence.num_computed += chunk.num_tokens
+        for chunk in chunks:
+            if chunk.sequence.num_computed == chunk.sequence.next_pruning:
+                scheduler.prune(chunk.sequence)
         for sequence in complete:
             request = sequence.request
             samples = [sequence] if request.forked else list(request.sequences)

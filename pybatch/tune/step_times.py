@@ -35,14 +35,14 @@ class StepShape:
         """Of a step that is scheduled and not computed yet."""
         tokens = sequences = context = pairs = 0
         for chunk in chunks:
-            computed, count = chunk.sequence.num_computed, chunk.num_tokens
+            cached, count = chunk.sequence.num_cached, chunk.num_tokens
             tokens += count
             if chunk.decodes:
                 sequences += 1
-                context += computed + 1
+                context += cached + 1
             else:
                 sequences += chunk.complete
-                pairs += count * computed + count * (count + 1) // 2
+                pairs += count * cached + count * (count + 1) // 2
         return cls(tokens, sequences, context, pairs)
 
 

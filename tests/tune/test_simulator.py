@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from pybatch import SamplingParams
 from pybatch.engine import Engine, EngineConfig
+from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
 from pybatch.model import Decoder, load_model
 from pybatch.tune.simulator import SimulatedRun, Simulator, Work
 from pybatch.tune.step_times import StepShape
@@ -43,25 +45,44 @@ def workload(n: int = 1) -> list[Work]:
         {"policy": "micro", "max_num_batched_tokens": 64},
         {"enable_prefix_caching": False, "block_size": 8},
         {"samples": 3, "num_kv_blocks": 60},
+        {"swap_space": 0.01, "num_kv_blocks": 24, "predict_lengths": False},
+        {"kv_policy": StreamingLLM(sinks=4, window=20), "num_kv_blocks": 40},
+        {"kv_policy": SnapKV(budget=16, observed=8), "num_kv_blocks": 14},
+        {"kv_policy": HeavyHitters(heavy=16, recent=16), "num_kv_blocks": 40, "samples": 2},
     ],
     ids=str,
 )
-def test_a_simulated_run_takes_the_steps_of_a_real_one(decoder: Decoder, config: dict[str, Any]) -> None:
-    samples = config.get("samples", 1)
+def test_a_simulated_run_takes_the_steps_of_a_real_one(
+    decoder: Decoder, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"num_kv_blocks": 400, "max_num_seqs": 8, **config}
-    settings.pop("samples", None)
+    samples, policy = settings.pop("samples", 1), settings.pop("kv_policy", None)
     engine = Engine(decoder, None, EngineConfig(**settings))
-    works = workload(samples)
+    monkeypatch.setattr(engine._swap_cost, "pays", lambda tokens, blocks: True)
+    engine._new_schedule()
+    works = [replace(work, kv_policy=policy) for work in workload(samples)]
     pending = list(enumerate(works))
     while pending or engine.has_unfinished():
         while pending and engine.num_unfinished() < engine.config.requests_ahead:
             i, work = pending.pop(0)
-            params = SamplingParams(n=samples, temperature=1, ignore_eos=True, max_tokens=max(work.output_tokens))
+            params = SamplingParams(
+                n=samples,
+                temperature=1,
+                ignore_eos=True,
+                max_tokens=max(work.output_tokens),
+                kv_policy=policy,
+            )
             engine.add_request(str(i), list(work.prompt_token_ids), params, index=i)
         engine.step()
     metrics = engine.metrics
 
-    run = simulator(engine.config, engine.num_kv_blocks).run(works)
+    run = Simulator(
+        engine.config,
+        lambda shape: 0.5,
+        max_model_len=CONTEXT,
+        num_kv_blocks=engine.num_kv_blocks,
+        num_host_blocks=engine.num_host_blocks,
+    ).run(works)
     assert (run.steps, run.tokens, run.sequences) == (metrics.steps, metrics.step_tokens, metrics.step_sequences)
     assert (run.prompt_tokens, run.output_tokens) == (metrics.prompt_tokens, metrics.output_tokens)
     assert (run.cached_tokens, run.preemptions) == (metrics.cached_tokens, metrics.preemptions)

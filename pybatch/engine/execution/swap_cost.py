@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 
 class SwapCost:
@@ -14,9 +15,10 @@ class SwapCost:
 
     def __init__(self, seconds_per_block: Callable[[], float], seconds_per_token: Callable[[], float]) -> None:
         self._measure, self._seconds_per_token = seconds_per_block, seconds_per_token
-        self.seconds_per_block: float | None = None
+
+    @cached_property
+    def seconds_per_block(self) -> float:
+        return self._measure()
 
     def pays(self, num_tokens: int, num_blocks: int) -> bool:
-        if self.seconds_per_block is None:
-            self.seconds_per_block = self._measure()
         return num_blocks * self.seconds_per_block < num_tokens * self._seconds_per_token()

@@ -191,7 +191,12 @@ def memory_plan(engine: Engine, run: SimulatedRun, share: float, resident: int) 
 def simulator(session: Session, times: StepTimes) -> Simulator:
     engine = session.engine
     return Simulator(
-        engine.config, times.seconds, max_model_len=engine.max_model_len, num_kv_blocks=engine.num_kv_blocks
+        engine.config,
+        times.seconds,
+        max_model_len=engine.max_model_len,
+        num_kv_blocks=engine.num_kv_blocks,
+        num_host_blocks=engine.num_host_blocks,
+        swap_seconds=engine.swap_seconds,
     )
 
 
@@ -243,18 +248,20 @@ def answer_some(
         lengths = [length for length, _ in ended]
         if row.params.use_beam_search:  # its beams go on together
             lengths = [max(lengths, default=0)] * row.params.num_sequences
-        works += [Work(row.token_ids, lengths, row.params.max_tokens)] if ended else []
+        works += [work_of(row, lengths)] if ended else []
     cut_off = sum(row.params.num_sequences for row in running.values())
     if cut_off:  # they began at about the same time
         length = max(1, (tokens - sum(sum(work.output_tokens) for work in works)) // cut_off)
         observed += [(length, False)] * cut_off
-        works += [
-            Work(row.token_ids, [length] * row.params.num_sequences, row.params.max_tokens) for row in running.values()
-        ]
+        works += [work_of(row, [length] * row.params.num_sequences) for row in running.values()]
     predicted = simulator(session, times).run(works)
     ended_rows = sum(ended for _, ended in observed)
     trial = Trial(len(rows), tokens, ended_rows, took, decoding, predicted.seconds, predicted.decode_seconds)
     return trial, OutputLengths(observed)
+
+
+def work_of(row: SampledRow, output_tokens: Sequence[int]) -> Work:
+    return Work(row.token_ids, output_tokens, row.params.max_tokens, row.params.kv_policy)
 
 
 def ratio(measured: float, predicted: float, *, otherwise: float) -> float:
@@ -288,7 +295,7 @@ def in_order(rows: Iterable[SampledRow], lengths: OutputLengths, block_size: int
         shares = [(number + i + 0.5) * GOLDEN % 1 for i in range(lots)]  # spread evenly over [0, 1)
         number += lots
         outputs = [lengths.quantile(share, row.limit) for share in shares] * (count // lots)
-        work = Work(row.token_ids, outputs, row.params.max_tokens)
+        work = work_of(row, outputs)
         order.push(work, row.token_ids, row.params.max_tokens)
     while len(order):
         yield order.pop()[0]

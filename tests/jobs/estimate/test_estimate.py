@@ -98,6 +98,16 @@ def test_answers_cut_off_by_the_time_leave_nothing_behind(llm: LLM) -> None:
     assert not llm.engine.has_unfinished()
 
 
+def test_rows_hold_as_little_of_the_kv_cache_as_their_policy_keeps(llm: LLM) -> None:
+    prompts = [f"{i} {'and on ' * 12}" for i in range(16)]
+    whole, pruned = (
+        estimated(llm, prompts, ignore_eos=True, max_tokens=150, kv_policy=policy)
+        for policy in (None, {"type": "streaming_llm", "window": 32})
+    )
+    assert pruned.output_tokens == whole.output_tokens
+    assert pruned.memory.kv_cache_peak < 0.8 * whole.memory.kv_cache_peak
+
+
 @pytest.fixture
 def step_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step of the engine takes a second, and nothing else any time."""
