@@ -44,6 +44,11 @@ class EngineArgs(EngineConfig):
         "Where the sampling defaults come from: auto (the model's generation_config.json), vllm (none of the model's), "
         "or a folder that has one.",
     ] = "auto"
+    pinned_prefixes: Annotated[
+        str | Path | None,
+        "A file of prefixes that are computed at the start and stay in the KV cache: on each line a JSON object with "
+        "messages, a prompt (text as it is) or prompt_token_ids.",
+    ] = None
     gpu_memory_utilization: InitVar[float | None] = None
 
     VLLM_ONLY: ClassVar[Mapping[str, Collection[Any]]] = ARGUMENTS

@@ -27,7 +27,7 @@ from pybatch.api.inputs import (
 )
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.model_handle import ModelHandle
-from pybatch.api.pinned_prefix import PinnedPrefix, pinned
+from pybatch.api.pinned_prefix import PinnedPrefix, pin_prefix
 from pybatch.api.progress import BatchProgress, ProgressReporter
 from pybatch.api.standings import ForEach, standings
 from pybatch.api.vllm_names import refuse
@@ -174,19 +174,7 @@ class LLM(ModelHandle):
         Raises ValueError if it cannot be run, or would leave too few KV blocks for a request that has not finished.
         Requests that need more blocks than the pins leave are refused afterwards, with the numbers.
         """
-        encoded = self.session.encode_prefix(prefix)
-        inbox: list[RequestOutput] = []
-        request_id, pin = self.session.pin_prefix(encoded, inbox.append)
-        try:
-            with deferred_interrupts() as interrupts:
-                while not (inbox or interrupts):
-                    self.session.step(unless=inbox)
-            return pinned(self.session, pin, inbox[0])
-        except BaseException:
-            with deferred_interrupts():
-                self.session.abort(request_id)
-                self.session.unpin(pin)
-            raise
+        return pin_prefix(self.session, prefix)
 
     def stream(
         self,

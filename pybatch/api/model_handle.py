@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import expect_tokenizer
-from pybatch.api.session import Session
+from pybatch.api.opening import open_session
 from pybatch.api.vllm_names import METHODS, refuse
 from pybatch.engine import Engine, SamplingParams
 from pybatch.engine.arguments import takes_fields_of
@@ -27,7 +27,7 @@ class ModelHandle:
 
     @takes_fields_of(EngineArgs)
     def __init__(self, arguments: EngineArgs) -> None:
-        self.session = Session.open(arguments)
+        self.session = open_session(arguments)
         self.engine = self.session.engine
 
     @classmethod

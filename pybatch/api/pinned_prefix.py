@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from pybatch.api.inputs import Message, Prompt
+from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.session import Session
 from pybatch.engine import RequestOutput
 from pybatch.engine.scheduling.block_pool import Pin
@@ -40,6 +43,23 @@ class PinnedPrefix:
 
     def __repr__(self) -> str:
         return f"<PinnedPrefix of {len(self.prompt_token_ids)} tokens in {self.num_blocks} KV blocks>"
+
+
+def pin_prefix(session: Session, prefix: Prompt | Sequence[Message]) -> PinnedPrefix:
+    """As LLM.pin_prefix, by steps on this thread."""
+    encoded = session.encode_prefix(prefix)
+    inbox: list[RequestOutput] = []
+    request_id, pin = session.pin_prefix(encoded, inbox.append)
+    try:
+        with deferred_interrupts() as interrupts:
+            while not (inbox or interrupts):
+                session.step(unless=inbox)
+        return pinned(session, pin, inbox[0])
+    except BaseException:
+        with deferred_interrupts():
+            session.abort(request_id)
+            session.unpin(pin)
+        raise
 
 
 def pinned(session: Session, pin: Pin, output: RequestOutput) -> PinnedPrefix:

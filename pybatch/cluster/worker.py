@@ -11,7 +11,7 @@ from typing import Any
 import pybatch
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Encoded
-from pybatch.api.session import Session
+from pybatch.api.opening import open_session
 from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.metrics import EngineMetrics
@@ -90,7 +90,7 @@ class Worker:
         path = find_model(arguments["model"])
         if model_fingerprint(path) != fingerprint:
             raise ValueError(f"{path}: the model's files differ from those that the driver has")
-        self._session = session = Session.open(EngineArgs(**arguments))
+        self._session = session = open_session(EngineArgs(**arguments))
         self._log = StepLog(session.engine.metrics)
         self._full = session.engine.config.max_num_seqs
         self._running: dict[int, str] = {}  # a row's number -> the engine's name for its request
