@@ -53,6 +53,7 @@ class AsyncLLM(ModelHandle):
         priority: int = 0,
         user: str | None = None,
         ttft_target: float | None = None,
+        tpot_target: float | None = None,
         trace_headers: None = None,
         tokenization_kwargs: None = None,
     ) -> AsyncIterator[RequestOutput]:
@@ -65,7 +66,8 @@ class AsyncLLM(ModelHandle):
 
         request_id: for abort(), and unlike those of all unfinished requests; None: a number. priority: requests with a
         lower one run first. user: in whose name; users of one priority are served fairly, by tokens. ttft_target:
-        seconds in which the first token is wanted; of one user's requests those that are due first run first. Raises
+        seconds in which the first token is wanted; of one user's requests those that are due first run first.
+        tpot_target: seconds from a token to the next; prompts beside it are computed in smaller pieces. Raises
         QueueFullError if too many others wait (max_queued), ValueError if the id is in use, RuntimeError once the
         AsyncLLM is closed.
         """
@@ -78,7 +80,7 @@ class AsyncLLM(ModelHandle):
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
         mailbox = Mailbox(asyncio.get_running_loop(), deltas=deltas)
         try:
-            standing = Standing(priority=priority, user=user, ttft_target=ttft_target)
+            standing = Standing(priority=priority, user=user, ttft_target=ttft_target, tpot_target=tpot_target)
         except ValueError as error:
             text = prompt if isinstance(prompt, str) else None
             yield empty_output(request_id or "", "error", text, error=str(error), error_code="invalid_request")
@@ -107,6 +109,7 @@ class AsyncLLM(ModelHandle):
         priority: int = 0,
         user: str | None = None,
         ttft_target: float | None = None,
+        tpot_target: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """As generate, for a conversation; the other arguments are those of LLM.chat."""
         options = chat_options(
@@ -119,6 +122,7 @@ class AsyncLLM(ModelHandle):
             priority=priority,
             user=user,
             ttft_target=ttft_target,
+            tpot_target=tpot_target,
         )
 
     async def abort(self, request_id: str | Iterable[str]) -> None:

@@ -81,6 +81,7 @@ class LLM(ModelHandle):
         *,
         user: ForEach[str] = None,
         ttft_target: ForEach[float] = None,
+        tpot_target: ForEach[float] = None,
         prompt_token_ids: Sequence[int] | Iterable[Sequence[int]] | None = None,
         tokenization_kwargs: None = None,
     ) -> list[RequestOutput]:
@@ -89,10 +90,10 @@ class LLM(ModelHandle):
         prompts: one or several of: text, a list of token ids, {"prompt": text}, {"prompt_token_ids": ids}.
         sampling_params: one for all or one for each; None: get_default_sampling_params().
         use_tqdm: show a progress bar, if stderr is a terminal.
-        priority: one for all prompts or one for each, as the two below; those with a lower one run first. None: 0.
+        priority: one for all prompts or one for each, as the three below; those with a lower one run first. None: 0.
         user: in whose name; users of one priority, of other calls too, are served fairly, by tokens.
         ttft_target: seconds in which the first token is wanted; of one user's prompts those that are due first run
-            first.
+            first. tpot_target: seconds from a token to the next; prompts beside it are computed in smaller pieces.
         prompt_token_ids: in place of prompts, as older scripts for vLLM have it.
 
         Raises TypeError or ValueError for arguments that are wrong as a whole, never for one prompt of several.
@@ -103,7 +104,9 @@ class LLM(ModelHandle):
         if prompts is None or prompt_token_ids is not None:
             raise TypeError("prompts: expected text, token ids or several of these, or else prompt_token_ids")
         listed = list(as_prompts(prompts))
-        standing = standings(len(listed), priority=priority, user=user, ttft_target=ttft_target)
+        standing = standings(
+            len(listed), priority=priority, user=user, ttft_target=ttft_target, tpot_target=tpot_target
+        )
         return self._collect(listed, sampling_params, bool(use_tqdm), standing)
 
     def chat(
@@ -123,6 +126,7 @@ class LLM(ModelHandle):
         *,
         user: ForEach[str] = None,
         ttft_target: ForEach[float] = None,
+        tpot_target: ForEach[float] = None,
     ) -> list[RequestOutput]:
         """As generate, for one conversation or several, each a list of {"role": ..., "content": ...}.
 
@@ -139,7 +143,9 @@ class LLM(ModelHandle):
             chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs
         )
         conversations = [Conversation(each, options) for each in as_conversations(messages)]
-        standing = standings(len(conversations), priority=priority, user=user, ttft_target=ttft_target)
+        standing = standings(
+            len(conversations), priority=priority, user=user, ttft_target=ttft_target, tpot_target=tpot_target
+        )
         return self._collect(conversations, sampling_params, bool(use_tqdm), standing)
 
     def beam_search(

@@ -14,6 +14,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "priority": (Integral, "an integer"),
     "user": (str, "text"),
     "ttft_target": (Real, "a number of seconds"),
+    "tpot_target": (Real, "a number of seconds"),
 }
 
 

@@ -28,6 +28,7 @@ from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.scheduling.swap_space import SwapSpace
+from pybatch.engine.scheduling.target_budget import TargetBudget
 from pybatch.engine.speculation.make import make_speculator
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.engine.structured.compiler import GrammarCompiler
@@ -138,6 +139,7 @@ class Engine:
                 )
             except OSError as error:
                 raise ValueError(f"prefix_cache_dir: expected a folder to write to: {error}") from error
+        self._targets = TargetBudget(config.max_num_batched_tokens)
         self._new_schedule()
 
     @property
@@ -325,7 +327,9 @@ class Engine:
         swap_space = SwapSpace(self.num_host_blocks, self._swap_cost.pays) if self.num_host_blocks else None
         if self.prefix_files is not None and swap_space is not None:
             self.prefix_files.before_load = partial(_swap, swap_space, self._kv_cache, self.metrics)
-        self._scheduler = make_scheduler(self.config, self._pool, swap_space=swap_space, prefix_store=self.prefix_files)
+        self._scheduler = make_scheduler(
+            self.config, self._pool, swap_space=swap_space, prefix_store=self.prefix_files, targets=self._targets
+        )
         self._updater = TokenUpdater(
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids
         )
@@ -364,6 +368,7 @@ class Engine:
             self.prefix_files.store(self._pool)
         if self._speculator is not None:
             self._speculator.learn(time.perf_counter() - scheduled)
+        self._scheduler.learn(tokens, time.perf_counter() - begin)
         self.metrics.step(
             tokens=tokens,
             sequences=len(chunks),
@@ -456,6 +461,7 @@ class Engine:
                 failed=request.error is not None,
                 reason=min([str(sequence.finish_reason) for sequence in request.sequences]),
                 max_tokens=request.max_total_tokens - metrics.num_prompt_tokens,
+                standing=request.standing,
             )
             self._began_again = False
             del self._requests[request.request_id]

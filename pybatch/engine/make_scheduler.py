@@ -11,6 +11,7 @@ from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.swap_space import SwapSpace
+from pybatch.engine.scheduling.target_budget import TargetBudget
 
 
 def make_scheduler(
@@ -19,6 +20,7 @@ def make_scheduler(
     *,
     swap_space: SwapSpace | None = None,
     prefix_store: PrefixStore | None = None,
+    targets: TargetBudget | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Scheduler:
     return Scheduler(
@@ -33,5 +35,6 @@ def make_scheduler(
         swap_space=swap_space,
         prefix_store=prefix_store,
         user_weights=config.weights,
+        targets=targets,
         clock=clock,
     )

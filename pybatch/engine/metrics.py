@@ -12,6 +12,8 @@ from itertools import accumulate
 from math import ceil, log
 from operator import sub
 
+from pybatch.engine.standing import ORDINARY, Standing
+
 
 @dataclass(slots=True)
 class RequestMetrics:
@@ -250,6 +252,8 @@ class EngineMetrics:
     prefilled_tokens: int = 0  # of prompts whose first token has come
     prefilled_cached_tokens: int = 0
     prefilled_disk_tokens: int = 0
+    # Of requests with a target and what it is of, by "ttft" or "tpot" and whether they met it
+    targets: Counter[tuple[str, bool]] = field(default_factory=Counter)
     finish_reasons: Counter[str] = field(default_factory=Counter)  # of requests; "abort" is in no other count
     step_size: Distribution = field(default_factory=Distribution)  # tokens
     ttft: Distribution = field(default_factory=Distribution)  # of requests whose first token has come
@@ -303,9 +307,22 @@ class EngineMetrics:
                 self.interactive_ttft.add(request.ttft)
 
     def finished(
-        self, request: RequestMetrics, *, failed: bool, reason: str = "stop", max_tokens: int | None = None
+        self,
+        request: RequestMetrics,
+        *,
+        failed: bool,
+        reason: str = "stop",
+        max_tokens: int | None = None,
+        standing: Standing = ORDINARY,
     ) -> None:
-        """reason: why its generation ended, unless it failed. max_tokens: how many it might have had."""
+        """reason: why its generation ended, unless it failed. max_tokens: how many it might have had. standing: has its
+        targets."""
+        for name, target, seconds in (
+            ("ttft", standing.ttft_target, request.ttft),
+            ("tpot", standing.tpot_target, request.tpot),
+        ):
+            if target is not None and seconds is not None:
+                self.targets[name, seconds <= target] += 1
         self.finish_reasons["error" if failed else reason] += 1
         self.requests += 1
         self.failed_requests += failed

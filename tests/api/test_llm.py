@@ -658,7 +658,8 @@ def test_users_are_served_in_turn(tiny_model: Path) -> None:
     ):
         begun = sorted(outputs, key=lambda output: output.metrics.first_scheduled_time or 0.0)
         assert {"4", "5"} <= {output.request_id for output in begun[:4]}
-    (first, second) = llm.generate(["a", "b"], GREEDY, use_tqdm=False, ttft_target=[60.5, 0.5])
+    (first, second) = llm.generate(["a", "b"], GREEDY, use_tqdm=False, ttft_target=[60.5, 0.5], tpot_target=9.0)
+    assert llm.engine.metrics.targets == {("ttft", True): 2, ("tpot", True): 2}
     assert (second.metrics.first_scheduled_time or 0.0) < (first.metrics.first_scheduled_time or 0.0)
     with pytest.raises(ValueError, match="user: expected one, or one for each of 2 prompts, got 1"):
         llm.generate(["a", "b"], GREEDY, user=["ann"])

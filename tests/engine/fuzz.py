@@ -128,7 +128,11 @@ def check_random_arrivals(reference: Alone, seed: int) -> int:
                 str(place),
                 reference.prompts[i],
                 params,
-                standing=Standing(priority=draw.choice((-2, 0, 1, BACKGROUND))),
+                standing=Standing(
+                    priority=draw.choice((-2, 0, 1, BACKGROUND)),
+                    ttft_target=draw.choice((None, 0.0, 0.05, 1.0)),
+                    tpot_target=draw.choice((None, 0.0, 0.003, 0.02, 1.0)),
+                ),
             )
         if draw.random() < 0.05:
             aborted.add(name := str(draw.randrange(len(chosen))))

@@ -9,10 +9,14 @@ import pytest
 import torch
 from engine.fuzz import PRECISIONS as FUZZED
 from engine.fuzz import alone, check_random_arrivals, check_random_batch
-from engine.runs import MakeEngine, run, some_prompt
+from engine.runs import MakeEngine, drain, run, some_prompt
 
 from pybatch import ops
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from pybatch.engine.learned_costs import LearnedCosts
+from pybatch.engine.scheduling.step import Step
+from pybatch.engine.scheduling.target_budget import TargetBudget
+from pybatch.engine.standing import Standing
 from pybatch.model import Decoder, load_model
 
 SHARED = some_prompt(40, 99)  # half of the prompts begin with the same two and a half blocks
@@ -115,6 +119,29 @@ def test_joining_a_running_batch_changes_no_bit(
     while engine.has_unfinished():
         found.update((output.request_id, output) for output in engine.step())
     assert bits([found[str(i)] for i in range(64)]) == expected
+
+
+class ConstantCosts(TargetBudget):
+    """10 ms a step and 1 ms a prompt's token."""
+
+    def observe(self, decodes: int, step: Step, seconds: float) -> None:
+        self._costs = LearnedCosts((0.010, 0.0, 0.001, 0.0), (0.0,) * 4)
+
+
+def test_targets_change_no_bit(make_engine: MakeEngine, model: tuple[Decoder, str], expected: Bits) -> None:
+    """Prompts beside those that decode are computed in pieces of 35 tokens for them, not of 448."""
+    decoder, kv_cache_dtype = model
+    engine = make_engine(decoder, with_tokenizer=False, kv_cache_dtype=kv_cache_dtype, enable_prefix_caching=False)
+    engine._targets = ConstantCosts(engine.config.max_num_batched_tokens)
+    engine._new_schedule()
+    paced = Standing(tpot_target=0.05)
+    engine.add_request("0", PROMPTS[0], PARAMS[0], standing=paced)
+    outputs = {output.request_id: output for _ in range(2) for output in engine.step()}
+    for i in range(1, 64):
+        engine.add_request(str(i), PROMPTS[i], PARAMS[i], index=i, standing=paced)
+    outputs |= {output.request_id: output for output in drain(engine)}
+    assert bits([outputs[str(i)] for i in range(64)]) == expected
+    assert engine.metrics.step_size.quantile(1) <= 64 + 36
 
 
 @pytest.mark.parametrize("precision", FUZZED, ids=str)

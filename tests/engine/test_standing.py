@@ -17,6 +17,7 @@ from pybatch.engine.standing import BACKGROUND, Standing
         ("user", 3, "text or None, got 3"),
         ("ttft_target", -1, "a number of seconds, at least 0, or None, got -1"),
         ("ttft_target", math.inf, "a number of seconds, at least 0, or None, got inf"),
+        ("tpot_target", -0.5, "a number of seconds, at least 0, or None, got -0.5"),
         ("ttft_target", "1", "a number of seconds, at least 0, or None, got '1'"),
     ],
 )

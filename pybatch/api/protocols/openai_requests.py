@@ -69,7 +69,8 @@ class StandingFields(TypedDict, total=False):
 
     priority: int | None  # vLLM's
     user: Any
-    ttft_target: float | None  # ours
+    ttft_target: float | None  # these two are ours
+    tpot_target: float | None
 
 
 class ChatFields(StructureFields, StandingFields, total=False):

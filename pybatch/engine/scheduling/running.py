@@ -23,6 +23,7 @@ class Running:
         self.max_seqs = max_seqs
         self.prefills: dict[Sequence, None] = {}
         self.decodes: list[Chunk] = []
+        self.paced: dict[Sequence, None] = {}  # those that decode and have a TPOT target
         self.turns = BlockTurns(block_size)  # of those that decode
         self.now = 0  # counts steps
         self._rows: dict[Sequence, int] = {}  # a sequence's index in decodes
@@ -72,6 +73,8 @@ class Running:
         del self.prefills[sequence]
         self._rows[sequence] = len(self.decodes)
         self.decodes.append(Chunk(sequence, 1, decodes=True))
+        if sequence.request.tpot_target is not None:
+            self.paced[sequence] = None
         self.turns.plan(sequence, self.now)
 
     def replan(self, sequence: Sequence) -> None:
@@ -96,6 +99,7 @@ class Running:
         if row is None:
             del self.prefills[sequence]
             return
+        self.paced.pop(sequence, None)
         self.turns.remove(sequence)
         last = self.decodes.pop()  # moves to the empty row, so that all others keep theirs
         if last.sequence is not sequence:

@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from operator import attrgetter
 
 from pybatch.engine.scheduling.admission import Admission, Load
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool, IntegrityError
@@ -23,6 +22,7 @@ from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
 from pybatch.engine.scheduling.step import Chunk, Step
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.table_pruner import TablePruner
+from pybatch.engine.scheduling.target_budget import TargetBudget
 from pybatch.engine.scheduling.waiting_queue import WaitingQueue
 
 _LOOK_AHEAD = 16  # sequences without room that are considered in a step
@@ -50,6 +50,9 @@ class Scheduler:
     equal ones. A waiting sequence without a place or blocks preempts running ones of worse priorities if it can join
     then, the worst first and of these that which wastes least. While it waits none of a worse priority joins, so that
     what is preempted does not come back to be preempted again.
+
+    A step's prompts are as many tokens as TPOT targets of sequences that decode leave time for, and those that are in
+    danger of missing their TTFT targets come before others of their priority (see TargetBudget).
 
     Prompts of priority BACKGROUND or more fill a step's prompt tokens up to max_background_tokens only. So an
     interactive sequence, if others like it leave it room, is in the next step after it has come, and has waited for at
@@ -96,6 +99,7 @@ class Scheduler:
         swap_space: SwapSpace | None = None,
         prefix_store: PrefixStore | None = None,
         user_weights: Mapping[str, float] = NO_WEIGHTS,
+        targets: TargetBudget | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._lengths = LengthPredictor()
@@ -114,6 +118,8 @@ class Scheduler:
         self._block_size = block_size
         self._max_tokens = max_num_batched_tokens
         self._max_background = max_background_tokens
+        self._targets = targets or TargetBudget(max_num_batched_tokens)
+        self._step = Step()
         self._clock = clock
         self._short: Sequence | None = None  # the prompt that runs without a promise
         self._several_users = False
@@ -127,6 +133,7 @@ class Scheduler:
         else:
             sequence.deadline = request.metrics.arrival_time + request.ttft_target
         self._several_users = self._several_users or request.user is not None
+        self._targets.add(sequence)
         sequence.queued = self._queued = self._queued + 1
         self.waiting.add(sequence)
 
@@ -136,8 +143,9 @@ class Scheduler:
         self.at = None
         self.running.next_step()
         self._pool.settle()
-        step = Step()
+        self._step = step = Step()
         preempted = self._grow_decodes()
+        self._targets.begin(len(self.running.decodes), self.running.paced, self._clock())
         if preempted is not None:  # only better ones may join
             self._fill(step, -math.inf, preempted)
             step.closed = True
@@ -145,6 +153,10 @@ class Scheduler:
         if step.open_places is not None:
             self._admission.joined(step.newcomers, full=step.full)
         return self.running.decodes + step.chunks
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """To be called when a step has been computed. tokens: in it, drafts too. seconds: that it has taken."""
+        self._targets.observe(tokens - self._step.tokens, self._step, seconds)
 
     def take_copies(self) -> list[tuple[int, int]]:
         """The (source, destination) pairs of the blocks to copy before the step is computed."""
@@ -197,11 +209,19 @@ class Scheduler:
         """Takes prompts under way of priorities from `first` to below `below` into a step, and in front of each the
         waiting sequences of better priorities than its own."""
         running = [sequence for sequence in self.running.prefills if first <= sequence.priority < below]
-        for sequence in sorted(running, key=attrgetter("priority")):
+        danger = {sequence for sequence in running if self._targets.in_danger(sequence)}
+        others = {sequence.priority for sequence in running if sequence not in danger}
+        for sequence in sorted(running, key=lambda each: (each.priority, each not in danger)):
             self._admit(step, sequence.priority)
+            if sequence.priority in others:
+                step.kept = self._targets.kept_for_others
+            if sequence not in danger:
+                self._admit(step, sequence.priority + 1, in_danger=True)
+                step.kept = 0
             self.at = sequence
-            if sequence.status is Status.RUNNING and not self._go_on(step, sequence):
+            if sequence.status is Status.RUNNING and not self._go_on(step, sequence) and sequence not in danger:
                 break
+            step.kept = 0
         self._admit(step, below)
 
     def _go_on(self, step: Step, sequence: Sequence) -> bool:
@@ -215,6 +235,7 @@ class Scheduler:
                 return True
             self._preempt(self._victim())
         step.tokens += count
+        step.pairs += count * sequence.num_cached + count * (count + 1) // 2
         self._tables.register(sequence, sequence.num_computed + count)
         step.chunks.append(Chunk(sequence, count))
         return True
@@ -226,12 +247,16 @@ class Scheduler:
 
     def _budget(self, step: Step, sequence: Sequence) -> int:
         """How many prompt tokens of the sequence the step has room for."""
-        left = self._max_tokens - len(self.running.decodes) - step.tokens
-        return left if sequence.priority < BACKGROUND else max(0, min(left, self._max_background - step.tokens))
+        left = max(0, self._max_tokens - len(self.running.decodes) - step.tokens - step.kept)
+        if sequence.priority >= BACKGROUND:
+            left = max(0, min(left, self._max_background - step.tokens))
+        return self._targets.tokens(sequence, step, left)
 
-    def _admit(self, step: Step, below: float) -> None:
-        """Lets waiting sequences of priorities below `below` join."""
+    def _admit(self, step: Step, below: float, *, in_danger: bool = False) -> None:
+        """Lets waiting sequences of priorities below `below` join. in_danger: the first ones that are."""
         if step.closed or not self.waiting or self.waiting.best >= below:
+            return
+        if in_danger and not (self._targets.known and self._targets.in_danger(self.waiting.first)):
             return
         self.at = None
         if step.open_places is None:
@@ -243,6 +268,8 @@ class Scheduler:
             below=below, newcomers=step.open_places, last=self._admission.last, length=self._admission.length
         )
         for sequence in list(islice(candidates, possible + _LOOK_AHEAD if possible else 1)):
+            if in_danger and not self._targets.in_danger(sequence):
+                break
             budget = self._budget(step, sequence)
             if budget == 0:
                 step.closed = True

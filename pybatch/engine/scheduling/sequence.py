@@ -249,6 +249,10 @@ class Request:
         return self.standing.ttft_target
 
     @property
+    def tpot_target(self) -> float | None:
+        return self.standing.tpot_target
+
+    @property
     def bounded(self) -> bool:
         """Whether it is one of those of which there may be only so many."""
         return self.pin is None and not self.standing.background

@@ -39,12 +39,15 @@ def num_decodes(chunks: list[Chunk]) -> int:
 class Step:
     """One that is being filled: its chunks of prompts, and how far admission has come.
 
+    tokens: of these chunks. pairs: of one of them and one that it attends to. kept: tokens for prompts in no danger.
     open_places: for newcomers that have not been looked at, by the policy; None: it has not been asked. newcomers: that
     have joined. full: one could not. closed: nobody may join any more.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
     tokens: int = 0
+    pairs: int = 0
+    kept: int = 0
     open_places: int | None = None
     newcomers: int = 0
     full: bool = False

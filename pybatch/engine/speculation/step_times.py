@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from pybatch.engine.learned_costs import LearnedCosts
 
-_NOISE = 0.15  # of a step's time, as its standard deviation
 _FEW = 32  # tokens
-_DRIFT = 0.005  # of what is known, from step to step
 
 
-@dataclass(slots=True)
 class StepLine:
-    """seconds = fixed + per_token * tokens, followed by a Kalman filter: what no step tells of grows uncertain, and a
-    number of tokens that never varies says nothing of what one more would take."""
+    """seconds = fixed + per_token * tokens."""
 
-    fixed: float
-    per_token: float
-    variance: float  # of fixed
-    covariance: float
-    token_variance: float  # of per_token
+    __slots__ = ("_costs",)
+
+    def __init__(self, costs: LearnedCosts) -> None:
+        self._costs = costs
 
     @classmethod
     def through(cls, tokens: int, seconds: float) -> StepLine:
         """By one step, of which a tenth of the time is thought to be the tokens'."""
         slope = 0.1 * seconds / tokens
-        return cls(0.9 * seconds, slope, (0.5 * seconds) ** 2, 0.0, (2 * slope) ** 2)
+        return cls(LearnedCosts((0.9 * seconds, slope), (0.5 * seconds, 2 * slope)))
+
+    @property
+    def per_token(self) -> float:
+        return self._costs.costs[1]
 
     def seconds(self, tokens: int) -> float:
-        return self.fixed + self.per_token * tokens
+        return self._costs.seconds((1, tokens))
 
     @property
     def least_per_token(self) -> float:
         """One standard deviation below what is known, at least 0: what may be quick is tried, and then it is known."""
-        return max(0.0, self.per_token - math.sqrt(self.token_variance))
+        return max(0.0, self.per_token - self._costs.deviation(1))
 
     def most_more(self, tokens: int) -> int:
         """How many more tokens may be tried beside so many: what is not known of their time is at most a quarter of the
         step's then. A few in any case, which makes it known."""
-        return max(_FEW, int(0.25 * self.seconds(tokens) / max(math.sqrt(self.token_variance), 1e-12)))
+        return max(_FEW, int(0.25 * self.seconds(tokens) / max(self._costs.deviation(1), 1e-12)))
 
     def observe(self, tokens: int, seconds: float) -> None:
-        expected = self.seconds(tokens)
-        self.variance += (_DRIFT * expected) ** 2
-        self.token_variance += (_DRIFT * expected / tokens) ** 2
-        fixed_gain = self.variance + self.covariance * tokens
-        token_gain = self.covariance + self.token_variance * tokens
-        variance = fixed_gain + token_gain * tokens + (_NOISE * expected) ** 2
-        limit = 3 * math.sqrt(variance)  # beyond it is no step's own time: another process had the machine
-        error = min(max(seconds - expected, -limit), limit)
-        self.fixed += fixed_gain / variance * error
-        self.per_token += token_gain / variance * error
-        self.variance -= fixed_gain**2 / variance
-        self.covariance -= fixed_gain * token_gain / variance
-        self.token_variance = max(self.token_variance - token_gain**2 / variance, 0.0)
+        self._costs.observe((1, tokens), seconds)
 
 
 class StepTimes:

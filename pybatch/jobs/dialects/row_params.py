@@ -46,13 +46,14 @@ def row_params(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_standing(row: Mapping[str, Any]) -> Standing:
-    """When a row is to run beside others: "user", if it is text, and "ttft_target" in seconds, which a table without
-    types may have as text. Raises RequestError for another target."""
-    user, target = row.get("user"), from_json(row.get("ttft_target"))
+    """When a row is to run beside others: "user", if it is text, "ttft_target" and "tpot_target" in seconds, which a
+    table without types may have as text. Raises RequestError for other targets."""
+    user = row.get("user")
+    targets = {name: from_json(row.get(name)) for name in ("ttft_target", "tpot_target")}
     try:
         return Standing(
             user=user if isinstance(user, str) and user else None,
-            ttft_target=None if is_missing(target) else target,
+            **{name: target for name, target in targets.items() if not is_missing(target)},
         )
     except ValueError as error:
         raise RequestError(str(error), "invalid_value", str(error).partition(":")[0]) from None

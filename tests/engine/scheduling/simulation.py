@@ -52,7 +52,15 @@ class Simulation:
         )
         self.requests: list[Request] = []
 
-    def add(self, prompt: list[int], max_tokens: int, n: int = 1, priority: int = 0, **standing: Any) -> Request:
+    def add(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        n: int = 1,
+        priority: int = 0,
+        arrival_time: float = 0.0,
+        **standing: Any,
+    ) -> Request:
         request = Request(
             str(len(self.requests)),
             None,
@@ -61,7 +69,7 @@ class Simulation:
             max_total_tokens=len(prompt) + max_tokens,
             stop_ids=frozenset(),
             stream=False,
-            arrival_time=0.0,
+            arrival_time=arrival_time,
             standing=Standing(priority=priority, **standing),
         )
         request.sequences = [Sequence(request, i, i, None) for i in range(n)]
@@ -69,8 +77,13 @@ class Simulation:
         self.scheduler.add(request.sequences[0])
         return request
 
-    def step(self) -> None:
+    def step(self, seconds: Callable[[list[Chunk]], float] | None = None) -> None:
+        """seconds: that computing chunks takes; None leaves the clock as it is."""
         chunks = self.scheduler.schedule()
+        if seconds is not None and chunks:
+            took = seconds(chunks)
+            self.scheduler.learn(sum(chunk.num_tokens for chunk in chunks), took)
+            self.now += took
         self.copy(self.scheduler.take_copies())
         assert sum(chunk.num_tokens for chunk in chunks) <= self.max_num_batched_tokens
         assert len(chunks) <= self.max_num_seqs

@@ -32,7 +32,7 @@ def completion(**body: Any) -> Row:
 def test_a_line_is_a_request() -> None:
     asked = DIALECT.request(row())
     assert (asked.prompts, asked.params, asked.id) == ((Conversation(USER),), {"max_tokens": 5}, "a")
-    assert DIALECT.request(completion(user="ann", ttft_target=2)).standing == Standing(user="ann", ttft_target=2)
+    assert DIALECT.request(completion(user="ann", tpot_target=2)).standing == Standing(user="ann", tpot_target=2)
     assert DIALECT.request(completion(prompt=[1, 2])).prompts == ([1, 2],)
     assert DIALECT.request(completion(prompt=["a", "b"])).prompts == ("a", "b")
     assert DIALECT.request(completion(prompt=[[1], [2, 3]])).prompts == ([1], [2, 3])

@@ -115,6 +115,7 @@ def test_a_row_says_when_it_runs() -> None:
 
     assert standing(user="ann", ttft_target=0.5) == standing(user="ann", ttft_target="0.5")
     assert standing(user="ann", ttft_target=0.5) == Standing(user="ann", ttft_target=0.5)
+    assert standing(tpot_target="0.05") == Standing(tpot_target=0.05)
     assert standing(user=7, ttft_target="", priority="high") == Standing()  # the row's own data
     failure = request_of(PlainDialect(), row(prompt="Hello", ttft_target="soon"))
     assert isinstance(failure, Failure)

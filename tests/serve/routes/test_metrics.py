@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
 COUNTERS = {
     *("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens", "prompt_tokens_cached"),
-    *("generation_tokens", "request_success"),
+    *("generation_tokens", "request_success", "request_targets"),
     *("spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"),
     "spec_decode_num_accepted_tokens_per_pos",
 }
@@ -160,3 +160,16 @@ def test_a_scrape_is_cheap_and_the_machine_is_in_it(server: Server) -> None:
     ):
         assert total(samples, name) > 0, name
     assert len(samples) < 2000
+
+
+def test_targets_are_counted_by_whether_they_were_met(server: Server) -> None:
+    before = scraped(server)
+    complete(server, max_tokens=3, ttft_target=600, tpot_target=0)
+    complete(server, max_tokens=1, ttft_target=0, tpot_target=600)  # without a later token
+    complete(server, max_tokens=3)
+    after = scraped(server)
+    for target, met, count in (("ttft", "true", 1), ("ttft", "false", 1), ("tpot", "true", 0), ("tpot", "false", 1)):
+        labels = {"target": target, "met": met}
+        assert (
+            total(after, "request_targets_total", **labels) - total(before, "request_targets_total", **labels) == count
+        )

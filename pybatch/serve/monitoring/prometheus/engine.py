@@ -86,6 +86,15 @@ class EngineCollector(Collector):
             ],
         )
         yield counter(
+            "request_targets",
+            "Requests with a target for the first token (ttft) or for later ones (tpot), by whether they met it.",
+            [
+                ({**labels, "target": target, "met": str(met).lower()}, metrics.targets[target, met])
+                for target in ("ttft", "tpot")
+                for met in (True, False)
+            ],
+        )
+        yield counter(
             "request_success",
             "Requests that have ended, by why.",
             [({**labels, "finished_reason": reason}, metrics.finish_reasons[reason]) for reason in REASONS],
