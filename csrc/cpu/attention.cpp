@@ -501,7 +501,7 @@ void Attention::merge_spread(const Plan* plans) {
 }
 
 void Attention::run() {
-  const int64_t threads = executor().num_threads();
+  const int64_t threads = num_threads();
   auto* plans = static_cast<Plan*>(thread_scratch(kPlan, (p.sequences + 1) * static_cast<int64_t>(sizeof(Plan))));
   const int64_t items = make_plan(plans, threads);
   partials = static_cast<float*>(thread_scratch(kPartials, plans[p.sequences].first_partial * partial_floats() * 4));

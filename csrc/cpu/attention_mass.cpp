@@ -157,7 +157,7 @@ void add_mass(const Item& item) {
 void attention_mass(const AttentionMassParams& p) {
   const int64_t heads = p.cache.kv_heads;
   int64_t next = 0;
-  parallel_for(smaller(p.sequences * heads, executor().num_threads()), 1, [&](int64_t, int64_t) {
+  parallel_for(smaller(p.sequences * heads, num_threads()), 1, [&](int64_t, int64_t) {
     for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < p.sequences * heads;) {
       const Item item(p, i / heads, i % heads);
       if (item.queries > 0) add_mass(item);

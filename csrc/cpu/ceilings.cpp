@@ -16,7 +16,7 @@ double measure_ceiling(Ceiling ceiling, double seconds) {
   static const std::vector<char> src(kBytes, 1);
   static std::vector<char> dst(kBytes, 1);
 
-  const int64_t threads = executor().num_threads();
+  const int64_t threads = num_threads();
   const int64_t share = kBytes / threads / 1024 * 1024;
   std::vector<double> done(static_cast<size_t>(threads)), rates;
   using Clock = std::chrono::steady_clock;

@@ -235,18 +235,19 @@ void gemm(const Gemm& g, const Finish& finish) {
   int64_t tile_panels = min(Op::Tile::kMaxSums / tile_rows, Op::Tile::kMaxPanels);
   int64_t groups = panels / together, block_groups = max(tile_panels / together, 1);
   // Ranges of rows: small enough to store their sums, and more of them where there are too few panels for the threads.
-  int64_t wanted = ceil_div(4 * executor().num_threads(), groups);
+  int64_t wanted = ceil_div(4 * num_threads(), groups);
   int64_t ranges = max(ceil_div(m, kBlockRows), min(wanted, m / kMinRows));
   int64_t work = together * (g.steps * Op::Tile::kStepWork + 1) * (m / ranges + 3);
-  parallel_for(ranges * groups, ceil_div(kWorkPerThread, work), [&](int64_t unit, int64_t end) {
-    while (unit < end) {
+  parallel_for(ranges * groups, ceil_div(kWorkPerThread, work), block_groups, [&](const Piece& piece) {
+    for (int64_t unit = piece.begin, end = piece.end; unit < end;) {
       int64_t range = unit / groups, group = unit % groups;
       int64_t row = m * range / ranges, rows = m * (range + 1) / ranges - row;
       int64_t count = min(groups - group, end - unit);
       int64_t blocks = ceil_div(count, block_groups);
       for (int64_t i = 0; i < blocks; ++i) {
         int64_t first = group + count * i / blocks, last = group + count * (i + 1) / blocks;
-        multiply_block<Op>(g, row, rows, first * together, (last - first) * together, i + 1 < blocks, finish);
+        multiply_block<Op>(g, row, rows, first * together, (last - first) * together,
+                           i + 1 < blocks || (end < piece.limit && group + count < groups), finish);
       }
       unit += count;
     }

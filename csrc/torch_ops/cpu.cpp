@@ -63,16 +63,13 @@ struct Cpu {
 #undef PYBATCH_RUN
 };
 
-// Kernels run on torch's own thread pool.
-const bool kExecutorInstalled = [] {
-  executor() = {[](int64_t begin, int64_t end, int64_t grain, Executor::Range f, void* context) {
-                  torch_parallel_for(begin, end, grain, f, context);
-                },
-                [] { return static_cast<int>(torch::stable::get_num_threads()); }};
+// Kernels use as many threads as torch's own ops do.
+const bool kThreadsCounted = [] {
+  set_num_threads_source([] { return static_cast<int>(torch::stable::get_num_threads()); });
   return true;
 }();
 
-// The threads of that pool are OpenMP's. They do not exist in a forked child, where OpenMP would wait for
+// The threads of torch's ops are OpenMP's. They do not exist in a forked child, where OpenMP would wait for
 // them forever, so they are ended before a fork; the next parallel region, in parent or child, starts new ones.
 int (*pause_openmp)(int kind) = nullptr;
 

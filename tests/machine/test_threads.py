@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import Tensor
 
+from pybatch import ops
 from pybatch.machine.threads import most_threads, set_threads, usable_cores
 
 
@@ -82,3 +87,61 @@ def test_a_forked_child_computes_on_as_many_threads() -> None:
     """OpenMP's threads are not in it, and it would wait for them for ever."""
     result = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (0, "2\n"), result.stderr
+
+
+STOPPED = """
+import os, sys, torch
+from pybatch import ops
+
+torch.set_num_threads(3)
+x, weight = torch.randn(64, 2000), ops.pack_dense(torch.randn(512, 2000))
+product = lambda: ops.matmul_dense(x, weight, out=torch.empty(64, 512))
+before = set(os.listdir("/proc/self/task"))
+expected = product()
+print(*set(os.listdir("/proc/self/task")) - before, flush=True)
+sys.stdin.readline()
+print(all(torch.equal(product(), expected) for _ in range(50)), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ptrace and /proc")
+def test_nobody_waits_for_a_thread_that_does_not_run() -> None:
+    """As a busy neighbour or a container's quota has it: the others do its share."""
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    seize, interrupt, any_thread = 0x4206, 0x4207, 0x40000000
+    traced = []
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            threads = [int(each) for each in child.stdout.readline().split()]
+            assert len(threads) == 2
+            time.sleep(0.2)  # they have nothing to do by then
+            for thread in threads:
+                if ptrace(seize, thread, None, None) != 0:
+                    pytest.skip(f"ptrace is not allowed: {os.strerror(ctypes.get_errno())}")
+                traced.append(thread)
+                assert ptrace(interrupt, thread, None, None) == 0
+                os.waitpid(thread, any_thread)
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "True\n"
+        finally:
+            child.kill()
+            for thread in traced:  # else its process is not gone
+                os.waitpid(thread, any_thread)
+
+
+def test_kernels_may_be_called_by_several_threads_at_once() -> None:
+    set_threads(3)
+    x, weight = torch.randn(64, 2000), ops.pack_dense(torch.randn(512, 2000))
+
+    def product(_: int) -> Tensor:
+        return ops.matmul_dense(x, weight, out=torch.empty(64, 512))
+
+    expected = product(0)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(torch.equal(each, expected) for each in threads.map(product, range(200)))
