@@ -2,6 +2,8 @@
 
     python bench/quality.py [--quick] [--model smollm2-135m] [--context TOKENS ...] [--mode NAME ...] [--json PATH]
 
+With --json it goes on where an earlier run stopped, mode by mode; --seconds has it begin no other after so long.
+
 A context is a stretch of Python's own documentation (pydoc_data.topics) in which three facts are hidden, at 10%, 50%
 and 90% of it. Each mode computes it as a prompt and then goes on from it, the same way for all: the engine decodes
 token by token, and Forced takes the place of its sampler, so that the tokens that follow are the given ones; what is
@@ -158,11 +160,13 @@ def contexts(llm: pybatch.LLM, length: int, samples: int) -> list[Context]:
 class Forcer:
     """An engine of a KV type, and the steps that it takes."""
 
-    def __init__(self, llm: pybatch.LLM, kv_type: str, longest: int) -> None:
+    def __init__(self, llm: pybatch.LLM, kv_type: str, longest: int, at_once: int = 1) -> None:
+        """at_once: texts of that length that are to stay in the prefix cache."""
+        self.kv_type = kv_type
         decoder = llm.engine.decoder
         config = EngineConfig(
             kv_cache_dtype=kv_type,  # type: ignore[arg-type]
-            num_kv_blocks=2 * -(-longest // 16) + 64,
+            num_kv_blocks=(1 + at_once) * -(-longest // 16) + 64,
             max_model_len=longest,
         )
         self.block_bytes = kv_layout(decoder, config).block_bytes
@@ -211,25 +215,19 @@ class Run:
     token_cpu_s: list[float] = field(default_factory=list)
 
 
-def measure(llm: pybatch.LLM, length: int, made: list[Context], kv_type: str, modes: list[str]) -> dict[str, Scores]:
-    """Of the modes that are of this KV type."""
-    forcer = Forcer(llm, kv_type, length + 2 * CONTINUATION)
-    modes = [mode for mode in modes if mode.partition(" ")[0] == kv_type]
-    results = {mode: Scores(forcer.kv_bytes_per_token) for mode in modes}
+def measure(forcer: Forcer, made: list[Context], mode: str) -> Scores:
+    scores, policy = Scores(forcer.kv_bytes_per_token), POLICIES[mode.partition(" ")[2]]
     for context in made:
-        for mode, scores in results.items():
-            policy = POLICIES[mode.partition(" ")[2]]
-            text = forcer.run(context.prompt, context.following, policy, score_prompt=policy is None)
-            scores.prompt_logprobs += text.prompt_logprobs
-            scores.text_logprobs += [logprob for logprob, _ in text.scores[1:]]
-            scores.token_cpu_s += text.token_cpu_s[2:]
-            scores.blocks = max(scores.blocks, text.blocks)
-            scores.kv_mib = scores.blocks * forcer.block_bytes / 2**20
-            for question, answer in context.questions:
-                asked = forcer.run(context.prompt + question, answer, policy)
-                scores.digits.append(asked.scores[-DIGITS:])
-            print(f"{length} {mode}: {scores.perplexity:.3f}", file=sys.stderr, flush=True)
-    return results
+        text = forcer.run(context.prompt, context.following, policy, score_prompt=policy is None)
+        scores.prompt_logprobs += text.prompt_logprobs
+        scores.text_logprobs += [logprob for logprob, _ in text.scores[1:]]
+        scores.token_cpu_s += text.token_cpu_s[2:]
+        scores.blocks = max(scores.blocks, text.blocks)
+        scores.kv_mib = scores.blocks * forcer.block_bytes / 2**20
+        for question, answer in context.questions:
+            asked = forcer.run(context.prompt + question, answer, policy)
+            scores.digits.append(asked.scores[-DIGITS:])
+    return scores
 
 
 def compared(value: float | None, base: float | None) -> tuple[str, str]:
@@ -244,7 +242,7 @@ COLUMNS = (
 )
 
 
-def show(length: int, results: dict[str, Scores], console: Console) -> None:
+def show(length: int, results: dict[str, dict[str, Any]], console: Console) -> None:
     table = Table(title=f"{length} tokens of context")
     table.add_column("mode")
     for name in COLUMNS:
@@ -253,14 +251,14 @@ def show(length: int, results: dict[str, Scores], console: Console) -> None:
     for mode, scores in results.items():
         table.add_row(
             mode,
-            *compared(scores.prompt_perplexity, base.prompt_perplexity),
-            *compared(scores.perplexity, base.perplexity),
-            f"{scores.found}/{len(scores.digits)}",
-            f"{scores.digit_logprob:.2f}",
-            f"{scores.kv_bytes_per_token:,}",
-            str(scores.blocks),
-            f"{scores.kv_mib:.1f}",
-            f"{scores.cpu_ms:.1f}",
+            *compared(scores["prompt_perplexity"], base["prompt_perplexity"]),
+            *compared(scores["perplexity"], base["perplexity"]),
+            f"{scores['found']}/{len(scores['digits'])}",
+            f"{scores['digit_logprob']:.2f}",
+            f"{scores['kv_bytes_per_token']:,}",
+            str(scores["blocks"]),
+            f"{scores['kv_mib']:.1f}",
+            f"{scores['cpu_ms']:.1f}",
         )
     console.print(table)
 
@@ -280,36 +278,56 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2, help="stretches of text for each context length")
     parser.add_argument("--quick", action="store_true", help=f"one sample of {CONTEXTS[0]} tokens")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=math.inf)
     args = parser.parse_args()
     lengths = args.context or (CONTEXTS[:1] if args.quick else CONTEXTS)
     samples = 1 if args.quick else args.samples
+    modes = args.mode or MODES
+    kv_types = list(dict.fromkeys(mode.partition(" ")[0] for mode in modes))
 
     longest = max(lengths) + 2 * CONTINUATION
     blocks = -(-longest // 16)
     llm = pybatch.LLM(args.model, quantization="int8", num_kv_blocks=blocks, max_model_len=longest, threads=1)
-    loads: list[float] = []
-    modes = args.mode or MODES
-    results: dict[int, dict[str, Any]] = {}
+    facts = {
+        "date": date.today().isoformat(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "model": args.model,
+        "samples": samples,
+        "policies": {name: repr(policy) for name, policy in POLICIES.items() if policy},
+    }
+    results: dict[str, dict[str, Any]] = {}
+    if args.json and args.json.exists():
+        earlier = json.loads(args.json.read_text())
+        if any(earlier[name] != facts[name] for name in ("model", "samples", "policies")):
+            raise SystemExit(f"{args.json} is of other settings")
+        results = earlier["results"]
+    begin, left = time.monotonic(), 0
     for length in lengths:
-        made = contexts(llm, length, samples)
-        scores: dict[str, Scores] = {}
-        for kv_type in dict.fromkeys(mode.partition(" ")[0] for mode in modes):
-            scores |= measure(llm, length, made, kv_type, modes)
-            loads.append(os.getloadavg()[0])
-            results[length] = {mode: summary(each) for mode, each in scores.items()}
+        found, forcer, made = results.setdefault(str(length), {}), None, contexts(llm, length, samples)
+        for mode in sorted(modes, key=lambda mode: kv_types.index(mode.partition(" ")[0])):
+            if mode in found:
+                continue
+            if time.monotonic() - begin > args.seconds:
+                left += 1
+                continue
+            kv_type = mode.partition(" ")[0]
+            if forcer is None or forcer.kv_type != kv_type:
+                forcer = None  # frees its pool
+                forcer = Forcer(llm, kv_type, longest=length + 2 * CONTINUATION, at_once=samples)
+            at = time.monotonic()
+            scores = summary(measure(forcer, made, mode))
+            found[mode] = {**scores, "seconds": round(time.monotonic() - at, 1), "load_average": os.getloadavg()[0]}
+            print(
+                f"{length} {mode}: {scores['perplexity']:.3f} ({found[mode]['seconds']} s)", file=sys.stderr, flush=True
+            )
             if args.json:
-                facts = {
-                    "date": date.today().isoformat(),
-                    "machine": platform.machine(),
-                    "python": platform.python_version(),
-                    "load_average": [round(load, 1) for load in loads],
-                    "command": " ".join(sys.argv),
-                    "model": args.model,
-                    "samples": samples,
-                    "policies": {name: repr(policy) for name, policy in POLICIES.items() if policy},
-                }
-                args.json.write_text(json.dumps({**facts, "results": results}, indent=1))
-        show(length, scores, Console(width=140))
+                args.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+        in_order = {mode: found[mode] for mode in modes if mode in found}
+        if in_order:
+            show(length, in_order, Console(width=140))
+    if left:
+        print(f"{left} modes are left: the same command goes on with them")
 
 
 if __name__ == "__main__":
