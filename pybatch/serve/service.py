@@ -6,7 +6,7 @@ import asyncio
 import reprlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from typing import Annotated
@@ -111,7 +111,7 @@ class Service:
         long that it is not worth the memory to tokenise it."""
         (encoded,) = self.llm.session.encode([(prompt, self.llm.session.default_params)])
         if encoded.error is not None:
-            raise refusal(encoded.error, encoded.error_code, "messages")
+            raise refusal(encoded.error, encoded.error_code, {"prompt": "messages"})
         return len(encoded.token_ids)
 
     async def _outputs(self, asked: Generation, kind: RequestOutputKind) -> Outputs:
@@ -145,7 +145,7 @@ class Service:
                     if watched is not None:
                         watched.takes(number, output)
                     if output.error is not None:
-                        raise refusal(output.error, output.error_code, parameter(asked, number))
+                        raise refusal(output.error, output.error_code, names_in(asked, number))
                     if counted:  # so `kind` is DELTA
                         account.charge_tokens(sum(len(sample.token_ids) for sample in output.outputs))
                     yield number, output
@@ -176,24 +176,25 @@ class Service:
                 with fault_of(each):
                     self.llm.engine.expect_runnable(each.token_ids, params)
             if each.error is not None:
-                raise refusal(each.error, each.error_code, parameter(asked, number))
+                raise refusal(each.error, each.error_code, names_in(asked, number))
             found.append(each.token_ids)
         return found
 
 
-def parameter(asked: Generation, number: int) -> str:
-    """What a prompt is called in the request."""
+def names_in(asked: Generation, number: int) -> dict[str, str]:
+    """What the request calls the prompt of that number, and its constraint."""
+    prompt = "prompt" if len(asked.prompts) == 1 else f"prompt[{number}]"
     if isinstance(asked.prompts[number], Conversation):
-        return "messages"
-    return "prompt" if len(asked.prompts) == 1 else f"prompt[{number}]"
+        prompt = "messages"
+    return {"prompt": prompt, "structured_outputs": asked.constraint}
 
 
-def refusal(error: str, code: str | None, prompt: str) -> RefusedError:
-    """prompt: what the prompt is called in the request. The error's message begins with the parameter's name."""
+def refusal(error: str, code: str | None, names: Mapping[str, str]) -> RefusedError:
+    """Of an error that begins with a parameter's name. names: other ones that the request has for parameters."""
     name = error.partition(":")[0]
-    param = prompt if name == "prompt" else name if name in NAMES else None
-    message = prompt + error.removeprefix("prompt") if name == "prompt" else error
-    return RefusedError(Failure(message, code or "invalid_request", param))
+    known = names.get(name, name if name in NAMES else None)
+    message = error if known is None else known + error.removeprefix(name)
+    return RefusedError(Failure(message, code or "invalid_request", known))
 
 
 def service_of(request: Request) -> Service:

@@ -10,9 +10,9 @@ from pybatch.api.protocols.anthropic_messages import read_messages, read_tools
 from pybatch.api.protocols.fields import expect_fields, expect_given, expect_type, flag
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
-from pybatch.api.protocols.response_format import output_structure
+from pybatch.api.protocols.response_format import constraint_name, output_structure
 from pybatch.api.protocols.sampling import expect_params
-from pybatch.api.protocols.tool_calls.choice import expect_choice
+from pybatch.api.protocols.tool_calls.choice import expect_choice, is_forced
 from pybatch.api.vllm_names import ANYTHING
 from pybatch.engine.standing import Standing
 
@@ -72,7 +72,9 @@ def message_request(body: Any) -> Generation:
         )
     params |= output_structure(body)
     expect_params(params)
-    return Generation((conversation(body),), params, Standing(user=user(body)))
+    prompt = conversation(body)
+    named = "tools" if is_forced(tool_fields(body).get("tool_choice")) else constraint_name(body)
+    return Generation((prompt,), params, Standing(user=user(body)), named)
 
 
 def user(body: Mapping[str, Any]) -> str | None:

@@ -13,8 +13,9 @@ from pybatch.engine.standing import ORDINARY, Standing
 @dataclass(frozen=True, slots=True)
 class Generation:
     """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets.
-    standing: its priority is among interactive requests."""
+    standing: its priority is among interactive requests. constraint: what the request calls its structured_outputs."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any]
     standing: Standing = ORDINARY
+    constraint: str = "structured_outputs"

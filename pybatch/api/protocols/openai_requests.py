@@ -11,9 +11,9 @@ from pybatch.api.protocols.fields import expect_fields, expect_given, expect_typ
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.messages import expect_messages, expect_unicode
 from pybatch.api.protocols.request_error import RequestError
-from pybatch.api.protocols.response_format import StructureFields, structure
+from pybatch.api.protocols.response_format import StructureFields, constraint_name, structure
 from pybatch.api.protocols.sampling import expect_params, token_biases
-from pybatch.api.protocols.tool_calls.choice import expect_choice
+from pybatch.api.protocols.tool_calls.choice import expect_choice, is_forced
 from pybatch.api.vllm_names import ANYTHING
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.engine.standing import Standing
@@ -166,7 +166,9 @@ def chat_request(body: Any) -> Generation:
         raise RequestError("top_logprobs: expected logprobs = true with it", "invalid_value", "top_logprobs")
     flag(body, "parallel_tool_calls")
     expect_params(params)
-    return Generation((Conversation(messages, template_options(body)),), params, standing(body))
+    prompt = Conversation(messages, template_options(body))
+    named = "tools" if is_forced(body.get("tool_choice")) else constraint_name(body)
+    return Generation((prompt,), params, standing(body), named)
 
 
 def completion_request(body: Any) -> Generation:
@@ -182,7 +184,7 @@ def completion_request(body: Any) -> Generation:
         if only_echo(body):
             params["max_tokens"] = 1  # of which nothing is told
     expect_params(params)
-    return Generation(prompts, params, standing(body))
+    return Generation(prompts, params, standing(body), constraint_name(body))
 
 
 def only_echo(body: Mapping[str, Any]) -> bool:

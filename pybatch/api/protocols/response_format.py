@@ -43,6 +43,12 @@ def structure(body: Mapping[str, Any]) -> dict[str, Any]:
     return {} if constraint is None else {"structured_outputs": constraint}
 
 
+def constraint_name(body: Mapping[str, Any]) -> str:
+    """What a body that has a constraint calls it, OpenAI's or Anthropic's."""
+    names = ("response_format", *GUIDED, "output_config", "output_format")
+    return next((name for name in names if body.get(name) not in (None, {"type": "text"})), "structured_outputs")
+
+
 def read_format(name: str, given: Any) -> dict[str, Any]:
     """A response_format of OpenAI's; empty for plain text."""
     kind = expect_type(name, given, Mapping, "an object").get("type")

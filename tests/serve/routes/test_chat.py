@@ -225,13 +225,17 @@ def test_answers_follow_the_response_format(client: openai.OpenAI, url: str) -> 
 
 
 def test_a_schema_that_cannot_be_compiled_is_a_bad_request(url: str) -> None:
-    for constraint, says in (
-        ({"regex": "(("}, "unclosed group"),
-        ({"json": {"$ref": "https://a.b/c"}}, "https://a.b/c"),
+    remote = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "https://a.b/c"}}}
+    for name, constraint, says in (
+        ("structured_outputs", {"regex": "(("}, "unclosed group"),
+        ("guided_regex", "((", "unclosed group"),
+        ("response_format", remote, "https://a.b/c"),
     ):
-        response = httpx.post(url, json={"model": "tiny", "messages": HELLO, "structured_outputs": constraint})
+        response = httpx.post(url, json={"model": "tiny", "messages": HELLO, name: constraint})
         assert response.status_code == 400
-        assert says in response.json()["error"]["message"]
+        error = response.json()["error"]
+        assert (error["param"], error["message"].partition(":")[0]) == (name, name)
+        assert says in error["message"]
 
 
 def test_what_is_not_served_is_not_found(client: openai.OpenAI) -> None:

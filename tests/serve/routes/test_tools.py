@@ -229,4 +229,5 @@ def test_calls_that_cannot_be_forced_are_refused(tmp_path: Path) -> None:
         bad = [{"type": "function", "function": {"name": "look", "parameters": looking}}]
         response = client.post("/v1/chat/completions", json={**BODY, "tools": bad, "tool_choice": "required"})
         assert response.status_code == 400
-        assert response.json()["error"]["param"] == "structured_outputs"
+        assert response.json()["error"]["param"] == "tools"
+        assert response.json()["error"]["message"].startswith("tools: ")
