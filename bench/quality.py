@@ -62,7 +62,7 @@ POLICIES: dict[str, KvPolicy | None] = {
     "": None,
     "StreamingLLM": StreamingLLM(sinks=4, window=KEPT),
     "SnapKV": SnapKV(budget=KEPT - 32, observed=32),
-    "SnapKV pooling=15": SnapKV(budget=KEPT - 32, observed=32, pooling=15),
+    "SnapKV pooling=7": SnapKV(budget=KEPT - 32, observed=32, pooling=7),
     "HeavyHitters": HeavyHitters(heavy=KEPT // 2, recent=KEPT // 2),
 }
 MODES = (

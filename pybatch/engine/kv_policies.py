@@ -38,14 +38,15 @@ class SnapKV:
 
     observed: the prompt's last tokens, which are kept; the attention that they have for each token before them is
     summed, over the query heads of a KV head, and averaged over `pooling` neighbours (an odd number), so that what lies
-    beside a token of weight stays with it. budget: for each layer and KV head so many of the tokens with the most are
-    kept besides. The prompt is computed with full attention and compressed at its end, once, if it is longer than that;
-    the output is kept whole. Keys keep the positions that they had.
+    beside a token of weight stays with it (the authors' code has 5, and loses the ends of longer answers). budget: for
+    each layer and KV head so many of the tokens with the most are kept besides. The prompt is computed with full
+    attention and compressed at its end, once, if it is longer than that; the output is kept whole. Keys keep the
+    positions that they had.
     """
 
     budget: int = 1024
     observed: int = 32
-    pooling: int = 7
+    pooling: int = 15
     type: Literal["snapkv"] = field(default="snapkv", init=False, repr=False)
 
     def __post_init__(self) -> None:
