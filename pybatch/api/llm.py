@@ -188,13 +188,19 @@ class LLM(ModelHandle):
         sampling_params: Params = None,
         *,
         partial: bool = False,
+        priority: int = 0,
+        user: str | None = None,
+        ttft_target: float | None = None,
+        tpot_target: float | None = None,
     ) -> Generator[RequestOutput, None, None]:
         """Yields the outputs as they finish; request_id is the prompt's index, from 0.
 
         prompts may be an iterator of any length, and sampling_params too: items are drawn when there is room for them.
         partial: yield unfinished outputs too, each with everything so far. Leaving the loop aborts unfinished requests.
+        priority, user, ttft_target, tpot_target: as generate's, for all prompts.
         """
-        return self._run(self._pair(as_prompts(prompts), sampling_params), itertools.repeat({}), partial)
+        standing = {"priority": priority, "user": user, "ttft_target": ttft_target, "tpot_target": tpot_target}
+        return self._run(self._pair(as_prompts(prompts), sampling_params), itertools.repeat(standing), partial)
 
     def _collect(
         self, prompts: Sequence[Prompt], params: Params, show_progress: bool, standing: Iterator[dict[str, Any]]

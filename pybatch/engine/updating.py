@@ -10,7 +10,7 @@ from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.kv_pruner import KvPruner
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.scheduling.scheduler import Scheduler
-from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Sequence, Status
+from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.engine.structured.grammar import GrammarError
 from pybatch.machine.faults import describe, is_request_fault
@@ -73,7 +73,7 @@ class TokenUpdater:
                 continue
             if request.metrics.first_token_time is None:
                 request.metrics.first_token_time = now
-                self._metrics.first_token(request.metrics, background=request.priority >= BACKGROUND)
+                self._metrics.first_token(request.metrics, background=request.standing.background)
             try:
                 if token < 0:
                     raise no_token(sequence)

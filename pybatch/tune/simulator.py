@@ -17,6 +17,7 @@ from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Request
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.scheduling.swap_space import SwapSpace
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.tune.step_times import StepShape
 
 _CHUNK = 256  # tokens, by which the time for one is told
@@ -26,12 +27,14 @@ _IDLE = 0.001  # seconds, where the policy holds back all there is
 @dataclass(frozen=True, slots=True)
 class Work:
     """A request: its prompt, how many tokens (at least 1) each of its samples comes to, and how many it may come to at
-    most, as SamplingParams has it; 0: as many as they do."""
+    most, as SamplingParams has it; 0: as many as they do. standing: when it runs; its targets are the simulated
+    clock's."""
 
     prompt_token_ids: Sequence[int]
     output_tokens: Sequence[int]
     max_tokens: int | None = 0
     kv_policy: KvPolicy | dict[str, Any] | None = None
+    standing: Standing = ORDINARY
 
 
 @dataclass(slots=True)
@@ -134,6 +137,7 @@ class Simulator:
             stream=False,
             index=0,
             arrival_time=run.seconds,
+            standing=work.standing,
         )
 
     @staticmethod

@@ -10,6 +10,7 @@ import pytest
 from pybatch import SamplingParams
 from pybatch.engine import Engine, EngineConfig
 from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
+from pybatch.engine.standing import Standing
 from pybatch.model import Decoder, load_model
 from pybatch.tune.simulator import SimulatedRun, Simulator, Work
 from pybatch.tune.step_times import StepShape
@@ -141,3 +142,21 @@ def test_requests_are_drawn_as_there_is_room() -> None:
     Simulator(EngineConfig(max_num_seqs=4), seconds, max_model_len=CONTEXT, num_kv_blocks=64).run(stream)
     assert most[0] == 8
     assert len(drawn) == 50
+
+
+def test_targets_cut_prompts_as_they_would_be_cut() -> None:
+    """A step of 10 ms, and 1 ms for each token: with a target of 50 ms no step beside those that decode is longer."""
+    lengths: list[float] = []
+
+    def seconds(shape: StepShape) -> float:
+        lengths.append(0.01 + 0.001 * shape.tokens)
+        return lengths[-1]
+
+    for target in (None, 0.05):
+        works = [Work([i] * (20 if i < 4 else 400), [200 if i < 4 else 2]) for i in range(12)]
+        works = [replace(work, standing=Standing(tpot_target=target)) for work in works]
+        lengths.clear()
+        run = Simulator(EngineConfig(max_num_seqs=5), seconds, max_model_len=CONTEXT, num_kv_blocks=400).run(works)
+        assert run.prompt_tokens == 4 * 20 + 8 * 400
+        late = sum(each > 0.05 for each in lengths)
+        assert late > 5 if target is None else late <= 2  # before it is known what a step takes

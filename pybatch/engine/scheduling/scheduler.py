@@ -18,12 +18,13 @@ from pybatch.engine.scheduling.length_prediction import LengthPredictor
 from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.pruning import Gathered, Turned
 from pybatch.engine.scheduling.running import Running
-from pybatch.engine.scheduling.sequence import BACKGROUND, Sequence, Status
+from pybatch.engine.scheduling.sequence import Sequence, Status
 from pybatch.engine.scheduling.step import Chunk, Step
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.table_pruner import TablePruner
 from pybatch.engine.scheduling.target_budget import TargetBudget
 from pybatch.engine.scheduling.waiting_queue import WaitingQueue
+from pybatch.engine.standing import BACKGROUND
 
 _LOOK_AHEAD = 16  # sequences without room that are considered in a step
 _MOST_EXPECTED = 0.9  # of the pool, since outputs may turn out longer than expected

@@ -13,7 +13,6 @@ from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.block_pool import BlockKey, Pin
 from pybatch.engine.scheduling.pruning import NEVER, Pruning
-from pybatch.engine.standing import BACKGROUND as BACKGROUND
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.engine.structured.matcher import Matcher
 

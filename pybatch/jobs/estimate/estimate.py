@@ -227,7 +227,7 @@ def answer_some(
     outputs: list[RequestOutput] = []
     tokens, begin, decoding = metrics.output_tokens, time.perf_counter(), 0.0
     for row, prompt in zip(rows, session.encode([(row.token_ids, row.params) for row in rows]), strict=True):
-        running[session.add(prompt, row.params, outputs.append, index=row.index)] = row
+        running[session.add(prompt, row.params, outputs.append, index=row.index, standing=row.standing)] = row
     try:
         while not session.idle and time.perf_counter() - begin < seconds:
             before = time.perf_counter(), metrics.step_tokens - metrics.step_sequences
@@ -261,7 +261,7 @@ def answer_some(
 
 
 def work_of(row: SampledRow, output_tokens: Sequence[int]) -> Work:
-    return Work(row.token_ids, output_tokens, row.params.max_tokens, row.params.kv_policy)
+    return Work(row.token_ids, output_tokens, row.params.max_tokens, row.params.kv_policy, row.standing)
 
 
 def ratio(measured: float, predicted: float, *, otherwise: float) -> float:

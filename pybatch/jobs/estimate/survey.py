@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from pybatch.api.inputs import Encoded, Prompt
+from pybatch.api.inputs import Encoded
 from pybatch.api.outcomes import Failure, first_failure
 from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.answers.cache_keys import CacheKeys
 from pybatch.jobs.answers.duplicates import KeySet
 from pybatch.jobs.answers.job_answers import JobAnswers, may_repeat, number_of
 from pybatch.jobs.check import Checked
-from pybatch.jobs.dialect import Dialect
+from pybatch.jobs.dialect import Dialect, RowRequest
 from pybatch.jobs.order.prefix_savings import PrefixSavings
 from pybatch.jobs.row_runner import RowSession
 from pybatch.jobs.rows import Row, request_number
@@ -43,6 +44,7 @@ class SampledRow:
     token_ids: array[int]
     params: SamplingParams
     limit: int
+    standing: Standing = ORDINARY
 
 
 class Survey:
@@ -98,21 +100,22 @@ class Survey:
         return sum(limit * count for limit, count in self.limits.items())
 
     def _take(self, batch: Sequence[Row]) -> None:
-        ready: list[tuple[Row, tuple[Prompt, ...], SamplingParams]] = []
+        ready: list[tuple[Row, RowRequest, SamplingParams]] = []
         for row in batch:
             request = self._checked.request(row, self._dialect, self._params)
             if isinstance(request, Failure):
                 self._fail(row, request)
             else:
-                ready.append((row, request[0].prompts, request[1]))
-        encoded = iter(self._session.encode([(prompt, params) for _, prompts, params in ready for prompt in prompts]))
-        for row, prompts, params in ready:
-            requests = list(islice(encoded, len(prompts)))
+                ready.append((row, *request))
+        prompts = [(prompt, params) for _, asked, params in ready for prompt in asked.prompts]
+        encoded = iter(self._session.encode(prompts))
+        for row, asked, params in ready:
+            requests = list(islice(encoded, len(asked.prompts)))
             if failure := first_failure([self._refused(prompt, params) for prompt in requests]):
                 self._fail(row, failure)
                 continue
             for number, prompt in enumerate(requests):
-                self._count(request_number(row.index, number), prompt, params)
+                self._count(request_number(row.index, number), prompt, params, asked.standing)
 
     def _refused(self, prompt: Encoded, params: SamplingParams) -> Failure | None:
         """By the engine, for what is too long, or has parameters that this model cannot run."""
@@ -126,7 +129,7 @@ class Survey:
         if len(kind.first) < FIRST:
             kind.first.append(f"{row.place}: {failure.message}")
 
-    def _count(self, number: int, prompt: Encoded, params: SamplingParams) -> None:
+    def _count(self, number: int, prompt: Encoded, params: SamplingParams, standing: Standing) -> None:
         engine = self._session.engine
         ids = array("q", kept_tokens(prompt.token_ids, params, engine.max_model_len))
         self.prompt_tokens += len(ids)
@@ -146,7 +149,7 @@ class Survey:
         self.limits[limit] += params.num_sequences
         self._savings.add(ids)
         if self._is_sampled(number):
-            self.sample.append(SampledRow(number, ids, params, limit))
+            self.sample.append(SampledRow(number, ids, params, limit, standing))
             self._tokens += len(ids)
             while len(self.sample) > 1 and (self._tokens > MOST_TOKENS or len(self.sample) > MOST_ROWS):
                 self._thin_out()

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybatch.engine.scheduling.policies import POLICIES
-from pybatch.engine.scheduling.sequence import BACKGROUND, Request, Status
+from pybatch.engine.scheduling.sequence import Request, Status
+from pybatch.engine.standing import BACKGROUND
 
 PRIORITIES = (-1, 0, 3, BACKGROUND)
 

@@ -11,8 +11,9 @@ from engine.scheduling.simulation import Simulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.engine.scheduling.sequence import BACKGROUND, Request
+from pybatch.engine.scheduling.sequence import Request
 from pybatch.engine.scheduling.step import Chunk
+from pybatch.engine.standing import BACKGROUND
 
 
 def seconds(chunks: list[Chunk]) -> float:
