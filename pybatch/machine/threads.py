@@ -31,7 +31,7 @@ def most_threads() -> int:
 
 
 def set_threads(threads: int | None) -> int:
-    """Sets the size of torch's thread pool, which the kernels share, and returns it.
+    """Sets how many threads the kernels use, as torch's own ops do, and returns the number.
 
     None: OMP_NUM_THREADS where it is set, else the usable physical cores. No result depends on it. Raises ValueError
     for anything but None or an integer from 1 to most_threads().
