@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class Acceptance:
     """The share of right tokens among those that had only right ones before them.
@@ -19,6 +21,17 @@ class Acceptance:
     @property
     def share(self) -> float:
         return self._right / self._seen
+
+    @property
+    def cautious_share(self) -> float:
+        """Half a standard deviation below the share: of many that are looked at, those that seem best mostly seem so by
+        chance."""
+        return max(0.0, self.share - 0.5 * math.sqrt(self.share * (1 - self.share) / self._seen))
+
+    @property
+    def hopeful_share(self) -> float:
+        """What the share may well be, as little as has been seen."""
+        return min(1.0, self.share + 2 * math.sqrt((self.share * (1 - self.share) + 1 / self._seen) / self._seen))
 
     def observe(self, right: int, *, wrong: bool) -> None:
         """right: that many tokens in a row. wrong: and then one that was not."""

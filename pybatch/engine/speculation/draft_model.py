@@ -15,6 +15,8 @@ from pybatch.engine.scheduling.sequence import Sequence
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.model.decoder import Decoder
 
+_FEW_PENDING = 8  # tokens of a sequence that the draft model has yet to compute, as it goes on from right drafts
+
 
 class _Follower:
     """A sequence as the draft model has it: with blocks of its own, and the last drafts after its tokens."""
@@ -64,6 +66,7 @@ class DraftModelProposer:
             max_blocks=-(-self._context // config.block_size),
         )
         self._followers: WeakKeyDictionary[Sequence, _Follower] = WeakKeyDictionary()
+        self.has_read = False
 
     def propose(self, sequences: list[Sequence], counts: list[int]) -> list[Tokens[int]]:
         followers = [self._follower(sequence) for sequence in sequences]
@@ -106,6 +109,7 @@ class DraftModelProposer:
         computed all of them, which it returns."""
         chunks: list[Chunk] = []
         drafting: list[_Follower] = []
+        self.has_read = any(each.sequence.num_pending > _FEW_PENDING for each in followers)
         left = self._max_tokens
         for follower in sorted(followers, key=lambda each: each.sequence.num_pending):
             pending = follower.sequence.num_pending

@@ -15,6 +15,8 @@ class NgramProposer:
     `longest` and at least `shortest`. Keeps nothing from step to step: to look through 10,000 tokens takes about ten
     microseconds."""
 
+    has_read = False
+
     def __init__(self, shortest: int, longest: int) -> None:
         self._shortest, self._longest = shortest, longest
 

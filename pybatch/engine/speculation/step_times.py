@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from pybatch.engine.learned_costs import LearnedCosts
 
-_FEW = 32  # tokens
+_FEW = 8  # tokens
+_NOISE = 0.15  # of the first step's time, as its standard deviation
 
 
 class StepLine:
@@ -16,10 +19,16 @@ class StepLine:
         self._costs = costs
 
     @classmethod
-    def through(cls, tokens: int, seconds: float) -> StepLine:
-        """By one step, of which a tenth of the time is thought to be the tokens'."""
-        slope = 0.1 * seconds / tokens
-        return cls(LearnedCosts((0.9 * seconds, slope), (0.5 * seconds, 2 * slope)))
+    def through(cls, tokens: int, seconds: float, per_token: float = math.inf) -> StepLine:
+        """By one step, of which half the time is thought to be the tokens'; or per_token for each, where it is known
+        that a token takes no more, and seldom much less."""
+        slope, doubt = (0.5 * seconds / tokens, 1.0) if per_token == math.inf else (per_token, 0.3)
+        slope = min(slope, 0.9 * seconds / tokens)
+        doubt *= slope
+        costs = LearnedCosts((seconds - slope * tokens, slope), (math.hypot(doubt * tokens, _NOISE * seconds), doubt))
+        # The step's time is known much better than how it is made up.
+        costs.covariance[0][1] = costs.covariance[1][0] = -tokens * doubt**2
+        return cls(costs)
 
     @property
     def per_token(self) -> float:
@@ -47,14 +56,26 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._lines: dict[int, StepLine] = {}
+        self.most_sequences = 0  # of a step that was seen
 
     def line(self, sequences: int) -> StepLine | None:
         """None where no step of such numbers has been seen."""
         return self._lines.get(sequences.bit_length())
 
-    def observe(self, sequences: int, tokens: int, seconds: float) -> None:
+    def nearest(self, sequences: int) -> StepLine | None:
+        """That of the most sequences up to these, or else of the fewest; None where no step has been seen."""
+        kinds = sorted(self._lines)
+        return (
+            self._lines[max((kind for kind in kinds if kind <= sequences.bit_length()), default=kinds[0])]
+            if kinds
+            else None
+        )
+
+    def observe(self, sequences: int, tokens: int, seconds: float, per_token: float = math.inf) -> None:
+        """per_token: what a token takes at most, as far as is known before the first step of its kind."""
         line = self._lines.get(sequences.bit_length())
         if line is None:
-            self._lines[sequences.bit_length()] = StepLine.through(tokens, seconds)
+            self._lines[sequences.bit_length()] = StepLine.through(tokens, seconds, per_token)
         else:
             line.observe(tokens, seconds)
+        self.most_sequences = max(self.most_sequences, sequences)

@@ -90,6 +90,8 @@ class SuffixAutomaton:
 class SuffixProposer:
     """Keeps an automaton for each sequence, to which a step adds the tokens that are new."""
 
+    has_read = False
+
     def __init__(self) -> None:
         self._automata: WeakKeyDictionary[Sequence, tuple[SuffixAutomaton, int]] = WeakKeyDictionary()
 

@@ -22,3 +22,15 @@ def test_it_follows_what_is_seen_and_forgets_what_was() -> None:
     for _ in range(40):
         seen.observe(0, wrong=True)
     assert seen.share < 0.02
+
+
+def test_the_more_was_seen_the_closer_are_caution_and_hope() -> None:
+    seen = Acceptance(0.5, decay=1.0)
+    assert seen.hopeful_share == 1.0
+    apart = []
+    for _ in range(5):
+        for _ in range(20):
+            seen.observe(1, wrong=True)
+        assert 0 < seen.cautious_share < seen.share < seen.hopeful_share < 1
+        apart.append(seen.hopeful_share - seen.cautious_share)
+    assert apart == sorted(apart, reverse=True)

@@ -123,6 +123,8 @@ def test_a_model_that_always_agrees_is_always_right(decoder: Decoder, tokenizer:
 class Always:
     """Drafts one token after any other."""
 
+    has_read = False
+
     def __init__(self, token: int) -> None:
         self.token = token
 

@@ -53,7 +53,25 @@ def test_steps_of_many_sequences_tell_nothing_of_those_of_few() -> None:
 
 def test_few_tokens_are_tried_before_it_is_known_what_they_take() -> None:
     line = StepLine.through(64, 0.1)
-    assert 32 <= line.most_more(64) <= 2 * 64
+    assert 8 <= line.most_more(64) <= 64
     for tokens in (64, 128, 64, 256) * 10:
         line.observe(tokens, 0.05 + 0.001 * tokens)
     assert line.most_more(64) > 3 * 64
+
+
+def test_what_is_known_of_a_token_holds_from_the_first_step_on() -> None:
+    line = StepLine.through(64, 0.039, per_token=0.00045)
+    assert line.seconds(128) == pytest.approx(0.039 + 64 * 0.00045)
+    assert 0.0003 < line.least_per_token < line.per_token
+    assert StepLine.through(1, 0.01, per_token=0.1).per_token < 0.01
+
+
+def test_the_nearest_steps_are_of_no_more_sequences_if_there_are_any() -> None:
+    times = StepTimes()
+    assert times.nearest(5) is None
+    for sequences in (4, 32):
+        times.observe(sequences, sequences, 0.001 * sequences)
+    assert times.nearest(20) is times.line(4)
+    assert times.nearest(64) is times.line(32)
+    assert times.nearest(1) is times.line(4)
+    assert times.most_sequences == 32
