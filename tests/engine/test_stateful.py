@@ -11,6 +11,9 @@ from pybatch.model import load_model
 
 def test_random_events_lose_no_block_and_change_no_bit(tiny_model: Path) -> None:
     machine = machine_on(Catalogue(load_model(tiny_model)))
-    run_machine(machine, 25)
     counts = machine.counts
+    for seed in range(8):
+        run_machine(machine, 15, seed)
+        if seed > 0 and min(vars(counts).values()) > 0:  # what happens depends on how long things take
+            break
     assert min(vars(counts).values()) > 0, counts
