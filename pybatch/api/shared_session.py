@@ -56,11 +56,11 @@ class SharedSession:
     manager: then requests that have not finished are aborted.
 
     in_flight: bounds its requests together with those of other sessions; None: a bound of its own, of twice
-    max_num_seqs as a Session's is.
+    max_num_seqs as a Session's is. user: of all its requests, whatever they say; None: whom each says.
     """
 
-    def __init__(self, thread: EngineThread, in_flight: InFlight | None = None) -> None:
-        self._thread, self._session = thread, thread.session
+    def __init__(self, thread: EngineThread, in_flight: InFlight | None = None, *, user: str | None = None) -> None:
+        self._thread, self._session, self._user = thread, thread.session, user
         self._inbox: SimpleQueue[RequestOutput | Exception] = SimpleQueue()
         self._requests: dict[str, tuple[Submission, Receiver]] = {}
         self._bound = in_flight or InFlight(self._session.capacity)
@@ -122,7 +122,8 @@ class SharedSession:
     ) -> str:
         """As Session's, but nothing is received before the next step. Raises RuntimeError if the engine's thread has
         ended."""
-        submission = self._thread.add(prompt, params, self, replace(standing, priority=BACKGROUND), index=index)
+        standing = replace(standing, priority=BACKGROUND, user=self._user or standing.user)
+        submission = self._thread.add(prompt, params, self, standing, index=index)
         self._requests[submission.request_id] = submission, receive
         return submission.request_id
 

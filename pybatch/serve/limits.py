@@ -64,10 +64,11 @@ class Bucket:
 
 
 class Account:
-    """What one key has used. name: of the key."""
+    """What one key has used, or all requests together. name: of the key. user: in whose name its requests run; None:
+    whom each says."""
 
-    def __init__(self, name: str, limits: Limits, clock: Clock = time.monotonic) -> None:
-        self.name, self.limits = name, limits
+    def __init__(self, name: str, limits: Limits, clock: Clock = time.monotonic, *, user: str | None = None) -> None:
+        self.name, self.limits, self.user = name, limits, user
         self.running = 0  # requests
         self.requests = None if limits.requests_per_minute is None else Bucket(limits.requests_per_minute, clock)
         self.tokens = None if limits.tokens_per_minute is None else Bucket(limits.tokens_per_minute, clock)

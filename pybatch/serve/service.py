@@ -25,7 +25,7 @@ from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.batches import BatchRunner
 from pybatch.serve.errors import NotFoundError, RefusedError
 from pybatch.serve.guard.lifetime import OpenRequests
-from pybatch.serve.limits import UNLIMITED, payer
+from pybatch.serve.limits import payer
 from pybatch.serve.merge import merge
 from pybatch.serve.settings import ServerSettings
 from pybatch.serve.store import Storage
@@ -126,8 +126,8 @@ class Service:
         account = payer.get()
         counted = account.tokens is not None
         standing = asked.standing
-        if account is not UNLIMITED:  # a key has one share, whatever names it gives
-            standing = replace(standing, user=account.name)
+        if account.user is not None:  # a key has one share, whatever names it gives
+            standing = replace(standing, user=account.user)
         try:
             prompts: Sequence[Prompt] = asked.prompts
             # With several, none is to run if one of them cannot: what was streamed could not be taken back. And what

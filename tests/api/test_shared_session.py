@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,6 +19,7 @@ from pybatch.api.inputs import Encoded
 from pybatch.api.shared_session import InFlight, SharedSession
 from pybatch.bulk import answer
 from pybatch.engine.execution.model_runner import ModelRunner
+from pybatch.engine.standing import BACKGROUND, Standing
 from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.preparation import prepare
 from pybatch.jobs.results.destination import Destination
@@ -116,7 +118,7 @@ def test_the_index_seeds_the_draws(llm: AsyncLLM) -> None:
     drawn = SamplingParams(temperature=1, max_tokens=8, ignore_eos=True)
     with SharedSession(llm.thread) as session:
         outputs: list[RequestOutput] = []
-        for index in (5, 6, 5):
+        for index in (1, 2, 1):
             session.add(session.encode([("a prompt", drawn)])[0], drawn, outputs.append, index=index)
             finished(session, outputs, len(outputs) + 1)
     first, second, third = map(ids_of, outputs)
@@ -253,3 +255,12 @@ def test_sessions_share_a_bound(llm: AsyncLLM) -> None:
     assert bound.requests == 0
     with SharedSession(llm.thread, InFlight(1)) as only, SharedSession(llm.thread, only._bound) as other:
         assert (only.capacity, other.capacity) == (1, 1)
+
+
+def test_its_rows_are_background_work_of_whom_it_says(llm: AsyncLLM) -> None:
+    asked = Standing(priority=-5, user="ann", tpot_target=1.0)
+    for user in (None, "batch"):
+        with SharedSession(llm.thread, user=user) as session:
+            (prompt,) = session.encode([("a", GREEDY)])
+            submission, _ = session._requests[session.add(prompt, GREEDY, lambda output: None, index=0, standing=asked)]
+            assert submission.standing == replace(asked, priority=BACKGROUND, user=user or "ann")

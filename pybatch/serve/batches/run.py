@@ -117,7 +117,8 @@ class BatchRun:
             done = job.journal.done
             try:
                 with (
-                    SharedSession(self._llm.thread, self._in_flight) as session,
+                    # No row may take another's share by naming it: each batch has one of its own.
+                    SharedSession(self._llm.thread, self._in_flight, user=self.batch.id) as session,
                     prepared.answers(session, None) as answers,
                     ReadAhead(job.pending(), self.batch.filename) as ahead,
                 ):

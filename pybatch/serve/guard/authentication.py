@@ -25,7 +25,7 @@ class Accounts:
     def __init__(self, keys: Keys, limits: Limits) -> None:
         self.keys = keys
         self.everyone = Account("everyone", limits)
-        self.of_keys = {key: Account(key.name, key.limits) for key in keys.keys}
+        self.of_keys = {key: Account(key.name, key.limits, user=key.name) for key in keys.keys}
 
     def find(self, offered: Iterable[bytes]) -> Account | None:
         """None if a key is needed and none of the offered ones is right."""
