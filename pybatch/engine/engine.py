@@ -67,7 +67,11 @@ class Engine:
         self._decoder = decoder
         self._tokenizer = tokenizer
         layout = kv_layout(decoder, config)
-        self.max_model_len, self.num_kv_blocks = capacity(decoder, config, layout)
+        self._draft_decoder = draft_decoder if config.speculation and config.speculation.model else None
+        self._block_bytes = layout.block_bytes
+        if self._draft_decoder is not None:
+            self._block_bytes += kv_layout(self._draft_decoder, config).block_bytes
+        self.max_model_len, self.num_kv_blocks = capacity(decoder, config, self._block_bytes)
         shifts = key_shifts(decoder) if layout.quantised else ()
         self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device, shifts)
         mass = AttentionMass(layout.num_layers, layout.kv_heads, decoder.device)
@@ -149,7 +153,9 @@ class Engine:
 
     @property
     def weight_bytes(self) -> int:
-        return self._decoder.weight_bytes()
+        """With a draft model's."""
+        draft = self._draft_decoder
+        return self._decoder.weight_bytes() + (0 if draft is None else draft.weight_bytes())
 
     @property
     def kv_blocks_touched(self) -> int:
@@ -158,8 +164,8 @@ class Engine:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Of the whole pool; memory that no request has touched yet is not resident."""
-        return self._kv_cache.pool.nbytes
+        """Of the whole pool, and of a draft model's; memory that no request has touched yet is not resident."""
+        return self.num_kv_blocks * self._block_bytes
 
     def add_request(
         self,

@@ -78,6 +78,27 @@ def test_quantisation_keeps_the_perplexity() -> None:
     assert perplexity(quantization="int8", kv_cache_dtype="int8") < 1.03 * exact
 
 
+def test_drafts_change_no_bit_of_the_file_in_its_own_bits() -> None:
+    """Greedy and drawn, looked up and by the model in int8."""
+    text = "def mean(rows, key):\n    return sum(float(row[key]) for row in rows) / len(rows)\n"
+    prompts = [f"{text}\n# The same again:\n{text[:20]}", *(row[-1]["content"] for row in conversations(2))]
+    params = [pybatch.SamplingParams(temperature=t, max_tokens=24, seed=1, logprobs=1) for t in (0.0, 0.0, 0.9)]
+    found = []
+    for config in (None, {"method": "suffix"}, {"model": MODEL, "quantization": "int8", "num_speculative_tokens": 3}):
+        llm = pybatch.LLM(
+            MODEL,
+            quantization="gguf",
+            max_model_len=256,
+            max_num_seqs=4,
+            speculative_config=config and {**config, "adaptive": False},  # type: ignore[dict-item]
+        )
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        found.append([(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs])
+        assert config is None or llm.engine.metrics.drafts.accepted_tokens > 10
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+
+
 def test_peak_memory_is_weights_and_cache_and_little_more() -> None:
     code = """
 import json, pathlib, re, sys, pybatch

@@ -49,7 +49,8 @@ class Alone:
     samples: list[list[CompletionOutput]]
 
     def engine(self, config: EngineConfig) -> Engine:
-        return self.grammars.given_to(Engine(self.model.decoder, self.model.tokenizer, config))
+        """Its draft model, if it is to have one, is the model itself, whose drafts are often right."""
+        return self.grammars.given_to(Engine(self.model.decoder, self.model.tokenizer, config, self.model.decoder))
 
 
 def alone(model: Path, quantization: str | None, kv_cache_dtype: str) -> Alone:
@@ -158,11 +159,17 @@ def _random_engine(reference: Alone, draw: random.Random, chosen: list[int], len
         "max_num_batched_tokens": draw.choice((3, 16, 64, 512, 4096)),
         "num_kv_blocks": least_blocks(reference, chosen, lengths) + draw.choice((0, 1, 8, 600)),
         "enable_prefix_caching": draw.random() < 0.7,
-        "speculative_config": draw.choice((None, {"prompt_lookup_min": 1, "adaptive": draw.random() < 0.5})),
+        "speculative_config": _random_speculation(draw),
     }
     torch.set_num_threads(threads)
     config = EngineConfig(block_size=BLOCK, kv_cache_dtype=reference.kv_cache_dtype, **settings)
     return reference.engine(config), f"{len(chosen)} requests, {threads} threads, {settings}"
+
+
+def _random_speculation(draw: random.Random) -> dict[str, Any] | None:
+    methods = ({"prompt_lookup_min": 1}, {"method": "suffix"}, {"model": "given", "num_speculative_tokens": 3})
+    method = draw.choice((None, None, *methods))
+    return method and {**method, "adaptive": draw.random() < 0.5}
 
 
 def _check(reference: Alone, i: int, length: int, output: RequestOutput, description: str) -> None:

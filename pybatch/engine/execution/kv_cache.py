@@ -186,8 +186,9 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
     return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
 
 
-def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[int, int]:
-    """(max_model_len, num_kv_blocks), such that one sequence always fits by itself.
+def capacity(decoder: Decoder, config: EngineConfig, block_bytes: int) -> tuple[int, int]:
+    """(max_model_len, num_kv_blocks), such that one sequence always fits by itself. block_bytes: of a block, with what
+    a draft model keeps for it.
 
     Raises ValueError if max_model_len does not fit the model or the pool, or the memory not even one block.
     """
@@ -201,11 +202,11 @@ def capacity(decoder: Decoder, config: EngineConfig, layout: KvLayout) -> tuple[
     blocks = config.num_kv_blocks
     if blocks is None:
         memory = int(free_memory(decoder.device) * config.memory_utilization)
-        blocks = min(memory // layout.block_bytes, config.max_num_seqs * longest)
+        blocks = min(memory // block_bytes, config.max_num_seqs * longest)
         if blocks == 0:
             raise ValueError(
                 f"memory_utilization: {config.memory_utilization} of the free memory is {memory:,} bytes, "
-                f"less than one KV block of {layout.block_bytes:,} bytes; raise it, or the limit on memory"
+                f"less than one KV block of {block_bytes:,} bytes; raise it, or the limit on memory"
                 f"{advice(decoder.device)}"
             )
     if blocks < longest:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from engine.runs import MakeEngine, drain, run, some_prompt
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from pybatch.engine.execution import kv_cache
 from pybatch.engine.sampling_params import RequestOutputKind
 from pybatch.engine.scheduling.sequence import Sequence
 from pybatch.model import Decoder, Tokenizer, load_model
@@ -187,6 +189,20 @@ def test_a_draft_model_of_other_tokens_is_an_error(decoder: Decoder, tiny_model:
         Engine(decoder, None, config, other)
     with pytest.raises(ValueError, match="speculative_config: model: expected it to be loaded"):
         Engine(decoder, None, config)
+
+
+def test_a_draft_models_memory_is_counted(decoder: Decoder, int8_decoder: Decoder) -> None:
+    free, config = 8 << 20, {"memory_utilization": 0.5, "block_size": 16, "max_num_seqs": 512}
+    with mock.patch.object(kv_cache, "free_memory", return_value=free):
+        plain = Engine(decoder, None, EngineConfig(**config))
+        drafting = Engine(decoder, None, EngineConfig(**config, speculative_config={"model": "given"}), int8_decoder)
+    assert plain.kv_cache_bytes == pytest.approx(free / 2, rel=0.01)
+    assert drafting.kv_cache_bytes == pytest.approx(free / 2, rel=0.01)
+    assert drafting.num_kv_blocks == plain.num_kv_blocks * 2 // 3  # the quantised one keeps half as much for a token
+    proposer = drafting._speculator._proposer  # type: ignore[union-attr]
+    pools = [drafting._kv_cache.pool, proposer._runner._kv_cache.pool]  # type: ignore[attr-defined]
+    assert sum(pool.nbytes for pool in pools) == drafting.kv_cache_bytes
+    assert drafting.weight_bytes == decoder.weight_bytes() + int8_decoder.weight_bytes()
 
 
 def test_a_stream_has_several_tokens_at_a_time(make_engine: MakeEngine) -> None:
