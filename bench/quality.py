@@ -299,8 +299,9 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     if args.json and args.json.exists():
         earlier = json.loads(args.json.read_text())
-        if any(earlier[name] != facts[name] for name in ("model", "samples", "policies")):
-            raise SystemExit(f"{args.json} is of other settings")
+        differ = [name for name in ("model", "samples", "policies") if earlier.get(name) != facts[name]]
+        if differ:
+            raise SystemExit(f"{args.json}: expected results of the same {', '.join(differ)}; give another file")
         results = earlier["results"]
     begin, left = time.monotonic(), 0
     for length in lengths:
