@@ -47,6 +47,13 @@ KV_DTYPES = ("auto", "int8", "int4")
 SHARED = some_prompt(3 * BLOCK + 5, vocab=VOCAB)
 PREFIXES = (SHARED, SHARED[:BLOCK], SHARED[: 2 * BLOCK + 3], some_prompt(5, 99, vocab=VOCAB))  # to be pinned
 REGEX = "([ab]c|d)+[0-9]{2}"
+STANDINGS = st.sampled_from(
+    [
+        *(Standing(), Standing(), Standing(user="ann", tpot_target=0.003), Standing(ttft_target=0.05)),
+        Standing(priority=-1),
+        Standing(priority=BACKGROUND),
+    ]
+)
 
 # By name, what one may ask for. Each comes with several prompts.
 KINDS: dict[str, dict[str, Any]] = {
@@ -197,8 +204,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.faults = 0  # planted, for which no request has failed yet
         self.came = 0
 
-    @rule(number=st.integers(0, 10**6), priority=st.sampled_from([0, 0, 0, -1, BACKGROUND]), copies=st.integers(1, 4))
-    def add(self, number: int, priority: int, copies: int) -> None:
+    @rule(number=st.integers(0, 10**6), standing=STANDINGS, copies=st.integers(1, 4))
+    def add(self, number: int, standing: Standing, copies: int) -> None:
         number %= len(self.catalogue.wishes)
         wish = self.catalogue.wishes[number]
         if not self._fits(wish):
@@ -207,7 +214,7 @@ class EngineMachine(RuleBasedStateMachine):
         tokens = array("q", wish.prompt)
         for _ in range(copies):
             request_id = self._new_id()
-            self.engine.add_request(request_id, list(wish.prompt), wish.params, standing=Standing(priority=priority))
+            self.engine.add_request(request_id, list(wish.prompt), wish.params, standing=standing)
             self.pending[request_id] = number
             self.cached[request_id] = max([num_shared(tokens, pin.tokens) for pin in self.pinned], default=0)
 

@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from copy import copy
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -630,6 +631,17 @@ def test_users_are_served_in_turn_and_by_deadline(make_engine: MakeEngine) -> No
     for i, (user, target) in enumerate(asked):
         engine.add_request(str(i), [1, 2, 3], params, standing=Standing(user=user, ttft_target=target))
     assert [output.request_id for output in drain(engine)] == ["2", "4", "0", "3", "1"]
+
+
+def test_users_are_served_by_the_weights_of_the_settings(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_num_seqs=1, user_weights={"three": 3.0})
+    for i in range(24):
+        user = "three" if i % 2 else "one"
+        params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+        engine.add_request(f"{user} {i}", [1, 2, 3], params, standing=Standing(user=user))
+    first = [output.request_id.split()[0] for output in islice(drain(engine), 12)]
+    assert (first.count("three"), first.count("one")) == pytest.approx((9, 3), abs=1)
+    assert len(list(drain(engine))) == 12
 
 
 def test_a_full_queue_refuses_all_but_background_work(make_engine: MakeEngine) -> None:
