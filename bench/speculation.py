@@ -1,17 +1,18 @@
 """Speculative decoding: acceptance, speed and bit-equality by batch size, on tasks that copy and on free text.
 
-    python bench/speculation.py [--quantization int8] [--batches 1,4,16,64] [--methods ngram,suffix] [--rounds 3]
-                                [--draft-model MODEL] [--draft-quantization int8] [--json PATH] [--png PATH]
+    python bench/speculation.py [--quantization int8] [--batches 1,2,4,8,16,32,64] [--methods ngram,suffix] [--rounds 3]
+                                [--minutes 8] [--draft-model MODEL] [--draft-quantization int8] [--agreement]
+                                [--json PATH] [--png PATH]
 
 Each batch runs on an engine without drafts and then on one for each method, again and again; a method's gain is the
 median over the rounds of its tokens a second over those without drafts, so that what else the machine does hits both.
 Times are of decoding, once all prompts have been read. CPU gain: the same of the process's CPU time, which other
 programs change less: on a busy machine the one to go by. equal: every token and log-probability is the same as without
-drafts.
+drafts. Once --minutes are over the batches that are left have one round each.
 
 --agreement compares how often a token of the draft model is right by the way in which it is drawn: the likeliest; in a
 race with the large model's variates, as pybatch does (Daliri, Musco and Suresh 2024); and, at best, with min(1, p/q)
-(Leviathan et al. 2023).
+(Leviathan et al. 2023). Without --draft-model it is of the model in int8 as the draft of itself in float32.
 """
 
 from __future__ import annotations
@@ -97,9 +98,8 @@ class Run:
 
 
 def run(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> Run:
-    """One batch. Prompts are read before the clock runs."""
+    """One batch. Prompts are read before the clock runs, the first time: then they are in the prefix cache."""
     engine = llm.engine
-    llm.reset_prefix_cache()
     for number, prompt in enumerate(prompts):
         engine.add_request(str(number), prompt, params, index=number)
     outputs: dict[str, RequestOutput] = {}
@@ -151,8 +151,8 @@ def cpu_rate(run: Run) -> float:
     return run.tokens / run.cpu_seconds
 
 
-def compare(llms: dict[str, LLM], task: str, batch: int, *, rounds: int, max_tokens: int) -> list[Result]:
-    """llms: by method; the one without drafts is "off"."""
+def compare(llms: dict[str, LLM], task: str, batch: int, *, rounds: int, max_tokens: int, until: float) -> list[Result]:
+    """llms: by method; the one without drafts is "off". until: by perf_counter(), after which one round will do."""
     make, sampling = TASKS[task]
     tokenizer = llms["off"].get_tokenizer()
     messages = [[{"role": "user", "content": make(i)}] for i in range(batch)]
@@ -162,7 +162,7 @@ def compare(llms: dict[str, LLM], task: str, batch: int, *, rounds: int, max_tok
     expected = run(llms["off"], prompts, telling).bits
     equal = {name: run(llm, prompts, telling).bits == expected for name, llm in llms.items()}  # and all are warm
     runs: dict[str, list[Run]] = {name: [] for name in llms}
-    for _ in range(rounds):
+    while not runs["off"] or (len(runs["off"]) < rounds and time.perf_counter() < until):
         for name, llm in llms.items():
             runs[name].append(run(llm, prompts, params))
     plain = runs.pop("off")
@@ -239,18 +239,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--quantization")
-    parser.add_argument("--batches", default="1,4,16,64")
+    parser.add_argument("--batches", default="1,2,4,8,16,32,64")
     parser.add_argument("--methods", default="ngram,suffix")
     parser.add_argument("--tasks", default=",".join(TASKS).replace(", ", "+"), help="copy,free,free+drawn")
     parser.add_argument("--draft-model")
     parser.add_argument("--draft-quantization")
     parser.add_argument("--most", type=int, default=8, help="drafts of a sequence in a step")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--agreement", action="store_true", help="of the draft model, by how its tokens are drawn")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     args = parser.parse_args()
+    until = time.perf_counter() + 60 * args.minutes
 
     common = {"quantization": args.quantization, "max_num_seqs": 64, "max_model_len": 1024, "memory_utilization": 0.1}
     configs: dict[str, Any] = {"off": None}
@@ -262,13 +264,16 @@ def main() -> None:
     llms = {name: LLM(args.model, speculative_config=config, **common) for name, config in configs.items()}
     agreements = {}
     if args.agreement:
-        small = LLM(args.draft_model, **{**common, "quantization": args.draft_quantization})
-        agreements = {t: agreement(llms["off"], small, tokens=64, temperature=t) for t in (0.5, 1.0)}
+        large = LLM(args.model, **{**common, "quantization": args.quantization if args.draft_model else None})
+        quantization = args.draft_quantization if args.draft_model else "int8"
+        small = LLM(args.draft_model or args.model, **{**common, "quantization": quantization})
+        agreements = {t: agreement(large, small, tokens=64, temperature=t) for t in (0.5, 1.0)}
+        del large, small
 
     results: list[Result] = []
     for task in _tasks(args.tasks):
         for batch in map(int, args.batches.split(",")):
-            results += compare(llms, task, batch, rounds=args.rounds, max_tokens=args.max_tokens)
+            results += compare(llms, task, batch, rounds=args.rounds, max_tokens=args.max_tokens, until=until)
     table = Table(title=f"{args.model}, {args.quantization or 'not quantised'}: decoding with drafts")
     for name in (
         "task",
