@@ -215,7 +215,9 @@ class TokenUpdater:
         return child
 
     def _continue(self, request: Request, beams: list[Sequence], children: dict[Sequence, list[Sequence]]) -> None:
-        """The beams are children of those before: the first of each goes on in its parent's blocks."""
+        """The beams are children of those before: the first of each goes on in its parent's blocks. They wait if those
+        before do, which have been preempted since the step was scheduled."""
+        waits = self._scheduler.withdraw(request)
         for parent, branches in children.items():
             if branches:
                 parent.follow(branches[0])
@@ -223,6 +225,9 @@ class TokenUpdater:
                 self._scheduler.finish(parent)
         parent_of = {branches[0]: parent for parent, branches in children.items() if branches}
         request.sequences = [parent_of.get(beam, beam) for beam in beams]
+        if waits:
+            self._scheduler.requeue(request.sequences[0])
+            return
         request.forked = True
         for parent, branches in children.items():
             if request.forked and branches:  # not if an earlier one had no room, so that all wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -248,6 +249,36 @@ def test_a_batch_changes_no_bit(config: dict[str, Any], alone: tuple[str, list[A
     assert [outputs[i] for i in range(16)] == expected
     if config.get("predict_lengths") is False:
         assert engine.metrics.preemptions > 0
+
+
+def test_beams_that_are_preempted_once_they_are_computed_go_on(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another sequence's pruning needs their blocks. They waited for ever, or were in the queue twice."""
+    params = [beams(3, max_tokens=20, logprobs=1), beams(2, max_tokens=24, logprobs=1)]
+    prompts = [some_prompt(30, 1), some_prompt(20, 2)]
+    expected = [bits(each) for each in run(make_engine(with_tokenizer=False), prompts, params)]
+    engine = make_engine(with_tokenizer=False)
+    compute, steps = engine._computer.compute, itertools.count()
+
+    def then_preempt(*args: Any) -> Any:
+        computed = compute(*args)
+        if next(steps) % 3 == 2:
+            scheduler = engine._scheduler
+            scheduler._preempt(scheduler._victim())
+        return computed
+
+    monkeypatch.setattr(engine._computer, "compute", then_preempt)
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), prompt, params[i])
+    outputs = {}
+    for _ in range(500):
+        if not engine.has_unfinished():
+            break
+        outputs.update({int(output.request_id): bits(output) for output in engine.step()})
+        engine.check_integrity()
+    assert engine.metrics.preemptions > 5
+    assert [outputs.get(i) for i in range(2)] == expected
 
 
 def test_beams_share_blocks_and_return_them_at_once(make_engine: MakeEngine) -> None:

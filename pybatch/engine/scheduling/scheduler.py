@@ -18,7 +18,7 @@ from pybatch.engine.scheduling.length_prediction import LengthPredictor
 from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.pruning import Gathered, Turned
 from pybatch.engine.scheduling.running import Running
-from pybatch.engine.scheduling.sequence import Sequence, Status
+from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.scheduling.step import Chunk, Step
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.table_pruner import TablePruner
@@ -462,7 +462,7 @@ class Scheduler:
                 self._pool.forget(block)
         for chunk in reversed(chunks):
             if chunk.sequence.status is Status.RUNNING:  # not yet taken back with the other beams of its request
-                self._requeue(chunk.sequence)
+                self.requeue(chunk.sequence)
 
     def fork(self, parent: Sequence, children: list[Sequence]) -> list[tuple[int, int]]:
         """Lets children continue from the parent's computed tokens, in the same blocks.
@@ -480,7 +480,7 @@ class Scheduler:
         places = self.running.free_places if parent.status is Status.RUNNING else 0
         for child in children:
             if places == 0 or self._pool.num_free < len(self._tables.partial(parent, num_tokens)):
-                self._requeue(child)
+                self.requeue(child)
                 if child.request.beams is not None:
                     return []
                 continue
@@ -568,11 +568,20 @@ class Scheduler:
         moves = moves and victim.request.beams is None and not self._tables.awaits_copy(victim)
         if self.swap_space is not None and moves:
             self.swap_space.keep(victim, self._block_size)
-        self._requeue(victim)
+        self.requeue(victim)
         victim.request.metrics.num_preemptions += 1
         self.num_preemptions += 1
 
-    def _requeue(self, sequence: Sequence) -> None:
+    def withdraw(self, request: Request) -> bool:
+        """Takes a request's beams out of the queue if they wait there as one. Returns whether they did; then they are
+        to be requeued."""
+        first = request.sequences[0]
+        if first.status is not Status.WAITING:
+            return False
+        self.waiting.remove(first)
+        return True
+
+    def requeue(self, sequence: Sequence) -> None:
         """Has a sequence wait to be recomputed, and with a beam all of its request's."""
         request = sequence.request
         together = [sequence] if request.beams is None else request.sequences

@@ -89,6 +89,7 @@ def test_the_dashboard_shows_all_of_vllm_s_metrics(samples: dict[str, set[str]])
         "pybatch:kv_cache_blocks",
         "pybatch:kv_cache_pinned_blocks",
         "pybatch:prefix_cache_disk_hits_total",
+        "pybatch:request_targets_total",
         "pybatch:swapped_in_blocks_total",
         "pybatch:swapped_out_blocks_total",
         "pybatch:spec_decode_num_accepted_tokens_per_pos_total",
