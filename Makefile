@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/pybatch run examples/reviews.jsonl -o results.jsonl --overwrite --model smollm2-135m \
 	  --quantization int8 --temperature 0 --max-tokens 128
 
-test: $(VENV)/installed browser
+test: $(VENV)/installed browser emulator
 	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n 2 --dist loadgroup
 
 # For the test that looks at a report; without a browser it is skipped. On Debian, where we may install one.
@@ -23,11 +23,18 @@ browser:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends chromium chromium-driver; } || \
 	echo "No chromium and chromedriver: the test of the report in a browser will be skipped."
 
+# For the tests of ARM's kernels, likewise.
+emulator:
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends g++-aarch64-linux-gnu qemu-user; } || \
+	echo "No aarch64-linux-gnu-g++ and qemu-aarch64: the tests of ARM's kernels will be skipped."
+
 lint: $(VENV)/lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict pybatch
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	find csrc tests/arm -name '*.cpp' -o -name '*.h' -o -name '*.cu*' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -63,4 +70,4 @@ build:  # with the packages of $(VENV), which may be any virtual environment tha
 clean:
 	rm -rf build dist $(VENV) pybatch/*.so
 
-.PHONY: demo test browser lint cuda build clean
+.PHONY: demo test browser emulator lint cuda build clean

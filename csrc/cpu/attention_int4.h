@@ -60,6 +60,27 @@ PYBATCH_INLINE I32x16 broadcast_quad(const int16_t* p) {
 }
 PYBATCH_INLINE __m256i pair_sums(I32x16 a) { return _mm256_permute4x64_epi64(_mm256_hadd_epi32(a.lo, a.hi), 0xd8); }
 
+#elif defined(PYBATCH_ANY_NEON)
+
+template <int n>
+PYBATCH_INLINE I32x16 codes_of(I32x16 words) {
+  auto of = [&](int i) PYBATCH_INLINE_LAMBDA {
+    const int16x8_t top = vshlq_n_s16(vreinterpretq_s16_u32(words.part[i]), 12 - 4 * n);
+    return vreinterpretq_u32_s16(vshrq_n_s16(top, 12));
+  };
+  return {{of(0), of(1), of(2), of(3)}};
+}
+PYBATCH_INLINE I32x16 load_int_halves(const void* lo, const void* hi) {
+  auto at = [](const void* p, int i) PYBATCH_INLINE_LAMBDA {
+    return vreinterpretq_u32_u8(vld1q_u8(static_cast<const uint8_t*>(p) + 16 * i));
+  };
+  return {{at(lo, 0), at(lo, 1), at(hi, 0), at(hi, 1)}};
+}
+PYBATCH_INLINE I32x16 broadcast_quad(const int16_t* p) {
+  const uint32x4_t quad = vreinterpretq_u32_s16(vcombine_s16(vld1_s16(p), vld1_s16(p)));
+  return {{quad, quad, quad, quad}};
+}
+
 #else
 
 template <int n>
@@ -89,6 +110,12 @@ PYBATCH_INLINE void add_pair_sums(int32_t* to, I32x16 a, int64_t n) {
   if (n == kLanes / 2) {
     auto* eight = reinterpret_cast<__m256i*>(to);
     return _mm256_storeu_si256(eight, _mm256_add_epi32(_mm256_loadu_si256(eight), pair_sums(a)));
+  }
+#elif defined(PYBATCH_ANY_NEON)
+  if (n == kLanes / 2) {
+    const uint32x4_t lo = vpaddq_u32(a.part[0], a.part[1]), hi = vpaddq_u32(a.part[2], a.part[3]);
+    vst1q_s32(to, vaddq_s32(vld1q_s32(to), as_signed(lo)));
+    return vst1q_s32(to + 4, vaddq_s32(vld1q_s32(to + 4), as_signed(hi)));
   }
 #endif
   int32_t lanes[kLanes];

@@ -49,6 +49,47 @@ PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8));
 }
 
+#elif defined(PYBATCH_ANY_NEON)
+using Bytes = int8x16_t;
+
+PYBATCH_INLINE Bytes load_bytes(const int8_t* p) { return vld1q_s8(p); }
+PYBATCH_INLINE Bytes load_bytes(const int8_t* lo, const int8_t* hi) { return vcombine_s8(vld1_s8(lo), vld1_s8(hi)); }
+
+// No instruction adds products of neighbours; with those of a lane in two vectors, none has to be added by itself.
+struct Pairs {
+  Bytes a, b;
+};
+PYBATCH_INLINE Pairs pairs_of(Bytes a, Bytes b) { return {a, b}; }
+PYBATCH_INLINE I32x16 dot_pairs(Pairs y, I32x16 x, I32x16 sum) {
+  const int16x8_t words = vreinterpretq_s16_u32(x.part[0]);
+  const int16x8_t a[2] = {vmovl_s8(vget_low_s8(y.a)), vmovl_high_s8(y.a)};
+  const int16x8_t b[2] = {vmovl_s8(vget_low_s8(y.b)), vmovl_high_s8(y.b)};
+  auto of = [&](int i) PYBATCH_INLINE_LAMBDA {
+    int32x4_t dot = as_signed(sum.part[i]);
+    if (i % 2 == 0) {
+      dot = vmlal_laneq_s16(dot, vget_low_s16(a[i / 2]), words, 0);
+      dot = vmlal_laneq_s16(dot, vget_low_s16(b[i / 2]), words, 1);
+    } else {
+      dot = vmlal_high_laneq_s16(dot, a[i / 2], words, 0);
+      dot = vmlal_high_laneq_s16(dot, b[i / 2], words, 1);
+    }
+    return as_unsigned(dot);
+  };
+  return {{of(0), of(1), of(2), of(3)}};
+}
+PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, I32x16 b, I32x16 sum) {
+  auto of = [&](int i) PYBATCH_INLINE_LAMBDA {
+    const int16x8_t x = vreinterpretq_s16_u32(a.part[i]), y = vreinterpretq_s16_u32(b.part[i]);
+    const int32x4_t pairs = vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+    return vaddq_u32(sum.part[i], as_unsigned(pairs));
+  };
+  return {{of(0), of(1), of(2), of(3)}};
+}
+PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
+  vst1q_u16(reinterpret_cast<uint16_t*>(p), lower_halves(a.part[0], a.part[1]));
+  vst1q_u16(reinterpret_cast<uint16_t*>(p + 8), lower_halves(a.part[2], a.part[3]));
+}
+
 #else
 
 struct Bytes {
@@ -95,13 +136,16 @@ struct Product<int8_t> {
   static PYBATCH_INLINE I32x16 multiplier(const float* row, int64_t i) {
     return broadcast_int(load_int(reinterpret_cast<const int16_t*>(row) + i));
   }
-  static PYBATCH_INLINE I32x16 columns(const int8_t* p, int64_t stride) {
+  static PYBATCH_INLINE auto columns(const int8_t* p, int64_t stride) {
     return pairs_of(load_bytes(p), load_bytes(p + stride));
   }
-  static PYBATCH_INLINE I32x16 columns(const int8_t* lo, const int8_t* hi, int64_t stride) {
+  static PYBATCH_INLINE auto columns(const int8_t* lo, const int8_t* hi, int64_t stride) {
     return pairs_of(load_bytes(lo, hi), load_bytes(lo + stride, hi + stride));
   }
-  static PYBATCH_INLINE Sum multiply_add(I32x16 x, I32x16 y, Sum sum) { return dot_pairs(y, x, sum); }
+  template <class Columns>
+  static PYBATCH_INLINE Sum multiply_add(I32x16 x, Columns y, Sum sum) {
+    return dot_pairs(y, x, sum);
+  }
 };
 
 // x * factor as words, for factor = word_factor(the largest |x|). NaN becomes some word.

@@ -12,7 +12,7 @@ constexpr int kRows = 6;  // rows in registers at once
 #if defined(PYBATCH_ISA_AVX512)
 constexpr int kColumns = 4;  // vectors in registers at once: 6 * 4 sums of 32 registers
 #else
-constexpr int kColumns = 1;  // a vector is two registers of 16
+constexpr int kColumns = 1;  // a vector is two registers of 16, or four of 32
 #endif
 
 constexpr int64_t kGranule = 8;  // tokens that are always adjacent: the smallest block

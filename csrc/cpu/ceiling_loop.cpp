@@ -9,6 +9,8 @@ namespace {
 constexpr int kChains = 12;
 #elif defined(PYBATCH_ISA_AVX2)
 constexpr int kChains = 5;  // of two registers each
+#elif defined(PYBATCH_ANY_NEON)
+constexpr int kChains = 6;  // of four registers each
 #else
 constexpr int kChains = 2;
 #endif
@@ -54,6 +56,35 @@ double multiply_add_bytes(int64_t rounds) {  // bytes widened to 16 bits
   }
   keep(sum);
   return 2.0 * 16 * kRegisters * static_cast<double>(rounds);
+}
+
+#elif defined(PYBATCH_ANY_NEON)
+
+double multiply_add_bytes(int64_t rounds) {
+  constexpr int kRegisters = 4 * kChains;
+  int32x4_t sum[kRegisters];
+  for (int c = 0; c < kRegisters; ++c) sum[c] = vdupq_n_s32(c);
+  const int8x16_t x = vdupq_n_s8(3), w = vdupq_n_s8(static_cast<int8_t>(rounds));
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 24
+    for (int c = 0; c < kRegisters; ++c) {
+#if defined(PYBATCH_ISA_NEON_I8MM)
+      sum[c] = vmmlaq_s32(sum[c], x, w);
+#elif defined(PYBATCH_ISA_NEON_DOTPROD)
+      sum[c] = vdotq_s32(sum[c], x, w);
+#else  // half of the bytes, of which two products are added in 16 bits
+      const int8x8_t bytes = vget_low_s8(vreinterpretq_s8_s32(sum[c]));
+      sum[c] = vpadalq_s16(sum[c], vmlal_s8(vmull_s8(bytes, vget_low_s8(x)), bytes, vget_low_s8(w)));
+#endif
+    }
+  }
+  keep(sum);
+#if defined(PYBATCH_ISA_NEON_I8MM)
+  constexpr double kProducts = 32;
+#else
+  constexpr double kProducts = 16;
+#endif
+  return 2.0 * kProducts * kRegisters * static_cast<double>(rounds);
 }
 
 #else

@@ -40,6 +40,13 @@ struct StepTile {
 struct BlockTile {
   static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
 };
+#elif defined(PYBATCH_ANY_NEON)
+struct StepTile {  // a sum is four of 32 registers
+  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
+};
+struct BlockTile {
+  static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
+};
 #else
 struct StepTile {
   static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 1;
@@ -71,7 +78,9 @@ struct Gemm {
   int64_t x_stride;      // bytes from row to row
   int64_t panel_stride;  // bytes from panel to panel of p.weight
   int64_t steps;
+  int64_t row_size = 1;  // rows of p.out that a row of x makes
 
+  int64_t m() const { return ceil_div(p.m, row_size); }
   int64_t panels() const { return ceil_div(p.n, kPanel); }
   int64_t together() const { return is_gated(p.epilogue) ? 2 : 1; }  // panels that `finish` needs at once
 };
@@ -80,8 +89,10 @@ struct Gemm {
 inline void fetch_output(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
   const Matrix& out = g.p.out;
   const int64_t bytes = size_of(out.dtype), width = panels * kPanel / g.together() * bytes;
-  const char* at = static_cast<const char*>(out.data) + (row * out.row_stride + panel * kPanel / g.together()) * bytes;
-  for (int64_t r = 0; r < rows; ++r, at += out.row_stride * bytes) {
+  const int64_t first = row * g.row_size, end = min(first + rows * g.row_size, g.p.m);
+  const char* at =
+      static_cast<const char*>(out.data) + (first * out.row_stride + panel * kPanel / g.together()) * bytes;
+  for (int64_t r = first; r < end; ++r, at += out.row_stride * bytes) {
     for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(at + b, 1);
   }
 }
@@ -229,7 +240,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
 
 template <class Op, class Finish>
 void gemm(const Gemm& g, const Finish& finish) {
-  const int64_t m = g.p.m, panels = g.panels(), together = g.together();
+  const int64_t m = g.m(), panels = g.panels(), together = g.together();
   if (m == 0 || panels == 0) return;
   int64_t tile_rows = min(m, Op::Tile::kMaxRows);
   int64_t tile_panels = min(Op::Tile::kMaxSums / tile_rows, Op::Tile::kMaxPanels);
@@ -255,6 +266,9 @@ void gemm(const Gemm& g, const Finish& finish) {
 }
 
 // ---- fp32 sums: Weight is the type in memory ----
+//
+// 16-bit weights are widened, also where an instruction multiplies them as they are: ARM's fmlal, bfdot and bfmmla, or
+// AVX-512's vdpbf16ps, take activations of 16 bits only, and some round sums otherwise. Bits would be a chip's own.
 
 template <class Weight>
 struct FloatOp {

@@ -5,9 +5,56 @@
 
 #include "cpu/kernels.h"
 
+#if defined(PYBATCH_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(PYBATCH_ARM)
+#include <sys/auxv.h>
+#endif
+
 namespace pybatch {
 namespace cpu {
 namespace {
+
+#ifdef PYBATCH_ARM
+
+#define PYBATCH_ENTRY_OF(name, Params) neon::name,
+constexpr Kernels kNeon = {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)};
+#undef PYBATCH_ENTRY_OF
+constexpr Kernels kNeonDotprod = [] {
+  Kernels kernels = kNeon;
+  kernels.matmul_w8a8 = neon_dotprod::matmul_w8a8;
+  kernels.matmul_gguf = neon_dotprod::matmul_gguf;
+  kernels.ceiling_loop = neon_dotprod::ceiling_loop;
+  return kernels;
+}();
+constexpr Kernels kNeonI8mm = [] {
+  Kernels kernels = kNeonDotprod;
+  kernels.matmul_w8a8 = neon_i8mm::matmul_w8a8;
+  kernels.ceiling_loop = neon_i8mm::ceiling_loop;
+  return kernels;
+}();
+
+// The sets that kernels are compiled for begin at ARMv8.2, whose atomics the compiler may use.
+#ifdef __APPLE__
+bool has(const char* feature) {
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_dotprod() { return has("hw.optional.arm.FEAT_LSE") && has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_dotprod() && has("hw.optional.arm.FEAT_I8MM"); }
+#else
+bool has_dotprod() {
+  constexpr unsigned long kAtomics = 1 << 8, kDotprod = 1 << 20;  // HWCAP_ATOMICS, HWCAP_ASIMDDP
+  return (~getauxval(AT_HWCAP) & (kAtomics | kDotprod)) == 0;
+}
+bool has_i8mm() {
+  constexpr unsigned long kI8mm = 1 << 13;  // HWCAP2_I8MM
+  return has_dotprod() && (getauxval(AT_HWCAP2) & kI8mm) != 0;
+}
+#endif
+
+#endif
 
 struct Isa {
   const char* name;
@@ -31,6 +78,11 @@ const Isa kIsas[] = {
 #define PYBATCH_ENTRY_OF(name, Params) avx2::name,
      {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)}},
 #undef PYBATCH_ENTRY_OF
+#endif
+#ifdef PYBATCH_ARM
+    {"neon_i8mm", has_i8mm, kNeonI8mm},
+    {"neon_dotprod", has_dotprod, kNeonDotprod},
+    {"neon", [] { return true; }, kNeon},
 #endif
     {"portable",
      [] { return true; },

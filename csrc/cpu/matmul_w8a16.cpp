@@ -1,5 +1,6 @@
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
+#include "cpu/vec_int.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
@@ -22,6 +23,8 @@ struct Int8WeightOp : FloatOp<float> {
       return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24));
     };
     return {widen(group), widen(group + 32)};
+#elif defined(PYBATCH_ANY_NEON)
+    return to_float(signed_top_byte(load_ints(group) << (24 - 8 * step)));
 #else
     float w[kLanes];
     for (int i = 0; i < kLanes; ++i) w[i] = static_cast<float>(static_cast<int8_t>(group[4 * i + step]));

@@ -1,16 +1,23 @@
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
+#include "cpu/vec_int.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
-// An exact dot product of four int8 pairs a lane. A step is four k: 16 columns of four weights, and one row's four
-// activations as `round_and_store` writes them, 16 at a time, from floats in [-127, 127].
+// An exact dot product of four int8 pairs a lane. A step is kGroups times four k: 16 columns of four weights, and one
+// row's four activations as `round_and_store` writes them, 16 at a time, from floats in [-127, 127]. With kGroups = 2
+// the last step may take a panel's column sums for weights: activations are zeros there.
+struct OneGroup {
+  static constexpr int kGroups = 1, kRows = 1;
+  using Tile = StepTile;
+};
+
 #if defined(PYBATCH_ISA_AVX512)
 
 // VNNI multiplies unsigned by signed, so activations are stored as q + 128 and every sum is 128 * (sum of the column's
 // weights) too large.
-struct Dot4 {
+struct Dot4 : OneGroup {
   using Sum = __m512i;
   using X = __m512i;
   using W = __m512i;
@@ -36,7 +43,7 @@ struct Dot4 {
 
 // Bytes are widened to 16 bits, even and odd ones separately, and multiplied and added in pairs: k 0 and 2, then k 1
 // and 3. Activations are stored in that order.
-struct Dot4 {
+struct Dot4 : OneGroup {
   struct Sum {
     __m256i lo, hi;
   };
@@ -79,9 +86,137 @@ struct Dot4 {
   }
 };
 
+#elif defined(PYBATCH_ANY_NEON)
+
+struct SignedBytes {
+  using Stored = int8_t;
+  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) { store_bytes(out, to_int(q)); }
+  struct Excess {};
+  static PYBATCH_INLINE Excess excess(const int32_t*) { return Excess(); }
+  static PYBATCH_INLINE int8x16_t four(const char* p) { return vreinterpretq_s8_s32(vdupq_n_s32(load_int(p))); }
+  static PYBATCH_INLINE int8x16_t columns(const char* group, int i) {
+    return vld1q_s8(reinterpret_cast<const int8_t*>(group) + 16 * i);
+  }
+};
+
+#if defined(PYBATCH_ISA_NEON)
+
+// Two products fit 16 bits. Those that are added there are four k apart, since a step is two groups of weights; then
+// neighbours are added in 32 bits.
+struct Dot4 : SignedBytes {
+  static constexpr int kGroups = 2, kRows = 1;
+  struct Tile {
+    static constexpr int kMaxRows = 3, kMaxPanels = 2, kMaxSums = 3, kStepWork = 4;
+  };
+  struct Sum {
+    int32x4_t v[8];  // v[i]: of columns 2i and 2i + 1, two parts of the sum each
+  };
+  struct X {
+    int8x16_t first, second;
+  };
+  struct W {
+    int8x16_t first[4], second[4];
+  };
+  static PYBATCH_INLINE X activation(const char* p) { return {four(p), four(p + 4)}; }
+  static PYBATCH_INLINE W weight(const char* group, int) {
+    W w;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      w.first[i] = columns(group, i);
+      w.second[i] = columns(group, i + 4);
+    }
+    return w;
+  }
+  static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const int16x8_t lo = vmull_s8(vget_low_s8(w.first[i]), vget_low_s8(x.first));
+      const int16x8_t hi = vmull_high_s8(w.first[i], x.first);
+      sum.v[2 * i] = vpadalq_s16(sum.v[2 * i], vmlal_s8(lo, vget_low_s8(w.second[i]), vget_low_s8(x.second)));
+      sum.v[2 * i + 1] = vpadalq_s16(sum.v[2 * i + 1], vmlal_high_s8(hi, w.second[i], x.second));
+    }
+    return sum;
+  }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, Excess) {
+    auto of = [&](int i) PYBATCH_INLINE_LAMBDA { return vcvtq_f32_s32(vpaddq_s32(sum.v[2 * i], sum.v[2 * i + 1])); };
+    return {{of(0), of(1), of(2), of(3)}};
+  }
+};
+
 #else
 
-struct Dot4 {
+struct Dot4 : OneGroup, SignedBytes {
+  using Sum = I32x16;
+  using X = int8x16_t;
+  struct W {
+    int8x16_t v[4];
+  };
+  static PYBATCH_INLINE X activation(const char* p) { return four(p); }
+  static PYBATCH_INLINE W weight(const char* group, int) {
+    return {{columns(group, 0), columns(group, 1), columns(group, 2), columns(group, 3)}};
+  }
+  static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) {
+    auto of = [&](int i) PYBATCH_INLINE_LAMBDA { return as_unsigned(vdotq_s32(as_signed(sum.part[i]), w.v[i], x)); };
+    return {{of(0), of(1), of(2), of(3)}};
+  }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, Excess) { return PYBATCH_ISA_NAMESPACE::to_float(sum); }
+};
+
+#endif
+
+#if defined(PYBATCH_ISA_NEON_I8MM)
+
+// Two rows at a time, of which eight activations each lie side by side: an instruction multiplies them by two columns'.
+struct Dot8 : SignedBytes {
+  static constexpr int kGroups = 2, kRows = 2;
+  struct Tile {
+    static constexpr int kMaxRows = 3, kMaxPanels = 2, kMaxSums = 3, kStepWork = 4;
+  };
+  struct Sum {
+    int32x4_t v[8];  // v[i]: columns 2i and 2i + 1 of the first row, then of the second
+    // Row r alone.
+    PYBATCH_INLINE I32x16 row(int r) const {
+      auto of = [&](int i) PYBATCH_INLINE_LAMBDA {
+        const int64x2_t a = vreinterpretq_s64_s32(v[2 * i]), b = vreinterpretq_s64_s32(v[2 * i + 1]);
+        return vreinterpretq_u32_s64(r == 0 ? vtrn1q_s64(a, b) : vtrn2q_s64(a, b));
+      };
+      return {{of(0), of(1), of(2), of(3)}};
+    }
+  };
+  using X = int8x16_t;
+  struct W {
+    int8x16_t v[8];  // v[i]: eight k of column 2i, and of 2i + 1
+  };
+  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
+    const int8x16_t bytes = lowest_bytes(to_int(q));
+    vst1_s8(out, vget_low_s8(bytes));
+    vst1_s8(out + 16, vget_high_s8(bytes));
+  }
+  static PYBATCH_INLINE X activation(const char* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); }
+  static PYBATCH_INLINE W weight(const char* group, int) {
+    W w;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const int32x4_t first = vreinterpretq_s32_s8(columns(group, i));
+      const int32x4_t second = vreinterpretq_s32_s8(columns(group, i + 4));
+      w.v[2 * i] = vreinterpretq_s8_s32(vzip1q_s32(first, second));
+      w.v[2 * i + 1] = vreinterpretq_s8_s32(vzip2q_s32(first, second));
+    }
+    return w;
+  }
+  static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) sum.v[i] = vmmlaq_s32(sum.v[i], x, w.v[i]);
+    return sum;
+  }
+};
+constexpr int64_t kPairRows = 4;  // rows from which it beats Dot4
+
+#endif
+
+#else
+
+struct Dot4 : OneGroup {
   struct Sum {
     int32_t v[kPanel];
   };
@@ -119,19 +254,19 @@ struct Dot4 {
 
 #endif
 
-struct Dot4Op : Dot4 {
+template <class Dot>
+struct DotOp : Dot {
   static constexpr int kSteps = 1;
-  static constexpr int kGroupBytes = 4 * kPanel;
-  static constexpr int kStepBytes = 4 * sizeof(Stored);
+  static constexpr int kGroupBytes = 4 * kPanel * Dot::kGroups;
+  static constexpr int kStepBytes = 4 * Dot::kGroups * Dot::kRows * sizeof(typename Dot::Stored);
   static constexpr bool kWiden = false;
-  using Tile = StepTile;
-  using Widened = Dot4Op;
+  using Widened = DotOp;
 };
 
 // Symmetric: scale = max|x| / 127, q = x * (127 / max|x|) to the nearest integer, ties to even. Returns the scale,
 // which is NaN if x has a value that is not finite, so that the row's results are NaN.
-template <class T>
-float quantize_row(const T* x, int64_t k, Dot4::Stored* out) {
+template <class Dot, class T>
+float quantize_row(const T* x, int64_t k, typename Dot::Stored* out) {
   constexpr int kChains = 4;  // more than one, since each waits for its last maximum
   F32x16 largest[kChains], poison[kChains];
   for (int c = 0; c < kChains; ++c) largest[c] = poison[c] = zeros();
@@ -149,28 +284,38 @@ float quantize_row(const T* x, int64_t k, Dot4::Stored* out) {
   const float scale = most / 127.0f + reduce_add((poison[0] + poison[1]) + (poison[2] + poison[3]));
 
   if (!(scale >= kSmallestNormal)) {
-    for (i = 0; i < k; i += kLanes) Dot4::round_and_store(out + i, zeros());
+    for (i = 0; i < k; i += kLanes) Dot::round_and_store(out + i * Dot::kRows, zeros());
     return scale != scale ? scale : 0.0f;
   }
   const F32x16 inverse = broadcast(127.0f / most);
-  for (i = 0; i + kLanes <= k; i += kLanes) Dot4::round_and_store(out + i, load(x + i) * inverse);
-  if (i < k) Dot4::round_and_store(out + i, load_first(x + i, k - i) * inverse);
+  for (i = 0; i + kLanes <= k; i += kLanes) Dot::round_and_store(out + i * Dot::kRows, load(x + i) * inverse);
+  if (i < k) Dot::round_and_store(out + i * Dot::kRows, load_first(x + i, k - i) * inverse);
   return scale;
+}
+
+template <class Dot, class Finish>
+void multiply(const MatmulParams& p, float* row_scales, const Finish& finish) {
+  using Stored = typename Dot::Stored;
+  using Op = DotOp<Dot>;
+  constexpr int64_t kRows = Dot::kRows, kRowBytes = kRows * static_cast<int64_t>(sizeof(Stored));
+  int64_t stride = ceil_div(p.k, kLanes) * kLanes;
+  if (stride * kRowBytes % 4096 == 0) stride += 64;  // such rows would share one cache set
+  auto* rows = static_cast<Stored*>(thread_scratch(kActivations, ceil_div(p.m, kRows) * stride * kRowBytes));
+  for_each_row(p, [&](int64_t row, auto* x) {
+    Stored* out = rows + row / kRows * kRows * stride + row % kRows * 8;
+    row_scales[row] = quantize_row<Dot>(x, p.k, out);
+  });
+  const int64_t groups = ceil_div(p.k, 4);
+  Gemm g{p, rows, stride * kRowBytes, (groups + 1) * 4 * kPanel, ceil_div(groups, Dot::kGroups), kRows};
+  gemm<Op>(g, finish);
 }
 
 }  // namespace
 
 void matmul_w8a8(const MatmulParams& p) {
-  int64_t stride = ceil_div(p.k, kLanes) * kLanes;
-  if (stride * sizeof(Dot4::Stored) % 4096 == 0) stride += 64;  // such rows would share one cache set
-  auto* rows = static_cast<Dot4::Stored*>(
-      thread_scratch(kActivations, p.m * stride * static_cast<int64_t>(sizeof(Dot4::Stored))));
   auto* row_scales = static_cast<float*>(thread_scratch(kRowScales, p.m * 4));
-  for_each_row(p, [&](int64_t row, auto* x) { row_scales[row] = quantize_row(x, p.k, rows + row * stride); });
-
-  int64_t groups = ceil_div(p.k, 4), panel_stride = (groups + 1) * Dot4Op::kGroupBytes;
-  Gemm g{p, rows, stride * static_cast<int64_t>(sizeof(Dot4::Stored)), panel_stride, groups};
-  gemm<Dot4Op>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Dot4::Sum* sums) {
+  const int64_t panel_stride = (ceil_div(p.k, 4) + 1) * 4 * kPanel;
+  auto finish = [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Dot4::Sum* sums) {
     write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) PYBATCH_INLINE_LAMBDA {
       F32x16 scale = load_first(p.scale + column, p.n - column);
       auto* last_group = static_cast<const char*>(p.weight) + (column / kPanel + 1) * panel_stride - 64;
@@ -178,7 +323,24 @@ void matmul_w8a8(const MatmulParams& p) {
       return [=](int64_t r, Dot4::Sum sum)
                  PYBATCH_INLINE_LAMBDA { return Dot4::to_float(sum, excess) * (broadcast(row_scales[r]) * scale); };
     });
-  });
+  };
+#if defined(PYBATCH_ISA_NEON_I8MM)
+  if (p.m >= kPairRows) {
+    return multiply<Dot8>(p, row_scales,
+                          [&](int64_t panel, int64_t panels, int64_t pair, int64_t pairs, const Dot8::Sum* sums) {
+                            using Tile = Dot8::Tile;
+                            const int64_t row = 2 * pair, rows = min(2 * pairs, p.m - row);
+                            I32x16 of_rows[2 * Tile::kMaxRows * Tile::kMaxPanels];
+                            for (int64_t i = 0; i < panels; ++i) {
+                              for (int64_t r = 0; r < rows; ++r) {
+                                of_rows[i * rows + r] = sums[i * pairs + r / 2].row(static_cast<int>(r % 2));
+                              }
+                            }
+                            finish(panel, panels, row, rows, of_rows);
+                          });
+  }
+#endif
+  multiply<Dot4>(p, row_scales, finish);
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

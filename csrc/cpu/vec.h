@@ -1,5 +1,6 @@
-// Sixteen fp32 lanes, the one vector of every kernel: a zmm register under AVX-512, two ymm under AVX2, plain arrays
-// that the compiler vectorises elsewhere. The lanes mean the same everywhere, so AVX2 and AVX-512 give the same bits.
+// Sixteen fp32 lanes, the one vector of every kernel: a zmm register under AVX-512, two ymm under AVX2, four registers
+// under NEON, plain arrays that the compiler vectorises elsewhere. The lanes mean the same everywhere, so AVX2, AVX-512
+// and NEON give the same bits.
 // Multiplies and adds are fused only where fma() says so (the build turns contraction off).
 //
 // Included by sources that are compiled once per instruction set: everything lives in a namespace of that set's name,
@@ -13,12 +14,21 @@
 
 #if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AVX2)
 #include <immintrin.h>
+#elif defined(PYBATCH_ISA_NEON) || defined(PYBATCH_ISA_NEON_DOTPROD) || defined(PYBATCH_ISA_NEON_I8MM)
+#define PYBATCH_ANY_NEON
+#include <arm_neon.h>
 #endif
 
 #if defined(PYBATCH_ISA_AVX512)
 #define PYBATCH_ISA_NAMESPACE avx512
 #elif defined(PYBATCH_ISA_AVX2)
 #define PYBATCH_ISA_NAMESPACE avx2
+#elif defined(PYBATCH_ISA_NEON)
+#define PYBATCH_ISA_NAMESPACE neon
+#elif defined(PYBATCH_ISA_NEON_DOTPROD)
+#define PYBATCH_ISA_NAMESPACE neon_dotprod
+#elif defined(PYBATCH_ISA_NEON_I8MM)
+#define PYBATCH_ISA_NAMESPACE neon_i8mm
 #else
 #define PYBATCH_ISA_NAMESPACE portable
 #endif
@@ -240,6 +250,109 @@ PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
   return bits(_mm256_cmp_ps(x.lo, limit.lo, _CMP_GE_OQ)) | bits(_mm256_cmp_ps(x.hi, limit.hi, _CMP_GE_OQ)) << 8;
 }
 
+#elif defined(PYBATCH_ANY_NEON)
+
+struct F32x16 {
+  float32x4_t part[4];
+};
+
+#define PYBATCH_PARTWISE(expression)                                 \
+  auto of = [&](int i) PYBATCH_INLINE_LAMBDA { return expression; }; \
+  return {                                                           \
+    {                                                                \
+      of(0), of(1), of(2), of(3)                                     \
+    }                                                                \
+  }
+
+PYBATCH_INLINE F32x16 broadcast(float x) {
+  const float32x4_t all = vdupq_n_f32(x);
+  return {{all, all, all, all}};
+}
+PYBATCH_INLINE F32x16 zeros() { return broadcast(0.0f); }
+PYBATCH_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  PYBATCH_PARTWISE(vfmaq_f32(c.part[i], a.part[i], b.part[i]));
+}
+PYBATCH_INLINE F32x16 operator+(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(vaddq_f32(a.part[i], b.part[i])); }
+PYBATCH_INLINE F32x16 operator-(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(vsubq_f32(a.part[i], b.part[i])); }
+PYBATCH_INLINE F32x16 operator*(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(vmulq_f32(a.part[i], b.part[i])); }
+PYBATCH_INLINE F32x16 operator/(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(vdivq_f32(a.part[i], b.part[i])); }
+// fmax and fmin treat NaN and zeros otherwise than the others' instructions, which give b unless a is the larger.
+PYBATCH_INLINE F32x16 max(F32x16 a, F32x16 b) {
+  PYBATCH_PARTWISE(vbslq_f32(vcgtq_f32(a.part[i], b.part[i]), a.part[i], b.part[i]));
+}
+PYBATCH_INLINE F32x16 min(F32x16 a, F32x16 b) {
+  PYBATCH_PARTWISE(vbslq_f32(vcltq_f32(a.part[i], b.part[i]), a.part[i], b.part[i]));
+}
+PYBATCH_INLINE F32x16 abs(F32x16 a) { PYBATCH_PARTWISE(vabsq_f32(a.part[i])); }
+PYBATCH_INLINE F32x16 round(F32x16 a) { PYBATCH_PARTWISE(vrndnq_f32(a.part[i])); }
+PYBATCH_INLINE float32x4_t scale_by_power_of_two(float32x4_t a, float32x4_t n) {
+  const int32x4_t bits = vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23);
+  return vmulq_f32(a, vreinterpretq_f32_s32(bits));
+}
+PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
+  PYBATCH_PARTWISE(scale_by_power_of_two(a.part[i], n.part[i]));
+}
+
+PYBATCH_INLINE float32x4_t load4(const float* p) { return vld1q_f32(p); }
+PYBATCH_INLINE float32x4_t load4(const f16* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
+}
+PYBATCH_INLINE float32x4_t load4(const bf16* p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16));
+}
+template <class T>
+PYBATCH_INLINE F32x16 load_halves(const T* lo, const T* hi) {
+  PYBATCH_PARTWISE(load4((i < 2 ? lo : hi) + i % 2 * 4));
+}
+PYBATCH_INLINE F32x16 load_halves(const int8_t* lo, const int8_t* hi) {
+  const int16x8_t wide[2] = {vmovl_s8(vld1_s8(lo)), vmovl_s8(vld1_s8(hi))};
+  PYBATCH_PARTWISE(vcvtq_f32_s32(i % 2 == 0 ? vmovl_s16(vget_low_s16(wide[i / 2])) : vmovl_high_s16(wide[i / 2])));
+}
+template <class T>
+PYBATCH_INLINE F32x16 load(const T* p) {
+  return load_halves(p, p + 8);
+}
+
+PYBATCH_INLINE void store4(float* p, float32x4_t a) { vst1q_f32(p, a); }
+PYBATCH_INLINE void store4(f16* p, float32x4_t a) {
+  vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(a)));
+}
+PYBATCH_INLINE void store4(bf16* p, float32x4_t a) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint16x4_t rounded = vshrn_n_u32(vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
+  const uint16x4_t number = vmovn_u32(vceqq_f32(a, a));
+  vst1_u16(reinterpret_cast<uint16_t*>(p), vbsl_u16(number, rounded, vdup_n_u16(0x7fc0)));
+}
+template <class T>
+PYBATCH_INLINE void store(T* p, F32x16 a) {
+  for (int i = 0; i < 4; ++i) store4(p + 4 * i, a.part[i]);
+}
+
+PYBATCH_INLINE uint32x4_t numbers_from(uint32_t first) {
+  const uint32x4_t lanes = {0, 1, 2, 3};
+  return vaddq_u32(lanes, vdupq_n_u32(first));
+}
+PYBATCH_INLINE F32x16 select_first(int64_t n, F32x16 a, F32x16 b) {
+  const uint32x4_t count = vdupq_n_u32(static_cast<uint32_t>(n));
+  PYBATCH_PARTWISE(vbslq_f32(vcgtq_u32(count, numbers_from(static_cast<uint32_t>(4 * i))), a.part[i], b.part[i]));
+}
+PYBATCH_INLINE F32x16 select_lanes(uint32_t lanes, F32x16 a, F32x16 b) {
+  const uint32x4_t bit = {1, 2, 4, 8};
+  PYBATCH_PARTWISE(vbslq_f32(vtstq_u32(vdupq_n_u32(lanes >> (4 * i)), bit), a.part[i], b.part[i]));
+}
+PYBATCH_INLINE F32x16 zero_where_below(F32x16 x, F32x16 limit, F32x16 a) {
+  PYBATCH_PARTWISE(
+      vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a.part[i]), vcltq_f32(x.part[i], limit.part[i]))));
+}
+PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
+  uint32x4_t bits = vdupq_n_u32(0);
+  for (int i = 0; i < 4; ++i) {
+    const uint32x4_t bit = {1u << (4 * i), 2u << (4 * i), 4u << (4 * i), 8u << (4 * i)};
+    bits = vorrq_u32(bits, vandq_u32(vcgeq_f32(x.part[i], limit.part[i]), bit));
+  }
+  return vaddvq_u32(bits);
+}
+
 #else  // portable
 
 struct F32x16 {
@@ -339,9 +452,9 @@ PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {
   return mask;
 }
 #undef PYBATCH_LANEWISE
-#undef PYBATCH_PARTWISE
 
 #endif
+#undef PYBATCH_PARTWISE
 
 // ---- the same on every instruction set ----
 

@@ -154,6 +154,133 @@ PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
           dot16_half<kMaxByte>({w[0].hi, w[1].hi, w[2].hi, w[3].hi}, all, sum.hi)};
 }
 
+#elif defined(PYBATCH_ANY_NEON)
+
+struct I32x16 {
+  uint32x4_t part[4];
+};
+struct WideInts {
+  I32x16 high, low;
+};
+
+#define PYBATCH_PARTWISE(expression)                                 \
+  auto of = [&](int i) PYBATCH_INLINE_LAMBDA { return expression; }; \
+  return {                                                           \
+    {                                                                \
+      of(0), of(1), of(2), of(3)                                     \
+    }                                                                \
+  }
+
+PYBATCH_INLINE int32x4_t as_signed(uint32x4_t a) { return vreinterpretq_s32_u32(a); }
+PYBATCH_INLINE uint32x4_t as_unsigned(int32x4_t a) { return vreinterpretq_u32_s32(a); }
+PYBATCH_INLINE int8x16_t as_bytes(uint32x4_t a) { return vreinterpretq_s8_u32(a); }
+
+PYBATCH_INLINE I32x16 broadcast_int(int32_t x) {
+  const uint32x4_t all = vdupq_n_u32(static_cast<uint32_t>(x));
+  return {{all, all, all, all}};
+}
+PYBATCH_INLINE I32x16 load_ints(const void* p) {
+  PYBATCH_PARTWISE(vreinterpretq_u32_u8(vld1q_u8(static_cast<const uint8_t*>(p) + 16 * i)));
+}
+PYBATCH_INLINE void store(int32_t* p, I32x16 a) {
+  for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, as_signed(a.part[i]));
+}
+PYBATCH_INLINE I32x16 operator+(I32x16 a, I32x16 b) { PYBATCH_PARTWISE(vaddq_u32(a.part[i], b.part[i])); }
+PYBATCH_INLINE I32x16 operator&(I32x16 a, I32x16 b) { PYBATCH_PARTWISE(vandq_u32(a.part[i], b.part[i])); }
+PYBATCH_INLINE I32x16 operator|(I32x16 a, I32x16 b) { PYBATCH_PARTWISE(vorrq_u32(a.part[i], b.part[i])); }
+PYBATCH_INLINE I32x16 operator^(I32x16 a, I32x16 b) { PYBATCH_PARTWISE(veorq_u32(a.part[i], b.part[i])); }
+// The compiler's operators, whose counts need not be constants of the language to be constants of the instruction.
+PYBATCH_INLINE I32x16 operator<<(I32x16 a, int n) { PYBATCH_PARTWISE(a.part[i] << n); }
+PYBATCH_INLINE I32x16 operator>>(I32x16 a, int n) { PYBATCH_PARTWISE(a.part[i] >> n); }
+PYBATCH_INLINE I32x16 signed_top_byte(I32x16 a) {
+  PYBATCH_PARTWISE(as_unsigned(vshrq_n_s32(as_signed(a.part[i]), 24)));
+}
+PYBATCH_INLINE F32x16 to_float(I32x16 a) { PYBATCH_PARTWISE(vcvtq_f32_s32(as_signed(a.part[i]))); }
+PYBATCH_INLINE I32x16 to_int(F32x16 a) { PYBATCH_PARTWISE(as_unsigned(vcvtnq_s32_f32(a.part[i]))); }
+PYBATCH_INLINE I32x16 float_bits(F32x16 a) { PYBATCH_PARTWISE(vreinterpretq_u32_f32(a.part[i])); }
+PYBATCH_INLINE I32x16 max(I32x16 a, I32x16 b) {
+  PYBATCH_PARTWISE(as_unsigned(vmaxq_s32(as_signed(a.part[i]), as_signed(b.part[i]))));
+}
+PYBATCH_INLINE WideInts multiply(I32x16 a, uint32_t b) {
+  WideInts product;
+  for (int i = 0; i < 4; ++i) {
+    const uint32x4_t factor = vdupq_n_u32(b);
+    const uint32x4_t lo = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a.part[i]), vget_low_u32(factor)));
+    const uint32x4_t hi = vreinterpretq_u32_u64(vmull_high_u32(a.part[i], factor));
+    product.high.part[i] = vuzp2q_u32(lo, hi);
+    product.low.part[i] = vuzp1q_u32(lo, hi);
+  }
+  return product;
+}
+PYBATCH_INLINE int32_t reduce_max(I32x16 a) {
+  const int32x4_t lo = vmaxq_s32(as_signed(a.part[0]), as_signed(a.part[1]));
+  return vmaxvq_s32(vmaxq_s32(lo, vmaxq_s32(as_signed(a.part[2]), as_signed(a.part[3]))));
+}
+PYBATCH_INLINE int32_t reduce_add(I32x16 a) {
+  const uint32x4_t sum = vaddq_u32(vaddq_u32(a.part[0], a.part[1]), vaddq_u32(a.part[2], a.part[3]));
+  return static_cast<int32_t>(vaddvq_u32(sum));
+}
+// The lower halves of 16 lanes.
+PYBATCH_INLINE uint16x8_t lower_halves(uint32x4_t a, uint32x4_t b) {
+  return vuzp1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
+}
+PYBATCH_INLINE int8x16_t lowest_bytes(I32x16 a) {
+  const uint16x8_t lo = lower_halves(a.part[0], a.part[1]), hi = lower_halves(a.part[2], a.part[3]);
+  return vreinterpretq_s8_u8(vuzp1q_u8(vreinterpretq_u8_u16(lo), vreinterpretq_u8_u16(hi)));
+}
+PYBATCH_INLINE void store_bytes(int8_t* p, I32x16 a) { vst1q_s8(p, lowest_bytes(a)); }
+
+constexpr int kSignedOffset = 0;
+
+#if defined(PYBATCH_ISA_NEON)
+
+// Products of bytes are added in 16 bits as long as they cannot overflow, -128 * -127 twice, then in pairs in 32.
+template <int kMaxByte>
+PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
+  constexpr int kPerAdd = kMaxByte <= 63 ? 4 : 2;
+  int8x16_t all[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) all[i] = vreinterpretq_s8_s32(vdupq_n_s32(load_int(x + 4 * i)));
+#pragma GCC unroll 4
+  for (int part = 0; part < 4; ++part) {
+    int32x4_t lo = vdupq_n_s32(0), hi = lo;  // of two columns each, in two halves
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i += kPerAdd) {
+      const int8x16_t first = as_bytes(w[i].part[part]);
+      int16x8_t products_lo = vmull_s8(vget_low_s8(first), vget_low_s8(all[i]));
+      int16x8_t products_hi = vmull_high_s8(first, all[i]);
+#pragma GCC unroll 4
+      for (int j = i + 1; j < i + kPerAdd; ++j) {
+        const int8x16_t next = as_bytes(w[j].part[part]);
+        products_lo = vmlal_s8(products_lo, vget_low_s8(next), vget_low_s8(all[j]));
+        products_hi = vmlal_high_s8(products_hi, next, all[j]);
+      }
+      lo = vpadalq_s16(lo, products_lo);
+      hi = vpadalq_s16(hi, products_hi);
+    }
+    sum.part[part] = vaddq_u32(sum.part[part], as_unsigned(vpaddq_s32(lo, hi)));
+  }
+  return sum;
+}
+
+#else
+
+// Codes without a sign are less than 128.
+template <int kMaxByte>
+PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
+  const int8x16_t four = vld1q_s8(x);
+  auto add = [&](int32x4_t dot, int part) PYBATCH_INLINE_LAMBDA {
+    dot = vdotq_laneq_s32(dot, as_bytes(w[0].part[part]), four, 0);
+    dot = vdotq_laneq_s32(dot, as_bytes(w[1].part[part]), four, 1);
+    dot = vdotq_laneq_s32(dot, as_bytes(w[2].part[part]), four, 2);
+    return as_unsigned(vdotq_laneq_s32(dot, as_bytes(w[3].part[part]), four, 3));
+  };
+  PYBATCH_PARTWISE(add(as_signed(sum.part[i]), i));
+}
+
+#endif
+#undef PYBATCH_PARTWISE
+
 #else  // portable
 
 struct I32x16 {

@@ -76,9 +76,16 @@ def arithmetic(device: str) -> str:
 
 def cpu_model() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("model name", "cpu model")):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    return model_in(lines) or platform.processor() or platform.machine()
+
+
+def model_in(cpuinfo: list[str]) -> str:
+    """The processor by its name or, on ARM, where Linux gives none, by its numbers; "" where there are none either."""
+    known = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in cpuinfo)}
+    if name := known.get("model name") or known.get("cpu model"):
+        return name
+    numbers = [(name, known.get(f"cpu {name}")) for name in ("implementer", "part", "variant", "revision")]
+    return ", ".join(f"{name} {number}" for name, number in numbers if number)

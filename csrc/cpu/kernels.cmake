@@ -1,0 +1,53 @@
+# The CPU kernels, compiled for each instruction set of the target's processors: an object library kernels_<set> each.
+# Sets ISAS, KERNEL_OBJECTS, KERNEL_DEFINITIONS (for isa.cpp) and COMMON_SOURCES, which are compiled once.
+set(CPU ${CMAKE_CURRENT_LIST_DIR})
+file(GLOB KERNEL_SOURCES CONFIGURE_DEPENDS ${CPU}/*.cpp)
+set(COMMON_SOURCES ${CPU}/isa.cpp ${CPU}/parallel.cpp ${CPU}/ceilings.cpp ${CPU}/graph.cpp)
+list(REMOVE_ITEM KERNEL_SOURCES ${COMMON_SOURCES})
+
+# add_kernels(<set> SOURCES <source>... [FLAGS <flag>...])
+function(add_kernels isa)
+  cmake_parse_arguments(PARSE_ARGV 1 ARG "" "" "SOURCES;FLAGS")
+  string(TOUPPER PYBATCH_ISA_${isa} definition)
+  add_library(kernels_${isa} OBJECT ${ARG_SOURCES})
+  target_include_directories(kernels_${isa} PRIVATE ${CPU}/..)
+  target_compile_options(kernels_${isa} PRIVATE ${ARG_FLAGS} -fno-math-errno -fno-trapping-math
+                         $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>)  # false alarms in its own headers (PR105593)
+  target_compile_definitions(kernels_${isa} PRIVATE ${definition})
+endfunction()
+
+# A compiler that fuses multiplies and adds at will breaks batch invariance: kernels say where they fuse.
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off;-Wall;-Wextra>")
+
+add_kernels(portable SOURCES ${KERNEL_SOURCES})
+set(ISAS portable)
+set(KERNEL_DEFINITIONS)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(AVX2 -mavx2 -mfma -mf16c)
+  add_kernels(avx2 SOURCES ${KERNEL_SOURCES} FLAGS ${AVX2})
+  add_kernels(avx512 SOURCES ${KERNEL_SOURCES} FLAGS ${AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+              -mprefer-vector-width=512)
+  list(APPEND ISAS avx2 avx512)
+  set(KERNEL_DEFINITIONS PYBATCH_X86)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
+  add_kernels(neon SOURCES ${KERNEL_SOURCES} FLAGS -march=armv8-a)
+  # What these add serves kernels that multiply bytes: the others are neon's (isa.cpp).
+  add_kernels(neon_dotprod FLAGS -march=armv8.2-a+dotprod
+              SOURCES ${CPU}/matmul_w8a8.cpp ${CPU}/matmul_gguf.cpp ${CPU}/ceiling_loop.cpp)
+  add_kernels(neon_i8mm FLAGS -march=armv8.2-a+dotprod+i8mm SOURCES ${CPU}/matmul_w8a8.cpp ${CPU}/ceiling_loop.cpp)
+  list(APPEND ISAS neon neon_dotprod neon_i8mm)
+  set(KERNEL_DEFINITIONS PYBATCH_ARM)
+endif()
+list(TRANSFORM ISAS REPLACE "(.+)" "$<TARGET_OBJECTS:kernels_\\1>" OUTPUT_VARIABLE KERNEL_OBJECTS)
+
+# Links the kernels into a target, after a look at what they would give the linker.
+function(use_kernels target)
+  target_sources(${target} PRIVATE ${COMMON_SOURCES} ${KERNEL_OBJECTS})
+  target_include_directories(${target} PRIVATE ${CPU}/..)
+  target_compile_definitions(${target} PRIVATE ${KERNEL_DEFINITIONS})
+  foreach(isa IN LISTS ISAS)
+    add_custom_command(TARGET ${target} PRE_LINK VERBATIM COMMAND ${CMAKE_COMMAND}
+                       -D NM=${CMAKE_NM} -D NAMESPACE=pybatch::cpu::${isa}:: "-D OBJECTS=$<TARGET_OBJECTS:kernels_${isa}>"
+                       -P ${CPU}/check_symbols.cmake)
+  endforeach()
+endfunction()
