@@ -52,6 +52,6 @@ PYBIND11_MODULE(_C, m) {
         return pybatch::measure_ceiling(found->second, seconds);
       },
       pybind11::arg("name"), pybind11::arg("seconds"),
-      "What this processor does at most per second, on the kernels' threads, in the instruction set in use: fp32_flops, "
-      "int8_ops, read_bytes or copy_bytes (read and written, in memory). Keeps 512 MiB for the next call.");
+      "What this processor does at most per second, on the kernels' threads, in the instruction set in use: "
+      "fp32_flops, int8_ops, read_bytes or copy_bytes (read and written, in memory). Keeps 512 MiB for the next call.");
 }
