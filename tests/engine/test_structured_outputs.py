@@ -130,7 +130,7 @@ def test_drafts_are_held_to_the_grammar_and_change_nothing(make_engine: MakeEngi
     def bits(engine: Engine) -> list[Any]:
         return [(o.error, o.outputs[0].token_ids, o.outputs[0].logprobs) for o in run(engine, prompts, each)]
 
-    speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
+    speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "adaptive": False}
     drafting = make_engine(speculative_config=speculative)
     assert bits(drafting) == bits(make_engine())
     assert drafting.metrics.drafts.accepted_tokens > 0

@@ -16,7 +16,7 @@ from openai.types import Batch
 
 from pybatch.jobs.record import checked
 
-ROWS = [chat_row(number, max_tokens=24, **({"n": 2} if number % 3 else {})) for number in range(200)]
+ROWS = [chat_row(number, max_tokens=24, **({"n": 2} if number % 3 else {})) for number in range(400)]
 ROWS[17]["body"]["max_tokens"] = "many"
 KILLS = 3
 
