@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any, Literal, get_args
 
 from pybatch.engine.arguments import suggest_names
+from pybatch.engine.json_mapping import as_mapping
 
 Method = Literal["ngram", "suffix", "draft_model"]
 
@@ -70,13 +71,8 @@ class SpeculativeConfig:
         """From a dict, or one as JSON, as the command has it. Raises ValueError or TypeError."""
         if isinstance(given, cls):
             return given
-        fields: Any = given
-        if isinstance(given, str):
-            try:
-                fields = json.loads(given)
-            except ValueError:
-                fields = None
-        if not isinstance(fields, Mapping):
+        fields = as_mapping(given)
+        if fields is None:
             raise ValueError(
                 "speculative_config: expected a dict, or one as JSON, such as "
                 f'{{"method": "ngram", "num_speculative_tokens": 8}}; got {given!r:.80}'

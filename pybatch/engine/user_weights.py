@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from pybatch.engine.json_mapping import as_mapping
 
 
 def is_weight(value: Any) -> bool:
@@ -14,15 +15,8 @@ def is_weight(value: Any) -> bool:
 
 def read_weights(given: Mapping[str, float] | str) -> dict[str, float]:
     """By user, from a dict or one as JSON. Raises ValueError."""
-    weights: Any = given
-    if isinstance(given, str):
-        try:
-            weights = json.loads(given)
-        except ValueError:
-            weights = None
-    if not isinstance(weights, Mapping) or not all(
-        isinstance(user, str) and is_weight(weight) for user, weight in weights.items()
-    ):
+    weights = as_mapping(given)
+    if weights is None or not all(isinstance(user, str) and is_weight(weight) for user, weight in weights.items()):
         raise ValueError(
             'user_weights: expected a dict of users and numbers above 0, or one as JSON, such as {"alice": 2.0}; got '
             f"{given!r:.200}"
