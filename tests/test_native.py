@@ -51,3 +51,24 @@ def test_an_impossible_isa_is_an_error_that_lists_the_possible() -> None:
 
 def test_the_best_possible_isa_is_chosen_by_default() -> None:
     assert os.environ.get("PYBATCH_ISA") or _C.possible_isas()[0] == ops.ISA
+
+
+SMALL_SIGNAL_STACK = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, len(memory))), None) == 0
+from pybatch import ops
+print(*ops._C.possible_isas())
+"""
+
+
+@pytest.mark.skipif("amx" not in _C.possible_isas(), reason="needs AMX")
+def test_a_process_that_is_refused_tiles_runs_without_amx() -> None:
+    """Linux refuses where a thread has a signal stack that AMX's registers would not fit."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYBATCH_ISA"}
+    result = subprocess.run(
+        [sys.executable, "-c", SMALL_SIGNAL_STACK], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == [isa for isa in _C.possible_isas() if isa != "amx"]

@@ -21,7 +21,7 @@ inline constexpr int64_t kElements<i4x2> = 2;
 template <>
 inline constexpr int64_t kKeyRun<i4x2> = 4;
 
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
 
 // The n-th codes of 32 words of 16 bits.
 template <int n>
@@ -106,7 +106,7 @@ PYBATCH_INLINE I32x16 broadcast_quad(const int16_t* p) {
 
 // to[i] += the sum of lanes 2i and 2i + 1, for i < n, at most 8.
 PYBATCH_INLINE void add_pair_sums(int32_t* to, I32x16 a, int64_t n) {
-#if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AVX2)
+#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ISA_AVX2)
   if (n == kLanes / 2) {
     auto* eight = reinterpret_cast<__m256i*>(to);
     return _mm256_storeu_si256(eight, _mm256_add_epi32(_mm256_loadu_si256(eight), pair_sums(a)));

@@ -15,7 +15,7 @@ constexpr int kPair = 2;
 constexpr float kLargestWord = 32767.0f;
 static_assert(kAttentionSplit * 32767 * 127 <= INT32_MAX, "a split of the largest words and codes fits its sum");
 
-#if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AVX2)
+#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ISA_AVX2)
 using Bytes = __m128i;
 
 PYBATCH_INLINE Bytes load_bytes(const int8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
@@ -25,7 +25,7 @@ PYBATCH_INLINE Bytes load_bytes(const int8_t* lo, const int8_t* hi) {
 }
 #endif
 
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
 
 // Lane i: a[i] in the lower 16 bits, b[i] in the upper.
 PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {

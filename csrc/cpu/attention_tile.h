@@ -9,7 +9,7 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 constexpr int kRows = 6;  // rows in registers at once
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
 constexpr int kColumns = 4;  // vectors in registers at once: 6 * 4 sums of 32 registers
 #else
 constexpr int kColumns = 1;  // a vector is two registers of 16, or four of 32

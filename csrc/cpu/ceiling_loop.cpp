@@ -1,11 +1,15 @@
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
 
+#if defined(PYBATCH_ISA_AMX)
+#include "cpu/amx.h"
+#endif
+
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 // Independent chains, enough to hide the latency of an instruction and few enough to stay in registers.
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
 constexpr int kChains = 12;
 #elif defined(PYBATCH_ISA_AVX2)
 constexpr int kChains = 5;  // of two registers each
@@ -31,7 +35,27 @@ double multiply_add_floats(int64_t rounds) {
   return 2.0 * kLanes * kChains * static_cast<double>(rounds);
 }
 
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ISA_AMX)
+
+double multiply_add_bytes(int64_t rounds) {  // in four tiles, as many as are needed to hide the latency of a product
+  static constexpr TileShapes kShapes;
+  const TilesInUse tiles(kShapes);
+  zero_tile<0>();
+  zero_tile<1>();
+  zero_tile<2>();
+  zero_tile<3>();
+  zero_tile<4>();  // zeros take as long
+  zero_tile<5>();
+  for (int64_t i = 0; i < rounds; ++i) {
+    multiply_unsigned_signed<0, 4, 5>();
+    multiply_unsigned_signed<1, 4, 5>();
+    multiply_unsigned_signed<2, 4, 5>();
+    multiply_unsigned_signed<3, 4, 5>();
+  }
+  return 2.0 * 16 * 16 * 64 * 4 * static_cast<double>(rounds);
+}
+
+#elif defined(PYBATCH_ANY_AVX512)
 
 double multiply_add_bytes(int64_t rounds) {
   __m512i sum[kChains];

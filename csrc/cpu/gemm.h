@@ -26,7 +26,7 @@
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
 // What fits the registers: sums, one step's weights and one row's activations.
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
 struct StepTile {
   static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1;
 };

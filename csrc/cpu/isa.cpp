@@ -5,6 +5,11 @@
 
 #include "cpu/kernels.h"
 
+#ifdef PYBATCH_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(PYBATCH_ARM) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(PYBATCH_ARM)
@@ -15,6 +20,48 @@ namespace pybatch {
 namespace cpu {
 namespace {
 
+#ifdef PYBATCH_X86
+
+#define PYBATCH_ENTRY_OF(name, Params) avx512::name,
+constexpr Kernels kAvx512 = {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)};
+#undef PYBATCH_ENTRY_OF
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+#endif
+#ifdef PYBATCH_AMX
+
+constexpr Kernels kAmx = [] {
+  Kernels kernels = kAvx512;
+  kernels.matmul_w8a8 = amx::matmul_w8a8;
+  kernels.matmul_gguf = amx::matmul_gguf;
+  kernels.ceiling_loop = amx::ceiling_loop;
+  return kernels;
+}();
+
+// Linux gives a process the registers of AMX when it asks (Documentation/arch/x86/xstate.rst); its threads and forked
+// children have them too. It refuses where they would not fit a signal stack, and a sandbox or a system that knows
+// nothing of them does.
+bool may_use_tiles() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+}
+
+bool has_amx() {
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // CPUID.(7,0).EDX
+  constexpr unsigned kAvx512Bf16 = 1u << 5;                                          // CPUID.(7,1).EAX
+  constexpr unsigned kTiles = kAmxBf16 | kAmxTile | kAmxInt8;
+  unsigned eax, ebx, ecx, edx;
+  return has_avx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (~edx & kTiles) == 0 &&
+         __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvx512Bf16) != 0 && may_use_tiles();
+}
+
+#endif
 #ifdef PYBATCH_ARM
 
 #define PYBATCH_ENTRY_OF(name, Params) neon::name,
@@ -63,16 +110,11 @@ struct Isa {
 };
 
 const Isa kIsas[] = {
+#ifdef PYBATCH_AMX
+    {"amx", has_amx, kAmx},
+#endif
 #ifdef PYBATCH_X86
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     },
-#define PYBATCH_ENTRY_OF(name, Params) avx512::name,
-     {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)}},
-#undef PYBATCH_ENTRY_OF
+    {"avx512", has_avx512, kAvx512},
     {"avx2",
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
 #define PYBATCH_ENTRY_OF(name, Params) avx2::name,
@@ -93,11 +135,13 @@ const Isa kIsas[] = {
 
 const Isa& choose() {
   const char* forced = std::getenv("PYBATCH_ISA");
+  const bool any = forced == nullptr || *forced == '\0';
+  for (const Isa& isa : kIsas) {
+    if ((any || std::string(forced) == isa.name) && isa.possible()) return isa;
+  }
   std::string possible;
   for (const Isa& isa : kIsas) {
-    if (!isa.possible()) continue;
-    if (forced == nullptr || *forced == '\0' || std::string(forced) == isa.name) return isa;
-    possible += (possible.empty() ? "" : ", ") + std::string(isa.name);
+    if (isa.possible()) possible += (possible.empty() ? "" : ", ") + std::string(isa.name);
   }
   throw std::invalid_argument("PYBATCH_ISA=" + std::string(forced) +
                               " is not possible here; possible on this processor: " + possible);

@@ -1,5 +1,6 @@
 # The CPU kernels, compiled for each instruction set of the target's processors: an object library kernels_<set> each.
 # Sets ISAS, KERNEL_OBJECTS, KERNEL_DEFINITIONS (for isa.cpp) and COMMON_SOURCES, which are compiled once.
+include(CheckCXXSourceCompiles)
 set(CPU ${CMAKE_CURRENT_LIST_DIR})
 file(GLOB KERNEL_SOURCES CONFIGURE_DEPENDS ${CPU}/*.cpp)
 set(COMMON_SOURCES ${CPU}/isa.cpp ${CPU}/parallel.cpp ${CPU}/ceilings.cpp ${CPU}/graph.cpp)
@@ -25,10 +26,20 @@ set(KERNEL_DEFINITIONS)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(AVX2 -mavx2 -mfma -mf16c)
   add_kernels(avx2 SOURCES ${KERNEL_SOURCES} FLAGS ${AVX2})
-  add_kernels(avx512 SOURCES ${KERNEL_SOURCES} FLAGS ${AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
-              -mprefer-vector-width=512)
+  set(AVX512 ${AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512)
+  add_kernels(avx512 SOURCES ${KERNEL_SOURCES} FLAGS ${AVX512})
   list(APPEND ISAS avx2 avx512)
   set(KERNEL_DEFINITIONS PYBATCH_X86)
+  set(AMX -mamx-tile -mamx-int8 -mamx-bf16 -mavx512bf16)
+  string(REPLACE ";" " " CMAKE_REQUIRED_FLAGS "${AMX}")
+  check_cxx_source_compiles("#include <immintrin.h>\nint main() { _tile_release(); }" PYBATCH_COMPILES_AMX)
+  unset(CMAKE_REQUIRED_FLAGS)
+  if(PYBATCH_COMPILES_AMX AND CMAKE_SYSTEM_NAME STREQUAL "Linux")  # whose leave a process needs to use tiles
+    add_kernels(amx FLAGS ${AVX512} ${AMX}  # what multiplies by tiles: the others are avx512's (isa.cpp)
+                SOURCES ${CPU}/matmul_w8a8.cpp ${CPU}/matmul_gguf.cpp ${CPU}/ceiling_loop.cpp)
+    list(APPEND ISAS amx)
+    list(APPEND KERNEL_DEFINITIONS PYBATCH_AMX)
+  endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
   add_kernels(neon SOURCES ${KERNEL_SOURCES} FLAGS -march=armv8-a)
   # What these add serves kernels that multiply bytes: the others are neon's (isa.cpp).

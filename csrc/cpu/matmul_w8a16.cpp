@@ -12,7 +12,7 @@ struct Int8WeightOp : FloatOp<float> {
   static constexpr bool kWiden = true;
 
   static PYBATCH_INLINE F32x16 weight(const char* group, int step) {
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
     __m512i top = _mm512_loadu_si512(group);
     if (step < 3) top = _mm512_slli_epi32(top, 24 - 8 * step);
     return {_mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24))};

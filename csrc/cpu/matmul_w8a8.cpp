@@ -13,7 +13,7 @@ struct OneGroup {
   using Tile = StepTile;
 };
 
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
 
 // VNNI multiplies unsigned by signed, so activations are stored as q + 128 and every sum is 128 * (sum of the column's
 // weights) too large.

@@ -12,14 +12,19 @@
 
 #include "pybatch/types.h"
 
-#if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AVX2)
+#if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AMX)
+#define PYBATCH_ANY_AVX512
+#endif
+#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ISA_AVX2)
 #include <immintrin.h>
 #elif defined(PYBATCH_ISA_NEON) || defined(PYBATCH_ISA_NEON_DOTPROD) || defined(PYBATCH_ISA_NEON_I8MM)
 #define PYBATCH_ANY_NEON
 #include <arm_neon.h>
 #endif
 
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ISA_AMX)
+#define PYBATCH_ISA_NAMESPACE amx
+#elif defined(PYBATCH_ISA_AVX512)
 #define PYBATCH_ISA_NAMESPACE avx512
 #elif defined(PYBATCH_ISA_AVX2)
 #define PYBATCH_ISA_NAMESPACE avx2
@@ -60,7 +65,7 @@ PYBATCH_INLINE uint32_t as_bits(float x) {
   return bits;
 }
 
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
 
 struct F32x16 {
   __m512 v;

@@ -13,7 +13,7 @@ PYBATCH_INLINE int32_t load_int(const void* p) {
   return x;
 }
 
-#if defined(PYBATCH_ISA_AVX512)
+#if defined(PYBATCH_ANY_AVX512)
 
 struct I32x16 {
   __m512i v;

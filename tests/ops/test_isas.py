@@ -48,9 +48,9 @@ def test_the_other_instruction_sets_pass_the_same_tests(isa: str) -> None:
     run(isa, "-m", "pytest", "-p", "no:cacheprovider", "-k", "not opcheck", *SUITES)
 
 
-@pytest.mark.skipif("avx512" not in ISAS, reason="needs AVX-512")
-def test_avx2_and_avx512_give_the_same_bits() -> None:
-    narrow, wide = outputs("avx2"), outputs("avx512")
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("amx", "avx512")])
+def test_wider_sets_give_the_bits_of_avx2(isa: str) -> None:
+    narrow, wide = outputs("avx2"), outputs(isa)
     for name, out in wide.items():
         assert torch.equal(narrow[name], out), name
 
