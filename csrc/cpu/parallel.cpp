@@ -21,6 +21,8 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu/processors.h"
+
 namespace pybatch {
 namespace {
 
@@ -32,9 +34,11 @@ using Clock = std::chrono::steady_clock;
 constexpr int kMostThreads = 1024;
 constexpr int64_t kPieces = 8;  // of a share, about: a thread that is late has an eighth of its work undone
 // For how long a thread looks whether there is work before it sleeps: a step's kernels follow each other within
-// microseconds, and to be woken takes tens of them. Longer would take the processor from others, and from a thread of
-// the pool itself which the system has stopped in the middle of a piece: it goes on as soon as a processor is idle.
+// microseconds, and to be woken takes tens of them. Longer would take the processor from others.
 constexpr auto kSpin = std::chrono::microseconds(50);
+// How often a thread that has nothing to do looks whether those that are at work run.
+constexpr Clock::duration kLook = std::chrono::microseconds(200);
+constexpr Clock::duration kForever = std::chrono::hours(1);  // to wake once more does no harm
 
 void pause() {
 #if defined(__x86_64__)
@@ -60,11 +64,12 @@ bool spin_until(const Ready& ready) {
 class Sleepers {
  public:
   template <class Ready>
-  void wait(const Ready& ready) {
+  bool wait_for(Clock::duration most, const Ready& ready) {
     std::unique_lock lock(mutex_);
     count_.fetch_add(1);
-    changed_.wait(lock, ready);
+    const bool is_ready = changed_.wait_for(lock, most, ready);
     count_.fetch_sub(1);
+    return is_ready;
   }
   // To be called after the change. A thread that is about to sleep is counted before it looks for the last time.
   void wake() {
@@ -105,6 +110,14 @@ class alignas(64) Share {
   std::atomic<uint64_t> range_{0};
 };
 
+// Where a thread of the pool is, for the others: any of it may be out of date.
+struct alignas(64) Place {
+  std::atomic<ThreadId> thread{kUnknown};
+  std::atomic<int> processor{kUnknown};     // on which it last looked, or to which it was moved
+  std::atomic<bool> at_work{false};         // it may hold a piece
+  std::atomic<int64_t> moved_at{kUnknown};  // its time_run() when another thread last moved it
+};
+
 // What a job is may be read by a thread that has taken a piece of it: until that is done, the job is not, and the next
 // does not begin. A late thread finds the shares empty, or takes a piece of a later job, which is as good.
 class Pool {
@@ -123,15 +136,18 @@ class Pool {
     piece_.store(std::max(step, piece / step * step), std::memory_order_relaxed);
     threads_.store(threads, std::memory_order_relaxed);
     for (int i = 0; i < threads; ++i) shares_[i].set(n * i / threads, n * (i + 1) / threads);
+    if (self == kUnknown) self = this_thread();
+    places_[0].thread.store(self, std::memory_order_relaxed);
+    places_[0].processor.store(this_processor(), std::memory_order_relaxed);
     jobs_.fetch_add(1);
     idle_.wake();
     take_part(0);
-    const auto done = [this] { return left_.load() == 0; };
-    if (!spin_until(done)) finished_.wait(done);
+    await(0, finished_, [this] { return left_.load() == 0; });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   static thread_local PYBATCH_INITIAL bool within;  // whether the thread runs a piece
+  static thread_local PYBATCH_INITIAL ThreadId self;
 
  private:
   // Starts threads, and returns how many there are with the calling one: fewer where the system gives no more.
@@ -159,22 +175,78 @@ class Pool {
   }
 
   [[noreturn]] void work(int me) {
+    self = this_thread();
+    places_[me].thread.store(self, std::memory_order_relaxed);
+    int home = kUnknown;
     for (uint32_t seen = 0;;) {
-      const auto ready = [&] { return jobs_.load() != seen; };
-      if (!spin_until(ready)) idle_.wait(ready);
+      await(me, idle_, [&] { return jobs_.load() != seen; });
       seen = jobs_.load();
-      if (me < threads_.load(std::memory_order_relaxed)) take_part(me);
+      if (me >= threads_.load(std::memory_order_relaxed)) continue;
+      leave_the_caller(home);
+      home = this_processor();
+      places_[me].processor.store(home, std::memory_order_relaxed);
+      take_part(me);
+      leave_the_caller(home);
     }
+  }
+
+  // Waits until `ready`, and sees to it meanwhile that the threads that are at work do run.
+  template <class Ready>
+  void await(int me, Sleepers& sleepers, const Ready& ready) {
+    if (spin_until(ready)) return;
+    for (;;) {
+      const bool job_under_way = left_.load() != 0;
+      if (job_under_way) make_room(me);
+      if (sleepers.wait_for(job_under_way ? kLook : kForever, ready)) return;
+    }
+  }
+
+  // Lets a thread that has been stopped at work go on here, since the calling one is about to sleep. The system itself
+  // would leave this processor idle for milliseconds, as the other's cache may hold what that thread needs. A worker
+  // changes places with it; the caller goes on here, and the other leaves (leave_the_caller).
+  void make_room(int me) {
+    const int here = this_processor();
+    places_[me].processor.store(here, std::memory_order_relaxed);
+    for (int i = 0; i < threads_.load(std::memory_order_relaxed); ++i) {
+      Place& late = places_[i];
+      const int there = late.processor.load(std::memory_order_relaxed);
+      if (i == me || there == here || !late.at_work.load(std::memory_order_relaxed)) continue;
+      const ThreadId thread = late.thread.load(std::memory_order_relaxed);
+      const int64_t time = time_run(thread);
+      if (time == kUnknown || time_run(thread) != time) continue;  // it runs
+      if (late.moved_at.exchange(time) == time) continue;          // moved already, and not run since
+      if (!move_thread(thread, here)) continue;
+      late.processor.store(here, std::memory_order_relaxed);
+      if (me != 0 && move_thread(self, there)) places_[me].processor.store(there, std::memory_order_relaxed);
+      return;
+    }
+  }
+
+  // Workers leave the caller its processor. The system wakes them there too when others are as busy.
+  void leave_the_caller(int home) {
+    const int here = this_processor();
+    if (here == kUnknown || here != places_[0].processor.load(std::memory_order_relaxed)) return;
+    if (home == kUnknown || home == here) home = find_processor([&](int i) { return nobody_on(i); });
+    move_thread(self, home);
+  }
+
+  bool nobody_on(int processor) const {
+    for (int i = 0; i < threads_.load(std::memory_order_relaxed); ++i) {
+      if (places_[i].processor.load(std::memory_order_relaxed) == processor) return false;
+    }
+    return true;
   }
 
   void take_part(int me) {
     const int threads = threads_.load(std::memory_order_relaxed);
     const int64_t count = piece_.load(std::memory_order_relaxed);
     within = true;
+    places_[me].at_work.store(true, std::memory_order_relaxed);
     for (int i = 0; i < threads; ++i) {
       Share& share = shares_[(me + i) % threads];
       for (Piece piece; share.take(count, i == 0, &piece);) run_piece(piece);
     }
+    places_[me].at_work.store(false, std::memory_order_relaxed);
     within = false;
   }
 
@@ -196,12 +268,14 @@ class Pool {
   std::atomic<int> threads_{1};
   int started_ = 0;
   const std::unique_ptr<Share[]> shares_ = std::make_unique<Share[]>(kMostThreads);
+  const std::unique_ptr<Place[]> places_ = std::make_unique<Place[]>(kMostThreads);
   alignas(64) std::atomic<uint32_t> jobs_{0};
   alignas(64) std::atomic<int64_t> left_{0};  // units that are not done
   Sleepers idle_, finished_;
 };
 
 thread_local PYBATCH_INITIAL bool Pool::within = false;
+thread_local PYBATCH_INITIAL ThreadId Pool::self = kUnknown;
 
 // Never destroyed, since its threads end with the process. They do not exist in a forked child, which begins anew.
 Pool* pool = nullptr;
@@ -209,7 +283,10 @@ Pool* pool = nullptr;
 Pool* the_pool() {
   static const bool made = [] {
     pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    pthread_atfork(nullptr, nullptr, [] {
+      pool = new Pool;
+      Pool::self = kUnknown;
+    });
     return true;
   }();
   (void)made;

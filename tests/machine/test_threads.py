@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +134,24 @@ def test_nobody_waits_for_a_thread_that_does_not_run() -> None:
             child.kill()
             for thread in traced:  # else its process is not gone
                 os.waitpid(thread, any_thread)
+
+
+@pytest.fixture(scope="module")
+def stopped_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs Linux and two processors")
+    program = tmp_path_factory.mktemp("threads") / "stopped_threads"
+    csrc = Path(__file__).parents[2] / "csrc"
+    sources = [Path(__file__).parent / "stopped_threads.cpp", csrc / "cpu/parallel.cpp"]
+    compiler = os.environ.get("CXX", "g++")
+    subprocess.run([compiler, "-std=c++20", "-O1", "-pthread", f"-I{csrc}", *sources, "-o", program], check=True)
+    return program
+
+
+@pytest.mark.parametrize("stopped", ["worker", "caller"])
+def test_a_thread_stopped_in_mid_piece_goes_on_where_another_waits(stopped_threads: Path, stopped: str) -> None:
+    result = subprocess.run([stopped_threads, stopped], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, "it went on, and the worker left\n")
 
 
 def test_kernels_may_be_called_by_several_threads_at_once() -> None:
