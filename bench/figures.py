@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
+SMOLLM2 = "SmolLM2-135M-Instruct"
 CASES = {
     "decode1": "1 sequence",
     "decode8": "8",
@@ -21,20 +22,31 @@ CASES = {
     "decode64": "64",
     "mixed64": "64 mixed",
     "prefill1x512": "prefill 512",
+    "prefill8x128": "8 x 128",
     "prefill16x256": "16 x 256",
 }
 NAMES = {
     "pybatch:int8": "pybatch int8",
-    "pybatch:gguf": "pybatch gguf (the file's Q4_1)",
+    "pybatch:gguf": "pybatch gguf",
+    "pybatch:bf16": "pybatch bf16",
     "pybatch:fp32": "pybatch fp32",
     "llamacpp:q8_0": "llama.cpp Q8_0",
     "llamacpp:q4_0": "llama.cpp Q4_0",
+    "ik_llamacpp:q4_0": "ik_llama.cpp Q4_0",
     "openvino:int8": "OpenVINO GenAI int8",
     "openvino:fp32": "OpenVINO GenAI fp32",
     "ctranslate2:int8_float32": "CTranslate2 int8",
     "ctranslate2:fp32": "CTranslate2 fp32",
     "vllm:fp32": "vLLM fp32",
     "transformers:fp32": "transformers fp32",
+}
+OTHERS = {
+    "llamacpp": "llama.cpp",
+    "ik_llamacpp": "ik_llama.cpp",
+    "openvino": "OpenVINO GenAI",
+    "ctranslate2": "CTranslate2",
+    "vllm": "vLLM",
+    "transformers": "transformers",
 }
 
 
@@ -43,12 +55,15 @@ def row(cells: list[str]) -> str:
 
 
 def throughput_table(run: dict) -> str:
-    """Engines by cases, the fastest of a case in bold."""
+    """What was run where, then engines by cases, the fastest of a case in bold, and pybatch's lead if known."""
     results = run["results"]
     cases = [case for case in CASES if any(case in entries for entries in results.values())]
     rates = {label: {case: entry["tokens_per_s"] for case, entry in of.items()} for label, of in results.items()}
     best = {case: max(of[case] for of in rates.values()) for case in cases}
-    lines = [row([f"{run['rounds']} rounds", *(CASES[case] for case in cases), "peak memory"])]
+    instructions = "AVX2 alone" if run.get("instructions") == "AVX2" else "all instruction sets"
+    chip = run["cpu"].replace("(R)", "").removesuffix(" Processor")
+    lines = [f"{run.get('model', SMOLLM2)}, {instructions}, {run['threads']} cores of {chip}, {run['date']}:", ""]
+    lines.append(row([f"{run['rounds']} rounds", *(CASES[case] for case in cases), "peak memory"]))
     lines.append(row(["---"] * (len(cases) + 2)))
     for label in NAMES:
         if label in results:
@@ -57,12 +72,17 @@ def throughput_table(run: dict) -> str:
             ]
             peak = max(entry["peak_rss_mib"] for entry in results[label].values()) / 1024
             lines.append(row([NAMES[label], *cells, f"{peak:.2f} GiB"]))
+    for other, ratios in run.get("ratios", {}).get("best", {}).items():
+        leads = [f"{r['median']:.2f} ({r['least']:.2f}-{r['greatest']:.2f})" for r in (ratios[c] for c in cases)]
+        lines.append(row([f"times {OTHERS[other]}", *leads, ""]))
     return "\n".join(lines)
 
 
 def cpu_tables() -> str:
+    """The newest first; of a day, the small model first and all instruction sets before AVX2."""
     runs = [json.loads(path.read_text()) for path in RESULTS.glob("*-cpu-throughput*.json")]
-    runs.sort(key=lambda run: (-run["rounds"], run["command"]))
+    runs.sort(key=lambda run: (run.get("instructions") == "AVX2", -run["rounds"], run["command"]))
+    runs.sort(key=lambda run: (run["date"], run.get("model", SMOLLM2) == SMOLLM2), reverse=True)
     return "\n\n".join(throughput_table(run) for run in runs)
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import ctranslate2
-from tokenizers import Tokenizer
-
-UNUSED_TOKEN = "<jupyter_script>"  # as end of sequence, so that nobody stops early
 
 
 class Engine:
-    """model: the converted folder, with the model's tokenizer.json in it or in smollm2-hf beside it."""
+    """model: the converted folder."""
 
     def __init__(self, model: str, precision: str, threads: int) -> None:
         self.version = ctranslate2.__version__
         compute_type = {"fp32": "float32"}.get(precision, precision)
         self.generator = ctranslate2.Generator(model, device="cpu", compute_type=compute_type, intra_threads=threads)
-        places = [Path(model) / "tokenizer.json", Path(model).parent / "smollm2-hf/tokenizer.json"]
-        self.tokenizer = Tokenizer.from_file(str(next(place for place in places if place.exists())))
+        self.uses = f"{self.generator.compute_type}, of {sorted(ctranslate2.get_supported_compute_types('cpu'))}"
+        self.vocabulary = json.loads((Path(model) / "vocabulary.json").read_text())
 
     def generate(self, requests: list[dict]) -> list[list[int]]:
         wanted = [r["max_new"] for r in requests]
@@ -29,11 +27,11 @@ class Engine:
             return produced[step.batch_id] >= wanted[step.batch_id]
 
         results = self.generator.generate_batch(
-            [[self.tokenizer.id_to_token(i) for i in r["prompt"]] for r in requests],
+            [[self.vocabulary[i] for i in r["prompt"]] for r in requests],
             max_length=max(wanted),
             min_length=max(wanted),
             sampling_topk=1,
-            end_token=UNUSED_TOKEN,
+            end_token=self.vocabulary[-1],  # which min_length keeps away, so that nobody stops early
             include_prompt_in_result=False,
             return_end_token=True,
             callback=is_done if len(set(wanted)) > 1 else None,

@@ -1,4 +1,8 @@
-"""OpenVINO GenAI's continuous batching. fp32 and int8 are the exported model's own; KV cache as it chooses."""
+"""OpenVINO GenAI's continuous batching. fp32 and int8 are the exported model's own.
+
+Only fp32 says what to compute in: int8 weights are multiplied in what OpenVINO chooses for the processor, which is
+bf16 where there is AMX, and the KV cache is of its choice too; `uses` tells.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,10 @@ class Engine:
         properties: dict[str, object] = {"INFERENCE_NUM_THREADS": threads}
         if precision == "fp32":
             properties["INFERENCE_PRECISION_HINT"] = "f32"
+        core = openvino.Core()
+        core.set_property("CPU", properties)
+        names = ("OPTIMIZATION_CAPABILITIES", "INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
+        self.uses = ", ".join(f"{name} {core.get_property('CPU', name)}" for name in names)
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", properties)
 
     def generate(self, requests: list[dict]) -> list[list[int]]:

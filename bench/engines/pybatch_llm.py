@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pybatch
+from pybatch import ops
 
 
 class Engine:
     def __init__(self, model: str, precision: str, threads: int) -> None:
         dtypes = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
         self.version = pybatch.__version__
+        self.uses = ops.ISA
         self.llm = pybatch.LLM(
             model,
             dtype=dtypes.get(precision, "auto"),

@@ -8,9 +8,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import sys
 import time
+from pathlib import Path
+
+
+def memory_mib(name: str) -> float:
+    """VmHWM, the peak of resident memory, or RssAnon, what of it is now not a mapped file's, which is shared."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def main() -> None:
@@ -24,14 +30,13 @@ def main() -> None:
     def answer(**fields: object) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
-    answer(version=running.version, load_s=load_s)
+    answer(version=running.version, uses=getattr(running, "uses", None), load_s=load_s)
     for line in sys.stdin:
         requests = json.loads(line)
         t = time.perf_counter()
         outputs = running.generate(requests)
         seconds = time.perf_counter() - t
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        answer(seconds=seconds, outputs=outputs, peak_rss_mib=peak_mib)
+        answer(seconds=seconds, outputs=outputs, peak_rss_mib=memory_mib("VmHWM"), anon_rss_mib=memory_mib("RssAnon"))
 
 
 if __name__ == "__main__":
