@@ -24,14 +24,16 @@ class PackedWhenCalled:
     """A projection behind a norm whose weights are packed at the first call, by its input."""
 
     def __init__(self, pack: Callable[[Tensor], Packed]) -> None:
-        self._pack = pack
+        self._pack: Callable[[Tensor], Packed] | None = pack
 
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
         norm = fused.pop("norm")
         assert norm is not None
+        assert self._pack is not None
         normed = ops.rms_norm(x, norm, fused.pop("norm_eps"))
         self.scale = channel_scale(normed)
         self.linear = self._pack(self.scale.cpu())
+        self._pack = None  # which holds the checkpoint's tensors
         return self.linear((normed / self.scale).to(x.dtype), out, **fused)
 
     def nbytes(self) -> int:
@@ -56,6 +58,7 @@ def pack_by_running(decoder: Decoder) -> None:
     )
     decoder.forward(batch.to(device), [cache] * config.num_layers)
     decoder.layers = [_settled(layer) for layer in decoder.layers]
+    decoder.make_buffers()
 
 
 def _settled(layer: Layer) -> Layer:

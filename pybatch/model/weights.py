@@ -1,5 +1,5 @@
 """From a checkpoint to packed weights, a few rows at a time: beside the packed copy, no more than some rows per thread
-is ever in memory (the checkpoint itself is mapped)."""
+is ever in memory. The checkpoint itself is mapped, and its pages are given back as they have been read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.machine.huge_pages import WeightMemory
+from pybatch.machine.memory import trim_memory
 from pybatch.model.calibration import PackedWhenCalled, pack_by_running
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder, Layer
@@ -28,7 +29,7 @@ CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its ca
 
 
 class Rows(Protocol):
-    """A matrix whose rows can be read as float tensors: a torch Tensor is one, a quantised GGUF tensor another."""
+    """A tensor of a file, such as a matrix, whose rows can be read as float tensors."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -37,6 +38,8 @@ class Rows(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+    def release(self, rows: slice, /) -> None: ...  # these will not be read again, so that memory need not hold them
 
 
 @runtime_checkable
@@ -47,7 +50,7 @@ class BlockRows(Rows, Protocol):
     def block_type(self) -> str: ...  # such as "Q4_0"
 
     @property
-    def blocks(self) -> Tensor: ...  # [N, bytes of a row] uint8
+    def blocks(self) -> Rows: ...  # [N, bytes of a row] uint8
 
 
 class Checkpoint(Protocol):
@@ -74,13 +77,20 @@ class Stacked:
         self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
 
     def __getitem__(self, rows: slice) -> Tensor:
-        found, offset = [], 0
+        found = [part[wanted] for part, wanted in self._found(rows)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def release(self, rows: slice) -> None:
+        for part, wanted in self._found(rows):
+            part.release(wanted)
+
+    def _found(self, rows: slice) -> Iterator[tuple[Rows, slice]]:
+        offset = 0
         for part in self.parts:
             start, stop = max(rows.start - offset, 0), min(rows.stop - offset, part.shape[0])
             if start < stop:
-                found.append(part[start:stop])
+                yield part, slice(start, stop)
             offset += part.shape[0]
-        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 class Interleaved:
@@ -93,11 +103,19 @@ class Interleaved:
 
     def __getitem__(self, rows: slice) -> Tensor:
         gate, up = self.parts
-        first, last = rows.start // ops.PANEL, rows.stop // ops.PANEL
-        halves = slice(first // 2 * ops.PANEL, min(-(-last // 2) * ops.PANEL, gate.shape[0]))
+        halves = self._halves(rows)
         both = ops.interleave_gate_up(gate[halves], up[halves])
-        skipped = first % 2 * ops.PANEL
+        skipped = rows.start % (2 * ops.PANEL)
         return both[skipped : skipped + rows.stop - rows.start]
+
+    def release(self, rows: slice) -> None:
+        for part in self.parts:
+            part.release(self._halves(rows))
+
+    def _halves(self, rows: slice) -> slice:
+        """The rows of gate, and of up, that are among these."""
+        first, last = rows.start // ops.PANEL, rows.stop // ops.PANEL
+        return slice(first // 2 * ops.PANEL, min(-(-last // 2) * ops.PANEL, self.parts[0].shape[0]))
 
 
 class WeightLoader:
@@ -140,7 +158,8 @@ class WeightLoader:
             )
             if self.quantization == "int8":
                 pack_by_running(decoder)
-            return decoder
+        trim_memory()
+        return decoder
 
     def layer(self, index: int) -> Layer:
         config, hidden, mlp = self.config, self.config.hidden_size, self.config.intermediate_size
@@ -220,7 +239,7 @@ class WeightLoader:
         def pack(chunk: slice, panels: slice) -> None:
             packed[panels] = ops.pack_dense(rows[chunk].to(dtype))
 
-        self._for_chunks(n, k, pack)
+        self._for_chunks(rows, pack)
         return DenseLinear(packed, n, bias)
 
     def _int8(self, rows: Rows, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
@@ -234,7 +253,7 @@ class WeightLoader:
             quantized, scale[chunk] = ops.quantize_int8(weight)
             packed[panels] = ops.pack_int8(quantized)
 
-        self._for_chunks(n, k, pack)
+        self._for_chunks(rows, pack)
         return Int8Linear(INT8_MATMULS[self.quantization], packed, scale, bias)
 
     def _gguf_parts(self, parts: Sequence[Rows], bias: Tensor | None) -> SideBySide:
@@ -255,15 +274,17 @@ class WeightLoader:
         def pack(chunk: slice, panels: slice) -> None:
             packed[panels] = ops.pack_gguf(blocks[chunk], kind)
 
-        self._for_chunks(n, k, pack)
+        self._for_chunks(rows, pack)
         return GGUFLinear(packed, n, bias)
 
-    def _for_chunks(self, n: int, k: int, pack: Callable[[slice, slice], None]) -> None:
+    def _for_chunks(self, rows: Rows, pack: Callable[[slice, slice], None]) -> None:
+        n, k = rows.shape
         panels, step = -(-n // ops.PANEL), max(1, CHUNK // (k * ops.PANEL))
 
         def run(panel: int) -> None:
             chunk = slice(panel * ops.PANEL, min((panel + step) * ops.PANEL, n))
             pack(chunk, slice(panel, min(panel + step, panels)))
+            rows.release(chunk)
             self.advance((chunk.stop - chunk.start) * k)
 
         for _ in self.pool.map(run, range(0, panels, step)):
@@ -282,7 +303,7 @@ class WeightPlan(WeightLoader):
         """Bytes that the weights will take, tensor by tensor. Raises ModelError as WeightLoader.decoder does."""
         return self.decoder(1).weight_bytes()
 
-    def _for_chunks(self, n: int, k: int, pack: Callable[[slice, slice], None]) -> None:
+    def _for_chunks(self, rows: Rows, pack: Callable[[slice, slice], None]) -> None:
         pass
 
 

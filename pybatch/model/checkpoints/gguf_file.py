@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType, quants
 from gguf.constants import GGML_QUANT_SIZES
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.model.checkpoints.file_rows import FileRows, TurnedRows
 from pybatch.model.checkpoints.files import unreadable
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import short
+from pybatch.model.weights import Rows
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -58,7 +59,7 @@ class TensorInfo:
 class QuantizedRows:
     """A quantised matrix, of which rows are dequantised to float32 when asked for."""
 
-    data: npt.NDArray[np.uint8]
+    blocks: Rows  # [N, bytes of a row] uint8
     kind: GGMLQuantizationType
     shape: Sequence[int]
     dtype: torch.dtype = torch.float32
@@ -67,19 +68,18 @@ class QuantizedRows:
     def block_type(self) -> str:
         return self.kind.name
 
-    @property
-    def blocks(self) -> Tensor:
-        return torch.from_numpy(self.data)
-
     def __getitem__(self, rows: slice) -> Tensor:
-        data = self.data[rows]
+        data = self.blocks[rows]
         if self.block_type not in ops.GGUF_BLOCKS:
-            return torch.from_numpy(quants.dequantize(data, self.kind))
+            return torch.from_numpy(quants.dequantize(data.numpy(), self.kind))
         # The same bits, in less than half the time.
         count = len(data)
-        packed = ops.pack_gguf(torch.from_numpy(data), self.block_type)
+        packed = ops.pack_gguf(data, self.block_type)
         out = torch.empty(count, self.shape[1], dtype=torch.float32)
         return ops.embedding(torch.arange(count), packed, out, count)
+
+    def release(self, rows: slice) -> None:
+        self.blocks.release(rows)
 
 
 class GGUFFile:
@@ -107,28 +107,24 @@ class GGUFFile:
         if end > path.stat().st_size:
             raise ModelError(f"{path}: expected {end} bytes, found {path.stat().st_size}: the file is cut short")
 
-    def rows(self, name: str, turned_heads: int | None = None) -> Tensor | QuantizedRows:
-        """A tensor; with turned_heads, a q or k projection of so many heads whose rows lie as ggml's "llama" wants
-        them, with the pairs that rotate side by side, put back in the order of Hugging Face."""
+    def rows(self, name: str, turned_heads: int | None = None) -> Rows:
+        """A tensor; with turned_heads, a q or k projection of so many heads whose rows are put back in the order of
+        Hugging Face."""
         info = self.tensors[name]
-        data: npt.NDArray[np.uint8] = np.memmap(
-            self.path, np.uint8, "c", info.offset, info.data_shape
-        )  # "c": torch wants it writable
+        dtype = FLOATS.get(info.kind)
+        if dtype is None and (info.kind not in quants._type_traits or len(info.shape) != 2):
+            raise ModelError(
+                f"{self.path}: tensor {short(name)} is {info.kind.name} of {len(info.shape)} dimensions, which "
+                "gguf.quants cannot dequantise"
+            )
+        rows: Rows = FileRows(self.path, dtype or torch.uint8, info.shape if dtype else info.data_shape, info.offset)
         if turned_heads is not None:
             if info.shape[0] % (2 * turned_heads):
                 raise ModelError(
                     f"{self.path}: {short(name)}: expected rows of {turned_heads} heads, got {info.shape[0]}"
                 )
-            row_bytes = data.shape[1:] if data.ndim > 1 else (GGML_QUANT_SIZES[info.kind][1],)
-            data = data.reshape(turned_heads, -1, 2, *row_bytes).swapaxes(1, 2).reshape(data.shape)
-        if info.kind in FLOATS:
-            return torch.from_numpy(data).view(FLOATS[info.kind])
-        if info.kind not in quants._type_traits or len(info.shape) != 2:
-            raise ModelError(
-                f"{self.path}: tensor {short(name)} is {info.kind.name} of {len(info.shape)} dimensions, which "
-                "gguf.quants cannot dequantise"
-            )
-        return QuantizedRows(data, info.kind, info.shape)
+            rows = TurnedRows(rows, turned_heads)
+        return rows if dtype else QuantizedRows(rows, info.kind, info.shape)
 
     def _read_header(self) -> None:
         if self._bytes[:4] != b"GGUF":

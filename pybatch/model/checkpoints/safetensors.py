@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
+from pybatch.model.checkpoints.file_rows import FileRows
 from pybatch.model.checkpoints.files import read_json, unreadable
 from pybatch.model.config import config_from_hf, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
+from pybatch.model.weights import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +27,19 @@ INDEX = "model.safetensors.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 NO_PARTS = re.compile(r"(consolidated|optimizer|adapter|training)", re.IGNORECASE)  # of a Hugging Face model
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-FLOATS = ("F32", "F16", "BF16")
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 CHUNK = 4096  # rows compared at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a tensor is."""
+    """What a tensor is, and where."""
 
     path: Path
-    name: str  # in that file
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int  # in the file
 
 
 class SafetensorsCheckpoint:
@@ -66,15 +71,18 @@ class SafetensorsCheckpoint:
         names = self.tensors.keys() - self._read - tied
         return sorted(name for name in names if not name.endswith("rotary_emb.inv_freq"))  # which older ones store
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Rows:
         stored = self.tensors[name]
         self._read.add(name)
-        with _opened(stored.path) as file:
-            dtype = file.get_slice(stored.name).get_dtype()
-            if dtype not in FLOATS:
-                raise ModelError(f"{self.directory}: tensor {name!r} is {dtype}; expected one of {', '.join(FLOATS)}")
-            tensor: Tensor = file.get_tensor(stored.name)
-        return tensor
+        dtype = FLOATS.get(stored.dtype)
+        if dtype is None:
+            raise ModelError(
+                f"{self.directory}: tensor {name!r} is {stored.dtype}; expected one of {', '.join(FLOATS)}"
+            )
+        try:
+            return FileRows(stored.path, dtype, stored.shape, stored.offset)
+        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
+            raise unreadable(stored.path, "a safetensors file", error) from error
 
     def _tensors(self) -> dict[str, Stored]:
         adapters = [name for name in ADAPTERS if (self.directory / name).exists()]
@@ -84,10 +92,10 @@ class SafetensorsCheckpoint:
                 "model (merge_and_unload in peft), or move it elsewhere to run the model without it"
             )
         paths = self._paths()
-        stored = {name: Stored(path, name) for path in paths for name in _names(path)}
+        stored = {name: found for path in paths for name, found in _stored(path)}
         if (self.directory / INDEX).exists():
             wanted = self._index()
-            missing = sorted(name for name, path in wanted.items() if stored.get(name) != Stored(path, name))
+            missing = sorted(name for name, path in wanted.items() if name not in stored or stored[name].path != path)
             if missing:
                 raise ModelError(
                     f"{self.directory}: {INDEX} says that {wanted[missing[0]].name} holds {short(missing[0])}, "
@@ -140,10 +148,7 @@ class SafetensorsCheckpoint:
             tensors[EMBEDDING] = tensors[HEAD]
             return True
         embedding, head = self[EMBEDDING], self[HEAD]
-        equal = embedding.shape == head.shape and all(
-            torch.equal(embedding[i : i + CHUNK].float(), head[i : i + CHUNK].float())
-            for i in range(0, len(embedding), CHUNK)
-        )
+        equal = embedding.shape == head.shape and _equal(embedding, head)
         if not equal:
             logger.warning(
                 "%s: config.json says that embeddings are tied, but %s and %s differ: both are used",
@@ -152,17 +157,29 @@ class SafetensorsCheckpoint:
         return equal
 
 
-def _opened(path: Path) -> Any:
-    """safe_open, with errors in words. A context manager."""
+def _equal(a: Rows, b: Rows) -> bool:
+    for first in range(0, a.shape[0], CHUNK):
+        rows = slice(first, min(first + CHUNK, a.shape[0]))
+        if not torch.equal(a[rows].float(), b[rows].float()):
+            return False
+        a.release(rows)
+        b.release(rows)
+    return True
+
+
+def _stored(path: Path) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a file, in the format of https://huggingface.co/docs/safetensors."""
     try:
-        return safe_open(path, framework="pt")
+        with safe_open(path, framework="pt"):  # checks that the header and the file's size are right
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name, found in header.items():
+            if name != "__metadata__":
+                yield name, Stored(path, found["dtype"], tuple(found["shape"]), 8 + length + found["data_offsets"][0])
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise unreadable(path, "a safetensors file", error) from error
-
-
-def _names(path: Path) -> list[str]:
-    with _opened(path) as file:
-        return list(file.keys())
 
 
 def _is_one_set(files: list[Path]) -> bool:
