@@ -126,6 +126,17 @@ def embedding(ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor
     return out
 
 
+def take_rows(x: Tensor, rows: Tensor | list[int], out: Tensor | None = None) -> Tensor:
+    """x[rows] on the threads of the other kernels. torch's own indexing wakes OpenMP's, which spin for milliseconds
+    afterwards and take processors from these.
+
+    x: [n, width] F. rows: [m] int64 in [0, n), or a list. out: [m, width] F.
+    """
+    if isinstance(rows, list):
+        rows = torch.tensor(rows, dtype=torch.int64, device=x.device)
+    return embedding(rows, x, x.new_empty(len(rows), x.shape[1]) if out is None else out, len(x))
+
+
 def pack_dense(weight: Tensor) -> Tensor:
     """Packs [N, K] F weights for matmul_dense: [ceil(N/16), K, 16], zero-padded."""
     n, k = weight.shape

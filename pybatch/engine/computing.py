@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pybatch import ops
 from pybatch.engine.beams import Candidates
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
@@ -116,7 +117,7 @@ class StepComputer:
             computed.prompt_logprobs.append((sequence.request, entries))
         if rows:
             if len(chunks) > decodes and rows != list(range(row)):
-                logits = logits[rows]
+                logits = ops.take_rows(logits, rows)
             sampled = self.sampler.sample(logits, computed.sequences, drafts)
             computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
             computed.candidates = {computed.sequences[row]: each for row, each in sampled.candidates.items()}

@@ -114,7 +114,7 @@ class Decoder:
         last = residual
         if len(rows) < len(residual):
             (last,) = self._last_rows.rows(rows.shape[0])
-            torch.index_select(residual, 0, rows, out=last)
+            ops.take_rows(residual, rows, out=last)
         return self.lm_head(last, self._logits.rows(rows.shape[0])[0], norm=self.final_norm, norm_eps=eps)
 
     def weight_bytes(self) -> int:

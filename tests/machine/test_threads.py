@@ -136,6 +136,46 @@ def test_nobody_waits_for_a_thread_that_does_not_run() -> None:
                 os.waitpid(thread, any_thread)
 
 
+STEPS = """
+import os, sys, time, torch, pybatch
+from pathlib import Path
+
+def run_times():
+    tasks = os.listdir("/proc/self/task")
+    return {t: int(Path(f"/proc/self/task/{t}/schedstat").read_text().split()[0]) for t in tasks}
+
+def those_that_run(work):
+    before = run_times()
+    work()
+    time.sleep(0.1)
+    return {thread for thread, t in run_times().items() if t != before.get(thread)}
+
+llm = pybatch.LLM(sys.argv[1], threads=3)
+openmp = those_that_run(lambda: [torch.exp(torch.randn(1 << 20)) for _ in range(10)]) - {str(os.getpid())}
+greedy = dict(temperature=0, max_tokens=3, ignore_eos=True)
+params = [
+    pybatch.SamplingParams(**greedy, prompt_logprobs=1),  # many rows of hidden states
+    pybatch.SamplingParams(**greedy, prompt_logprobs=1),
+    pybatch.SamplingParams(max_tokens=3, ignore_eos=True, n=140, logprobs=1),  # one row of logits many times
+    pybatch.SamplingParams(**greedy),
+]
+prompts = [[5 + (i + j) % 200 for j in range(400)] for i in range(4)]
+step = those_that_run(lambda: llm.generate(prompts, params, use_tqdm=False))
+print(len(openmp), len(openmp & step), len(step) > 2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux with schedstat")
+def test_a_step_wakes_no_threads_of_openmp(tiny_model: Path) -> None:
+    """They would spin beside those of the kernels, on as many processors as these have."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    environment.pop("OMP_NUM_THREADS", None)
+    result = subprocess.run(
+        [sys.executable, "-c", STEPS, tiny_model], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert (result.returncode, result.stdout) == (0, "2 0 True\n"), result.stderr
+
+
 @pytest.fixture(scope="module")
 def stopped_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,3 +59,11 @@ def test_infinities_and_nan_are_copied() -> None:
     table = torch.tensor([[torch.inf, -torch.inf], [torch.nan, 1.0]], dtype=torch.bfloat16)
     out = ops.embedding(torch.tensor([1, 0]), ops.pack_dense(table), torch.empty(2, 2), 2)
     torch.testing.assert_close(out, table[[1, 0]].float(), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rows_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    x, out = torch.randn(5, 67).to(dtype), apart(torch.zeros(3, 67, dtype=dtype))
+    assert same_bits(ops.take_rows(x, [4, 0, 4]), x[[4, 0, 4]])
+    assert ops.take_rows(x, torch.tensor([1, 1, 3]), out) is out
+    assert same_bits(out, x[[1, 1, 3]])

@@ -75,7 +75,8 @@ class Sampler:
         batch = self._batch_of(sequences)
         before = drafts or [()] * len(sequences)
         wanted, adjusted = batch.with_logprobs, batch.adjusted(before)
-        raw = logits[wanted] if wanted and (any(adjusted) or len(wanted) < len(sequences)) else logits
+        apart = wanted and (any(adjusted) or len(wanted) < len(sequences))
+        raw = ops.take_rows(logits, wanted) if apart else logits
         candidates = _candidates(logits, sequences, batch, adjusted) if batch.beams else {}
         if any(adjusted):
             _adjust(logits, sequences, before, adjusted)
@@ -168,7 +169,7 @@ def _candidates(logits: Tensor, sequences: list[Sequence], batch: Batch, adjuste
         if not rows:
             continue
         some = [sequences[row] for row in rows]
-        values = logits[rows] if changed or len(rows) < len(sequences) else logits
+        values = ops.take_rows(logits, rows) if changed or len(rows) < len(sequences) else logits
         any_token = _ints([0] * len(rows), logits.device)
         if changed:
             _, _, likeliest, logprob = ops.token_logprobs(values, any_token, 1)
