@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
-ROOT = Path("/")
+from pybatch.machine.control_groups import ROOT, control_groups, read
+
 UNLIMITED = 1 << 60  # cgroup v1 says so in a number near 2^63
 
 
@@ -56,7 +57,7 @@ def advice(device: torch.device, root: Path = ROOT) -> str:
 
 
 def _resource_limits(root: Path) -> Iterator[Limit]:
-    pages = [int(field) for field in _read(root / "proc/self/statm").split()]
+    pages = [int(field) for field in read(root / "proc/self/statm").split()]
     for kind, name, field in ((resource.RLIMIT_AS, "ulimit -v", 0), (resource.RLIMIT_DATA, "ulimit -d", 5)):
         size = resource.getrlimit(kind)[0]
         if size != resource.RLIM_INFINITY and len(pages) > field:
@@ -64,61 +65,20 @@ def _resource_limits(root: Path) -> Iterator[Limit]:
 
 
 def _group_limits(root: Path) -> Iterator[Limit]:
-    mounts = dict(_mounts(root))
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        version = 2 if not controllers else 1
-        if version == 1 and "memory" not in controllers.split(","):
+    for group in control_groups("memory", root):
+        files, usage, inactive, active = {
+            1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file", "total_active_file"),
+            2: (("memory.max", "memory.high"), "memory.current", "inactive_file", "active_file"),
+        }[group.version]
+        used = group.number(usage)
+        if used is None:
             continue
-        mounted_group, mount = mounts.get(version, ("/", "/sys/fs/cgroup" if version == 2 else "/sys/fs/cgroup/memory"))
-        top = root / mount.lstrip("/")
-        inside = path.removeprefix(mounted_group.rstrip("/")).lstrip("/")
-        group = top if ".." in inside.split("/") else top / inside
-        while group.is_relative_to(top):
-            name = "/" if group == top else f"/{group.relative_to(top)}"
-            yield from _limits_of_group(group, f"the control group {name}", version)
-            group = group.parent
-
-
-def _mounts(root: Path) -> Iterator[tuple[int, tuple[str, str]]]:
-    """For each version of control groups: which group is mounted, and where."""
-    for line in _read(root / "proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        fields, system = before.split(), after.split()
-        if len(fields) < 5 or len(system) < 3:
-            continue
-        if system[0] == "cgroup2":
-            yield 2, (fields[3], fields[4])
-        elif system[0] == "cgroup" and "memory" in system[2].split(","):
-            yield 1, (fields[3], fields[4])
-
-
-def _limits_of_group(group: Path, name: str, version: int) -> Iterator[Limit]:
-    files, usage, inactive, active = {
-        1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file", "total_active_file"),
-        2: (("memory.max", "memory.high"), "memory.current", "inactive_file", "active_file"),
-    }[version]
-    used = _number(group / usage)
-    if used is None:
-        return
-    stat = _read(group / "memory.stat")
-    cached = sum(int(size) for size in re.findall(rf"^(?:{inactive}|{active}) (\d+)$", stat, re.MULTILINE))
-    for file in files:
-        size = _number(group / file)
-        if size is not None and size < UNLIMITED:
-            yield Limit(f"{file} of {name}", size, max(used - cached, 0))
-
-
-def _number(path: Path) -> int | None:
-    text = _read(path).strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+        stat = group.read("memory.stat")
+        cached = sum(int(size) for size in re.findall(rf"^(?:{inactive}|{active}) (\d+)$", stat, re.MULTILINE))
+        for file in files:
+            size = group.number(file)
+            if size is not None and size < UNLIMITED:
+                yield Limit(f"{file} of the control group {group.name}", size, max(used - cached, 0))
 
 
 def peak_memory() -> int:

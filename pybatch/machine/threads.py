@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import torch
 
+from pybatch.machine.control_groups import ROOT, control_groups
 
-def usable_cores() -> int:
-    """Physical cores that this process may use: CPU affinity and a container's CPU quota count."""
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Physical cores that this process may use: CPU affinity and a container's CPU quota count, of which a part of a
+    core is worth a thread. root: where /proc and /sys are found."""
     logical = os.cpu_count() or 1
     limits = [psutil.cpu_count(logical=False) or logical, logical]
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
-    try:  # control groups v2: "<microseconds of CPU time> <per microseconds>", or "max <...>"
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        limits.append(math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass
+    limits += [math.ceil(quota) for quota in _quotas(root)]
     return max(1, min(limits))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """In cores, of the control groups that have one."""
+    for group in control_groups("cpu", root):
+        if group.version == 2:
+            quota, _, period = group.read("cpu.max").strip().partition(" ")  # microseconds, or "max", of each period
+        else:
+            quota, period = (group.read(f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))  # -1: none
+        if quota.isdecimal() and period.isdecimal():
+            yield int(quota) / int(period)
 
 
 def most_threads() -> int:
