@@ -11,8 +11,8 @@ import pybatch
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 NAMES = (
     "crash_points disconnects estimate gpu_kernels gpu_models idle_connections kernels key_biases kill load million "
-    "order policies quality random_model serve_fuzz serving sharing speculation step_profile steps structured thrash "
-    "throughput"
+    "neighbours order policies quality random_model serve_fuzz serving sharing speculation step_profile steps "
+    "structured thrash throughput"
 )
 
 
