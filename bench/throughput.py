@@ -116,6 +116,7 @@ def measure(workers: list[Worker], cases: dict[str, list[dict]], rounds: int) ->
                 entry = results[worker.label][case]
                 entry["seconds"].append(got["seconds"])
                 entry["repeats_itself"] &= first.setdefault(worker.label, got["outputs"]) == got["outputs"]
+                entry["used_avx512"] = got["used_avx512"] or entry.get("used_avx512")
                 entry["peak_rss_mib"] = got["peak_rss_mib"]
                 entry["anon_rss_mib"] = max(got["anon_rss_mib"], entry.get("anon_rss_mib", 0))
         for worker in workers:
@@ -184,7 +185,9 @@ def avx2_environment(folder: str) -> dict[str, str]:
     library = f"{folder}/avx2_only.so"
     source = str(HERE / "engines/avx2_only.c")
     subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
-    return {"LD_PRELOAD": library}
+    # glibc chooses its string functions before a library can run
+    glibc = "glibc.cpu.hwcaps=" + ",".join(f"-AVX512{part}" for part in ("F", "VL", "BW", "DQ", "CD"))
+    return {"LD_PRELOAD": library, "GLIBC_TUNABLES": glibc}
 
 
 def cpu_model() -> str:
@@ -219,6 +222,9 @@ def main() -> None:
         env = avx2_environment(folder) if args.avx2 else {}
         workers = [Worker(spec, args.threads, env) for spec in specs]
         results = measure(workers, cases, args.rounds)
+    for label, by_case in results.items() if args.avx2 else ():
+        if any(entry["used_avx512"] for entry in by_case.values()):
+            print(f"{label} used AVX-512 all the same: was it compiled for it?", file=sys.stderr)
     compared = ratios(results, cases)
     show(results, compared, cases)
     if args.json:

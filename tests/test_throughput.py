@@ -59,3 +59,7 @@ def test_what_comes_after_avx2_is_hidden(tmp_path: Path) -> None:
     for env, shown in (({}, "True True"), (held, "True False")):
         answer = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True, check=True)
         assert answer.stdout.strip() == shown
+    code = "import time, worker\nend = time.time() + 0.5\nwhile time.time() < end: pass\nprint(worker.used_avx512(0.4))"
+    python = [sys.executable, "-c", code]
+    answer = subprocess.run(python, env=held, cwd=BENCH / "engines", capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"

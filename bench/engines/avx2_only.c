@@ -6,7 +6,7 @@
  *
  * By CPUID faulting (arch_prctl(2), ARCH_SET_CPUID): Intel since Ivy Bridge, where the kernel and the hypervisor offer it
  * (cpuid_fault in /proc/cpuinfo). Bits as in Intel's Software Developer's Manual, volume 2A, CPUID. glibc has chosen its
- * string functions before. */
+ * string functions before: GLIBC_TUNABLES holds those. /proc/PID/arch_status tells whether AVX-512 was used. */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>

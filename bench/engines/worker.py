@@ -19,6 +19,15 @@ def memory_mib(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
+def used_avx512(seconds: float) -> bool | None:
+    """Whether a thread was switched away from with AVX-512 registers in use, these last seconds; None: nobody knows."""
+    found = [Path(f"/proc/self/task/{thread}/arch_status") for thread in os.listdir("/proc/self/task")]
+    if not found[0].exists():
+        return None
+    since = [int(status.read_text().split("AVX512_elapsed_ms:")[1]) for status in found]
+    return any(0 <= ms < 1000 * seconds for ms in since)
+
+
 def main() -> None:
     engine, model, precision, threads = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
@@ -36,7 +45,8 @@ def main() -> None:
         t = time.perf_counter()
         outputs = running.generate(requests)
         seconds = time.perf_counter() - t
-        answer(seconds=seconds, outputs=outputs, peak_rss_mib=memory_mib("VmHWM"), anon_rss_mib=memory_mib("RssAnon"))
+        memory = {"peak_rss_mib": memory_mib("VmHWM"), "anon_rss_mib": memory_mib("RssAnon")}
+        answer(seconds=seconds, outputs=outputs, used_avx512=used_avx512(seconds), **memory)
 
 
 if __name__ == "__main__":
