@@ -34,6 +34,11 @@ class EngineArgs(EngineConfig):
     quantization: Annotated[
         str | None, "int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own 4 to 8 bits)."
     ] = None
+    weights_cache_dir: Annotated[
+        str | Path | None,
+        "A folder for weights as they are packed for a CPU: a later start maps them from there, and processes that "
+        "run the same model share them.",
+    ] = None
     device: Annotated[str, "cpu, cuda, cuda:N, or auto: a GPU if there is one that pybatch was built for."] = "auto"
     threads: Annotated[
         int | None,
@@ -65,6 +70,9 @@ class EngineArgs(EngineConfig):
                 f"quantization: {self.quantization!r} is known in vLLM, not here; expected None, 'int8', "
                 "'int8-weight-only' or 'gguf'"
             )
+        folder = self.weights_cache_dir
+        if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
+            raise ValueError(f"weights_cache_dir: expected a folder's path, got {folder!r}")
         dtype = str(self.dtype).removeprefix("torch.")
         object.__setattr__(self, "dtype", {"half": "float16", "float": "float32"}.get(dtype, dtype))
         for field in fields(self):  # vLLM's scripts have None for the default

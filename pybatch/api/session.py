@@ -65,6 +65,7 @@ class Session:
             max_model_len=arguments.max_model_len,
             tokenizer=arguments.tokenizer,
             skip_tokenizer=arguments.skip_tokenizer_init,
+            weights_cache_dir=arguments.weights_cache_dir,
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
         engine = Engine(loaded.decoder, loaded.tokenizer, arguments, _draft_decoder(arguments))
@@ -243,6 +244,7 @@ def _draft_decoder(arguments: EngineArgs) -> Decoder | None:
         quantization=speculation.quantization or same,
         device=arguments.device,
         skip_tokenizer=True,
+        weights_cache_dir=arguments.weights_cache_dir,
     ).decoder
 
 

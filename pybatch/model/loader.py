@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pybatch.machine.device import find_device
 from pybatch.machine.faults import is_machine_fault
-from pybatch.machine.memory import advice, free_memory
+from pybatch.machine.memory import advice, free_memory, trim_memory
 from pybatch.machine.torch_state import in_neutral_torch
+from pybatch.model.calibration import TOKENS
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
+from pybatch.model.rope import rotary_table
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan, count_weights
+from pybatch.model.weights_cache import WeightsCache
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ def load_model(
     max_model_len: int | None = None,
     tokenizer: str | Path | None = None,
     skip_tokenizer: bool = False,
+    weights_cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> LoadedModel:
     """Loads a model into memory.
@@ -63,6 +68,7 @@ def load_model(
     max_model_len: the positions to prepare for; None: the model's context length (of a model with dynamic rope
       scaling, the one before scaling).
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
+    weights_cache_dir: a folder for the weights as they are packed for a CPU: later loads map them from there.
     progress: whether to show a bar on stderr; None: if it is a terminal.
 
     Raises ModelError (a ValueError) that says what was expected, and MemoryError where memory runs out all the same.
@@ -94,10 +100,31 @@ def load_model(
             config = without_unknown_ids(replace(config, eos_token_ids=ends))
             loaded_tokenizer.eos_token_ids = tuple(i for i in loaded_tokenizer.eos_token_ids if i < config.vocab_size)
             checkpoint.config = config
-        _check(checkpoint, length, compute, quantization, place)
-        with _progress_bar(f"Loading {config.name}", count_weights(config), progress) as advance:
-            decoder = WeightLoader(checkpoint, compute, quantization, place, advance).decoder(length)
+        plan = _check(checkpoint, length, compute, quantization, place)
+
+        def load() -> Decoder:
+            with _progress_bar(f"Loading {config.name}", count_weights(config), progress) as advance:
+                return WeightLoader(checkpoint, compute, quantization, place, advance).decoder(length)
+
+        if weights_cache_dir is None or place.type != "cpu":
+            decoder = load()
+        else:
+            context = min(length, TOKENS)
+            cache = WeightsCache(Path(weights_cache_dir).expanduser(), checkpoint, compute, quantization, context)
+            decoder = _through_cache(cache, plan, rotary_table(config.rope, length), load)
     return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config)
+
+
+def _through_cache(cache: WeightsCache, plan: Decoder, rotary: Tensor, load: Callable[[], Decoder]) -> Decoder:
+    decoder = cache.load(plan, rotary)
+    if decoder is None:
+        decoder = load()
+        if cache.store(decoder):
+            # So that it shares its memory too. What was written a moment ago is not read again to be checked, which
+            # would have both copies in memory at once.
+            decoder = cache.load(plan, rotary, check=False) or decoder
+            trim_memory()
+    return decoder
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -119,10 +146,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def _check(
     checkpoint: Checkpoint, length: int, dtype: torch.dtype, quantization: str | None, device: torch.device
-) -> None:
-    """Raises ModelError unless every tensor is there and there is room for all; tells which tensors are left over."""
+) -> Decoder:
+    """The decoder without its weights. Raises ModelError unless every tensor is there and there is room for all; tells
+    which tensors are left over."""
     config = checkpoint.config
-    weights = WeightPlan(checkpoint, dtype, quantization).weight_bytes()
+    plan = WeightPlan(checkpoint, dtype, quantization).decoder(1)
+    weights = plan.weight_bytes()
     unread = checkpoint.unread()
     if unread:
         logger.warning(
@@ -132,7 +161,7 @@ def _check(
     table = length * config.rope.rotary_dim * TABLE_COPIES * 4
     available = free_memory(device)
     if weights + table <= available:
-        return
+        return plan
     kept = f"its weights take {weights / 1e6:,.1f} MB as {quantization or str(dtype).split('.')[-1]}"
     if table > weights:
         kept += f" and {length:,} positions {table / 1e6:,.1f} MB (a smaller max_model_len takes less)"

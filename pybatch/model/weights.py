@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from math import prod
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -65,6 +66,8 @@ class Checkpoint(Protocol):
     def __getitem__(self, name: str) -> Rows: ...
 
     def unread(self) -> list[str]: ...  # the tensors that have not been read
+
+    def files(self) -> list[Path]: ...  # that weights, or how to read them, come from
 
 
 class Stacked:
@@ -138,6 +141,7 @@ class WeightLoader:
     ) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
         self.dtype, self.quantization, self.device, self.advance = dtype, quantization, device, advance
+        self.smooths = quantization == "int8"  # scales weights by the activations that they meet
         self.memory = WeightMemory(device)
 
     def decoder(self, max_model_len: int) -> Decoder:
@@ -156,7 +160,7 @@ class WeightLoader:
                 lm_head=embedding if tied else self.linear({"lm_head": config.vocab_size}, config.hidden_size),
                 rotary=rotary_table(config.rope, max_model_len).to(self.device),
             )
-            if self.quantization == "int8":
+            if self.smooths:
                 pack_by_running(decoder)
         trim_memory()
         return decoder
@@ -204,7 +208,7 @@ class WeightLoader:
             return self._gguf_parts(parts, self._biases(rows, bias))
         together = Interleaved(parts) if gated else Stacked(parts)
         biases = self._biases(rows, bias, gated)
-        if self.quantization == "int8":
+        if self.smooths:
             return PackedWhenCalled(lambda scale: self._pack(together, biases, scale))
         return self._pack(together, biases)
 
@@ -295,9 +299,8 @@ class WeightPlan(WeightLoader):
     """A WeightLoader that allocates nothing: what it makes has shapes and dtypes only."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str | None) -> None:
-        # Of the same size as "int8", which would run the model to scale its weights.
-        quantization = "int8-weight-only" if quantization == "int8" else quantization
         super().__init__(checkpoint, dtype, quantization, torch.device("meta"))
+        self.smooths = False
 
     def weight_bytes(self) -> int:
         """Bytes that the weights will take, tensor by tensor. Raises ModelError as WeightLoader.decoder does."""

@@ -32,6 +32,7 @@ FILE = "calibration.json"
 NO_MATTER = {  # settings that a step's time does not depend on
     *("model", "tokenizer", "skip_tokenizer_init", "generation_config", "seed"),
     *("max_model_len", "memory_utilization", "num_kv_blocks", "policy"),
+    "weights_cache_dir",
     "threads",  # what came of it counts
 }
 

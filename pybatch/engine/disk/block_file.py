@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
-import tempfile
 import zlib
-from contextlib import suppress
 from pathlib import Path
 
 from pybatch.engine.scheduling.block_pool import BlockKey
+from pybatch.machine.own_files import BadFileError, open_own, write_own
 
 FORMAT = 1  # of the files: a new number for every change
-
-TEMPORARY = ".tmp"  # what ends the name of a file that is being written
-
-
-class BadFileError(Exception):
-    """A file does not hold what its name says."""
 
 
 def read_block(path: Path, key: BlockKey, block: memoryview) -> bool:
@@ -28,17 +20,14 @@ def read_block(path: Path, key: BlockKey, block: memoryview) -> bool:
     cut or a disk that fails meanwhile is an error, not a SIGBUS.
     """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = open_own(path)
     except FileNotFoundError:
         return False
     try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise BadFileError("it is not a file of this user")
         about = bytearray(len(_about(key, 0)))
-        size = len(about) + block.nbytes
-        if found.st_size != size or os.readv(file, [about, block]) != size:
-            raise BadFileError(f"expected {size:,} bytes, got {found.st_size:,}")
+        size, found = len(about) + block.nbytes, os.fstat(file).st_size
+        if found != size or os.readv(file, [about, block]) != size:
+            raise BadFileError(f"expected {size:,} bytes, got {found:,}")
     finally:
         os.close(file)
     if about != _about(key, _checksum(key, block)):
@@ -47,21 +36,9 @@ def read_block(path: Path, key: BlockKey, block: memoryview) -> bool:
 
 
 def write_block(path: Path, key: BlockKey, block: bytes, *, used: int) -> None:
-    """Writes a file that its owner alone may read. It is there as a whole or not at all; nobody waits until the disk
-    has it, since one that a power cut has damaged is found out. used: nanoseconds since 1970. Raises OSError."""
-    file, name = tempfile.mkstemp(suffix=TEMPORARY, dir=path.parent)
-    try:
-        with open(file, "wb", buffering=0) as stream:
-            for piece in (_about(key, _checksum(key, block)), block):
-                left = memoryview(piece)
-                while left:
-                    left = left[stream.write(left) :]
-        os.utime(name, ns=(used, used))
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    """Writes a file that its owner alone may read; see write_own. Nobody waits until the disk has it, since one that a
+    power cut has damaged is found out. used: nanoseconds since 1970. Raises OSError."""
+    write_own(path, (_about(key, _checksum(key, block)), block), used=used)
 
 
 def num_bytes(key: BlockKey, block: bytes) -> int:

@@ -13,10 +13,11 @@ from itertools import takewhile
 from pathlib import Path
 from threading import BoundedSemaphore
 
-from pybatch.engine.disk.block_file import BadFileError, num_bytes, read_block, write_block
+from pybatch.engine.disk.block_file import num_bytes, read_block, write_block
 from pybatch.engine.disk.size_limit import SizeLimit, file_name
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool
+from pybatch.machine.own_files import BadFileError
 
 logger = logging.getLogger(__name__)
 

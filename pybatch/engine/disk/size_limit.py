@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pybatch.engine.disk.block_file import TEMPORARY
+from pybatch.machine.own_files import is_abandoned
 
 _NAME = re.compile(r"[0-9a-f]{32}\.kv")
 _KEPT_AT_EVICTION = 7 / 8  # of the limit, so that not every file that is written deletes one
 _UNSEEN = 1 / 16  # of the limit, which an engine writes before it looks again
-_ABANDONED = 3600.0  # seconds after which a file that was being written is one of a process that was killed
 
 
 def file_name(digest: bytes) -> str:
@@ -65,7 +64,7 @@ class SizeLimit:
                     about = file.stat(follow_symlinks=False)
                     if _NAME.fullmatch(file.name):
                         yield about.st_mtime_ns, about.st_size, file.path
-                    elif file.name.endswith(TEMPORARY) and time.time() - about.st_mtime > _ABANDONED:
+                    elif is_abandoned(file.name, about.st_mtime, time.time()):
                         os.unlink(file.path)
 
 

@@ -82,6 +82,9 @@ class GGUFCheckpoint:
         """The tensors that have not been read."""
         return sorted(self.file.tensors.keys() - self._read)
 
+    def files(self) -> list[Path]:
+        return [self.file.path]
+
     def _gguf_name(self, name: str) -> str:
         return self._names.get_name(name, (".weight", ".bias")) or name
 

@@ -71,6 +71,9 @@ class SafetensorsCheckpoint:
         names = self.tensors.keys() - self._read - tied
         return sorted(name for name in names if not name.endswith("rotary_emb.inv_freq"))  # which older ones store
 
+    def files(self) -> list[Path]:
+        return sorted({stored.path for stored in self.tensors.values()})
+
     def __getitem__(self, name: str) -> Rows:
         stored = self.tensors[name]
         self._read.add(name)
