@@ -2,13 +2,15 @@
 
     python bench/figures.py [--check]
 
-Each run of bench/throughput.py is a table, since speeds compare within a run only; of GPUs, the newest folder that
-bench/gpu.sh left. --check writes nothing and fails if README.md is not what it would be.
+Each run of bench/throughput.py is a table, since speeds compare within a run only; of bench/neighbours.py, the newest
+run; of GPUs, the newest folder that bench/gpu.sh left. --check writes nothing and fails if README.md is not what it
+would be.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -54,6 +56,10 @@ def row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def machine(run: dict) -> str:
+    return f"{run['threads']} cores of {run['cpu'].replace('(R)', '').removesuffix(' Processor')}"
+
+
 def throughput_table(run: dict) -> str:
     """What was run where, then engines by cases, the fastest of a case in bold, and pybatch's lead if known."""
     results = run["results"]
@@ -61,8 +67,7 @@ def throughput_table(run: dict) -> str:
     rates = {label: {case: entry["tokens_per_s"] for case, entry in of.items()} for label, of in results.items()}
     best = {case: max(of[case] for of in rates.values()) for case in cases}
     instructions = "AVX2 alone" if run.get("instructions") == "AVX2" else "all instruction sets"
-    chip = run["cpu"].replace("(R)", "").removesuffix(" Processor")
-    lines = [f"{run.get('model', SMOLLM2)}, {instructions}, {run['threads']} cores of {chip}, {run['date']}:", ""]
+    lines = [f"{run.get('model', SMOLLM2)}, {instructions}, {machine(run)}, {run['date']}:", ""]
     lines.append(row([f"{run['rounds']} rounds", *(CASES[case] for case in cases), "peak memory"]))
     lines.append(row(["---"] * (len(cases) + 2)))
     for label in NAMES:
@@ -84,6 +89,27 @@ def cpu_tables() -> str:
     runs.sort(key=lambda run: (run.get("instructions") == "AVX2", -run["rounds"], run["command"]))
     runs.sort(key=lambda run: (run["date"], run.get("model", SMOLLM2) == SMOLLM2), reverse=True)
     return "\n\n".join(throughput_table(run) for run in runs)
+
+
+def neighbours_table() -> str:
+    """Engines by cases and surroundings, each with its share of the quiet figure, of the newest run."""
+    runs = sorted(RESULTS.glob("*-cpu-neighbours.json"))
+    if not runs:
+        return "No run has been made yet."
+    run = json.loads(runs[-1].read_text())
+    rates = run["tokens_per_s"]
+    columns = [(case, name) for case, names in next(iter(rates.values())).items() for name in names]
+    titles = [f"{CASES[case]}, {name}" if name == "quiet" else name for case, name in columns]
+    lines = [f"{SMOLLM2}, {machine(run)}, {run['date']}:", ""]
+    lines += [row([f"{run['rounds']} rounds", *titles]), row(["---"] * (len(columns) + 1))]
+    for label in NAMES:
+        if label in rates:
+            cells = []
+            for case, name in columns:
+                rate, quiet = (statistics.median(rates[label][case][each]) for each in (name, "quiet"))
+                cells.append(f"{rate:.0f}" if name == "quiet" else f"{rate:.0f} ({rate / quiet:.2f})")
+            lines.append(row([NAMES[label], *cells]))
+    return "\n".join(lines)
 
 
 def gpu_figures() -> str:
@@ -112,7 +138,7 @@ def gpu_figures() -> str:
 
 
 def with_figures(readme: str) -> str:
-    for name, figures in (("cpu", cpu_tables()), ("gpu", gpu_figures())):
+    for name, figures in (("cpu", cpu_tables()), ("neighbours", neighbours_table()), ("gpu", gpu_figures())):
         begin, end = f"<!-- figures: {name} -->", f"<!-- end: {name} -->"
         before, rest = readme.split(begin)
         readme = f"{before}{begin}\n\n{figures}\n\n{end}{rest.split(end)[1]}"

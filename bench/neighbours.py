@@ -2,7 +2,7 @@
 
     python bench/neighbours.py --against openvino:int8,python=PATH/python,model=PATH --json result.json
 
-Engines are given, run and fed as by bench/throughput.py, on as many threads as there are cores. The surroundings:
+Engines are given, run and fed as by bench/throughput.py. The surroundings:
 
 quiet: nothing else runs; what the others are compared with.
 busy: an endless loop on the last core. Of two cores one and a half are left, 0.75 of what there was.
@@ -171,6 +171,7 @@ def main() -> None:
         "--case", action="append", help="a case of the workload; repeatable (default: decode1, decode32)"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=CORES)
     parser.add_argument("--json", type=Path, help="where to write all figures")
     args = parser.parse_args()
 
@@ -179,7 +180,7 @@ def main() -> None:
     if unknown := set(chosen) - cases.keys():
         parser.error(f"--case: unknown {sorted(unknown)}; the workload has {[*cases]}")
     specs = (args.engine or ["pybatch:int8", "pybatch:gguf"]) + args.against
-    workers = [Worker(spec, CORES, {}) for spec in specs]
+    workers = [Worker(spec, args.threads, {}) for spec in specs]
     with control_group() as group:
         rates = measure(workers, {name: cases[name] for name in chosen}, args.rounds, group)
     show(rates)
@@ -187,7 +188,7 @@ def main() -> None:
         facts = {
             "date": date.today().isoformat(),
             "cpu": cpu_model(),
-            "threads": CORES,
+            "threads": args.threads,
             "rounds": args.rounds,
             "command": " ".join(sys.argv),
             "engines": {w.label: w.facts for w in workers},

