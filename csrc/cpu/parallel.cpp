@@ -36,7 +36,7 @@ constexpr int64_t kPieces = 8;  // of a share, about: a thread that is late has 
 // For how long a thread looks whether there is work before it sleeps: a step's kernels follow each other within
 // microseconds, and to be woken takes tens of them. Longer would take the processor from others.
 constexpr auto kSpin = std::chrono::microseconds(50);
-// How often a thread that has nothing to do looks whether those that are at work run.
+// How often a thread that has nothing to do looks whether those at work run.
 constexpr Clock::duration kLook = std::chrono::microseconds(200);
 constexpr Clock::duration kForever = std::chrono::hours(1);  // to wake once more does no harm
 
@@ -190,15 +190,17 @@ class Pool {
     }
   }
 
-  // Waits until `ready`, and sees to it meanwhile that the threads that are at work do run.
+  // Waits until `ready`. Meanwhile the caller, and of the workers one, see to it that the threads at work do run.
   template <class Ready>
   void await(int me, Sleepers& sleepers, const Ready& ready) {
     if (spin_until(ready)) return;
-    for (;;) {
-      const bool job_under_way = left_.load() != 0;
+    const bool looks = me == 0 || (left_.load() != 0 && !worker_looks_.test_and_set());
+    for (bool done = false; !done;) {
+      const bool job_under_way = looks && left_.load() != 0;
       if (job_under_way) make_room(me);
-      if (sleepers.wait_for(job_under_way ? kLook : kForever, ready)) return;
+      done = sleepers.wait_for(job_under_way ? kLook : kForever, ready);
     }
+    if (looks && me != 0) worker_looks_.clear();
   }
 
   // Lets a thread that has been stopped at work go on here, since the calling one is about to sleep. The system itself
@@ -259,7 +261,7 @@ class Pool {
     if (left_.fetch_sub(piece.end - piece.begin) == piece.end - piece.begin) finished_.wake();
   }
 
-  std::atomic_flag claimed_;
+  std::atomic_flag claimed_, worker_looks_;
   RunPiece f_ = nullptr;
   void* context_ = nullptr;
   std::exception_ptr error_;
