@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -30,18 +31,21 @@ inline int64_t time_run(ThreadId thread) {
   return clock_gettime(clock, &t) == 0 ? t.tv_sec * int64_t{1'000'000'000} + t.tv_nsec : kUnknown;
 }
 
-// Moves a thread of this process to a processor where its affinity lets it run. Its affinity is the same afterwards.
+// Moves a thread of this process to a processor where its affinity lets it run. Its affinity is the same afterwards,
+// also in that one which nobody has narrowed goes with the cpuset of a container when that is changed.
 inline bool move_thread(ThreadId thread, int processor) {
-  cpu_set_t allowed, only, now;
-  if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(thread, sizeof allowed, &allowed) != 0)
-    return false;
-  if (!CPU_ISSET(processor, &allowed)) return false;
+  cpu_set_t before, only, now, all;
+  if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(thread, sizeof before, &before) != 0) return false;
+  if (!CPU_ISSET(processor, &before)) return false;
   CPU_ZERO(&only);
   CPU_SET(processor, &only);
   if (sched_setaffinity(thread, sizeof only, &only) != 0) return false;
   // Somebody may have set it since: a thread that moves itself is back only when the other processor has time for it.
-  if (sched_getaffinity(thread, sizeof now, &now) == 0 && CPU_EQUAL(&now, &only)) {
-    sched_setaffinity(thread, sizeof allowed, &allowed);
+  if (sched_getaffinity(thread, sizeof now, &now) != 0 || !CPU_EQUAL(&now, &only)) return true;
+  std::memset(&all, 0xff, sizeof all);
+  sched_setaffinity(thread, sizeof all, &all);
+  if (sched_getaffinity(thread, sizeof now, &now) != 0 || !CPU_EQUAL(&now, &before)) {
+    sched_setaffinity(thread, sizeof before, &before);
   }
   return true;
 }

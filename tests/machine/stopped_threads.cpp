@@ -23,6 +23,7 @@ const pid_t caller = this_thread();
 std::atomic<pid_t> worker{0}, stopped{0};
 std::atomic<int> lent{-1};      // the processor to which the other thread has moved the stopped one: its own
 std::atomic<int> went_on{-1};   // that on which the stopped one was when it ran again
+std::atomic<int> widened{0};    // to how many processors an affinity was set last, when it was to several
 std::atomic<int> left_for{-1};  // that to which the worker moved itself afterwards
 
 enum Seen { kNothing, kMoved, kWentOn, kLeft };
@@ -93,6 +94,7 @@ extern "C" int sched_setaffinity(pid_t thread, size_t size, const cpu_set_t* set
   const pid_t me = this_thread();
   const int here = sched_getcpu();
   if (syscall(SYS_sched_setaffinity, thread, size, set) != 0) return -1;
+  if (CPU_COUNT(set) > 1) widened = CPU_COUNT(set);
   if (CPU_COUNT(set) == 1 && thread == stopped && thread != me && CPU_ISSET(here, set)) lent = here;
   if (CPU_COUNT(set) == 1 && thread == worker && thread == me && lent >= 0) left_for = sched_getcpu();
   return 0;
@@ -100,14 +102,21 @@ extern "C" int sched_setaffinity(pid_t thread, size_t size, const cpu_set_t* set
 
 // The system moves threads too where more is going on: of several jobs, one must go all the way.
 int main(int, char** arguments) {
-  cpu_set_t allowed;
+  cpu_set_t allowed, all;
   sched_getaffinity(0, sizeof allowed, &allowed);
+  std::memset(&all, 0xff, sizeof all);
+  syscall(SYS_sched_setaffinity, 0, sizeof all, &all);
+  const bool narrowed = !may_run_on(0, allowed);  // to fewer processors than there are for the process
+  if (narrowed) syscall(SYS_sched_setaffinity, 0, sizeof allowed, &allowed);
   pybatch::set_num_threads_source([] { return 2; });
   Seen most = kNothing;
   for (int i = 0; i < 10; ++i) {
     most = std::max(most, goes_on(std::strcmp(arguments[1], "caller") == 0));
     if (!happens([&] { return may_run_on(caller, allowed) && may_run_on(worker, allowed); })) {
       return std::puts("affinity has changed"), 1;
+    }
+    if (lent >= 0 && !happens([&] { return widened == (narrowed ? CPU_COUNT(&allowed) : CPU_SETSIZE); })) {
+      return std::puts("affinity has changed for when there are more processors"), 1;
     }
   }
   return std::puts(kSeen[most]), most != kLeft;
