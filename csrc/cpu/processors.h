@@ -31,8 +31,8 @@ inline int64_t time_run(ThreadId thread) {
   return clock_gettime(clock, &t) == 0 ? t.tv_sec * int64_t{1'000'000'000} + t.tv_nsec : kUnknown;
 }
 
-// Moves a thread of this process to a processor where its affinity lets it run. Its affinity is the same afterwards,
-// also in that one which nobody has narrowed goes with the cpuset of a container when that is changed.
+// Moves a thread of this process to a processor where its affinity lets it run. Its affinity is the same afterwards;
+// where it was all that the process may use, it stays that when the cpuset of its container changes.
 inline bool move_thread(ThreadId thread, int processor) {
   cpu_set_t before, only, now, all;
   if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(thread, sizeof before, &before) != 0) return false;
