@@ -24,13 +24,14 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PYTHONPATH="$here/.."
 models=$PEERS_ROOT/models
 
-# against ENGINE:PRECISION ENVIRONMENT MODEL
-against() { engines+=(--against "$1,python=$PEERS_ROOT/$2/bin/python,model=$3"); }
+# against ENGINE:PRECISION ENVIRONMENT MODEL [,env=NAME=VALUE]
+against() { engines+=(--against "$1,python=$PEERS_ROOT/$2/bin/python,model=$3${4-}"); }
 ours() { engines+=(--engine "$1"); }
 
 for table in ${TABLES:-smollm2 llama-1b smollm2-avx2 llama-1b-avx2 neighbours}; do
   engines=() options=() avx2='' ik=ik-native program=throughput result=cpu-throughput-$table
-  case $table in *-avx2) avx2=-avx2 ik=ik options=(--avx2) ;; esac
+  ct2=,env=CT2_FORCE_CPU_ISA=AVX512 # which it doesn't choose by itself
+  case $table in *-avx2) avx2=-avx2 ik=ik ct2='' options=(--avx2) ;; esac
   case $table in
     smollm2*)
       ours pybatch:int8
@@ -42,7 +43,7 @@ for table in ${TABLES:-smollm2 llama-1b smollm2-avx2 llama-1b-avx2 neighbours}; 
       against ik_llamacpp:q4_0 $ik "$models/smollm2-q4_0.gguf"
       against openvino:int8 openvino "$models/ov-int8"
       against openvino:fp32 openvino "$models/ov-fp32"
-      against ctranslate2:int8_float32 ctranslate2 "$models/ct2-int8_float32"
+      against ctranslate2:int8_float32 ctranslate2 "$models/ct2-int8_float32" "$ct2"
       options+=(--workload "$here/workloads/smollm2.json" --case decode1 --case decode8 --case decode32 --case prefill1x512)
       [ "$avx2" ] || options+=(--case prefill16x256)
       ;;
@@ -54,7 +55,7 @@ for table in ${TABLES:-smollm2 llama-1b smollm2-avx2 llama-1b-avx2 neighbours}; 
       [ "$avx2" ] || against llamacpp:q8_0 llamacpp "$MODELS/llama-1b-q8_0.gguf"
       against ik_llamacpp:q4_0 $ik "$MODELS/llama-1b-q4_0.gguf"
       against openvino:int8 openvino "$models/ov-llama-1b-int8"
-      against ctranslate2:int8_float32 ctranslate2 "$models/ct2-llama-1b-int8_float32"
+      against ctranslate2:int8_float32 ctranslate2 "$models/ct2-llama-1b-int8_float32" "$ct2"
       options+=(--workload "$here/workloads/llama-1b.json")
       ;;
     neighbours)
