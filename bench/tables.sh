@@ -22,7 +22,7 @@ set -euo pipefail
 : "${PEERS_ROOT:?the folder of the other engines}" "${MODELS:?the folder of the 1B models}"
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PYTHONPATH="$here/.."
-models=$PEERS_ROOT/models
+models=$PEERS_ROOT/models failed=''
 
 # against ENGINE:PRECISION ENVIRONMENT MODEL [,env=NAME=VALUE]
 against() { engines+=(--against "$1,python=$PEERS_ROOT/$2/bin/python,model=$3${4-}"); }
@@ -70,5 +70,6 @@ for table in ${TABLES:-smollm2 llama-1b smollm2-avx2 llama-1b-avx2 neighbours}; 
     *) echo "TABLES: no such table: $table" >&2; exit 2 ;;
   esac
   "${PYTHON:-python3}" "$here/$program.py" "${engines[@]}" "${options[@]}" --threads "${THREADS:-2}" \
-    --rounds "${ROUNDS:-5}" --json "${RESULTS:-$here/results}/$(date -u +%F)-$result.json"
+    --rounds "${ROUNDS:-5}" --json "${RESULTS:-$here/results}/$(date -u +%F)-$result.json" || failed+=" $table"
 done
+[ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }
