@@ -37,6 +37,19 @@ class TilesInUse {
   TilesInUse& operator=(const TilesInUse&) = delete;
 };
 
+// Tiles are numbered in the instruction: calls f with Number<0>, Number<1>, ... kCount of them.
+template <int kValue>
+struct Number {
+  constexpr operator int() const { return kValue; }
+};
+template <int kCount, int kFirst = 0, class F>
+PYBATCH_INLINE void for_each_number(const F& f) {
+  if constexpr (kFirst < kCount) {
+    f(Number<kFirst>());
+    for_each_number<kCount, kFirst + 1>(f);
+  }
+}
+
 template <int kTile>
 PYBATCH_INLINE void zero_tile() {
   asm volatile("tilezero %%tmm%c0" : : "i"(kTile));

@@ -13,6 +13,8 @@
 //   kGroupBytes     bytes of a group; a panel's groups are contiguous
 //   kStepBytes      bytes of one row's activations of a step
 //   activation(p), weight(group, step), multiply_add(x, w, sum)
+// or, where a tile is no matter of vectors, `multiply_tile<rows, panels>(arguments)` in place of the last line and X,
+// W.
 #pragma once
 
 #include <type_traits>
@@ -25,38 +27,42 @@
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
+struct VectorTile {
+  static constexpr int64_t kBlockSteps = 512;  // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
+  struct Use {};  // lives as long as a thread multiplies tiles: registers that have to be asked for
+};
+
 // What fits the registers: sums, one step's weights and one row's activations.
 #if defined(PYBATCH_ANY_AVX512)
-struct StepTile {
+struct StepTile : VectorTile {
   static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1;
 };
-struct BlockTile {  // for steps of 32 weights a column
+struct BlockTile : VectorTile {  // for steps of 32 weights a column
   static constexpr int kMaxRows = 16, kMaxPanels = 1, kMaxSums = 16, kStepWork = 8;
 };
 #elif defined(PYBATCH_ISA_AVX2)
-struct StepTile {
+struct StepTile : VectorTile {
   static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
 };
-struct BlockTile {
+struct BlockTile : VectorTile {
   static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
 };
 #elif defined(PYBATCH_ANY_NEON)
-struct StepTile {  // a sum is four of 32 registers
+struct StepTile : VectorTile {  // a sum is four of 32 registers
   static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
 };
-struct BlockTile {
+struct BlockTile : VectorTile {
   static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
 };
 #else
-struct StepTile {
+struct StepTile : VectorTile {
   static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 1;
 };
-struct BlockTile {
+struct BlockTile : VectorTile {
   static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 8;
 };
 #endif
 
-constexpr int64_t kBlockSteps = 512;         // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
 constexpr int64_t kBlockRows = 256;          // rows whose sums are stored between blocks
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
 constexpr int64_t kWidenTiles = 4;           // tiles from which widening weights to fp32 once beforehand pays
@@ -111,6 +117,16 @@ struct TileArguments {
 
 using TileFunction = void (*)(const TileArguments&);
 
+// Prefetches what lies `ahead` of a group of weights.
+template <class Op, int kPanels>
+PYBATCH_INLINE void fetch_weights(const TileArguments& t, const char* weight) {
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p) {
+    const char* next = weight + p * t.panel_stride + t.ahead;
+    for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b, 0, 2);  // to L2
+  }
+}
+
 template <class Op, int kRows, int kPanels>
 void multiply_tile(const TileArguments& t) {
   using Sum = typename Op::Sum;
@@ -145,11 +161,7 @@ void multiply_tile(const TileArguments& t) {
     for (int s = 0; s < Op::kSteps; ++s) step(s);
     if (until_fetch-- == 0) {
       until_fetch = t.fetch_every - 1;
-#pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) {
-        const char* next = weight + p * t.panel_stride + t.ahead;
-        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b, 0, 2);  // to L2
-      }
+      fetch_weights<Op, kPanels>(t, weight);
     }
     for (int i = 0; i < kBases; ++i) x[i] += Op::kSteps * Op::kStepBytes;
     weight += Op::kGroupBytes;
@@ -171,7 +183,13 @@ TileFunction tile_function(int64_t rows, int64_t panels) {
   if constexpr (kPanels > 1) {
     if (panels < kPanels || kRows * kPanels > kMaxSums) return tile_function<Op, kRows, kPanels - 1>(rows, panels);
   }
-  if constexpr (kRows * kPanels <= kMaxSums) return multiply_tile<Op, kRows, kPanels>;
+  if constexpr (kRows * kPanels <= kMaxSums) {
+    if constexpr (requires { &Op::template multiply_tile<kRows, kPanels>; }) {
+      return Op::template multiply_tile<kRows, kPanels>;
+    } else {
+      return multiply_tile<Op, kRows, kPanels>;
+    }
+  }
 }
 
 // One panel's weights as fp32, [steps][16].
@@ -190,8 +208,8 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
   using Sum = typename Op::Sum;
   constexpr int64_t kMaxRows = Op::Tile::kMaxRows;
   int64_t tiles = ceil_div(rows, kMaxRows);
-  bool park = g.steps > kBlockSteps && tiles > 1;
-  int64_t block = park ? kBlockSteps : g.steps;
+  bool park = g.steps > Op::Tile::kBlockSteps && tiles > 1;
+  int64_t block = park ? Op::Tile::kBlockSteps : g.steps;
   auto* sums =
       static_cast<Sum*>(thread_scratch(kSums, (park ? rows : kMaxRows) * panels * static_cast<int64_t>(sizeof(Sum))));
   int64_t k = 0;
@@ -247,9 +265,10 @@ void gemm(const Gemm& g, const Finish& finish) {
   int64_t groups = panels / together, block_groups = max(tile_panels / together, 1);
   // Ranges of rows: small enough to store their sums, and more of them where there are too few panels for the threads.
   int64_t wanted = ceil_div(4 * num_threads(), groups);
-  int64_t ranges = max(ceil_div(m, kBlockRows), min(wanted, m / kMinRows));
+  int64_t ranges = max(ceil_div(m * g.row_size, kBlockRows), min(wanted, m * g.row_size / kMinRows));
   int64_t work = together * (g.steps * Op::Tile::kStepWork + 1) * (m / ranges + 3);
   parallel_for(ranges * groups, ceil_div(kWorkPerThread, work), block_groups, [&](const Piece& piece) {
+    [[maybe_unused]] const typename Op::Tile::Use use;
     for (int64_t unit = piece.begin, end = piece.end; unit < end;) {
       int64_t range = unit / groups, group = unit % groups;
       int64_t row = m * range / ranges, rows = m * (range + 1) / ranges - row;
@@ -336,7 +355,7 @@ inline F32x16 bias_at(const MatmulParams& p, int64_t column) {
 }
 
 // Writes a tile's complete sums as p.epilogue says. A product is value(its panel's first column)(row, sum) + bias, and
-// is rounded to out's type before it is used, as if it had been stored first.
+// is rounded to out's type before it is used, as if it had been stored first. Rows past the last of p are left out.
 template <class Sum, class Value>
 PYBATCH_INLINE void write_tile(const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
                                const Sum* sums, const Value& value) {
@@ -350,7 +369,7 @@ PYBATCH_INLINE void write_tile(const MatmulParams& p, int64_t panel, int64_t pan
                  PYBATCH_INLINE_LAMBDA { return rounded_to<T>(of_row(row + r, panel_sums[r]) + bias); };
     };
     auto write = [&](int64_t column, const auto& result) PYBATCH_INLINE_LAMBDA {
-      const int64_t stride = p.out.row_stride, left = p.width - column, end = rows;
+      const int64_t stride = p.out.row_stride, left = p.width - column, end = min(rows, p.m - row);
       T* out = static_cast<T*>(p.out.data) + row * stride + column;
       if (left >= kLanes) {
         for (int64_t r = 0; r < end; ++r, out += stride) store(out, result(r, load(out)));

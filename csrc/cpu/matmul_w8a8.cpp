@@ -2,14 +2,19 @@
 #include "cpu/kernels.h"
 #include "cpu/vec_int.h"
 
+#if defined(PYBATCH_ISA_AMX)
+#include "cpu/amx.h"
+#endif
+
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 // An exact dot product of four int8 pairs a lane. A step is kGroups times four k: 16 columns of four weights, and one
 // row's four activations as `round_and_store` writes them, 16 at a time, from floats in [-127, 127]. With kGroups = 2
-// the last step may take a panel's column sums for weights: activations are zeros there.
+// the last step may take a panel's column sums for weights: activations are zeros there. kRows rows are multiplied
+// together, of which kInterleaved lie side by side, eight activations of each in turn.
 struct OneGroup {
-  static constexpr int kGroups = 1, kRows = 1;
+  static constexpr int kGroups = 1, kRows = 1, kInterleaved = 1;
   using Tile = StepTile;
 };
 
@@ -104,8 +109,8 @@ struct SignedBytes {
 // Two products fit 16 bits. Those that are added there are four k apart, since a step is two groups of weights; then
 // neighbours are added in 32 bits.
 struct Dot4 : SignedBytes {
-  static constexpr int kGroups = 2, kRows = 1;
-  struct Tile {
+  static constexpr int kGroups = 2, kRows = 1, kInterleaved = 1;
+  struct Tile : VectorTile {
     static constexpr int kMaxRows = 3, kMaxPanels = 2, kMaxSums = 3, kStepWork = 4;
   };
   struct Sum {
@@ -168,8 +173,8 @@ struct Dot4 : OneGroup, SignedBytes {
 
 // Two rows at a time, of which eight activations each lie side by side: an instruction multiplies them by two columns'.
 struct Dot8 : SignedBytes {
-  static constexpr int kGroups = 2, kRows = 2;
-  struct Tile {
+  static constexpr int kGroups = 2, kRows = 2, kInterleaved = 2;
+  struct Tile : VectorTile {
     static constexpr int kMaxRows = 3, kMaxPanels = 2, kMaxSums = 3, kStepWork = 4;
   };
   struct Sum {
@@ -254,11 +259,76 @@ struct Dot4 : OneGroup {
 
 #endif
 
+#if defined(PYBATCH_ISA_AMX)
+
+// Sixteen rows at a time by Dot4's products in tiles, of weights as they are packed: a step is still four k, but only
+// groups of sixteen steps are multiplied. The last may be short of weights, which are taken as zeros.
+struct DotTiles {
+  static constexpr int kRows = TileShapes::kRows;
+  static constexpr int kSteps = 16, kGroupBytes = 64 * kSteps, kStepBytes = 4;
+  static constexpr bool kWiden = false;
+  struct Tile {
+    static constexpr int kMaxRows = 2, kMaxPanels = 4, kMaxSums = 4, kStepWork = 2;
+    static constexpr int64_t kBlockSteps = 256;  // whose weights, 32 KiB, stay in the L1 cache
+    struct Use : TilesInUse {
+      static constexpr TileShapes kShapes{};
+      Use() : TilesInUse(kShapes) {}
+    };
+  };
+  struct Sum {
+    __m512i row[kRows];
+  };
+  using Widened = DotTiles;
+
+  // Tiles 0 to 3 are the sums, 4 and 5 a group's activations, 6 and 7 its weights.
+  template <int kRowTiles, int kPanels>
+  static void multiply_tile(const TileArguments& t) {
+    constexpr int64_t kSumRow = 64;
+    const int64_t x_stride = t.x_stride / kRows;
+    auto* sums = static_cast<Sum*>(t.sums);
+    for_each_number<kRowTiles * kPanels>([&](auto i) PYBATCH_INLINE_LAMBDA {
+      if (t.resume) {
+        load_tile<i>(sums + i, kSumRow);
+      } else {
+        zero_tile<i>();
+      }
+    });
+    auto multiply = [&](const char* x, const char* weight, int64_t panel_stride) PYBATCH_INLINE_LAMBDA {
+      for_each_number<kRowTiles>([&](auto r) PYBATCH_INLINE_LAMBDA { load_tile<4 + r>(x + r * t.x_stride, x_stride); });
+      for_each_number<kRowTiles * kPanels>([&](auto i) PYBATCH_INLINE_LAMBDA {
+        constexpr int p = i / kRowTiles, r = i % kRowTiles;
+        if constexpr (r == 0) load_tile<6 + p % 2>(weight + p * panel_stride, 64);
+        multiply_unsigned_signed<i, 4 + r, 6 + p % 2>();
+      });
+    };
+    const char *x = t.x, *weight = t.weight;
+    int64_t until_fetch = t.fetch_first;
+    for (int64_t group = t.steps / kSteps; group > 0; --group) {
+      multiply(x, weight, t.panel_stride);
+      if (until_fetch-- == 0) {
+        until_fetch = t.fetch_every - 1;
+        fetch_weights<DotTiles, kPanels>(t, weight);
+      }
+      x += kSteps * kStepBytes;
+      weight += kGroupBytes;
+    }
+    if (const int64_t left = t.steps % kSteps; left > 0) {
+      alignas(64) char last[kPanels * kGroupBytes] = {};
+      for (int p = 0; p < kPanels; ++p) std::memcpy(last + p * kGroupBytes, weight + p * t.panel_stride, left * 64);
+      multiply(x, last, kGroupBytes);
+    }
+    for_each_number<kRowTiles * kPanels>([&](auto i) PYBATCH_INLINE_LAMBDA { store_tile<i>(sums + i, kSumRow); });
+  }
+};
+constexpr int64_t kTileRows = StepTile::kMaxRows + 1;  // rows from which they beat Dot4, which would pass twice
+
+#endif
+
 template <class Dot>
 struct DotOp : Dot {
   static constexpr int kSteps = 1;
   static constexpr int kGroupBytes = 4 * kPanel * Dot::kGroups;
-  static constexpr int kStepBytes = 4 * Dot::kGroups * Dot::kRows * sizeof(typename Dot::Stored);
+  static constexpr int kStepBytes = 4 * Dot::kGroups * Dot::kInterleaved * sizeof(typename Dot::Stored);
   static constexpr bool kWiden = false;
   using Widened = DotOp;
 };
@@ -284,25 +354,25 @@ float quantize_row(const T* x, int64_t k, typename Dot::Stored* out) {
   const float scale = most / 127.0f + reduce_add((poison[0] + poison[1]) + (poison[2] + poison[3]));
 
   if (!(scale >= kSmallestNormal)) {
-    for (i = 0; i < k; i += kLanes) Dot::round_and_store(out + i * Dot::kRows, zeros());
+    for (i = 0; i < k; i += kLanes) Dot::round_and_store(out + i * Dot::kInterleaved, zeros());
     return scale != scale ? scale : 0.0f;
   }
   const F32x16 inverse = broadcast(127.0f / most);
-  for (i = 0; i + kLanes <= k; i += kLanes) Dot::round_and_store(out + i * Dot::kRows, load(x + i) * inverse);
-  if (i < k) Dot::round_and_store(out + i * Dot::kRows, load_first(x + i, k - i) * inverse);
+  for (i = 0; i + kLanes <= k; i += kLanes) Dot::round_and_store(out + i * Dot::kInterleaved, load(x + i) * inverse);
+  if (i < k) Dot::round_and_store(out + i * Dot::kInterleaved, load_first(x + i, k - i) * inverse);
   return scale;
 }
 
-template <class Dot, class Finish>
+template <class Dot, class Op = DotOp<Dot>, class Finish>
 void multiply(const MatmulParams& p, float* row_scales, const Finish& finish) {
   using Stored = typename Dot::Stored;
-  using Op = DotOp<Dot>;
-  constexpr int64_t kRows = Dot::kRows, kRowBytes = kRows * static_cast<int64_t>(sizeof(Stored));
-  int64_t stride = ceil_div(p.k, kLanes) * kLanes;
+  constexpr int64_t kRows = Op::kRows, kRowBytes = kRows * static_cast<int64_t>(sizeof(Stored));
+  int64_t stride = ceil_div(p.k, 64) * 64;
   if (stride * kRowBytes % 4096 == 0) stride += 64;  // such rows would share one cache set
   auto* rows = static_cast<Stored*>(thread_scratch(kActivations, ceil_div(p.m, kRows) * stride * kRowBytes));
   for_each_row(p, [&](int64_t row, auto* x) {
-    Stored* out = rows + row / kRows * kRows * stride + row % kRows * 8;
+    constexpr int64_t kInterleaved = Dot::kInterleaved;
+    Stored* out = rows + row / kInterleaved * kInterleaved * stride + row % kInterleaved * 8;
     row_scales[row] = quantize_row<Dot>(x, p.k, out);
   });
   const int64_t groups = ceil_div(p.k, 4);
@@ -324,7 +394,15 @@ void matmul_w8a8(const MatmulParams& p) {
                  PYBATCH_INLINE_LAMBDA { return Dot4::to_float(sum, excess) * (broadcast(row_scales[r]) * scale); };
     });
   };
-#if defined(PYBATCH_ISA_NEON_I8MM)
+#if defined(PYBATCH_ISA_AMX)
+  if (p.m >= kTileRows) {
+    constexpr int64_t kRows = DotTiles::kRows;
+    return multiply<Dot4, DotTiles>(
+        p, row_scales, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const DotTiles::Sum* sums) {
+          finish(panel, panels, kRows * row, kRows * rows, sums->row);
+        });
+  }
+#elif defined(PYBATCH_ISA_NEON_I8MM)
   if (p.m >= kPairRows) {
     return multiply<Dot8>(p, row_scales,
                           [&](int64_t panel, int64_t panels, int64_t pair, int64_t pairs, const Dot8::Sum* sums) {

@@ -20,7 +20,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def matmuls() -> Iterator[tuple[str, Tensor]]:
     """Over types of weight, and shapes with remainders of every kind."""
-    for m, n, k in ((1, 64, 96), (7, 50, 37), (30, 130, 1100), (300, 33, 70)):
+    for m, n, k in ((1, 64, 96), (7, 50, 37), (19, 40, 2100), (30, 130, 1100), (300, 33, 70)):
         x, weight, bias, out = random(m, k), random(n, k, seed=1), random(n, seed=2), torch.empty(m, n)
         for dtype in FLOATS:
             packed = ops.pack_dense(weight.to(dtype))

@@ -137,15 +137,17 @@ def test_w8a8_of_tiny_rows() -> None:
     assert (out[4:] != 0).any(1).all()
 
 
-def test_w8a8_sums_exactly_at_the_extremes() -> None:
+@pytest.mark.parametrize("rows", [3, 20])
+def test_w8a8_sums_exactly_at_the_extremes(rows: int) -> None:
     k = 20_000  # largest products, and many of them: nothing may saturate on the way
-    x = torch.ones(3, k)
-    x[1] = -1
+    sign = torch.ones(rows, 1)
+    sign[1::2] = -1
+    x = sign.expand(rows, k).contiguous()
     q = torch.full((17, k), 127, dtype=torch.int8)
     q[1::2] = -128
     scale = torch.ones(17)
-    out = ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=torch.empty(3, 17))
-    sums = torch.tensor([[127], [-127], [127]], dtype=torch.int64) * q.long().sum(1)
+    out = ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=torch.empty(rows, 17))
+    sums = (127 * sign).long() * q.long().sum(1)
     assert torch.equal(out, sums.float() * (torch.tensor(1.0) / 127))
 
 
