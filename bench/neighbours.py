@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -180,6 +181,7 @@ def main() -> None:
     if unknown := set(chosen) - cases.keys():
         parser.error(f"--case: unknown {sorted(unknown)}; the workload has {[*cases]}")
     specs = (args.engine or ["pybatch:int8", "pybatch:gguf"]) + args.against
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no neighbour is left behind
     workers = [Worker(spec, args.threads, {}) for spec in specs]
     with control_group() as group:
         rates = measure(workers, {name: cases[name] for name in chosen}, args.rounds, group)
