@@ -10,9 +10,9 @@ import pybatch
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 NAMES = (
-    "crash_points disconnects estimate gpu_kernels gpu_models idle_connections kernels key_biases kill load million "
-    "neighbours order policies quality random_model serve_fuzz serving sharing speculation step_profile steps "
-    "structured thrash throughput"
+    "crash_points disconnects estimate gpu_kernels gpu_models idle_connections kernels key_biases kill load "
+    "memory_bound million neighbours order policies quality random_model serve_fuzz serving sharing speculation "
+    "step_profile steps structured thrash throughput"
 )
 
 
