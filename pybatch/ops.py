@@ -137,15 +137,22 @@ def take_rows(x: Tensor, rows: Tensor | list[int], out: Tensor | None = None) ->
     return embedding(rows, x, x.new_empty(len(rows), x.shape[1]) if out is None else out, len(x))
 
 
+def packed_dense_shape(n: int, k: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Of pack_dense's result for [n, k] weights."""
+    panels, group = -(-n // PANEL), 4 // dtype.itemsize
+    return (panels, k, PANEL) if group == 1 else (panels, -(-k // group), PANEL, group)
+
+
 def pack_dense(weight: Tensor) -> Tensor:
-    """Packs [N, K] F weights for matmul_dense: [ceil(N/16), K, 16], zero-padded."""
+    """Packs [N, K] F weights for matmul_dense, zero-padded: [ceil(N/16), K, 16], or of 16 bits, with K in pairs,
+    [ceil(N/16), ceil(K/2), 16, 2]."""
     n, k = weight.shape
-    panels = -(-n // PANEL)
-    packed = weight.new_zeros(panels, k, PANEL)
-    full = n // PANEL
-    packed[:full] = weight[: full * PANEL].view(full, PANEL, k).transpose(1, 2)
-    if full < panels:
-        packed[full, :, : n - full * PANEL] = weight[full * PANEL :].t()
+    group = 4 // weight.element_size()
+    if n % PANEL or k % group:
+        weight = torch.nn.functional.pad(weight, (0, -k % group, 0, -n % PANEL))
+    packed = weight.new_empty(packed_dense_shape(n, k, weight.dtype))
+    words = packed.view(torch.int32).view(packed.shape[:3])  # a column's group of four bytes in one piece
+    words.copy_(weight.contiguous().view(torch.int32).view(packed.shape[0], PANEL, -1).transpose(1, 2))
     return packed
 
 

@@ -19,29 +19,22 @@ struct Rows {
 };
 
 template <class T>
-struct PackedDense {
-  const T* column;
-  PackedDense(const EmbeddingParams& p, int64_t id)
-      : column(static_cast<const T*>(p.table) + id / kPanel * p.width * kPanel + id % kPanel) {}
+struct Packed {
+  static constexpr int64_t kGroup = 4 / sizeof(T);
+  const char* column;
+  Packed(const EmbeddingParams& p, int64_t id)
+      : column(reinterpret_cast<const char*>(static_cast<const T*>(p.table) + packed_at(id, 0, p.width, sizeof(T)))) {}
   F32x16 at(int64_t i, int64_t n) const {
     T values[kLanes] = {};
-    for (int64_t j = 0; j < n; ++j) values[j] = column[(i + j) * kPanel];
+    for (int64_t j = 0; j < n; j += kGroup) std::memcpy(values + j, column + (i + j) / kGroup * kPanel * 4, 4);
     return load(values);
   }
 };
 
-struct PackedInt8 {
-  const int8_t* column;
+struct PackedInt8 : Packed<int8_t> {
   F32x16 scale;
-  PackedInt8(const EmbeddingParams& p, int64_t id) : scale(broadcast(p.scale[id])) {
-    int64_t groups = (p.width + 3) / 4;
-    column = static_cast<const int8_t*>(p.table) + id / kPanel * (groups + 1) * kPanel * 4 + id % kPanel * 4;
-  }
-  F32x16 at(int64_t i, int64_t n) const {
-    int8_t values[kLanes] = {};
-    for (int64_t j = 0; j < n; j += 4) std::memcpy(values + j, column + (i + j) / 4 * kPanel * 4, 4);
-    return load(values) * scale;
-  }
+  PackedInt8(const EmbeddingParams& p, int64_t id) : Packed(p, id), scale(broadcast(p.scale[id])) {}
+  F32x16 at(int64_t i, int64_t n) const { return Packed::at(i, n) * scale; }
 };
 
 template <class Type>
@@ -95,8 +88,7 @@ void gather(const EmbeddingParams& p) {
 void embedding(const EmbeddingParams& p) {
   switch (p.layout) {
     case TableLayout::rows: return with_float_type(p.table_dtype, [&]<class T>(T*) { gather<Rows<T>>(p); });
-    case TableLayout::packed_dense:
-      return with_float_type(p.table_dtype, [&]<class T>(T*) { gather<PackedDense<T>>(p); });
+    case TableLayout::packed_dense: return with_float_type(p.table_dtype, [&]<class T>(T*) { gather<Packed<T>>(p); });
     case TableLayout::packed_int8: return gather<PackedInt8>(p);
     case TableLayout::packed_gguf:
       return with_gguf_type(p.gguf_type,

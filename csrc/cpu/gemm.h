@@ -7,7 +7,7 @@
 // Weights are read from memory once, ahead of use: while one block is multiplied, the next is prefetched.
 //
 // An Op says what a step is:
-//   Tile            the largest tile
+//   Tile            the largest tile; kManyRows: its rows where there are more than one has, if fewer are quicker then
 //   Sum, X, W       registers: 16 running sums; one row's activations of a step, broadcast; one panel's weights of it
 //   kSteps          steps in one group of packed weights
 //   kGroupBytes     bytes of a group; a panel's groups are contiguous
@@ -35,7 +35,7 @@ struct VectorTile {
 // What fits the registers: sums, one step's weights and one row's activations.
 #if defined(PYBATCH_ANY_AVX512)
 struct StepTile : VectorTile {
-  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1;
+  static constexpr int kMaxRows = 12, kManyRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1;
 };
 struct BlockTile : VectorTile {  // for steps of 32 weights a column
   static constexpr int kMaxRows = 16, kMaxPanels = 1, kMaxSums = 16, kStepWork = 8;
@@ -63,6 +63,7 @@ struct BlockTile : VectorTile {
 };
 #endif
 
+constexpr int64_t kMaxSteps = 16;            // of a group of weights, in which blocks are cut
 constexpr int64_t kBlockRows = 256;          // rows whose sums are stored between blocks
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
 constexpr int64_t kWidenTiles = 4;           // tiles from which widening weights to fp32 once beforehand pays
@@ -77,6 +78,15 @@ enum Scratch { kActivations, kRowScales, kSums, kWidened, kNormed };
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Tiles for so many rows. Weights pass from memory to the core once for each.
+template <class Tile>
+constexpr int64_t tiles_of(int64_t rows) {
+  if constexpr (requires { Tile::kManyRows; }) {
+    if (rows > Tile::kMaxRows) return ceil_div(rows, Tile::kManyRows);
+  }
+  return ceil_div(rows, Tile::kMaxRows);
+}
 
 struct Gemm {
   const MatmulParams& p;
@@ -207,9 +217,11 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
                     const Finish& finish) {
   using Sum = typename Op::Sum;
   constexpr int64_t kMaxRows = Op::Tile::kMaxRows;
-  int64_t tiles = ceil_div(rows, kMaxRows);
-  bool park = g.steps > Op::Tile::kBlockSteps && tiles > 1;
-  int64_t block = park ? Op::Tile::kBlockSteps : g.steps;
+  int64_t tiles = tiles_of<typename Op::Tile>(rows);
+  constexpr int64_t kBlockSteps = Op::Tile::kBlockSteps;
+  bool park = g.steps > kBlockSteps && tiles > 1;
+  // Blocks of one size: while one is multiplied, as much as it has is fetched.
+  int64_t block = park ? ceil_div(ceil_div(g.steps, ceil_div(g.steps, kBlockSteps)), kMaxSteps) * kMaxSteps : g.steps;
   auto* sums =
       static_cast<Sum*>(thread_scratch(kSums, (park ? rows : kMaxRows) * panels * static_cast<int64_t>(sizeof(Sum))));
   int64_t k = 0;
@@ -260,7 +272,7 @@ template <class Op, class Finish>
 void gemm(const Gemm& g, const Finish& finish) {
   const int64_t m = g.m(), panels = g.panels(), together = g.together();
   if (m == 0 || panels == 0) return;
-  int64_t tile_rows = min(m, Op::Tile::kMaxRows);
+  int64_t tile_rows = ceil_div(m, tiles_of<typename Op::Tile>(m));
   int64_t tile_panels = min(Op::Tile::kMaxSums / tile_rows, Op::Tile::kMaxPanels);
   int64_t groups = panels / together, block_groups = max(tile_panels / together, 1);
   // Ranges of rows: small enough to store their sums, and more of them where there are too few panels for the threads.
@@ -296,12 +308,18 @@ struct FloatOp {
   using W = F32x16;
   using Tile = StepTile;
   using Widened = FloatOp<float>;
-  static constexpr int kSteps = 1;
-  static constexpr int kGroupBytes = kPanel * sizeof(Weight);
+  static constexpr int kSteps = 4 / sizeof(Weight);
+  static constexpr int kGroupBytes = kPanel * 4;
   static constexpr int kStepBytes = 4;
   static constexpr bool kWiden = sizeof(Weight) < 4;
   static PYBATCH_INLINE X activation(const char* p) { return broadcast(*reinterpret_cast<const float*>(p)); }
-  static PYBATCH_INLINE W weight(const char* group, int) { return load(reinterpret_cast<const Weight*>(group)); }
+  static PYBATCH_INLINE W weight(const char* group, int step) {
+    auto* w = reinterpret_cast<const Weight*>(group);
+    if constexpr (kSteps == 1)
+      return load(w);
+    else
+      return load_of_pairs(w, step);
+  }
   static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) { return fma(x, w, sum); }
 };
 

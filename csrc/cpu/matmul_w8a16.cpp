@@ -37,8 +37,7 @@ struct Int8WeightOp : FloatOp<float> {
 
 void matmul_w8a16(const MatmulParams& p) {
   ConstMatrix x = f32_rows(p);
-  int64_t panel_stride = (ceil_div(p.k, 4) + 1) * Int8WeightOp::kGroupBytes;
-  Gemm g{p, x.data, x.row_stride * 4, panel_stride, p.k};
+  Gemm g{p, x.data, x.row_stride * 4, packed_groups(p.k, 1) * Int8WeightOp::kGroupBytes, p.k};
   gemm<Int8WeightOp>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
     write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
       F32x16 scale = load_first(p.scale + column, p.n - column);

@@ -105,6 +105,17 @@ PYBATCH_INLINE F32x16 load(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
 
+// The first (odd = 0) or second (odd = 1) element of each of 16 pairs.
+PYBATCH_INLINE F32x16 load_of_pairs(const bf16* p, int odd) {
+  __m512i pairs = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(odd != 0 ? _mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000))
+                                       : _mm512_slli_epi32(pairs, 16))};
+}
+PYBATCH_INLINE F32x16 load_of_pairs(const f16* p, int odd) {
+  __m512i pairs = _mm512_loadu_si512(p);
+  return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(odd != 0 ? _mm512_srli_epi32(pairs, 16) : pairs))};
+}
+
 // Lanes 0-7 from lo, 8-15 from hi.
 PYBATCH_INLINE F32x16 load_halves(const float* lo, const float* hi) {
   return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(lo)), _mm256_loadu_ps(hi), 1)};
@@ -206,6 +217,23 @@ PYBATCH_INLINE F32x16 load_halves(const T* lo, const T* hi) {
 template <class T>
 PYBATCH_INLINE F32x16 load(const T* p) {
   return load_halves(p, p + 8);
+}
+
+PYBATCH_INLINE __m256 load8_of_pairs(const bf16* p, int odd) {
+  __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm256_castsi256_ps(odd != 0 ? _mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000))
+                                      : _mm256_slli_epi32(pairs, 16));
+}
+PYBATCH_INLINE __m256 load8_of_pairs(const f16* p, int odd) {
+  __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i apart = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,  // in each half
+                                         0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+  pairs = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(pairs, apart), 0xd8);
+  return _mm256_cvtph_ps(odd != 0 ? _mm256_extracti128_si256(pairs, 1) : _mm256_castsi256_si128(pairs));
+}
+template <class T>
+PYBATCH_INLINE F32x16 load_of_pairs(const T* p, int odd) {
+  return {load8_of_pairs(p, odd), load8_of_pairs(p + 16, odd)};
 }
 
 PYBATCH_INLINE void store(float* p, F32x16 a) {
@@ -316,6 +344,19 @@ PYBATCH_INLINE F32x16 load_halves(const int8_t* lo, const int8_t* hi) {
 template <class T>
 PYBATCH_INLINE F32x16 load(const T* p) {
   return load_halves(p, p + 8);
+}
+
+PYBATCH_INLINE float32x4_t load4_of_pairs(const bf16* p, int odd) {
+  const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(reinterpret_cast<const uint16_t*>(p)));
+  return vreinterpretq_f32_u32(odd != 0 ? vandq_u32(pairs, vdupq_n_u32(0xffff0000u)) : vshlq_n_u32(pairs, 16));
+}
+PYBATCH_INLINE float32x4_t load4_of_pairs(const f16* p, int odd) {
+  const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(reinterpret_cast<const uint16_t*>(p)));
+  return vcvt_f32_f16(vreinterpret_f16_u16(odd != 0 ? vshrn_n_u32(pairs, 16) : vmovn_u32(pairs)));
+}
+template <class T>
+PYBATCH_INLINE F32x16 load_of_pairs(const T* p, int odd) {
+  PYBATCH_PARTWISE(load4_of_pairs(p + 8 * i, odd));
 }
 
 PYBATCH_INLINE void store4(float* p, float32x4_t a) { vst1q_f32(p, a); }
@@ -434,6 +475,10 @@ PYBATCH_INLINE F32x16 load(const float* p) {
 template <class T>
 __attribute__((noinline)) F32x16 load(const T* p) {
   PYBATCH_LANEWISE(to_float(p[i]));
+}
+template <class T>
+__attribute__((noinline)) F32x16 load_of_pairs(const T* p, int odd) {
+  PYBATCH_LANEWISE(to_float(p[2 * i + odd]));
 }
 template <class T>
 PYBATCH_INLINE F32x16 load_halves(const T* lo, const T* hi) {

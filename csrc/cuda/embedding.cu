@@ -10,7 +10,6 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) {
   const int64_t row = blockIdx.x, id = p.ids[row];
-  const int64_t panel = id / kPanel, lane = id % kPanel, groups = ceil_div(p.width, 4);
   if (p.layout == TableLayout::packed_gguf) {
     with_gguf_type(p.gguf_type, [&](auto* type) {
       for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
@@ -22,12 +21,8 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) 
   }
   const float scale = p.layout == TableLayout::packed_int8 ? p.scale[id] : 1.0f;
   for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
-    int64_t at;
-    switch (p.layout) {
-      case TableLayout::rows: at = id * p.width + k; break;
-      case TableLayout::packed_dense: at = (panel * p.width + k) * kPanel + lane; break;
-      default: at = ((panel * (groups + 1) + k / 4) * kPanel + lane) * 4 + k % 4; break;
-    }
+    const int64_t at =
+        p.layout == TableLayout::rows ? id * p.width + k : packed_at(id, k, p.width, size_of(p.table_dtype));
     store_as(p.out.dtype, p.out.data, row * p.out.row_stride + k, load_as(p.table_dtype, p.table, at) * scale);
   }
 }

@@ -49,8 +49,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
   auto wait_for_others = [] { kAlone ? __syncwarp() : __syncthreads(); };
 
   const int64_t panels = ceil_div(p.n, kPanel) - first_column / kPanel;
-  const int64_t panel_bytes =
-      std::is_same_v<Op, DenseWeights<typename Op::X>> ? p.k * kPanel * 2 : (ceil_div(p.k, 4) + 1) * kPanel * 4;
+  const int64_t panel_bytes = Op::panel_bytes(p.k);
   const WarpWeights weights = {
       static_cast<const char*>(p.weight) + (panels > 0 ? first_column / kPanel * panel_bytes : 0), p.k, panels};
   auto copy_stage = [&](int64_t stage) {

@@ -21,18 +21,21 @@ struct WarpWeights {
   int64_t panels;  // of the two, how many there are
 };
 
-// int8 panels: sixteen bytes are four neighbouring columns of a group of four k, and come to the lane that needs them.
-// Column 4 g + 2 i + h is row g + 8 h of tile i.
-__device__ __forceinline__ int int8_column(int tile, int half, int g) { return 4 * g + 2 * tile + half; }
+// Groups of four bytes of a column: sixteen bytes are a group of four neighbouring columns, and come to the lane that
+// needs them. Column 4 g + 2 i + h is row g + 8 h of tile i.
+__device__ __forceinline__ int column_of_group(int tile, int half, int g) { return 4 * g + 2 * tile + half; }
 
-template <int kGroups>  // that a lane takes of a slab
-struct Int8Panels {
+template <class W, int kGroups>  // the weights' type, and groups that a lane takes of a slab
+struct Panels {
   static constexpr size_t kBytes = kGroups * kWarp * 16;
 
+  static __device__ __forceinline__ int64_t panel_bytes(int64_t k) {
+    return packed_groups(k, sizeof(W)) * (kPanel * 4);
+  }
   static __device__ __forceinline__ void copy(char* to, const WarpWeights& w, int64_t slab, int lane) {
     const int g = lane / 4, t = lane % 4;
-    const int64_t groups = ceil_div(w.k, 4);
-    const char* panel = w.data + (g / 4) * (groups + 1) * (kPanel * 4) + g % 4 * 16;
+    const int64_t groups = ceil_div(w.k * static_cast<int64_t>(sizeof(W)), 4);
+    const char* panel = w.data + (g / 4) * panel_bytes(w.k) + g % 4 * 16;
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {
       const int64_t group = (slab * 4 + t) * kGroups + i;
@@ -43,12 +46,25 @@ struct Int8Panels {
   static __device__ __forceinline__ uint4 group(const char* from, int i, int lane) {
     return reinterpret_cast<const uint4*>(from)[i * kWarp + lane];
   }
-  static __device__ __forceinline__ int column(int tile, int half, int g) { return int8_column(tile, half, g); }
+  // Groups that are operands as they are: two of neighbouring lanes' K to a step.
+  static __device__ __forceinline__ void load(Operand& a, const char* from, int lane) {
+    static_assert(kGroups == 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint4 words = group(from, i, lane);
+      const int first = i % 2 * 2;
+      a[i / 2][0][first] = words.x;
+      a[i / 2][0][first + 1] = words.y;
+      a[i / 2][1][first] = words.z;
+      a[i / 2][1][first + 1] = words.w;
+    }
+  }
+  static __device__ __forceinline__ int column(int tile, int half, int g) { return column_of_group(tile, half, g); }
 };
 
 // int8 weights widened to the type of x.
 template <class T>
-struct WidenedWeights : Int8Panels<2> {
+struct WidenedWeights : Panels<int8_t, 2> {
   using X = T;
   using Sum = float;
 
@@ -70,63 +86,24 @@ struct WidenedWeights : Int8Panels<2> {
 };
 
 // int8 weights against int8 activations.
-struct Int8Weights : Int8Panels<4> {
+struct Int8Weights : Panels<int8_t, 4> {
   using X = int8_t;
   using Sum = int32_t;
 
-  static __device__ __forceinline__ void load(Operand& a, const char* from, int lane) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint4 words = group(from, i, lane);
-      const int first = i % 2 * 2;
-      a[i / 2][0][first] = words.x;
-      a[i / 2][0][first + 1] = words.y;
-      a[i / 2][1][first] = words.z;
-      a[i / 2][1][first + 1] = words.w;
-    }
-  }
   static __device__ __forceinline__ void multiply(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     mma_m16n8k32_s8(d, a, b);
   }
 };
 
-// 16-bit panels: 32 bytes of sixteen columns a k, read with ldmatrix.trans. Panel i is tile i.
+// 16-bit weights against activations of their type.
 template <class T>
-struct DenseWeights {
+struct DenseWeights : Panels<T, 4> {
   using X = T;
   using Sum = float;
-  static constexpr int kSlab = kSlabBytes / sizeof(T);
-  static constexpr size_t kPanelBytes = kSlab * kPanel * sizeof(T), kBytes = 2 * kPanelBytes;
 
-  // Where the `half`-th eight columns of k are: swizzled, so that the eight k that ldmatrix reads are in different
-  // banks.
-  static __device__ __forceinline__ int offset(int k, int half) {
-    return ((2 * k + half) ^ (k / 8 % 2 * 4) ^ (k / 16)) * 16;
-  }
-  static __device__ __forceinline__ void copy(char* to, const WarpWeights& w, int64_t slab, int lane) {
-#pragma unroll
-    for (int i = lane; i < 2 * kSlab * 2; i += kWarp) {
-      const int panel = i / (2 * kSlab), k = i / 2 % kSlab, half = i % 2;
-      const int64_t row = slab * kSlab + k;
-      const bool valid = row < w.k && panel < w.panels;
-      const int64_t at = ((panel * w.k + row) * kPanel + half * 8) * static_cast<int64_t>(sizeof(T));
-      cp_async_16(to + panel * kPanelBytes + offset(k, half), w.data + (valid ? at : 0), valid);
-    }
-  }
-  static __device__ __forceinline__ void load(Operand& a, const char* from, int lane) {
-    const int row = lane % 8, half = lane / 8 % 2, k = row / 2 * 8 + row % 2 + lane / 16 * 2;
-#pragma unroll
-    for (int step = 0; step < 2; ++step) {
-#pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        ldmatrix_x4_trans(a[step][tile], from + tile * kPanelBytes + offset(k + 4 * step, half));
-      }
-    }
-  }
   static __device__ __forceinline__ void multiply(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     Mma<T>::multiply(d, a, b);
   }
-  static __device__ __forceinline__ int column(int tile, int half, int g) { return 16 * tile + 8 * half + g; }
 };
 
 }  // namespace pybatch::cuda

@@ -15,7 +15,6 @@ __global__ void __launch_bounds__(kSimpleThreads) simple_matmul_kernel(MatmulPar
   float* x = dynamic_shared<float>();  // [kSimpleRows][kSimpleK]
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kSimpleRows;
   const int64_t column = static_cast<int64_t>(blockIdx.y) * kSimpleThreads + threadIdx.x;
-  const int64_t panel = column / kPanel, lane = column % kPanel, groups = ceil_div(p.k, 4);
   const W* weight = static_cast<const W*>(p.weight);
   float sum[kSimpleRows] = {};
   for (int64_t first_k = 0; first_k < p.k; first_k += kSimpleK) {
@@ -28,9 +27,7 @@ __global__ void __launch_bounds__(kSimpleThreads) simple_matmul_kernel(MatmulPar
     const int64_t end = p.k - first_k < kSimpleK ? p.k - first_k : kSimpleK;
     for (int64_t i = 0; i < end && column < p.n; ++i) {
       const int64_t k = first_k + i;
-      const int64_t at = std::is_same_v<W, int8_t> ? ((panel * (groups + 1) + k / 4) * kPanel + lane) * 4 + k % 4
-                                                   : (panel * p.k + k) * kPanel + lane;
-      const float w = to_float(weight[at]);
+      const float w = to_float(weight[packed_at(column, k, p.k, sizeof(W))]);
 #pragma unroll
       for (int r = 0; r < kSimpleRows; ++r) sum[r] = fmaf(x[r * kSimpleK + i], w, sum[r]);
     }

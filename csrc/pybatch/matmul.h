@@ -3,7 +3,9 @@
 // the other rows.
 //
 // Packed weights, the same on every instruction set, N in panels of 16 columns padded with zeros:
-//   dense  [ceil(N/16)][K][16]           fp32, fp16 or bf16
+//   fp32   [ceil(N/16)][K][16]
+//   16-bit [ceil(N/16)][ceil(K/2)][16][2]  K in pairs, padded with a zero: widening bf16 is then a shift or a mask, and
+//                                        instructions that multiply pairs take them as they are
 //   int8   [ceil(N/16)][K4 + 1][16][4]   K in groups of four, K4 = ceil(K/4); the last group of a panel holds, as
 //                                        int32, the 16 column sums that an unsigned-by-signed dot product needs
 //   GGUF   [ceil(N/16)][K/B][16 * S]     as in the file, in blocks of B weights of a column and S bytes, those of 16
@@ -16,6 +18,15 @@
 namespace pybatch {
 
 constexpr int64_t kPanel = 16;
+
+// Groups of four bytes that a column of k dense or int8 weights, of so many bytes each, has in its panel.
+constexpr int64_t packed_groups(int64_t k, int64_t bytes) { return (k * bytes + 3) / 4 + (bytes == 1 ? 1 : 0); }
+
+// Where weight i of a column of k is, in weights.
+constexpr int64_t packed_at(int64_t column, int64_t i, int64_t k, int64_t bytes) {
+  const int64_t group = 4 / bytes, groups = column / kPanel * packed_groups(k, bytes) + i / group;
+  return (groups * kPanel + column % kPanel) * group + i % group;
+}
 
 // Types of quantised tensors in GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 enum class GgufType { q4_0, q4_1, q8_0, q4_k, q6_k };

@@ -57,11 +57,19 @@ struct LayerOps : Checks<Backend> {
     if (out.numel() > 0) kernel(p);
   }
 
-  static int64_t packed_int8_groups(const Tensor& weight, const char* name, int64_t n, int64_t k) {
-    int64_t panels = (n + kPanel - 1) / kPanel, groups = (k + 3) / 4;
-    check(weight, name, ScalarType::Char, {panels, groups + 1, kPanel, 4});
+  static void check_packed_dense(const Tensor& weight, const char* name, int64_t n, int64_t k) {
+    const int64_t panels = (n + kPanel - 1) / kPanel, bytes = weight.element_size(), groups = packed_groups(k, bytes);
+    if (bytes == 4) {
+      check(weight, name, weight.scalar_type(), {panels, groups, kPanel});
+    } else {
+      check(weight, name, weight.scalar_type(), {panels, groups, kPanel, 4 / bytes});
+    }
     expect_aligned(weight, name);
-    return groups;
+  }
+
+  static void check_packed_int8(const Tensor& weight, const char* name, int64_t n, int64_t k) {
+    check(weight, name, ScalarType::Char, {(n + kPanel - 1) / kPanel, packed_groups(k, 1), kPanel, 4});
+    expect_aligned(weight, name);
   }
 
   // Packed blocks of a GGUF file's weights; the bytes of a group tell their type.
@@ -99,7 +107,7 @@ struct LayerOps : Checks<Backend> {
     expect_given(table, "table");
     p.table = table.data_ptr();
     if (table.scalar_type() == ScalarType::Char) {
-      packed_int8_groups(table, "table", vocab, p.width);
+      check_packed_int8(table, "table", vocab, p.width);
       EXPECT(scale.has_value(), "scale: expected the int8 table's scales");
       p.scale = static_cast<const float*>(vector_like(*scale, "scale", ScalarType::Float, vocab));
       p.layout = TableLayout::packed_int8;
@@ -109,8 +117,8 @@ struct LayerOps : Checks<Backend> {
       p.layout = TableLayout::packed_gguf;
     } else {
       p.table_dtype = float_type(table, "table");
-      if (table.dim() == 3) {
-        check(table, "table", table.scalar_type(), {(vocab + kPanel - 1) / kPanel, p.width, kPanel});
+      if (table.dim() > 2) {
+        check_packed_dense(table, "table", vocab, p.width);
         p.layout = TableLayout::packed_dense;
       } else {
         check(table, "table", table.scalar_type(), {vocab, p.width});
@@ -150,8 +158,7 @@ struct LayerOps : Checks<Backend> {
     typename Backend::Scope scope(x);
     MatmulParams p = matmul_params(x, weight, bias, norm, norm_eps, epilogue, out);
     p.weight_dtype = float_type(weight, "weight");
-    check(weight, "weight", weight.scalar_type(), {(p.n + kPanel - 1) / kPanel, p.k, kPanel});
-    expect_aligned(weight, "weight");
+    check_packed_dense(weight, "weight", p.n, p.k);
     if (out.numel() > 0) Backend::matmul_dense(p);
   }
 
@@ -162,7 +169,7 @@ struct LayerOps : Checks<Backend> {
     MatmulParams p = matmul_params(x, weight, bias, norm, norm_eps, epilogue, out);
     p.weight_dtype = DType::i8;
     EXPECT(p.k <= 131072, "x: expected at most 131072 columns (int32 sums of int8 products), got ", p.k);
-    packed_int8_groups(weight, "weight", p.n, p.k);
+    check_packed_int8(weight, "weight", p.n, p.k);
     p.scale = static_cast<const float*>(vector_like(scale, "scale", ScalarType::Float, p.n));
     if (out.numel() > 0) kernel(p);
   }

@@ -238,7 +238,7 @@ class WeightLoader:
     def _dense(self, rows: Rows, bias: Tensor | None) -> DenseLinear:
         n, k = rows.shape
         dtype = rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype
-        packed = self.memory.empty(-(-n // ops.PANEL), k, ops.PANEL, dtype=dtype)
+        packed = self.memory.empty(*ops.packed_dense_shape(n, k, dtype), dtype=dtype)
 
         def pack(chunk: slice, panels: slice) -> None:
             packed[panels] = ops.pack_dense(rows[chunk].to(dtype))

@@ -12,10 +12,11 @@ struct Weights {
 };
 
 Weights pack_dense(DType dtype, int64_t n, int64_t k, Random& random) {
-  Weights w{Array(dtype, ceil_div(n, kPanel) * k * kPanel), Array(DType::f32, 1), {}};
+  const int64_t group = 4 / size_of(dtype), groups = ceil_div(k, group);
+  Weights w{Array(dtype, ceil_div(n, kPanel) * groups * kPanel * group), Array(DType::f32, 1), {}};
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < k; ++j) {
-      const int64_t at = (i / kPanel * k + j) * kPanel + i % kPanel;
+      const int64_t at = ((i / kPanel * groups + j / group) * kPanel + i % kPanel) * group + j % group;
       w.packed.set(at, random.number());
       w.values.push_back(w.packed[at]);
     }

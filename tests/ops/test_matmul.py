@@ -180,10 +180,12 @@ def test_quantize_int8_is_nearest_and_symmetric() -> None:
 def test_pack_dense_layout(n: int, k: int, dtype: torch.dtype) -> None:
     weight = random(n, k, dtype=dtype)
     packed = ops.pack_dense(weight)
-    assert packed.shape == (-(-n // 16), k, 16)
-    flat = packed.transpose(1, 2).reshape(-1, k)
-    assert torch.equal(flat[:n], weight)
+    assert packed.shape == ops.packed_dense_shape(n, k, dtype)
+    assert packed.shape == ((-(-n // 16), k, 16) if dtype == torch.float32 else (-(-n // 16), -(-k // 2), 16, 2))
+    flat = packed.transpose(1, 2).flatten(2).flatten(0, 1)
+    assert torch.equal(flat[:n, :k], weight)
     assert (flat[n:] == 0).all()
+    assert (flat[:, k:] == 0).all()
 
 
 @pytest.mark.host
