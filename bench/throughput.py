@@ -116,7 +116,7 @@ def measure(workers: list[Worker], cases: dict[str, list[dict]], rounds: int) ->
                 entry = results[worker.label][case]
                 entry["seconds"].append(got["seconds"])
                 entry["repeats_itself"] &= first.setdefault(worker.label, got["outputs"]) == got["outputs"]
-                entry["used_avx512"] = got["used_avx512"] or entry.get("used_avx512")
+                entry["used_avx512"] = entry.get("used_avx512") or got["used_avx512"]
                 entry["peak_rss_mib"] = got["peak_rss_mib"]
                 entry["anon_rss_mib"] = max(got["anon_rss_mib"], entry.get("anon_rss_mib", 0))
         for worker in workers:

@@ -31,9 +31,9 @@ class Engine(BatchedEngine):
         params.repack_tensors = True  # interleaves rows while it loads, which its matmuls run fastest on
         return params
 
-    def context_params(self) -> Any:
-        params = super().context_params()
-        params.flash_attn = "AVX512 = 1" in self.uses  # compiled for AVX2 (0.1.5) it stops at its assertion S > 0
+    def context_params(self, sequences: int) -> Any:
+        params = super().context_params(sequences)
+        params.flash_attn = sequences == 1  # with several in a batch it stops at its assertion S > 0 (0.1.5)
         return params
 
     def clear(self) -> None:

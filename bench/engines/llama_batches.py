@@ -29,7 +29,7 @@ class BatchedEngine:
     def model_params(self) -> Any:
         return self.api.llama_model_default_params()
 
-    def context_params(self) -> Any:
+    def context_params(self, sequences: int) -> Any:
         return self.api.llama_context_default_params()
 
     def clear(self) -> None:
@@ -44,7 +44,7 @@ class BatchedEngine:
             return
         if self.context:
             self.api.llama_free(self.context)
-        params = self.context_params()
+        params = self.context_params(sequences)
         params.n_ctx = sequences * length
         params.n_seq_max = sequences
         params.n_batch = BATCH
