@@ -1,3 +1,4 @@
+#include "cpu/dot_maddubs.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/vec_int.h"
@@ -10,11 +11,16 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 // An exact dot product of four int8 pairs a lane. A step is kGroups times four k: 16 columns of four weights, and one
-// row's four activations as `round_and_store` writes them, 16 at a time, from floats in [-127, 127]. With kGroups = 2
+// row's four activations as `round_and_store` writes them, 16 at a time, from floats in [-127, 127]. Where kGroups > 1,
 // the last step may take a panel's column sums for weights: activations are zeros there. kRows rows are multiplied
 // together, of which kInterleaved lie side by side, eight activations of each in turn.
-struct OneGroup {
-  static constexpr int kGroups = 1, kRows = 1, kInterleaved = 1;
+template <int kGroupCount, int kRowCount>
+struct ByteRows {
+  static constexpr int kGroups = kGroupCount, kRows = kRowCount, kInterleaved = kRowCount;
+  static constexpr int kStepBytes = 4 * kGroups * kInterleaved;
+  static int64_t row_bytes(int64_t k) { return ceil_div(k, 64) * 64; }
+};
+struct OneGroup : ByteRows<1, 1> {
   using Tile = StepTile;
 };
 
@@ -26,14 +32,13 @@ struct Dot4 : OneGroup {
   using Sum = __m512i;
   using X = __m512i;
   using W = __m512i;
-  using Stored = uint8_t;
   static constexpr int32_t kOffset = 128;
   static PYBATCH_INLINE X activation(const char* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
   static PYBATCH_INLINE W weight(const char* group, int) { return _mm512_loadu_si512(group); }
   static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) { return _mm512_dpbusd_epi32(sum, x, w); }
-  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
+  static PYBATCH_INLINE void round_and_store(char* row, int64_t k, F32x16 q) {
     __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(q.v), _mm512_set1_epi32(kOffset));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(biased));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + k), _mm512_cvtepi32_epi8(biased));
   }
   using Excess = __m512i;
   static PYBATCH_INLINE Excess excess(const int32_t* column_sums) {
@@ -46,56 +51,18 @@ struct Dot4 : OneGroup {
 
 #elif defined(PYBATCH_ISA_AVX2)
 
-// Bytes are widened to 16 bits, even and odd ones separately, and multiplied and added in pairs: k 0 and 2, then k 1
-// and 3. Activations are stored in that order.
-struct Dot4 : OneGroup {
-  struct Sum {
-    __m256i lo, hi;
-  };
-  struct X {
-    __m256i even, odd;
-  };
-  struct W {
-    __m256i even_lo, odd_lo, even_hi, odd_hi;
-  };
-  using Stored = int16_t;
-  static PYBATCH_INLINE X activation(const char* p) {
-    auto* pair = reinterpret_cast<const int32_t*>(p);
-    return {_mm256_set1_epi32(pair[0]), _mm256_set1_epi32(pair[1])};
-  }
-  static PYBATCH_INLINE __m256i even(__m256i bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8); }
-  static PYBATCH_INLINE __m256i odd(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
-  static PYBATCH_INLINE W weight(const char* group, int) {
-    auto* columns = reinterpret_cast<const __m256i*>(group);
-    __m256i lo = _mm256_loadu_si256(columns), hi = _mm256_loadu_si256(columns + 1);
-    return {even(lo), odd(lo), even(hi), odd(hi)};
-  }
-  static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) {
-    sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(x.even, w.even_lo));
-    sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(x.even, w.even_hi));
-    sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(x.odd, w.odd_lo));
-    sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(x.odd, w.odd_hi));
-    return sum;
-  }
-  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
-    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
-                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-    __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(q.lo), _mm256_cvtps_epi32(q.hi));
-    packed = _mm256_permute4x64_epi64(packed, 0xd8);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(packed, order));
-  }
+struct Dot4 : DotMaddubs {
   struct Excess {};
   static PYBATCH_INLINE Excess excess(const int32_t*) { return Excess(); }
-  static PYBATCH_INLINE F32x16 to_float(Sum sum, Excess) {
-    return {_mm256_cvtepi32_ps(sum.lo), _mm256_cvtepi32_ps(sum.hi)};
-  }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, Excess) { return DotMaddubs::to_float(sum); }
 };
 
 #elif defined(PYBATCH_ANY_NEON)
 
 struct SignedBytes {
-  using Stored = int8_t;
-  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) { store_bytes(out, to_int(q)); }
+  static PYBATCH_INLINE void round_and_store(char* row, int64_t k, F32x16 q) {
+    store_bytes(reinterpret_cast<int8_t*>(row) + k, to_int(q));
+  }
   struct Excess {};
   static PYBATCH_INLINE Excess excess(const int32_t*) { return Excess(); }
   static PYBATCH_INLINE int8x16_t four(const char* p) { return vreinterpretq_s8_s32(vdupq_n_s32(load_int(p))); }
@@ -108,8 +75,7 @@ struct SignedBytes {
 
 // Two products fit 16 bits. Those that are added there are four k apart, since a step is two groups of weights; then
 // neighbours are added in 32 bits.
-struct Dot4 : SignedBytes {
-  static constexpr int kGroups = 2, kRows = 1, kInterleaved = 1;
+struct Dot4 : ByteRows<2, 1>, SignedBytes {
   struct Tile : VectorTile {
     static constexpr int kMaxRows = 3, kMaxPanels = 2, kMaxSums = 3, kStepWork = 4;
   };
@@ -172,8 +138,7 @@ struct Dot4 : OneGroup, SignedBytes {
 #if defined(PYBATCH_ISA_NEON_I8MM)
 
 // Two rows at a time, of which eight activations each lie side by side: an instruction multiplies them by two columns'.
-struct Dot8 : SignedBytes {
-  static constexpr int kGroups = 2, kRows = 2, kInterleaved = 2;
+struct Dot8 : ByteRows<2, 2>, SignedBytes {
   struct Tile : VectorTile {
     static constexpr int kMaxRows = 3, kMaxPanels = 2, kMaxSums = 3, kStepWork = 4;
   };
@@ -192,7 +157,8 @@ struct Dot8 : SignedBytes {
   struct W {
     int8x16_t v[8];  // v[i]: eight k of column 2i, and of 2i + 1
   };
-  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
+  static PYBATCH_INLINE void round_and_store(char* row, int64_t k, F32x16 q) {
+    auto* out = reinterpret_cast<int8_t*>(row) + 2 * k;
     const int8x16_t bytes = lowest_bytes(to_int(q));
     vst1_s8(out, vget_low_s8(bytes));
     vst1_s8(out + 16, vget_high_s8(bytes));
@@ -231,7 +197,6 @@ struct Dot4 : OneGroup {
   struct W {
     const int8_t* v;
   };
-  using Stored = int8_t;
   static PYBATCH_INLINE X activation(const char* p) {
     X x;
     std::memcpy(x.v, p, 4);
@@ -244,9 +209,9 @@ struct Dot4 : OneGroup {
     }
     return sum;
   }
-  static PYBATCH_INLINE void round_and_store(Stored* out, F32x16 q) {
+  static PYBATCH_INLINE void round_and_store(char* row, int64_t k, F32x16 q) {
     q = round(q);
-    for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int8_t>(q[i]);
+    for (int i = 0; i < kLanes; ++i) row[k + i] = static_cast<char>(static_cast<int8_t>(q[i]));
   }
   struct Excess {};
   static PYBATCH_INLINE Excess excess(const int32_t*) { return Excess(); }
@@ -279,6 +244,7 @@ struct DotTiles {
     __m512i row[kRows];
   };
   using Widened = DotTiles;
+  static int64_t row_bytes(int64_t k) { return Dot4::row_bytes(k); }
 
   // Tiles 0 to 3 are the sums, 4 and 5 a group's activations, 6 and 7 its weights.
   template <int kRowTiles, int kPanels>
@@ -328,7 +294,6 @@ template <class Dot>
 struct DotOp : Dot {
   static constexpr int kSteps = 1;
   static constexpr int kGroupBytes = 4 * kPanel * Dot::kGroups;
-  static constexpr int kStepBytes = 4 * Dot::kGroups * Dot::kInterleaved * sizeof(typename Dot::Stored);
   static constexpr bool kWiden = false;
   using Widened = DotOp;
 };
@@ -336,7 +301,7 @@ struct DotOp : Dot {
 // Symmetric: scale = max|x| / 127, q = x * (127 / max|x|) to the nearest integer, ties to even. Returns the scale,
 // which is NaN if x has a value that is not finite, so that the row's results are NaN.
 template <class Dot, class T>
-float quantize_row(const T* x, int64_t k, typename Dot::Stored* out) {
+float quantize_row(const T* x, int64_t k, char* row) {
   constexpr int kChains = 4;  // more than one, since each waits for its last maximum
   F32x16 largest[kChains], poison[kChains];
   for (int c = 0; c < kChains; ++c) largest[c] = poison[c] = zeros();
@@ -354,29 +319,27 @@ float quantize_row(const T* x, int64_t k, typename Dot::Stored* out) {
   const float scale = most / 127.0f + reduce_add((poison[0] + poison[1]) + (poison[2] + poison[3]));
 
   if (!(scale >= kSmallestNormal)) {
-    for (i = 0; i < k; i += kLanes) Dot::round_and_store(out + i * Dot::kInterleaved, zeros());
+    for (i = 0; i < k; i += kLanes) Dot::round_and_store(row, i, zeros());
     return scale != scale ? scale : 0.0f;
   }
   const F32x16 inverse = broadcast(127.0f / most);
-  for (i = 0; i + kLanes <= k; i += kLanes) Dot::round_and_store(out + i * Dot::kInterleaved, load(x + i) * inverse);
-  if (i < k) Dot::round_and_store(out + i * Dot::kInterleaved, load_first(x + i, k - i) * inverse);
+  for (i = 0; i + kLanes <= k; i += kLanes) Dot::round_and_store(row, i, load(x + i) * inverse);
+  if (i < k) Dot::round_and_store(row, i, load_first(x + i, k - i) * inverse);
   return scale;
 }
 
 template <class Dot, class Op = DotOp<Dot>, class Finish>
 void multiply(const MatmulParams& p, float* row_scales, const Finish& finish) {
-  using Stored = typename Dot::Stored;
-  constexpr int64_t kRows = Op::kRows, kRowBytes = kRows * static_cast<int64_t>(sizeof(Stored));
-  int64_t stride = ceil_div(p.k, 64) * 64;
-  if (stride * kRowBytes % 4096 == 0) stride += 64;  // such rows would share one cache set
-  auto* rows = static_cast<Stored*>(thread_scratch(kActivations, ceil_div(p.m, kRows) * stride * kRowBytes));
+  constexpr int64_t kRows = Op::kRows, kInterleaved = Dot::kInterleaved;
+  int64_t stride = Op::row_bytes(p.k);
+  if (stride * kRows % 4096 == 0) stride += 64;  // such rows would share one cache set
+  auto* rows = static_cast<char*>(thread_scratch(kActivations, ceil_div(p.m, kRows) * stride * kRows));
   for_each_row(p, [&](int64_t row, auto* x) {
-    constexpr int64_t kInterleaved = Dot::kInterleaved;
-    Stored* out = rows + row / kInterleaved * kInterleaved * stride + row % kInterleaved * 8;
+    char* out = rows + row / kInterleaved * kInterleaved * stride + row % kInterleaved * 8;
     row_scales[row] = quantize_row<Dot>(x, p.k, out);
   });
   const int64_t groups = ceil_div(p.k, 4);
-  Gemm g{p, rows, stride * kRowBytes, (groups + 1) * 4 * kPanel, ceil_div(groups, Dot::kGroups), kRows};
+  Gemm g{p, rows, stride * kRows, (groups + 1) * 4 * kPanel, ceil_div(groups, Dot::kGroups), kRows};
   gemm<Op>(g, finish);
 }
 

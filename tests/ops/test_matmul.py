@@ -137,6 +137,28 @@ def test_w8a8_of_tiny_rows() -> None:
     assert (out[4:] != 0).any(1).all()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    m=st.integers(1, 20), n=st.integers(1, 40), k=st.integers(1, 1000), level=st.sampled_from([1, 31, 32, 33, 64, 127]),
+    same_sign=st.booleans(), weight=st.sampled_from([-128, -127, 127, None]), peaks=st.integers(0, 5),
+    seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_w8a8_is_exact_whatever_size_activations_have(
+    m: int, n: int, k: int, level: int, same_sign: bool, weight: int | None, peaks: int, seed: int
+) -> None:
+    """Rows whose products fit narrow sums, just fit or do not, in one batch; of weights where the sums are largest."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.full((m, k), float(level))
+    x[m // 2 :] = torch.randint(-level, level + 1, (m - m // 2, k), generator=generator).float()
+    if not same_sign:
+        x *= torch.randint(0, 2, (m, k), generator=generator) * 2 - 1
+    x[torch.randint(m, (peaks,), generator=generator), torch.randint(k, (peaks,), generator=generator)] = 127.0
+    x[:, 0] = 127.0  # so that the scale is 1
+    q = torch.randint(-127, 128, (n, k), generator=generator) if weight is None else torch.full((n, k), weight)
+    out = ops.matmul_w8a8(x, ops.pack_int8(q.to(torch.int8)), torch.ones(n), out=torch.empty(m, n))
+    assert torch.equal(out.double(), x.double() @ q.double().t())
+
+
 @pytest.mark.parametrize("rows", [3, 20])
 def test_w8a8_sums_exactly_at_the_extremes(rows: int) -> None:
     k = 20_000  # largest products, and many of them: nothing may saturate on the way
