@@ -54,14 +54,16 @@ template <int kTile>
 PYBATCH_INLINE void zero_tile() {
   asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
 }
-// stride: bytes from row to row.
+// stride: bytes from row to row. The compiler is told that all of p's array is read or written, and nothing else.
 template <int kTile>
 PYBATCH_INLINE void load_tile(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(kTile) : "memory");
+  auto& all = *static_cast<const char (*)[]>(p);
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(kTile), "m"(all));
 }
 template <int kTile>
 PYBATCH_INLINE void store_tile(void* p, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride), "i"(kTile) : "memory");
+  auto& all = *static_cast<char (*)[]>(p);
+  asm volatile("tilestored %%tmm%c3, (%1,%2,1)" : "+m"(all) : "r"(p), "r"(stride), "i"(kTile));
 }
 
 // Sum (int32) += A (unsigned bytes) times B (signed).

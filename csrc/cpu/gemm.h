@@ -29,6 +29,7 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
 struct VectorTile {
   static constexpr int64_t kBlockSteps = 512;  // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
+  static constexpr int64_t kWidenTiles = 4;    // tiles from which weights are widened once beforehand, where an Op does
   struct Use {};  // lives as long as a thread multiplies tiles: registers that have to be asked for
 };
 
@@ -66,7 +67,6 @@ struct BlockTile : VectorTile {
 constexpr int64_t kMaxSteps = 16;            // of a group of weights, in which blocks are cut
 constexpr int64_t kBlockRows = 256;          // rows whose sums are stored between blocks
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
-constexpr int64_t kWidenTiles = 4;           // tiles from which widening weights to fp32 once beforehand pays
 constexpr int64_t kRowWorkPerThread = 8192;  // activations to prepare that are worth waking a thread for
 constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that are worth waking a thread for
 
@@ -202,11 +202,11 @@ TileFunction tile_function(int64_t rows, int64_t panels) {
   }
 }
 
-// One panel's weights as fp32, [steps][16].
+// One panel's weights as Op::Widened takes them.
 template <class Op>
-void widen(const char* weight, int64_t steps, float* out) {
+void widen(const char* weight, int64_t steps, typename Op::W* out) {
   for (int64_t k = 0; k < steps; ++k) {
-    store(out + k * kPanel, Op::weight(weight + k / Op::kSteps * Op::kGroupBytes, k % Op::kSteps));
+    out[k] = Op::weight(weight + k / Op::kSteps * Op::kGroupBytes, static_cast<int>(k % Op::kSteps));
   }
 }
 
@@ -236,15 +236,15 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
     t.resume = k > 0;
     t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
     t.fetch_every = tiles;
-    bool widened = Op::kWiden && tiles >= kWidenTiles;
+    bool widened = false;
     if constexpr (Op::kWiden) {
+      widened = tiles >= Op::Tile::kWidenTiles;
       if (widened) {
-        auto* wide = static_cast<float*>(thread_scratch(kWidened, panels * block * kPanel * 4));
-        for (int64_t p = 0; p < panels; ++p) {
-          widen<Op>(t.weight + p * g.panel_stride, t.steps, wide + p * block * kPanel);
-        }
+        using W = typename Op::W;
+        auto* wide = static_cast<W*>(thread_scratch(kWidened, panels * block * static_cast<int64_t>(sizeof(W))));
+        for (int64_t p = 0; p < panels; ++p) widen<Op>(t.weight + p * g.panel_stride, t.steps, wide + p * block);
         t.weight = reinterpret_cast<const char*>(wide);
-        t.panel_stride = block * kPanel * 4;
+        t.panel_stride = block * static_cast<int64_t>(sizeof(W));
         t.ahead = 0;  // widening itself reads ahead
       }
     }

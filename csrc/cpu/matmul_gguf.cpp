@@ -2,6 +2,10 @@
 #include "cpu/gguf_blocks.h"
 #include "cpu/kernels.h"
 
+#if defined(PYBATCH_ISA_AMX)
+#include "cpu/amx.h"
+#endif
+
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
@@ -13,6 +17,17 @@ struct ActivationBlock {
   float scale;
   float scaled_sum;  // scale * sum(q), which a weight block's min multiplies
   int32_t start[2];  // of the dot products of each half: cancels the offset of the codes
+
+  template <class Type>
+  PYBATCH_INLINE void set(int64_t, I32x16 q0, I32x16 q1, float of_block) {
+    const int32_t sum0 = reduce_add(q0), sum1 = reduce_add(q1);
+    store_bytes(q, q0);
+    store_bytes(q + 16, q1);
+    scale = of_block;
+    scaled_sum = of_block * static_cast<float>(sum0 + sum1);
+    start[0] = -Type::kOffset * sum0;
+    start[1] = -Type::kOffset * sum1;
+  }
 };
 
 // A step is one block: the weights' codes are unpacked once for all the rows of a tile.
@@ -52,41 +67,149 @@ struct BlockOp {
   }
 };
 
-template <class T>
-void quantize_row(const T* x, int64_t k, int32_t offset, ActivationBlock* out) {
+#if defined(PYBATCH_ISA_AMX)
+
+// Activations of a step of 16 rows.
+struct ActivationTile {
+  static constexpr int kRows = TileShapes::kRows;
+
+  int8_t q[kRows][kBlock];
+  float scale[kRows], scaled_sum[kRows];
+
+  template <class Type>
+  PYBATCH_INLINE void set(int64_t row, I32x16 q0, I32x16 q1, float of_block) {
+    store_bytes(q[row], q0);
+    store_bytes(q[row] + 16, q1);
+    scale[row] = of_block;
+    if constexpr (Type::kMin) scaled_sum[row] = of_block * static_cast<float>(reduce_add(q0) + reduce_add(q1));
+  }
+};
+
+// BlockOp's products of 16 rows in tiles, of weights that have been unpacked. Their codes have signs.
+template <class Type>
+struct UnpackedTilesOp {
+  static constexpr int kSteps = 1, kGroupBytes = sizeof(Unpacked), kStepBytes = sizeof(ActivationTile);
+  static constexpr int kDots = Type::kScales, kDotBytes = kBlock / kDots;  // in a step
+  static constexpr int kActivationTiles = 4, kWeightTiles = 6;  // two each; four of dot products are before them
+  struct Tile {
+    static constexpr int kMaxRows = 1, kMaxPanels = 1, kMaxSums = 1, kStepWork = 48;
+    static constexpr int64_t kBlockSteps = 32;  // whose weights, 22 KiB, stay in the L1 cache
+    static constexpr int64_t kWidenTiles = 1;
+    struct Use : TilesInUse {
+      static constexpr TileShapes kShapes = [] {
+        TileShapes shapes;
+        for (int i = 0; i < 2; ++i) {
+          shapes.shape(kActivationTiles + i, TileShapes::kRows, kDotBytes);
+          shapes.shape(kWeightTiles + i, kDotBytes / 4, TileShapes::kRowBytes);
+        }
+        return shapes;
+      }();
+      Use() : TilesInUse(kShapes) {}
+    };
+  };
+  struct Sum {
+    F32x16 row[ActivationTile::kRows];
+  };
+  using Dots = I32x16[ActivationTile::kRows];
+  static PYBATCH_INLINE void add(const Dots* dots, const ActivationTile& x, const Unpacked& w, F32x16* sum) {
+#pragma GCC unroll 16
+    for (int r = 0; r < ActivationTile::kRows; ++r) {
+      const F32x16 scale = broadcast(x.scale[r]);
+#pragma GCC unroll 2
+      for (int dot = 0; dot < kDots; ++dot) {
+        sum[r] = fma(to_float(dots[dot][r]), w.scale[dot] * scale, sum[r]);
+      }
+      if constexpr (Type::kMin) sum[r] = fma(w.min, broadcast(x.scaled_sum[r]), sum[r]);
+    }
+  }
+
+  // Four dot products are under way: one waits for those before it where it uses a tile of theirs. Each takes longer
+  // than to scale and add one, which goes on beside them.
+  template <int, int>
+  static void multiply_tile(const TileArguments& t) {
+    constexpr int kAtOnce = 4 / kDots, kAhead = kAtOnce - 1;  // steps
+    const auto* x = reinterpret_cast<const ActivationTile*>(t.x);
+    const auto* w = reinterpret_cast<const Unpacked*>(t.weight);
+    const int64_t steps = t.steps;
+    Dots dots[4];
+    auto multiply = [&](auto place, int64_t step) PYBATCH_INLINE_LAMBDA {
+      for_each_number<kDots>([&](auto dot) PYBATCH_INLINE_LAMBDA {
+        constexpr int kDot = decltype(place)() * kDots + dot, kX = kActivationTiles + kDot % 2;
+        constexpr int kW = kWeightTiles + kDot % 2;
+        if (step >= steps) return;
+        zero_tile<kDot>();
+        load_tile<kX>(x[step].q[0] + dot * kDotBytes, kBlock);
+        load_tile<kW>(w[step].codes + dot * (kDotBytes / 4), sizeof(I32x16));
+        multiply_signed<kDot, kX, kW>();
+        store_tile<kDot>(dots[kDot], sizeof(I32x16));
+      });
+    };
+    F32x16* sums = static_cast<Sum*>(t.sums)->row;
+    F32x16 sum[ActivationTile::kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < ActivationTile::kRows; ++r) sum[r] = t.resume ? sums[r] : zeros();
+    for_each_number<kAhead>([&](auto step) PYBATCH_INLINE_LAMBDA { multiply(step, step); });
+    for (int64_t first = 0; first < steps; first += kAtOnce) {
+      for_each_number<kAtOnce>([&](auto place) PYBATCH_INLINE_LAMBDA {
+        const int64_t step = first + place;
+        if (step < steps) {
+          multiply(Number<(place + kAhead) % kAtOnce>(), step + kAhead);
+          add(dots + place * kDots, x[step], w[step], sum);
+        }
+      });
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ActivationTile::kRows; ++r) sums[r] = sum[r];
+  }
+};
+
+template <class Type>
+struct TilesOp : UnpackedTilesOp<Type> {
+  using W = Unpacked;
+  using Widened = UnpackedTilesOp<Type>;
+  static constexpr int kSteps = BlockOp<Type>::kSteps, kGroupBytes = BlockOp<Type>::kGroupBytes;
+  static constexpr bool kWiden = true;
+  static PYBATCH_INLINE W weight(const char* group, int step) {
+    W w = BlockOp<Type>::weight(group, step);
+    if constexpr (Type::kOffset != 0) {
+#pragma GCC unroll 8
+      for (I32x16& codes : w.codes) codes = {_mm512_sub_epi8(codes.v, bytes(Type::kOffset).v)};
+    }
+    return w;
+  }
+};
+constexpr int64_t kTileRows = 24;  // rows from which they beat BlockOp
+
+#endif
+
+template <class Type, class Activations, class T>
+void quantize_row(const T* x, int64_t k, Activations* out, int64_t row) {
   constexpr int32_t kInfinity = 0x7f800000;
   for (const T* end = x + k; x < end; x += kBlock, ++out) {
     F32x16 first = load(x), second = load(x + 16);
     int32_t largest = reduce_max(max(float_bits(abs(first)), float_bits(abs(second))));  // as bits, NaN is the largest
     const float most = as_float(static_cast<uint32_t>(largest)), scale = most / 127.0f;
     if (largest >= kInfinity || scale < kSmallestNormal) {
-      std::memset(out, 0, sizeof(*out));
-      if (largest >= kInfinity) out->scale = out->scaled_sum = as_float(0x7fc00000);
+      const I32x16 zero = broadcast_int(0);
+      out->template set<Type>(row, zero, zero, largest >= kInfinity ? as_float(0x7fc00000) : 0.0f);
       continue;
     }
     const F32x16 inverse = broadcast(127.0f / most);
-    I32x16 q0 = to_int(first * inverse), q1 = to_int(second * inverse);
-    int32_t sum0 = reduce_add(q0), sum1 = reduce_add(q1);
-    store_bytes(out->q, q0);
-    store_bytes(out->q + 16, q1);
-    out->scale = scale;
-    out->scaled_sum = scale * static_cast<float>(sum0 + sum1);
-    out->start[0] = -offset * sum0;
-    out->start[1] = -offset * sum1;
+    out->template set<Type>(row, to_int(first * inverse), to_int(second * inverse), scale);
   }
 }
 
-template <class Type, class Finish>
+// A row of the product is one of Activations' kRows.
+template <class Type, class Op, class Activations, int kRows, class Finish>
 void multiply(const MatmulParams& p, const Finish& finish) {
-  int64_t blocks = p.k / kBlock;
-  int64_t stride = blocks;
-  if (stride * sizeof(ActivationBlock) % 4096 == 0) ++stride;  // such rows would share one cache set
-  auto* rows = static_cast<ActivationBlock*>(
-      thread_scratch(kActivations, p.m * stride * static_cast<int64_t>(sizeof(ActivationBlock))));
-  for_each_row(p, [&](int64_t row, auto* x) { quantize_row(x, p.k, Type::kOffset, rows + row * stride); });
-  using Op = BlockOp<Type>;
-  Gemm g{p, rows, stride * static_cast<int64_t>(sizeof(ActivationBlock)), p.k / Type::kWeights * Op::kGroupBytes,
-         blocks};
+  constexpr int64_t kBytes = sizeof(Activations);
+  int64_t stride = p.k / kBlock;
+  if (stride * kBytes % 4096 == 0) ++stride;  // such rows would share one cache set
+  const int64_t count = ceil_div(p.m, kRows);
+  auto* rows = static_cast<Activations*>(thread_scratch(kActivations, count * stride * kBytes));
+  if (p.m % kRows != 0) std::memset(rows + (count - 1) * stride, 0, stride * kBytes);  // rows that there are not
+  for_each_row(p, [&](int64_t row, auto* x) { quantize_row<Type>(x, p.k, rows + row / kRows * stride, row % kRows); });
+  Gemm g{p, rows, stride * kBytes, p.k / Type::kWeights * Op::kGroupBytes, p.k / kBlock, kRows};
   gemm<Op>(g, finish);
 }
 
@@ -97,7 +220,20 @@ void matmul_gguf(const MatmulParams& p) {
   auto finish = [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
     write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
   };
-  with_gguf_type(p.gguf_type, [&](auto* type) { multiply<Pointee<decltype(type)>>(p, finish); });
+  with_gguf_type(p.gguf_type, [&](auto* type) {
+    using Type = Pointee<decltype(type)>;
+#if defined(PYBATCH_ISA_AMX)
+    if (p.m >= kTileRows) {
+      using Op = TilesOp<Type>;
+      constexpr int kRows = ActivationTile::kRows;
+      return multiply<Type, Op, ActivationTile, kRows>(
+          p, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const typename Op::Sum* sums) {
+            finish(panel, panels, kRows * row, kRows * rows, sums->row);
+          });
+    }
+#endif
+    multiply<Type, BlockOp<Type>, ActivationBlock, 1>(p, finish);
+  });
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -37,9 +37,10 @@ def gguf_matmuls() -> Iterator[tuple[str, Tensor]]:
             packed = ops.pack_gguf(torch.from_numpy(random_blocks(kind, n, k)), kind)
             yield f"{kind}-{m}", ops.matmul_gguf(random(m, k), packed, out=torch.empty(m, n))
         packed = ops.pack_gguf(torch.from_numpy(largest_blocks(kind, 16, 256)), kind)
-        x = torch.ones(2, 256)
-        x[1] = -1
-        yield f"{kind}-largest", ops.matmul_gguf(x, packed, out=torch.empty(2, 16))
+        for m in (2, 40):
+            x = torch.ones(m, 256)
+            x[1::2] = -1
+            yield f"{kind}-largest-{m}", ops.matmul_gguf(x, packed, out=torch.empty(m, 16))
 
 
 def rows() -> Iterator[tuple[str, Tensor]]:
