@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "pybatch/binding.h"
 #include "pybatch/ceilings.h"
 #include "pybatch/graph.h"
 #include "pybatch/isa.h"
@@ -19,6 +20,8 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets compiled in that this processor can run, best first.");
   m.def("chosen_isa", &pybatch::chosen_isa,
         "The instruction set in use; raises ValueError if PYBATCH_ISA names an impossible one.");
+  m.def("bind_threads", &pybatch::bind_threads, pybind11::arg("processors"),
+        "Binds the kernels' threads, but not those that call kernels, to these processors, one each.");
   pybind11::class_<pybatch::Graph>(
       m, "Graph",
       "CPU ops called inside `with graph:` are recorded instead of run; replay() runs them."

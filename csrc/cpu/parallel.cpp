@@ -16,6 +16,9 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
+
+#include "pybatch/binding.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -146,6 +149,14 @@ class Pool {
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
+  void bind(std::vector<int> processors) {
+    std::lock_guard lock(binding_);
+    processors_ = std::move(processors);
+    for (int i = 0; i < started_; ++i) bind(i);
+  }
+
+  const std::vector<int>& processors() const { return processors_; }
+
   static thread_local PYBATCH_INITIAL bool within;  // whether the thread runs a piece
   static thread_local PYBATCH_INITIAL ThreadId self;
 
@@ -165,13 +176,26 @@ class Pool {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the threads that the program made
     try {
-      std::thread([this, me = started_ + 1] { work(me); }).detach();
+      std::thread thread([this, me = started_ + 1] { work(me); });
+      handles_[started_] = thread.native_handle();  // which stays valid, since the threads never end
+      thread.detach();
     } catch (...) {
       pthread_sigmask(SIG_SETMASK, &before, nullptr);
       throw;
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    ++started_;
+    std::lock_guard lock(binding_);
+    bind(started_++);
+  }
+
+  void bind(int thread) {
+    if (processors_.empty()) return;
+#if defined(__linux__)
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(processors_[static_cast<size_t>(thread + 1) % processors_.size()], &one);
+    pthread_setaffinity_np(handles_[thread], sizeof one, &one);  // one that has been taken away: the thread stays free
+#endif
   }
 
   [[noreturn]] void work(int me) {
@@ -269,6 +293,9 @@ class Pool {
   std::atomic<int64_t> piece_{1};
   std::atomic<int> threads_{1};
   int started_ = 0;
+  const std::unique_ptr<pthread_t[]> handles_ = std::make_unique<pthread_t[]>(kMostThreads);
+  std::mutex binding_;
+  std::vector<int> processors_;
   const std::unique_ptr<Share[]> shares_ = std::make_unique<Share[]>(kMostThreads);
   const std::unique_ptr<Place[]> places_ = std::make_unique<Place[]>(kMostThreads);
   alignas(64) std::atomic<uint32_t> jobs_{0};
@@ -309,6 +336,8 @@ struct Buffer {
 constexpr int kSlots = 8;
 
 }  // namespace
+
+void bind_threads(std::vector<int> processors) { the_pool()->bind(std::move(processors)); }
 
 void set_num_threads_source(int (*count)()) { count_threads = count; }
 

@@ -44,6 +44,11 @@ class EngineArgs(EngineConfig):
         int | None,
         "Of the kernels. Default: OMP_NUM_THREADS, else the physical cores. No result depends on it.",
     ] = None
+    bind_threads: Annotated[
+        str | None,
+        "Binds each of the kernels' threads to a processor: all, or a list such as 0-7,16. For a machine with nothing "
+        "else to do; by default the system may move them.",
+    ] = None
     generation_config: Annotated[
         str | Path,
         "Where the sampling defaults come from: auto (the model's generation_config.json), vllm (none of the model's), "

@@ -31,7 +31,7 @@ from pybatch.engine.outputs import FinishReason
 from pybatch.engine.scheduling.block_pool import Pin
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.machine.facts import arithmetic
-from pybatch.machine.threads import set_threads
+from pybatch.machine.threads import bind_threads, set_threads
 from pybatch.model.decoder import Decoder
 from pybatch.model.loader import load_model
 from pybatch.model.text.tokenizer import Tokenizer
@@ -57,6 +57,8 @@ class Session:
     def open(cls, arguments: EngineArgs) -> Session:
         """Loads the model and makes its engine."""
         set_threads(arguments.threads)
+        if arguments.bind_threads is not None:
+            bind_threads(arguments.bind_threads)
         loaded = load_model(
             arguments.model,
             dtype=arguments.dtype,

@@ -1,15 +1,16 @@
-"""How many threads the kernels use."""
+"""How many threads the kernels use, and where they run."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
 import torch
 
+from pybatch import _C
 from pybatch.machine.control_groups import ROOT, control_groups
 
 
@@ -56,6 +57,47 @@ def set_threads(threads: int | None) -> int:
         raise ValueError(f"{source}: expected an integer from 1 to {most_threads()}, or None, got {threads!r}")
     torch.set_num_threads(threads)
     return threads
+
+
+def bind_threads(processors: str, root: Path = ROOT) -> list[int]:
+    """Binds the kernels' threads to processors, one each, and returns these: thread i has the i-th. The thread that
+    calls kernels counts as the first, but is left to the system.
+
+    processors: a list such as "0-7,16", or "all": those that the process may use, at first one of each core. Raises
+    ValueError for any other than these.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        raise ValueError(f"bind_threads: expected None, since this system has no CPU affinity, got {processors!r}")
+    allowed = os.sched_getaffinity(0)
+    try:
+        chosen = _one_of_each_core_first(allowed, root) if processors == "all" else list(cpu_list(processors))
+    except (ValueError, AttributeError, TypeError):
+        chosen = []
+    if not chosen or not allowed.issuperset(chosen):
+        raise ValueError(
+            "bind_threads: expected 'all' or a list such as 0-7,16 of processors that this process may use, which are "
+            f"{', '.join(map(str, sorted(allowed)))}; got {processors!r}"
+        )
+    _C.bind_threads(chosen)
+    return chosen
+
+
+def cpu_list(text: str) -> Iterator[int]:
+    """The numbers in a list as Linux writes them, such as 0-3,8."""
+    for part in text.strip().split(","):
+        first, dash, last = part.partition("-")
+        yield from range(int(first), int(last if dash else first) + 1)
+
+
+def _one_of_each_core_first(processors: Iterable[int], root: Path) -> list[int]:
+    turns = {}
+    for number in sorted(processors):
+        try:
+            siblings = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+            turns[number] = list(cpu_list(siblings.read_text())).index(number)
+        except (OSError, ValueError):
+            turns[number] = 0
+    return sorted(turns, key=lambda number: (turns[number], number))
 
 
 def _replace_threads_after_fork() -> None:

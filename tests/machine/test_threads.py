@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pybatch import ops
-from pybatch.machine.threads import most_threads, set_threads, usable_cores
+from pybatch import _C, ops
+from pybatch.machine.threads import bind_threads, cpu_list, most_threads, set_threads, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,7 @@ def test_what_openmp_was_told_has_the_same_bound(monkeypatch: pytest.MonkeyPatch
 
 FORKS = """
 import os, sys, torch
-from pybatch import ops
+from pybatch import _C, ops
 from pybatch.machine.threads import set_threads
 
 def product():
@@ -117,7 +118,7 @@ def test_a_forked_child_computes_on_as_many_threads() -> None:
 
 STOPPED = """
 import os, sys, torch
-from pybatch import ops
+from pybatch import _C, ops
 
 torch.set_num_threads(3)
 x, weight = torch.randn(64, 2000), ops.pack_dense(torch.randn(512, 2000))
@@ -229,3 +230,62 @@ def test_kernels_may_be_called_by_several_threads_at_once() -> None:
     expected = product(0)
     with ThreadPoolExecutor(4) as threads:
         assert all(torch.equal(each, expected) for each in threads.map(product, range(200)))
+
+
+def bound_to(processors: set[int]) -> set[int]:
+    """This process's threads that may run on these alone, once none is under way to another."""
+    found: list[set[int]] = []
+    while len(found) < 5 or any(each != found[-1] for each in found[-5:]):
+        time.sleep(0.02)
+        tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+        found.append({task for task in tasks if os.sched_getaffinity(task) <= processors})
+    return found[-1]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPU affinity")
+def test_threads_are_bound_but_not_the_one_that_calls() -> None:
+    allowed = os.sched_getaffinity(0)
+    first = {min(allowed)}
+    if allowed == first:
+        pytest.skip("there is one processor")
+    x, weight = torch.ones(256, 4096), torch.ones(4096)
+    set_threads(3)
+    ops.rms_norm(x, weight, 1e-6)  # now there are two threads at least
+    assert not bound_to(first)
+    try:
+        assert set(bind_threads("all")) == allowed
+        assert bind_threads(str(min(allowed))) == [min(allowed)]
+        bound = bound_to(first)
+        assert len(bound) >= 2
+        assert threading.get_native_id() not in bound
+        set_threads(len(bound) + 2)
+        ops.rms_norm(x, weight, 1e-6)
+        assert len(bound_to(first)) == len(bound) + 1  # one that has been started since
+    finally:
+        _C.bind_threads([])
+        for task in bound_to(first):
+            os.sched_setaffinity(task, allowed)
+
+
+def test_cores_come_before_their_second_threads(tmp_path: Path) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        pytest.skip("one processor has one order")
+    for number in allowed:
+        topology = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(
+            f"{allowed[1]},{allowed[0]}" if number in allowed[:2] else str(number)
+        )
+    try:
+        chosen = bind_threads("all", tmp_path)
+        assert chosen == [allowed[1], *allowed[2:], allowed[0]]
+    finally:
+        _C.bind_threads([])
+
+
+def test_lists_of_processors() -> None:
+    assert list(cpu_list("0-3,8,10-11\n")) == [0, 1, 2, 3, 8, 10, 11]
+    for wrong in ("", "some", "0-", "99999", "0,99999", "3-1", 0):
+        with pytest.raises(ValueError, match=rf"bind_threads: expected 'all' or a list such as .*; got {wrong!r}"):
+            bind_threads(wrong)  # type: ignore[arg-type]
