@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from pybatch.machine.facts import facts
 from pybatch.model.batch import LayerCache
 
 CACHE_BYTES = 128 << 20  # more than the last-level caches of most machines
+LARGE_CACHE_BYTES = 640 << 20  # and of those with hundreds of MB, for long contexts
 BLOCK = 16  # tokens in a KV block
 Call = Callable[[], Tensor]
 
@@ -147,11 +149,13 @@ def matmuls(model: Model, quick: bool) -> Iterator[Case]:
                 )
 
 
-def kv_pool(model: Model, dtype: torch.dtype, blocks: int) -> tuple[KvCache, Tensor, Tensor]:
+def kv_pool(
+    model: Model, dtype: torch.dtype, blocks: int, cache_bytes: int = CACHE_BYTES
+) -> tuple[KvCache, Tensor, Tensor]:
     """A pool as the engine has it, every layer with the same keys and values, and these in float64; of as many layers
     as it takes for the first to be out of the caches again."""
     one = KvLayout(1, model.kv_heads, model.head_dim, BLOCK, dtype)
-    layout = replace(one, num_layers=1 + CACHE_BYTES // (blocks * one.layer_bytes))
+    layout = replace(one, num_layers=1 + cache_bytes // (blocks * one.layer_bytes))
     cache = KvCache(layout, blocks, torch.device("cpu"))
     shape = (blocks, model.kv_heads, model.head_dim, BLOCK)
     k, v = rand(*shape, seed=1), rand(*shape, seed=2).transpose(2, 3)
@@ -162,18 +166,25 @@ def kv_pool(model: Model, dtype: torch.dtype, blocks: int) -> tuple[KvCache, Ten
     tokens, width = blocks * BLOCK, model.kv_heads * model.head_dim
     keys, values = k.permute(0, 3, 1, 2).reshape(tokens, width), v.transpose(1, 2).reshape(tokens, width)
     slots, unmoved = torch.arange(tokens), torch.empty(1, 0)
-    for layer in cache.layers:
-        ops.rope_kv_write(torch.empty_like(keys), keys, values, slots * 0, slots, unmoved, *layer)
+    first, *others = (layer.tensors for layer in cache.layers)
+    ops.rope_kv_write(torch.empty_like(keys), keys, values, slots * 0, slots, unmoved, *first)
+    for layer in others:
+        for tensor, filled in zip(layer, first, strict=True):
+            if tensor is not None and filled is not None:
+                tensor.copy_(filled)
     return cache, *(x.to(dtype if dtype.itemsize > 1 else torch.float64).double() for x in (k, v))
 
 
-def attention(model: Model, quick: bool) -> Iterator[Case]:
+def attention(model: Model, quick: bool, only: str = "") -> Iterator[Case]:
     short = [(1, 60 + 37 * i % 81) for i in range(64)]  # 60 to 140 tokens
     workloads = {"decode 8x1024": [(1, 1024)] * 8, "decode 64x100": short, "prefill 512": [(512, 512)]}
     if not quick:
         workloads |= {f"decode {n}x100": short[:n] for n in (1, 8, 32)}
     if not quick and model is MODELS[0]:
         workloads |= {"chunk of 8k": [(449, 8192)], "chunk of 8k, 63x100": [(449, 8192), *short[:63]]}
+    long = {f"decode {n}x{k}k": [(1, k << 10)] * n for n, k in ((1, 8), (1, 16), (1, 32), (8, 8))}
+    if not quick:
+        workloads |= long
     for label, sequences in workloads.items():
         rows = sum(new for new, _ in sequences)
         q = rand(rows, model.heads * model.head_dim)
@@ -183,10 +194,13 @@ def attention(model: Model, quick: bool) -> Iterator[Case]:
         owned = torch.randperm(sum(counts), dtype=torch.int32).split(counts)
         tables = torch.nn.utils.rnn.pad_sequence(list(owned), batch_first=True)
         for dtype in (torch.float32, torch.int8, INT4) if quick else (torch.float32, torch.float16, torch.int8, INT4):
-            cache, *plain = kv_pool(model, dtype, sum(counts))
+            name = f"paged_attention {model.name} {label} KV {'int4' if dtype == INT4 else str(dtype)[6:]}"
+            if not re.search(only, name):  # its pool would take long to fill
+                continue
+            cache, *plain = kv_pool(model, dtype, sum(counts), LARGE_CACHE_BYTES if label in long else CACHE_BYTES)
 
             def call(i: int, cache: KvCache = cache, q: Tensor = q, batch: tuple = (tables, starts, lengths)) -> Call:
-                k, v, k_scale, v_scale = cache.layers[i % len(cache.layers)]
+                k, v, k_scale, v_scale = cache.layers[i % len(cache.layers)].tensors
                 scale = model.head_dim**-0.5
                 return lambda: ops.paged_attention(q, k, v, *batch, scale, k_scale=k_scale, v_scale=v_scale)
 
@@ -199,9 +213,9 @@ def attention(model: Model, quick: bool) -> Iterator[Case]:
                 return torch.cat([attend(*part).transpose(1, 2).flatten(0, 1).flatten(1) for part in parts])
 
             pairs = sum(new * total - new * (new - 1) // 2 for new, total in sequences)
-            token_bytes = sum(t[0].nbytes for t in cache.layers[0] if t is not None) // BLOCK
+            token_bytes = sum(t[0].nbytes for t in cache.layers[0].tensors if t is not None) // BLOCK
             yield Case(
-                f"paged_attention {model.name} {label} KV {'int4' if dtype == INT4 else str(dtype)[6:]}",
+                name,
                 call,
                 token_bytes * sum(total for _, total in sequences) + size(q, q),
                 4 * pairs * model.heads * model.head_dim,
@@ -491,7 +505,7 @@ def main() -> None:
     results: list[dict] = []
     with torch.inference_mode():
         for model in MODELS[:1] if args.quick else MODELS:
-            for family in (matmuls, attention, small_ops):
+            for family in (matmuls, partial(attention, only=args.only), small_ops):
                 for case in family(model, args.quick):
                     if re.search(args.only, case.name):
                         print(case.name, file=sys.stderr, flush=True)

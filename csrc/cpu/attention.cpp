@@ -4,6 +4,10 @@
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
 
+#if defined(PYBATCH_ISA_AMX)
+#include "cpu/attention_panel.h"
+#endif
+
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
@@ -12,6 +16,12 @@ constexpr int64_t kSplitGranules = kAttentionSplit / kGranule;
 constexpr int64_t kColumnGranules = kLanes / kGranule;
 constexpr int64_t kScoreStride =
     kAttentionSplit + kLanes;  // not a power of two, which would put rows in the same cache sets
+
+#if defined(PYBATCH_ISA_AMX)
+constexpr bool kPanels = true;  // attention_panel.h
+#else
+constexpr bool kPanels = false;
+#endif
 
 enum Scratch { kPlan, kPartials, kWork };
 
@@ -44,21 +54,34 @@ struct Partial {
   float* acc;  // [rows, padded depth]
 };
 
-// Rows [row, row + rows) of every KV head of a tile. They go through a split together, so that their scores stay in the
-// L1 cache.
+// Rows [row, row + rows) of KV heads [head, head_end) of a tile. They go through a split together, so that their scores
+// stay in the L1 cache.
 struct Block {
-  int64_t row, rows;
+  int64_t head, head_end, row, rows;
   Range ranges[kRows];
   Range columns;  // what any of them sees, as whole vectors
 };
 
+// A thread's buffers for products of panels.
+struct Panels {
+  uint8_t* q;    // digits of every row
+  uint8_t* p;    // digits of one block, for each group
+  int8_t* keys;  // of a split
+  int8_t* values;
+};
+// The tokens of a split whose keys and values are in panels are those before.
+struct Unpacked {
+  int64_t keys = 0, values = 0;
+};
+
 // A thread's buffers.
 struct Workspace {
-  float* q;        // [rows, padded depth]; of a quantised cache as words in the first half of a row
+  float* q;        // [rows, padded depth]; of a quantised cache as words in the first half of a row, or in panels
   float* q_scale;  // [rows], quantised caches only
   float* score;    // of one block, [rows, kScoreStride], then probabilities; of an int8 cache in words as q
   float* p_scale;  // [rows, groups], quantised caches only
   int16_t* p;      // the same as words, [KV heads of the tile, groups, rows of a block, kScoreStride], int4 caches only
+  Panels panels;
 };
 
 class Attention {
@@ -92,14 +115,15 @@ class Attention {
   };
 
   int64_t make_plan(Plan* plans, int64_t threads);
-  void run_items(const Plan* plans, int64_t items, int64_t* next);
+  int64_t lay_out(char* base, Workspace& work, Partial& state, Partial& part) const;
+  void run_items(const Plan* plans, int64_t items, int64_t* next, Workspace work, Partial state, Partial part);
   void merge_spread(const Plan* plans);
 
   float* scores_of(Workspace work, const Block& block, int64_t h) const {
-    return work.score + h * block.rows * kScoreStride;
+    return work.score + (h - block.head) * block.rows * kScoreStride;
   }
   int16_t* words_of(Workspace work, const Block& block, int64_t h, int64_t group) const {
-    return work.p + (h * groups + group) * block.rows * kScoreStride;
+    return work.p + ((h - block.head) * groups + group) * block.rows * kScoreStride;
   }
   int64_t row_of(const Tile& tile, const Block& block, int64_t h) const { return h * head_rows(tile) + block.row; }
 
@@ -116,15 +140,29 @@ class Attention {
   template <class T>
   void locate(const Tile& tile, int64_t split, Range columns, const Tile& then, int64_t then_split,
               Split<T>& out) const;
-  template <class T>
+  template <class T, bool panels>
   void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work, Partial out) const;
   F32x16 scales_of(const f16* const* granules, int64_t h, int64_t g, int64_t i) const {
     const int64_t offset = h * scale_stride + g * p.cache.block_size;
     return load_halves(granules[i / kGranule] + offset, granules[i / kGranule + 1] + offset);
   }
+  // Queries that are few are bound by memory, and their products hide behind it.
+  bool from_panels(const Tile& tile) const { return kPanels && p.cache.has_scales() && head_rows(tile) > kRows; }
+#if defined(PYBATCH_ISA_AMX)
+  // Bytes of the digits of a row of queries, and of a group of probabilities of a block.
+  int64_t q_digit_bytes() const { return 3 * kStep * (p.cache.dtype == DType::i4 ? groups : steps_of(depth)); }
+  int64_t p_digit_bytes() const { return steps_of(kAttentionSplit) * step_bytes(kRows); }
+  int64_t key_panel_bytes() const { return depth / kQuad * kQuadBytes; }
+  void split_queries(const Tile& tile, Workspace work) const;
+#endif
+  template <class T>
+  void score_panels(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Unpacked& unpacked) const;
+  template <class T>
+  void weigh_panels(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Unpacked& unpacked,
+                    Partial out) const;
   template <class T>
   void score(const Tile& tile, const Split<T>& at, const Block& block, Workspace work) const;
-  template <class T>
+  template <class T, bool panels>
   void softmax(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const;
   template <class T>
   void weigh(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const;
@@ -172,9 +210,14 @@ void Attention::load_queries(const Tile& tile, Workspace work) const {
     }
   });
   if (!p.cache.has_scales()) return;
+#if defined(PYBATCH_ISA_AMX)
+  if (from_panels(tile)) return split_queries(tile, work);
+#endif
   for (int64_t row = 0; row < rows(tile); ++row) {
     float* q = work.q + row * padded_depth;
-    work.q_scale[row] = narrow(q, reinterpret_cast<int16_t*>(q), padded_depth);
+    auto* words = reinterpret_cast<int16_t*>(q);
+    work.q_scale[row] =
+        narrow(q, padded_depth, [&](int64_t i, I32x16 x) PYBATCH_INLINE_LAMBDA { store_words(words + i, x); });
   }
 }
 
@@ -239,7 +282,7 @@ void Attention::score(const Tile& tile, const Split<T>& at, const Block& block, 
   for (int64_t i = block.columns.begin, width; i < block.columns.end; i += width * kLanes) {
     width = smaller((block.columns.end - i) / kLanes, kColumns);
     const int64_t g = i / kGranule;
-    for (int64_t h = 0; h < tile.kv_heads; ++h) {
+    for (int64_t h = block.head; h < block.head_end; ++h) {
       const Granules<T> keys = {at.k + g, at.pieces + g + ahead, h * head_stride / kElements<T>};
       const int64_t row = row_of(tile, block, h);
       const float* q = work.q + row * padded_depth;
@@ -256,11 +299,85 @@ void Attention::score(const Tile& tile, const Split<T>& at, const Block& block, 
   }
 }
 
-// Turns scores into probabilities, not yet divided by their sum. With a quantised cache they become words.
+#if defined(PYBATCH_ISA_AMX)
+
+// Queries as digits, block by block. Those past the depth are zeros.
+void Attention::split_queries(const Tile& tile, Workspace work) const {
+  const bool int4 = p.cache.dtype == DType::i4;
+  const int64_t count = head_rows(tile);
+  for (int64_t row = 0, rows; row < this->rows(tile); row += rows) {
+    rows = rows_at_once(count - row % count);
+    uint8_t* digits = work.panels.q + row * q_digit_bytes();
+    std::memset(digits, 0, static_cast<size_t>(rows * q_digit_bytes()));
+    for (int64_t r = 0; r < rows; ++r) {
+      auto store = [&](int64_t i, I32x16 words) PYBATCH_INLINE_LAMBDA {
+        const __m128i high = high_digits(words), low = low_digits(words);
+        if (!int4) return store_digits(digits, rows, r, i, high, low);
+        const int64_t at = i / kInt4Group * kStep + i % kInt4Group;  // a step for each group
+        store_digits(digits, rows, r, at, as_int4_keys(high), as_int4_keys(low));
+      };
+      work.q_scale[row + r] = narrow(work.q + (row + r) * padded_depth, padded_depth, store);
+    }
+  }
+}
+
 template <class T>
+void Attention::score_panels(const Tile& tile, const Split<T>& at, const Block& block, Workspace work,
+                             Unpacked& unpacked) const {
+  const int64_t row = row_of(tile, block, block.head), offset = block.head * head_stride / kElements<T>;
+  const uint8_t* digits = work.panels.q + row * q_digit_bytes();
+  for (int64_t i = block.columns.begin, width; i < block.columns.end; i += width * kLanes) {
+    width = smaller((block.columns.end - i) / kLanes, kColumns);
+    int8_t* panel = work.panels.keys + i / kLanes * key_panel_bytes();
+    if (const int64_t from = larger(unpacked.keys, i), end = i + width * kLanes; from < end) {
+      const int64_t g = from / kGranule;
+      unpack_keys<T>({at.k + g, at.pieces + g + kAhead, offset}, p.cache.block_size, (end - from) / kLanes, depth,
+                     panel + (from - i) / kLanes * key_panel_bytes(), key_panel_bytes());
+      unpacked.keys = end;
+    }
+    auto scales = [&](int64_t group, int64_t column)
+                      PYBATCH_INLINE_LAMBDA { return scales_of(at.k_scale, block.head, group, i + column); };
+    with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
+      score_columns<rows>(digits, panel, key_panel_bytes(), width, depth, work.q_scale + row, scales,
+                          scores_of(work, block, block.head) + i, kScoreStride, Count<kElements<T>>());
+    });
+  }
+}
+
+// Probabilities outside a row's range are zeros, and what they are multiplied by are integers.
+template <class T>
+void Attention::weigh_panels(const Tile& tile, const Split<T>& at, const Block& block, Workspace work,
+                             Unpacked& unpacked, Partial out) const {
+  const Granules<T> values = {at.v, at.v + kAhead, block.head * head_stride / kElements<T>};
+  const Range columns = block.columns;
+  const uint8_t* digits = work.panels.p;
+  auto* acc = reinterpret_cast<int32_t*>(out.acc + row_of(tile, block, block.head) * padded_depth);
+  for (int64_t first = 0; first < depth; first += kValueWidth<T>) {
+    int8_t* panel = work.panels.values + first / kLanes * kValuePanelBytes;
+    if (const int64_t from = larger(unpacked.values, columns.begin); from < columns.end) {
+      unpack_values(values, depth, first, from, columns.end, panel, kValuePanelBytes);
+    }
+    with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
+      constexpr int panels = kValuePanels<T>;
+      alignas(64) int32_t sums[rows][panels * kLanes];
+      multiply<rows, panels>(digits, panel, kValuePanelBytes, columns.begin / kQuad, columns.end / kQuad, sums[0],
+                             panels * kLanes);
+      for (int64_t r = 0; r < rows; ++r) {
+        place_sums(sums[r], acc + r * padded_depth + first, smaller(depth - first, kValueWidth<T>), Count<panels>());
+      }
+    });
+    if (groups > 1) digits += p_digit_bytes();
+  }
+  unpacked.values = larger(unpacked.values, columns.end);
+}
+
+#endif
+
+// Turns scores into probabilities, not yet divided by their sum. With a quantised cache they become words.
+template <class T, bool panels>
 void Attention::softmax(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const {
   const Range columns = block.columns;
-  for (int64_t h = 0; h < tile.kv_heads; ++h) {
+  for (int64_t h = block.head; h < block.head_end; ++h) {
     const int64_t row = row_of(tile, block, h);
     float* scores = scores_of(work, block, h);
     [[maybe_unused]] auto scales = [&](const f16* const* of, int64_t g) {
@@ -276,15 +393,24 @@ void Attention::softmax(const Tile& tile, const Split<T>& at, const Block& block
         mask(of_row, columns, block.ranges[r]);
       }
       softmax_rows<rows>(scores, kScoreStride, columns, block.ranges, out.max + row, out.sum + row);
-      if constexpr (kElements<T> > 1) {
-        for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t g = 0; sizeof(T) == 1 && g < groups; ++g) {
+        auto narrow = [&](const auto& store) PYBATCH_INLINE_LAMBDA {
           narrow_probabilities<rows>(scores, kScoreStride, columns, block.ranges, scales(at.v_scale, g),
-                                     words_of(work, block, h, g), kScoreStride, work.p_scale + row * groups + g,
-                                     groups);
+                                     work.p_scale + row * groups + g, groups, store);
+        };
+        if constexpr (panels) {
+#if defined(PYBATCH_ISA_AMX)
+          uint8_t* digits = work.panels.p + g * p_digit_bytes();
+          zero_ends(digits, rows, columns);
+          narrow([&](int r, int64_t i, I32x16 words) PYBATCH_INLINE_LAMBDA {
+            store_digits(digits, rows, r, i, high_digits(words), low_digits(words));
+          });
+#endif
+        } else if constexpr (sizeof(T) == 1) {
+          int16_t* to = kElements<T> > 1 ? words_of(work, block, h, g) : reinterpret_cast<int16_t*>(scores);
+          const int64_t stride = kElements<T> > 1 ? kScoreStride : 2 * kScoreStride;
+          narrow([&](int r, int64_t i, auto words) PYBATCH_INLINE_LAMBDA { store_words(to + r * stride + i, words); });
         }
-      } else if constexpr (sizeof(T) == 1) {
-        narrow_probabilities<rows>(scores, kScoreStride, columns, block.ranges, scales(at.v_scale, 0),
-                                   work.p_scale + row);
       }
     });
   }
@@ -295,7 +421,7 @@ void Attention::softmax(const Tile& tile, const Split<T>& at, const Block& block
 template <class T>
 void Attention::weigh(const Tile& tile, const Split<T>& at, const Block& block, Workspace work, Partial out) const {
   const int64_t n = block.rows, ahead = block.row == 0 ? kAhead : 0;
-  for (int64_t h = 0; h < tile.kv_heads; ++h) {
+  for (int64_t h = block.head; h < block.head_end; ++h) {
     float* acc = out.acc + row_of(tile, block, h) * padded_depth;
     for (int64_t i = 0; i < n * padded_depth; i += kLanes) store(acc + i, zeros());
   }
@@ -304,7 +430,7 @@ void Attention::weigh(const Tile& tile, const Split<T>& at, const Block& block, 
   const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do one by one
   const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
   for (int64_t from = block.columns.begin; from < bottom.end; from += step) {
-    for (int64_t h = 0; h < tile.kv_heads; ++h) {
+    for (int64_t h = block.head; h < block.head_end; ++h) {
       const Granules<T> values = {at.v, at.v + ahead, h * head_stride / kElements<T>};
       const float* scores = scores_of(work, block, h);
       float* acc = out.acc + row_of(tile, block, h) * padded_depth;
@@ -331,7 +457,7 @@ void Attention::weigh(const Tile& tile, const Split<T>& at, const Block& block, 
 }
 
 // One split of a tile; `then` is what is read after it.
-template <class T>
+template <class T, bool panels>
 void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work,
                        Partial out) const {
   const int64_t head_rows = this->head_rows(tile);
@@ -343,16 +469,28 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
   Split<T> at;
   locate(tile, split, {begin / kLanes, (end + kLanes - 1) / kLanes}, then, then_split, at);
   Block block;
-  for (block.row = 0; block.row < head_rows; block.row += block.rows) {
-    block.rows = rows_at_once(head_rows - block.row);
-    for (int64_t r = 0; r < block.rows; ++r) block.ranges[r] = range_of(tile, block.row + r, split);
-    block.columns = {block.ranges[0].begin / kLanes * kLanes, round_up(block.ranges[block.rows - 1].end, kLanes)};
-    // A few at a time: L1 has few outstanding misses.
-    fetch_rows<0>(p.q, then, block.row / group, (block.row + block.rows) / group);
-    fetch_rows<1>(p.out, tile, block.row / group, (block.row + block.rows) / group);
-    score(tile, at, block, work);
-    softmax(tile, at, block, work, out);
-    weigh(tile, at, block, work, out);
+  const int64_t heads = panels ? 1 : tile.kv_heads;
+  for (block.head = 0; block.head < tile.kv_heads; block.head = block.head_end) {
+    block.head_end = block.head + heads;
+    [[maybe_unused]] Unpacked unpacked;
+    for (block.row = 0; block.row < head_rows; block.row += block.rows) {
+      block.rows = rows_at_once(head_rows - block.row);
+      for (int64_t r = 0; r < block.rows; ++r) block.ranges[r] = range_of(tile, block.row + r, split);
+      block.columns = {block.ranges[0].begin / kLanes * kLanes, round_up(block.ranges[block.rows - 1].end, kLanes)};
+      if (block.head == 0) {  // a few at a time: L1 has few outstanding misses
+        fetch_rows<0>(p.q, then, block.row / group, (block.row + block.rows) / group);
+        fetch_rows<1>(p.out, tile, block.row / group, (block.row + block.rows) / group);
+      }
+      if constexpr (panels) {
+        score_panels(tile, at, block, work, unpacked);
+        softmax<T, true>(tile, at, block, work, out);
+        weigh_panels(tile, at, block, work, unpacked, out);
+      } else {
+        score(tile, at, block, work);
+        softmax<T, false>(tile, at, block, work, out);
+        weigh(tile, at, block, work, out);
+      }
+    }
   }
   if constexpr (sizeof(T) == 1) {
     for (int64_t row = 0; row < rows(tile); ++row) {
@@ -367,9 +505,15 @@ void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_
 
 void Attention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Workspace work,
                        Partial out) const {
-  if (p.cache.dtype == DType::i8) return attend<int8_t>(tile, split, then, then_split, work, out);
-  if (p.cache.dtype == DType::i4) return attend<i4x2>(tile, split, then, then_split, work, out);
-  with_float_type(p.cache.dtype, [&]<class T>(T*) { attend<T>(tile, split, then, then_split, work, out); });
+  auto of_type = [&]<class T>(T*) {
+    if constexpr (kPanels && sizeof(T) == 1) {
+      if (from_panels(tile)) return attend<T, true>(tile, split, then, then_split, work, out);
+    }
+    attend<T, false>(tile, split, then, then_split, work, out);
+  };
+  if (p.cache.dtype == DType::i8) return of_type(static_cast<int8_t*>(nullptr));
+  if (p.cache.dtype == DType::i4) return of_type(static_cast<i4x2*>(nullptr));
+  with_float_type(p.cache.dtype, of_type);
 }
 
 void Attention::merge(const Tile& tile, Partial part, Partial into) const {
@@ -442,17 +586,36 @@ int64_t Attention::make_plan(Plan* plans, int64_t threads) {
   return items;
 }
 
-void Attention::run_items(const Plan* plans, int64_t items, int64_t* next) {
-  const int64_t q_floats = max_rows * padded_depth, score_floats = max_rows * kScoreStride;
-  const int64_t word_floats = p.cache.dtype == DType::i4 ? groups * score_floats / 2 : 0;
-  const int64_t scale_floats = max_rows * (1 + groups);
-  float* const base = static_cast<float*>(
-      thread_scratch(kWork, (q_floats + score_floats + word_floats + scale_floats + 2 * partial_floats()) * 4));
-  float* const words = base + q_floats + score_floats;
-  float* const scales = words + word_floats;
-  const Workspace work = {base, scales, base + q_floats, scales + max_rows, reinterpret_cast<int16_t*>(words)};
-  const Partial state = partial_at(scales + scale_floats), part = partial_at(state.max + partial_floats());
+// Lays a thread's buffers out from `base` on, and returns their size in bytes.
+int64_t Attention::lay_out(char* base, Workspace& work, Partial& state, Partial& part) const {
+  int64_t used = 0;
+  auto take = [&]<class T>(T*& buffer, int64_t count) {
+    buffer = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+  };
+  take(work.q, max_rows * padded_depth);
+  take(work.score, max_rows * kScoreStride);
+  take(work.p, p.cache.dtype == DType::i4 ? groups * max_rows * kScoreStride : 0);
+  take(work.q_scale, max_rows);
+  take(work.p_scale, max_rows * groups);
+#if defined(PYBATCH_ISA_AMX)
+  if (p.cache.has_scales()) {
+    take(work.panels.q, max_rows * q_digit_bytes() + kTileBytes);
+    take(work.panels.p, groups * p_digit_bytes() + kTileBytes);
+    take(work.panels.keys, kAttentionSplit / kLanes * key_panel_bytes() + kTileBytes);
+    take(work.panels.values, round_up(depth, kStep) / kLanes * kValuePanelBytes);
+  }
+#endif
+  for (Partial* partial : {&state, &part}) {
+    float* floats;
+    take(floats, partial_floats());
+    *partial = partial_at(floats);
+  }
+  return used;
+}
 
+void Attention::run_items(const Plan* plans, int64_t items, int64_t* next, Workspace work, Partial state,
+                          Partial part) {
   int64_t sequence = 0;
   Item item;
   auto take = [&] {
@@ -506,7 +669,19 @@ void Attention::run() {
   const int64_t items = make_plan(plans, threads);
   partials = static_cast<float*>(thread_scratch(kPartials, plans[p.sequences].first_partial * partial_floats() * 4));
   int64_t next = 0;
-  parallel_for(smaller(items, threads), 1, [&](int64_t, int64_t) { run_items(plans, items, &next); });
+  parallel_for(smaller(items, threads), 1, [&](int64_t, int64_t) {
+    Workspace work;
+    Partial state, part;
+    auto* base = static_cast<char*>(thread_scratch(kWork, lay_out(nullptr, work, state, part)));
+    lay_out(base, work, state, part);
+#if defined(PYBATCH_ISA_AMX)
+    if (p.cache.has_scales()) {
+      const TilesInUse tiles{TileShapes()};
+      return run_items(plans, items, &next, work, state, part);
+    }
+#endif
+    run_items(plans, items, &next, work, state, part);
+  });
   if (plans[p.sequences].first_partial > 0) merge_spread(plans);
 }
 

@@ -10,16 +10,6 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 constexpr int kCodes = 4;  // that a 16-bit word holds
-constexpr int kQuad = 4;   // tokens whose values are side by side
-
-// Two codes.
-struct i4x2 {
-  uint8_t codes;
-};
-template <>
-inline constexpr int64_t kElements<i4x2> = 2;
-template <>
-inline constexpr int64_t kKeyRun<i4x2> = 4;
 
 #if defined(PYBATCH_ANY_AVX512)
 
@@ -123,15 +113,6 @@ PYBATCH_INLINE void add_pair_sums(int32_t* to, I32x16 a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] += lanes[2 * i] + lanes[2 * i + 1];
 }
 
-// Calls f with 0 .. n - 1 as constants.
-template <int n, class F>
-PYBATCH_INLINE void for_each_count(F&& f) {
-  if constexpr (n > 0) {
-    for_each_count<n - 1>(f);
-    f(Count<n - 1>{});
-  }
-}
-
 // out[r][c] = q_scale[r] * sum over groups g of k_scale(g, c) * (sum over d in g of q[r][d] * k[c][d]); as scores() of
 // attention_tile.h.
 template <int rows, int columns, bool split, class Scales>
@@ -171,40 +152,6 @@ __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules
         store(at, group == 0 ? score : load(at) + score);
       }
     }
-  }
-}
-
-// Rounds rows of probabilities, times the scales of one group of values, to words: zeros outside a row's range.
-// p_scale: every stride-th, as narrow() returns it.
-template <int rows, class Scales>
-void narrow_probabilities(const float* p, int64_t p_stride, Range columns, const Range* ranges, const Scales& v_scale,
-                          int16_t* words, int64_t stride, float* p_scale, int64_t scale_stride) {
-  const Range common = {ranges[rows - 1].begin, ranges[0].end};
-  auto scaled = [&](int r, int64_t i, F32x16 scale) PYBATCH_INLINE_LAMBDA {
-    const F32x16 x = load(p + r * p_stride + i) * scale;
-    return common.begin <= i && i + kLanes <= common.end ? x : select_range(ranges[r], i, x, zeros());
-  };
-  F32x16 largest[rows], bad[rows];
-  for (int r = 0; r < rows; ++r) largest[r] = bad[r] = zeros();
-  for (int64_t i = columns.begin; i < columns.end; i += kLanes) {
-    const F32x16 scale = v_scale(i);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const F32x16 x = scaled(r, i, scale);
-      largest[r] = max(largest[r], abs(x));
-      bad[r] = fma(x, zeros(), bad[r]);
-    }
-  }
-  F32x16 factor[rows];
-  for (int r = 0; r < rows; ++r) {
-    const float most = reduce_max(largest[r]);
-    factor[r] = broadcast(word_factor(most));
-    p_scale[r * scale_stride] = most / kLargestWord + reduce_add(bad[r]);
-  }
-  for (int64_t i = columns.begin; i < columns.end; i += kLanes) {
-    const F32x16 scale = v_scale(i);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) store_words(words + r * stride + i, scaled(r, i, scale), factor[r]);
   }
 }
 

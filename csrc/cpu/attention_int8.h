@@ -1,19 +1,13 @@
-// The two products of attention_tile.h over an int8 cache, in integers: queries and probabilities become words of 16
-// bits with a scale for each row, two neighbours are multiplied and added at a time, and the 32-bit sums are exact, in
-// any order.
+// The two products of attention_tile.h over an int8 cache, straight from it: two neighbours are multiplied and added at
+// a time.
 #pragma once
 
-#include "cpu/attention_softmax.h"
-#include "cpu/attention_tile.h"
-#include "cpu/vec_int.h"
-#include "pybatch/attention.h"
+#include "cpu/attention_words.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 constexpr int kPair = 2;
-constexpr float kLargestWord = 32767.0f;
-static_assert(kAttentionSplit * 32767 * 127 <= INT32_MAX, "a split of the largest words and codes fits its sum");
 
 #if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ISA_AVX2)
 using Bytes = __m128i;
@@ -147,62 +141,6 @@ struct Product<int8_t> {
     return dot_pairs(y, x, sum);
   }
 };
-
-// x * factor as words, for factor = word_factor(the largest |x|). NaN becomes some word.
-PYBATCH_INLINE float word_factor(float largest) { return largest > 0 ? kLargestWord / largest : 0.0f; }
-PYBATCH_INLINE void store_words(int16_t* p, F32x16 x, F32x16 factor) {
-  const F32x16 limit = broadcast(kLargestWord);
-  store_words(p, to_int(min(max(x * factor, zeros() - limit), limit)));
-}
-
-// Rounds x[0..n) to words, which may overwrite it from its start: x ~ word * scale. Returns the scale: NaN if any x is
-// not finite.
-inline float narrow(const float* x, int16_t* words, int64_t n) {
-  F32x16 largest = zeros(), bad = zeros();
-  for (int64_t i = 0; i < n; i += kLanes) {
-    largest = max(largest, abs(load(x + i)));
-    bad = fma(load(x + i), zeros(), bad);
-  }
-  const float most = reduce_max(largest);
-  const F32x16 factor = broadcast(word_factor(most));
-  for (int64_t i = 0; i < n; i += kLanes) store_words(words + i, load(x + i), factor);
-  return most / kLargestWord + reduce_add(bad);
-}
-
-// Turns rows of integer scores into logits, in place. k_scale(i): the scales of the keys from token i on.
-template <int rows, class Scales>
-void scale_scores(float* scores, int64_t stride, Range columns, const float* q_scale, const Scales& k_scale) {
-  for (int64_t i = columns.begin; i < columns.end; i += kLanes) {
-    const F32x16 scale = k_scale(i);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      float* at = scores + r * stride + i;
-      store(at, to_float(load_ints(at)) * (scale * broadcast(q_scale[r])));
-    }
-  }
-}
-
-// Turns rows of probabilities, times the scales of their values, into words, in place: zeros outside a row's range.
-template <int rows, class Scales>
-void narrow_probabilities(float* p, int64_t stride, Range columns, const Range* ranges, const Scales& v_scale,
-                          float* p_scale) {
-  const Range common = {ranges[rows - 1].begin, ranges[0].end};
-  for (int64_t i = columns.begin; i < columns.end; i += kLanes) {
-    const F32x16 scale = v_scale(i);
-    const bool whole = common.begin <= i && i + kLanes <= common.end;
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      float* at = p + r * stride + i;
-      const F32x16 scaled = load(at) * scale;
-      store(at, whole ? scaled : select_range(ranges[r], i, scaled, zeros()));
-    }
-  }
-  for (int r = 0; r < rows; ++r) {
-    float* row = p + r * stride;
-    p_scale[r] =
-        narrow(row + columns.begin, reinterpret_cast<int16_t*>(row) + columns.begin, columns.end - columns.begin);
-  }
-}
 
 }  // namespace
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

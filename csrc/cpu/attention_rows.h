@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/attention_int4.h"
-#include "cpu/attention_int8.h"
 #include "cpu/attention_tile.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {

@@ -39,6 +39,7 @@ constexpr Kernels kAmx = [] {
   Kernels kernels = kAvx512;
   kernels.matmul_w8a8 = amx::matmul_w8a8;
   kernels.matmul_gguf = amx::matmul_gguf;
+  kernels.paged_attention = amx::paged_attention;
   kernels.ceiling_loop = amx::ceiling_loop;
   return kernels;
 }();

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -226,6 +226,27 @@ def test_every_token_decoded_is_the_token_prefilled(shape: Shape, mask: Mask) ->
     (prefilled,) = attend(shape, mask, [(sequence, 0, 70)])
     decoded = attend(shape, mask, [(sequence, i, i + 1) for i in range(70)])
     assert torch.equal(torch.cat(decoded), prefilled)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    shape=shapes,
+    cache=st.sampled_from(INTEGERS),
+    mask=masks,
+    length=st.sampled_from([40, 90, 513, 700]),
+    rows=st.integers(2, 40),
+)
+def test_rows_of_an_integer_cache_are_the_same_together_and_alone(
+    shape: Shape, cache: torch.dtype, mask: Mask, length: int, rows: int
+) -> None:
+    """Many rows may be multiplied by other instructions than one."""
+    shape = replace(shape, cache=cache)
+    sequence = make_sequence(shape, length, seed=0)
+    (together,) = attend(shape, mask, [(sequence, length - rows, length)])
+    for row in (0, rows // 2, rows - 1):
+        end = length - rows + row + 1
+        (alone,) = attend(shape, mask, [(sequence, end - 1, end)])
+        assert torch.equal(alone[0], together[row])
 
 
 @variants
