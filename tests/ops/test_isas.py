@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from ops import isa_fuzz
 from torch import Tensor
 
 from pybatch import _C, ops
@@ -53,6 +54,12 @@ def test_wider_sets_give_the_bits_of_avx2(isa: str) -> None:
     narrow, wide = outputs("avx2"), outputs(isa)
     for name, out in wide.items():
         assert torch.equal(narrow[name], out), name
+
+
+@pytest.mark.skipif(len(ISAS) < 2, reason="needs another instruction set than the portable one")
+def test_random_matmuls_have_the_same_bits_on_every_instruction_set() -> None:
+    """`cd tests && python -m ops.isa_fuzz --examples N` looks for longer."""
+    isa_fuzz.fuzz(100)
 
 
 @pytest.mark.skipif(len(ISAS) < 2, reason="needs another instruction set than the portable one")
