@@ -77,4 +77,10 @@ PYBATCH_INLINE void multiply_signed() {
   asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kA), "i"(kB));
 }
 
+// Sum (fp32) += A times B (bf16).
+template <int kSum, int kA, int kB>
+PYBATCH_INLINE void multiply_bf16() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kA), "i"(kB));
+}
+
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -298,8 +298,8 @@ void gemm(const Gemm& g, const Finish& finish) {
 
 // ---- fp32 sums: Weight is the type in memory ----
 //
-// 16-bit weights are widened, also where an instruction multiplies them as they are: ARM's fmlal, bfdot and bfmmla, or
-// AVX-512's vdpbf16ps, take activations of 16 bits only, and some round sums otherwise. Bits would be a chip's own.
+// 16-bit weights are widened, also where an instruction takes 16-bit activations with them: ARM's fmlal, bfdot, bfmmla,
+// AVX-512's vdpbf16ps. Bits would be a chip's own, for at most twice the speed. AMX's tiles: matmul_dense.cpp.
 
 template <class Weight>
 struct FloatOp {

@@ -37,6 +37,7 @@ bool has_avx512() {
 
 constexpr Kernels kAmx = [] {
   Kernels kernels = kAvx512;
+  kernels.matmul_dense = amx::matmul_dense;
   kernels.matmul_w8a8 = amx::matmul_w8a8;
   kernels.matmul_gguf = amx::matmul_gguf;
   kernels.paged_attention = amx::paged_attention;

@@ -36,7 +36,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   unset(CMAKE_REQUIRED_FLAGS)
   if(PYBATCH_COMPILES_AMX AND CMAKE_SYSTEM_NAME STREQUAL "Linux")  # whose leave a process needs to use tiles
     add_kernels(amx FLAGS ${AVX512} ${AMX}  # what multiplies by tiles: the others are avx512's (isa.cpp)
-                SOURCES ${CPU}/matmul_w8a8.cpp ${CPU}/matmul_gguf.cpp ${CPU}/attention.cpp ${CPU}/ceiling_loop.cpp)
+                SOURCES ${CPU}/matmul_dense.cpp ${CPU}/matmul_w8a8.cpp ${CPU}/matmul_gguf.cpp ${CPU}/attention.cpp
+                        ${CPU}/ceiling_loop.cpp)
     list(APPEND ISAS amx)
     list(APPEND KERNEL_DEFINITIONS PYBATCH_AMX)
   endif()

@@ -1,15 +1,66 @@
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 
+#if defined(PYBATCH_ISA_AMX)
+#include "cpu/gemm_tiles.h"
+#endif
+
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+namespace {
+
+#if defined(PYBATCH_ISA_AMX)
+
+// bf16 by bf16, exact products of pairs. A block of 32 k adds up the even and the odd k apart, each in ascending order
+// by fused multiply-adds, then the two, then what came before; what is subnormal counts as zero (Intel SDM, TDPBF16PS).
+// For one row too: the sums' bits are not those of fp32.
+struct Bf16Product {
+  using Row = F32x16;
+  template <int kSum, int kA, int kB>
+  static PYBATCH_INLINE void multiply() {
+    multiply_bf16<kSum, kA, kB>();
+  }
+};
+using Bf16Tiles = TileOp<Bf16Product>;
+
+// The activations in bf16, sixteen rows to a row of tiles, each with zeros after its last; rows past the last are what
+// was there.
+ConstMatrix bf16_rows(const MatmulParams& p) {
+  constexpr int64_t kBlock = Bf16Tiles::kSteps * 2;
+  int64_t stride = ceil_div(p.k, kBlock) * kBlock;
+  if (stride % 2048 == 0) stride += kBlock;  // rows a multiple of 4 KiB apart would share one cache set
+  auto* rows =
+      static_cast<bf16*>(thread_scratch(kActivations, ceil_div(p.m, Bf16Tiles::kRows) * Bf16Tiles::kRows * stride * 2));
+  for_each_row(p, [&](int64_t row, auto* x) {
+    bf16* to = rows + row * stride;
+    std::memcpy(to, x, static_cast<size_t>(p.k) * 2);
+    std::memset(to + p.k, 0, static_cast<size_t>(stride - p.k) * 2);
+  });
+  return {rows, stride, DType::bf16};
+}
+
+#endif
+
+}  // namespace
 
 void matmul_dense(const MatmulParams& p) {
-  ConstMatrix x = f32_rows(p);
-  Gemm g{p, x.data, x.row_stride * 4, packed_groups(p.k, size_of(p.weight_dtype)) * kPanel * 4, p.k};
+  const int64_t panel_stride = packed_groups(p.k, size_of(p.weight_dtype)) * kPanel * 4;
   // One function for all types of weights, since most of the code is in it.
   auto finish = [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
     write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
   };
+#if defined(PYBATCH_ISA_AMX)
+  if (p.weight_dtype == DType::bf16 && p.x.dtype == DType::bf16) {
+    constexpr int64_t kRows = Bf16Tiles::kRows;
+    const ConstMatrix x = bf16_rows(p);
+    const Gemm g{p, x.data, kRows * x.row_stride * 2, panel_stride, ceil_div(p.k, 2), kRows};
+    return gemm<Bf16Tiles>(g,
+                           [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Bf16Tiles::Sum* sums) {
+                             finish(panel, panels, kRows * row, kRows * rows, sums->row);
+                           });
+  }
+#endif
+  ConstMatrix x = f32_rows(p);
+  Gemm g{p, x.data, x.row_stride * 4, panel_stride, p.k};
   with_float_type(p.weight_dtype, [&](auto* type) { gemm<FloatOp<Pointee<decltype(type)>>>(g, finish); });
 }
 

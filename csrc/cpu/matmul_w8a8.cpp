@@ -4,7 +4,7 @@
 #include "cpu/vec_int.h"
 
 #if defined(PYBATCH_ISA_AMX)
-#include "cpu/amx.h"
+#include "cpu/gemm_tiles.h"
 #endif
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
@@ -226,65 +226,15 @@ struct Dot4 : OneGroup {
 
 #if defined(PYBATCH_ISA_AMX)
 
-// Sixteen rows at a time by Dot4's products in tiles, of weights as they are packed: a step is still four k, but only
-// groups of sixteen steps are multiplied. The last may be short of weights, which are taken as zeros.
-struct DotTiles {
-  static constexpr int kRows = TileShapes::kRows;
-  static constexpr int kSteps = 16, kGroupBytes = 64 * kSteps, kStepBytes = 4;
-  static constexpr bool kWiden = false;
-  struct Tile {
-    static constexpr int kMaxRows = 2, kMaxPanels = 4, kMaxSums = 4, kStepWork = 2;
-    static constexpr int64_t kBlockSteps = 256;  // whose weights, 32 KiB, stay in the L1 cache
-    struct Use : TilesInUse {
-      static constexpr TileShapes kShapes{};
-      Use() : TilesInUse(kShapes) {}
-    };
-  };
-  struct Sum {
-    __m512i row[kRows];
-  };
-  using Widened = DotTiles;
-  static int64_t row_bytes(int64_t k) { return Dot4::row_bytes(k); }
-
-  // Tiles 0 to 3 are the sums, 4 and 5 a group's activations, 6 and 7 its weights.
-  template <int kRowTiles, int kPanels>
-  static void multiply_tile(const TileArguments& t) {
-    constexpr int64_t kSumRow = 64;
-    const int64_t x_stride = t.x_stride / kRows;
-    auto* sums = static_cast<Sum*>(t.sums);
-    for_each_number<kRowTiles * kPanels>([&](auto i) PYBATCH_INLINE_LAMBDA {
-      if (t.resume) {
-        load_tile<i>(sums + i, kSumRow);
-      } else {
-        zero_tile<i>();
-      }
-    });
-    auto multiply = [&](const char* x, const char* weight, int64_t panel_stride) PYBATCH_INLINE_LAMBDA {
-      for_each_number<kRowTiles>([&](auto r) PYBATCH_INLINE_LAMBDA { load_tile<4 + r>(x + r * t.x_stride, x_stride); });
-      for_each_number<kRowTiles * kPanels>([&](auto i) PYBATCH_INLINE_LAMBDA {
-        constexpr int p = i / kRowTiles, r = i % kRowTiles;
-        if constexpr (r == 0) load_tile<6 + p % 2>(weight + p * panel_stride, 64);
-        multiply_unsigned_signed<i, 4 + r, 6 + p % 2>();
-      });
-    };
-    const char *x = t.x, *weight = t.weight;
-    int64_t until_fetch = t.fetch_first;
-    for (int64_t group = t.steps / kSteps; group > 0; --group) {
-      multiply(x, weight, t.panel_stride);
-      if (until_fetch-- == 0) {
-        until_fetch = t.fetch_every - 1;
-        fetch_weights<DotTiles, kPanels>(t, weight);
-      }
-      x += kSteps * kStepBytes;
-      weight += kGroupBytes;
-    }
-    if (const int64_t left = t.steps % kSteps; left > 0) {
-      alignas(64) char last[kPanels * kGroupBytes] = {};
-      for (int p = 0; p < kPanels; ++p) std::memcpy(last + p * kGroupBytes, weight + p * t.panel_stride, left * 64);
-      multiply(x, last, kGroupBytes);
-    }
-    for_each_number<kRowTiles * kPanels>([&](auto i) PYBATCH_INLINE_LAMBDA { store_tile<i>(sums + i, kSumRow); });
+struct ByteProduct {  // Dot4's
+  using Row = __m512i;
+  template <int kSum, int kA, int kB>
+  static PYBATCH_INLINE void multiply() {
+    multiply_unsigned_signed<kSum, kA, kB>();
   }
+};
+struct DotTiles : TileOp<ByteProduct> {
+  static int64_t row_bytes(int64_t k) { return Dot4::row_bytes(k); }
 };
 constexpr int64_t kTileRows = StepTile::kMaxRows + 1;  // rows from which they beat Dot4, which would pass twice
 

@@ -1,6 +1,6 @@
 // out = x @ weight^T + bias, fused with the norm before and the step after. Every output element is one fp32 (or
-// exact int32) sum over K in ascending order, by the same instructions for every M, so a row's bits do not depend on
-// the other rows.
+// exact int32) sum over K in one order, ascending but for AMX's products of bf16 (matmul_dense.cpp), by the same
+// instructions for every M, so a row's bits do not depend on the other rows.
 //
 // Packed weights, the same on every instruction set, N in panels of 16 columns padded with zeros:
 //   fp32   [ceil(N/16)][K][16]

@@ -24,7 +24,8 @@ def matmuls() -> Iterator[tuple[str, Tensor]]:
         x, weight, bias, out = random(m, k), random(n, k, seed=1), random(n, seed=2), torch.empty(m, n)
         for dtype in FLOATS:
             packed = ops.pack_dense(weight.to(dtype))
-            yield f"dense-{dtype}-{m}", ops.matmul_dense(x.to(dtype), packed, bias, out=torch.empty_like(out))
+            yield f"dense-{dtype}-{m}", ops.matmul_dense(x, packed, bias, out=torch.empty_like(out))
+            yield f"dense-{dtype}-same-{m}", ops.matmul_dense(x.to(dtype), packed, bias, out=torch.empty_like(out))
         q, scale = ops.quantize_int8(weight)
         packed = ops.pack_int8(q)
         yield f"w8a16-{m}", ops.matmul_w8a16(x, packed, scale, bias, out=torch.empty_like(out))

@@ -14,7 +14,7 @@ from pybatch import ops
 from pybatch.ops import Epilogue
 
 TOLERANCE = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of one rounding of an output
-KERNELS = ["dense-float32", "dense-float16", "dense-bfloat16", "w8a16", "w8a8"]
+KERNELS = ["dense-float32", "dense-float16", "dense-bfloat16", "dense-bfloat16-bfloat16", "w8a16", "w8a8"]
 floats = st.sampled_from(FLOATS)
 
 
@@ -37,11 +37,12 @@ def rows_apart(x: Tensor, gap: int) -> Tensor:
 
 
 def matmul(kernel: str, n: int, k: int) -> Callable[[Tensor], Tensor]:
-    """One kernel with weights [n, k], as x -> float32 output."""
+    """One kernel with weights [n, k], as x -> float32 output. dense-W-X: weights and activations in these types."""
     weight, bias = random(n, k, seed=1), random(n, seed=2)
     if kernel.startswith("dense"):
-        dense = ops.pack_dense(weight.to(getattr(torch, kernel.removeprefix("dense-"))))
-        return lambda x: ops.matmul_dense(x, dense, bias, out=torch.empty(x.shape[0], n))
+        weights, *activations = (getattr(torch, name) for name in kernel.split("-")[1:])
+        x_type, dense = activations[0] if activations else torch.float32, ops.pack_dense(weight.to(weights))
+        return lambda x: ops.matmul_dense(x.to(x_type), dense, bias, out=torch.empty(x.shape[0], n))
     q, scale = ops.quantize_int8(weight)
     packed, op = ops.pack_int8(q), getattr(ops, f"matmul_{kernel}")
     return lambda x: op(x, packed, scale, bias, out=torch.empty(x.shape[0], n))
@@ -117,6 +118,24 @@ def test_a_row_that_is_not_finite_stays_alone(kernel: str) -> None:
     assert not out[bad].isfinite().any()
     good = torch.ones(30, dtype=torch.bool).index_fill(0, bad, False)
     assert torch.equal(out[good], clean[good])
+
+
+@pytest.mark.skipif(ops.ISA != "amx", reason="needs AMX")
+@settings(max_examples=30, deadline=None)
+@given(m=st.integers(1, 40), n=st.integers(1, 70), k=st.integers(1, 1200))
+def test_bf16_by_bf16_sums_as_tiles_do(m: int, n: int, k: int) -> None:
+    """Bit for bit as Intel's manual has TDPBF16PS: of 32 k, even and odd ones apart. float64, rounded at every step,
+    stands for the fused multiply-add; these numbers leave no room for the second rounding to show."""
+    x, weight = random(m, k, dtype=torch.bfloat16, seed=m), random(n, k, dtype=torch.bfloat16, seed=n)
+    padded = [torch.nn.functional.pad(t, (0, -k % 32)).double().unflatten(1, (-1, 16, 2)) for t in (x, weight)]
+    total = torch.zeros(m, n)
+    for of_x, of_weight in zip(*(t.unbind(1) for t in padded), strict=True):
+        apart = torch.zeros(m, n, 2)
+        for pair in range(16):
+            apart = (apart.double() + of_x[:, None, pair] * of_weight[None, :, pair]).float()
+        total = total + (apart[..., 0] + apart[..., 1])
+    out = ops.matmul_dense(x, ops.pack_dense(weight), out=torch.empty(m, n))
+    assert torch.equal(out, total)
 
 
 def test_w8a8_of_a_zero_row_is_the_bias() -> None:
