@@ -33,7 +33,7 @@ PYBATCH_INLINE __m256i pair_sums(I32x16 a) {
   return _mm512_cvtepi64_epi32(_mm512_add_epi32(a.v, _mm512_srli_epi64(a.v, 32)));
 }
 
-#elif defined(PYBATCH_ISA_AVX2)
+#elif defined(PYBATCH_ANY_AVX2)
 
 template <int n>
 PYBATCH_INLINE I32x16 codes_of(I32x16 words) {
@@ -96,7 +96,7 @@ PYBATCH_INLINE I32x16 broadcast_quad(const int16_t* p) {
 
 // to[i] += the sum of lanes 2i and 2i + 1, for i < n, at most 8.
 PYBATCH_INLINE void add_pair_sums(int32_t* to, I32x16 a, int64_t n) {
-#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ISA_AVX2)
+#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ANY_AVX2)
   if (n == kLanes / 2) {
     auto* eight = reinterpret_cast<__m256i*>(to);
     return _mm256_storeu_si256(eight, _mm256_add_epi32(_mm256_loadu_si256(eight), pair_sums(a)));

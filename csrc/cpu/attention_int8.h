@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kPair = 2;
 
-#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ISA_AVX2)
+#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ANY_AVX2)
 using Bytes = __m128i;
 
 PYBATCH_INLINE Bytes load_bytes(const int8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
@@ -30,7 +30,7 @@ PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
 
-#elif defined(PYBATCH_ISA_AVX2)
+#elif defined(PYBATCH_ANY_AVX2)
 
 PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {
   return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};

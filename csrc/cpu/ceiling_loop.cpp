@@ -11,7 +11,7 @@ namespace {
 // Independent chains, enough to hide the latency of an instruction and few enough to stay in registers.
 #if defined(PYBATCH_ANY_AVX512)
 constexpr int kChains = 12;
-#elif defined(PYBATCH_ISA_AVX2)
+#elif defined(PYBATCH_ANY_AVX2)
 constexpr int kChains = 5;  // of two registers each
 #elif defined(PYBATCH_ANY_NEON)
 constexpr int kChains = 6;  // of four registers each
@@ -68,18 +68,30 @@ double multiply_add_bytes(int64_t rounds) {
   return 2.0 * 64 * kChains * static_cast<double>(rounds);
 }
 
-#elif defined(PYBATCH_ISA_AVX2)
+#elif defined(PYBATCH_ANY_AVX2)
 
-double multiply_add_bytes(int64_t rounds) {  // bytes widened to 16 bits
+double multiply_add_bytes(int64_t rounds) {
   constexpr int kRegisters = 2 * kChains;
   __m256i sum[kRegisters];
   for (int c = 0; c < kRegisters; ++c) sum[c] = _mm256_set1_epi32(c);
-  const __m256i w = _mm256_set1_epi16(static_cast<short>(rounds));
+  const __m256i x = _mm256_set1_epi8(3), w = _mm256_set1_epi8(static_cast<char>(rounds));
   for (int64_t i = 0; i < rounds; ++i) {
-    for (int c = 0; c < kRegisters; ++c) sum[c] = _mm256_add_epi32(sum[c], _mm256_madd_epi16(sum[c], w));
+    for (int c = 0; c < kRegisters; ++c) {
+#if defined(PYBATCH_ISA_AVX2_VNNI)
+      sum[c] = _mm256_dpbusd_avx_epi32(sum[c], x, w);
+#else  // two products at a time, of which two are added before they are widened
+      const __m256i words = _mm256_add_epi16(_mm256_maddubs_epi16(sum[c], w), _mm256_maddubs_epi16(x, sum[c]));
+      sum[c] = _mm256_add_epi32(sum[c], _mm256_madd_epi16(words, w));
+#endif
+    }
   }
   keep(sum);
-  return 2.0 * 16 * kRegisters * static_cast<double>(rounds);
+#if defined(PYBATCH_ISA_AVX2_VNNI)
+  constexpr double kProducts = 32;
+#else
+  constexpr double kProducts = 64;
+#endif
+  return 2.0 * kProducts * kRegisters * static_cast<double>(rounds);
 }
 
 #elif defined(PYBATCH_ANY_NEON)

@@ -41,7 +41,7 @@ struct StepTile : VectorTile {
 struct BlockTile : VectorTile {  // for steps of 32 weights a column
   static constexpr int kMaxRows = 16, kMaxPanels = 1, kMaxSums = 16, kStepWork = 8;
 };
-#elif defined(PYBATCH_ISA_AVX2)
+#elif defined(PYBATCH_ANY_AVX2)
 struct StepTile : VectorTile {
   static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
 };

@@ -5,8 +5,10 @@
 
 #include "cpu/kernels.h"
 
-#ifdef PYBATCH_AMX
+#ifdef PYBATCH_X86
 #include <cpuid.h>
+#endif
+#ifdef PYBATCH_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -25,6 +27,27 @@ namespace {
 #define PYBATCH_ENTRY_OF(name, Params) avx512::name,
 constexpr Kernels kAvx512 = {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)};
 #undef PYBATCH_ENTRY_OF
+
+#define PYBATCH_ENTRY_OF(name, Params) avx2::name,
+constexpr Kernels kAvx2 = {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)};
+#undef PYBATCH_ENTRY_OF
+constexpr Kernels kAvx2Vnni = [] {
+  Kernels kernels = kAvx2;
+  kernels.matmul_w8a8 = avx2_vnni::matmul_w8a8;
+  kernels.matmul_gguf = avx2_vnni::matmul_gguf;
+  kernels.ceiling_loop = avx2_vnni::ceiling_loop;
+  return kernels;
+}();
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx2_vnni() {
+  constexpr unsigned kAvxVnni = 1u << 4;  // CPUID.(7,1).EAX
+  unsigned eax, ebx, ecx, edx;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvxVnni) != 0;
+}
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -117,11 +140,8 @@ const Isa kIsas[] = {
 #endif
 #ifdef PYBATCH_X86
     {"avx512", has_avx512, kAvx512},
-    {"avx2",
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
-#define PYBATCH_ENTRY_OF(name, Params) avx2::name,
-     {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)}},
-#undef PYBATCH_ENTRY_OF
+    {"avx2_vnni", has_avx2_vnni, kAvx2Vnni},
+    {"avx2", has_avx2, kAvx2},
 #endif
 #ifdef PYBATCH_ARM
     {"neon_i8mm", has_i8mm, kNeonI8mm},

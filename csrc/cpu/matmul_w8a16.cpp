@@ -16,7 +16,7 @@ struct Int8WeightOp : FloatOp<float> {
     __m512i top = _mm512_loadu_si512(group);
     if (step < 3) top = _mm512_slli_epi32(top, 24 - 8 * step);
     return {_mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24))};
-#elif defined(PYBATCH_ISA_AVX2)
+#elif defined(PYBATCH_ANY_AVX2)
     auto widen = [&](const char* columns) {
       __m256i top = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(columns));
       if (step < 3) top = _mm256_slli_epi32(top, 24 - 8 * step);

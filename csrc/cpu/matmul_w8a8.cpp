@@ -49,6 +49,32 @@ struct Dot4 : OneGroup {
   }
 };
 
+#elif defined(PYBATCH_ISA_AVX2_VNNI)
+
+// As with AVX-512.
+struct Dot4 : OneGroup {
+  using Sum = I32x16;
+  using X = __m256i;
+  using W = I32x16;
+  static constexpr int32_t kOffset = 128;
+  static PYBATCH_INLINE X activation(const char* p) { return _mm256_set1_epi32(load_int(p)); }
+  static PYBATCH_INLINE W weight(const char* group, int) { return load_ints(group); }
+  static PYBATCH_INLINE Sum multiply_add(X x, W w, Sum sum) {
+    return {_mm256_dpbusd_avx_epi32(sum.lo, x, w.lo), _mm256_dpbusd_avx_epi32(sum.hi, x, w.hi)};
+  }
+  static PYBATCH_INLINE void round_and_store(char* row, int64_t k, F32x16 q) {
+    alignas(16) int8_t bytes[kLanes];
+    store_bytes(bytes, to_int(q));
+    const __m128i biased = _mm_xor_si128(_mm_load_si128(reinterpret_cast<__m128i*>(bytes)), _mm_set1_epi8(-128));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + k), biased);
+  }
+  using Excess = I32x16;
+  static PYBATCH_INLINE Excess excess(const int32_t* column_sums) { return load_ints(column_sums) << 7; }
+  static PYBATCH_INLINE F32x16 to_float(Sum sum, Excess excess) {
+    return PYBATCH_ISA_NAMESPACE::to_float({_mm256_sub_epi32(sum.lo, excess.lo), _mm256_sub_epi32(sum.hi, excess.hi)});
+  }
+};
+
 #elif defined(PYBATCH_ISA_AVX2)
 
 struct Dot4 : DotMaddubs {

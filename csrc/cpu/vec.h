@@ -14,8 +14,10 @@
 
 #if defined(PYBATCH_ISA_AVX512) || defined(PYBATCH_ISA_AMX)
 #define PYBATCH_ANY_AVX512
+#elif defined(PYBATCH_ISA_AVX2) || defined(PYBATCH_ISA_AVX2_VNNI)
+#define PYBATCH_ANY_AVX2
 #endif
-#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ISA_AVX2)
+#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ANY_AVX2)
 #include <immintrin.h>
 #elif defined(PYBATCH_ISA_NEON) || defined(PYBATCH_ISA_NEON_DOTPROD) || defined(PYBATCH_ISA_NEON_I8MM)
 #define PYBATCH_ANY_NEON
@@ -28,6 +30,8 @@
 #define PYBATCH_ISA_NAMESPACE avx512
 #elif defined(PYBATCH_ISA_AVX2)
 #define PYBATCH_ISA_NAMESPACE avx2
+#elif defined(PYBATCH_ISA_AVX2_VNNI)
+#define PYBATCH_ISA_NAMESPACE avx2_vnni
 #elif defined(PYBATCH_ISA_NEON)
 #define PYBATCH_ISA_NAMESPACE neon
 #elif defined(PYBATCH_ISA_NEON_DOTPROD)
@@ -166,7 +170,7 @@ PYBATCH_INLINE uint32_t lanes_at_least(F32x16 x, F32x16 limit) {  // bit i: lane
   return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_GE_OQ);
 }
 
-#elif defined(PYBATCH_ISA_AVX2)
+#elif defined(PYBATCH_ANY_AVX2)
 
 struct F32x16 {
   __m256 lo, hi;

@@ -61,7 +61,7 @@ PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
   return sum;
 }
 
-#elif defined(PYBATCH_ISA_AVX2)
+#elif defined(PYBATCH_ANY_AVX2)
 
 struct I32x16 {
   __m256i lo, hi;
@@ -128,6 +128,22 @@ PYBATCH_INLINE void store_bytes(int8_t* p, I32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
+#if defined(PYBATCH_ISA_AVX2_VNNI)
+
+constexpr int kSignedOffset = 128;
+
+template <int kMaxByte>
+PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256i four = _mm256_set1_epi32(load_int(x + 4 * i));
+    sum = {_mm256_dpbusd_avx_epi32(sum.lo, w[i].lo, four), _mm256_dpbusd_avx_epi32(sum.hi, w[i].hi, four)};
+  }
+  return sum;
+}
+
+#else
+
 constexpr int kSignedOffset = 0;
 
 // maddubs adds two products in 16 bits and saturates; as many of its results as cannot overflow are added there too.
@@ -153,6 +169,8 @@ PYBATCH_INLINE I32x16 dot16(const I32x16* w, const int8_t* x, I32x16 sum) {
   return {dot16_half<kMaxByte>({w[0].lo, w[1].lo, w[2].lo, w[3].lo}, all, sum.lo),
           dot16_half<kMaxByte>({w[0].hi, w[1].hi, w[2].hi, w[3].hi}, all, sum.hi)};
 }
+
+#endif
 
 #elif defined(PYBATCH_ANY_NEON)
 
