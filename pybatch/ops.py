@@ -147,10 +147,11 @@ def pack_dense(weight: Tensor) -> Tensor:
     """Packs [N, K] F weights for matmul_dense, zero-padded: [ceil(N/16), K, 16], or of 16 bits, with K in pairs,
     [ceil(N/16), ceil(K/2), 16, 2]."""
     n, k = weight.shape
-    group = 4 // weight.element_size()
+    packed, group = weight.new_empty(packed_dense_shape(n, k, weight.dtype)), 4 // weight.element_size()
+    if not packed.numel():
+        return packed
     if n % PANEL or k % group:
         weight = torch.nn.functional.pad(weight, (0, -k % group, 0, -n % PANEL))
-    packed = weight.new_empty(packed_dense_shape(n, k, weight.dtype))
     words = packed.view(torch.int32).view(packed.shape[:3])  # a column's group of four bytes in one piece
     words.copy_(weight.contiguous().view(torch.int32).view(packed.shape[0], PANEL, -1).transpose(1, 2))
     return packed
