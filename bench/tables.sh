@@ -21,7 +21,6 @@
 set -euo pipefail
 : "${PEERS_ROOT:?the folder of the other engines}" "${MODELS:?the folder of the 1B models}"
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-export PYTHONPATH="$here/.."
 models=$PEERS_ROOT/models failed=''
 
 # against ENGINE:PRECISION ENVIRONMENT MODEL [,env=NAME=VALUE]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import pybatch
+
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
 
@@ -21,7 +23,7 @@ def test_every_surroundings_has_a_figure_of_each_round(tiny_model: Path, tmp_pat
     (tmp_path / "workload.json").write_text(json.dumps({"cases": {"decode1": [{"prompt": [5, 6], "max_new": 3}]}}))
     command = [sys.executable, BENCH / "neighbours.py", "--engine", f"pybatch:fp32,model={model}", "--case", "decode1"]
     options = ["--workload", tmp_path / "workload.json", "--rounds", "2", "--json", tmp_path / "result.json"]
-    env = {"PYTHONPATH": str(BENCH.parent)}
+    env = {"PYTHONPATH": str(Path(pybatch.__file__).parents[1])}
     done = subprocess.run([*command, *options], check=True, capture_output=True, text=True, timeout=100, env=env)
     figures = json.loads((tmp_path / "result.json").read_text())["tokens_per_s"]["pybatch:fp32"]["decode1"]
     expected = {"quiet", "busy", "spinning"} | ({"quota"} if "No quota" not in done.stderr else set())

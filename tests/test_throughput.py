@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import pybatch
 from pybatch import _C
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -42,7 +43,7 @@ def test_an_engine_runs_in_the_environment_of_its_spec(tiny_model: Path, tmp_pat
     options = ["--workload", f"{tmp_path}/workload.json", "--rounds", "2", "--threads", "1"]
     spec = f"pybatch:fp32,model={model},env=PYBATCH_ISA={isa},env=OMP_WAIT_POLICY=passive"
     command = [sys.executable, str(BENCH / "throughput.py"), "--engine", spec, "--json", f"{tmp_path}/result.json"]
-    env = {"PYTHONPATH": str(BENCH.parent)}
+    env = {"PYTHONPATH": str(Path(pybatch.__file__).parents[1])}
     subprocess.run([*command, *options], check=True, capture_output=True, timeout=60, env=env)
     run = json.loads((tmp_path / "result.json").read_text())
     assert run["engines"]["pybatch:fp32"]["uses"] == isa

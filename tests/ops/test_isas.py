@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ops import isa_fuzz
 from torch import Tensor
 
@@ -76,3 +78,22 @@ def test_portable_agrees_within_rounding_and_w8a8_to_the_bit() -> None:
         else:
             size = float(best[name].abs().max())
             torch.testing.assert_close(portable[name], best[name], rtol=1e-2, atol=1e-4 * max(1, size), msg=name)
+
+
+@pytest.mark.skipif(ops.ISA != "amx", reason="needs AMX")
+@settings(max_examples=30, deadline=None)
+@given(m=st.integers(1, 40), n=st.integers(1, 70), k=st.integers(1, 1200))
+def test_bf16_by_bf16_sums_as_tiles_do(m: int, n: int, k: int) -> None:
+    """Bit for bit as Intel's manual has TDPBF16PS: of 32 k, even and odd ones apart. float64, rounded at every step,
+    stands for the fused multiply-add; these numbers leave no room for the second rounding to show."""
+    random = torch.Generator().manual_seed(k)
+    x, weight = (torch.randn(rows, k, generator=random).bfloat16() for rows in (m, n))
+    padded = [torch.nn.functional.pad(t, (0, -k % 32)).double().unflatten(1, (-1, 16, 2)) for t in (x, weight)]
+    total = torch.zeros(m, n)
+    for of_x, of_weight in zip(*(t.unbind(1) for t in padded), strict=True):
+        apart = torch.zeros(m, n, 2)
+        for pair in range(16):
+            apart = (apart.double() + of_x[:, None, pair] * of_weight[None, :, pair]).float()
+        total = total + (apart[..., 0] + apart[..., 1])
+    out = ops.matmul_dense(x, ops.pack_dense(weight), out=torch.empty(m, n))
+    assert torch.equal(out, total)

@@ -120,24 +120,6 @@ def test_a_row_that_is_not_finite_stays_alone(kernel: str) -> None:
     assert torch.equal(out[good], clean[good])
 
 
-@pytest.mark.skipif(ops.ISA != "amx", reason="needs AMX")
-@settings(max_examples=30, deadline=None)
-@given(m=st.integers(1, 40), n=st.integers(1, 70), k=st.integers(1, 1200))
-def test_bf16_by_bf16_sums_as_tiles_do(m: int, n: int, k: int) -> None:
-    """Bit for bit as Intel's manual has TDPBF16PS: of 32 k, even and odd ones apart. float64, rounded at every step,
-    stands for the fused multiply-add; these numbers leave no room for the second rounding to show."""
-    x, weight = random(m, k, dtype=torch.bfloat16, seed=m), random(n, k, dtype=torch.bfloat16, seed=n)
-    padded = [torch.nn.functional.pad(t, (0, -k % 32)).double().unflatten(1, (-1, 16, 2)) for t in (x, weight)]
-    total = torch.zeros(m, n)
-    for of_x, of_weight in zip(*(t.unbind(1) for t in padded), strict=True):
-        apart = torch.zeros(m, n, 2)
-        for pair in range(16):
-            apart = (apart.double() + of_x[:, None, pair] * of_weight[None, :, pair]).float()
-        total = total + (apart[..., 0] + apart[..., 1])
-    out = ops.matmul_dense(x, ops.pack_dense(weight), out=torch.empty(m, n))
-    assert torch.equal(out, total)
-
-
 def test_w8a8_of_a_zero_row_is_the_bias() -> None:
     q, scale = ops.quantize_int8(random(20, 10))
     bias = random(20, seed=1)
