@@ -34,7 +34,7 @@ lint: $(VENV)/lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict pybatch
-	find csrc tests/arm -name '*.cpp' -o -name '*.h' -o -name '*.cu*' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	find csrc tests/arm tests/machine bench -name '*.cpp' -o -name '*.h' -o -name '*.cu*' -o -name '*.c' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
 // How CPU kernels use threads: one pool in the process, no nesting. Work is dealt out in shares, one a thread, and is
 // taken from them in pieces: from the thread's own, then from those of others. So one that is late, or that the
-// system has stopped, holds up no more than the piece that it has begun; and that piece goes on at once on the processor
-// of a thread that has nothing left to do, where the first has been stopped for others' sake.
+// system has stopped, holds up no more than the piece that it has begun; and that piece goes on at once on the
+// processor of a thread that has nothing left to do, where the first has been stopped for others' sake.
 #pragma once
 
 #include <cstdint>
