@@ -241,9 +241,9 @@ class Pool {
       const int64_t time = time_run(thread);
       if (time == kUnknown || time_run(thread) != time) continue;  // it runs
       if (late.moved_at.exchange(time) == time) continue;          // moved already, and not run since
-      if (!move_thread(thread, here)) continue;
+      if (!move(thread, here)) continue;
       late.processor.store(here, std::memory_order_relaxed);
-      if (me != 0 && move_thread(self, there)) places_[me].processor.store(there, std::memory_order_relaxed);
+      if (me != 0 && move(self, there)) places_[me].processor.store(there, std::memory_order_relaxed);
       return;
     }
   }
@@ -253,7 +253,14 @@ class Pool {
     const int here = this_processor();
     if (here == kUnknown || here != places_[0].processor.load(std::memory_order_relaxed)) return;
     if (home == kUnknown || home == here) home = find_processor([&](int i) { return nobody_on(i); });
-    move_thread(self, home);
+    move(self, home);
+  }
+
+  // One move at a time: of two of the same thread, the later would take what the first narrows its affinity to for what
+  // it was. Who comes meanwhile goes without.
+  bool move(ThreadId thread, int processor) {
+    const std::unique_lock lock(moving_, std::try_to_lock);
+    return lock && move_thread(thread, processor);
   }
 
   bool nobody_on(int processor) const {
@@ -301,6 +308,7 @@ class Pool {
   alignas(64) std::atomic<uint32_t> jobs_{0};
   alignas(64) std::atomic<int64_t> left_{0};  // units that are not done
   Sleepers idle_, finished_;
+  std::mutex moving_;
 };
 
 thread_local PYBATCH_INITIAL bool Pool::within = false;
