@@ -125,6 +125,10 @@ struct alignas(64) Place {
 // does not begin. A late thread finds the shares empty, or takes a piece of a later job, which is as good.
 class Pool {
  public:
+  Pool() = default;
+  // For a forked child: bound as `other`, without its threads.
+  Pool(const Pool& other) : processors_(other.processors_) {}
+
   bool claim() { return !claimed_.test_and_set(std::memory_order_acquire); }
   void release() { claimed_.clear(std::memory_order_release); }
 
@@ -154,8 +158,6 @@ class Pool {
     processors_ = std::move(processors);
     for (int i = 0; i < started_; ++i) bind(i);
   }
-
-  const std::vector<int>& processors() const { return processors_; }
 
   static thread_local PYBATCH_INITIAL bool within;  // whether the thread runs a piece
   static thread_local PYBATCH_INITIAL ThreadId self;
@@ -191,6 +193,7 @@ class Pool {
   void bind(int thread) {
     if (processors_.empty()) return;
 #if defined(__linux__)
+    const std::lock_guard not_moving(moving_);  // or a thread's affinity would be put back to what it was before
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(processors_[static_cast<size_t>(thread + 1) % processors_.size()], &one);
@@ -321,7 +324,7 @@ Pool* the_pool() {
   static const bool made = [] {
     pool = new Pool;
     pthread_atfork(nullptr, nullptr, [] {
-      pool = new Pool;
+      pool = new Pool(*pool);
       Pool::self = kUnknown;
     });
     return true;

@@ -262,6 +262,10 @@ def test_threads_are_bound_but_not_the_one_that_calls() -> None:
         set_threads(len(bound) + 2)
         ops.rms_norm(x, weight, 1e-6)
         assert len(bound_to(first)) == len(bound) + 1  # one that has been started since
+        if (child := os.fork()) == 0:  # whose threads are its own
+            ops.rms_norm(x, weight, 1e-6)
+            os._exit(len(bound_to(first)) < 2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
         _C.bind_threads([])
         for task in bound_to(first):
