@@ -22,15 +22,18 @@ namespace pybatch {
 namespace cpu {
 namespace {
 
+// All of an instruction set's own.
+#define PYBATCH_ENTRY(name, Params) name,
+#define PYBATCH_KERNELS_OF(isa)                         \
+  [] {                                                  \
+    using namespace isa;                                \
+    return Kernels{PYBATCH_CPU_KERNELS(PYBATCH_ENTRY)}; \
+  }()
+
 #ifdef PYBATCH_X86
 
-#define PYBATCH_ENTRY_OF(name, Params) avx512::name,
-constexpr Kernels kAvx512 = {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)};
-#undef PYBATCH_ENTRY_OF
-
-#define PYBATCH_ENTRY_OF(name, Params) avx2::name,
-constexpr Kernels kAvx2 = {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)};
-#undef PYBATCH_ENTRY_OF
+constexpr Kernels kAvx512 = PYBATCH_KERNELS_OF(avx512);
+constexpr Kernels kAvx2 = PYBATCH_KERNELS_OF(avx2);
 constexpr Kernels kAvx2Vnni = [] {
   Kernels kernels = kAvx2;
   kernels.matmul_w8a8 = avx2_vnni::matmul_w8a8;
@@ -89,9 +92,7 @@ bool has_amx() {
 #endif
 #ifdef PYBATCH_ARM
 
-#define PYBATCH_ENTRY_OF(name, Params) neon::name,
-constexpr Kernels kNeon = {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)};
-#undef PYBATCH_ENTRY_OF
+constexpr Kernels kNeon = PYBATCH_KERNELS_OF(neon);
 constexpr Kernels kNeonDotprod = [] {
   Kernels kernels = kNeon;
   kernels.matmul_w8a8 = neon_dotprod::matmul_w8a8;
@@ -148,11 +149,7 @@ const Isa kIsas[] = {
     {"neon_dotprod", has_dotprod, kNeonDotprod},
     {"neon", [] { return true; }, kNeon},
 #endif
-    {"portable",
-     [] { return true; },
-#define PYBATCH_ENTRY_OF(name, Params) portable::name,
-     {PYBATCH_CPU_KERNELS(PYBATCH_ENTRY_OF)}},
-#undef PYBATCH_ENTRY_OF
+    {"portable", [] { return true; }, PYBATCH_KERNELS_OF(portable)},
 };
 
 const Isa& choose() {
