@@ -5,6 +5,7 @@ An Engine names its api (a module of ctypes bindings of llama.h), opens the mode
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 BATCH = 2048  # tokens a llama_decode call may hold
 
 
-class BatchedEngine:
+class BatchedEngine(ABC):
     api: Any
 
     def __init__(self, model: str, threads: int) -> None:
@@ -32,9 +33,9 @@ class BatchedEngine:
     def context_params(self, sequences: int) -> Any:
         return self.api.llama_context_default_params()
 
+    @abstractmethod
     def clear(self) -> None:
         """Empties the context's KV cache."""
-        raise NotImplementedError
 
     def new_context(self, sequences: int, length: int) -> None:
         """A context for this many sequences of this length, kept while the shape stays."""
