@@ -29,9 +29,11 @@ from pybatch import ops
 from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.engine.execution.kv_cache import KvCache, kv_layout
 from pybatch.model.batch import ForwardBatch
-from pybatch.model.config import ModelConfig
+from pybatch.model.blocks.attention import Attention
+from pybatch.model.blocks.mlp import MLP
+from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from pybatch.model.decoder import Decoder, Layer
-from pybatch.model.layers import DenseLinear, Int8Linear, Packed
+from pybatch.model.layers import DenseLinear, Int8Linear, Norm, NormedLinear, Packed
 from pybatch.model.rope import RopeConfig, rotary_table
 from pybatch.model.weights import INT8_MATMULS
 
@@ -62,21 +64,24 @@ CASES = [
 
 def config_of(model: str) -> ModelConfig:
     large = "70B" in model
-    layers = 16 if large else 32
+    layer = LayerConfig(
+        mixer=AttentionConfig(
+            num_heads=64 if large else 32,
+            num_kv_heads=8,
+            head_dim=128,
+            rope=RopeConfig(rotary_dim=128, theta=500000.0),
+        ),
+        mlp=MLPConfig(width=28672 if large else 14336),
+    )
     return ModelConfig(
         name=model,
+        family="llama",
         architecture="LlamaForCausalLM",
         vocab_size=128256,
         hidden_size=8192 if large else 4096,
-        intermediate_size=28672 if large else 14336,
-        num_layers=layers,
-        num_heads=64 if large else 32,
-        num_kv_heads=8,
-        head_dim=128,
-        norm_eps=1e-5,
-        rope=RopeConfig(rotary_dim=128, theta=500000.0),
+        layers=(layer,) * (16 if large else 32),
+        norm=NormConfig(eps=1e-5),
         max_position=8192,
-        sliding_window=(0,) * layers,
     )
 
 
@@ -90,31 +95,35 @@ def random_decoder(config: ModelConfig, quantization: str | None) -> Decoder:
         q, scale = ops.quantize_int8(weight)
         return Int8Linear(INT8_MATMULS[quantization], ops.pack_int8(q), scale)
 
-    hidden, mlp = config.hidden_size, config.intermediate_size
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    ones = torch.ones(hidden, device=DEVICE, dtype=DTYPE)
+    hidden, eps = config.hidden_size, config.norm.eps
+    norm = Norm(torch.ones(hidden, device=DEVICE, dtype=DTYPE), eps)
     layers = [
         Layer(
-            attention_norm=ones,
-            qkv=linear(q + 2 * kv, hidden),
-            q_norm=None,
-            k_norm=None,
-            attention_out=linear(hidden, q),
-            mlp_norm=ones,
-            gate_up=linear(2 * mlp, hidden),
-            down=linear(hidden, mlp),
-            window=0,
+            mixer=Attention(
+                config=layer.mixer,
+                index=index,
+                qkv=NormedLinear(norm, linear(layer.mixer.q_width + 2 * layer.mixer.kv_width, hidden)),
+                q_norm=None,
+                k_norm=None,
+                norm_eps=eps,
+                sinks=None,
+                out=linear(hidden, layer.mixer.q_width),
+            ),
+            mlp=MLP(
+                config=layer.mlp,
+                gate_up=NormedLinear(norm, linear(2 * layer.mlp.width, hidden)),
+                down=linear(hidden, layer.mlp.width),
+            ),
         )
-        for _ in range(config.num_layers)
+        for index, layer in enumerate(config.layers)
     ]
     return Decoder(
         config,
         DTYPE,
         embedding=linear(config.vocab_size, hidden),
         layers=layers,
-        final_norm=ones,
-        lm_head=linear(config.vocab_size, hidden),
-        rotary=rotary_table(config.rope, LENGTH).to(DEVICE),
+        head=NormedLinear(norm, linear(config.vocab_size, hidden)),
+        rotary={rope: rotary_table(rope, LENGTH).to(DEVICE) for rope in config.ropes},
     )
 
 

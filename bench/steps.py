@@ -36,6 +36,8 @@ from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.engine.execution import decode_graphs
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.scheduling.scheduler import Scheduler
+from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig
+from pybatch.model.rope import RopeConfig
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 VOCAB, CONTEXT, BLOCK = 64, 131_072, 16
@@ -46,13 +48,16 @@ class ReadyModel:
     """Takes a decoder's place in the engine: logits without any work."""
 
     def __init__(self) -> None:
+        rope = RopeConfig(rotary_dim=8)
+        mixer = AttentionConfig(num_heads=1, num_kv_heads=1, head_dim=8, rope=rope)
+        layer = LayerConfig(mixer=mixer, mlp=MLPConfig(width=8))
         self.config = SimpleNamespace(
-            num_layers=1, num_kv_heads=1, head_dim=8, max_position=CONTEXT, vocab_size=VOCAB, eos_token_ids=()
+            layers=(layer,), num_layers=1, max_position=CONTEXT, vocab_size=VOCAB, eos_token_ids=()
         )
         self.context_length = CONTEXT
         self.device = torch.device("cpu")
         self.layers = ()
-        self.rotary = torch.ones(CONTEXT, 8)
+        self.rotary = {rope: torch.ones(CONTEXT, 8)}
         self.cache_dtype = torch.float32
         self._logits = torch.randn(8192, VOCAB, generator=torch.Generator().manual_seed(0))
 

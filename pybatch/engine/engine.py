@@ -110,7 +110,7 @@ class Engine:
             no_pruning=no_pruning(decoder),
         )
         self._room = self._intake.room
-        self._pruner = KvPruner(self._kv_cache, decoder.rotary, mass)
+        self._pruner = KvPruner(self._kv_cache, decoder, mass)
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._grammars = GrammarQueue(
             partial(

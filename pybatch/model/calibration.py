@@ -3,8 +3,7 @@ a norm is packed when its input is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.model.batch import ForwardBatch, LayerCache
-from pybatch.model.decoder import Decoder, Layer
-from pybatch.model.layers import Fused, Packed
+from pybatch.model.decoder import Decoder
+from pybatch.model.layers import Fused, NormedLinear, Packed
 from pybatch.model.smoothquant import channel_scale
+from pybatch.model.tensors import changed
 
 TOKENS = 128  # a multiple of BLOCK_SIZE
 BLOCK_SIZE = 32
@@ -27,48 +27,50 @@ class PackedWhenCalled:
         self._pack: Callable[[Tensor], Packed] | None = pack
 
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
-        norm = fused.pop("norm")
-        assert norm is not None
+        norm = fused.pop("norm", None)
+        normed = x if norm is None else ops.rms_norm(x, norm, fused.pop("norm_eps"))
         assert self._pack is not None
-        normed = ops.rms_norm(x, norm, fused.pop("norm_eps"))
         self.scale = channel_scale(normed)
         self.linear = self._pack(self.scale.cpu())
         self._pack = None  # which holds the checkpoint's tensors
         return self.linear((normed / self.scale).to(x.dtype), out, **fused)
 
-    def nbytes(self) -> int:
-        return self.linear.nbytes()
-
 
 def pack_by_running(decoder: Decoder) -> None:
-    """Runs a decoder whose layers begin with PackedWhenCalled projections, and puts the packed ones in their place."""
-    config, dtype, device = decoder.config, decoder.dtype, decoder.device
-    count = min(TOKENS, decoder.rotary.shape[0])
-    blocks = -(-count // BLOCK_SIZE)
-    k = torch.zeros(blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype=dtype, device=device)
-    cache = LayerCache(k, k.transpose(2, 3).contiguous())  # one for all layers, which run one after another
+    """Runs a decoder with PackedWhenCalled projections, and puts the packed ones in their place."""
+    count = min(TOKENS, decoder.context_length)
+    positions = torch.arange(count)
+    run_alone(decoder, positions, [cache_of(decoder, count)] * len(decoder.layers))
+    decoder.layers = changed(decoder.layers, NormedLinear, _settled)
+    decoder.make_buffers()
+
+
+def cache_of(decoder: Decoder, tokens: int) -> LayerCache:
+    """Of one sequence, for layers that run one after another."""
+    mixer = decoder.layers[0].mixer.config
+    shape = -(-tokens // BLOCK_SIZE), mixer.num_kv_heads, mixer.head_dim, BLOCK_SIZE
+    k = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+    return LayerCache(k, k.transpose(2, 3).contiguous())
+
+
+def run_alone(decoder: Decoder, positions: Tensor, caches: Sequence[LayerCache]) -> None:
+    """Runs fixed token ids at these positions."""
+    count = len(positions)
     batch = ForwardBatch(
-        token_ids=torch.arange(count) * config.vocab_size // count,
-        positions=torch.arange(count),
+        token_ids=torch.arange(count) * decoder.config.vocab_size // count,
+        positions=positions,
         slots=torch.arange(count),
-        block_tables=torch.arange(blocks, dtype=torch.int32)[None],
+        block_tables=torch.arange(-(-count // BLOCK_SIZE), dtype=torch.int32)[None],
         query_start=torch.tensor([0, count], dtype=torch.int32),
         seq_lens=torch.tensor([count], dtype=torch.int32),
         logits_rows=torch.tensor([count - 1]),
     )
-    decoder.forward(batch.to(device), [cache] * config.num_layers)
-    decoder.layers = [_settled(layer) for layer in decoder.layers]
-    decoder.make_buffers()
+    decoder.forward(batch.to(decoder.device), caches)
 
 
-def _settled(layer: Layer) -> Layer:
-    qkv, gate_up = layer.qkv, layer.gate_up
-    assert isinstance(qkv, PackedWhenCalled)
-    assert isinstance(gate_up, PackedWhenCalled)
-    return replace(
-        layer,
-        attention_norm=(layer.attention_norm / qkv.scale).to(layer.attention_norm.dtype),
-        qkv=qkv.linear,
-        mlp_norm=(layer.mlp_norm / gate_up.scale).to(layer.mlp_norm.dtype),
-        gate_up=gate_up.linear,
-    )
+def _settled(normed: NormedLinear) -> NormedLinear:
+    linear, norm = normed.linear, normed.norm
+    if not isinstance(linear, PackedWhenCalled):
+        return normed
+    assert norm is not None
+    return NormedLinear(norm.divided(linear.scale), linear.linear)

@@ -22,18 +22,29 @@ class Fields:
     """The keys and values of `where`, such as "config.json of llama-7b". Every method raises ModelError, with the key
     and what was expected, for a value that is not of its kind.
 
-    A key that is absent gives the default; null does so only where nullable, and for flags.
+    A key that is absent gives the default; null does so only where nullable, and for flags. prefix: of every key in
+    values. names: what keys are called in errors where they are not called by their own name. asked: the keys that
+    were asked for so far.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
-        self._values, self.where, self._prefix = values, where, prefix
+    def __init__(
+        self, values: Mapping[str, Any], where: str, prefix: str = "", names: Mapping[str, str] | None = None
+    ) -> None:
+        self._values, self.where, self._prefix, self._names = values, where, prefix, names or {}
+        self.asked: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
+        self.asked.add(key)
         return self._prefix + key in self._values
 
     def get(self, key: str) -> Any:
         """The value as it is; None if there is none."""
+        self.asked.add(key)
         return self._values.get(self._prefix + key)
+
+    def name(self, key: str) -> str:
+        """As errors call the key."""
+        return self._names.get(key, self._prefix + key)
 
     def integer(
         self, key: str, default: D | _Required = REQUIRED, *, low: int = 1, high: int, nullable: bool = False
@@ -97,15 +108,16 @@ class Fields:
         return tuple(found)
 
     def _value(self, key: str, default: object, nullable: bool) -> Any:
+        self.asked.add(key)
         value = self._values.get(self._prefix + key, default)
         if value is None and nullable:
             value = default
         if isinstance(value, _Required):
-            raise ModelError(f"{self.where}: expected {self._prefix}{key}, which is not there")
+            raise ModelError(f"{self.where}: expected {self.name(key)}, which is not there")
         return value
 
     def _refuse(self, key: str, expected: str, value: object) -> NoReturn:
-        raise ModelError(f"{self.where}: {self._prefix}{key}: expected {expected}, got {short(value)}")
+        raise ModelError(f"{self.where}: {self.name(key)}: expected {expected}, got {short(value)}")
 
 
 def short(value: object, most: int = 60) -> str:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pybatch.model.batch import ForwardBatch, LayerCache
+from pybatch.model.calibration import cache_of, run_alone
 from pybatch.model.decoder import Decoder
 
-TOKENS, BLOCK_SIZE = 64, 32
+TOKENS = 64
 OUTLIER = 4.0  # a channel that is larger than the median by more than this is divided
 STEPS = 16  # to which offsets are rounded, per median
 
@@ -36,25 +36,18 @@ class KeyShift(NamedTuple):
 
 def key_shifts(decoder: Decoder) -> list[KeyShift]:
     """One a layer, by running the decoder on TOKENS tokens."""
-    config, dtype, device = decoder.config, decoder.dtype, decoder.device
     context = decoder.context_length
     count = min(TOKENS, context)
-    blocks = -(-count // BLOCK_SIZE)
-    shape = blocks, config.num_kv_heads, config.head_dim, BLOCK_SIZE
-    keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-    values = keys[0].transpose(2, 3).contiguous()  # one for all layers, which run one after another
-    batch = ForwardBatch(
-        token_ids=torch.arange(count) * config.vocab_size // count,
-        positions=torch.arange(count) * context // count,
-        slots=torch.arange(count),
-        block_tables=torch.arange(blocks, dtype=torch.int32)[None],
-        query_start=torch.tensor([0, count], dtype=torch.int32),
-        seq_lens=torch.tensor([count], dtype=torch.int32),
-        logits_rows=torch.tensor([count - 1]),
-    )
-    decoder.forward(batch.to(device), [LayerCache(k, values) for k in keys])
-    rotary = decoder.rotary.shape[1]
-    return [_shift(k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(), rotary, device) for k in keys]
+    keys = [cache_of(decoder, count) for _ in decoder.layers]
+    run_alone(decoder, torch.arange(count) * context // count, keys)
+    return [
+        _shift(
+            cache.k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(),
+            layer.mixer.config.rope.rotary_dim,
+            decoder.device,
+        )
+        for layer, cache in zip(decoder.layers, keys, strict=True)
+    ]
 
 
 def _shift(k: Tensor, rotary_dim: int, device: torch.device) -> KeyShift:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict, Unpack
 
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.model.buffers import Buffers
 from pybatch.ops import Epilogue
 
 
@@ -25,8 +26,6 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor: ...
 
-    def nbytes(self) -> int: ...
-
 
 @dataclass(frozen=True, slots=True)
 class DenseLinear:
@@ -39,9 +38,6 @@ class DenseLinear:
 
     def embed(self, ids: Tensor, out: Tensor) -> Tensor:
         return ops.embedding(ids, self.weight, out, self.width)
-
-    def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +53,6 @@ class Int8Linear:
     def embed(self, ids: Tensor, out: Tensor) -> Tensor:
         return ops.embedding(ids, self.weight, out, self.scale.shape[0], self.scale)
 
-    def nbytes(self) -> int:
-        return self.weight.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
 
 @dataclass(frozen=True, slots=True)
 class GGUFLinear:
@@ -73,22 +66,22 @@ class GGUFLinear:
     def embed(self, ids: Tensor, out: Tensor) -> Tensor:
         return ops.embedding(ids, self.weight, out, self.width)
 
-    def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
 
 ACTIVATIONS = {Epilogue.SILU_MUL: ops.silu_mul, Epilogue.GELU_TANH_MUL: ops.gelu_tanh_mul}
 
 Packed = DenseLinear | Int8Linear | GGUFLinear  # each also serves as an embedding
 
 
+@dataclass(frozen=True, slots=True)
 class SideBySide:
     """Projections of the same normalised input whose outputs lie side by side: parts that no one packed matrix can
     hold, such as gate and up."""
 
-    def __init__(self, parts: Sequence[DenseLinear | GGUFLinear]) -> None:
-        self.parts = parts
-        self.widths = [part.width for part in parts]
+    parts: Sequence[DenseLinear | GGUFLinear]
+
+    @property
+    def widths(self) -> list[int]:
+        return [part.width for part in self.parts]
 
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
         activation = ACTIVATIONS.get(fused.pop("epilogue", ops.STORE))
@@ -97,5 +90,37 @@ class SideBySide:
             part(x, columns, **fused)
         return out if activation is None else activation(product, out)
 
-    def nbytes(self) -> int:
-        return sum(part.nbytes() for part in self.parts)
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMSNorm, or with layer_norm LayerNorm (which alone may have a bias)."""
+
+    weight: Tensor
+    eps: float
+    layer_norm: bool = False
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        if self.layer_norm:
+            return ops.layer_norm(x, self.weight, self.bias, self.eps, out=out)
+        return ops.rms_norm(x, self.weight, self.eps, out=out)
+
+    def divided(self, scale: Tensor) -> Norm:
+        """One whose output's channels are divided by scale."""
+        bias = None if self.bias is None else (self.bias / scale).to(self.bias.dtype)
+        return replace(self, weight=(self.weight / scale).to(self.weight.dtype), bias=bias)
+
+
+@dataclass(frozen=True, slots=True)
+class NormedLinear:
+    """A projection of the residual stream behind a norm; None: of the stream as it is."""
+
+    norm: Norm | None
+    linear: Linear
+
+    def __call__(self, x: Tensor, out: Tensor, buffers: Buffers, epilogue: Epilogue = ops.STORE) -> Tensor:
+        if self.norm is None:
+            return self.linear(x, out, epilogue=epilogue)
+        if self.norm.layer_norm:
+            return self.linear(self.norm(x, buffers.of("normed", x.shape[1])), out, epilogue=epilogue)
+        return self.linear(x, out, norm=self.norm.weight, norm_eps=self.norm.eps, epilogue=epilogue)

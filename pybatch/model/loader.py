@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +24,9 @@ from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
-from pybatch.model.rope import rotary_table
+from pybatch.model.rope import RopeConfig, rotary_table
 from pybatch.model.text.tokenizer import Tokenizer
-from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan, count_weights
+from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan
 from pybatch.model.weights_cache import WeightsCache
 
 logger = logging.getLogger(__name__)
@@ -100,10 +100,12 @@ def load_model(
             config = without_unknown_ids(replace(config, eos_token_ids=ends))
             loaded_tokenizer.eos_token_ids = tuple(i for i in loaded_tokenizer.eos_token_ids if i < config.vocab_size)
             checkpoint.config = config
-        plan = _check(checkpoint, length, compute, quantization, place)
+        plan = WeightPlan(checkpoint, compute, quantization)
+        planned = plan.decoder(1)
+        _check(planned, checkpoint, length, quantization, place)
 
         def load() -> Decoder:
-            with _progress_bar(f"Loading {config.name}", count_weights(config), progress) as advance:
+            with _progress_bar(f"Loading {config.name}", plan.count, progress) as advance:
                 return WeightLoader(checkpoint, compute, quantization, place, advance).decoder(length)
 
         if weights_cache_dir is None or place.type != "cpu":
@@ -111,11 +113,14 @@ def load_model(
         else:
             context = min(length, TOKENS)
             cache = WeightsCache(Path(weights_cache_dir).expanduser(), checkpoint, compute, quantization, context)
-            decoder = _through_cache(cache, plan, rotary_table(config.rope, length), load)
+            rotary = {rope: rotary_table(rope, length) for rope in config.ropes}
+            decoder = _through_cache(cache, planned, rotary, load)
     return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config)
 
 
-def _through_cache(cache: WeightsCache, plan: Decoder, rotary: Tensor, load: Callable[[], Decoder]) -> Decoder:
+def _through_cache(
+    cache: WeightsCache, plan: Decoder, rotary: Mapping[RopeConfig, Tensor], load: Callable[[], Decoder]
+) -> Decoder:
     decoder = cache.load(plan, rotary)
     if decoder is None:
         decoder = load()
@@ -144,13 +149,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer_from_gguf(path)
 
 
-def _check(
-    checkpoint: Checkpoint, length: int, dtype: torch.dtype, quantization: str | None, device: torch.device
-) -> Decoder:
-    """The decoder without its weights. Raises ModelError unless every tensor is there and there is room for all; tells
-    which tensors are left over."""
+def _check(plan: Decoder, checkpoint: Checkpoint, length: int, quantization: str | None, device: torch.device) -> None:
+    """Raises ModelError unless there is room for all of the planned decoder; tells which tensors are left over."""
     config = checkpoint.config
-    plan = WeightPlan(checkpoint, dtype, quantization).decoder(1)
     weights = plan.weight_bytes()
     unread = checkpoint.unread()
     if unread:
@@ -158,11 +159,11 @@ def _check(
             "%s: %d tensors are no part of %s and are not read: %s",
             config.name, len(unread), config.architecture, short(", ".join(unread), 200),
         )  # fmt: skip
-    table = length * config.rope.rotary_dim * TABLE_COPIES * 4
+    table = length * sum(rope.rotary_dim for rope in config.ropes) * TABLE_COPIES * 4
     available = free_memory(device)
     if weights + table <= available:
-        return plan
-    kept = f"its weights take {weights / 1e6:,.1f} MB as {quantization or str(dtype).split('.')[-1]}"
+        return
+    kept = f"its weights take {weights / 1e6:,.1f} MB as {quantization or str(plan.dtype).split('.')[-1]}"
     if table > weights:
         kept += f" and {length:,} positions {table / 1e6:,.1f} MB (a smaller max_model_len takes less)"
     raise ModelError(

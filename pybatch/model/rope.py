@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +39,7 @@ class RopeConfig:
     """How positions turn into angles.
 
     kind: "default"; "linear": positions divided by factor; "dynamic": NTK-aware, the base grows with the length;
-    "llama3": Llama 3.1's frequency bands; "yarn": Peng et al. 2023.
+    "llama3": Llama 3.1's frequency bands; "yarn": Peng et al. 2023; NO_ROPE, which no config names: nothing turns.
 
     A dynamic table is made for one length, and all its rows have that length's base: the rotation of a token may depend
     on its position alone, never on how long its sequence has grown, and keys of two bases cannot be compared. Up to
@@ -63,15 +61,13 @@ class RopeConfig:
     frequency_divisors: tuple[float, ...] = ()  # per frequency, as GGUF files give llama3 and longrope scaling
 
     @staticmethod
-    def from_hf(
-        config: Mapping[str, Any], head_dim: int, default_context: int = 2048, where: str = "config.json"
-    ) -> RopeConfig:
+    def from_hf(fields: Fields, head_dim: int, default_context: int) -> RopeConfig:
         """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before). As in transformers,
         `rope_scaling` stands in place of all of `rope_parameters` where a config has both, and a top-level
         `original_max_position_embeddings` comes before that of the scaling."""
-        fields = Fields(config, where)
         max_position = fields.integer("max_position_embeddings", default_context, high=MAX_POSITIONS)
         name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
+        fields.asked |= {"rope_parameters", "original_max_position_embeddings"}
         rope = Fields(fields.mapping(name), f"{name} in {fields.where}")
         kind = rope.text("rope_type", rope.text("type", "default"))
         if kind not in KINDS:
@@ -128,8 +124,13 @@ class RopeConfig:
         return min(self.original_max_position, longest) if self.kind == "dynamic" else longest
 
 
+NO_ROPE = RopeConfig(rotary_dim=2, kind="none")  # layers without positions
+
+
 def rotary_table(rope: RopeConfig, length: int) -> Tensor:
     """[length, rotary_dim] float32: cos of each position's angles in the first half of the columns, sin in the rest."""
+    if rope.kind == "none":
+        return torch.tensor([[1.0, 0.0]]).repeat(length, 1)
     frequencies = _frequencies(rope, length)
     if rope.frequency_divisors:
         frequencies = frequencies / torch.tensor(rope.frequency_divisors, dtype=torch.float32)

@@ -3,13 +3,12 @@ is ever in memory. The checkpoint itself is mapped, and its pages are given back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import groupby
-from math import prod
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,41 +16,19 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.machine.huge_pages import WeightMemory
 from pybatch.machine.memory import trim_memory
+from pybatch.model.build import build_layer
 from pybatch.model.calibration import PackedWhenCalled, pack_by_running
 from pybatch.model.config import ModelConfig
-from pybatch.model.decoder import Decoder, Layer
+from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
-from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, Packed, SideBySide
+from pybatch.model.families import FAMILIES
+from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Norm, NormedLinear, Packed, SideBySide
 from pybatch.model.rope import rotary_table
+from pybatch.model.rows import BlockRows, Interleaved, Rows, Stacked, sliced, turned
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
-
-
-class Rows(Protocol):
-    """A tensor of a file, such as a matrix, whose rows can be read as float tensors."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def __getitem__(self, rows: slice, /) -> Tensor: ...
-
-    def release(self, rows: slice, /) -> None: ...  # these will not be read again, so that memory need not hold them
-
-
-@runtime_checkable
-class BlockRows(Rows, Protocol):
-    """A matrix whose rows can also be read as the quantised blocks of a GGUF file."""
-
-    @property
-    def block_type(self) -> str: ...  # such as "Q4_0"
-
-    @property
-    def blocks(self) -> Rows: ...  # [N, bytes of a row] uint8
 
 
 class Checkpoint(Protocol):
@@ -67,58 +44,10 @@ class Checkpoint(Protocol):
 
     def unread(self) -> list[str]: ...  # the tensors that have not been read
 
+    @property
+    def adjacent_pairs(self) -> bool: ...  # rows of q and k have the two elements that turn together side by side
+
     def files(self) -> list[Path]: ...  # that weights, or how to read them, come from
-
-
-class Stacked:
-    """The rows of several matrices, one below the other."""
-
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self.parts = parts
-        self.shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
-        dtypes = {part.dtype for part in parts}
-        self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        found = [part[wanted] for part, wanted in self._found(rows)]
-        return found[0] if len(found) == 1 else torch.cat(found)
-
-    def release(self, rows: slice) -> None:
-        for part, wanted in self._found(rows):
-            part.release(wanted)
-
-    def _found(self, rows: slice) -> Iterator[tuple[Rows, slice]]:
-        offset = 0
-        for part in self.parts:
-            start, stop = max(rows.start - offset, 0), min(rows.stop - offset, part.shape[0])
-            if start < stop:
-                yield part, slice(start, stop)
-            offset += part.shape[0]
-
-
-class Interleaved:
-    """The rows of gate and up as ops.interleave_gate_up puts them; slices begin and end at multiples of PANEL."""
-
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self.parts = gate, up = parts
-        self.shape = (-(-gate.shape[0] // ops.PANEL) * ops.PANEL * 2, gate.shape[1])
-        self.dtype = gate.dtype if gate.dtype == up.dtype else torch.float32
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        gate, up = self.parts
-        halves = self._halves(rows)
-        both = ops.interleave_gate_up(gate[halves], up[halves])
-        skipped = rows.start % (2 * ops.PANEL)
-        return both[skipped : skipped + rows.stop - rows.start]
-
-    def release(self, rows: slice) -> None:
-        for part in self.parts:
-            part.release(self._halves(rows))
-
-    def _halves(self, rows: slice) -> slice:
-        """The rows of gate, and of up, that are among these."""
-        first, last = rows.start // ops.PANEL, rows.stop // ops.PANEL
-        return slice(first // 2 * ops.PANEL, min(-(-last // 2) * ops.PANEL, self.parts[0].shape[0]))
 
 
 class WeightLoader:
@@ -140,77 +69,80 @@ class WeightLoader:
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
+        self.family = FAMILIES[self.config.family]
         self.dtype, self.quantization, self.device, self.advance = dtype, quantization, device, advance
         self.smooths = quantization == "int8"  # scales weights by the activations that they meet
         self.memory = WeightMemory(device)
 
     def decoder(self, max_model_len: int) -> Decoder:
-        """The decoder, with a rotary table of max_model_len positions. Raises ModelError if a tensor is missing or not
+        """The decoder, with rotary tables of max_model_len positions. Raises ModelError if a tensor is missing or not
         of the shape that the config asks for."""
         config = self.config
         with _worker_pool() as self.pool:
-            embedding = self.linear({"model.embed_tokens": config.vocab_size}, config.hidden_size)
-            tied = config.tie_word_embeddings
+            vocab, hidden = config.vocab_size, config.hidden_size
+            embedding = self.linear({"embedding": vocab}, hidden)
+            head = embedding if config.tie_word_embeddings else self.linear({"lm_head": vocab}, hidden)
             decoder = Decoder(
                 config,
                 self.dtype,
                 embedding=embedding,
-                layers=[self.layer(index) for index in range(config.num_layers)],
-                final_norm=self.vector("model.norm.weight", config.hidden_size),
-                lm_head=embedding if tied else self.linear({"lm_head": config.vocab_size}, config.hidden_size),
-                rotary=rotary_table(config.rope, max_model_len).to(self.device),
+                layers=[build_layer(self, layer, index) for index, layer in enumerate(config.layers)],
+                head=NormedLinear(self.norm("final_norm", hidden), head),
+                rotary={rope: rotary_table(rope, max_model_len).to(self.device) for rope in config.ropes},
             )
             if self.smooths:
                 pack_by_running(decoder)
         trim_memory()
         return decoder
 
-    def layer(self, index: int) -> Layer:
-        config, hidden, mlp = self.config, self.config.hidden_size, self.config.intermediate_size
-        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        layer = f"model.layers.{index}"
-        attention = f"{layer}.self_attn"
-        return Layer(
-            attention_norm=self.vector(f"{layer}.input_layernorm.weight", hidden),
-            qkv=self.linear_behind_norm(
-                {f"{attention}.q_proj": q, f"{attention}.k_proj": kv, f"{attention}.v_proj": kv},
-                hidden,
-                bias=config.attention_bias,
-            ),
-            q_norm=self.vector(f"{attention}.q_norm.weight", config.head_dim) if config.qk_norm else None,
-            k_norm=self.vector(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
-            attention_out=self.linear({f"{attention}.o_proj": hidden}, q, bias=config.attention_out_bias),
-            mlp_norm=self.vector(f"{layer}.post_attention_layernorm.weight", hidden),
-            gate_up=self.linear_behind_norm(
-                {f"{layer}.mlp.gate_proj": mlp, f"{layer}.mlp.up_proj": mlp},
-                hidden,
-                bias=config.mlp_bias,
-                gated=True,
-            ),
-            down=self.linear({f"{layer}.mlp.down_proj": hidden}, mlp, bias=config.mlp_bias),
-            window=config.sliding_window[index],
-        )
+    def norm(self, role: str, width: int, layer: int | None = None) -> Norm | None:
+        """None where the family has none."""
+        if not self.family.has(role):
+            return None
+        norm = self.config.norm
+        weight = self.vector(role, width, layer)
+        bias = self.vector(role, width, layer, ".bias") if norm.bias else None
+        return Norm(weight + norm.offset if norm.offset else weight, norm.eps, norm.kind == "layer", bias)
 
-    def vector(self, name: str, length: int) -> Tensor:
-        return self.tensor(name, (length,))[:].to(self.device, self.dtype, copy=True)
+    def vector(
+        self, role: str, length: int, layer: int | None = None, suffix: str = ".weight", *, turning: int = 0
+    ) -> Tensor:
+        """turning: of a vector over a head's elements, how many of them are rotated."""
+        rows = self.tensor(self.family.tensor(role, layer) + suffix, (length,))
+        return self._on_device(turned(rows, 1, turning) if turning and self.checkpoint.adjacent_pairs else rows)
 
-    def linear(self, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Packed:
-        """The projections of these names, with so many rows each, fused into one."""
-        return self._pack(Stacked(self._weights(rows, columns)), self._biases(rows, bias))
+    def linear(
+        self, rows: Mapping[str, int], columns: int, layer: int | None = None, *, bias: bool = False, fused: str = ""
+    ) -> Packed:
+        """The projections of these roles, with so many rows each, as one. fused: the role of a tensor that has them one
+        below the other, in families that have it."""
+        parts = self._parts(rows, layer, ".weight", (columns,), fused)
+        return self._pack(Stacked(parts), self._biases(rows, layer, fused) if bias else None)
 
-    def linear_behind_norm(
-        self, rows: Mapping[str, int], columns: int, *, bias: bool = False, gated: bool = False
-    ) -> Linear:
-        """As linear; for W8A8 its packing waits for activations. gated: the names are gate and up, and the product's
-        epilogue multiplies them."""
-        parts = self._weights(rows, columns)
+    def behind_norm(
+        self,
+        norm: str,
+        rows: Mapping[str, int],
+        columns: int,
+        layer: int,
+        *,
+        bias: bool = False,
+        fused: str = "",
+        gated: bool = False,
+        heads: Mapping[str, tuple[int, int]] | None = None,
+    ) -> NormedLinear:
+        """As linear, of the output of a norm; for W8A8 its packing waits for activations. gated: the roles are gate and
+        up, and the product's epilogue multiplies them. heads: of roles whose heads are rotated, how many there are,
+        and the elements of each that turn."""
+        parts = self._turned(self._parts(rows, layer, ".weight", (columns,), fused), rows, heads)
+        biases = self._biases(rows, layer, fused, gated, heads) if bias else None
+        before = self.norm(norm, columns, layer)
         if self.quantization == "gguf" and len(set(map(_block_type, parts))) > 1:
-            return self._gguf_parts(parts, self._biases(rows, bias))
+            return NormedLinear(before, self._gguf_parts(parts, biases))
         together = Interleaved(parts) if gated else Stacked(parts)
-        biases = self._biases(rows, bias, gated)
-        if self.smooths:
-            return PackedWhenCalled(lambda scale: self._pack(together, biases, scale))
-        return self._pack(together, biases)
+        if self.smooths and before is not None:
+            return NormedLinear(before, PackedWhenCalled(lambda scale: self._pack(together, biases, scale)))
+        return NormedLinear(before, self._pack(together, biases))
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
         config = self.config
@@ -221,14 +153,38 @@ class WeightLoader:
             raise ModelError(f"{config.name}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         return tensor
 
-    def _weights(self, rows: Mapping[str, int], columns: int) -> list[Rows]:
-        return [self.tensor(f"{name}.weight", (count, columns)) for name, count in rows.items()]
+    def _parts(
+        self, rows: Mapping[str, int], layer: int | None, suffix: str, columns: tuple[int, ...], fused: str
+    ) -> list[Rows]:
+        """A tensor for each role."""
+        family = self.family
+        if not family.has(fused):
+            return [self.tensor(family.tensor(role, layer) + suffix, (n, *columns)) for role, n in rows.items()]
+        whole = self.tensor(family.tensor(fused, layer) + suffix, (sum(rows.values()), *columns))
+        ends = list(accumulate(rows.values()))
+        return [sliced(whole, end - n, end) for n, end in zip(rows.values(), ends, strict=True)]
 
-    def _biases(self, rows: Mapping[str, int], wanted: bool, gated: bool = False) -> Tensor | None:
-        if not wanted:
-            return None
-        parts = [self.vector(f"{name}.bias", count) for name, count in rows.items()]
-        return ops.interleave_gate_up(*parts) if gated else torch.cat(parts)
+    def _biases(
+        self,
+        rows: Mapping[str, int],
+        layer: int | None,
+        fused: str,
+        gated: bool = False,
+        heads: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Tensor:
+        parts = self._turned(self._parts(rows, layer, ".bias", (), fused), rows, heads)
+        vectors = [self._on_device(part) for part in parts]
+        return ops.interleave_gate_up(*vectors) if gated else torch.cat(vectors)
+
+    def _turned(
+        self, parts: list[Rows], roles: Iterable[str], heads: Mapping[str, tuple[int, int]] | None
+    ) -> list[Rows]:
+        if heads is None or not self.checkpoint.adjacent_pairs:
+            return parts
+        return [turned(part, *heads[role]) if role in heads else part for role, part in zip(roles, parts, strict=True)]
+
+    def _on_device(self, vector: Rows) -> Tensor:
+        return vector[0 : vector.shape[0]].to(self.device, self.dtype, copy=True)
 
     def _pack(self, rows: Stacked | Interleaved, bias: Tensor | None, column_scale: Tensor | None = None) -> Packed:
         if self.quantization is None:
@@ -301,13 +257,11 @@ class WeightPlan(WeightLoader):
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str | None) -> None:
         super().__init__(checkpoint, dtype, quantization, torch.device("meta"))
         self.smooths = False
-
-    def weight_bytes(self) -> int:
-        """Bytes that the weights will take, tensor by tensor. Raises ModelError as WeightLoader.decoder does."""
-        return self.decoder(1).weight_bytes()
+        self.count = 0  # of weights that `advance` will be called with
 
     def _for_chunks(self, rows: Rows, pack: Callable[[slice, slice], None]) -> None:
-        pass
+        n, k = rows.shape
+        self.count += n * k
 
 
 def _block_type(rows: Rows) -> str | None:
@@ -324,17 +278,3 @@ def _worker_pool() -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(threads)  # the workers' setting is also the default of threads still to come
-
-
-def projection_shapes(config: ModelConfig) -> Iterator[tuple[int, int]]:
-    """(N, K) of every projection that `WeightLoader` makes."""
-    hidden, mlp = config.hidden_size, config.intermediate_size
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    for _ in range(1 if config.tie_word_embeddings else 2):
-        yield config.vocab_size, hidden
-    for _ in range(config.num_layers):
-        yield from ((q + 2 * kv, hidden), (hidden, q), (2 * mlp, hidden), (hidden, mlp))
-
-
-def count_weights(config: ModelConfig) -> int:
-    return sum(prod(shape) for shape in projection_shapes(config))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,8 @@ import pybatch
 from pybatch import ops
 from pybatch.machine.own_files import BadFileError, is_abandoned
 from pybatch.model.decoder import Decoder
-from pybatch.model.layers import SideBySide
+from pybatch.model.rope import RopeConfig
+from pybatch.model.tensors import changed, tensors_of
 from pybatch.model.weights import Checkpoint
 from pybatch.model.weights_file import map_tensors, write_tensors
 
@@ -48,7 +48,7 @@ class WeightsCache:
         self._key = _digest(about, config, dtype, quantization, context, pybatch.__version__, _code())
         self.path = folder / f"{self._model}-{self._key}{SUFFIX}"
 
-    def load(self, plan: Decoder, rotary: Tensor, *, check: bool = True) -> Decoder | None:
+    def load(self, plan: Decoder, rotary: Mapping[RopeConfig, Tensor], *, check: bool = True) -> Decoder | None:
         """The decoder with weights mapped from the file; None if there is none that can be used. plan: a decoder whose
         tensors have shapes and dtypes only (see WeightPlan). check: see weights_file.map_tensors."""
         try:
@@ -83,42 +83,15 @@ class WeightsCache:
 
 
 def weights_of(decoder: Decoder) -> list[Tensor]:
-    """All but the rotary table, in the order in which with_weights takes them."""
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    with_weights(decoder, decoder.rotary, keep)
-    return found
+    """All but the rotary tables, in the order in which with_weights takes them."""
+    return tensors_of([decoder.embedding, list(decoder.layers), decoder.head])
 
 
-def with_weights(decoder: Decoder, rotary: Tensor, change: Callable[[Tensor], Tensor]) -> Decoder:
+def with_weights(decoder: Decoder, rotary: Mapping[RopeConfig, Tensor], change: Callable[[Tensor], Tensor]) -> Decoder:
     """A copy whose tensors are what `change` makes of the decoder's, one after another."""
-    embedding = _changed(decoder.embedding, change)
-    tied = decoder.lm_head is decoder.embedding
-    return Decoder(
-        decoder.config,
-        decoder.dtype,
-        embedding=embedding,
-        layers=_changed(decoder.layers, change),
-        final_norm=_changed(decoder.final_norm, change),
-        lm_head=embedding if tied else _changed(decoder.lm_head, change),
-        rotary=rotary,
-    )
-
-
-def _changed(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(part, Tensor):
-        return change(part)
-    if isinstance(part, list):
-        return [_changed(each, change) for each in part]
-    if isinstance(part, SideBySide):
-        return SideBySide(_changed(list(part.parts), change))
-    if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{field.name: _changed(getattr(part, field.name), change) for field in fields(part)})
-    return part
+    parts = [decoder.embedding, list(decoder.layers), decoder.head]
+    embedding, layers, head = changed(parts, Tensor, change)
+    return Decoder(decoder.config, decoder.dtype, embedding=embedding, layers=layers, head=head, rotary=rotary)
 
 
 def _identity(path: Path) -> tuple[int, ...]:
@@ -130,7 +103,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _code() -> list[bytes]:
     """Of all that packs weights: their layout has no number that somebody could forget to change."""
     package = Path(ops.__file__).parent
-    files = [*package.glob("ops.py"), *package.glob("*.so"), *package.glob("model/*.py")]
+    files = [*package.glob("ops.py"), *package.glob("*.so"), *package.glob("model/**/*.py")]
     return [blake2b(path.read_bytes(), digest_size=16).digest() for path in sorted(files)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -270,11 +271,12 @@ def test_a_model_whose_table_is_scaled_turns_keys_without_scaling(
 
     engine = make_engine(with_tokenizer=False, num_kv_blocks=2)
     cache: KvCache = engine._kv_cache
-    rotary = engine.decoder.rotary
+    decoder, rotary = copy(engine.decoder), engine.decoder.rotary
     found = []
     for factor in (1.0, 1.25):
         for layer in cache.layers:
             layer.k[0] = torch.linspace(-1, 1, layer.k[0].numel()).view_as(layer.k[0])
-        KvPruner(cache, rotary * factor, engine._pruner.mass)._turn(Turned([(0, 1)], 7))
+        decoder.rotary = {rope: table * factor for rope, table in rotary.items()}
+        KvPruner(cache, decoder, engine._pruner.mass)._turn(Turned([(0, 1)], 7))
         found.append(cache.layers[1].k[1].clone())
     torch.testing.assert_close(found[0], found[1])

@@ -14,14 +14,14 @@ INT4 = torch.uint8  # the type of an int4 cache's bytes
 
 def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) -> list[LayerCache]:
     """Caches full of NaN, so that a read of what was never written shows."""
-    config, dtype = decoder.config, dtype or decoder.dtype
-    heads, dim = config.num_kv_heads, config.head_dim
+    dtype = dtype or decoder.dtype
 
     def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
         return torch.full(shape, 77 if of in (torch.int8, INT4) else float("nan"), dtype=of, device=decoder.device)
 
     caches = []
-    for _ in range(config.num_layers):
+    for layer in decoder.config.layers:
+        heads, dim = layer.mixer.num_kv_heads, layer.mixer.head_dim
         width, groups = (dim // 2, [-(-dim // INT4_GROUP)]) if dtype == INT4 else (dim, [])
         k, v = empty(blocks, heads, width, BLOCK), empty(blocks, heads, BLOCK, width)
         scales = [empty(blocks, heads, *groups, BLOCK, of=torch.float16) for _ in "kv"] if dtype.itemsize == 1 else []

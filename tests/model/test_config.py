@@ -13,7 +13,9 @@ from model.families import SMALL
 from transformers import AutoConfig, MistralConfig, Qwen2Config
 
 from pybatch.model import ModelError
-from pybatch.model.config import FAMILIES, ModelConfig, config_from_hf, without_unknown_ids
+from pybatch.model.config import ModelConfig, without_unknown_ids
+from pybatch.model.families import FAMILIES
+from pybatch.model.families.read import config_from_hf
 from pybatch.model.rope import rotary_table
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SMALL}
@@ -43,14 +45,16 @@ def test_other_architectures_under_the_class_name_of_llama_are_refused_by_name(k
 def test_keys_that_change_the_numbers_are_refused_by_name(kind: str) -> None:
     config = AutoConfig.for_model(kind).to_dict()
     head_dim = config.get("head_dim") or 64
-    with pytest.raises(ModelError, match=r"(\w+ = .* changes what the model computes|hidden_act: expected|rope_)"):
+    with pytest.raises(
+        ModelError, match=r"(\w+ = .* changes what the model computes|hidden_act: expected|rope_|layer_types: )"
+    ):
         config_from_hf({**config, **LLAMA, "head_dim": head_dim, "hidden_act": config.get("hidden_act", "silu")})
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_all_keys_of_the_known_families_are_known(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    config = {**AutoConfig.for_model(kind).to_dict(), "architectures": [FAMILIES[kind]]}
-    assert config_from_hf(config).architecture == FAMILIES[kind]
+    config = {**AutoConfig.for_model(kind).to_dict(), "architectures": [FAMILIES[kind].architecture]}
+    assert config_from_hf(config).architecture == FAMILIES[kind].architecture
     assert not caplog.records
 
 
@@ -126,20 +130,24 @@ def test_special_ids_outside_the_vocabulary_are_dropped_with_one_warning(caplog:
     assert "5000, 211, -1" in caplog.text
 
 
+def windows_of(config: ModelConfig) -> tuple[int, ...]:
+    return tuple(layer.mixer.window for layer in config.layers)
+
+
 def test_absent_keys_are_the_defaults_of_transformers() -> None:
     """The window, key-value heads and context, for each class of config."""
     base = {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "max_position_embeddings")}
     base |= {"hidden_size": 256, "num_attention_heads": 32}
-    for kind, name in FAMILIES.items():
+    for kind, family in FAMILIES.items():
         theirs = AutoConfig.for_model(kind, **base)
         ours = config_from_hf({**base, "model_type": kind})
-        assert ours.architecture == name
-        assert ours.num_kv_heads == theirs.num_key_value_heads
+        assert ours.architecture == family.architecture
+        assert {layer.mixer.num_kv_heads for layer in ours.layers} == {theirs.num_key_value_heads}
         assert ours.max_position == theirs.max_position_embeddings
         windowed = kind == "mistral"
-        assert ours.sliding_window == ((theirs.sliding_window if windowed else 0) or 0,) * 3
-    assert read(model_type="mistral", sliding_window=None).sliding_window == (0, 0, 0)
-    windows = read(model_type="qwen2", use_sliding_window=True, max_window_layers=2).sliding_window
+        assert windows_of(ours) == ((theirs.sliding_window if windowed else 0) or 0,) * 3
+    assert windows_of(read(model_type="mistral", sliding_window=None)) == (0, 0, 0)
+    windows = windows_of(read(model_type="qwen2", use_sliding_window=True, max_window_layers=2))
     theirs = Qwen2Config(**SMALL, use_sliding_window=True, max_window_layers=2)
     assert windows == tuple(
         theirs.sliding_window if kind == "sliding_attention" else 0 for kind in theirs.layer_types or []
@@ -175,12 +183,12 @@ def test_rope_of_a_config_is_that_of_transformers(case: str) -> None:
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     cos, sin = rotary(torch.zeros(1, 300, 16), torch.arange(300)[None])
     expected = torch.cat([cos[0, :, :8], sin[0, :, :8]], dim=1)
-    torch.testing.assert_close(rotary_table(config_from_hf(values).rope, 300), expected, rtol=0, atol=2e-4)
+    torch.testing.assert_close(rotary_table(*config_from_hf(values).ropes, 300), expected, rtol=0, atol=2e-4)
 
 
 def test_dynamic_rope_is_plain_up_to_the_original_context() -> None:
     config = read(rope_scaling={"type": "dynamic", "factor": 4.0})
     assert (config.plain_context, config.max_position) == (512, 2048)
-    plain = rotary_table(read().rope, 512)
-    assert torch.equal(rotary_table(config.rope, config.plain_context), plain)
-    assert not torch.equal(rotary_table(config.rope, 513)[:512], plain)
+    plain = rotary_table(*read().ropes, 512)
+    assert torch.equal(rotary_table(*config.ropes, config.plain_context), plain)
+    assert not torch.equal(rotary_table(*config.ropes, 513)[:512], plain)

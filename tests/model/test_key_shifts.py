@@ -64,7 +64,7 @@ def test_shifts_are_the_same_each_time(biased: Decoder) -> None:
 
 def test_keys_that_are_not_finite_are_left_alone(tiny_model: Path) -> None:
     decoder = load_model(tiny_model, skip_tokenizer=True).decoder
-    decoder.layers[0].attention_norm.fill_(float("nan"))
+    decoder.layers[0].mixer.qkv.norm.weight.fill_(float("nan"))
     for divisor, offset in key_shifts(decoder):
         assert torch.equal(divisor, torch.ones_like(divisor))
         assert torch.equal(offset, torch.zeros_like(offset))

@@ -68,8 +68,8 @@ def test_end_of_sequence_ids_come_from_all_files(directory: Path, tmp_path: Path
 
 
 def test_context_length(directory: Path) -> None:
-    assert load_model(directory, skip_tokenizer=True).decoder.rotary.shape[0] == 512
-    assert load_model(directory, skip_tokenizer=True, max_model_len=100).decoder.rotary.shape[0] == 100
+    assert load_model(directory, skip_tokenizer=True).decoder.context_length == 512
+    assert load_model(directory, skip_tokenizer=True, max_model_len=100).decoder.context_length == 100
     for length in (0, 513):
         with pytest.raises(ModelError, match=f"max_model_len: expected at most 512, .*, got {length}"):
             load_model(directory, max_model_len=length)
@@ -146,7 +146,7 @@ def test_room_is_asked_for_what_is_kept(
         directory = save(make(family).to(stored), tmp_path / family)
         plan = WeightPlan(SafetensorsCheckpoint(directory), DTYPES[dtype], quantization)
         loaded = load_model(directory, dtype=dtype, quantization=quantization, skip_tokenizer=True)
-        assert plan.weight_bytes() == loaded.decoder.weight_bytes()
+        assert plan.decoder(1).weight_bytes() == loaded.decoder.weight_bytes()
 
 
 @pytest.mark.parametrize("quantization", [None, "gguf"])
@@ -162,7 +162,7 @@ def test_room_of_a_file_is_that_of_its_types_in_memory(
     finish(writer)
     plan = WeightPlan(GGUFCheckpoint(path), torch.float32, quantization)
     decoder = load_model(path, quantization=quantization, skip_tokenizer=True).decoder
-    assert plan.weight_bytes() == decoder.weight_bytes() > path.stat().st_size * 2
+    assert plan.decoder(1).weight_bytes() == decoder.weight_bytes() > path.stat().st_size * 2
 
 
 def test_tensors_that_are_no_part_of_the_model_are_told(

@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pybatch.model import ModelError
+from pybatch.model.fields import Fields
 from pybatch.model.rope import RopeConfig, rotary_table
 
 HEAD_DIM = 64
@@ -47,6 +48,10 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+def read(config: dict[str, Any]) -> RopeConfig:
+    return RopeConfig.from_hf(Fields(config, "config.json"), HEAD_DIM, 2048)
+
+
 def config_of(rope: dict[str, Any]) -> LlamaConfig:
     return LlamaConfig(
         hidden_size=HEAD_DIM * 2,
@@ -60,7 +65,7 @@ def config_of(rope: dict[str, Any]) -> LlamaConfig:
 @pytest.mark.parametrize("length", [700, 2000])
 def test_table_equals_that_of_transformers(kind: str, length: int) -> None:
     config = config_of(KINDS[kind])
-    rope = RopeConfig.from_hf(config.to_dict(), HEAD_DIM)
+    rope = read(config.to_dict())
     x = torch.zeros(1, length, HEAD_DIM)
     cos, sin = LlamaRotaryEmbedding(config)(x, torch.arange(length)[None])
     half = rope.rotary_dim // 2
@@ -74,11 +79,11 @@ def test_older_configs_mean_the_same() -> None:
     scaling = dict(KINDS["llama3"])
     old = {"max_position_embeddings": 1024, "rope_theta": scaling.pop("rope_theta")}
     old["rope_scaling"] = {**scaling, "type": scaling.pop("rope_type")}
-    assert RopeConfig.from_hf(json.loads(json.dumps(old)), HEAD_DIM) == RopeConfig.from_hf(new, HEAD_DIM)
+    assert read(json.loads(json.dumps(old))) == read(new)
 
 
 def test_divisors_of_frequencies_equal_the_llama3_rule() -> None:
-    llama3 = RopeConfig.from_hf(config_of(KINDS["llama3"]).to_dict(), HEAD_DIM)
+    llama3 = read(config_of(KINDS["llama3"]).to_dict())
     plain = RopeConfig(rotary_dim=HEAD_DIM, theta=5e5)
     # Row 1 holds the cosines and sines of the frequencies themselves.
     plain_angle, llama3_angle = (torch.atan2(*rotary_table(r, 2)[1].chunk(2)[::-1]) for r in (plain, llama3))
@@ -92,9 +97,9 @@ def test_divisors_of_frequencies_equal_the_llama3_rule() -> None:
     ("kind", "context"), [("default", 1024), ("linear", 4096), ("dynamic", 2048), ("llama3", 1024), ("yarn", 2048)]
 )
 def test_context_grows_with_the_stretching(kind: str, context: int) -> None:
-    assert RopeConfig.from_hf(config_of(KINDS[kind]).to_dict(), HEAD_DIM).context_length(1024) == context
+    assert read(config_of(KINDS[kind]).to_dict()).context_length(1024) == context
 
 
 def test_unknown_kind_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"rope_type: expected one of default, .*, got 'longrope'"):
-        RopeConfig.from_hf({"rope_scaling": {"type": "longrope"}}, HEAD_DIM)
+        read({"rope_scaling": {"type": "longrope"}})

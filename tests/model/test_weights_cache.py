@@ -73,7 +73,7 @@ def test_every_start_has_the_same_bits_and_maps_them(
         assert_mapped(decoder, file)
         assert torch.equal(logits_of(decoder, IDS), logits_of(expected, IDS))
         assert decoder.weight_bytes() == expected.weight_bytes()
-        assert (decoder.lm_head is decoder.embedding) == (expected.lm_head is expected.embedding)
+        assert (decoder.head.linear is decoder.embedding) == (expected.head.linear is expected.embedding)
 
 
 def test_parts_of_several_gguf_types_come_back(tmp_path: Path, folder: Path) -> None:
@@ -86,7 +86,9 @@ def test_parts_of_several_gguf_types_come_back(tmp_path: Path, folder: Path) -> 
     expected = load(path, None, "gguf")
     for _ in range(2):
         decoder = load(path, folder, "gguf")
-        assert [type(layer.qkv) for layer in decoder.layers] == [type(layer.qkv) for layer in expected.layers]
+        assert [type(layer.mixer.qkv.linear) for layer in decoder.layers] == [
+            type(layer.mixer.qkv.linear) for layer in expected.layers
+        ]
         assert torch.equal(logits_of(decoder, IDS), logits_of(expected, IDS))
     assert_mapped(decoder, files(folder)[0])
 

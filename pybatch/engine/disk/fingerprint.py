@@ -16,7 +16,6 @@ from pybatch.engine.disk.block_file import FORMAT
 from pybatch.engine.execution.kv_cache import KvLayout
 from pybatch.machine.facts import arithmetic
 from pybatch.model.decoder import Decoder
-from pybatch.model.layers import SideBySide
 
 _POSITIONS = 64  # of the rotary table: the others follow from them
 
@@ -26,7 +25,8 @@ def fingerprint(decoder: Decoder, layout: KvLayout) -> str:
     as they are in memory, the model's shape, the layout of a block, the kernels and the instructions that they use."""
     shape = replace(decoder.config, name="", eos_token_ids=(), bos_token_id=None, max_position=0)
     about = [f"{FORMAT} {layout} {shape} {decoder.dtype} {arithmetic(str(decoder.device))}"]
-    parts = [decoder.embedding, decoder.layers, decoder.final_norm, decoder.rotary[:_POSITIONS]]
+    tables = [table[:_POSITIONS] for table in decoder.rotary.values()]
+    parts = [decoder.embedding, list(decoder.layers), tables]
     tensors: list[Tensor] = []
     for each in _contents(parts):
         if isinstance(each, Tensor):
@@ -47,8 +47,6 @@ def _contents(part: object) -> Iterator[Tensor | str]:
     elif isinstance(part, list | tuple):
         for each in part:
             yield from _contents(each)
-    elif isinstance(part, SideBySide):
-        yield from _contents(list(part.parts))
     elif is_dataclass(part):
         yield type(part).__name__
         for field in fields(part):

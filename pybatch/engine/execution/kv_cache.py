@@ -183,7 +183,8 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
         raise ValueError("kv_cache_dtype: 'fp8' runs on GPUs only; expected another on the CPU, such as 'int8'")
     named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn, "int4": INT4}
     dtype: torch.dtype = named[name] if name in named else getattr(torch, name)
-    return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
+    mixer = model.layers[0].mixer
+    return KvLayout(model.num_layers, mixer.num_kv_heads, mixer.head_dim, config.block_size, dtype)
 
 
 def capacity(decoder: Decoder, config: EngineConfig, block_bytes: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from pybatch import ops
 from pybatch.engine.execution.attention_mass import AttentionMass
@@ -17,11 +16,12 @@ from pybatch.model.decoder import Decoder
 
 
 class KvPruner:
-    """rotary: the model's table of positions. mass: the attention that tokens have had."""
+    """mass: the attention that tokens have had."""
 
-    def __init__(self, kv_cache: KvCache, rotary: Tensor, mass: AttentionMass) -> None:
+    def __init__(self, kv_cache: KvCache, decoder: Decoder, mass: AttentionMass) -> None:
         self._kv_cache = kv_cache
-        self._rotary = rotary
+        self._rotary = [decoder.rotary[layer.mixer.config.rope] for layer in decoder.layers]
+        self._device = decoder.device
         self.mass = mass
 
     def prune(self, scheduler: Scheduler, sequence: Sequence) -> None:
@@ -36,11 +36,10 @@ class KvPruner:
         if not turned.copies:
             return
         self._kv_cache.copy_blocks(turned.copies)
-        device = self._rotary.device
-        blocks = torch.tensor([copy for _, copy in turned.copies], device=device)
-        # The table's entries may be scaled (YaRN's attention factor), as the keys are already.
-        angles = (self._rotary[turned.distance] / self._rotary[0, 0]).expand(len(blocks), -1).contiguous()
-        for cache in self._kv_cache.layers:
+        blocks = torch.tensor([copy for _, copy in turned.copies], device=self._device)
+        for cache, table in zip(self._kv_cache.layers, self._rotary, strict=True):
+            # The table's entries may be scaled (YaRN's attention factor), as the keys are already.
+            angles = (table[turned.distance] / table[0, 0]).expand(len(blocks), -1).contiguous()
             ops.rotate_keys(*cache.tensors, blocks, angles, cache.key_offset)
 
     def _gather(self, sequence: Sequence, gathered: Gathered) -> None:
@@ -50,9 +49,9 @@ class KvPruner:
         mass = self.mass.of(gathered.row, gathered.length)
         tokens = chosen(policy, mass)
         self.mass.of(gathered.row, gathered.kept).copy_(mass.gather(-1, tokens))
-        device = self._rotary.device
         source, destination = (
-            torch.tensor(blocks, dtype=torch.int32, device=device) for blocks in (gathered.source, gathered.destination)
+            torch.tensor(blocks, dtype=torch.int32, device=self._device)
+            for blocks in (gathered.source, gathered.destination)
         )
         for cache, indices in zip(self._kv_cache.layers, tokens.int(), strict=True):
             ops.gather_kv(*cache.tensors, source, indices, destination)
@@ -60,6 +59,9 @@ class KvPruner:
 
 def no_pruning(decoder: Decoder) -> str | None:
     """Why this model's KV caches cannot be pruned; None if they can."""
-    if any(layer.window for layer in decoder.layers):
+    mixers = [layer.mixer.config for layer in decoder.layers]
+    if any(mixer.window for mixer in mixers):
         return "the model has sliding windows, which count the tokens in the cache"
+    if any(mixer.soft_cap or mixer.sinks for mixer in mixers):
+        return "the model's attention has soft caps or sinks, which the sums of attention do not know"
     return None

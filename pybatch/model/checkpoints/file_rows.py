@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pybatch.model.weights import Rows
-
 CAN_RELEASE = hasattr(mmap, "MADV_DONTNEED")  # Linux, macOS
 
 
@@ -40,20 +38,3 @@ class FileRows:
             row = self._rows[0].nbytes
             begin = (self._lead + rows.start * row) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, begin, self._lead + rows.stop * row - begin)
-
-
-class TurnedRows:
-    """The rows of a q or k projection as ggml's "llama" has them, with the pairs that rotate side by side, in the
-    order of Hugging Face."""
-
-    def __init__(self, rows: Rows, heads: int) -> None:
-        self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
-        self._head = self.shape[0] // heads  # rows
-        self._order = torch.arange(self.shape[0]).view(heads, -1, 2).transpose(1, 2).flatten()
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        return self._rows[:][self._order[rows]]
-
-    def release(self, rows: slice) -> None:
-        heads = rows.start // self._head, -(-rows.stop // self._head)
-        self._rows.release(slice(heads[0] * self._head, heads[1] * self._head))

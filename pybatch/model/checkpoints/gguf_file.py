@@ -21,11 +21,11 @@ from gguf.constants import GGML_QUANT_SIZES
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.model.checkpoints.file_rows import FileRows, TurnedRows
+from pybatch.model.checkpoints.file_rows import FileRows
 from pybatch.model.checkpoints.files import unreadable
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import short
-from pybatch.model.weights import Rows
+from pybatch.model.rows import Rows
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -107,9 +107,7 @@ class GGUFFile:
         if end > path.stat().st_size:
             raise ModelError(f"{path}: expected {end} bytes, found {path.stat().st_size}: the file is cut short")
 
-    def rows(self, name: str, turned_heads: int | None = None) -> Rows:
-        """A tensor; with turned_heads, a q or k projection of so many heads whose rows are put back in the order of
-        Hugging Face."""
+    def rows(self, name: str) -> Rows:
         info = self.tensors[name]
         dtype = FLOATS.get(info.kind)
         if dtype is None and (info.kind not in quants._type_traits or len(info.shape) != 2):
@@ -118,12 +116,6 @@ class GGUFFile:
                 "gguf.quants cannot dequantise"
             )
         rows: Rows = FileRows(self.path, dtype or torch.uint8, info.shape if dtype else info.data_shape, info.offset)
-        if turned_heads is not None:
-            if info.shape[0] % (2 * turned_heads):
-                raise ModelError(
-                    f"{self.path}: {short(name)}: expected rows of {turned_heads} heads, got {info.shape[0]}"
-                )
-            rows = TurnedRows(rows, turned_heads)
         return rows if dtype else QuantizedRows(rows, info.kind, info.shape)
 
     def _read_header(self) -> None:

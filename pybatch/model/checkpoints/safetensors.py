@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 
 from pybatch.model.checkpoints.file_rows import FileRows
 from pybatch.model.checkpoints.files import read_json, unreadable
-from pybatch.model.config import config_from_hf, without_unknown_ids
+from pybatch.model.config import without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
+from pybatch.model.families import FAMILIES
+from pybatch.model.families.read import config_from_hf
 from pybatch.model.fields import short
-from pybatch.model.weights import Rows
+from pybatch.model.rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class SafetensorsCheckpoint:
         if config.tie_word_embeddings and not self._is_tied():
             config = replace(config, tie_word_embeddings=False)
         self.config = without_unknown_ids(config)
+        self.adjacent_pairs = FAMILIES[config.family].adjacent_pairs
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -105,7 +108,7 @@ class SafetensorsCheckpoint:
                     "but it does not"
                 )
             stored = {name: stored[name] for name in wanted}
-        return stored
+        return {_as_text_model(name): found for name, found in stored.items()}
 
     def _paths(self) -> list[Path]:
         """The files with the weights."""
@@ -158,6 +161,13 @@ class SafetensorsCheckpoint:
                 self.directory, EMBEDDING, HEAD,
             )  # fmt: skip
         return equal
+
+
+def _as_text_model(name: str) -> str:
+    """A tensor of the language model in one that sees or hears too, as the model without the other parts has it."""
+    if name.startswith("model.language_model."):
+        return name.replace("language_model.", "", 1)
+    return name.removeprefix("language_model.")
 
 
 def _equal(a: Rows, b: Rows) -> bool:

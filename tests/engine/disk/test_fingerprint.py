@@ -30,7 +30,9 @@ def test_a_model_that_is_loaded_again_has_the_same(decoder: Decoder, model_path:
 def test_a_single_changed_weight_makes_another(model_path: Path, quantization: str | None) -> None:
     loaded = load_model(model_path, skip_tokenizer=True, progress=False, quantization=quantization).decoder
     before = of(loaded)
-    for tensor in (loaded.layers[1].qkv.weight, loaded.layers[0].mlp_norm, loaded.embedding.weight):  # type: ignore[attr-defined]
+    mixer, mlp = loaded.layers[1].mixer, loaded.layers[0].mlp
+    assert mlp.gate_up.norm is not None
+    for tensor in (mixer.qkv.linear.weight, mlp.gate_up.norm.weight, loaded.embedding.weight):  # type: ignore[attr-defined]
         flat = tensor.view(-1)
         kept = flat[-1].clone()
         flat[-1] = 3 if kept != 3 else 4
@@ -46,9 +48,9 @@ def test_all_settings_that_blocks_depend_on_make_another(
         return load_model(model_path, skip_tokenizer=True, progress=False, **arguments).decoder  # type: ignore[arg-type]
 
     theta = load()
-    theta.rotary = theta.rotary.flip(1)
+    theta.rotary = {rope: table.flip(1) for rope, table in theta.rotary.items()}
     other_shape = load()
-    other_shape.config = replace(other_shape.config, norm_eps=1e-3)
+    other_shape.config = replace(other_shape.config, norm=replace(other_shape.config.norm, eps=1e-3))
     found = [
         of(decoder),
         of(decoder, kv_cache_dtype="int8"),

@@ -44,9 +44,9 @@ def write(path: Path, arch: str, kind: object) -> PreTrainedModel:
 
 
 def linears(decoder: Decoder) -> Iterator[Linear]:
-    yield from (decoder.embedding, decoder.lm_head)
+    yield from (decoder.embedding, decoder.head.linear)
     for layer in decoder.layers:
-        yield from (layer.qkv, layer.attention_out, layer.gate_up, layer.down)
+        yield from (layer.mixer.qkv.linear, layer.mixer.out, layer.mlp.gate_up.linear, layer.mlp.down)
 
 
 def weights_of(linear: Linear, k: int) -> Tensor:
@@ -68,7 +68,7 @@ def test_the_weights_are_those_of_the_file(arch: str, kind: object, tmp_path: Pa
         k = theirs.weight[0].numel() // ops.PANEL
         assert torch.equal(weights_of(ours, k), weights_of(theirs, k))
         assert isinstance(ours, GGUFLinear) or kind is mixed
-    assert (packed.embedding is packed.lm_head) == CONFIGS[arch].tie_word_embeddings
+    assert (packed.embedding is packed.head.linear) == CONFIGS[arch].tie_word_embeddings
 
 
 @pytest.mark.parametrize(("arch", "kind"), [("llama", Kind.Q4_0), ("llama", Kind.Q4_1), ("qwen2", Kind.Q8_0)])
@@ -83,7 +83,7 @@ def test_logits_point_the_same_way(arch: str, kind: Kind, tmp_path: Path) -> Non
 def test_parts_of_several_types_write_side_by_side(tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", "qwen2", mixed)
     decoder = load_model(tmp_path / "model.gguf", quantization="gguf", skip_tokenizer=True).decoder
-    qkv = decoder.layers[0].qkv
+    qkv = decoder.layers[0].mixer.qkv.linear
     assert isinstance(qkv, SideBySide)
     assert [type(part).__name__ for part in qkv.parts] == ["GGUFLinear", "GGUFLinear", "DenseLinear"]
     x, width = torch.randn(5, 256), sum(qkv.widths)
@@ -92,7 +92,8 @@ def test_parts_of_several_types_write_side_by_side(tmp_path: Path) -> None:
     expected = x @ weights_of(qkv, 256).t() + bias
     assert torch.cosine_similarity(out, expected).min() > 0.999
 
-    gate_up, norm = decoder.layers[0].gate_up, decoder.layers[0].mlp_norm
+    normed_gate_up = decoder.layers[0].mlp.gate_up
+    gate_up, norm = normed_gate_up.linear, normed_gate_up.norm.weight
     assert isinstance(gate_up, SideBySide)
     fused = gate_up(x, torch.empty(5, 512), norm=norm, norm_eps=1e-5, epilogue=ops.Epilogue.SILU_MUL)
     normed = ops.rms_norm(x, norm, 1e-5)

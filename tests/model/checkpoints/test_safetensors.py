@@ -68,7 +68,7 @@ def test_tied_embeddings_are_what_transformers_makes_of_them(
     rewrite(tied, change)
     loaded = load_model(tied, skip_tokenizer=True)
     torch.testing.assert_close(logits_of(loaded.decoder, IDS), theirs(tied), rtol=2e-4, atol=2e-4)
-    assert (loaded.decoder.lm_head is loaded.decoder.embedding) == is_tied
+    assert (loaded.decoder.head.linear is loaded.decoder.embedding) == is_tied
     assert ("differ: both are used" in caplog.text) == (not is_tied)
 
 

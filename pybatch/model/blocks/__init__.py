@@ -1,0 +1,1 @@
+"""What layers are made of: the mixers of tokens, and what follows them."""

@@ -1,0 +1,58 @@
+"""Grouped-query attention over the paged KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pybatch import ops
+from pybatch.model.batch import LayerCache
+from pybatch.model.blocks.step import Step
+from pybatch.model.buffers import Widths
+from pybatch.model.config import AttentionConfig
+from pybatch.model.layers import Linear, NormedLinear
+from pybatch.ops import Epilogue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    config: AttentionConfig
+    index: int  # of the layer
+    qkv: NormedLinear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    norm_eps: float
+    sinks: Tensor | None
+    out: Linear
+
+    @property
+    def widths(self) -> Widths:
+        return {"qkv": self.config.q_width + 2 * self.config.kv_width, "attended": self.config.q_width}
+
+    def __call__(self, residual: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """[T, heads * head_dim]"""
+        config, batch = self.config, step.batch
+        split = (config.q_width, config.kv_width, config.kv_width)
+        qkv = self.qkv(residual, step.buffers.of("qkv", sum(split)), step.buffers)
+        q, k, v = qkv.split_with_sizes(split, dim=1)
+        ops.rope_kv_write(
+            q, k, v, batch.positions, batch.slots, step.rotary[config.rope], *cache.tensors,
+            q_norm=self.q_norm, k_norm=self.k_norm, norm_eps=self.norm_eps,
+            key_divisor=cache.key_divisor, key_offset=cache.key_offset,
+        )  # fmt: skip
+        attended = ops.paged_attention(
+            q, cache.k, cache.v, batch.block_tables, batch.query_start, batch.seq_lens, config.softmax_scale,
+            k_scale=cache.k_scale, v_scale=cache.v_scale, window=config.window, soft_cap=config.soft_cap,
+            sinks=self.sinks, out=step.buffers.of("attended", config.q_width),
+        )  # fmt: skip
+        if batch.observed is not None:
+            first, sources, rows, mass = batch.observed
+            ops.attention_mass(
+                q, *cache.tensors, batch.block_tables, batch.query_start, batch.seq_lens, config.softmax_scale,
+                first=first, sources=sources, rows=rows, mass=mass[:, self.index],
+            )  # fmt: skip
+        return attended
+
+    def add(self, attended: Tensor, residual: Tensor) -> None:
+        self.out(attended, residual, epilogue=Epilogue.ADD)

@@ -1,0 +1,136 @@
+"""A GGUF file's metadata, as the fields of a config.json: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pybatch.model.checkpoints.gguf_file import FLOATS, GGUFFile
+from pybatch.model.config import MAX_HEADS, MAX_LAYERS, MAX_WIDTH
+from pybatch.model.errors import ModelError
+from pybatch.model.families.family import GGUFFamily
+from pybatch.model.families.source import Source
+from pybatch.model.fields import Fields, short
+from pybatch.model.rope import MAX_POSITIONS, RopeConfig
+from pybatch.model.unread_keys import check_unread_keys
+
+# Names in config.json, and what GGUF calls them behind the architecture's name.
+KEYS = {
+    "num_hidden_layers": "block_count",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "sliding_window": "attention.sliding_window",
+}
+OTHERS = frozenset(
+    [
+        "vocab_size",
+        "attention.value_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.attn_factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.finetuned",
+        "rope.scaling.yarn_log_multiplier",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+    ]
+)
+
+
+class GGUFSource(Source):
+    def __init__(self, file: GGUFFile, family: GGUFFamily) -> None:
+        self._file, self._family = file, family
+        own = f"{family.architecture}."
+        self._own = {key.removeprefix(own): value for key, value in file.metadata.items() if key.startswith(own)}
+        self._keys = {**KEYS, **family.keys}
+        values: dict[str, Any] = {**family.constants, **self._shape()}
+        values |= {key: self._own[name] for key, name in self._keys.items() if name in self._own}
+        super().__init__(values, str(file.path), names={key: own + name for key, name in self._keys.items()})
+
+    def _shape(self) -> dict[str, Any]:
+        """What always is there, or follows from it, checked; and what only the tensors tell."""
+        fields = Fields(self._file.metadata, str(self._file.path), f"{self._family.architecture}.")
+        fields.integer("block_count", high=MAX_LAYERS)
+        hidden = fields.integer("embedding_length", high=MAX_WIDTH)
+        heads = fields.integer("attention.head_count", high=MAX_HEADS)
+        head_dim = fields.integer("attention.key_length", hidden // heads, high=MAX_WIDTH)
+        if fields.integer("attention.value_length", head_dim, high=MAX_WIDTH) != head_dim:
+            raise ModelError(f"{self._file.path}: expected attention.value_length to be that of keys, {head_dim}")
+        fields.integer("context_length", high=MAX_POSITIONS)
+        if "attention.layer_norm_epsilon" not in fields:
+            fields.number("attention.layer_norm_rms_epsilon", high=1.0)
+        self._fields = fields
+        return {
+            "head_dim": head_dim,
+            "num_key_value_heads": heads,
+            "sliding_window": 0,
+            "tie_word_embeddings": "output.weight" not in self._file.tensors,
+        }
+
+    def check_unread(self, head_dim: int) -> None:
+        """Raises ModelError for a key that was not asked for and changes the numbers."""
+        read = {self._keys[key] for key in self.asked if key in self._keys} | OTHERS
+        check_unread_keys(self._own, read, head_dim, self.where)
+
+    def longest(self, rope: RopeConfig, context: int) -> int:
+        return context
+
+    def rope(self, head_dim: int, default_context: int) -> RopeConfig:
+        """As llama.cpp reads it: a factor without a type is linear, scale_linear is an older name of the factor, a
+        factor of 0 is none, and attn_factor counts for every type."""
+        fields, where = self._fields, self.where
+        kind = fields.text("rope.scaling.type", "linear")
+        if kind not in ("none", "linear", "yarn"):
+            raise ModelError(f"{where}: rope.scaling.type: expected none, linear or yarn, got {short(kind)}")
+        name = "rope.scaling.factor" if "rope.scaling.factor" in fields else "rope.scale_linear"
+        factor = 1.0
+        if fields.get(name) != 0 and kind != "none":
+            factor = fields.number(name, 1.0, high=1e6)
+        rotary_dim = fields.integer("rope.dimension_count", head_dim, high=head_dim)
+        if self._family.architecture == "llama" and rotary_dim != head_dim:
+            raise ModelError(
+                f"{where}: rope.dimension_count: expected {head_dim}, the size of a head, got {rotary_dim}"
+            )
+        stretch = fields.number("rope.scaling.attn_factor", 1.0)
+        if kind == "yarn":
+            weight = fields.number("rope.scaling.yarn_log_multiplier", 0.0, above=-1.0)
+            stretch *= _yarn_scale(factor, 1.0) / (_yarn_scale(factor, weight) if weight else 1.0)
+        original = fields.integer("rope.scaling.original_context_length", default_context, low=0, high=MAX_POSITIONS)
+        rope = RopeConfig(
+            kind="default" if factor == 1.0 and kind != "yarn" else kind,
+            rotary_dim=rotary_dim,
+            theta=fields.number("rope.freq_base", 10000.0, above=1.0),
+            factor=factor,
+            original_max_position=original or default_context,
+            beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+            attention_factor=stretch,
+            frequency_divisors=_frequency_divisors(self._file, rotary_dim),
+        )
+        rope.check(where)
+        return rope
+
+
+def _yarn_scale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _frequency_divisors(file: GGUFFile, rotary_dim: int) -> tuple[float, ...]:
+    info = file.tensors.get("rope_freqs.weight")
+    if info is None:
+        return ()
+    divisors = file.rows("rope_freqs.weight")[:].tolist() if info.kind in FLOATS else []
+    if info.shape != (rotary_dim // 2,) or not all(math.isfinite(each) and each > 0 for each in divisors):
+        raise ModelError(
+            f"{file.path}: rope_freqs.weight: expected {rotary_dim // 2} positive numbers as F32, "
+            f"got {short(list(info.shape))} as {info.kind.name}"
+        )
+    return tuple(divisors)

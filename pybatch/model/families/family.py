@@ -1,0 +1,78 @@
+"""What a family's file says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pybatch.model.config import LayerConfig, NormConfig
+from pybatch.model.families.source import Source
+
+# The roles of tensors in a decoder, and their names in Llama's checkpoints: of the first group in the model, of the
+# second in a layer. A family names those that it calls otherwise.
+LLAMA_NAMES: Mapping[str, str] = {
+    "embedding": "model.embed_tokens",
+    "layer": "model.layers.{}",
+    "final_norm": "model.norm",
+    "lm_head": "lm_head",
+    #
+    "mixer_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "attention_out": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a family makes of a model's fields."""
+
+    layers: tuple[LayerConfig, ...]
+    norm: NormConfig
+    context: int  # max_position_embeddings
+    tie_word_embeddings: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GGUFFamily:
+    """How the family is in GGUF files.
+
+    keys: GGUF's names of keys of config.json besides those that all have (see gguf_source.py), without the
+    architecture in front. constants: keys that the architecture implies.
+    """
+
+    architecture: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    adjacent_pairs: bool = False  # as in Family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """model_type: of config.json. architecture: the class of transformers. shape: reads the fields; what it does not
+    ask for and would change the numbers is refused. names: of tensors that Llama calls otherwise (see LLAMA_NAMES) or
+    has not; "": there is none. adjacent_pairs: rows of q and k have the two elements that turn together side by side.
+    """
+
+    model_type: str
+    architecture: str
+    shape: Callable[[Source], Shape]
+    names: Mapping[str, str] = field(default_factory=dict)
+    adjacent_pairs: bool = False
+    gguf: GGUFFamily | None = None
+
+    def has(self, role: str) -> bool:
+        return bool(self.names.get(role, LLAMA_NAMES.get(role)))
+
+    def tensor(self, role: str, layer: int | None = None) -> str:
+        """The name of a tensor, without .weight or .bias."""
+        names = {**LLAMA_NAMES, **self.names}
+        return names[role] if layer is None else f"{names['layer'].format(layer)}.{names[role]}"

@@ -1,0 +1,58 @@
+"""Llama 1 to 3, and all that are saved as Llama: SmolLM2, TinyLlama, Falcon 3, DeepSeek's distillations, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, NormConfig
+from pybatch.model.families.family import Family, GGUFFamily, Shape
+from pybatch.model.families.source import Source
+
+
+def shape(source: Source) -> Shape:
+    decoder = alike(source, context=2048)
+    source.window()  # which transformers does not read here
+    source.expect_layer_types([0] * len(decoder.layers))
+    return decoder
+
+
+def alike(
+    source: Source, *, context: int, kv_heads: int | None = None, head_dim: int | None = None, qk_norm: bool = False
+) -> Shape:
+    """Layers that are all alike. context, kv_heads, head_dim: where the config says nothing."""
+    bias = source.flag("attention_bias")
+    width = source.head_dim(head_dim)
+    length = source.context(context)
+    attention = AttentionConfig(
+        num_heads=source.num_heads(),
+        num_kv_heads=source.num_kv_heads(kv_heads),
+        head_dim=width,
+        rope=source.rope(width, length),
+        bias=bias,
+        out_bias=bias,
+        qk_norm=qk_norm,
+    )
+    mlp = MLPConfig(width=source.mlp_width(), activation=source.activation(), bias=source.flag("mlp_bias"))
+    return Shape(
+        layers=(LayerConfig(mixer=attention, mlp=mlp),) * source.num_layers(),
+        norm=NormConfig(eps=source.norm_eps()),
+        context=length,
+        tie_word_embeddings=source.flag("tie_word_embeddings"),
+    )
+
+
+def with_windows(decoder: Shape, windows: Sequence[int]) -> Shape:
+    """windows: one a layer, 0: none."""
+    layers = zip(decoder.layers, windows, strict=True)
+    return replace(
+        decoder, layers=tuple(replace(layer, mixer=replace(layer.mixer, window=window)) for layer, window in layers)
+    )
+
+
+FAMILY = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    shape=shape,
+    gguf=GGUFFamily(architecture="llama", adjacent_pairs=True),
+)

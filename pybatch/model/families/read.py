@@ -1,0 +1,108 @@
+"""From a config.json to a ModelConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pybatch.model.config import MAX_VOCAB, ModelConfig, merge_ids
+from pybatch.model.errors import ModelError
+from pybatch.model.families import BY_CLASS, FAMILIES
+from pybatch.model.families.family import Family
+from pybatch.model.families.source import HFSource, Source
+from pybatch.model.fields import Fields, short
+from pybatch.model.unread_keys import check_unread_keys
+
+QUOTES = "\"'"
+
+
+def config_from_hf(
+    config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None, *, name: str = "model"
+) -> ModelConfig:
+    """Reads a config.json, and the end-of-sequence ids of a generation_config.json.
+
+    Raises ModelError for an architecture, activation or rope type that is not among those known, for values that no
+    model has, and for keys that would change the numbers and are not known here.
+    """
+    whole = Fields(config, f"config.json of {name}")
+    config = text_config(config)
+    source = HFSource(config, whole.where)
+    family = _family(source, name)
+    quantization = source.mapping("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "some method")
+        raise ModelError(
+            f"{name} is quantised by {short(method).strip(QUOTES)}; expected float32, float16 or bfloat16 weights"
+        )
+    ends = Fields(generation_config or {}, f"generation_config.json of {name}")
+    bos = source.ids("bos_token_id")
+    found = config_of(
+        family,
+        source,
+        name=name,
+        vocab_size=source.integer("vocab_size", high=MAX_VOCAB),
+        bos_token_id=bos[0] if bos else None,
+        eos_token_ids=merge_ids(*(fields.ids("eos_token_id") for fields in (source, whole, ends))),
+    )
+    check_unread_keys(config, source.asked, found.layers[0].mixer.head_dim, source.where)
+    return found
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the language model in one that sees or hears too, whose other parts are left out."""
+    inner = config.get("text_config")
+    if _is_known(config) or not isinstance(inner, Mapping) or not _is_known(inner):
+        return config
+    outer = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    return {**inner, **outer}
+
+
+def _is_known(config: Mapping[str, Any]) -> bool:
+    kind = config.get("model_type")
+    return isinstance(kind, str) and kind in FAMILIES
+
+
+def config_of(
+    family: Family,
+    source: Source,
+    *,
+    name: str,
+    vocab_size: int,
+    bos_token_id: int | None,
+    eos_token_ids: tuple[int, ...],
+) -> ModelConfig:
+    shape = family.shape(source)
+    ropes = {layer.mixer.rope for layer in shape.layers}
+    return ModelConfig(
+        name=name,
+        family=family.model_type,
+        architecture=family.architecture,
+        vocab_size=vocab_size,
+        hidden_size=source.hidden_size(),
+        layers=shape.layers,
+        norm=shape.norm,
+        max_position=min(source.longest(rope, shape.context) for rope in ropes),
+        tie_word_embeddings=shape.tie_word_embeddings,
+        bos_token_id=bos_token_id,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def unknown_architecture(architecture: str, name: str, known: Mapping[str, Family]) -> ModelError:
+    return ModelError(f"{name} is of architecture {architecture}, which is not known here; known: {', '.join(known)}")
+
+
+def _family(fields: Fields, name: str) -> Family:
+    """The family that `model_type` names, as transformers itself has it: people rename classes. The class in
+    `architectures` decides alone where there is no model_type, and must be a known one where there is."""
+    kind = fields.text("model_type", None)
+    classes = fields.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
+        raise ModelError(f"{fields.where}: architectures: expected a list of names, got {short(classes)}")
+    if kind is None and not classes:
+        raise ModelError(f"{fields.where}: expected model_type, one of {', '.join(FAMILIES)}")
+    if kind is not None and kind not in FAMILIES:
+        raise unknown_architecture(f"model_type {short(kind)}", name, FAMILIES)
+    if classes and classes[0] not in BY_CLASS:
+        raise unknown_architecture(short(classes[0]).strip(QUOTES), name, BY_CLASS)
+    return FAMILIES[kind] if kind is not None else BY_CLASS[classes[0]]

@@ -1,0 +1,96 @@
+"""Where a family reads its shape from: a config.json, or a GGUF file's metadata under the same names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from pybatch.model.config import MAX_HEADS, MAX_LAYERS, MAX_WIDTH
+from pybatch.model.errors import ModelError
+from pybatch.model.fields import Fields, short
+from pybatch.model.rope import MAX_POSITIONS, RopeConfig
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+class Source(Fields, ABC):
+    """Fields under the names of config.json, with what is read in the same way for most families."""
+
+    @abstractmethod
+    def rope(self, head_dim: int, default_context: int) -> RopeConfig: ...
+
+    def num_layers(self) -> int:
+        return self.integer("num_hidden_layers", high=MAX_LAYERS)
+
+    def hidden_size(self) -> int:
+        return self.integer("hidden_size", high=MAX_WIDTH)
+
+    def num_heads(self) -> int:
+        return self.integer("num_attention_heads", high=MAX_HEADS)
+
+    def num_kv_heads(self, absent: int | None = None) -> int:
+        """Where it is null as many as heads; absent: where the key is not there, None: likewise."""
+        heads = self.num_heads()
+        default = heads if absent is None or "num_key_value_heads" in self else absent
+        return self.integer("num_key_value_heads", default, high=MAX_HEADS, nullable=True)
+
+    def head_dim(self, absent: int | None = None) -> int:
+        """absent: where there is none, None: hidden_size / num_attention_heads."""
+        default = self.hidden_size() // self.num_heads() if absent is None else absent
+        return self.integer("head_dim", default, high=MAX_WIDTH, nullable=True)
+
+    def context(self, absent: int) -> int:
+        return self.integer("max_position_embeddings", absent, high=MAX_POSITIONS)
+
+    def mlp_width(self) -> int:
+        return self.integer("intermediate_size", high=MAX_WIDTH)
+
+    def norm_eps(self, key: str = "rms_norm_eps", absent: float = 1e-6) -> float:
+        return self.number(key, absent, high=1.0)
+
+    def activation(self, key: str = "hidden_act", absent: str = "silu") -> str:
+        name = self.text(key, absent)
+        if name not in ACTIVATIONS:
+            raise ModelError(
+                f"{self.where}: {self.name(key)}: expected one of {', '.join(ACTIVATIONS)}, got {short(name)}"
+            )
+        return ACTIVATIONS[name]
+
+    def window(self, absent: int = 0) -> int:
+        """sliding_window, 0 if it is null; absent: where the key is not there."""
+        if "sliding_window" not in self:
+            return absent
+        return self.integer("sliding_window", None, high=MAX_POSITIONS, low=0, nullable=True) or 0
+
+    def layer_types(self, layers: int, window: int) -> list[str] | None:
+        """One of LAYER_TYPES a layer; None if the key is not there."""
+        kinds = self.get("layer_types")
+        if kinds is None:
+            return None
+        if not isinstance(kinds, list) or not all(kind in LAYER_TYPES for kind in kinds):
+            raise ModelError(
+                f"{self.where}: layer_types: expected a list of {', '.join(LAYER_TYPES)}, got {short(kinds)}"
+            )
+        if len(kinds) != layers:
+            raise ModelError(f"{self.where}: layer_types: expected {layers}, one a layer, got {len(kinds)}")
+        if "sliding_attention" in kinds and not window:
+            raise ModelError(f"{self.where}: layer_types names sliding_attention, but there is no sliding_window")
+        return kinds
+
+    def expect_layer_types(self, windows: Sequence[int]) -> None:
+        """Raises ModelError where layer_types, which is not read, says anything else than these windows."""
+        kinds = self.layer_types(len(windows), max(windows))
+        if kinds and [kind == "sliding_attention" for kind in kinds] != [window > 0 for window in windows]:
+            raise ModelError(f"{self.where}: layer_types does not agree with sliding_window, which decides here")
+
+    def longest(self, rope: RopeConfig, context: int) -> int:
+        """The longest context that the rotation is made for."""
+        return min(rope.context_length(context), MAX_POSITIONS)
+
+
+class HFSource(Source):
+    """A config.json."""
+
+    def rope(self, head_dim: int, default_context: int) -> RopeConfig:
+        return RopeConfig.from_hf(self, head_dim, default_context)

@@ -1,0 +1,154 @@
+"""Tensors of a checkpoint whose rows are read a few at a time, and views of them in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pybatch import ops
+
+
+class Rows(Protocol):
+    """A tensor of a file, such as a matrix, whose rows can be read as float tensors."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+    def release(self, rows: slice, /) -> None: ...  # these will not be read again, so that memory need not hold them
+
+
+@runtime_checkable
+class BlockRows(Rows, Protocol):
+    """A matrix whose rows can also be read as the quantised blocks of a GGUF file."""
+
+    @property
+    def block_type(self) -> str: ...  # such as "Q4_0"
+
+    @property
+    def blocks(self) -> Rows: ...  # [N, bytes of a row] uint8
+
+
+class Stacked:
+    """The rows of several matrices, one below the other."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = parts
+        self.shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        dtypes = {part.dtype for part in parts}
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        found = [part[wanted] for part, wanted in self._found(rows)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def release(self, rows: slice) -> None:
+        for part, wanted in self._found(rows):
+            part.release(wanted)
+
+    def _found(self, rows: slice) -> Iterator[tuple[Rows, slice]]:
+        offset = 0
+        for part in self.parts:
+            start, stop = max(rows.start - offset, 0), min(rows.stop - offset, part.shape[0])
+            if start < stop:
+                yield part, slice(start, stop)
+            offset += part.shape[0]
+
+
+class Interleaved:
+    """The rows of gate and up as ops.interleave_gate_up puts them; slices begin and end at multiples of PANEL."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = gate, up = parts
+        self.shape = (-(-gate.shape[0] // ops.PANEL) * ops.PANEL * 2, gate.shape[1])
+        self.dtype = gate.dtype if gate.dtype == up.dtype else torch.float32
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        gate, up = self.parts
+        halves = self._halves(rows)
+        both = ops.interleave_gate_up(gate[halves], up[halves])
+        skipped = rows.start % (2 * ops.PANEL)
+        return both[skipped : skipped + rows.stop - rows.start]
+
+    def release(self, rows: slice) -> None:
+        for part in self.parts:
+            part.release(self._halves(rows))
+
+    def _halves(self, rows: slice) -> slice:
+        """The rows of gate, and of up, that are among these."""
+        first, last = rows.start // ops.PANEL, rows.stop // ops.PANEL
+        return slice(first // 2 * ops.PANEL, min(-(-last // 2) * ops.PANEL, self.parts[0].shape[0]))
+
+
+class _Sliced:
+    def __init__(self, rows: Rows, start: int, stop: int) -> None:
+        self._rows, self._start, self.dtype = rows, start, rows.dtype
+        self.shape = (stop - start, *rows.shape[1:])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._rows[self._of_whole(rows)]
+
+    def release(self, rows: slice) -> None:
+        self._rows.release(self._of_whole(rows))
+
+    def _of_whole(self, rows: slice) -> slice:
+        return slice(self._start + rows.start, self._start + rows.stop)
+
+
+class _Turned:
+    def __init__(self, rows: Rows, heads: int, rotary_dim: int) -> None:
+        self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+        self._head = self.shape[0] // heads  # rows
+        pairs = torch.arange(rotary_dim).view(-1, 2).t().flatten()
+        self._order = torch.cat([pairs, torch.arange(rotary_dim, self._head)])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        heads = self._heads(rows)
+        places = torch.arange(rows.start, rows.stop)
+        order = places // self._head * self._head + self._order[places % self._head]
+        return self._rows[heads][order - heads.start]
+
+    def release(self, rows: slice) -> None:
+        self._rows.release(self._heads(rows))
+
+    def _heads(self, rows: slice) -> slice:
+        """The rows of all heads that these are of."""
+        return slice(rows.start // self._head * self._head, -(-rows.stop // self._head) * self._head)
+
+
+class _ViewOfBlocks:
+    """Rows in another order that are blocks too, in the same order."""
+
+    def __init__(self, view: Rows, blocks: Rows, block_type: str) -> None:
+        self._view, self.blocks, self.block_type = view, blocks, block_type
+        self.shape, self.dtype = view.shape, view.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._view[rows]
+
+    def release(self, rows: slice) -> None:
+        self._view.release(rows)
+
+
+def sliced(rows: Rows, start: int, stop: int) -> Rows:
+    """rows[start:stop], unread."""
+    view = _Sliced(rows, start, stop)
+    if isinstance(rows, BlockRows):
+        return _ViewOfBlocks(view, _Sliced(rows.blocks, start, stop), rows.block_type)
+    return view
+
+
+def turned(rows: Rows, heads: int, rotary_dim: int) -> Rows:
+    """The rows of a q or k projection (or its bias) of so many heads, in which the pairs that rotate, of the first
+    rotary_dim rows of a head, lie side by side, in the order (i, i + rotary_dim / 2) of the kernels."""
+    view = _Turned(rows, heads, rotary_dim)
+    if isinstance(rows, BlockRows):
+        return _ViewOfBlocks(view, _Turned(rows.blocks, heads, rotary_dim), rows.block_type)
+    return view
