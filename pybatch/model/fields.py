@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn, TypeVar, cast
 
 from pybatch.model.errors import ModelError
 
 D = TypeVar("D")
+C = TypeVar("C", int, str)
 MAX_IDS = 4096  # of a list of token ids
 
 
@@ -84,6 +85,21 @@ class Fields:
         if value is not default and not isinstance(value, str):
             self._refuse(key, "text", value)
         return cast("str", value)
+
+    def choice(self, key: str, choices: Sequence[C], default: C | _Required = REQUIRED) -> C:
+        value = self._value(key, default, nullable=True)
+        if isinstance(value, bool) or value not in choices:
+            self._refuse(key, f"one of {', '.join(map(str, choices))}", value)
+        return cast("C", value)
+
+    def pair(self, key: str) -> tuple[int, int] | None:
+        """Two sizes, or none."""
+        value = self._value(key, None, nullable=True)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != 2 or not all(type(size) is int and size > 0 for size in value):
+            self._refuse(key, "a list of two sizes", value)
+        return value[0], value[1]
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         """{} if there is none."""

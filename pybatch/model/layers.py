@@ -47,11 +47,15 @@ class Int8Linear:
     scale: Tensor  # [N] float32
     bias: Tensor | None = None
 
+    @property
+    def width(self) -> int:
+        return self.scale.shape[0]
+
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
         return self.matmul(x, self.weight, self.scale, self.bias, out=out, **fused)
 
     def embed(self, ids: Tensor, out: Tensor) -> Tensor:
-        return ops.embedding(ids, self.weight, out, self.scale.shape[0], self.scale)
+        return ops.embedding(ids, self.weight, out, self.width, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class SideBySide:
     """Projections of the same normalised input whose outputs lie side by side: parts that no one packed matrix can
     hold, such as gate and up."""
 
-    parts: Sequence[DenseLinear | GGUFLinear]
+    parts: Sequence[Packed]
 
     @property
     def widths(self) -> list[int]:

@@ -63,7 +63,8 @@ def load_model(
     dtype: of activations: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, which computes in it anyway,
       and bfloat16 on a GPU.
     quantization: None, "int8" (weights and activations), "int8-weight-only" or "gguf": the weights of a GGUF file in
-      its own 4 to 8 bits (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K; tensors of other types in dtype), activations in int8.
+      its own 4 to 8 bits (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K; tensors of other types in dtype), activations in int8. Of a
+      directory that is quantised already (GPTQ, AWQ, fp8 and others: docs/checkpoints.md) None keeps the bits too.
     device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one.
     max_model_len: the positions to prepare for; None: the model's context length (of a model with dynamic rope
       scaling, the one before scaling).
@@ -103,6 +104,8 @@ def load_model(
         plan = WeightPlan(checkpoint, compute, quantization)
         planned = plan.decoder(1)
         _check(planned, checkpoint, length, quantization, place)
+        if quantization is None and isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.quantized:
+            checkpoint.kept.tell()
 
         def load() -> Decoder:
             with _progress_bar(f"Loading {config.name}", plan.count, progress) as advance:
@@ -163,7 +166,8 @@ def _check(plan: Decoder, checkpoint: Checkpoint, length: int, quantization: str
     available = free_memory(device)
     if weights + table <= available:
         return
-    kept = f"its weights take {weights / 1e6:,.1f} MB as {quantization or str(plan.dtype).split('.')[-1]}"
+    form = quantization or ("its files have them" if checkpoint.quantized else str(plan.dtype).removeprefix("torch."))
+    kept = f"its weights take {weights / 1e6:,.1f} MB as {form}"
     if table > weights:
         kept += f" and {length:,} positions {table / 1e6:,.1f} MB (a smaller max_model_len takes less)"
     raise ModelError(

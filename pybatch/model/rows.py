@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -34,6 +34,17 @@ class BlockRows(Rows, Protocol):
 
     @property
     def blocks(self) -> Rows: ...  # [N, bytes of a row] uint8
+
+
+@runtime_checkable
+class Int8Rows(Rows, Protocol):
+    """A matrix of signed 8-bit codes with a scale for each row, for products with activations of 8 bits."""
+
+    @property
+    def int8(self) -> Rows: ...  # [N, K] int8
+
+    @property
+    def row_scales(self) -> Rows: ...  # [N, 1] float32
 
 
 class Stacked:
@@ -137,18 +148,32 @@ class _ViewOfBlocks:
         self._view.release(rows)
 
 
+class _ViewOfInt8:
+    def __init__(self, view: Rows, int8: Rows, row_scales: Rows) -> None:
+        self._view, self.int8, self.row_scales = view, int8, row_scales
+        self.shape, self.dtype = view.shape, view.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._view[rows]
+
+    def release(self, rows: slice) -> None:
+        self._view.release(rows)
+
+
 def sliced(rows: Rows, start: int, stop: int) -> Rows:
     """rows[start:stop], unread."""
-    view = _Sliced(rows, start, stop)
-    if isinstance(rows, BlockRows):
-        return _ViewOfBlocks(view, _Sliced(rows.blocks, start, stop), rows.block_type)
-    return view
+    return _viewed(rows, lambda part: _Sliced(part, start, stop))
 
 
 def turned(rows: Rows, heads: int, rotary_dim: int) -> Rows:
     """The rows of a q or k projection (or its bias) of so many heads, in which the pairs that rotate, of the first
     rotary_dim rows of a head, lie side by side, in the order (i, i + rotary_dim / 2) of the kernels."""
-    view = _Turned(rows, heads, rotary_dim)
+    return _viewed(rows, lambda part: _Turned(part, heads, rotary_dim))
+
+
+def _viewed(rows: Rows, view: Callable[[Rows], Rows]) -> Rows:
     if isinstance(rows, BlockRows):
-        return _ViewOfBlocks(view, _Turned(rows.blocks, heads, rotary_dim), rows.block_type)
-    return view
+        return _ViewOfBlocks(view(rows), view(rows.blocks), rows.block_type)
+    if isinstance(rows, Int8Rows):
+        return _ViewOfInt8(view(rows), view(rows.int8), view(rows.row_scales))
+    return view(rows)

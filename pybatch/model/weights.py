@@ -24,10 +24,11 @@ from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Norm, NormedLinear, Packed, SideBySide
 from pybatch.model.rope import rotary_table
-from pybatch.model.rows import BlockRows, Interleaved, Rows, Stacked, sliced, turned
+from pybatch.model.rows import BlockRows, Int8Rows, Interleaved, Rows, Stacked, sliced, turned
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")
+OWN_INT8 = "int8"  # Int8Rows, beside the names of block types
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
 
 
@@ -45,6 +46,9 @@ class Checkpoint(Protocol):
     def unread(self) -> list[str]: ...  # the tensors that have not been read
 
     @property
+    def quantized(self) -> bool: ...  # matrices are kept in their own bits where nothing else is asked for
+
+    @property
     def adjacent_pairs(self) -> bool: ...  # rows of q and k have the two elements that turn together side by side
 
     def files(self) -> list[Path]: ...  # that weights, or how to read them, come from
@@ -55,7 +59,8 @@ class WeightLoader:
 
     dtype: of activations; dense weights are kept in it, or in the checkpoint's own dtype where that is smaller (a
     bfloat16 weight is the same number in float32). quantization: None, "int8", "int8-weight-only" or "gguf": the
-    blocks of a GGUF file as they are, for the types in ops.GGUF_BLOCKS; other tensors as for None.
+    blocks of a GGUF file as they are, for the types in ops.GGUF_BLOCKS; other tensors as for None. None keeps the bits
+    of a quantised checkpoint likewise.
     device: where the decoder is to run.
     advance is called with the number of weights done, from any thread.
     """
@@ -71,6 +76,7 @@ class WeightLoader:
         self.checkpoint, self.config = checkpoint, checkpoint.config
         self.family = FAMILIES[self.config.family]
         self.dtype, self.quantization, self.device, self.advance = dtype, quantization, device, advance
+        self.keeps_bits = quantization == "gguf" or (quantization is None and checkpoint.quantized)
         self.smooths = quantization == "int8"  # scales weights by the activations that they meet
         self.memory = WeightMemory(device)
 
@@ -137,8 +143,8 @@ class WeightLoader:
         parts = self._turned(self._parts(rows, layer, ".weight", (columns,), fused), rows, heads)
         biases = self._biases(rows, layer, fused, gated, heads) if bias else None
         before = self.norm(norm, columns, layer)
-        if self.quantization == "gguf" and len(set(map(_block_type, parts))) > 1:
-            return NormedLinear(before, self._gguf_parts(parts, biases))
+        if self.keeps_bits and len(set(map(_bits, parts))) > 1:
+            return NormedLinear(before, self._kept_parts(parts, biases))
         together = Interleaved(parts) if gated else Stacked(parts)
         if self.smooths and before is not None:
             return NormedLinear(before, PackedWhenCalled(lambda scale: self._pack(together, biases, scale)))
@@ -187,9 +193,9 @@ class WeightLoader:
         return vector[0 : vector.shape[0]].to(self.device, self.dtype, copy=True)
 
     def _pack(self, rows: Stacked | Interleaved, bias: Tensor | None, column_scale: Tensor | None = None) -> Packed:
-        if self.quantization is None:
-            return self._dense(rows, bias)
-        return self._gguf(rows, bias) if self.quantization == "gguf" else self._int8(rows, bias, column_scale)
+        if self.keeps_bits:
+            return self._kept(rows, bias)
+        return self._dense(rows, bias) if self.quantization is None else self._int8(rows, bias, column_scale)
 
     def _dense(self, rows: Rows, bias: Tensor | None) -> DenseLinear:
         n, k = rows.shape
@@ -204,28 +210,49 @@ class WeightLoader:
 
     def _int8(self, rows: Rows, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
         assert self.quantization is not None
+
+        def quantize(chunk: slice) -> tuple[Tensor, Tensor]:
+            return ops.quantize_int8(rows[chunk] if column_scale is None else rows[chunk] * column_scale)
+
+        return self._packed_int8(rows, bias, quantize, INT8_MATMULS[self.quantization])
+
+    def _packed_int8(
+        self,
+        rows: Rows,
+        bias: Tensor | None,
+        codes_and_scale: Callable[[slice], tuple[Tensor, Tensor]],
+        matmul: Callable[..., Tensor],
+    ) -> Int8Linear:
         n, k = rows.shape
         packed = self.memory.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
         scale = torch.empty(n, dtype=torch.float32, device=self.device)
 
         def pack(chunk: slice, panels: slice) -> None:
-            weight = rows[chunk] if column_scale is None else rows[chunk] * column_scale
-            quantized, scale[chunk] = ops.quantize_int8(weight)
-            packed[panels] = ops.pack_int8(quantized)
+            codes, scale[chunk] = codes_and_scale(chunk)
+            packed[panels] = ops.pack_int8(codes)
 
         self._for_chunks(rows, pack)
-        return Int8Linear(INT8_MATMULS[self.quantization], packed, scale, bias)
+        return Int8Linear(matmul, packed, scale, bias)
 
-    def _gguf_parts(self, parts: Sequence[Rows], bias: Tensor | None) -> SideBySide:
-        """A projection for each run of parts of one type."""
-        runs = [Stacked(list(run)) for _, run in groupby(parts, _block_type)]
+    def _kept_parts(self, parts: Sequence[Rows], bias: Tensor | None) -> SideBySide:
+        """A projection for each run of parts that are kept alike."""
+        runs = [Stacked(list(run)) for _, run in groupby(parts, _bits)]
         biases = [None] * len(runs) if bias is None else bias.split_with_sizes([run.shape[0] for run in runs])
-        return SideBySide([self._gguf(run, part) for run, part in zip(runs, biases, strict=True)])
+        return SideBySide([self._kept(run, part) for run, part in zip(runs, biases, strict=True)])
 
-    def _gguf(self, rows: Stacked | Interleaved, bias: Tensor | None) -> DenseLinear | GGUFLinear:
-        kind = _block_type(rows.parts[0])
+    def _kept(self, rows: Stacked | Interleaved, bias: Tensor | None) -> Packed:
+        kind = _bits(rows.parts[0])
         if kind is None:
             return self._dense(rows, bias)
+        return self._own_int8(rows, bias) if kind == OWN_INT8 else self._blocks(rows, kind, bias)
+
+    def _own_int8(self, rows: Stacked | Interleaved, bias: Tensor | None) -> Int8Linear:
+        parts = [part for part in rows.parts if isinstance(part, Int8Rows)]
+        codes = type(rows)([part.int8 for part in parts])
+        scales = type(rows)([part.row_scales for part in parts])
+        return self._packed_int8(rows, bias, lambda chunk: (codes[chunk], scales[chunk][:, 0]), ops.matmul_w8a8)
+
+    def _blocks(self, rows: Stacked | Interleaved, kind: str, bias: Tensor | None) -> GGUFLinear:
         n, k = rows.shape
         blocks = type(rows)([part.blocks for part in rows.parts if isinstance(part, BlockRows)])
         block = ops.GGUF_BLOCKS[kind]
@@ -264,8 +291,10 @@ class WeightPlan(WeightLoader):
         self.count += n * k
 
 
-def _block_type(rows: Rows) -> str | None:
-    """The matrix's block type, if matmul_gguf takes it as it is."""
+def _bits(rows: Rows) -> str | None:
+    """In which bits a kernel takes the matrix as it is: a block type, or OWN_INT8; None: in none."""
+    if isinstance(rows, Int8Rows):
+        return OWN_INT8
     return rows.block_type if isinstance(rows, BlockRows) and rows.block_type in ops.GGUF_BLOCKS else None
 
 

@@ -95,7 +95,7 @@ def test_configs_before_transformers_5(directory: Path, tmp_path: Path) -> None:
         ({"head_dim": 12}, "head_dim: expected a multiple of 8 up to 256, got 12"),
         ({"num_hidden_layers": 4}, r"has no tensor 'model\.layers\.3\.\S+', which LlamaForCausalLM needs"),
         ({"intermediate_size": 80}, r"model\.layers\.0\.mlp\.gate_proj\S*: expected shape \[80, 64\], got \[88, 64\]"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised by gptq"),
+        ({"quantization_config": {"quant_method": "vptq"}}, "is quantised by vptq; expected one of gptq, awq"),
     ],
 )
 def test_models_that_are_refused(directory: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

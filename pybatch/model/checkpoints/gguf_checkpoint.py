@@ -23,6 +23,8 @@ MAX_NAME = 200  # characters
 
 
 class GGUFCheckpoint:
+    quantized = False  # quantization="gguf" keeps its bits
+
     def __init__(self, path: Path) -> None:
         self.file = GGUFFile(path)
         self.generation_config: dict[str, Any] = {}

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from pybatch.model.checkpoints.file_rows import FileRows
-from pybatch.model.checkpoints.files import read_json, unreadable
+from pybatch.model.checkpoints.files import read_json
+from pybatch.model.checkpoints.formats import open_format, take_quantization
+from pybatch.model.checkpoints.formats.kept import Kept
+from pybatch.model.checkpoints.stored import Stored, StoredTensors, read_header
 from pybatch.model.config import without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.families import FAMILIES
@@ -29,19 +28,12 @@ INDEX = "model.safetensors.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 NO_PARTS = re.compile(r"(consolidated|optimizer|adapter|training)", re.IGNORECASE)  # of a Hugging Face model
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 CHUNK = 4096  # rows compared at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a tensor is, and where."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int  # in the file
+# Rotary tables of old checkpoints, and scales of activations and caches, which have scales of their own here.
+UNNEEDED = re.compile(
+    r"rotary_emb\.inv_freq$|\.(weight_format|(input|output|activation|[qkv])_(global_)?(scale|scale_ub|zero_point))$"
+)
 
 
 class SafetensorsCheckpoint:
@@ -50,47 +42,52 @@ class SafetensorsCheckpoint:
     Weights come from model.safetensors, or from the shards that model.safetensors.index.json names; without either,
     from the one file or the one whole set of shards that there is. Other files in the directory are no part of the
     model. A model with tied embeddings may store either of the two tensors; where it stores both and they differ, both
-    count, as in transformers.
+    count, as in transformers. Quantised matrices come under the names of their weights (see formats).
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.generation_config: dict[str, Any] = read_json(directory / "generation_config.json")
         name = one_line(directory.name or directory.resolve().name)
-        config = config_from_hf(read_json(directory / "config.json"), self.generation_config, name=name)
+        fields = read_json(directory / "config.json")
+        quantization = take_quantization(fields, directory)
+        config = config_from_hf(fields, self.generation_config, name=name)
         self.tensors = self._tensors()
-        self._read: set[str] = set()
+        self.format = open_format(quantization, self.tensors, name) if quantization else None
+        self.quantized = self.format is not None
+        self.kept = Kept(name, str(quantization.get("quant_method", "bitsandbytes")))
         if config.tie_word_embeddings and not self._is_tied():
             config = replace(config, tie_word_embeddings=False)
         self.config = without_unknown_ids(config)
         self.adjacent_pairs = FAMILIES[config.family].adjacent_pairs
 
     def __contains__(self, name: str) -> bool:
-        return name in self.tensors
+        return self._quantized(name) is not None or name in self.tensors
+
+    def __getitem__(self, name: str) -> Rows:
+        module = self._quantized(name)
+        if self.format is None or module is None:
+            return self.tensors.rows(name)
+        rows = self.format.matrix(module)
+        self.kept.note(module, rows)
+        return rows
 
     def unread(self) -> list[str]:
         """The tensors that have not been read."""
         tied = {HEAD} if self.config.tie_word_embeddings else set()
-        names = self.tensors.keys() - self._read - tied
-        return sorted(name for name in names if not name.endswith("rotary_emb.inv_freq"))  # which older ones store
+        names = self.tensors.keys() - self.tensors.read - tied
+        return sorted(name for name in names if not UNNEEDED.search(name))
 
     def files(self) -> list[Path]:
-        return sorted({stored.path for stored in self.tensors.values()})
+        paths = {stored.path for stored in self.tensors.values()}
+        return sorted(paths if self.format is None else paths | {self.directory / "config.json"})
 
-    def __getitem__(self, name: str) -> Rows:
-        stored = self.tensors[name]
-        self._read.add(name)
-        dtype = FLOATS.get(stored.dtype)
-        if dtype is None:
-            raise ModelError(
-                f"{self.directory}: tensor {name!r} is {stored.dtype}; expected one of {', '.join(FLOATS)}"
-            )
-        try:
-            return FileRows(stored.path, dtype, stored.shape, stored.offset)
-        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
-            raise unreadable(stored.path, "a safetensors file", error) from error
+    def _quantized(self, name: str) -> str | None:
+        """The module whose weight this is, if it is quantised."""
+        module = name.removesuffix(".weight")
+        return module if self.format is not None and module != name and self.format.holds(module) else None
 
-    def _tensors(self) -> dict[str, Stored]:
+    def _tensors(self) -> StoredTensors:
         adapters = [name for name in ADAPTERS if (self.directory / name).exists()]
         if adapters:
             raise ModelError(
@@ -98,7 +95,12 @@ class SafetensorsCheckpoint:
                 "model (merge_and_unload in peft), or move it elsewhere to run the model without it"
             )
         paths = self._paths()
-        stored = {name: found for path in paths for name, found in _stored(path)}
+        stored: dict[str, Stored] = {}
+        metadata: dict[str, str] = {}
+        for path in paths:
+            tensors, texts = read_header(path)
+            stored.update(tensors)
+            metadata.update(texts)
         if (self.directory / INDEX).exists():
             wanted = self._index()
             missing = sorted(name for name, path in wanted.items() if name not in stored or stored[name].path != path)
@@ -108,7 +110,8 @@ class SafetensorsCheckpoint:
                     "but it does not"
                 )
             stored = {name: stored[name] for name in wanted}
-        return {_as_text_model(name): found for name, found in stored.items()}
+        stored = {_as_text_model(name): found for name, found in stored.items()}
+        return StoredTensors(self.directory, stored, {_as_text_model(name): text for name, text in metadata.items()})
 
     def _paths(self) -> list[Path]:
         """The files with the weights."""
@@ -147,11 +150,10 @@ class SafetensorsCheckpoint:
 
     def _is_tied(self) -> bool:
         """Whether embedding and head are one; where only the head is stored, it is the embedding too."""
-        tensors = self.tensors
-        if HEAD not in tensors:
+        if HEAD not in self:
             return True
-        if EMBEDDING not in tensors:
-            tensors[EMBEDDING] = tensors[HEAD]
+        if EMBEDDING not in self and HEAD in self.tensors:
+            self.tensors.alias(EMBEDDING, HEAD)
             return True
         embedding, head = self[EMBEDDING], self[HEAD]
         equal = embedding.shape == head.shape and _equal(embedding, head)
@@ -178,21 +180,6 @@ def _equal(a: Rows, b: Rows) -> bool:
         a.release(rows)
         b.release(rows)
     return True
-
-
-def _stored(path: Path) -> Iterator[tuple[str, Stored]]:
-    """The tensors of a file, in the format of https://huggingface.co/docs/safetensors."""
-    try:
-        with safe_open(path, framework="pt"):  # checks that the header and the file's size are right
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        for name, found in header.items():
-            if name != "__metadata__":
-                yield name, Stored(path, found["dtype"], tuple(found["shape"]), 8 + length + found["data_offsets"][0])
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise unreadable(path, "a safetensors file", error) from error
 
 
 def _is_one_set(files: list[Path]) -> bool:

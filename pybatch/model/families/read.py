@@ -28,12 +28,6 @@ def config_from_hf(
     config = text_config(config)
     source = HFSource(config, whole.where)
     family = _family(source, name)
-    quantization = source.mapping("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "some method")
-        raise ModelError(
-            f"{name} is quantised by {short(method).strip(QUOTES)}; expected float32, float16 or bfloat16 weights"
-        )
     ends = Fields(generation_config or {}, f"generation_config.json of {name}")
     bos = source.ids("bos_token_id")
     found = config_of(
@@ -53,7 +47,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = config.get("text_config")
     if _is_known(config) or not isinstance(inner, Mapping) or not _is_known(inner):
         return config
-    outer = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    outer = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
     return {**inner, **outer}
 
 

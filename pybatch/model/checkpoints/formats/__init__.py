@@ -1,0 +1,86 @@
+"""Quantised checkpoints: one file a format, which makes a matrix of a module's tensors. What a tensor is, its file
+says: lists of modules that are not quantised need not be read, for those have plain weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pybatch.model.checkpoints.files import read_json
+from pybatch.model.checkpoints.formats.awq import AWQ
+from pybatch.model.checkpoints.formats.bitsandbytes import BitsAndBytes
+from pybatch.model.checkpoints.formats.compressed_tensors import CompressedTensors
+from pybatch.model.checkpoints.formats.fp8 import FP8
+from pybatch.model.checkpoints.formats.gptq import GPTQ
+from pybatch.model.checkpoints.formats.modelopt import ModelOpt
+from pybatch.model.checkpoints.formats.torchao import TorchAO
+from pybatch.model.checkpoints.stored import StoredTensors
+from pybatch.model.errors import ModelError
+from pybatch.model.fields import Fields, short
+from pybatch.model.rows import Rows
+
+REFUSED = {  # and why
+    "hqq": "whose tensors are packed in several ways that its files do not tell",
+    "eetq": "whose int8 weights are laid out for one kind of GPU",
+    "quanto": "whose tensors are packed as its own package is to unpack them",
+}
+KEYS = ("quantization_config", "compression_config")  # the second of older llm-compressors
+QUOTES = "\"'"
+
+
+class Format(Protocol):
+    """How matrices of one method are stored. Both raise ModelError."""
+
+    def __init__(self, config: Fields, tensors: StoredTensors) -> None: ...
+
+    def holds(self, module: str) -> bool: ...  # whether the module's weight is quantised
+
+    def matrix(self, module: str) -> Rows: ...
+
+
+FORMATS: Mapping[str, type[Format]] = {
+    "gptq": GPTQ,
+    "awq": AWQ,
+    "compressed-tensors": CompressedTensors,
+    "fp8": FP8,
+    "fbgemm_fp8": FP8,
+    "modelopt": ModelOpt,
+    "bitsandbytes": BitsAndBytes,
+    "torchao": TorchAO,
+}
+
+
+def take_quantization(config: dict[str, Any], directory: Path) -> Mapping[str, Any]:
+    """How a model is quantised, taken out of its config.json, or of the files that tools wrote before there was a place
+    for it there; {} if it is not."""
+    found = [Fields(config, "config.json").mapping(key) for key in KEYS]
+    for key in KEYS:
+        config.pop(key, None)
+    inside = next((each for each in found if each), None)
+    if inside is not None:
+        return inside
+    old = read_json(directory / "quantize_config.json")  # of AutoGPTQ
+    if old.get("bits"):
+        return {"quant_method": "gptq", **old}
+    old = read_json(directory / "quant_config.json")  # of AutoAWQ
+    if old.get("w_bit"):
+        return {"quant_method": "awq", "bits": old["w_bit"], "group_size": old.get("q_group_size", -1), **old}
+    old = read_json(directory / "hf_quant_config.json")
+    return {"quant_method": "modelopt"} if old.get("quantization") else {}
+
+
+def open_format(config: Mapping[str, Any], tensors: StoredTensors, name: str) -> Format:
+    """config: as take_quantization finds it, not empty. Raises ModelError for a method that is not known."""
+    method = config.get("quant_method")
+    if method is None and ("load_in_4bit" in config or "load_in_8bit" in config):
+        method = "bitsandbytes"
+    if method == "auto-round":  # which writes the layouts of others
+        method = "awq" if "awq" in str(config.get("packing_format")) else "gptq"
+    if method not in list(FORMATS):
+        why = f", {REFUSED[method]}" if method in list(REFUSED) else ""
+        raise ModelError(
+            f"{name} is quantised by {short(method).strip(QUOTES)}{why}; expected one of {', '.join(FORMATS)}, or "
+            "float32, float16 or bfloat16 weights"
+        )
+    return FORMATS[method](Fields(config, f"quantization_config of {name}"), tensors)

@@ -1,0 +1,49 @@
+"""Matrices of floats of 8 and 4 bits with scales: fp8 by tensor, row or block, NVFP4 and MXFP4.
+
+Their numbers lie closer together near zero, so that no type of blocks here holds them: they become Q8_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pybatch.model.checkpoints.formats.matrices import Made, by_row, requantized
+from pybatch.model.rows import Rows
+
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+
+
+def float8(values: Rows, scale: Tensor, name: str, block: tuple[int, int] | None = None) -> Rows:
+    """values: [N, K]. scale: one number, or [N], or [N, groups of columns], or of blocks of the size given."""
+    n, k = values.shape
+    if block is not None and list(scale.shape) == [-(-n // block[0]), -(-k // block[1])]:
+        height, width = block
+    else:
+        scale = by_row(scale, n, k, name)
+        height, width = 1, k // scale.shape[1]
+
+    def weights(rows: slice) -> Tensor:
+        each = scale[torch.arange(rows.start, rows.stop) // height].float()
+        return values[rows].float() * each.repeat_interleave(width, dim=1)[:, :k]
+
+    return requantized(Made(values, weights, (n, k), torch.bfloat16), "float8 weights", name)
+
+
+def float4(codes: Rows, scales: Callable[[slice], Tensor], group: int, what: str, name: str) -> Rows:
+    """codes: [N, K / 2] uint8, two columns in a byte, the first in its lower half. scales: of rows, [n, K / group]."""
+    n, k = codes.shape[0], codes.shape[1] * 2
+
+    def weights(rows: slice) -> Tensor:
+        octets = codes[rows].int()
+        values = E2M1[torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)]
+        return values * scales(rows).repeat_interleave(group, dim=1)
+
+    return requantized(Made(codes, weights, (n, k), torch.bfloat16), f"{what} weights", name)
+
+
+def exponents(scale: Tensor) -> Tensor:
+    """Powers of two (E8M0), as floats."""
+    return (scale.view(torch.uint8).int() << 23).view(torch.float32)
