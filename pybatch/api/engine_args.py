@@ -19,7 +19,7 @@ class EngineArgs(EngineConfig):
     """The arguments of LLM, AsyncLLM and the command. gpu_memory_utilization is vLLM's name of memory_utilization.
 
     An unknown argument raises TypeError, an impossible value ValueError. Other arguments of vLLM's pass with a warning
-    where they ask for nothing special (tensor_parallel_size=1), and raise TypeError where they do.
+    where they ask for nothing special (pipeline_parallel_size=1), and raise TypeError where they do.
     """
 
     model: Annotated[str | Path, "A Hugging Face directory or hub name (safetensors), a GGUF file, or smollm2-135m."]
@@ -44,6 +44,11 @@ class EngineArgs(EngineConfig):
         int | None,
         "Of the kernels. Default: OMP_NUM_THREADS, else the physical cores. No result depends on it.",
     ] = None
+    tensor_parallel_size: Annotated[
+        int,
+        "Processes that hold the model together: each has a share of every layer and of the KV cache, on a GPU of its "
+        "own or with a share of the cores. Answers are those of one process, bit for bit.",
+    ] = 1
     bind_threads: Annotated[
         str | None,
         "Binds each of the kernels' threads to a processor: all, or a list such as 0-7,16. For a machine with nothing "
@@ -75,6 +80,11 @@ class EngineArgs(EngineConfig):
                 f"quantization: {self.quantization!r} is known in vLLM, not here; expected None, 'int8', "
                 "'int8-weight-only' or 'gguf'"
             )
+        self._expect_integer("tensor_parallel_size", 1, 64, "an integer from 1 to 64")
+        if self.tensor_parallel_size > 1:
+            for name in ("weights_cache_dir", "prefix_cache_dir", "bind_threads"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: expected None where tensor_parallel_size is above 1")
         folder = self.weights_cache_dir
         if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
             raise ValueError(f"weights_cache_dir: expected a folder's path, got {folder!r}")

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 from pybatch.api.default_params import default_params
 from pybatch.api.engine_args import EngineArgs
@@ -26,6 +26,7 @@ from pybatch.api.settings import EngineSettings, engine_settings
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.errors import QueueFullError
+from pybatch.engine.execution.parallel.followers import Followers
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import FinishReason
 from pybatch.engine.scheduling.block_pool import Pin
@@ -56,21 +57,30 @@ class Session:
     @classmethod
     def open(cls, arguments: EngineArgs) -> Session:
         """Loads the model and makes its engine."""
-        set_threads(arguments.threads)
+        threads = set_threads(arguments.threads)
         if arguments.bind_threads is not None:
             bind_threads(arguments.bind_threads)
+        load: dict[str, Any] = {
+            "model": arguments.model,
+            "dtype": arguments.dtype,
+            "quantization": arguments.quantization,
+            "device": arguments.device,
+            "max_model_len": arguments.max_model_len,
+        }
+        followers = None
+        if arguments.tensor_parallel_size > 1:
+            if arguments.threads is None:
+                threads = set_threads(max(1, threads // arguments.tensor_parallel_size))
+            followers = Followers(arguments.tensor_parallel_size, load, threads)
         loaded = load_model(
-            arguments.model,
-            dtype=arguments.dtype,
-            quantization=arguments.quantization,
-            device=arguments.device,
-            max_model_len=arguments.max_model_len,
+            **load,
             tokenizer=arguments.tokenizer,
             skip_tokenizer=arguments.skip_tokenizer_init,
             weights_cache_dir=arguments.weights_cache_dir,
+            ranks=None if followers is None else followers.ranks,
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
-        engine = Engine(loaded.decoder, loaded.tokenizer, arguments, _draft_decoder(arguments))
+        engine = Engine(loaded.decoder, loaded.tokenizer, arguments, _draft_decoder(arguments), followers)
         return cls(engine, loaded.tokenizer, params)
 
     @property

@@ -18,7 +18,6 @@ ANYTHING: Any = Anything()
 
 ARGUMENTS: dict[str, Collection[Any]] = {  # by name, the values that ask for nothing
     # one process, one device
-    "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
     "decode_context_parallel_size": (1,),

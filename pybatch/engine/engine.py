@@ -16,6 +16,7 @@ from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
 from pybatch.engine.execution.model_runner import ModelRunner
+from pybatch.engine.execution.parallel.followers import Followers, LedKvCache
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.swap_cost import SwapCost
 from pybatch.engine.grammars import GrammarQueue
@@ -48,7 +49,7 @@ class Engine:
     """Runs many requests at once on one model. Not for use by two threads at a time.
 
     tokenizer may be None: then outputs have no text, and stop strings are refused. draft_decoder: the draft model of
-    config's speculative_config, where that names one.
+    config's speculative_config, where that names one. followers: the other ranks, where several hold the decoder.
 
     A request that fails comes out with finish_reason "error" and disturbs no other: a step that raises is tried again
     without the request at fault. A step raises only for a fault of the machine (out of memory, a broken device) or an
@@ -62,6 +63,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         config: EngineConfig,
         draft_decoder: Decoder | None = None,
+        followers: Followers | None = None,
     ) -> None:
         self.config = config
         self._decoder = decoder
@@ -71,14 +73,21 @@ class Engine:
         self._block_bytes = layout.block_bytes
         if self._draft_decoder is not None:
             self._block_bytes += kv_layout(self._draft_decoder, config).block_bytes
-        self.max_model_len, self.num_kv_blocks = capacity(decoder, config, self._block_bytes)
+        beside = followers.beside if followers is not None else 1
+        self.max_model_len, self.num_kv_blocks = capacity(decoder, config, self._block_bytes * beside)
+        if followers is not None:
+            followers.tell("make_cache", config, self.num_kv_blocks)
         shifts = key_shifts(decoder) if layout.quantised else ()
-        self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device, shifts)
+        if followers is None:
+            self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device, shifts)
+        else:
+            self._kv_cache = LedKvCache(followers, layout, self.num_kv_blocks, decoder.device, shifts)
         mass = AttentionMass(layout.num_layers, layout.kv_heads, decoder.device)
         runner = ModelRunner(
             decoder,
             self._kv_cache,
             mass=mass,
+            followers=followers,
             block_size=config.block_size,
             max_tokens=config.max_num_batched_tokens,
             max_seqs=config.max_num_seqs,
@@ -107,7 +116,7 @@ class Engine:
             max_num_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
             num_kv_blocks=self.num_kv_blocks,
             block_size=config.block_size,
-            no_pruning=no_pruning(decoder),
+            no_pruning=no_pruning(decoder) if followers is None else "several ranks hold the model",
         )
         self._room = self._intake.room
         self._pruner = KvPruner(self._kv_cache, decoder, mass)

@@ -6,13 +6,15 @@ from asyncio import CancelledError
 
 import torch
 
+from pybatch.machine.ranks import RankError
+
 # torch and the kernels raise RuntimeError where an allocation fails on the CPU, or a device has stopped working.
 _MACHINE = ("can't allocate memory", "bad_alloc", "out of memory", "CUDA error", "can't start new thread")
 
 
 def is_machine_fault(error: BaseException) -> bool:
     """Out of memory, or a device that has stopped working: no request is to blame, and others would fail as well."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError | RankError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MACHINE)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,12 +31,16 @@ class ForwardBatch:
     logits_rows: Tensor  # [L] int64, the rows of T whose logits are wanted
     observed: Observed | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, without what is observed."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "observed"}
+
     def to(self, device: torch.device) -> ForwardBatch:
         """The batch there, where it is not there already; nothing is observed there."""
         if self.token_ids.device == device:
             return self
-        names = [each.name for each in fields(self) if each.name != "observed"]
-        return ForwardBatch(**{name: getattr(self, name).to(device) for name in names})
+        there: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return ForwardBatch(**there)
 
 
 class LayerCache(NamedTuple):

@@ -16,6 +16,7 @@ from torch import Tensor
 from pybatch.machine.device import find_device
 from pybatch.machine.faults import is_machine_fault
 from pybatch.machine.memory import advice, free_memory, trim_memory
+from pybatch.machine.ranks import Ranks
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.calibration import TOKENS
 from pybatch.model.checkpoints.find import find_model
@@ -25,6 +26,7 @@ from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
 from pybatch.model.rope import RopeConfig, rotary_table
+from pybatch.model.shards import ShardLoader, ShardPlan, of_rank
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan
 from pybatch.model.weights_cache import WeightsCache
@@ -55,6 +57,7 @@ def load_model(
     skip_tokenizer: bool = False,
     weights_cache_dir: str | Path | None = None,
     progress: bool | None = None,
+    ranks: Ranks | None = None,
 ) -> LoadedModel:
     """Loads a model into memory.
 
@@ -71,6 +74,7 @@ def load_model(
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
     weights_cache_dir: a folder for the weights as they are packed for a CPU: later loads map them from there.
     progress: whether to show a bar on stderr; None: if it is a terminal.
+    ranks: the processes that load the model together, a share each; all of them call this with the same arguments.
 
     Raises ModelError (a ValueError) that says what was expected, and MemoryError where memory runs out all the same.
     """
@@ -101,7 +105,10 @@ def load_model(
             config = without_unknown_ids(replace(config, eos_token_ids=ends))
             loaded_tokenizer.eos_token_ids = tuple(i for i in loaded_tokenizer.eos_token_ids if i < config.vocab_size)
             checkpoint.config = config
-        plan = WeightPlan(checkpoint, compute, quantization)
+        if ranks is not None:
+            checkpoint.config = config = of_rank(config, ranks)
+        arguments = checkpoint, compute, quantization
+        plan = WeightPlan(*arguments) if ranks is None else ShardPlan(ranks, *arguments)
         planned = plan.decoder(1)
         _check(planned, checkpoint, length, quantization, place)
         if quantization is None and isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.quantized:
@@ -109,9 +116,11 @@ def load_model(
 
         def load() -> Decoder:
             with _progress_bar(f"Loading {config.name}", plan.count, progress) as advance:
-                return WeightLoader(checkpoint, compute, quantization, place, advance).decoder(length)
+                if ranks is not None:
+                    return ShardLoader(ranks, *arguments, place, advance).decoder(length)
+                return WeightLoader(*arguments, place, advance).decoder(length)
 
-        if weights_cache_dir is None or place.type != "cpu":
+        if weights_cache_dir is None or place.type != "cpu" or ranks is not None:
             decoder = load()
         else:
             context = min(length, TOKENS)

@@ -22,7 +22,7 @@ from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
-from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Norm, NormedLinear, Packed, SideBySide
+from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, Norm, NormedLinear, Packed, SideBySide
 from pybatch.model.rope import rotary_table
 from pybatch.model.rows import BlockRows, Int8Rows, Interleaved, Rows, Stacked, sliced, turned
 
@@ -87,19 +87,24 @@ class WeightLoader:
         with _worker_pool() as self.pool:
             vocab, hidden = config.vocab_size, config.hidden_size
             embedding = self.linear({"embedding": vocab}, hidden)
-            head = embedding if config.tie_word_embeddings else self.linear({"lm_head": vocab}, hidden)
             decoder = Decoder(
                 config,
                 self.dtype,
                 embedding=embedding,
                 layers=[build_layer(self, layer, index) for index, layer in enumerate(config.layers)],
-                head=NormedLinear(self.norm("final_norm", hidden), head),
+                head=NormedLinear(self.norm("final_norm", hidden), self.head(embedding)),
                 rotary={rope: rotary_table(rope, max_model_len).to(self.device) for rope in config.ropes},
             )
             if self.smooths:
                 pack_by_running(decoder)
         trim_memory()
         return decoder
+
+    def head(self, embedding: Packed) -> Linear:
+        """The projection to the vocabulary."""
+        if self.config.tie_word_embeddings:
+            return embedding
+        return self.linear({"lm_head": self.config.vocab_size}, self.config.hidden_size)
 
     def norm(self, role: str, width: int, layer: int | None = None) -> Norm | None:
         """None where the family has none."""

@@ -9,8 +9,12 @@ from torch import Tensor
 from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.decode_graphs import DecodeGraphs
 from pybatch.engine.execution.kv_cache import KvCache
+from pybatch.engine.execution.parallel.followers import Followers
 from pybatch.engine.execution.step_inputs import StepInputs
 from pybatch.engine.scheduling.step import Chunk
+from pybatch.machine.faults import describe
+from pybatch.machine.ranks import RankError
+from pybatch.model.batch import ForwardBatch
 from pybatch.model.decoder import Decoder
 
 
@@ -18,7 +22,7 @@ class ModelRunner:
     """Runs steps in its own buffers, so what it returns is valid until the next call.
 
     max_drafts: of one sequence in a step. mass: to which the attention of sequences that are pruned by it is added;
-    such steps do not run as graphs.
+    such steps do not run as graphs. followers: the other ranks, where several hold the model.
     """
 
     def __init__(
@@ -32,10 +36,12 @@ class ModelRunner:
         max_blocks: int,
         max_drafts: int = 0,
         mass: AttentionMass | None = None,
+        followers: Followers | None = None,
     ) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._mass = mass
+        self._followers = followers
         max_seqs = min(max_seqs, max_tokens)
         self._inputs = StepInputs(
             max_tokens=max_tokens,
@@ -49,6 +55,8 @@ class ModelRunner:
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """One forward pass. Returns logits, [L, vocab] float32: the rows of each chunk's logit_positions."""
+        if self._followers is not None:
+            return self._lead(self._inputs.fill(chunks), self._followers)
         observed = None if self._mass is None else self._mass.observed(chunks)
         if observed is None and self._graphs.takes(chunks):
             return self._graphs.run(chunks)
@@ -56,3 +64,13 @@ class ModelRunner:
         if observed is not None:
             batch = replace(batch, observed=observed)
         return self._decoder.forward(batch, self._kv_cache.layers)
+
+    def _lead(self, batch: ForwardBatch, followers: Followers) -> Tensor:
+        """A step that ends early leaves the others waiting for this rank, so it is the last."""
+        followers.forward(batch)
+        try:
+            return self._decoder.forward(batch, self._kv_cache.layers)
+        except RankError:
+            raise
+        except BaseException as error:
+            raise RankError(followers.ranks.end(describe(error))) from error

@@ -1,0 +1,1 @@
+"""A model that several processes hold together: the engine's leads, the others follow."""

@@ -1,0 +1,152 @@
+"""Tensor parallelism: ranks that share the heads of attention, the width of MLPs and the vocabulary.
+
+Megatron-LM (Shoeybi et al. 2019) splits the second projection of a block along its inputs and adds up what the ranks
+have. Here every projection is split along its outputs, and ranks exchange outputs: each element is one rank's sum over
+all inputs in the kernel's own order, so that any number of ranks gives the bits of one, in every precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Unpack
+
+from torch import Tensor
+
+from pybatch import ops
+from pybatch.machine.ranks import Ranks
+from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig
+from pybatch.model.errors import ModelError
+from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Packed
+from pybatch.model.rows import Rows, Stacked, sliced
+from pybatch.model.weights import WeightLoader, WeightPlan
+from pybatch.ops import Epilogue
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedLinear:
+    """This rank's columns of a projection whose input the ranks have in parts; out gets all columns."""
+
+    linear: Packed
+    width: int  # of this rank's columns
+    ranks: Ranks
+
+    def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
+        epilogue = fused.pop("epilogue", ops.STORE)
+        part = self.linear(self.ranks.gather(x), x.new_empty(x.shape[0], self.width), **fused)
+        product = self.ranks.gather(part)
+        return out.add_(product) if epilogue == Epilogue.ADD else out.copy_(product)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedHead:
+    """This rank's tokens of the vocabulary; out gets all logits."""
+
+    linear: Packed | None  # None: of a small vocabulary there is nothing left for this one
+    width: int  # of this rank's tokens
+    padded: int  # of each rank's
+    ranks: Ranks
+
+    def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
+        part = out.new_zeros(x.shape[0], self.padded)
+        if self.linear is not None:
+            self.linear(x, part[:, : self.width], **fused)
+        return out.copy_(self.ranks.gather(part)[:, : out.shape[1]])
+
+
+def of_rank(config: ModelConfig, ranks: Ranks) -> ModelConfig:
+    """The config of a rank's layers. Raises ModelError for a model that cannot be split so."""
+    layers = {layer: _layer_of_rank(layer, config, ranks.size) for layer in set(config.layers)}
+    if config.hidden_size % ranks.size:
+        raise _indivisible("hidden_size", config.hidden_size, config, ranks.size)
+    return replace(config, layers=tuple(layers[layer] for layer in config.layers))
+
+
+def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerConfig:
+    mixer, mlp = layer.mixer, layer.mlp
+    if type(mixer) is not AttentionConfig or type(mlp) is not MLPConfig:
+        raise ModelError(f"tensor_parallel_size: expected 1 for {config.architecture}, got {size}")
+    for name, count in (
+        ("num_heads", mixer.num_heads),
+        ("num_kv_heads", mixer.num_kv_heads),
+        ("intermediate_size", mlp.width),
+    ):
+        if count % size:
+            raise _indivisible(name, count, config, size)
+    return replace(
+        layer,
+        mixer=replace(mixer, num_heads=mixer.num_heads // size, num_kv_heads=mixer.num_kv_heads // size),
+        mlp=replace(mlp, width=mlp.width // size),
+    )
+
+
+def _indivisible(name: str, count: int, config: ModelConfig, size: int) -> ModelError:
+    return ModelError(f"tensor_parallel_size: expected a divisor of {name}, {count} in {config.name}, got {size}")
+
+
+class _Shards(WeightLoader):
+    ranks: Ranks
+
+    def linear(
+        self, rows: Mapping[str, int], columns: int, layer: int | None = None, *, bias: bool = False, fused: str = ""
+    ) -> Any:
+        """Behind an embedding all of it; in a layer the projections of what ranks have in parts."""
+        if layer is None:
+            return super().linear(rows, columns, layer, bias=bias, fused=fused)
+        size = self.ranks.size
+        parts = [self._own(part) for part in super()._parts(rows, layer, ".weight", (columns * size,), fused)]
+        biases = [self._own(part) for part in super()._parts(rows, layer, ".bias", (), fused)] if bias else []
+        whole = Stacked(parts)
+        packed = self._pack(whole, self._on_device(Stacked(biases)) if biases else None)
+        return ShardedLinear(packed, whole.shape[0], self.ranks)
+
+    def head(self, embedding: Packed) -> Any:
+        vocab, hidden, ranks = self.config.vocab_size, self.config.hidden_size, self.ranks
+        panels = ceil(ceil(vocab / ops.PANEL) / ranks.size)
+        first = ranks.rank * panels * ops.PANEL
+        last = min(first + panels * ops.PANEL, vocab)
+        linear: Packed | None = None
+        if first < last and self.config.tie_word_embeddings:
+            linear = _columns(embedding, first, last)
+        elif first < last:
+            name = self.family.tensor("lm_head") + ".weight"
+            linear = self._pack(Stacked([sliced(self.tensor(name, (vocab, hidden)), first, last)]), None)
+        return ShardedHead(linear, max(last - first, 0), panels * ops.PANEL, ranks)
+
+    def _parts(
+        self, rows: Mapping[str, int], layer: int | None, suffix: str, columns: tuple[int, ...], fused: str
+    ) -> list[Rows]:
+        if layer is None:
+            return super()._parts(rows, layer, suffix, columns, fused)
+        whole = {role: count * self.ranks.size for role, count in rows.items()}
+        return [self._own(part) for part in super()._parts(whole, layer, suffix, columns, fused)]
+
+    def _own(self, rows: Rows) -> Rows:
+        count = rows.shape[0] // self.ranks.size
+        return sliced(rows, self.ranks.rank * count, (self.ranks.rank + 1) * count)
+
+
+class ShardLoader(_Shards):
+    """A WeightLoader of this rank's share; the checkpoint's config is that of the rank's layers."""
+
+    def __init__(self, ranks: Ranks, *arguments: Any) -> None:
+        self.ranks = ranks
+        super().__init__(*arguments)
+
+
+class ShardPlan(_Shards, WeightPlan):
+    """Likewise a WeightPlan."""
+
+    def __init__(self, ranks: Ranks, *arguments: Any) -> None:
+        self.ranks = ranks
+        super().__init__(*arguments)
+
+
+def _columns(linear: Packed, first: int, last: int) -> Packed:
+    """Outputs first to last of a projection, which begin with a panel."""
+    panels = linear.weight[first // ops.PANEL : -(-last // ops.PANEL)]
+    if isinstance(linear, Int8Linear):
+        return replace(linear, weight=panels, scale=linear.scale[first:last])
+    assert isinstance(linear, DenseLinear | GGUFLinear)
+    return replace(linear, weight=panels, width=last - first)
