@@ -14,6 +14,7 @@ from pybatch.lazy import lazy_names
 if TYPE_CHECKING:
     from pybatch.api.async_llm import AsyncLLM, AsyncLLMEngine
     from pybatch.api.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
+    from pybatch.api.embedding import EmbeddingRequestOutput, ScoringRequestOutput
     from pybatch.api.engine_args import AsyncEngineArgs, EngineArgs
     from pybatch.api.inputs import TextPrompt, TokensPrompt
     from pybatch.api.llm import LLM, generate
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
     from pybatch.engine.errors import QueueFullError
     from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
+    from pybatch.engine.pooling_params import PoolingParams
     from pybatch.engine.scheduling.policies import Continuous, Dynamic, Micro, Static
     from pybatch.engine.structured.params import StructuredOutputsParams
 
@@ -36,14 +38,17 @@ __all__ = [
     "CompletionOutput",
     "Continuous",
     "Dynamic",
+    "EmbeddingRequestOutput",
     "EngineArgs",
     "HeavyHitters",
     "JobError",
     "Micro",
+    "PoolingParams",
     "QueueFullError",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringRequestOutput",
     "SnapKV",
     "Static",
     "StreamingLLM",
@@ -68,15 +73,18 @@ __getattr__, __dir__ = lazy_names(
         "CompletionOutput": "pybatch.engine.outputs",
         "Continuous": "pybatch.engine.scheduling.policies",
         "Dynamic": "pybatch.engine.scheduling.policies",
+        "EmbeddingRequestOutput": "pybatch.api.embedding",
         "EngineArgs": "pybatch.api.engine_args",
         "HeavyHitters": "pybatch.engine.kv_policies",
         "JobError": "pybatch.bulk",
         "LLM": "pybatch.api.llm",
         "Micro": "pybatch.engine.scheduling.policies",
+        "PoolingParams": "pybatch.engine.pooling_params",
         "QueueFullError": "pybatch.engine.errors",
         "RequestOutput": "pybatch.engine.outputs",
         "RequestOutputKind": "pybatch.engine.sampling_params",
         "SamplingParams": "pybatch.engine.sampling_params",
+        "ScoringRequestOutput": "pybatch.api.embedding",
         "SnapKV": "pybatch.engine.kv_policies",
         "Static": "pybatch.engine.scheduling.policies",
         "StreamingLLM": "pybatch.engine.kv_policies",

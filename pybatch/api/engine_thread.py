@@ -19,8 +19,9 @@ from typing import Any, Protocol, TypeVar, cast
 from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.prompt_queue import PromptQueue
 from pybatch.api.session import Session, empty_output
-from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
+from pybatch.engine import RequestOutput, RequestOutputKind
 from pybatch.engine.metrics import RequestMetrics
+from pybatch.engine.pooling_params import Params
 from pybatch.engine.scheduling.fair_queue import PATIENCE
 from pybatch.engine.standing import ORDINARY, Standing
 
@@ -63,7 +64,7 @@ class Submission:
 
     def __init__(
         self,
-        params: SamplingParams,
+        params: Params,
         request_id: str,
         outbox: Outbox,
         standing: Standing,
@@ -137,7 +138,7 @@ class EngineThread:
     def submit(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: Params,
         request_id: str | None,
         outbox: Outbox,
         standing: Standing = ORDINARY,
@@ -155,7 +156,7 @@ class EngineThread:
     def add(
         self,
         prompt: Encoded,
-        params: SamplingParams,
+        params: Params,
         outbox: Outbox,
         standing: Standing,
         *,
@@ -174,7 +175,7 @@ class EngineThread:
 
     def _open_one(
         self,
-        params: SamplingParams,
+        params: Params,
         request_id: str | None,
         outbox: Outbox,
         standing: Standing,
@@ -405,7 +406,7 @@ def aborted(submission: Submission) -> RequestOutput:
     if newest is None:
         return empty_output(submission.request_id, "abort")
     nothing: dict[str, Any] = {}
-    if submission.params.output_kind is RequestOutputKind.DELTA:
+    if getattr(submission.params, "output_kind", None) is RequestOutputKind.DELTA:
         nothing = {"text": "", "token_ids": [], "logprobs": None}
     outputs = [replace(each, finish_reason=each.finish_reason or "abort", **nothing) for each in newest.outputs]
     return replace(newest, outputs=outputs, finished=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pybatch.api.beam_search import BeamSearchOutput, BeamSearchParams
+from pybatch.api.embedding import EmbeddingRequestOutput, ScoringRequestOutput, paired, with_prompt
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import (
     Conversation,
@@ -29,16 +30,21 @@ from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.model_handle import ModelHandle
 from pybatch.api.pinned_prefix import PinnedPrefix, pin_prefix
 from pybatch.api.progress import BatchProgress, ProgressReporter
+from pybatch.api.scoring import compares_embeddings, pair_prompts
 from pybatch.api.standings import ForEach, standings
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.arguments import expect_known
 from pybatch.engine.errors import QueueFullError
+from pybatch.engine.pooling_params import Params, PoolingParams, PoolingTask
 from pybatch.engine.standing import ORDINARY, Standing
 
 logger = logging.getLogger(__name__)
 
-Params = SamplingParams | Iterable[SamplingParams] | None
+Sampling = SamplingParams | Iterable[SamplingParams] | None
+Pooling = PoolingParams | Iterable[PoolingParams] | None
+
+_ORDINARY: Iterable[dict[str, Any]] = itertools.repeat({})  # standings
 
 
 def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments: Any) -> list[RequestOutput]:
@@ -74,7 +80,7 @@ class LLM(ModelHandle):
     def generate(
         self,
         prompts: Prompt | Iterable[Prompt] | None = None,
-        sampling_params: Params = None,
+        sampling_params: Sampling = None,
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: None = None,
         priority: ForEach[int] = None,
@@ -112,7 +118,7 @@ class LLM(ModelHandle):
     def chat(
         self,
         messages: Sequence[Message] | Iterable[Sequence[Message]],
-        sampling_params: Params = None,
+        sampling_params: Sampling = None,
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: None = None,
         chat_template: str | None = None,
@@ -147,6 +153,74 @@ class LLM(ModelHandle):
             len(conversations), priority=priority, user=user, ttft_target=ttft_target, tpot_target=tpot_target
         )
         return self._collect(conversations, sampling_params, bool(use_tqdm), standing)
+
+    def embed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        pooling_params: Pooling = None,
+        prompt_name: str | None = None,
+        truncate_prompt_tokens: int | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """An embedding of every prompt, in their order: the hidden states of its tokens, pooled as the files that
+        sentence-transformers keeps with the model say; without such files the last token's, normalised.
+
+        prompts, use_tqdm: as generate's. pooling_params: one for all or one for each, such as
+            PoolingParams(dimensions=256).
+        prompt_name: of the model's prompts, that which comes in front of each text; None: the model's default, if any.
+        truncate_prompt_tokens: as PoolingParams', for all.
+        """
+        refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
+        listed = with_prompt(as_prompts(prompts), self.engine.pooling.prompt(prompt_name))
+        params = _pooling(pooling_params, "embed", truncate_prompt_tokens)
+        return [EmbeddingRequestOutput.of(output) for output in self._collect(listed, params, bool(use_tqdm))]
+
+    def score(
+        self,
+        data_1: str | Iterable[str],
+        data_2: str | Iterable[str],
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        pooling_params: PoolingParams | None = None,
+        instruction: str | None = None,
+        chat_template: str | None = None,
+        truncate_prompt_tokens: int | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How well each document answers its query, from 0 to 1: by the model's head (a class ForSequenceClassification
+        of one label), or its logits of "yes" and "no" after Qwen3-Reranker's question. Models that embed give the
+        cosine of both embeddings.
+
+        data_1, data_2: queries and documents, as many; or one query for all documents.
+        instruction: what makes a document fit, in place of Qwen3-Reranker's for web search. chat_template: a template
+            for messages of the roles query and document (and system: the instruction).
+        truncate_prompt_tokens: cut pairs to so many tokens at the document's end, -1: as many as the context holds.
+        """
+        refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
+        queries, documents = paired(data_1, data_2)
+        pairs = list(zip(queries, documents, strict=True))
+        if compares_embeddings(self.engine):
+            texts = list(dict.fromkeys([*queries, *documents]))
+            params = _pooling(pooling_params, "embed", truncate_prompt_tokens)
+            embedded = dict(zip(texts, self.embed(texts, use_tqdm=use_tqdm, pooling_params=params), strict=True))
+            return [
+                ScoringRequestOutput.of_embeddings(str(i), embedded[query], embedded[document])
+                for i, (query, document) in enumerate(pairs)
+            ]
+        prompts = pair_prompts(
+            self.engine,
+            self.session.tokenizer,
+            pairs,
+            instruction=instruction,
+            chat_template=chat_template,
+            truncate=truncate_prompt_tokens,
+        )
+        params = _pooling(pooling_params, "score", None)
+        return [ScoringRequestOutput.of(output) for output in self._collect(prompts, params, bool(use_tqdm))]
 
     def beam_search(
         self,
@@ -185,7 +259,7 @@ class LLM(ModelHandle):
     def stream(
         self,
         prompts: Prompt | Iterable[Prompt],
-        sampling_params: Params = None,
+        sampling_params: Sampling = None,
         *,
         partial: bool = False,
         priority: int = 0,
@@ -203,14 +277,20 @@ class LLM(ModelHandle):
         return self._run(self._pair(as_prompts(prompts), sampling_params), itertools.repeat(standing), partial)
 
     def _collect(
-        self, prompts: Sequence[Prompt], params: Params, show_progress: bool, standing: Iterator[dict[str, Any]]
+        self,
+        prompts: Sequence[Prompt],
+        params: Sampling | Pooling,
+        show_progress: bool,
+        standing: Iterable[dict[str, Any]] = _ORDINARY,
     ) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
         sizes = [size_of(prompt) for prompt in prompts]
-        most, samples = (params.max_tokens, params.n) if isinstance(params, SamplingParams) else (None, 1)
+        one = params if isinstance(params, SamplingParams | PoolingParams) else None
+        most, samples = (one.max_tokens, one.num_sequences) if one else (None, 1)
         progress = BatchProgress(self.engine.metrics, len(prompts), sum(sizes), most, samples)
-        with ProgressReporter("Generating", progress, lines=False) if show_progress else nullcontext():
-            for output in self._run(self._pair(prompts, params), standing, partial=False):
+        title = "Embedding" if isinstance(one, PoolingParams) else "Generating"
+        with ProgressReporter(title, progress, lines=False) if show_progress else nullcontext():
+            for output in self._run(self._pair(prompts, params), iter(standing), partial=False):
                 index = int(output.request_id)
                 outputs[index] = output
                 progress.finish(sizes[index], len(output.prompt_token_ids), failed=output.error is not None)
@@ -218,8 +298,8 @@ class LLM(ModelHandle):
                     logger.warning("prompt %d: %s", index, output.error)
         return [outputs[index] for index in range(len(prompts))]
 
-    def _pair(self, prompts: Iterable[Prompt], params: Params) -> Iterator[tuple[Prompt, SamplingParams]]:
-        if params is None or isinstance(params, SamplingParams):
+    def _pair(self, prompts: Iterable[Prompt], params: Sampling | Pooling) -> Iterator[tuple[Prompt, Params]]:
+        if params is None or isinstance(params, SamplingParams | PoolingParams):
             return zip(prompts, itertools.repeat(params or self.get_default_sampling_params()))
         if isinstance(params, str | bytes | Mapping) or not isinstance(params, Iterable):
             raise TypeError(f"sampling_params: expected SamplingParams, or one for each prompt, got {params!r:.80}")
@@ -230,13 +310,13 @@ class LLM(ModelHandle):
         return zip(prompts, params, strict=True)
 
     def _run(
-        self, requests: Iterator[tuple[Prompt, SamplingParams]], standing: Iterator[dict[str, Any]], partial: bool
+        self, requests: Iterator[tuple[Prompt, Params]], standing: Iterator[dict[str, Any]], partial: bool
     ) -> Generator[RequestOutput, None, None]:
         """Draws requests while the engine has room for them, and yields its outputs."""
         numbered = enumerate(requests)
         in_flight = self.session.capacity
         inbox: deque[RequestOutput] = deque()
-        ready: deque[tuple[int, Encoded, SamplingParams, Standing]] = deque()
+        ready: deque[tuple[int, Encoded, Params, Standing]] = deque()
         pending: dict[str, int] = {}  # the engine's request id -> the place among the requests
         try:
             while True:
@@ -278,3 +358,13 @@ class LLM(ModelHandle):
             with deferred_interrupts():
                 for request_id in pending:
                     self.session.abort(request_id)
+
+
+def _pooling(params: Pooling, task: PoolingTask, truncate: int | None) -> Pooling:
+    """With the task, and the truncation if there is one."""
+    if params is None:
+        params = PoolingParams()
+    given = {"task": task} if truncate is None else {"task": task, "truncate_prompt_tokens": truncate}
+    if isinstance(params, PoolingParams):
+        return replace(params, **given)
+    return [replace(each, **given) for each in params]

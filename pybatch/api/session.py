@@ -22,6 +22,7 @@ from pybatch.api.inputs import (
     fault_of,
     is_conversation,
 )
+from pybatch.api.scoring import label_tokens
 from pybatch.api.settings import EngineSettings, engine_settings
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
@@ -29,6 +30,7 @@ from pybatch.engine.errors import QueueFullError
 from pybatch.engine.execution.parallel.followers import Followers
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import FinishReason
+from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.engine.scheduling.block_pool import Pin
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.machine.facts import arithmetic
@@ -80,7 +82,15 @@ class Session:
             ranks=None if followers is None else followers.ranks,
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
-        engine = Engine(loaded.decoder, loaded.tokenizer, arguments, _draft_decoder(arguments), followers)
+        engine = Engine(
+            loaded.decoder,
+            loaded.tokenizer,
+            arguments,
+            _draft_decoder(arguments),
+            followers,
+            pooling=loaded.pooling,
+            labels=loaded.pooling.labels or label_tokens(loaded.tokenizer),
+        )
         return cls(engine, loaded.tokenizer, params)
 
     @property
@@ -109,11 +119,14 @@ class Session:
     def settings(self) -> EngineSettings:
         return engine_settings(self.engine)
 
-    def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]:
+    def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]:
         """Token ids for each prompt. Does not use the engine, which another thread may run meanwhile."""
-        room = self.engine.max_model_len - 1
+        room = self.engine.max_model_len
         limits = [
-            None if getattr(params, "truncate_prompt_tokens", None) is not None else room for _, params in requests
+            None
+            if getattr(params, "truncate_prompt_tokens", None) is not None
+            else room - (not isinstance(params, PoolingParams))
+            for _, params in requests
         ]
         return encode([prompt for prompt, _ in requests], self.tokenizer, limits)
 
@@ -127,7 +140,7 @@ class Session:
     def add(
         self,
         prompt: Encoded,
-        params: SamplingParams,
+        params: Params,
         receive: Receiver,
         *,
         partial: bool = False,

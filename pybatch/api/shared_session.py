@@ -15,6 +15,7 @@ from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.pooling_params import Params
 from pybatch.engine.standing import BACKGROUND, ORDINARY, Standing
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -103,7 +104,7 @@ class SharedSession:
     def tokenizer(self) -> Tokenizer | None:
         return self._session.tokenizer
 
-    def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]:
+    def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]:
         """As Session's, a few at a time: an interactive prompt waits for those that the tokenizer has."""
         encoded: list[Encoded] = []
         for start in range(0, len(requests), TOKENIZE_AT_ONCE):
@@ -114,7 +115,7 @@ class SharedSession:
     def add(
         self,
         prompt: Encoded,
-        params: SamplingParams,
+        params: Params,
         receive: Receiver,
         *,
         index: int,

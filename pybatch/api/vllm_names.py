@@ -33,9 +33,9 @@ ARGUMENTS: dict[str, Collection[Any]] = {  # by name, the values that ask for no
     "worker_cls": ("auto",),
     "worker_extension_cls": ("",),
     # the model and its files
-    "task": ("auto", "generate"),
-    "runner": ("auto", "generate"),
-    "convert": ("auto", "none"),
+    "task": ("auto", "generate", "embed", "score"),  # every model may do what it can
+    "runner": ("auto", "generate", "pooling"),
+    "convert": ("auto", "none", "embed"),
     "trust_remote_code": ANYTHING,  # no code of a model is ever run
     "tokenizer_mode": ("auto", "hf"),
     "load_format": ("auto", "safetensors", "gguf"),
@@ -187,7 +187,6 @@ METHODS = frozenset(
         "apply_model",
         "classify",
         "collective_rpc",
-        "embed",
         "encode",
         "enqueue",
         "get_model_config",
@@ -205,7 +204,6 @@ METHODS = frozenset(
         "resume_generation",
         "reward",
         "scale_elastic_ep",
-        "score",
         "set_tokenizer",
         "sleep",
         "start_profile",

@@ -15,9 +15,9 @@ from pybatch.api.session import Receiver, empty_output
 from pybatch.cluster.ray_cluster import connected
 from pybatch.cluster.worker import Loaded, Request
 from pybatch.cluster.worker_pool import WorkerPool
-from pybatch.engine import SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.pooling_params import Params
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.fingerprint import model_fingerprint
 from pybatch.model.checkpoints.find import find_model
@@ -50,7 +50,7 @@ class ClusterSession:
     def metrics(self) -> EngineMetrics:
         return self._pool.metrics
 
-    def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]:
+    def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]:
         """As Session's."""
         room = self.max_model_len - 1
         limits = [None if params.truncate_prompt_tokens is not None else room for _, params in requests]
@@ -59,7 +59,7 @@ class ClusterSession:
     def add(
         self,
         prompt: Encoded,
-        params: SamplingParams,
+        params: Params,
         receive: Receiver,
         *,
         index: int,

@@ -15,6 +15,7 @@ from pybatch.api.opening import open_session
 from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.pooling_params import Params
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.fingerprint import model_fingerprint
 from pybatch.machine.threads import usable_cores
@@ -30,7 +31,7 @@ class Request:
 
     index: int
     prompt: Encoded
-    params: SamplingParams
+    params: Params
     standing: Standing = ORDINARY
 
 

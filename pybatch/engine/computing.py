@@ -13,8 +13,9 @@ from pybatch import ops
 from pybatch.engine.beams import Candidates
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
-from pybatch.engine.execution.step_inputs import logit_positions
+from pybatch.engine.execution.step_inputs import logit_positions, pooled_positions
 from pybatch.engine.outputs import TokenLogprobs
+from pybatch.engine.pooled import States
 from pybatch.engine.scheduling.sequence import Request, Sequence
 from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.machine.faults import describe, is_request_fault
@@ -34,6 +35,8 @@ class Computed:
     verified: list[tuple[Chunk, int]] = field(default_factory=list)
     """Those with drafts, and how many of the drafts are the tokens that were sampled."""
     prompt_logprobs: list[tuple[Request, list[TokenLogprobs]]] = field(default_factory=list)
+    pooled: list[tuple[Sequence, States]] = field(default_factory=list)
+    """The hidden states of their next tokens."""
     faults: list[tuple[Chunk, str]] = field(default_factory=list)
     """With the error's text: the error itself would keep its frames alive, and views of arrays that are to grow."""
     postponed: list[Chunk] = field(default_factory=list)
@@ -48,6 +51,7 @@ class Computed:
         self.candidates |= other.candidates
         self.verified += other.verified
         self.prompt_logprobs += other.prompt_logprobs
+        self.pooled += other.pooled
         self.faults += other.faults
         self.postponed += other.postponed
         self.run_time += other.run_time
@@ -93,14 +97,19 @@ class StepComputer:
         row = len(computed.sequences)
         rows = list(range(row))
         told: list[tuple[Sequence, int, list[int]]] = []  # log-probabilities of the prompt: their first row, positions
+        pooled: list[tuple[Sequence, list[int]]] = []  # rows of the step
+        at = len(computed.sequences)  # the chunk's first row of the step
         for chunk in chunks[decodes:]:
             sequence, start = chunk.sequence, chunk.sequence.num_computed
             positions = logit_positions(sequence, start, start + chunk.num_tokens)
+            if wanted := pooled_positions(sequence, start, start + chunk.num_tokens):
+                pooled.append((sequence, [at + i - start for i in wanted]))
+            at += chunk.num_tokens
             before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
             if before_last:
                 told.append((sequence, row, before_last))
             row += len(positions)
-            if chunk.complete:
+            if chunk.complete and sequence.request.pooled is None:
                 request = sequence.request
                 samples = [sequence] if request.forked or request.beams else request.sequences
                 computed.sequences += samples
@@ -115,6 +124,8 @@ class StepComputer:
         for sequence, first, before_last in told:
             entries = self._prompt_logprobs(sequence, logits[first : first + len(before_last)], before_last)
             computed.prompt_logprobs.append((sequence.request, entries))
+        for sequence, of_step in pooled:
+            computed.pooled.append((sequence, self.runner.hidden_states(of_step).float().cpu().numpy()))
         if rows:
             if len(chunks) > decodes and rows != list(range(row)):
                 logits = ops.take_rows(logits, rows)

@@ -17,6 +17,7 @@ from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.parallel.followers import Followers, LedKvCache
+from pybatch.engine.execution.pooler import Pooler
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.swap_cost import SwapCost
 from pybatch.engine.grammars import GrammarQueue
@@ -24,6 +25,7 @@ from pybatch.engine.intake import Intake
 from pybatch.engine.make_scheduler import make_scheduler
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import CompletionOutput, RequestOutput
+from pybatch.engine.pooling_params import Params
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
@@ -38,6 +40,7 @@ from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.decoder import Decoder
 from pybatch.model.key_shifts import key_shifts
+from pybatch.model.pooling import LAST_TOKEN, PoolingConfig
 from pybatch.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class Engine:
 
     tokenizer may be None: then outputs have no text, and stop strings are refused. draft_decoder: the draft model of
     config's speculative_config, where that names one. followers: the other ranks, where several hold the decoder.
+    pooling: how the model embeds. labels: as Pooler's.
 
     A request that fails comes out with finish_reason "error" and disturbs no other: a step that raises is tried again
     without the request at fault. A step raises only for a fault of the machine (out of memory, a broken device) or an
@@ -64,6 +68,9 @@ class Engine:
         config: EngineConfig,
         draft_decoder: Decoder | None = None,
         followers: Followers | None = None,
+        *,
+        pooling: PoolingConfig = LAST_TOKEN,
+        labels: tuple[int, int] | None = None,
     ) -> None:
         self.config = config
         self._decoder = decoder
@@ -107,6 +114,9 @@ class Engine:
         own_ids = () if tokenizer is None else tokenizer.eos_token_ids
         all_ids = {*decoder.config.eos_token_ids, *own_ids}
         self._eos_ids = frozenset(token for token in all_ids if 0 <= token < decoder.config.vocab_size)
+        model = decoder.config
+        self.pooling = pooling
+        self._pooler = Pooler(decoder, pooling, labels if followers is None else None)
         self._intake = Intake(
             tokenizer,
             eos_ids=self._eos_ids,
@@ -117,6 +127,8 @@ class Engine:
             num_kv_blocks=self.num_kv_blocks,
             block_size=config.block_size,
             no_pruning=no_pruning(decoder) if followers is None else "several ranks hold the model",
+            no_text=None if model.generates else f"{model.name} has no projection to the vocabulary",
+            pooling=self._pooler.pooling,
         )
         self._room = self._intake.room
         self._pruner = KvPruner(self._kv_cache, decoder, mass)
@@ -180,7 +192,7 @@ class Engine:
         self,
         request_id: str,
         prompt_token_ids: list[int],
-        params: SamplingParams,
+        params: Params,
         *,
         prompt: str | None = None,
         stream: bool = False,
@@ -251,7 +263,7 @@ class Engine:
         if request.pin is not None and request.pin not in self._pool.pins:
             self._room.remove(request.pin)
 
-    def expect_runnable(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
+    def expect_runnable(self, prompt_token_ids: list[int], params: Params) -> None:
         """Raises ValueError where add_request would. Any thread may call it."""
         self._intake.accept(prompt_token_ids, params)
 
@@ -346,7 +358,7 @@ class Engine:
             self.config, self._pool, swap_space=swap_space, prefix_store=self.prefix_files, targets=self._targets
         )
         self._updater = TokenUpdater(
-            self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids
+            self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids, self._pooler
         )
         for request in self._requests.values():
             if request.awaits_grammar:
@@ -456,6 +468,7 @@ class Engine:
         told = [chunk.sequence.request for chunk, _ in computed.faults]
         told += self._updater.prune(computed.chunks)
         told += self._updater.take(computed)
+        told += self._updater.pool(computed)
         for chunk, right in computed.verified:
             self.metrics.drafts.add(len(chunk.drafts), right)
             self._scheduler.settle_drafts(chunk)
@@ -494,6 +507,7 @@ class Engine:
             error=request.error,
             num_cached_tokens=metrics.num_cached_tokens,
             error_code=None if request.error is None else request.error_code,
+            pooled=None if request.pooled is None else request.pooled.vector,
         )
         if finished:
             self._end_pin(request)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from pybatch.engine.beams import BeamSearch
 from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.sampler import derived_seed, sample_seed
+from pybatch.engine.pooled import Pooled
+from pybatch.engine.pooling_params import Params, Pooling, PoolingParams
 from pybatch.engine.request_params import RequestParams, checked, expect_in_vocabulary, plain_values, resolve
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.pruning import Pruning, make_pruning
@@ -27,6 +30,7 @@ class Intake:
     """Makes requests for one engine, and keeps nothing of them but a few parameters.
 
     seed: of the draws of requests that have none. no_pruning: why KV caches cannot be pruned; None if they can.
+    no_text: why nothing can be generated; None if it can. pooling: what PoolingParams come to; it raises ValueError.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class Intake:
         num_kv_blocks: int,
         block_size: int,
         no_pruning: str | None = None,
+        no_text: str | None = None,
+        pooling: Callable[[PoolingParams], Pooling] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
@@ -52,14 +58,14 @@ class Intake:
         self._block_size = block_size
         self.room = Room(num_kv_blocks, block_size, max_model_len)
         self._pool = f"{num_kv_blocks} KV blocks of {block_size} tokens"
-        self._no_pruning = no_pruning
+        self._no_pruning, self._no_text, self._pooling_of = no_pruning, no_text, pooling
         self._known: dict[tuple[object, ...], RequestParams] = {}  # by their plain_values
 
     def request(
         self,
         request_id: str,
         prompt_token_ids: Iterable[int],
-        params: SamplingParams,
+        params: Params,
         *,
         prompt: str | None = None,
         stream: bool = False,
@@ -92,6 +98,8 @@ class Intake:
             beams=beams,
             pruning=self._pruning(len(tokens), most, resolved),
         )
+        if resolved.pooling is not None:
+            request.pooled = Pooled(resolved.pooling)
         seed = resolved.seed
         if seed is None:
             seed = 0 if resolved.greedy else derived_seed(self._seed, index, tokens)
@@ -99,10 +107,14 @@ class Intake:
             request.sequences.append(Sequence(request, i, sample_seed(seed, i), self._detokenizer(request)))
         return request
 
-    def accept(self, prompt_token_ids: Iterable[int], params: SamplingParams) -> tuple[array[int], RequestParams]:
+    def accept(self, prompt_token_ids: Iterable[int], params: Params) -> tuple[array[int], RequestParams]:
         """The tokens to run and the parameters in the kernels' numbers. Raises ValueError if they cannot be run."""
         resolved = self._resolved(params)
-        tokens = self._truncated(self._token_ids(prompt_token_ids), resolved.truncate_prompt_tokens)
+        tokens = self._token_ids(prompt_token_ids)
+        if resolved.pooling is None:
+            tokens = self._last_tokens(tokens, resolved.truncate_prompt_tokens)
+        else:
+            tokens = self._first_tokens(tokens, resolved.truncate_prompt_tokens)
         self._pruning(len(tokens), self._longest(tokens, resolved), resolved)
         return tokens, resolved
 
@@ -111,10 +123,11 @@ class Intake:
         if a beam search does not fit."""
         prompt = len(tokens)
         most = self.room.most_tokens(tokens, shares=not params.needs_all_blocks)
-        if prompt >= most:
+        output = "" if params.pooling else "and one of output "
+        if prompt + bool(output) > most:
             beside = "" if most == self._max_model_len else f", of which {most} tokens are free beside pinned prefixes"
             raise PromptTooLongError(
-                f"prompt: {prompt} tokens and one of output do not fit max_model_len = {self._max_model_len} "
+                f"prompt: {prompt} tokens {output}do not fit max_model_len = {self._max_model_len} "
                 f"({self._pool}{beside})"
             )
         if params.max_tokens is not None:
@@ -148,22 +161,36 @@ class Intake:
             )
         return pruning
 
-    def _resolved(self, params: SamplingParams) -> RequestParams:
+    def _resolved(self, params: Params) -> RequestParams:
         """A job's rows mostly have the same parameters: they are checked once, not for each row."""
-        values = plain_values(params)
+        values = (params,) if isinstance(params, PoolingParams) else plain_values(params)
         found = None if values is None else self._known.get(values)
         if found is None:
-            found = resolve(
-                checked(params),
-                max_model_len=self._max_model_len,
-                vocab_size=self._vocab_size,
-                encode=None if self._tokenizer is None else self._encode_word,
-            )
+            found = self._resolve_pooling(params) if isinstance(params, PoolingParams) else self._resolve(params)
             if values is not None:
                 if len(self._known) == _KNOWN:
                     self._known.clear()
                 self._known[values] = found
         return found
+
+    def _resolve(self, params: SamplingParams) -> RequestParams:
+        if self._no_text is not None:
+            raise ValueError(f"sampling_params: expected PoolingParams, since {self._no_text}")
+        return resolve(
+            checked(params),
+            max_model_len=self._max_model_len,
+            vocab_size=self._vocab_size,
+            encode=None if self._tokenizer is None else self._encode_word,
+        )
+
+    def _resolve_pooling(self, params: PoolingParams) -> RequestParams:
+        if self._pooling_of is None:
+            raise ValueError("pooling_params: expected none here")
+        unsampled = SamplingParams(
+            temperature=0, detokenize=False, truncate_prompt_tokens=params.truncate_prompt_tokens
+        )
+        resolved = resolve(unsampled, max_model_len=self._max_model_len, vocab_size=self._vocab_size, encode=None)
+        return replace(resolved, max_tokens=0, pooling=self._pooling_of(params))
 
     def _token_ids(self, prompt: Iterable[int]) -> array[int]:
         try:
@@ -176,11 +203,19 @@ class Intake:
             expect_in_vocabulary("prompt", tokens, self._vocab_size)
         return tokens
 
-    def _truncated(self, tokens: array[int], keep: int | None) -> array[int]:
-        """What truncate_prompt_tokens keeps."""
+    def _last_tokens(self, tokens: array[int], keep: int | None) -> array[int]:
+        """What SamplingParams.truncate_prompt_tokens keeps."""
         if keep is None:
             return tokens
         return tokens[-(self._max_model_len - 1 if keep == -1 else keep) :]
+
+    def _first_tokens(self, tokens: array[int], keep: int | None) -> array[int]:
+        """What PoolingParams.truncate_prompt_tokens keeps."""
+        keep = self._max_model_len if keep == -1 else keep
+        if keep is None or len(tokens) <= keep:
+            return tokens
+        end = tokens[-1:] if tokens[-1] in self._eos_ids and keep > 1 else tokens[:0]
+        return tokens[: keep - len(end)] + end
 
     def _encode_word(self, text: str) -> list[int]:
         assert self._tokenizer is not None

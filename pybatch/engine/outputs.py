@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pybatch.engine.metrics import RequestMetrics
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -61,8 +65,8 @@ class RequestOutput:
 
     error says why finish_reason is "error"; error_code is OpenAI's word for it, context_length_exceeded or
     invalid_request, or server_error for what happened while it ran. num_cached_tokens: prompt tokens found in the
-    prefix cache. A stream of RequestOutputKind.DELTA holds in each output what is new: text, tokens and
-    log-probabilities.
+    prefix cache. pooled: what PoolingParams ask for, an embedding or a score, float32. A stream of
+    RequestOutputKind.DELTA holds in each output what is new: text, tokens and log-probabilities.
     """
 
     request_id: str
@@ -75,6 +79,7 @@ class RequestOutput:
     error: str | None = None
     num_cached_tokens: int = 0
     error_code: str | None = None
+    pooled: NDArray[np.float32] | None = None
 
     def add(self, following: RequestOutput) -> None:
         """Takes in the next output of a stream of deltas: this one then holds what is new in both."""

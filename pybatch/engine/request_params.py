@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pybatch.engine.beams import EarlyStopping
 from pybatch.engine.kv_policies import POLICIES, HeavyHitters, KvPolicy, SnapKV, kv_policy
+from pybatch.engine.pooling_params import Pooling
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE, RequestOutputKind, SamplingParams
 from pybatch.engine.structured.params import StructuredOutputsParams
 
@@ -70,6 +71,8 @@ class RequestParams:
     speculate: bool
     kv_policy: KvPolicy | None
     structured_outputs: StructuredOutputsParams | None
+    pooling: Pooling | None = None
+    """Of a request that generates nothing."""
 
     @property
     def masked(self) -> bool:
@@ -78,10 +81,11 @@ class RequestParams:
 
     @property
     def needs_all_blocks(self) -> bool:
-        """Whether it may need blocks of its own for all of its tokens, though others have some of them: a prompt whose
-        log-probabilities are wanted is computed whole, and what is kept of one that is pruned is gathered in the
-        places of its first tokens."""
-        return self.prompt_logprobs is not None or isinstance(self.kv_policy, SnapKV | HeavyHitters)
+        """Whether it may need blocks of its own for all of its tokens, though others have some of them: a prompt of
+        which something is wanted at every token is computed whole, and what is kept of one that is pruned is gathered
+        in the places of its first tokens."""
+        of_all = self.prompt_logprobs is not None or (self.pooling is not None and self.pooling.of_all_tokens)
+        return of_all or isinstance(self.kv_policy, SnapKV | HeavyHitters)
 
 
 def plain_values(params: SamplingParams) -> tuple[object, ...] | None:

@@ -8,6 +8,7 @@ from pybatch.engine.beams import Candidates, Continuation, ranked
 from pybatch.engine.computing import Computed
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.kv_pruner import KvPruner
+from pybatch.engine.execution.pooler import Pooler
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
@@ -31,6 +32,7 @@ class TokenUpdater:
         metrics: EngineMetrics,
         tokenizer: Tokenizer | None,
         eos_ids: frozenset[int],
+        pooler: Pooler,
     ) -> None:
         self._scheduler = scheduler
         self._kv_cache = kv_cache
@@ -38,6 +40,7 @@ class TokenUpdater:
         self._metrics = metrics
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
+        self._pooler = pooler
         self._decode_token = (lambda token: None) if tokenizer is None else tokenizer.token_text
         self._last_tokens = 0.0  # when the last step's were taken
 
@@ -111,6 +114,26 @@ class TokenUpdater:
             told.append(request)
         self._metrics.output_tokens += len(computed.sequences) - left
         self._time_tokens(computed, now)
+        return told
+
+    def pool(self, computed: Computed) -> list[Request]:
+        """Takes hidden states into the requests that pool them, and ends those that have all. Returns these."""
+        told: list[Request] = []
+        for sequence, states in computed.pooled:
+            request, pooled = sequence.request, sequence.request.pooled
+            assert pooled is not None
+            try:
+                pooled.add(states)
+                if sequence.num_pending:
+                    continue
+                pooled.vector = self._pooler.finish(pooled.result(), pooled.pooling)
+                sequence.finish_reason = "stop"
+                self._scheduler.finish(sequence)
+            except BaseException as error:
+                if not is_request_fault(error):
+                    raise
+                self._fail_by(request, error)
+            told.append(request)
         return told
 
     def _time_tokens(self, computed: Computed, now: float) -> None:

@@ -17,6 +17,7 @@ from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.errors import QueueFullError
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.pooling_params import Params
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.answers.duplicates import InFlight
 from pybatch.jobs.answers.job_answers import JobAnswers, number_of
@@ -58,7 +59,7 @@ class RowSession(Protocol):
     @property
     def tokenizer(self) -> Tokenizer | None: ...
 
-    def encode(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> list[Encoded]: ...
+    def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]: ...
 
     def add(
         self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, index: int, standing: Standing = ORDINARY

@@ -98,6 +98,8 @@ class ModelConfig:
     norm: NormConfig
     max_position: int  # the longest context that it can have
     tie_word_embeddings: bool = False
+    num_labels: int = 0  # that it sorts texts into by a head of its own, 0: it has none
+    generates: bool = True  # False: there is no projection to the vocabulary
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 

@@ -40,11 +40,14 @@ class Layer:
         self.mlp.add(inner, residual)
 
 
+Parts = tuple[Packed, list[Layer], NormedLinear, DenseLinear | None]
+
+
 class Decoder:
     """A model in memory. `forward` keeps its buffers from step to step, so only one thread may run it at a time.
 
     head: the projection to the vocabulary behind the last norm; its weights may be those of embedding. rotary: a table
-    of equally many positions for each rotation that the layers have.
+    of equally many positions for each rotation that the layers have. score: in place of head in models that classify.
     """
 
     def __init__(
@@ -56,10 +59,11 @@ class Decoder:
         layers: Sequence[Layer],
         head: NormedLinear,
         rotary: Mapping[RopeConfig, Tensor],
+        score: DenseLinear | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype  # of activations
-        self.embedding, self.layers, self.head = embedding, layers, head
+        self.embedding, self.layers, self.head, self.score = embedding, layers, head, score
         self.rotary = rotary
         self.device = next(iter(rotary.values())).device
         self.make_buffers()
@@ -106,6 +110,16 @@ class Decoder:
             last = ops.take_rows(residual, rows, out=self._last_rows.of("residual", hidden))
         return self.head(last, self._logits.of("logits", self.config.vocab_size), self._last_rows)
 
+    def hidden_states(self, rows: list[int]) -> Tensor:
+        """Of these of the last step's tokens, behind the last norm: [len(rows), hidden_size]."""
+        states = ops.take_rows(self._buffers.of("residual", self.config.hidden_size), rows)
+        return states if self.head.norm is None else self.head.norm(states)
+
+    @property
+    def parts(self) -> Parts:
+        """All that has weights."""
+        return self.embedding, list(self.layers), self.head, self.score
+
     def weight_bytes(self) -> int:
         """Bytes of all weights; embeddings tied to the vocabulary projection count once."""
-        return sum(tensor.nbytes for tensor in tensors_of([self.embedding, *self.layers, self.head]))
+        return sum(tensor.nbytes for tensor in tensors_of(self.parts))

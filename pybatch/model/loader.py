@@ -21,10 +21,12 @@ from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.calibration import TOKENS
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
+from pybatch.model.checkpoints.sentence_transformers import read_pooling
 from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
+from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rope import RopeConfig, rotary_table
 from pybatch.model.shards import ShardLoader, ShardPlan, of_rank
 from pybatch.model.text.tokenizer import Tokenizer
@@ -43,6 +45,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     config: ModelConfig
     generation_config: dict[str, Any]  # of generation_config.json: the defaults that the model's makers give
+    pooling: PoolingConfig
 
 
 @in_neutral_torch
@@ -91,6 +94,7 @@ def load_model(
                 f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}"
             )
         checkpoint = open_checkpoint(path)
+        pooling = read_pooling(path) if path.is_dir() else PoolingConfig()
         config = checkpoint.config
         length = config.plain_context if max_model_len is None else max_model_len
         if not 0 < length <= config.max_position:
@@ -127,7 +131,7 @@ def load_model(
             cache = WeightsCache(Path(weights_cache_dir).expanduser(), checkpoint, compute, quantization, context)
             rotary = {rope: rotary_table(rope, length) for rope in config.ropes}
             decoder = _through_cache(cache, planned, rotary, load)
-    return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config)
+    return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config, pooling)
 
 
 def _through_cache(

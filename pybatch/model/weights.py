@@ -94,6 +94,7 @@ class WeightLoader:
                 layers=[build_layer(self, layer, index) for index, layer in enumerate(config.layers)],
                 head=NormedLinear(self.norm("final_norm", hidden), self.head(embedding)),
                 rotary={rope: rotary_table(rope, max_model_len).to(self.device) for rope in config.ropes},
+                score=self._score() if config.num_labels else None,
             )
             if self.smooths:
                 pack_by_running(decoder)
@@ -105,6 +106,10 @@ class WeightLoader:
         if self.config.tie_word_embeddings:
             return embedding
         return self.linear({"lm_head": self.config.vocab_size}, self.config.hidden_size)
+
+    def _score(self) -> DenseLinear:
+        rows = self.tensor("score.weight", (self.config.num_labels, self.config.hidden_size))
+        return self._dense(rows, None)
 
     def norm(self, role: str, width: int, layer: int | None = None) -> Norm | None:
         """None where the family has none."""

@@ -84,14 +84,15 @@ class WeightsCache:
 
 def weights_of(decoder: Decoder) -> list[Tensor]:
     """All but the rotary tables, in the order in which with_weights takes them."""
-    return tensors_of([decoder.embedding, list(decoder.layers), decoder.head])
+    return tensors_of(decoder.parts)
 
 
 def with_weights(decoder: Decoder, rotary: Mapping[RopeConfig, Tensor], change: Callable[[Tensor], Tensor]) -> Decoder:
     """A copy whose tensors are what `change` makes of the decoder's, one after another."""
-    parts = [decoder.embedding, list(decoder.layers), decoder.head]
-    embedding, layers, head = changed(parts, Tensor, change)
-    return Decoder(decoder.config, decoder.dtype, embedding=embedding, layers=layers, head=head, rotary=rotary)
+    embedding, layers, head, score = changed(decoder.parts, Tensor, change)
+    return Decoder(
+        decoder.config, decoder.dtype, embedding=embedding, layers=layers, head=head, rotary=rotary, score=score
+    )
 
 
 def _identity(path: Path) -> tuple[int, ...]:

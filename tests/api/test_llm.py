@@ -226,7 +226,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
         ("cpu_offload_gb", 4),
         ("tokenizer_mode", "slow"),
         ("revision", "main"),
-        ("task", "embed"),
+        ("task", "classify"),
     ):
         with pytest.raises(TypeError, match=f"{name} = .*: known in vLLM, not here"):
             LLM(tiny_model, **{name: value})  # type: ignore[arg-type]
@@ -240,7 +240,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
 
 
 def test_methods_that_only_vllm_has(llm: LLM, tiny_model: Path) -> None:
-    for name in ("embed", "classify", "score", "encode", "collective_rpc", "sleep"):
+    for name in ("classify", "encode", "reward", "collective_rpc", "sleep"):
         assert not hasattr(llm, name)
         with pytest.raises(AttributeError, match=f"LLM.{name}: known in vLLM, not here"):
             getattr(llm, name)

@@ -65,6 +65,11 @@ class ModelRunner:
             batch = replace(batch, observed=observed)
         return self._decoder.forward(batch, self._kv_cache.layers)
 
+    def hidden_states(self, rows: list[int]) -> Tensor:
+        """Of these of the last step's tokens, behind the last norm: [len(rows), hidden_size]. The step had chunks that
+        do not decode."""
+        return self._decoder.hidden_states(rows)
+
     def _lead(self, batch: ForwardBatch, followers: Followers) -> Tensor:
         """A step that ends early leaves the others waiting for this rank, so it is the last."""
         followers.forward(batch)

@@ -162,8 +162,16 @@ def _num_single(chunks: list[Chunk]) -> int:
 def logit_positions(sequence: Sequence, begin: int, end: int) -> range:
     """The positions in [begin, end) whose logits are needed: the last known token's, and the prompt's if its
     log-probabilities are still to be reported (there is no output yet then). Drafts come after the last known one."""
+    if sequence.request.pooled is not None:
+        return range(0)
     first = len(sequence.tokens) - 1
     reported = sequence.request.prompt_logprobs
     if reported is not None and len(reported) < len(sequence.request.prompt_token_ids):
         first = len(reported) - 1  # position i tells of token i + 1, and entry 0 is of no position
     return range(max(first, begin), end)
+
+
+def pooled_positions(sequence: Sequence, begin: int, end: int) -> range:
+    """The positions in [begin, end) whose hidden states are needed."""
+    pooled = sequence.request.pooled
+    return range(0) if pooled is None else range(max(pooled.first_wanted(len(sequence.tokens)), begin), end)

@@ -63,8 +63,8 @@ class BlockTables:
         sequence.next_pruning = sequence.request.first_pruning
 
     def _may_share(self, sequence: Sequence) -> bool:
-        """Whether the prefix cache is of use to it: log-probabilities of the prompt are computed from all of it."""
-        return self._prefix_caching and sequence.request.params.prompt_logprobs is None
+        """Whether the prefix cache is of use to it."""
+        return self._prefix_caching and not sequence.request.computes_all
 
     def match(self, sequence: Sequence) -> None:
         """Begins a sequence's table with the full blocks that the prefix cache has of its tokens, but for the last one,

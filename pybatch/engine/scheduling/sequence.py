@@ -10,6 +10,7 @@ from pybatch.engine.beams import BeamSearch
 from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.metrics import RequestMetrics
 from pybatch.engine.outputs import FinishReason, TokenLogprobs
+from pybatch.engine.pooled import Pooled
 from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.block_pool import BlockKey, Pin
 from pybatch.engine.scheduling.pruning import NEVER, Pruning
@@ -183,6 +184,7 @@ class Request:
         "num_shared",
         "params",
         "pin",
+        "pooled",
         "prompt",
         "prompt_logprobs",
         "prompt_token_ids",
@@ -224,6 +226,7 @@ class Request:
         self.forked = params.n == 1 and beams is None
         self.num_shared = 0  # leading tokens that all beams have, where they wait as one
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        self.pooled: Pooled | None = None  # of one that generates nothing
         self.error: str | None = None
         self.pin: Pin | None = None  # is to keep the prompt's blocks when they are computed
         self.error_code = "server_error"
@@ -260,6 +263,12 @@ class Request:
     def num_places(self) -> int:
         """How many sequences it comes to."""
         return self.params.n if self.beams is None else self.beams.width
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether something is wanted of every token of the prompt: its log-probability or its hidden state."""
+        pooled = self.pooled
+        return self.prompt_logprobs is not None or (pooled is not None and pooled.pooling.of_all_tokens)
 
     @property
     def first_pruning(self) -> int:

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pybatch.model.errors import ModelError
 
 MAX_JSON = 1 << 28  # bytes
+C = TypeVar("C", dict[str, Any], list[Any])
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is no such file. Raises ModelError if it holds anything else."""
+    return _content(path, dict, "a JSON object")
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The same of a list; [] if there is no such file."""
+    return _content(path, list, "a JSON list")
+
+
+def _content(path: Path, kind: type[C], expected: str) -> C:
     try:
         if not path.exists():
-            return {}
+            return kind()
         if path.stat().st_size > MAX_JSON:
-            raise ModelError(f"{path}: expected a JSON object, got {path.stat().st_size:,} bytes")
+            raise ModelError(f"{path}: expected {expected}, got {path.stat().st_size:,} bytes")
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise unreadable(path, "a JSON object", error) from error
+        raise unreadable(path, expected, error) from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
-        raise unreadable(path, "a JSON object", error) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: expected a JSON object, got {type(content).__name__}")
+        raise unreadable(path, expected, error) from error
+    if not isinstance(content, kind):
+        raise ModelError(f"{path}: expected {expected}, got {type(content).__name__}")
     return content
 
 

@@ -10,7 +10,7 @@ from pybatch.model.errors import ModelError
 
 SMOLLM2 = "smollm2-135m"
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
-NO_HUB_FILES = ["*/*", "consolidated*.safetensors"]  # other forms of the same weights
+NO_HUB_FILES = ["[!0-9]*/*", "consolidated*.safetensors"]  # other forms of the same weights, but 1_Pooling and its kin
 
 
 def find_model(model: str | Path) -> Path:

@@ -14,7 +14,7 @@ from pybatch.model.checkpoints.files import read_json
 from pybatch.model.checkpoints.formats import open_format, take_quantization
 from pybatch.model.checkpoints.formats.kept import Kept
 from pybatch.model.checkpoints.stored import Stored, StoredTensors, read_header
-from pybatch.model.config import without_unknown_ids
+from pybatch.model.config import ModelConfig, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.families import FAMILIES
 from pybatch.model.families.read import config_from_hf
@@ -53,6 +53,7 @@ class SafetensorsCheckpoint:
         quantization = take_quantization(fields, directory)
         config = config_from_hf(fields, self.generation_config, name=name)
         self.tensors = self._tensors()
+        config = self._as_causal_lm(config)
         self.format = open_format(quantization, self.tensors, name) if quantization else None
         self.quantized = self.format is not None
         self.kept = Kept(name, str(quantization.get("quant_method", "bitsandbytes")))
@@ -147,6 +148,20 @@ class SafetensorsCheckpoint:
             if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
                 raise ModelError(f"{self.directory / INDEX}: weight_map: expected names of files, got {short(shard)}")
         return {name: self.directory / shard for name, shard in shards.items()}
+
+    def _as_causal_lm(self, config: ModelConfig) -> ModelConfig:
+        """Gives the tensors of a model that was saved without a projection to the vocabulary, as an encoder or with a
+        head of its own, their names in one that has it."""
+        family, tensors = FAMILIES[config.family], self.tensors
+        embedding, head = (f"{family.tensor(role)}.weight" for role in ("embedding", "lm_head"))
+        prefix, _, bare = embedding.partition(".")
+        is_encoder = embedding not in tensors and bare in tensors
+        if is_encoder:
+            tensors.put_below(prefix)
+        if head in tensors or not (is_encoder or config.num_labels):
+            return config
+        generates = config.tie_word_embeddings and not config.num_labels
+        return replace(config, tie_word_embeddings=True, generates=generates)
 
     def _is_tied(self) -> bool:
         """Whether embedding and head are one; where only the head is stored, it is the embedding too."""

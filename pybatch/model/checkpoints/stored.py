@@ -66,6 +66,10 @@ class StoredTensors(Mapping[str, Stored]):
         """Gives a tensor another name."""
         self._stored[name] = self._stored[known]
 
+    def put_below(self, prefix: str) -> None:
+        """Gives all tensors names below this one."""
+        self._stored = {f"{prefix}.{name}": stored for name, stored in self._stored.items()}
+
     def rows(self, name: str, dtypes: Sequence[str] = FLOATS, shape: Sequence[int | None] | None = None) -> FileRows:
         """A tensor. Raises ModelError if there is none, or it is none of these types, or not of this shape, where None
         is any size."""

@@ -14,6 +14,9 @@ from pybatch.model.fields import Fields, short
 from pybatch.model.unread_keys import check_unread_keys
 
 QUOTES = "\"'"
+CLASSIFIER = "ForSequenceClassification"
+OTHER_HEADS = (CLASSIFIER, "Model")  # ends of the names of classes that share a family's layers
+MAX_LABELS = 1 << 16
 
 
 def config_from_hf(
@@ -37,6 +40,7 @@ def config_from_hf(
         vocab_size=source.integer("vocab_size", high=MAX_VOCAB),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=merge_ids(*(fields.ids("eos_token_id") for fields in (source, whole, ends))),
+        num_labels=_num_labels(whole),
     )
     check_unread_keys(config, source.asked, found.layers[0].mixer.head_dim, source.where)
     return found
@@ -64,6 +68,7 @@ def config_of(
     vocab_size: int,
     bos_token_id: int | None,
     eos_token_ids: tuple[int, ...],
+    num_labels: int = 0,
 ) -> ModelConfig:
     shape = family.shape(source)
     ropes = {layer.mixer.rope for layer in shape.layers}
@@ -79,6 +84,7 @@ def config_of(
         tie_word_embeddings=shape.tie_word_embeddings,
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
+        num_labels=num_labels,
     )
 
 
@@ -97,6 +103,21 @@ def _family(fields: Fields, name: str) -> Family:
         raise ModelError(f"{fields.where}: expected model_type, one of {', '.join(FAMILIES)}")
     if kind is not None and kind not in FAMILIES:
         raise unknown_architecture(f"model_type {short(kind)}", name, FAMILIES)
-    if classes and classes[0] not in BY_CLASS:
+    named = _causal_lm(classes[0]) if classes else ""
+    if classes and named not in BY_CLASS:
         raise unknown_architecture(short(classes[0]).strip(QUOTES), name, BY_CLASS)
-    return FAMILIES[kind] if kind is not None else BY_CLASS[classes[0]]
+    return FAMILIES[kind] if kind is not None else BY_CLASS[named]
+
+
+def _causal_lm(name: str) -> str:
+    """The class that has these layers and a projection to the vocabulary."""
+    end = next((end for end in OTHER_HEADS if name.endswith(end)), None)
+    return name if end is None else f"{name.removesuffix(end)}ForCausalLM"
+
+
+def _num_labels(fields: Fields) -> int:
+    """0 unless the model classifies texts."""
+    classes = fields.get("architectures") or [""]
+    if not classes[0].endswith(CLASSIFIER):
+        return 0
+    return fields.integer("num_labels", len(fields.mapping("id2label")) or 2, high=MAX_LABELS, nullable=True)
