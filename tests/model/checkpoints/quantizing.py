@@ -95,10 +95,14 @@ def gptq(
     group_of = torch.empty(k, dtype=torch.int64)
     group_of[order] = torch.arange(k) // group
     codes = codes[:, order.argsort()]
-    stored = (zero - int(version == 1)) & (1 << bits) - 1
+    qzeros = in_words(zero.t(), bits)
+    if version == 1 and bits == 3:
+        qzeros = in_words((zero.t() - 1) & 7, bits)
+    elif version == 1:
+        qzeros -= sum(1 << at for at in range(0, 32, bits))
     tensors = {
         "qweight": in_words(codes, bits).t(),
-        "qzeros": in_words(stored.t(), bits),
+        "qzeros": qzeros,
         "scales": scale.t(),
         "g_idx": group_of.int(),
     }

@@ -45,10 +45,16 @@ class GPTQ:
                 f"qzeros {list(qzeros.shape)}"
             )
         k = words.shape[0] * 32 // bits
-        zeros = (unpack(qzeros, bits)[:, :n] + self.added) & ((1 << bits) - 1)
+        zeros = self._zeros(qzeros, bits)[:, :n]
         codes = Made(None, lambda rows: unpack(words[:][:, rows].t(), bits), (n, k), torch.uint8)
         order = groups_of(self._order(module, k), len(scales), where)
         return grouped(GroupedRows(where, bits, codes, scales.t(), one_if_equal(zeros.t()), order))
+
+    def _zeros(self, words: Tensor, bits: int) -> Tensor:
+        """Ones are added to words, not to codes: a zero point of 0 has borrowed from the next one of its word."""
+        if 32 % bits == 0:
+            return unpack(words + self.added * sum(1 << at for at in range(0, 32, bits)), bits)
+        return (unpack(words, bits) + self.added) & ((1 << bits) - 1)
 
     def _order(self, module: str, k: int) -> Tensor:
         name = f"{module}.g_idx"

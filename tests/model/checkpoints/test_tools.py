@@ -1,0 +1,45 @@
+"""Matrices quantised by the tools themselves (make_with_tools.py) are read as these dequantise them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pybatch.model.checkpoints.formats import open_format
+from pybatch.model.checkpoints.stored import StoredTensors, read_header
+from pybatch.model.rows import BlockRows, Int8Rows
+
+FILES = sorted((Path(__file__).parents[2] / "data" / "quantized").glob("*.safetensors"))
+BLOCKS = {
+    "autoawq": "Q4_1",
+    "gptqmodel-3": "Q4_1",
+    "gptqmodel-4": "Q4_1",
+    "compressed-tensors-w4a16": "Q4_0",
+    "compressed-tensors-w4a16-zeros": "Q4_1",
+    "torchao-int4": "Q4_0",
+    "compressed-tensors-w8a8": None,
+    "torchao-w8a8": None,
+}  # the others: Q8_0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_matrix_is_what_its_tool_dequantises_it_to(path: Path) -> None:
+    stored, texts = read_header(path)
+    tensors = StoredTensors(path.parent, stored, texts)
+    form = open_format(json.loads(texts["quantization_config"]), tensors, path.stem)
+    assert form.holds("m")
+    rows, expected = form.matrix("m"), tensors.whole("expected")
+    exact = path.stem.startswith(("gptqmodel", "bitsandbytes-nf4", "compressed-tensors-w"))
+    rtol = 1e-6 if exact else 2**-10  # for the other tools compute in 16 bits
+    torch.testing.assert_close(rows[0:32].float(), expected, rtol=rtol, atol=1e-7)
+    kind = BLOCKS.get(path.stem, "Q8_0")
+    assert (rows.block_type if isinstance(rows, BlockRows) else None) == kind
+    assert isinstance(rows, Int8Rows) == (kind is None)
+
+
+def test_there_are_files_of_every_tool() -> None:
+    tools = {path.stem.split("-")[0] for path in FILES}
+    assert tools == {"autoawq", "gptqmodel", "compressed", "bitsandbytes", "torchao"}
