@@ -12,6 +12,7 @@ from pybatch.model.blocks.mlp import MLP
 from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig
 from pybatch.model.decoder import Layer
 from pybatch.model.layers import Norm, NormedLinear, Packed
+from pybatch.model.rope import NO_ROPE
 
 
 class Weights(Protocol):
@@ -49,7 +50,8 @@ def build_layer(load: Weights, config: LayerConfig, index: int) -> Layer:
 
 
 def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
-    hidden, turning = load.config.hidden_size, config.rope.rotary_dim
+    hidden = load.config.hidden_size
+    turning = config.head_dim if config.rope == NO_ROPE else config.rope.rotary_dim  # files have all layers alike
     return Attention(
         config=config,
         index=index,

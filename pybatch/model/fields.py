@@ -115,6 +115,23 @@ class Fields:
             self._refuse(key, f"a list of texts of at most {most:,} characters", value)
         return value
 
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of so many positive numbers."""
+        value = self._value(key, REQUIRED, nullable=True)
+        plain = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+        if not plain or len(value) != count or not all(0 < x < 1e30 for x in value):
+            self._refuse(key, f"a list of {count} positive numbers", value)
+        return tuple(map(float, value))
+
+    def flags(self, key: str, count: int) -> list[bool] | None:
+        """A list of so many truth values, 0 or 1; None if there is none."""
+        value = self._value(key, None, nullable=True)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != count or not all(x in (0, 1) for x in value):
+            self._refuse(key, f"a list of {count} zeros and ones, one a layer", value)
+        return list(map(bool, value))
+
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids: one, a list of them, or none. Whether the vocabulary has them is not checked here."""
         value = self._value(key, None, nullable=True)

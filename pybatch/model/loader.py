@@ -73,7 +73,7 @@ def load_model(
       directory that is quantised already (GPTQ, AWQ, fp8 and others: docs/checkpoints.md) None keeps the bits too.
     device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one.
     max_model_len: the positions to prepare for; None: the model's context length (of a model with dynamic rope
-      scaling, the one before scaling).
+      scaling or longrope, the one before scaling).
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
     weights_cache_dir: a folder for the weights as they are packed for a CPU: later loads map them from there.
     progress: whether to show a bar on stderr; None: if it is a terminal.
@@ -127,7 +127,8 @@ def load_model(
         if weights_cache_dir is None or place.type != "cpu" or ranks is not None:
             decoder = load()
         else:
-            context = min(length, TOKENS)
+            of_all = any(rope.depends_on_length for rope in config.ropes)
+            context = length if of_all else min(length, TOKENS)
             cache = WeightsCache(Path(weights_cache_dir).expanduser(), checkpoint, compute, quantization, context)
             rotary = {rope: rotary_table(rope, length) for rope in config.ropes}
             decoder = _through_cache(cache, planned, rotary, load)

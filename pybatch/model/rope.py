@@ -11,7 +11,7 @@ from torch import Tensor
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import Fields, short
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 MAX_POSITIONS = 1 << 28
 ROPE_KEYS = frozenset(
     [
@@ -30,6 +30,8 @@ ROPE_KEYS = frozenset(
         "mscale_all_dim",
         "partial_rotary_factor",
         "finetuned",
+        "short_factor",
+        "long_factor",
     ]
 )
 
@@ -39,37 +41,46 @@ class RopeConfig:
     """How positions turn into angles.
 
     kind: "default"; "linear": positions divided by factor; "dynamic": NTK-aware, the base grows with the length;
-    "llama3": Llama 3.1's frequency bands; "yarn": Peng et al. 2023; NO_ROPE, which no config names: nothing turns.
+    "llama3": Llama 3.1's frequency bands; "yarn": Peng et al. 2023; "longrope": Ding et al. 2024, each frequency
+    divided by a factor of its own; NO_ROPE, which no config names: nothing turns.
 
-    A dynamic table is made for one length, and all its rows have that length's base: the rotation of a token may depend
-    on its position alone, never on how long its sequence has grown, and keys of two bases cannot be compared. Up to
-    the original context the base is the plain one, as in transformers; only a longer table is stretched, so the context
-    is the original one unless a longer max_model_len is asked for.
+    A dynamic or longrope table is made for one length, and all its rows have that length's base, or that length's
+    factors: the rotation of a token may depend on its position alone, never on how long its sequence has grown, and
+    keys of two bases cannot be compared. Up to the original context the base is the plain one and the factors are the
+    short ones, as in transformers; only a longer table is stretched, so the context is the original one unless a longer
+    max_model_len is asked for.
     """
 
     rotary_dim: int  # the first elements of each head, which turn
     theta: float = 10000.0
     kind: str = "default"
     factor: float = 1.0
-    original_max_position: int = 0  # the context length before stretching; dynamic, llama3 and yarn
+    original_max_position: int = 0  # the context length before stretching; all but default and linear
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0
     truncate: bool = True
-    attention_factor: float = 1.0  # yarn: multiplies cos and sin
+    attention_factor: float = 1.0  # yarn and longrope: multiplies cos and sin
+    short_factors: tuple[float, ...] = ()  # longrope, per frequency
+    long_factors: tuple[float, ...] = ()
     frequency_divisors: tuple[float, ...] = ()  # per frequency, as GGUF files give llama3 and longrope scaling
 
     @staticmethod
-    def from_hf(fields: Fields, head_dim: int, default_context: int) -> RopeConfig:
+    def from_hf(
+        fields: Fields, head_dim: int, default_context: int, *, theta: float = 10000.0, partial: float = 1.0
+    ) -> RopeConfig:
         """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before). As in transformers,
         `rope_scaling` stands in place of all of `rope_parameters` where a config has both, and a top-level
-        `original_max_position_embeddings` comes before that of the scaling."""
+        `original_max_position_embeddings` comes before that of the scaling. theta, partial: of heads that turn, where
+        the config says nothing."""
         max_position = fields.integer("max_position_embeddings", default_context, high=MAX_POSITIONS)
         name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
         fields.asked |= {"rope_parameters", "original_max_position_embeddings"}
         rope = Fields(fields.mapping(name), f"{name} in {fields.where}")
         kind = rope.text("rope_type", rope.text("type", "default"))
+        if kind in ("su", "yarn") and "long_factor" in rope:  # what Phi-3 called it before it had a name
+            kind = "longrope"
         if kind not in KINDS:
             raise ModelError(f"{rope.where}: rope_type: expected one of {', '.join(KINDS)}, got {short(kind)}")
         unread = sorted(set(fields.mapping(name)) - ROPE_KEYS)
@@ -83,12 +94,14 @@ class RopeConfig:
         if factor is None:
             if kind in ("linear", "dynamic", "llama3"):
                 raise ModelError(f"{rope.where}: rope_type {kind} needs a factor")
-            factor = max_position / original if kind == "yarn" else 1.0
-        partial = fields.number("partial_rotary_factor", 1.0, high=1.0, nullable=True)
+            factor = max_position / original if kind in ("yarn", "longrope") else 1.0
+        partial = fields.number("partial_rotary_factor", partial, high=1.0, nullable=True)
+        rotary_dim = int(head_dim * rope.number("partial_rotary_factor", partial, high=1.0, nullable=True))
+        long = kind == "longrope"
         found = RopeConfig(
             kind=kind,
-            rotary_dim=int(head_dim * rope.number("partial_rotary_factor", partial, high=1.0, nullable=True)),
-            theta=rope.number("rope_theta", fields.number("rope_theta", 10000.0, above=1.0), above=1.0),
+            rotary_dim=rotary_dim,
+            theta=rope.number("rope_theta", fields.number("rope_theta", theta, above=1.0), above=1.0),
             factor=factor,
             original_max_position=max_position if kind == "dynamic" else original,
             low_freq_factor=rope.number("low_freq_factor", 1.0),
@@ -96,7 +109,9 @@ class RopeConfig:
             beta_fast=rope.number("beta_fast", 32.0, nullable=True),
             beta_slow=rope.number("beta_slow", 1.0, nullable=True),
             truncate=rope.flag("truncate", True),
-            attention_factor=_yarn_attention_factor(rope, factor) if kind == "yarn" else 1.0,
+            attention_factor=_attention_factor(kind, rope, factor, original),
+            short_factors=rope.numbers("short_factor", rotary_dim // 2) if long else (),
+            long_factors=rope.numbers("long_factor", rotary_dim // 2) if long else (),
         )
         found.check(rope.where)
         return found
@@ -105,6 +120,8 @@ class RopeConfig:
         """Raises ModelError for numbers that give no rotation."""
         if self.rotary_dim < 4 or self.rotary_dim % 2:
             raise ModelError(f"{where}: expected an even number of at least 4 elements to turn, got {self.rotary_dim}")
+        if self.kind == "longrope" and len(self.short_factors) != len(self.long_factors):
+            raise ModelError(f"{where}: expected short and long factors of longrope, got only one kind")
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ModelError(
                 f"{where}: expected low_freq_factor below high_freq_factor, "
@@ -121,7 +138,11 @@ class RopeConfig:
 
     def plain_length(self, longest: int) -> int:
         """The context where no length is asked for, out of the longest there is."""
-        return min(self.original_max_position, longest) if self.kind == "dynamic" else longest
+        return min(self.original_max_position, longest) if self.depends_on_length else longest
+
+    @property
+    def depends_on_length(self) -> bool:
+        return self.kind in ("dynamic", "longrope")
 
 
 NO_ROPE = RopeConfig(rotary_dim=2, kind="none")  # layers without positions
@@ -150,6 +171,9 @@ def _frequencies(rope: RopeConfig, length: int) -> Tensor:
             return _llama3(rope, frequencies)
         case "yarn":
             return _yarn(rope, frequencies)
+        case "longrope":
+            factors = rope.long_factors if length > rope.original_max_position else rope.short_factors
+            return frequencies / torch.tensor(factors, dtype=torch.float32)
     return frequencies
 
 
@@ -176,10 +200,14 @@ def _yarn(rope: RopeConfig, frequencies: Tensor) -> Tensor:
     return frequencies / rope.factor * stretched + frequencies * (1 - stretched)
 
 
-def _yarn_attention_factor(rope: Fields, factor: float) -> float:
+def _attention_factor(kind: str, rope: Fields, factor: float, original: int) -> float:
+    if kind not in ("yarn", "longrope"):
+        return 1.0
     given = rope.number("attention_factor", None, nullable=True)
     if given is not None:
         return given
+    if kind == "longrope":
+        return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -7,7 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    Ernie4_5Config,
+    GlmConfig,
+    HeliumConfig,
+    InternLM3Config,
+    LlamaConfig,
+    MinistralConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
+)
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 SMALL: dict[str, Any] = {
@@ -32,6 +46,13 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+# Longer than the original context, prompts of 300 tokens have the long factors.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
+    "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0],
+}
 
 CONFIGS = {
     "llama2": LlamaConfig(**{**SMALL, "num_key_value_heads": 4}),
@@ -48,6 +69,31 @@ CONFIGS = {
     "qwen2-windows": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=24, max_window_layers=1),
     "qwen3": Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
     "qwen3-biases": Qwen3Config(**SMALL, head_dim=16, attention_bias=True),
+    "phi3": Phi3Config(**SMALL, sliding_window=40),
+    "phi3-longrope": Phi3Config(
+        **SMALL,
+        tie_word_embeddings=True,
+        original_max_position_embeddings=512,
+        partial_rotary_factor=0.75,
+        rope_parameters={**LONGROPE, "factor": 8.0},
+    ),
+    "smollm3": SmolLM3Config(**SMALL, no_rope_layer_interval=2),
+    "smollm3-windows": SmolLM3Config(
+        **SMALL, no_rope_layers=[0, 1, 1], use_sliding_window=True, sliding_window=24, attention_bias=True
+    ),
+    "ministral": MinistralConfig(
+        **SMALL,
+        head_dim=16,
+        sliding_window=40,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "glm": GlmConfig(**SMALL, head_dim=16),
+    "glm-plain": GlmConfig(**SMALL, head_dim=16, attention_bias=False, tie_word_embeddings=True),
+    "ernie4_5": Ernie4_5Config(**SMALL, head_dim=32),
+    "ernie4_5-biases": Ernie4_5Config(**SMALL, head_dim=16, use_bias=True, tie_word_embeddings=False),
+    "seed_oss": SeedOssConfig(**SMALL, head_dim=32),
+    "internlm3": InternLM3Config(**SMALL, head_dim=16, attention_bias=True, mlp_bias=True),
+    "helium": HeliumConfig(**SMALL, head_dim=16),
 }  # fmt: skip
 
 
@@ -70,6 +116,15 @@ def reference_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model(torch.tensor([ids])).logits[0]
     return logits
+
+
+def reference_batch(model: PreTrainedModel, sequences: list[list[int]]) -> list[torch.Tensor]:
+    """The logits of each, by one call: what stands behind a sequence changes nothing in it."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in sequences])
+    with torch.no_grad():
+        logits = model(ids, attention_mask=torch.ones_like(ids)).logits
+    return [each[: len(ids)] for each, ids in zip(logits, sequences, strict=True)]
 
 
 def some_ids(count: int, vocab: int = SMALL["vocab_size"]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ def turned(weight: np.ndarray, heads: int) -> np.ndarray:
     """The rows of a head in the order 0, half, 1, half + 1, ..."""
     rows = weight.reshape(heads, 2, -1, *weight.shape[1:])
     return np.ascontiguousarray(rows.swapaxes(1, 2).reshape(weight.shape))
+
+
+TURNED = ("llama", "smollm3")  # architectures that have rows of q and k so
 
 
 def begin(path: Path, arch: str, model: PreTrainedModel) -> GGUFWriter:
@@ -33,6 +37,17 @@ def begin(path: Path, arch: str, model: PreTrainedModel) -> GGUFWriter:
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if "long_factor" in config.rope_parameters:
+        rope = config.rope_parameters
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_dimension_count(int(config.hidden_size // config.num_attention_heads * 0.75))
+        writer.add_rope_scaling_attn_factors(
+            (1 + math.log(rope["factor"]) / math.log(rope["original_max_position_embeddings"])) ** 0.5
+        )
+        for name in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{name}.weight", np.array(rope[f"{name}_factor"], dtype=np.float32))
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
     return writer
@@ -54,7 +69,7 @@ def write_tensors(
     """Matrices as `kind`, or as it says of their name; vectors as float32. The model's own weights become what the file
     holds: themselves, rounded, or for K-quants, which gguf.quants does not make, others at random."""
     config = model.config
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if arch == "llama" else {}
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if arch in TURNED else {}
     numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
     names = get_tensor_name_map(numbers[arch], config.num_hidden_layers)
     for name, parameter in model.named_parameters():

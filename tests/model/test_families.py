@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from engine.runs import run
-from model.families import CONFIGS, make, reference_logits, save, some_ids
+from model.families import CONFIGS, make, reference_batch, reference_logits, save, some_ids
 from model.paged import logits_of
 from transformers import PreTrainedModel
 
@@ -45,10 +46,11 @@ def test_greedy_tokens_of_a_batch_are_those_of_transformers(
     prompts = [some_ids(1 + 299 * i // max(batch - 1, 1)) for i in range(batch)]
     engine = Engine(loaded.decoder, None, EngineConfig(num_kv_blocks=1024))
     outputs = run(engine, prompts, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))
-    for prompt, output in zip(prompts, outputs, strict=True):
-        tokens = output.outputs[0].token_ids
+    answers = [output.outputs[0].token_ids for output in outputs]
+    references = reference_batch(model, [prompt + tokens for prompt, tokens in zip(prompts, answers, strict=True)])
+    for prompt, tokens, logits in zip(prompts, answers, references, strict=True):
         assert len(tokens) == 8
-        top = reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1].topk(2)
+        top = logits[len(prompt) - 1 : -1].topk(2)
         for token, best, (first, second) in zip(tokens, top.indices[:, 0], top.values, strict=True):
             if token != best:
                 assert first - second < 1e-3, f"prompt of {len(prompt)}: {token} where transformers says {best}"
@@ -86,7 +88,8 @@ def test_only_the_wanted_rows_get_logits(family: tuple[PreTrainedModel, LoadedMo
 def test_config_says_what_the_model_is(family: tuple[PreTrainedModel, LoadedModel]) -> None:
     model, loaded = family
     theirs, ours = model.config, loaded.config
-    assert ours.architecture == type(model).__name__
+    llama_there = {"internlm3": "InternLM3ForCausalLM"}  # which transformers runs as a Llama
+    assert ours.architecture == llama_there.get(theirs.model_type, type(model).__name__)
     assert (ours.vocab_size, ours.num_layers) == (theirs.vocab_size, theirs.num_hidden_layers)
     assert (ours.bos_token_id, ours.eos_token_ids) == (1, (2,))
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -101,3 +104,20 @@ def test_shards_load_as_one_file_does(tmp_path: Path) -> None:
     assert len(list(sharded.glob("*.safetensors"))) > 2
     ids = some_ids(9)
     assert torch.equal(logits_of(load_model(sharded, skip_tokenizer=True).decoder, ids), logits_of(whole.decoder, ids))
+
+
+def test_contexts_longer_than_the_original_have_the_long_factors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all their positions, as transformers has it where the prompt alone is longer."""
+    config = copy.deepcopy(CONFIGS["phi3-longrope"])
+    config.original_max_position_embeddings = config.rope_parameters["original_max_position_embeddings"] = 64
+    monkeypatch.setitem(CONFIGS, "phi3-longrope", config)
+    model = make("phi3-longrope")
+    directory = save(model, tmp_path)
+    short, long = (load_model(directory, skip_tokenizer=True, max_model_len=n).decoder for n in (None, 65))
+    assert short.context_length == 64
+    for decoder, length in ((short, 64), (long, 65)):
+        ids = some_ids(length)
+        torch.testing.assert_close(logits_of(decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)
+    assert not torch.allclose(logits_of(short, some_ids(64)), logits_of(long, some_ids(64)), rtol=1e-2, atol=1e-2)

@@ -45,6 +45,20 @@ KINDS: dict[str, dict[str, Any]] = {
         "mscale": 1.0,
         "mscale_all_dim": 0.7,
     },
+    "longrope": {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 1024,
+        "factor": 4.0,
+        "short_factor": [1 + i / 40 for i in range(32)],
+        "long_factor": [1 + i for i in range(32)],
+    },
+    "longrope-partial": {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 256,
+        "short_factor": [1.0] * 16,
+        "long_factor": [1 + i / 4 for i in range(16)],
+        "partial_rotary_factor": 0.5,
+    },
 }
 
 
@@ -70,8 +84,20 @@ def test_table_equals_that_of_transformers(kind: str, length: int) -> None:
     cos, sin = LlamaRotaryEmbedding(config)(x, torch.arange(length)[None])
     half = rope.rotary_dim // 2
     expected = torch.cat([cos[0, :, :half], sin[0, :, :half]], dim=1)
-    assert rope.rotary_dim == (HEAD_DIM // 2 if kind == "partial" else HEAD_DIM)
+    assert rope.rotary_dim == (HEAD_DIM // 2 if "partial" in kind else HEAD_DIM)
     torch.testing.assert_close(rotary_table(rope, length), expected, rtol=0, atol=5e-4)
+
+
+def test_phi3_called_longrope_by_other_names() -> None:
+    new = config_of(KINDS["longrope"]).to_dict()
+    for name in ("su", "yarn"):
+        assert read({**new, "rope_parameters": {**new["rope_parameters"], "rope_type": name}}) == read(new)
+
+
+@pytest.mark.parametrize("factors", [None, [1.0] * 31, [1.0] * 31 + [0.0], [1.0] * 31 + ["2"], 4.0])
+def test_factors_that_are_not_one_a_frequency_are_refused(factors: object) -> None:
+    with pytest.raises(ModelError, match=r"expected long_factor|long_factor: expected a list of 32 positive numbers"):
+        read({"rope_parameters": {**KINDS["longrope"], "long_factor": factors}})
 
 
 def test_older_configs_mean_the_same() -> None:
@@ -94,12 +120,13 @@ def test_divisors_of_frequencies_equal_the_llama3_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "context"), [("default", 1024), ("linear", 4096), ("dynamic", 2048), ("llama3", 1024), ("yarn", 2048)]
+    ("kind", "context"),
+    [("default", 1024), ("linear", 4096), ("dynamic", 2048), ("llama3", 1024), ("yarn", 2048), ("longrope", 1024)],
 )
 def test_context_grows_with_the_stretching(kind: str, context: int) -> None:
     assert read(config_of(KINDS[kind]).to_dict()).context_length(1024) == context
 
 
 def test_unknown_kind_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match=r"rope_type: expected one of default, .*, got 'longrope'"):
-        read({"rope_scaling": {"type": "longrope"}})
+    with pytest.raises(ModelError, match=r"rope_type: expected one of default, .*, got 'wobbly'"):
+        read({"rope_scaling": {"type": "wobbly"}})

@@ -10,7 +10,7 @@ import gguf
 
 from pybatch.model.checkpoints.gguf_ends import end_of_generation_ids
 from pybatch.model.checkpoints.gguf_file import GGUFFile
-from pybatch.model.checkpoints.gguf_source import GGUFSource
+from pybatch.model.checkpoints.gguf_source import LONG, SHORT, GGUFSource
 from pybatch.model.config import MAX_VOCAB, LayerConfig, ModelConfig, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.families import BY_GGUF, FAMILIES
@@ -37,7 +37,7 @@ class GGUFCheckpoint:
         number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
         self._names = gguf.get_tensor_name_map(number, self.config.num_layers)
         self.adjacent_pairs = family.gguf.adjacent_pairs
-        self._read = {"rope_freqs.weight"}
+        self._read = {"rope_freqs.weight", SHORT, LONG}
 
     def __contains__(self, name: str) -> bool:
         return self._gguf_name(name) in self.file.tensors
@@ -98,5 +98,6 @@ def _config(file: GGUFFile, family: Family) -> ModelConfig:
 def _with_biases(layer: LayerConfig, file: GGUFFile) -> LayerConfig:
     """Which projections have biases, the tensors alone tell."""
     has = file.tensors.__contains__
-    mixer = replace(layer.mixer, bias=has("blk.0.attn_q.bias"), out_bias=has("blk.0.attn_output.bias"))
+    bias = has("blk.0.attn_q.bias") or has("blk.0.attn_qkv.bias")
+    mixer = replace(layer.mixer, bias=bias, out_bias=has("blk.0.attn_output.bias"))
     return replace(layer, mixer=mixer, mlp=replace(layer.mlp, bias=has("blk.0.ffn_up.bias")))

@@ -26,6 +26,7 @@ KEYS = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "sliding_window": "attention.sliding_window",
 }
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 OTHERS = frozenset(
     [
         "vocab_size",
@@ -83,12 +84,15 @@ class GGUFSource(Source):
     def longest(self, rope: RopeConfig, context: int) -> int:
         return context
 
-    def rope(self, head_dim: int, default_context: int) -> RopeConfig:
+    def rope(self, head_dim: int, default_context: int, *, theta: float = 10000.0, partial: float = 1.0) -> RopeConfig:
         """As llama.cpp reads it: a factor without a type is linear, scale_linear is an older name of the factor, a
-        factor of 0 is none, and attn_factor counts for every type."""
+        factor of 0 is none, and attn_factor counts for every type. Tensors of factors are longrope, whatever the type.
+        What the file does not say is not what a config.json would leave out."""
         fields, where = self._fields, self.where
         kind = fields.text("rope.scaling.type", "linear")
-        if kind not in ("none", "linear", "yarn"):
+        if LONG in self._file.tensors:
+            kind = "longrope"
+        elif kind not in ("none", "linear", "yarn"):
             raise ModelError(f"{where}: rope.scaling.type: expected none, linear or yarn, got {short(kind)}")
         name = "rope.scaling.factor" if "rope.scaling.factor" in fields else "rope.scale_linear"
         factor = 1.0
@@ -105,7 +109,7 @@ class GGUFSource(Source):
             stretch *= _yarn_scale(factor, 1.0) / (_yarn_scale(factor, weight) if weight else 1.0)
         original = fields.integer("rope.scaling.original_context_length", default_context, low=0, high=MAX_POSITIONS)
         rope = RopeConfig(
-            kind="default" if factor == 1.0 and kind != "yarn" else kind,
+            kind="default" if factor == 1.0 and kind not in ("yarn", "longrope") else kind,
             rotary_dim=rotary_dim,
             theta=fields.number("rope.freq_base", 10000.0, above=1.0),
             factor=factor,
@@ -113,7 +117,9 @@ class GGUFSource(Source):
             beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
             attention_factor=stretch,
-            frequency_divisors=_frequency_divisors(self._file, rotary_dim),
+            frequency_divisors=_frequency_factors(self._file, "rope_freqs.weight", rotary_dim),
+            short_factors=_frequency_factors(self._file, SHORT, rotary_dim),
+            long_factors=_frequency_factors(self._file, LONG, rotary_dim),
         )
         rope.check(where)
         return rope
@@ -123,14 +129,14 @@ def _yarn_scale(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _frequency_divisors(file: GGUFFile, rotary_dim: int) -> tuple[float, ...]:
-    info = file.tensors.get("rope_freqs.weight")
+def _frequency_factors(file: GGUFFile, name: str, rotary_dim: int) -> tuple[float, ...]:
+    info = file.tensors.get(name)
     if info is None:
         return ()
-    divisors = file.rows("rope_freqs.weight")[:].tolist() if info.kind in FLOATS else []
+    divisors = file.rows(name)[:].tolist() if info.kind in FLOATS else []
     if info.shape != (rotary_dim // 2,) or not all(math.isfinite(each) and each > 0 for each in divisors):
         raise ModelError(
-            f"{file.path}: rope_freqs.weight: expected {rotary_dim // 2} positive numbers as F32, "
+            f"{file.path}: {name}: expected {rotary_dim // 2} positive numbers as F32, "
             f"got {short(list(info.shape))} as {info.kind.name}"
         )
     return tuple(divisors)

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from pybatch.model.families import llama, mistral, qwen2, qwen3
+from pybatch.model.families import (
+    ernie4_5,
+    glm,
+    helium,
+    internlm3,
+    llama,
+    ministral,
+    mistral,
+    phi3,
+    qwen2,
+    qwen3,
+    seed_oss,
+    smollm3,
+)
 from pybatch.model.families.family import Family
 
-ALL: tuple[Family, ...] = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+ALL: tuple[Family, ...] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    phi3.FAMILY,
+    smollm3.FAMILY,
+    ministral.FAMILY,
+    glm.FAMILY,
+    ernie4_5.FAMILY,
+    seed_oss.FAMILY,
+    internlm3.FAMILY,
+    helium.FAMILY,
+)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}
 BY_GGUF: dict[str, Family] = {family.gguf.architecture: family for family in ALL if family.gguf}

@@ -59,13 +59,15 @@ class GGUFFamily:
 class Family:
     """model_type: of config.json. architecture: the class of transformers. shape: reads the fields; what it does not
     ask for and would change the numbers is refused. names: of tensors that Llama calls otherwise (see LLAMA_NAMES) or
-    has not; "": there is none. adjacent_pairs: rows of q and k have the two elements that turn together side by side.
+    has not; "": there is none. keys: of config.json that most families call otherwise. adjacent_pairs: rows of q and k
+    have the two elements that turn together side by side.
     """
 
     model_type: str
     architecture: str
     shape: Callable[[Source], Shape]
     names: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
     adjacent_pairs: bool = False
     gguf: GGUFFamily | None = None
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, NormConfig
 from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.source import Source
+from pybatch.model.rope import NO_ROPE
 
 
 def shape(source: Source) -> Shape:
@@ -18,9 +19,19 @@ def shape(source: Source) -> Shape:
 
 
 def alike(
-    source: Source, *, context: int, kv_heads: int | None = None, head_dim: int | None = None, qk_norm: bool = False
+    source: Source,
+    *,
+    context: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    theta: float = 10000.0,
+    partial: float = 1.0,
+    eps: float = 1e-6,
+    tied: bool = False,
+    qk_norm: bool = False,
 ) -> Shape:
-    """Layers that are all alike. context, kv_heads, head_dim: where the config says nothing."""
+    """Layers that are all alike. context, kv_heads, head_dim, theta, partial (of a head that turns), eps, tied: where
+    the config says nothing."""
     bias = source.flag("attention_bias")
     width = source.head_dim(head_dim)
     length = source.context(context)
@@ -28,7 +39,7 @@ def alike(
         num_heads=source.num_heads(),
         num_kv_heads=source.num_kv_heads(kv_heads),
         head_dim=width,
-        rope=source.rope(width, length),
+        rope=source.rope(width, length, theta=theta, partial=partial),
         bias=bias,
         out_bias=bias,
         qk_norm=qk_norm,
@@ -36,9 +47,29 @@ def alike(
     mlp = MLPConfig(width=source.mlp_width(), activation=source.activation(), bias=source.flag("mlp_bias"))
     return Shape(
         layers=(LayerConfig(mixer=attention, mlp=mlp),) * source.num_layers(),
-        norm=NormConfig(eps=source.norm_eps()),
+        norm=NormConfig(eps=source.norm_eps(absent=eps)),
         context=length,
-        tie_word_embeddings=source.flag("tie_word_embeddings"),
+        tie_word_embeddings=source.flag("tie_word_embeddings", tied),
+    )
+
+
+def with_biases(decoder: Shape, *, qkv: bool, out: bool, mlp: bool) -> Shape:
+    """Whether these projections have biases."""
+    layers = [
+        replace(layer, mixer=replace(layer.mixer, bias=qkv, out_bias=out), mlp=replace(layer.mlp, bias=mlp))
+        for layer in decoder.layers
+    ]
+    return replace(decoder, layers=tuple(layers))
+
+
+def without_rope(decoder: Shape, layers: Sequence[bool]) -> Shape:
+    """layers: which of them turn nothing."""
+    each = zip(decoder.layers, layers, strict=True)
+    return replace(
+        decoder,
+        layers=tuple(
+            replace(layer, mixer=replace(layer.mixer, rope=NO_ROPE)) if none else layer for layer, none in each
+        ),
     )
 
 

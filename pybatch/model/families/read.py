@@ -11,6 +11,7 @@ from pybatch.model.families import BY_CLASS, FAMILIES
 from pybatch.model.families.family import Family
 from pybatch.model.families.source import HFSource, Source
 from pybatch.model.fields import Fields, short
+from pybatch.model.rope import NO_ROPE
 from pybatch.model.unread_keys import check_unread_keys
 
 QUOTES = "\"'"
@@ -29,8 +30,8 @@ def config_from_hf(
     """
     whole = Fields(config, f"config.json of {name}")
     config = text_config(config)
-    source = HFSource(config, whole.where)
-    family = _family(source, name)
+    family = _family(Fields(config, whole.where), name)
+    source = HFSource(config, whole.where, family.keys)
     ends = Fields(generation_config or {}, f"generation_config.json of {name}")
     bos = source.ids("bos_token_id")
     found = config_of(
@@ -42,7 +43,7 @@ def config_from_hf(
         eos_token_ids=merge_ids(*(fields.ids("eos_token_id") for fields in (source, whole, ends))),
         num_labels=_num_labels(whole),
     )
-    check_unread_keys(config, source.asked, found.layers[0].mixer.head_dim, source.where)
+    check_unread_keys(config, source.read, found.layers[0].mixer.head_dim, source.where)
     return found
 
 
@@ -71,7 +72,7 @@ def config_of(
     num_labels: int = 0,
 ) -> ModelConfig:
     shape = family.shape(source)
-    ropes = {layer.mixer.rope for layer in shape.layers}
+    ropes = {layer.mixer.rope for layer in shape.layers} - {NO_ROPE} or {NO_ROPE}
     return ModelConfig(
         name=name,
         family=family.model_type,

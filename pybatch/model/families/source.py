@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pybatch.model.config import MAX_HEADS, MAX_LAYERS, MAX_WIDTH
 from pybatch.model.errors import ModelError
@@ -18,7 +19,9 @@ class Source(Fields, ABC):
     """Fields under the names of config.json, with what is read in the same way for most families."""
 
     @abstractmethod
-    def rope(self, head_dim: int, default_context: int) -> RopeConfig: ...
+    def rope(
+        self, head_dim: int, default_context: int, *, theta: float = 10000.0, partial: float = 1.0
+    ) -> RopeConfig: ...
 
     def num_layers(self) -> int:
         return self.integer("num_hidden_layers", high=MAX_LAYERS)
@@ -90,7 +93,17 @@ class Source(Fields, ABC):
 
 
 class HFSource(Source):
-    """A config.json."""
+    """A config.json. keys: what it calls what is read under other names here."""
 
-    def rope(self, head_dim: int, default_context: int) -> RopeConfig:
-        return RopeConfig.from_hf(self, head_dim, default_context)
+    def __init__(self, config: Mapping[str, Any], where: str, keys: Mapping[str, str] | None = None) -> None:
+        self._keys = keys or {}
+        theirs = {key: config[name] for key, name in self._keys.items() if name in config}
+        super().__init__({**config, **theirs}, where, names=self._keys)
+
+    @property
+    def read(self) -> set[str]:
+        """The keys of the file that were asked for."""
+        return self.asked | {self._keys[key] for key in self.asked if key in self._keys}
+
+    def rope(self, head_dim: int, default_context: int, *, theta: float = 10000.0, partial: float = 1.0) -> RopeConfig:
+        return RopeConfig.from_hf(self, head_dim, default_context, theta=theta, partial=partial)

@@ -10,10 +10,20 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter
-from model.families import CONFIGS, LLAMA3_ROPE, SMALL, make, reference_logits, save, some_ids
+from model.families import CONFIGS, LLAMA3_ROPE, LONGROPE, SMALL, make, reference_logits, save, some_ids
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    Ernie4_5Config,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
+)
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pybatch.model import LoadedModel, ModelError, load_model
@@ -24,6 +34,17 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SHAPE),
     "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=True),
+    "phi3": Phi3Config(
+        **SHAPE,
+        tie_word_embeddings=True,
+        original_max_position_embeddings=512,
+        partial_rotary_factor=0.75,
+        sliding_window=20,
+        rope_parameters={**LONGROPE, "factor": 8.0},
+    ),
+    "smollm3": SmolLM3Config(**{**SHAPE, "num_hidden_layers": 4}),
+    "ernie4_5": Ernie4_5Config(**SHAPE, head_dim=32),
+    "seed_oss": SeedOssConfig(**SHAPE, head_dim=32),
 }
 
 
@@ -38,6 +59,10 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         *(("llama", k) for k in (Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)),
         ("qwen2", Kind.Q8_0),
         ("qwen3", Kind.Q5_1),
+        ("phi3", Kind.Q8_0),
+        ("smollm3", Kind.Q8_0),
+        ("ernie4_5", Kind.Q8_0),
+        ("seed_oss", Kind.Q8_0),
     ],
 )  # fmt: skip
 def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
