@@ -21,6 +21,7 @@ from pybatch.api.session import empty_output
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.arguments import takes_fields_of
+from pybatch.engine.pooling_params import Params
 from pybatch.engine.scheduling.block_pool import Pin
 from pybatch.engine.standing import Standing
 
@@ -46,7 +47,7 @@ class AsyncLLM(ModelHandle):
     async def generate(
         self,
         prompt: Prompt,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: Params | None = None,
         request_id: str | None = None,
         *,
         lora_request: None = None,
@@ -58,7 +59,7 @@ class AsyncLLM(ModelHandle):
         tokenization_kwargs: None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yields the prompt's output as it grows, each time with everything so far, or what sampling_params.output_kind
-        asks for; the last one is ``finished``.
+        asks for; the last one is ``finished``. Of PoolingParams there is one, with ``pooled``.
 
         A slow reader skips to the newest output, and gets deltas in larger pieces. Leaving the loop, or cancelling its
         task, aborts the request. A prompt or parameters that cannot be run yield one output with ``error`` set, as LLM

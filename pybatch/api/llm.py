@@ -30,13 +30,13 @@ from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.model_handle import ModelHandle
 from pybatch.api.pinned_prefix import PinnedPrefix, pin_prefix
 from pybatch.api.progress import BatchProgress, ProgressReporter
-from pybatch.api.scoring import compares_embeddings, pair_prompts
+from pybatch.api.scoring import scoring
 from pybatch.api.standings import ForEach, standings
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.arguments import expect_known
 from pybatch.engine.errors import QueueFullError
-from pybatch.engine.pooling_params import Params, PoolingParams, PoolingTask
+from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.engine.standing import ORDINARY, Standing
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class LLM(ModelHandle):
         """
         refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
         listed = with_prompt(as_prompts(prompts), self.engine.pooling.prompt(prompt_name))
-        params = _pooling(pooling_params, "embed", truncate_prompt_tokens)
+        params = _embedding(pooling_params, truncate_prompt_tokens)
         return [EmbeddingRequestOutput.of(output) for output in self._collect(listed, params, bool(use_tqdm))]
 
     def score(
@@ -201,26 +201,16 @@ class LLM(ModelHandle):
         truncate_prompt_tokens: cut pairs to so many tokens at the document's end, -1: as many as the context holds.
         """
         refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
-        queries, documents = paired(data_1, data_2)
-        pairs = list(zip(queries, documents, strict=True))
-        if compares_embeddings(self.engine):
-            texts = list(dict.fromkeys([*queries, *documents]))
-            params = _pooling(pooling_params, "embed", truncate_prompt_tokens)
-            embedded = dict(zip(texts, self.embed(texts, use_tqdm=use_tqdm, pooling_params=params), strict=True))
-            return [
-                ScoringRequestOutput.of_embeddings(str(i), embedded[query], embedded[document])
-                for i, (query, document) in enumerate(pairs)
-            ]
-        prompts = pair_prompts(
+        plan = scoring(
             self.engine,
             self.session.tokenizer,
-            pairs,
+            list(zip(*paired(data_1, data_2), strict=True)),
+            pooling_params or PoolingParams(),
             instruction=instruction,
             chat_template=chat_template,
             truncate=truncate_prompt_tokens,
         )
-        params = _pooling(pooling_params, "score", None)
-        return [ScoringRequestOutput.of(output) for output in self._collect(prompts, params, bool(use_tqdm))]
+        return plan.results(self._collect(plan.prompts, plan.params, bool(use_tqdm)))
 
     def beam_search(
         self,
@@ -360,11 +350,9 @@ class LLM(ModelHandle):
                     self.session.abort(request_id)
 
 
-def _pooling(params: Pooling, task: PoolingTask, truncate: int | None) -> Pooling:
-    """With the task, and the truncation if there is one."""
-    if params is None:
-        params = PoolingParams()
-    given = {"task": task} if truncate is None else {"task": task, "truncate_prompt_tokens": truncate}
-    if isinstance(params, PoolingParams):
-        return replace(params, **given)
-    return [replace(each, **given) for each in params]
+def _embedding(params: Pooling, truncate: int | None) -> Pooling:
+    """With the truncation, if there is one."""
+    if params is None or isinstance(params, PoolingParams):
+        params = params or PoolingParams()
+        return params if truncate is None else replace(params, truncate_prompt_tokens=truncate)
+    return params if truncate is None else [replace(each, truncate_prompt_tokens=truncate) for each in params]

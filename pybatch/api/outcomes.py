@@ -26,11 +26,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model says to a request: everything that is written of it, in types that JSON has."""
+    """What the model says to a request: everything that is written of it, in types that JSON has. embedding: in place
+    of samples, of one that generates nothing."""
 
     prompt_tokens: int
     samples: tuple[Sample, ...]
     prompt_logprobs: list[list[dict[str, Any]] | None] | None = None
+    embedding: list[float] | None = None
 
     @property
     def output_tokens(self) -> int:
@@ -95,6 +97,8 @@ def outcome_of(output: RequestOutput, tokenizer: Tokenizer | None = None) -> Out
     """Of a finished request. tokenizer: as for `positions`."""
     if output.error is not None:
         return Failure(output.error, output.error_code or "invalid_request")
+    if output.pooled is not None:
+        return Answer(len(output.prompt_token_ids), (), embedding=output.pooled.tolist())
     return Answer(
         prompt_tokens=len(output.prompt_token_ids),
         samples=tuple(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from pybatch.api.embedding import EmbeddingRequestOutput, ScoringRequestOutput, with_prompt
 from pybatch.api.inputs import Conversation, Prompt, expect_tokenizer
-from pybatch.engine import Engine
+from pybatch.engine import Engine, RequestOutput
+from pybatch.engine.pooling_params import PoolingParams
 from pybatch.model.text.tokenizer import Tokenizer
 
 # As the models of Qwen3-Reranker were trained to be asked.
@@ -26,9 +29,51 @@ def label_tokens(tokenizer: Tokenizer | None) -> tuple[int, int] | None:
     return (yes[0], no[0]) if len(yes) == len(no) == 1 else None
 
 
-def compares_embeddings(engine: Engine) -> bool:
-    """Whether the model is one that embeds: its files say how, and it has no head to score by."""
-    return engine.decoder.score is None and (engine.pooling.stated or not engine.decoder.config.generates)
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What is to be run for scores, and what comes of it. compared: of each pair the numbers of the two prompts whose
+    embeddings are compared; None where each prompt is a pair."""
+
+    prompts: Sequence[Prompt]
+    params: PoolingParams
+    compared: Sequence[tuple[int, int]] | None = None
+
+    def results(self, outputs: Sequence[RequestOutput]) -> list[ScoringRequestOutput]:
+        """outputs: of the prompts."""
+        if self.compared is None:
+            return [ScoringRequestOutput.of(output) for output in outputs]
+        embedded = [EmbeddingRequestOutput.of(output) for output in outputs]
+        return [
+            ScoringRequestOutput.of_embeddings(str(i), embedded[query], embedded[document])
+            for i, (query, document) in enumerate(self.compared)
+        ]
+
+
+def scoring(
+    engine: Engine,
+    tokenizer: Tokenizer | None,
+    pairs: Sequence[tuple[str, str]],
+    params: PoolingParams,
+    *,
+    instruction: str | None = None,
+    chat_template: str | None = None,
+    truncate: int | None = None,
+) -> Scoring:
+    """Of queries and documents. A model embeds them if its files say how, and it has no head to score by; others read
+    pair by pair (see pair_prompts)."""
+    if engine.decoder.score is None and (engine.pooling.stated or not engine.decoder.config.generates):
+        if truncate is not None:
+            params = replace(params, truncate_prompt_tokens=truncate)
+        texts = {text: number for number, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
+        return Scoring(
+            with_prompt(texts, engine.pooling.prompt(None)),
+            replace(params, task="embed"),
+            [(texts[query], texts[document]) for query, document in pairs],
+        )
+    prompts = pair_prompts(
+        engine, tokenizer, pairs, instruction=instruction, chat_template=chat_template, truncate=truncate
+    )
+    return Scoring(prompts, replace(params, task="score"))
 
 
 def pair_prompts(

@@ -30,8 +30,11 @@ class PoolingParams:
     normalize: bool | None = None
     truncate_prompt_tokens: int | None = None
 
-    max_tokens: ClassVar[int] = 0  # of output, as SamplingParams has it
-    num_sequences: ClassVar[int] = 0
+    # What SamplingParams would say of it.
+    max_tokens: ClassVar[int] = 0
+    num_sequences: ClassVar[int] = 1
+    use_beam_search: ClassVar[bool] = False
+    kv_policy: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if self.task not in get_args(PoolingTask):

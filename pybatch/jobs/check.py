@@ -12,6 +12,7 @@ import numpy as np
 from pybatch.api.outcomes import Failure
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import merged
+from pybatch.engine.pooling_params import Params
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.jobs.dialect import Dialect, RowRequest, request_of
 from pybatch.jobs.rows import Row, Source
@@ -44,9 +45,7 @@ class Checked:
             return None
         return Failure(f'custom_id "{id:.80}" was used in {place}', "duplicate_custom_id", "custom_id")
 
-    def request(
-        self, row: Row, dialect: Dialect, params: SamplingParams
-    ) -> tuple[RowRequest, SamplingParams] | Failure:
+    def request(self, row: Row, dialect: Dialect, params: SamplingParams) -> tuple[RowRequest, Params] | Failure:
         """What is to be run for a row, with which parameters, or what is wrong with it."""
         asked = check_row(row, dialect, params)
         return asked if isinstance(asked, Failure) else self.duplicate(row, asked[0].id) or asked
@@ -107,13 +106,13 @@ def check_rows(
     return checked
 
 
-def check_row(row: Row, dialect: Dialect, params: SamplingParams) -> tuple[RowRequest, SamplingParams] | Failure:
+def check_row(row: Row, dialect: Dialect, params: SamplingParams) -> tuple[RowRequest, Params] | Failure:
     """What a row asks for, with the parameters that it has then, or why it cannot be answered."""
     request = request_of(dialect, row)
     if isinstance(request, Failure):
         return request
     try:
-        return request, merged(params, request.params)
+        return request, request.pooling or merged(params, request.params)
     except RequestError as error:
         return Failure(str(error), error.code, error.param)
 

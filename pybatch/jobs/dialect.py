@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Failure, Outcome
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.engine.pooling_params import PoolingParams
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.rows import Row
 
@@ -17,12 +18,14 @@ from pybatch.jobs.rows import Row
 class RowRequest:
     """What a row asks for. prompts: one or more, each of which runs as a request of its own. params: fields of
     SamplingParams that the row sets, over the job's own. id: the row's own name, which no other row may have; None if
-    it has none. standing: when the row runs beside others."""
+    it has none. standing: when the row runs beside others. pooling: in place of params, of one that generates
+    nothing."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
     standing: Standing = ORDINARY
+    pooling: PoolingParams | None = None
 
 
 class Dialect(Protocol):

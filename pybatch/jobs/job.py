@@ -20,6 +20,7 @@ from pybatch.jobs.rows import Row, Source
 if TYPE_CHECKING:
     from pybatch.api.progress import BatchProgress
     from pybatch.engine import SamplingParams
+    from pybatch.engine.pooling_params import Params
 
 
 class Job:
@@ -86,7 +87,7 @@ class Job:
                 f"{known - 1:,}; --fresh starts over"
             )
 
-    def request(self, row: Row) -> tuple[RowRequest, SamplingParams] | Failure:
+    def request(self, row: Row) -> tuple[RowRequest, Params] | Failure:
         """What a row asks for, with which parameters, or what is wrong with it."""
         return self._checked.request(row, self.dialect, self.params)
 

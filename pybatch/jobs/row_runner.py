@@ -62,7 +62,7 @@ class RowSession(Protocol):
     def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]: ...
 
     def add(
-        self, prompt: Encoded, params: SamplingParams, receive: Receiver, *, index: int, standing: Standing = ORDINARY
+        self, prompt: Encoded, params: Params, receive: Receiver, *, index: int, standing: Standing = ORDINARY
     ) -> str: ...
 
     def step(self) -> None: ...
@@ -95,7 +95,7 @@ class Work:
     row: RowAtWork
     number: int
     prompt: Encoded
-    params: SamplingParams
+    params: Params
     key: bytes | None
 
     @property
@@ -164,7 +164,7 @@ class RowRunner:
     def _take_rows(self) -> None:
         """Those that there are. It waits only while the engine has nothing to do: for a stream's next row, or a moment
         for a good choice among a file's."""
-        taken: list[tuple[Row, RowRequest, SamplingParams]] = []
+        taken: list[tuple[Row, RowRequest, Params]] = []
         idle = not (self._running or self._held or self._waiting)
         most = MOST_AT_START if idle else MOST_AT_ONCE
         choose_until = time.monotonic() + START_WAIT if idle and self._job.source.rereadable else 0.0
@@ -187,7 +187,7 @@ class RowRunner:
         for row, asked, params in taken:
             self._take_row(row, list(islice(encoded, len(asked.prompts))), params, asked.standing)
 
-    def _take_row(self, row: Row, prompts: Sequence[Encoded], params: SamplingParams, standing: Standing) -> None:
+    def _take_row(self, row: Row, prompts: Sequence[Encoded], params: Params, standing: Standing) -> None:
         if failure := first_failure([failure_of(prompt) for prompt in prompts]):
             self._job.save(row, failure)
             return

@@ -18,6 +18,7 @@ from pybatch.serve.routes import (
     batches,
     chat,
     completions,
+    embeddings,
     files,
     health,
     message_batches,
@@ -34,6 +35,7 @@ from pybatch.serve.service import Service
 ROUTERS = (
     chat.router,
     completions.router,
+    embeddings.router,
     tokens.router,
     messages.router,
     models.router,

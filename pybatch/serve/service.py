@@ -14,13 +14,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from pybatch.api.async_llm import AsyncLLM
+from pybatch.api.embedding import ScoringRequestOutput
 from pybatch.api.inputs import Conversation, Prompt, fault_of
 from pybatch.api.outcomes import Answer, Failure, outcome_of
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import NAMES, merged
+from pybatch.api.scoring import scoring
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
-from pybatch.engine.standing import BACKGROUND
+from pybatch.engine.pooling_params import Params, PoolingParams
+from pybatch.engine.standing import BACKGROUND, Standing
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.batches import BatchRunner
 from pybatch.serve.errors import NotFoundError, RefusedError
@@ -84,6 +87,16 @@ class Service:
             async for output in outputs:
                 yield output
 
+    async def scores(
+        self, pairs: Sequence[tuple[str, str]], standing: Standing, truncate: int | None
+    ) -> list[ScoringRequestOutput]:
+        """Of queries and documents. Raises RefusedError if one of them cannot be run."""
+        session = self.llm.session
+        params = PoolingParams()
+        plan = await asyncio.to_thread(scoring, session.engine, session.tokenizer, pairs, params, truncate=truncate)
+        asked = Generation(tuple(plan.prompts), {}, standing, pooling=plan.params, input="documents")
+        return plan.results(await self.outputs(asked))
+
     async def answers(self, asked: Generation) -> list[Answer]:
         """An answer for each prompt. Raises RefusedError if one of them cannot be run."""
         return [self.answer(output) for output in await self.outputs(asked)]
@@ -115,7 +128,11 @@ class Service:
         return len(encoded.token_ids)
 
     async def _outputs(self, asked: Generation, kind: RequestOutputKind) -> Outputs:
-        params = replace(merged(self.llm.session.default_params, asked.params), output_kind=kind)
+        params: Params
+        if asked.pooling is not None:
+            params = asked.pooling
+        else:
+            params = replace(merged(self.llm.session.default_params, asked.params), output_kind=kind)
         self._expect_bounded(asked, params)
         self.llm.thread.expect_place(len(asked.prompts))
         watched, unique = CURRENT.get(), uuid.uuid4().hex
@@ -152,23 +169,28 @@ class Service:
         finally:
             self.prompts -= len(asked.prompts)
 
-    def _expect_bounded(self, asked: Generation, params: SamplingParams) -> None:
+    def _expect_bounded(self, asked: Generation, params: Params) -> None:
         """Raises RequestError for more than the server takes."""
-        conversation = isinstance(asked.prompts[0], Conversation)
-        for name, value, least, most in (
-            ("n", params.n, 1, MOST_SAMPLES),
-            ("best_of", params.best_of, 1, MOST_SAMPLES),
-            ("prompt", len(asked.prompts), 1, min(MOST_PROMPTS, self.llm.engine.config.most_requests)),
-            ("top_logprobs" if conversation else "logprobs", params.logprobs, 0, MOST_LOGPROBS),
-            ("prompt_logprobs", params.prompt_logprobs, 0, MOST_LOGPROBS),
+        logprobs = "top_logprobs" if isinstance(asked.prompts[0], Conversation) else "logprobs"
+        most_prompts = min(MOST_PROMPTS, self.llm.engine.config.most_requests)
+        bounds = [
+            (asked.input, len(asked.prompts), 1, most_prompts),
             ("priority", asked.standing.priority, 1 - BACKGROUND, BACKGROUND - 1),
-        ):
-            if value is not None and not least <= value <= most:
-                unit = " prompts" if name == "prompt" else ""
+        ]
+        if isinstance(params, SamplingParams):
+            bounds += [
+                ("n", params.n, 1, MOST_SAMPLES),
+                ("best_of", params.best_of or 1, 1, MOST_SAMPLES),
+                (logprobs, params.logprobs or 0, 0, MOST_LOGPROBS),
+                ("prompt_logprobs", params.prompt_logprobs or 0, 0, MOST_LOGPROBS),
+            ]
+        for name, value, least, most in bounds:
+            if not least <= value <= most:
+                unit = " prompts" if name == asked.input else ""
                 said = f"{name}: expected {least} to {most}{unit} here, got {reprlib.repr(value)}"
                 raise RequestError(said, "invalid_value", name)
 
-    def _encoded(self, asked: Generation, params: SamplingParams) -> list[list[int]]:
+    def _encoded(self, asked: Generation, params: Params) -> list[list[int]]:
         """The prompts as token ids. Raises RefusedError if one of them cannot be run."""
         found = []
         for number, each in enumerate(self.llm.session.encode([(prompt, params) for prompt in asked.prompts])):
@@ -183,10 +205,15 @@ class Service:
 
 def names_in(asked: Generation, number: int) -> dict[str, str]:
     """What the request calls the prompt of that number, and its constraint."""
-    prompt = "prompt" if len(asked.prompts) == 1 else f"prompt[{number}]"
+    prompt = asked.input if len(asked.prompts) == 1 else f"{asked.input}[{number}]"
     if isinstance(asked.prompts[number], Conversation):
         prompt = "messages"
-    return {"prompt": prompt, "structured_outputs": asked.constraint}
+    own = (
+        {}
+        if asked.pooling is None
+        else {"dimensions": "dimensions", "truncate_prompt_tokens": "truncate_prompt_tokens"}
+    )
+    return {"prompt": prompt, "structured_outputs": asked.constraint, **own}
 
 
 def refusal(error: str, code: str | None, names: Mapping[str, str]) -> RefusedError:

@@ -8,8 +8,9 @@ from contextvars import ContextVar
 from copy import copy
 from typing import Any
 
-from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine import RequestOutput
 from pybatch.engine.metrics import RequestMetrics
+from pybatch.engine.pooling_params import Params
 
 
 class Watched:
@@ -47,12 +48,12 @@ class Watched:
         self.status: int | None = None
         self.key: str | None = None
         self.model: str | None = None
-        self.params: SamplingParams | None = None
+        self.params: Params | None = None
         self.prompts: list[str] = []
         self.reasons: list[str] = []
         self._outputs: dict[int, RequestMetrics] = {}
 
-    def asks(self, prompts: list[str], params: SamplingParams, model: str) -> None:
+    def asks(self, prompts: list[str], params: Params, model: str) -> None:
         self.prompts, self.params, self.model = prompts, params, model
 
     def takes(self, number: int, output: RequestOutput) -> None:

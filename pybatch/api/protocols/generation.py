@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from pybatch.api.inputs import Prompt
+from pybatch.engine.pooling_params import PoolingParams
 from pybatch.engine.standing import ORDINARY, Standing
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets.
-    standing: its priority is among interactive requests. constraint: what the request calls its structured_outputs."""
+    standing: its priority is among interactive requests. constraint: what the request calls its structured_outputs.
+    pooling: in place of params, of one that generates nothing. input: what the request calls its prompts."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any]
     standing: Standing = ORDINARY
     constraint: str = "structured_outputs"
+    pooling: PoolingParams | None = None
+    input: str = "prompt"

@@ -250,17 +250,17 @@ def objects(name: str, value: Any) -> list[Mapping[str, Any]]:
     return items
 
 
-def read_prompts(prompt: Any) -> tuple[Prompt, ...]:
+def read_prompts(prompt: Any, name: str = "prompt") -> tuple[Prompt, ...]:
     """Text, token ids, or a list of texts or of lists of token ids."""
     if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and is_token_ids(prompt)):
         prompts = [prompt]
     else:
-        prompts = expect_type("prompt", prompt, list, "text, token ids or a list of these")
+        prompts = expect_type(name, prompt, list, "text, token ids or a list of these")
         if not prompts:
-            raise RequestError("prompt: expected at least one, got []", "invalid_value", "prompt")
+            raise RequestError(f"{name}: expected at least one, got []", "invalid_value", name)
     for each in prompts:
         if isinstance(each, str):
-            expect_unicode("prompt", each)
+            expect_unicode(name, each)
         elif not isinstance(each, list) or not each or not is_token_ids(each) or min(each) < 0:
-            raise RequestError("prompt: expected text, token ids or a list of these", "invalid_type", "prompt")
+            raise RequestError(f"{name}: expected text, token ids or a list of these", "invalid_type", name)
     return tuple(prompts)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pybatch.engine import SamplingParams
 from pybatch.engine.kv_policies import KvPolicy, as_json
+from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.engine.request_params import as_int64
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE
 from pybatch.engine.structured.params import StructuredOutputsParams
@@ -39,9 +40,12 @@ class CacheKeys:
         self._engine_seed = engine_seed or 0
         self._digests: dict[tuple[Any, ...], bytes] = {}
 
-    def key(self, token_ids: Sequence[int], params: SamplingParams, index: int) -> bytes:
+    def key(self, token_ids: Sequence[int], params: Params, index: int) -> bytes:
         """index: the row's, as in Session.add."""
         room = self._max_model_len
+        if isinstance(params, PoolingParams):
+            data = dumps([self._model, room, asdict(params)]).encode()
+            return blake2b(data + b"\0" + array("i", token_ids).tobytes(), digest_size=16).digest()
         if params.truncate_prompt_tokens is not None:
             keep = params.truncate_prompt_tokens
             token_ids = token_ids[-int(room - 1 if keep == -1 else keep) :]

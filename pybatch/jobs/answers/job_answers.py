@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from pybatch.api.outcomes import Answer
-from pybatch.engine import SamplingParams
+from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE
 from pybatch.jobs.answers.cache import ResponseCache
 from pybatch.jobs.answers.cache_keys import CacheKeys
@@ -38,7 +38,7 @@ class JobAnswers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._cache.close()
 
-    def key(self, token_ids: Sequence[int], params: SamplingParams, index: int) -> bytes | None:
+    def key(self, token_ids: Sequence[int], params: Params, index: int) -> bytes | None:
         """None for a request whose answer is kept for no other."""
         if not (self._for_later or may_repeat(params)):
             return None
@@ -52,8 +52,10 @@ class JobAnswers:
         self._cache.put(key, self._job_id, row, answer)
 
 
-def may_repeat(params: SamplingParams) -> bool:
+def may_repeat(params: Params) -> bool:
     """Whether another row of the job can have the same answer by what it asks for."""
+    if isinstance(params, PoolingParams):
+        return True
     return params.seed is not None or params.temperature < GREEDY_TEMPERATURE
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Answer, Failure, JoinedAnswer, Outcome
+from pybatch.api.protocols.embeddings import embedding_request, embedding_response
 from pybatch.api.protocols.fields import expect_given, expect_type
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.openai_requests import chat_request, completion_request
@@ -18,8 +19,12 @@ from pybatch.api.protocols.tool_calls.use import tool_use
 from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.rows import Row
 
-CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
-ENDPOINTS: dict[str, Callable[[Any], Generation]] = {CHAT_URL: chat_request, COMPLETIONS_URL: completion_request}
+CHAT_URL, COMPLETIONS_URL, EMBEDDINGS_URL = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+ENDPOINTS: dict[str, Callable[[Any], Generation]] = {
+    CHAT_URL: chat_request,
+    COMPLETIONS_URL: completion_request,
+    EMBEDDINGS_URL: embedding_request,
+}
 
 CANCELLED, EXPIRED = "batch_cancelled", "batch_expired"
 """Codes of rows that their batch ended without."""
@@ -65,8 +70,7 @@ class OpenAIBatch:
             raise RequestError(f"method: expected 'POST', got {fields['method']!r:.80}", "invalid_method", "method")
         url, body = expect_given(fields, "url"), expect_given(fields, "body")
         if not isinstance(url, str) or url not in ENDPOINTS:
-            why = "this model generates text; " if url == "/v1/embeddings" else ""
-            raise RequestError(f"url: {why}expected {' or '.join(ENDPOINTS)}, got {url!r:.80}", "invalid_url", "url")
+            raise RequestError(f"url: expected {' or '.join(ENDPOINTS)}, got {url!r:.80}", "invalid_url", "url")
         if self.url not in (None, url):
             raise RequestError(f"url: expected {self.url!r}, the batch's endpoint, got {url!r}", "invalid_url", "url")
         asked = ENDPOINTS[url](body)
@@ -74,7 +78,8 @@ class OpenAIBatch:
         if body.get("echo"):
             expect_plain_echo(asked.prompts, body)
         tools = tool_use(body, None) if url == CHAT_URL else None
-        return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id, asked.standing)
+        params = {**asked.params, **(tools.params if tools else {})}
+        return RowRequest(asked.prompts, params, custom_id, asked.standing, asked.pooling)
 
     def expect_model(self, model: Any) -> None:
         if model is None:
@@ -104,6 +109,8 @@ class OpenAIBatch:
             tools = tool_use(body, None)
             return chat_completion(body, answer, id=id, created=self.created, model=body["model"], tools=tools)
         answers = answer.parts if isinstance(answer, JoinedAnswer) else [answer]
+        if row.fields["url"] == EMBEDDINGS_URL:
+            return embedding_response(body, answers, model=body["model"])
         return text_completion(body, answers, id=id, created=self.created, model=body["model"])
 
 

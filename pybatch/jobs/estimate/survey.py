@@ -12,6 +12,7 @@ from pybatch.api.inputs import Encoded
 from pybatch.api.outcomes import Failure, first_failure
 from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
+from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.answers.cache_keys import CacheKeys
 from pybatch.jobs.answers.duplicates import KeySet
@@ -42,7 +43,7 @@ class SampledRow:
 
     index: int
     token_ids: array[int]
-    params: SamplingParams
+    params: Params
     limit: int
     standing: Standing = ORDINARY
 
@@ -100,7 +101,7 @@ class Survey:
         return sum(limit * count for limit, count in self.limits.items())
 
     def _take(self, batch: Sequence[Row]) -> None:
-        ready: list[tuple[Row, RowRequest, SamplingParams]] = []
+        ready: list[tuple[Row, RowRequest, Params]] = []
         for row in batch:
             request = self._checked.request(row, self._dialect, self._params)
             if isinstance(request, Failure):
@@ -117,7 +118,7 @@ class Survey:
             for number, prompt in enumerate(requests):
                 self._count(request_number(row.index, number), prompt, params, asked.standing)
 
-    def _refused(self, prompt: Encoded, params: SamplingParams) -> Failure | None:
+    def _refused(self, prompt: Encoded, params: Params) -> Failure | None:
         """By the engine, for what is too long, or has parameters that this model cannot run."""
         refused: list[RequestOutput] = []
         self._session.abort(self._session.add(prompt, params, refused.append))
@@ -129,7 +130,7 @@ class Survey:
         if len(kind.first) < FIRST:
             kind.first.append(f"{row.place}: {failure.message}")
 
-    def _count(self, number: int, prompt: Encoded, params: SamplingParams, standing: Standing) -> None:
+    def _count(self, number: int, prompt: Encoded, params: Params, standing: Standing) -> None:
         engine = self._session.engine
         ids = array("q", kept_tokens(prompt.token_ids, params, engine.max_model_len))
         self.prompt_tokens += len(ids)
@@ -154,7 +155,7 @@ class Survey:
             while len(self.sample) > 1 and (self._tokens > MOST_TOKENS or len(self.sample) > MOST_ROWS):
                 self._thin_out()
 
-    def _has_answer(self, ids: array[int], params: SamplingParams, number: int) -> bool:
+    def _has_answer(self, ids: array[int], params: Params, number: int) -> bool:
         if self._answers is None:
             return False
         key = self._answers.key(ids, params, number)
@@ -173,13 +174,17 @@ class Survey:
         self._tokens = sum(len(row.token_ids) for row in self.sample)
 
 
-def kept_tokens(token_ids: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
+def kept_tokens(token_ids: list[int], params: Params, max_model_len: int) -> list[int]:
     """What truncate_prompt_tokens leaves of a prompt."""
     keep = params.truncate_prompt_tokens
-    return token_ids if keep is None else token_ids[-int(max_model_len - 1 if keep == -1 else keep) :]
+    if keep is None:
+        return token_ids
+    if isinstance(params, PoolingParams):
+        return token_ids[: max_model_len if keep == -1 else keep]  # all but the end-of-sequence token is the same
+    return token_ids[-int(max_model_len - 1 if keep == -1 else keep) :]
 
 
-def prompt_text(session: RowSession, token_ids: list[int], params: SamplingParams) -> str:
+def prompt_text(session: RowSession, token_ids: list[int], params: Params) -> str:
     """A prompt as the model sees it, with its special tokens."""
     ids, tokenizer = kept_tokens(token_ids, params, session.max_model_len), session.tokenizer
     return str(ids) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)

@@ -29,6 +29,9 @@ def completion(**body: Any) -> Row:
     return row(url="/v1/completions", body={"model": "m", "prompt": "Hello", **body})
 
 
+URLS = "/v1/chat/completions or /v1/completions or /v1/embeddings"
+
+
 def test_a_line_is_a_request() -> None:
     asked = DIALECT.request(row())
     assert (asked.prompts, asked.params, asked.id) == ((Conversation(USER),), {"max_tokens": 5}, "a")
@@ -45,8 +48,16 @@ def test_a_line_is_a_request() -> None:
         ({"custom_id": 3}, "invalid_type", "custom_id: expected text, got 3"),
         ({"method": None}, "missing_required_parameter", "method: missing"),
         ({"method": "GET"}, "invalid_method", "method: expected 'POST', got 'GET'"),
-        ({"url": "/v1/embeddings"}, "invalid_url", "url: this model generates text; expected /v1/chat/completions or"),
-        ({"url": ["x"]}, "invalid_url", "url: expected /v1/chat/completions or /v1/completions, got ['x']"),
+        (
+            {"url": "/v1/images"},
+            "invalid_url",
+            "url: expected /v1/chat/completions or /v1/completions or /v1/embeddings",
+        ),
+        (
+            {"url": ["x"]},
+            "invalid_url",
+            "url: expected /v1/chat/completions or /v1/completions or /v1/embeddings, got ['x']",
+        ),
         ({"body": None}, "missing_required_parameter", "body: missing"),
         ({"body": "x"}, "invalid_type", "body: expected an object, got str"),
         ({"body": {**BODY, "model": None}}, "missing_required_parameter", "model: missing"),

@@ -128,7 +128,8 @@ def test_a_line_that_is_no_request_fails_the_batch(
 
 def test_what_cannot_be_a_batch_is_refused(client: openai.OpenAI) -> None:
     for arguments, message in (
-        ({"endpoint": "/v1/embeddings"}, "endpoint: expected /v1/chat/completions or /v1/completions"),
+        ({"endpoint": "/v1/images"}, "endpoint: expected /v1/chat/completions or /v1/completions or /v1/embeddings"),
+        ({"endpoint": "/v1/embeddings", "extra_body": {"mapping": {}}}, "mapping: expected none with /v1/embeddings"),
         ({"completion_window": "soon"}, "completion_window: expected '24h'"),
         ({"completion_window": "31d"}, "completion_window: expected '24h'"),
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata: expected at most 16 keys, got 17"),
