@@ -32,7 +32,9 @@ class EngineArgs(EngineConfig):
         "auto"
     )
     quantization: Annotated[
-        str | None, "int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own 4 to 8 bits)."
+        str | None,
+        "int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own 4 to 8 bits). A "
+        "checkpoint that is quantised already keeps its bits without it.",
     ] = None
     weights_cache_dir: Annotated[
         str | Path | None,

@@ -38,6 +38,7 @@ from pybatch.machine.threads import bind_threads, set_threads
 from pybatch.model.decoder import Decoder
 from pybatch.model.loader import load_model
 from pybatch.model.text.tokenizer import Tokenizer
+from pybatch.model.weights import INT8_MATMULS
 
 Receiver = Callable[[RequestOutput], None]
 
@@ -262,7 +263,7 @@ def _draft_decoder(arguments: EngineArgs) -> Decoder | None:
     speculation = arguments.speculation
     if speculation is None or speculation.model is None:
         return None
-    same = None if arguments.quantization == "gguf" else arguments.quantization
+    same = arguments.quantization if arguments.quantization in INT8_MATMULS else None
     return load_model(
         speculation.model,
         dtype=arguments.dtype,

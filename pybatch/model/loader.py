@@ -20,6 +20,7 @@ from pybatch.machine.ranks import Ranks
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.calibration import TOKENS
 from pybatch.model.checkpoints.find import find_model
+from pybatch.model.checkpoints.formats import METHODS
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.checkpoints.sentence_transformers import read_pooling
 from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
@@ -70,7 +71,8 @@ def load_model(
       and bfloat16 on a GPU.
     quantization: None, "int8" (weights and activations), "int8-weight-only" or "gguf": the weights of a GGUF file in
       its own 4 to 8 bits (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K; tensors of other types in dtype), activations in int8. Of a
-      directory that is quantised already (GPTQ, AWQ, fp8 and others: docs/checkpoints.md) None keeps the bits too.
+      directory that is quantised already (GPTQ, AWQ, fp8 and others: docs/checkpoints.md) None keeps the bits too, and
+      so does its method's name.
     device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one.
     max_model_len: the positions to prepare for; None: the model's context length (of a model with dynamic rope
       scaling or longrope, the one before scaling).
@@ -85,7 +87,7 @@ def load_model(
         raise ModelError(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
     place = find_device(device)
     compute = DTYPES[dtype] if dtype != "auto" else torch.float32 if place.type == "cpu" else torch.bfloat16
-    if quantization is not None and quantization not in QUANTIZATIONS:
+    if quantization is not None and quantization not in (*QUANTIZATIONS, *METHODS):
         raise ModelError(f"quantization: expected None or one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
     with _errors_in_words(model, place):
         path = find_model(model)
@@ -94,6 +96,9 @@ def load_model(
                 f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}"
             )
         checkpoint = open_checkpoint(path)
+        if quantization in METHODS:
+            _check_method(checkpoint, quantization)
+            quantization = None
         pooling = read_pooling(path) if path.is_dir() else PoolingConfig()
         config = checkpoint.config
         length = config.plain_context if max_model_len is None else max_model_len
@@ -164,6 +169,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
     from pybatch.model.text.gguf_tokenizer import tokenizer_from_gguf
 
     return tokenizer_from_gguf(path)
+
+
+def _check_method(checkpoint: Checkpoint, quantization: str) -> None:
+    """As in vLLM, the method of a quantised checkpoint may be given, and must then be its own."""
+    method = checkpoint.kept.method if isinstance(checkpoint, SafetensorsCheckpoint) else ""
+    if METHODS[quantization] != method:
+        found = f"is quantised by {method}" if method else "is not quantised so"
+        name = checkpoint.config.name
+        raise ModelError(f"quantization: {quantization!r} asks for a checkpoint of it, and {name} {found}")
 
 
 def _check(plan: Decoder, checkpoint: Checkpoint, length: int, quantization: str | None, device: torch.device) -> None:

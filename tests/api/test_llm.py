@@ -230,7 +230,9 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     ):
         with pytest.raises(TypeError, match=f"{name} = .*: known in vLLM, not here"):
             LLM(tiny_model, **{name: value})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'awq' is known in vLLM, not here; expected None, 'int8'"):
+    with pytest.raises(ValueError, match="'rtn' is known in vLLM, not here; expected None, 'int8'"):
+        LLM(tiny_model, quantization="rtn")
+    with pytest.raises(ValueError, match=r"'awq' asks for a checkpoint of it, and .* is not quantised so"):
         LLM(tiny_model, quantization="awq")
     assert {EngineArgs("m", dtype=name).dtype for name in ("half", torch.float16, "float16")} == {"float16"}  # type: ignore[arg-type]
     left = dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "block_size", "enable_prefix_caching", "seed"))

@@ -56,7 +56,7 @@ class SafetensorsCheckpoint:
         config = self._as_causal_lm(config)
         self.format = open_format(quantization, self.tensors, name) if quantization else None
         self.quantized = self.format is not None
-        self.kept = Kept(name, str(quantization.get("quant_method", "bitsandbytes")))
+        self.kept = Kept(name, str(quantization.get("quant_method", "bitsandbytes")) if quantization else "")
         if config.tie_word_embeddings and not self._is_tied():
             config = replace(config, tie_word_embeddings=False)
         self.config = without_unknown_ids(config)

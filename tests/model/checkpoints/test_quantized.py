@@ -161,6 +161,16 @@ def test_modules_that_are_not_quantised_have_plain_weights(name: str, tmp_path: 
     assert torch.cosine_similarity(found, expected).min() > 0.99
 
 
+def test_the_method_may_be_given_as_in_vllm_and_must_be_that_of_the_checkpoint(tmp_path: Path) -> None:
+    made(tmp_path, CASES["gptq"])
+    plain = load_model(tmp_path, skip_tokenizer=True).decoder
+    for name in ("gptq", "gptq_marlin"):
+        named = load_model(tmp_path, quantization=name, skip_tokenizer=True).decoder
+        assert torch.equal(logits_of(named, IDS), logits_of(plain, IDS))
+    with pytest.raises(ModelError, match=r"'awq' asks for a checkpoint of it, and .* is quantised by gptq"):
+        load_model(tmp_path, quantization="awq", skip_tokenizer=True)
+
+
 @pytest.mark.parametrize("name", ["gptq-zeros", "awq", "w8a8", "fp8-blocks", "bnb-nf4-nested"])
 @pytest.mark.parametrize("quantization", ["int8", "int8-weight-only"])
 def test_another_quantization_is_of_the_dequantised_weights(

@@ -49,14 +49,23 @@ FORMATS: Mapping[str, type[Format]] = {
     "bitsandbytes": BitsAndBytes,
     "torchao": TorchAO,
 }
+METHODS = {  # of vLLM's argument, and which quant_method they ask for
+    **{name: name for name in (*FORMATS, "auto-round")},
+    "awq_marlin": "awq",
+    "gptq_marlin": "gptq",
+    "modelopt_fp4": "modelopt",
+}
 
 
 def take_quantization(config: dict[str, Any], directory: Path) -> Mapping[str, Any]:
     """How a model is quantised, taken out of its config.json, or of the files that tools wrote before there was a place
     for it there; {} if it is not."""
-    found = [Fields(config, "config.json").mapping(key) for key in KEYS]
-    for key in KEYS:
-        config.pop(key, None)
+    text = config.get("text_config")
+    places = [config, text] if isinstance(text, dict) else [config]
+    found = [Fields(place, "config.json").mapping(key) for place in places for key in KEYS]
+    for place in places:
+        for key in KEYS:
+            place.pop(key, None)
     inside = next((each for each in found if each), None)
     if inside is not None:
         return inside

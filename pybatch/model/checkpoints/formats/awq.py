@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from pybatch.model.checkpoints.formats.matrices import GroupedRows, Made, grouped, groups_of, one_if_equal
-from pybatch.model.checkpoints.formats.words import unpack
 from pybatch.model.checkpoints.stored import StoredTensors
 from pybatch.model.fields import Fields
 from pybatch.model.rows import Rows
 
 BITS = 4
 IN_WORD = 8
-PLACE = [0, 4, 1, 5, 2, 6, 3, 7]  # in a word, of each of its rows
+SHIFTS = [0, 16, 4, 20, 8, 24, 12, 28]  # in a word, of each of its rows
 
 
 class AWQ:
@@ -40,16 +39,20 @@ class AWQ:
         zeros = _unpack(self.tensors.whole(f"{module}.qzeros", ["I32"], (groups, n // IN_WORD)))
 
         def codes(rows: slice) -> Tensor:
-            first = rows.start // IN_WORD * IN_WORD
-            found = _unpack(words[:][:, rows.start // IN_WORD : -(-rows.stop // IN_WORD)])
-            return found[:, rows.start - first : rows.stop - first].t().contiguous()
+            first = rows.start // IN_WORD
+            found = _unpack(words[:][:, first : -(-rows.stop // IN_WORD)])
+            return found[rows.start - first * IN_WORD :][: rows.stop - rows.start]
 
         where = f"{self.tensors.directory}: {module}"
         order = groups_of(torch.arange(k) // size, groups, where)
         made = Made(None, codes, (n, k), torch.uint8)
-        return grouped(GroupedRows(where, BITS, made, scales.t(), one_if_equal(zeros.t()), order))
+        return grouped(GroupedRows(where, BITS, made, scales.t(), one_if_equal(zeros), order))
 
 
 def _unpack(words: Tensor) -> Tensor:
-    """[n, W] -> [n, W * 8] uint8, in the order of rows."""
-    return unpack(words, BITS).view(len(words), -1, IN_WORD)[:, :, PLACE].flatten(1)
+    """[n, W] -> [W * 8, n] uint8."""
+    turned = words.t().contiguous()
+    codes = torch.empty(len(turned), IN_WORD, len(words), dtype=torch.uint8)
+    for row, shift in enumerate(SHIFTS):
+        codes[:, row] = turned >> shift & 15
+    return codes.flatten(0, 1)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pybatch.model.checkpoints.formats.floats import looked_up
 from pybatch.model.checkpoints.formats.matrices import Made, requantized, signed
 from pybatch.model.checkpoints.stored import DTYPES, FLOATS, StoredTensors
 from pybatch.model.errors import ModelError
@@ -55,11 +56,11 @@ class BitsAndBytes:
 
         def weights(rows: slice) -> Tensor:
             first, last = rows.start * k, rows.stop * k
-            octets = packed[first // 2 : -(-last // 2)].int()
+            octets = packed[first // 2 : -(-last // 2)]
             codes = torch.stack([octets >> 4, octets & 15], dim=-1).flatten()[first % 2 :][: last - first]
             begin, end = first // size, -(-last // size)
             each = scales(slice(begin, end)).repeat_interleave(size)[first - begin * size :][: last - first]
-            return (values[codes] * each).view(-1, k)
+            return (looked_up(values, codes) * each).view(-1, k)
 
         made = Made(None, weights, (n, k), torch.bfloat16)
         return requantized(made, f"{state.text('quant_type', '4-bit')} weights", f"{self.tensors.directory}: {weight}")

@@ -96,7 +96,7 @@ class GroupedRows:
     def _spread(self, values: Tensor) -> Tensor:
         """[n, G] -> [n, K]."""
         if self.group_of is not None:
-            return values[:, self.group_of]
+            return values.index_select(1, self.group_of)
         return values.repeat_interleave(self.shape[1] // values.shape[1], dim=1)
 
 
