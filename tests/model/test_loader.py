@@ -118,8 +118,8 @@ def test_missing_files(directory: Path, tmp_path: Path) -> None:
 def test_impossible_arguments(directory: Path) -> None:
     with pytest.raises(ModelError, match="dtype: expected one of auto, float32, bfloat16, float16, got 'int4'"):
         load_model(directory, dtype="int4")
-    with pytest.raises(ModelError, match=r"quantization: expected None or one of int8, .*, gguf, got 'awq'"):
-        load_model(directory, quantization="awq")
+    with pytest.raises(ModelError, match=r"quantization: expected None or one of int8, .*, gguf, got 'hqq'"):
+        load_model(directory, quantization="hqq")
     with pytest.raises(ModelError, match="quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the d"):
         load_model(directory, quantization="gguf")
     with pytest.raises(ModelError, match="model: expected a directory, a GGUF file, 'smollm2-135m' or a name"):
