@@ -84,6 +84,8 @@ def row_ops(dtype: torch.dtype) -> None:
     weight = x[0].clone()
     ops.rms_norm(x, weight, 1e-5, x.clone())
     ops.layer_norm(x, weight, weight, 1e-5)
+    for activation in (ops.gelu, ops.gelu_tanh, ops.relu2):
+        activation(x)
     ops.silu_mul(x)
     ops.gelu_tanh_mul(x)
     ops.embedding(torch.tensor([0, 2], device="cuda"), x, x.new_empty(2, 1002), 3)

@@ -102,6 +102,28 @@ def layer_norm(
     return out
 
 
+def gelu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """x times the normal distribution's share below x (Hendrycks & Gimpel 2016). x, out: [rows, width] F; out may be
+    x."""
+    out = torch.empty_like(x) if out is None else out
+    _ops.gelu.default(x, out)
+    return out
+
+
+def gelu_tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """The tanh form of GELU; else as gelu."""
+    out = torch.empty_like(x) if out is None else out
+    _ops.gelu_tanh.default(x, out)
+    return out
+
+
+def relu2(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021); else as gelu."""
+    out = torch.empty_like(x) if out is None else out
+    _ops.relu2.default(x, out)
+    return out
+
+
 def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
     """silu(gate) * up. x: [rows, 2 * width] F, gate in the first half of the columns; out: [rows, width]."""
     out = x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
@@ -326,6 +348,9 @@ def rope_kv_write(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     norm_eps: float = 1e-6,
+    layer_norm: bool = False,
+    norm_last: bool = False,
+    query_scale: Tensor | None = None,
     interleaved: bool = False,
     key_divisor: Tensor | None = None,
     key_offset: Tensor | None = None,
@@ -335,7 +360,9 @@ def rope_kv_write(
     q: [T, heads * D] F; k, v: [T, kv_heads * D], q's dtype; positions: [T] int64, rows of rotary;
     slots: [T] int64, block * block_size + offset, negative: not written; rotary: [max_position, R] float32, cos in the
     first R/2 columns and sin in the rest, R <= D: the first R elements of a head are rotated, in pairs (i, i + R/2), or
-    (2i, 2i + 1) if interleaved. q_norm, k_norm: [D] of q's dtype, RMSNorm of each head before the rotation.
+    (2i, 2i + 1) if interleaved. q_norm, k_norm: [D], or one for each head, [heads, D], of q's dtype: RMSNorm of each
+    head, or LayerNorm without a bias if layer_norm, before the rotation, or if norm_last after it. query_scale:
+    [max_position] float32, by which the q of a position are multiplied last.
     k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8, or on CUDA
     float8_e4m3fn; each block is contiguous, but there may be gaps between blocks. 8-bit: k_scale, v_scale [blocks,
     kv_heads, block_size] float16, one per token and head.
@@ -356,6 +383,9 @@ def rope_kv_write(
         q_norm,
         k_norm,
         norm_eps,
+        layer_norm,
+        norm_last,
+        query_scale,
         interleaved,
         k_cache,
         v_cache,

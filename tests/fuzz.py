@@ -127,7 +127,7 @@ class Fuzzer:
 
     def activation(self, random: Random) -> tuple[str, Callable[[Tensor], Tensor], Callable[[int], Tensor]]:
         width, dtype, seed = random.randint(1, 300), random.choice(FLOATS), random.randrange(1 << 32)
-        name = random.choice(("silu_mul", "gelu_tanh_mul"))
+        name = random.choice(("silu_mul", "gelu_tanh_mul", "gelu", "gelu_tanh", "relu2"))
         return name, getattr(self.ops, name), lambda rows: normal(rows, 2 * width, seed).to(dtype)
 
     def sample(self, random: Random) -> tuple[str, Callable[[Tensor], Tensor], Callable[[int], Tensor]]:

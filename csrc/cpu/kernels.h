@@ -15,6 +15,9 @@
 #define PYBATCH_CPU_KERNELS(X)             \
   X(rms_norm, NormParams)                  \
   X(layer_norm, NormParams)                \
+  X(gelu, ActivationParams)                \
+  X(gelu_tanh, ActivationParams)           \
+  X(relu2, ActivationParams)               \
   X(silu_mul, GatedActivationParams)       \
   X(gelu_tanh_mul, GatedActivationParams)  \
   X(embedding, EmbeddingParams)            \

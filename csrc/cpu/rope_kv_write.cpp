@@ -30,10 +30,16 @@ PYBATCH_INLINE F32x16 rounded(F32x16 a) {
   return load(buffer);
 }
 
-// RMSNorm as Hugging Face models do it: the normalised value is rounded to T before the weight, the product after.
+// As Hugging Face models do it: RMSNorm's value is rounded to T before the weight, and either's product after.
 template <class T>
-void normalise(Head& head, int64_t depth, const T* weight, float eps) {
+void normalise(Head& head, int64_t depth, const T* weight, float eps, bool layer_norm) {
   F32x16 sum = zeros();
+  if (layer_norm) {
+    for (int64_t i = 0; i < depth; i += kLanes) sum = sum + load(head.x + i);
+    const F32x16 mean = broadcast(reduce_add(sum) / static_cast<float>(depth));
+    for (int64_t i = 0; i < depth; i += kLanes) store_first(head.x + i, load(head.x + i) - mean, depth - i);
+    sum = zeros();
+  }
   for (int64_t i = 0; i < depth; i += kLanes) {
     F32x16 x = load(head.x + i);
     sum = fma(x, x, sum);
@@ -41,8 +47,8 @@ void normalise(Head& head, int64_t depth, const T* weight, float eps) {
   const float mean = reduce_add(sum) / static_cast<float>(depth);
   const F32x16 inverse = broadcast(1.0f / __builtin_sqrtf(mean + eps));
   for (int64_t i = 0; i < depth; i += kLanes) {
-    F32x16 y = rounded<T>(load(head.x + i) * inverse);
-    store(head.x + i, rounded<T>(y * load_first(weight + i, depth - i)));
+    const F32x16 y = load(head.x + i) * inverse, w = load_first(weight + i, depth - i);
+    store(head.x + i, rounded<T>((layer_norm ? y : rounded<T>(y)) * w));
   }
 }
 
@@ -138,6 +144,10 @@ PYBATCH_INLINE void prefetch_slot(const KvCache& c, int64_t slot, int64_t part, 
   for (int64_t i = 0; i < run_bytes; i += kLineBytes) __builtin_prefetch(v + i, 0, 2);
 }
 
+void scale(Head& head, int64_t depth, float by) {
+  for (int64_t i = 0; i < depth; i += kLanes) store(head.x + i, load(head.x + i) * broadcast(by));
+}
+
 void multiply(Head& head, int64_t depth, const float* by) {
   for (int64_t i = 0; i < depth; i += kLanes) store(head.x + i, load(head.x + i) * load_first(by + i, depth - i));
 }
@@ -160,12 +170,23 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next
   const float* rotary = p.rotary + p.positions[token] * p.rotary_dim;
   const int64_t group = p.heads / c.kv_heads;
   Head head;
+  // Of a weight for each head, or one for all.
+  auto turn = [&](const void* weights, int64_t stride, int64_t h) {
+    auto norm = [&] {
+      if (weights) {
+        normalise(head, depth, static_cast<const T*>(weights) + h * stride, p.norm_eps, p.layer_norm);
+      }
+    };
+    if (!p.norm_last) norm();
+    rotate(head, p.rotary_dim, rotary, p.interleaved);
+    if (p.norm_last) norm();
+  };
 
   T* q = static_cast<T*>(p.q.data) + token * p.q.row_stride;
   for (int64_t h = 0; h < p.heads; ++h, q += depth) {
     load_head(q, depth, head);
-    if (p.q_norm_weight) normalise(head, depth, static_cast<const T*>(p.q_norm_weight), p.norm_eps);
-    rotate(head, p.rotary_dim, rotary, p.interleaved);
+    turn(p.q_norm_weight, p.q_norm_stride, h);
+    if (p.query_scale) scale(head, depth, p.query_scale[p.positions[token]]);
     if (p.key_divisor) multiply(head, depth, p.key_divisor + h / group * depth);
     store_head(head, depth, q);
     prefetch_slot(c, next_slot, h, p.heads);
@@ -187,8 +208,7 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next
   };
   for (int64_t h = 0; h < c.kv_heads; ++h, k += depth, v += depth) {
     load_head(k, depth, head);
-    if (p.k_norm_weight) normalise(head, depth, static_cast<const T*>(p.k_norm_weight), p.norm_eps);
-    rotate(head, p.rotary_dim, rotary, p.interleaved);
+    turn(p.k_norm_weight, p.k_norm_stride, h);
     const int64_t first = h * depth;
     shift(head, depth, p.key_divisor ? p.key_divisor + first : nullptr, p.key_offset ? p.key_offset + first : nullptr);
     writer(true, h)(head);

@@ -1,4 +1,4 @@
-// silu_mul and gelu_tanh_mul: a thread a run of eight columns.
+// The activations of MLPs, gated and not: a thread a run of eight columns.
 #include "cuda/activation.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -7,6 +7,18 @@ namespace pybatch::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+
+template <class T, class Activation>
+__global__ void __launch_bounds__(kThreads) activation_kernel(ActivationParams p) {
+  const int64_t row = blockIdx.x;
+  const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
+  if (column >= p.width) return;
+  const int64_t n = p.width - column < kRun ? p.width - column : kRun;
+  float x[kRun];
+  load_run(static_cast<const T*>(p.x.data) + row * p.x.row_stride + column, n, x);
+  for (int i = 0; i < kRun; ++i) x[i] = Activation::apply(x[i]);
+  store_run(static_cast<T*>(p.out.data) + row * p.out.row_stride + column, n, x);
+}
 
 template <class T, class Activation>
 __global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivationParams p) {
@@ -23,6 +35,15 @@ __global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivat
 }
 
 template <class Activation>
+void activation(const ActivationParams& p, cudaStream_t stream) {
+  const dim3 grid(p.rows, ceil_div(p.width, kThreads * kRun));
+  with_float_type(p.x.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(activation_kernel<T, Activation>, grid, dim3(kThreads), 0, stream, p);
+  });
+}
+
+template <class Activation>
 void gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
   const dim3 grid(p.rows, ceil_div(p.width, kThreads * kRun));
   with_float_type(p.x.dtype, [&](auto* type) {
@@ -33,6 +54,9 @@ void gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
 
 }  // namespace
 
+void gelu(const ActivationParams& p, cudaStream_t stream) { activation<Gelu>(p, stream); }
+void gelu_tanh(const ActivationParams& p, cudaStream_t stream) { activation<GeluTanh>(p, stream); }
+void relu2(const ActivationParams& p, cudaStream_t stream) { activation<Relu2>(p, stream); }
 void silu_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<Silu>(p, stream); }
 void gelu_tanh_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<GeluTanh>(p, stream); }
 

@@ -22,6 +22,9 @@ namespace pybatch::cuda {
 
 void rms_norm(const NormParams&, cudaStream_t);
 void layer_norm(const NormParams&, cudaStream_t);
+void gelu(const ActivationParams&, cudaStream_t);
+void gelu_tanh(const ActivationParams&, cudaStream_t);
+void relu2(const ActivationParams&, cudaStream_t);
 void silu_mul(const GatedActivationParams&, cudaStream_t);
 void gelu_tanh_mul(const GatedActivationParams&, cudaStream_t);
 void embedding(const EmbeddingParams&, cudaStream_t);

@@ -11,14 +11,23 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kMaxHeadDim = 256;
 
-// RMSNorm of one head in shared memory, in place, rounded before the weight and after it, as the models were trained.
+// The norm of one head in shared memory, in place; RMSNorm rounds before the weight, and both after it, as the models
+// were trained.
 template <class T>
-__device__ __forceinline__ void normalise(float* head, int dim, const T* weight, float eps, int lane) {
+__device__ __forceinline__ void normalise(float* head, int dim, const T* weight, float eps, bool layer_norm, int lane) {
+  if (layer_norm) {
+    float sum = 0.0f;
+    for (int i = lane; i < dim; i += kWarp) sum += head[i];
+    const float mean = warp_reduce<Add>(sum) / static_cast<float>(dim);
+    for (int i = lane; i < dim; i += kWarp) head[i] -= mean;
+  }
   float squares = 0.0f;
   for (int i = lane; i < dim; i += kWarp) squares = fmaf(head[i], head[i], squares);
   const float inverse = 1.0f / sqrtf(warp_reduce<Add>(squares) / static_cast<float>(dim) + eps);
-  for (int i = lane; i < dim; i += kWarp)
-    head[i] = to_float(from_float<T>(to_float(from_float<T>(head[i] * inverse)) * to_float(weight[i])));
+  for (int i = lane; i < dim; i += kWarp) {
+    const float y = head[i] * inverse;
+    head[i] = to_float(from_float<T>((layer_norm ? y : to_float(from_float<T>(y))) * to_float(weight[i])));
+  }
   __syncwarp();
 }
 
@@ -43,13 +52,18 @@ __global__ void __launch_bounds__(kWarps* kWarp) rope_kv_write_kernel(RopeKvWrit
   __syncwarp();
   if (!is_v) {
     const T* norm = static_cast<const T*>(is_q ? p.q_norm_weight : p.k_norm_weight);
-    if (norm != nullptr) normalise(head, dim, norm, p.norm_eps, lane);
+    if (norm != nullptr) norm += h * (is_q ? p.q_norm_stride : p.k_norm_stride);
+    if (norm != nullptr && !p.norm_last) normalise(head, dim, norm, p.norm_eps, p.layer_norm, lane);
     const float* cos_sin = p.rotary + p.positions[token] * p.rotary_dim;
     rotate(head, cos_sin, static_cast<int>(p.rotary_dim), p.interleaved, lane);
+    if (norm != nullptr && p.norm_last) normalise(head, dim, norm, p.norm_eps, p.layer_norm, lane);
   }
   if (is_q) {
+    const float scale = p.query_scale == nullptr ? 1.0f : p.query_scale[p.positions[token]];
     const float* divisor = p.key_divisor == nullptr ? nullptr : p.key_divisor + h / (p.heads / cache.kv_heads) * dim;
-    for (int i = lane; i < dim; i += kWarp) q[i] = from_float<T>(divisor == nullptr ? head[i] : head[i] * divisor[i]);
+    for (int i = lane; i < dim; i += kWarp) {
+      q[i] = from_float<T>(head[i] * scale * (divisor == nullptr ? 1.0f : divisor[i]));
+    }
     return;
   }
   if (!is_v && (p.key_divisor != nullptr || p.key_offset != nullptr)) {

@@ -4,6 +4,13 @@
 
 namespace pybatch {
 
+// gelu, gelu_tanh, relu2: out = act(x). out may be x.
+struct ActivationParams {
+  ConstMatrix x;  // [rows, width]
+  Matrix out;     // [rows, width], x's dtype
+  int64_t rows, width;
+};
+
 // silu_mul, gelu_tanh_mul: out = act(gate) * up, where x holds gate in columns [0, width) and up in [width, 2 * width).
 struct GatedActivationParams {
   ConstMatrix x;  // [rows, 2 * width]

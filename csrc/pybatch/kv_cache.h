@@ -52,13 +52,17 @@ struct RopeKvWriteParams {
   const int64_t* positions;   // [tokens]
   const int64_t* slots;       // [tokens]
   const float* rotary;        // [max_position, rotary_dim]
-  const void* q_norm_weight;  // [head_dim], q's dtype, may be null: RMSNorm of each head before the rotation
+  const void* q_norm_weight;  // q's dtype, may be null: a norm of each head
   const void* k_norm_weight;
   const float* key_divisor;  // [kv_heads, head_dim], powers of two, alike in the two elements of a pair; may be null
   const float* key_offset;   // [kv_heads, head_dim], may be null
+  const float* query_scale;  // [max_position], may be null: q is multiplied by that of its position
   float norm_eps;
   int64_t tokens, heads, rotary_dim;
-  bool interleaved;  // pairs are (2i, 2i+1) instead of (i, i + rotary_dim/2)
+  int64_t q_norm_stride, k_norm_stride;  // from a head's weights to the next one's; 0: all have the same [head_dim]
+  bool layer_norm;                       // instead of RMSNorm
+  bool norm_last;                        // after the rotation instead of before it
+  bool interleaved;                      // pairs are (2i, 2i+1) instead of (i, i + rotary_dim/2)
   KvCache cache;
 };
 

@@ -86,6 +86,9 @@ const bool kForkHandled = [] {
 STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
   m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
+  m.def("gelu(Tensor x, Tensor(a!) out) -> ()");
+  m.def("gelu_tanh(Tensor x, Tensor(a!) out) -> ()");
+  m.def("relu2(Tensor x, Tensor(a!) out) -> ()");
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("embedding(Tensor ids, Tensor table, Tensor? scale, int vocab, Tensor(a!) out) -> ()");
@@ -103,8 +106,9 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "-> ()");
   m.def(
       "rope_kv_write(Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor slots, Tensor rotary, "
-      "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, "
-      "Tensor(d!)? k_scale, Tensor(e!)? v_scale, Tensor? key_divisor, Tensor? key_offset) -> ()");
+      "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool layer_norm, bool norm_last, Tensor? query_scale, "
+      "bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!)? k_scale, Tensor(e!)? v_scale, "
+      "Tensor? key_divisor, Tensor? key_offset) -> ()");
   m.def("copy_blocks(Tensor(a!) pool, Tensor pairs) -> ()");
   m.def("swap_blocks(Tensor src, Tensor(a!) dst, Tensor pairs) -> ()");
   m.def(

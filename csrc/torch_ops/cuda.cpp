@@ -55,6 +55,9 @@ struct Cuda {
   static void name(const Params& p) { cuda::name(p, current_stream()); }
   PYBATCH_RUN(rms_norm, NormParams)
   PYBATCH_RUN(layer_norm, NormParams)
+  PYBATCH_RUN(gelu, ActivationParams)
+  PYBATCH_RUN(gelu_tanh, ActivationParams)
+  PYBATCH_RUN(relu2, ActivationParams)
   PYBATCH_RUN(silu_mul, GatedActivationParams)
   PYBATCH_RUN(gelu_tanh_mul, GatedActivationParams)
   PYBATCH_RUN(embedding, EmbeddingParams)

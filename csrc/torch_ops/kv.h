@@ -96,7 +96,8 @@ struct KvOps : Checks<Backend> {
 
   static void rope_kv_write(Tensor q, const Tensor& k, const Tensor& v, const Tensor& positions, const Tensor& slots,
                             const Tensor& rotary, const OptionalTensor& q_norm, const OptionalTensor& k_norm,
-                            double norm_eps, bool interleaved, Tensor k_cache, Tensor v_cache, OptionalTensor k_scale,
+                            double norm_eps, bool layer_norm, bool norm_last, const OptionalTensor& query_scale,
+                            bool interleaved, Tensor k_cache, Tensor v_cache, OptionalTensor k_scale,
                             OptionalTensor v_scale, const OptionalTensor& key_divisor,
                             const OptionalTensor& key_offset) {
     typename Backend::Scope scope(q);
@@ -123,8 +124,22 @@ struct KvOps : Checks<Backend> {
     p.rotary = pointer<float>(rotary);
     Backend::verify(Ids{"positions", p.positions, p.tokens, rotary.size(0)}, {p.positions});
     Backend::verify(Slots{p.slots, p.tokens, p.cache.num_blocks * p.cache.block_size}, {p.slots});
-    if (q_norm) p.q_norm_weight = vector_like(*q_norm, "q_norm", q.scalar_type(), d);
-    if (k_norm) p.k_norm_weight = vector_like(*k_norm, "k_norm", q.scalar_type(), d);
+    auto head_norm = [&](const OptionalTensor& weight, const char* name, int64_t heads, const void*& data,
+                         int64_t& stride) {
+      if (!weight) return;
+      const bool of_each = weight->defined() && weight->dim() == 2;
+      if (of_each) check(*weight, name, q.scalar_type(), {heads, d});
+      data = of_each ? weight->data_ptr() : vector_like(*weight, name, q.scalar_type(), d);
+      stride = of_each ? d : 0;
+    };
+    head_norm(q_norm, "q_norm", p.heads, p.q_norm_weight, p.q_norm_stride);
+    head_norm(k_norm, "k_norm", p.cache.kv_heads, p.k_norm_weight, p.k_norm_stride);
+    if (query_scale) {
+      check(*query_scale, "query_scale", ScalarType::Float, {rotary.size(0)});
+      p.query_scale = pointer<float>(*query_scale);
+    }
+    p.layer_norm = layer_norm;
+    p.norm_last = norm_last;
     p.key_divisor = key_vectors(key_divisor, "key_divisor", p.cache);
     p.key_offset = key_vectors(key_offset, "key_offset", p.cache);
     EXPECT(p.key_divisor == nullptr || p.heads % p.cache.kv_heads == 0,

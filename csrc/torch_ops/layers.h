@@ -1,4 +1,4 @@
-// The ops on rows of activations: norms, gated activations, embedding and matmuls.
+// The ops on rows of activations: norms, activation functions, embedding and matmuls.
 #pragma once
 
 #include "pybatch/activation.h"
@@ -42,6 +42,18 @@ struct LayerOps : Checks<Backend> {
   static void layer_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double eps,
                          const OptionalTensor& residual, Tensor out) {
     norm<&Backend::layer_norm>(x, weight, bias, eps, residual, out);
+  }
+
+  template <void (*kernel)(const ActivationParams&)>
+  static void activation(const Tensor& x, Tensor out) {
+    typename Backend::Scope scope(x);
+    ActivationParams p{};
+    p.x = input(x, "x", kAny, kAny);
+    p.rows = x.size(0);
+    p.width = x.size(1);
+    p.out = output(out, "out", p.rows, p.width);
+    expect_same_type(p.out.dtype, "out", p.x.dtype, "x");
+    if (out.numel() > 0) kernel(p);
   }
 
   template <void (*kernel)(const GatedActivationParams&)>

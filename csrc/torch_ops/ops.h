@@ -29,6 +29,9 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Sampling = SamplingOps<Backend>;
   m.impl("rms_norm", TORCH_BOX(&Layers::rms_norm));
   m.impl("layer_norm", TORCH_BOX(&Layers::layer_norm));
+  m.impl("gelu", TORCH_BOX(&Layers::template activation<&Backend::gelu>));
+  m.impl("gelu_tanh", TORCH_BOX(&Layers::template activation<&Backend::gelu_tanh>));
+  m.impl("relu2", TORCH_BOX(&Layers::template activation<&Backend::relu2>));
   m.impl("silu_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::silu_mul>));
   m.impl("gelu_tanh_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::gelu_tanh_mul>));
   m.impl("embedding", TORCH_BOX(&Layers::embedding));

@@ -27,6 +27,8 @@ void check_rope_kv_write(CacheShape shape, DType dtype, bool normed, bool interl
   constexpr int64_t kTokens = 9, kHeads = 4;
   const int64_t depth = shape.depth, rotary_dim = interleaved ? depth / 2 : depth;
   const int64_t q_width = kHeads * depth, k_width = shape.kv_heads * depth, width = q_width + 2 * k_width;
+  // With a norm and pairs side by side it also is LayerNorm, after the rotation, and queries are scaled.
+  const bool last = normed && interleaved;
   const Array q(dtype, kTokens * q_width, random), k(dtype, kTokens * k_width, random, 2),
       v(dtype, kTokens * k_width, random), weight(dtype, depth, random);
   Array rotary(DType::f32, 20 * rotary_dim);
@@ -53,6 +55,8 @@ void check_rope_kv_write(CacheShape shape, DType dtype, bool normed, bool interl
     p.heads = kHeads;
     p.rotary_dim = rotary_dim;
     p.interleaved = interleaved;
+    p.layer_norm = p.norm_last = last;
+    p.query_scale = last ? reinterpret_cast<const float*>(rotary.data()) : nullptr;
     p.cache = cache.params();
     cpu::kernels().rope_kv_write(p);
     for (int64_t t = 0; t < count; ++t) {
@@ -69,14 +73,18 @@ void check_rope_kv_write(CacheShape shape, DType dtype, bool normed, bool interl
   const Cache any(shape);
   auto head_of = [&](const Array& x, int64_t row, int64_t row_width, int64_t head, bool turn) {
     std::vector<double> out;
-    double square = 0;
-    for (int64_t d = 0; d < depth; ++d) {
-      out.push_back(x[row * row_width + head * depth + d]);
-      square += out.back() * out.back() / static_cast<double>(depth);
-    }
+    for (int64_t d = 0; d < depth; ++d) out.push_back(x[row * row_width + head * depth + d]);
     if (!turn) return out;
-    for (int64_t d = 0; d < depth && normed; ++d) out[static_cast<size_t>(d)] *= weight[d] / std::sqrt(square + 1e-6);
-    return rotated(out, rotary, positions[static_cast<size_t>(row)], rotary_dim, interleaved);
+    const int64_t position = positions[static_cast<size_t>(row)];
+    if (last) out = rotated(out, rotary, position, rotary_dim, interleaved);
+    if (normed) {
+      double mean = 0, square = 0;
+      for (double value : out) mean += last ? value / static_cast<double>(depth) : 0;
+      for (double& value : out) value -= mean;
+      for (double value : out) square += value * value / static_cast<double>(depth);
+      for (int64_t d = 0; d < depth; ++d) out[static_cast<size_t>(d)] *= weight[d] / std::sqrt(square + 1e-6);
+    }
+    return last ? out : rotated(out, rotary, position, rotary_dim, interleaved);
   };
   const std::string name = std::string("rope_kv_write ") + name_of(dtype) + " into " + name_of(shape.dtype) + " " +
                            std::to_string(depth) + (normed ? " normed" : "") + (interleaved ? " interleaved" : "");
@@ -84,7 +92,8 @@ void check_rope_kv_write(CacheShape shape, DType dtype, bool normed, bool interl
     const bool is_q = c < q_width, is_v = c >= q_width + k_width;
     const int64_t i = is_q ? c : (c - q_width) % k_width, d = i % depth;
     const std::vector<double> x = head_of(is_q ? q : is_v ? v : k, row, is_q ? q_width : k_width, i / depth, !is_v);
-    const double value = x[static_cast<size_t>(d)];
+    const double scale = last && is_q ? rotary[positions[static_cast<size_t>(row)]] : 1;
+    const double value = x[static_cast<size_t>(d)] * scale;
     const double arithmetic = is_v ? 0 : largest(x, 0, depth) * (normed ? 6 * rounding(dtype) + 2e-6 : 2e-6);
     if (is_q) return {value, arithmetic + std::fabs(value) * rounding(dtype)};
     if (slots[static_cast<size_t>(row)] < 0) return {0, 0};

@@ -54,10 +54,31 @@ void check_norms(Random& random) {
 }
 
 void check_activations(Random& random) {
+  struct Plain {
+    const char* name;
+    void (*kernel)(const ActivationParams&);
+    double (*wanted)(double);
+  };
+  const Plain plain[] = {
+      {"gelu ", cpu::kernels().gelu, [](double x) { return x * std::erfc(-x / std::sqrt(2)) / 2; }},
+      {"gelu_tanh ", cpu::kernels().gelu_tanh,
+       [](double x) { return x / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }},
+      {"relu2 ", cpu::kernels().relu2, [](double x) { return x > 0 ? x * x : 0; }}};
   for (DType dtype : kFloats) {
     for (int64_t width : {3, 80, 131}) {
       constexpr int64_t kRows = 6;
       const Array x(dtype, kRows * 2 * width, random, 6);
+      for (const Plain& of : plain) {
+        auto run = [&](int64_t first, int64_t count, Array& out) {
+          of.kernel(
+              {{x.data() + first * width * size_of(dtype), width, dtype}, {out.data(), width, dtype}, count, width});
+        };
+        check_rows(of.name + std::string(name_of(dtype)) + " " + std::to_string(width), kRows, width, dtype, run,
+                   [&](int64_t r, int64_t c) -> Near {
+                     const double wanted = of.wanted(x[r * width + c]);
+                     return {wanted, std::fabs(wanted) * (2 * rounding(dtype) + 4e-6) + 1e-7};
+                   });
+      }
       for (bool silu : {true, false}) {
         auto run = [&](int64_t first, int64_t count, Array& out) {
           const GatedActivationParams p{{x.data() + first * 2 * width * size_of(dtype), 2 * width, dtype},

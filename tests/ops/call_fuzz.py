@@ -77,6 +77,10 @@ class Calls:
         rows, width = self.size(), self.size()
         return {"x": self.rows(rows, 2 * width), "out": self.rows(rows, width)}
 
+    def plain(self) -> Arguments:
+        rows, width = self.size(), self.size()
+        return {"x": self.rows(rows, width), "out": self.rows(rows, width)}
+
     def dense(self, n: int, k: int) -> Arguments:
         return {"weight": ops.pack_dense(self.floats(n, k, dtype=self.r.choice(FLOATS)))}
 
@@ -135,17 +139,21 @@ class Calls:
         cache = self.cache()
         blocks, kv_heads, depth, block_size = extents(cache["k_cache"])
         tokens, most = self.r.randint(0, 6), self.r.randint(1, 20)
+        heads = kv_heads * self.r.randint(1, 3)
         slots = torch.randperm(blocks * block_size + 8)[:tokens] - 8
         return {
-            "q": self.rows(tokens, kv_heads * self.r.randint(1, 3) * depth),
+            "q": self.rows(tokens, heads * depth),
             "k": self.rows(tokens, kv_heads * depth),
             "v": self.rows(tokens, kv_heads * depth),
             "positions": self.ids(tokens, most),
             "slots": slots,
             "rotary": torch.randn(most, self.r.choice((0, 2, depth // 2, depth))),
-            "q_norm": self.maybe(lambda: self.floats(depth)),
+            "q_norm": self.maybe(lambda: self.floats(heads, depth)),
             "k_norm": self.maybe(lambda: self.floats(depth)),
             "norm_eps": 1e-6,
+            "layer_norm": self.r.random() < 0.5,
+            "norm_last": self.r.random() < 0.5,
+            "query_scale": self.maybe(lambda: torch.randn(most)),
             "interleaved": self.r.random() < 0.5,
             **cache,
             "key_divisor": self.maybe(lambda: torch.randint(-3, 4, (kv_heads, depth)).exp2()),
@@ -280,6 +288,9 @@ class Calls:
         makers: dict[str, Callable[[], Arguments]] = {
             "rms_norm": self.norm,
             "layer_norm": self.norm,
+            "gelu": self.plain,
+            "gelu_tanh": self.plain,
+            "relu2": self.plain,
             "silu_mul": self.gated,
             "gelu_tanh_mul": self.gated,
             "matmul_dense": lambda: self.matmul(self.dense),

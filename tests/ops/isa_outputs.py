@@ -49,6 +49,8 @@ def rows() -> Iterator[tuple[str, Tensor]]:
         x, w = random(9, 1001).mul(4).to(dtype), random(1001, seed=1).to(dtype)
         yield f"rms_norm-{dtype}", ops.rms_norm(x, w, 1e-5)
         yield f"layer_norm-{dtype}", ops.layer_norm(x, w, w, 1e-5)
+        for plain in (ops.gelu, ops.gelu_tanh, ops.relu2):
+            yield f"{plain.__name__}-{dtype}", plain(x[:, 1:])
         yield f"silu_mul-{dtype}", ops.silu_mul(x[:, 1:])
         yield f"gelu_tanh_mul-{dtype}", ops.gelu_tanh_mul(x[:, 1:])
 

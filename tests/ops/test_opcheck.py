@@ -34,6 +34,10 @@ def gated() -> Arguments:
     return {"x": normal(3, 40), "out": torch.empty(3, 20)}
 
 
+def plain() -> Arguments:
+    return {"x": normal(3, 20), "out": torch.empty(3, 20)}
+
+
 def embedding(table: Tensor, scale: Tensor | None = None) -> Arguments:
     return {"ids": integers(4, 0, 19), "table": table, "scale": scale, "vocab": 32, "out": torch.empty(3, 20)}
 
@@ -93,6 +97,9 @@ def rope_kv_write(int8: bool) -> Arguments:
         "q_norm": normal(16),
         "k_norm": normal(16),
         "norm_eps": 1e-6,
+        "layer_norm": int8,
+        "norm_last": int8,
+        "query_scale": normal(10) if int8 else None,
         "interleaved": False,
         **kv_cache(int8),
         "key_divisor": torch.full((2, 16), 2.0) if int8 else None,
@@ -186,6 +193,9 @@ def token_logprobs() -> Arguments:
 EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "rms_norm": [norm, lambda: norm() | {"residual": None}],
     "layer_norm": [lambda: norm() | {"bias": normal(20)}],
+    "gelu": [plain],
+    "gelu_tanh": [plain],
+    "relu2": [plain],
     "silu_mul": [gated],
     "gelu_tanh_mul": [gated],
     "embedding": [
@@ -361,6 +371,8 @@ def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[
         ("paged_attention", "query_start", torch.tensor([0, 3, 5], dtype=torch.int32), "query_start: expected to"),
         ("rotate_keys", "blocks", integers(0, 5), r"blocks: expected blocks in \[0, 5\), got 5 at 1"),
         ("rotate_keys", "blocks", integers(2, 2), "blocks: expected each block once, got 2 twice"),
+        ("rope_kv_write", "q_norm", normal(3, 16), r"q_norm: expected shape \[4, 16\], got \[3, 16\]"),
+        ("rope_kv_write", "query_scale", normal(9), r"query_scale: expected shape \[10\], got \[9\]"),
         ("rope_kv_write", "key_offset", normal(2, 15), r"key_offset: expected shape \[2, 16\], got \[2, 15\]"),
         ("rope_kv_write", "key_divisor", normal(2, 16).half(), "key_divisor: expected float32, got float16"),
         ("rotate_keys", "key_offset", normal(1, 16), r"key_offset: expected shape \[2, 16\], got \[1, 16\]"),

@@ -32,6 +32,10 @@ class Shape:
     dtype: torch.dtype = torch.float32
     interleaved: bool = False
     norm: bool = False
+    norm_of_heads: bool = False  # with weights of its own for each
+    layer_norm: bool = False
+    norm_last: bool = False
+    scaled: bool = False  # queries, by position
 
 
 @dataclass
@@ -63,7 +67,14 @@ def norm_weights(shape: Shape) -> tuple[Tensor, Tensor] | tuple[None, None]:
     if not shape.norm:
         return None, None
     weight = torch.linspace(0.5, 2.0, shape.head_dim).to(shape.dtype)
-    return weight, weight.flip(0).contiguous()
+    if not shape.norm_of_heads:
+        return weight, weight.flip(0).contiguous()
+    heads = [(1 + torch.arange(count)[:, None] / 8).to(shape.dtype) for count in (shape.heads, shape.kv_heads)]
+    return weight * heads[0], weight.flip(0) * heads[1]
+
+
+def query_scale(shape: Shape) -> Tensor | None:
+    return 1 + torch.arange(MAX_POSITION) / 100 if shape.scaled else None
 
 
 def make_batch(shape: Shape, tokens: int, seed: int = 0) -> Batch:
@@ -140,6 +151,9 @@ def write(batch: Batch, cache: Cache, **shift: Tensor) -> Tensor:
         *(cache.k, cache.v, cache.k_scale, cache.v_scale),
         q_norm=q_norm,
         k_norm=k_norm,
+        layer_norm=shape.layer_norm,
+        norm_last=shape.norm_last,
+        query_scale=query_scale(shape),
         interleaved=shape.interleaved,
         **shift,
     )
@@ -149,9 +163,17 @@ def write(batch: Batch, cache: Cache, **shift: Tensor) -> Tensor:
 def reference(batch: Batch, x: Tensor, weight: Tensor | None) -> Tensor:
     """Heads of x [tokens, n * D] normed and rotated, [tokens, n, D], in float64."""
     shape, half = batch.shape, batch.shape.rotary_dim // 2
+
+    def norm(x: Tensor) -> Tensor:
+        if weight is None:
+            return x
+        if shape.layer_norm:
+            x = x - x.mean(-1, keepdim=True)
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+
     x = x.unflatten(1, (-1, shape.head_dim)).double()
-    if weight is not None:
-        x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    if not shape.norm_last:
+        x = norm(x)
     cos, sin = rotary_table(shape.rotary_dim).double()[batch.positions][:, None].split(half, -1)
     first, second = (
         (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if shape.interleaved else (slice(half), slice(half, 2 * half))
@@ -159,7 +181,7 @@ def reference(batch: Batch, x: Tensor, weight: Tensor | None) -> Tensor:
     out = x.clone()
     out[..., first] = x[..., first] * cos - x[..., second] * sin
     out[..., second] = x[..., second] * cos + x[..., first] * sin
-    return out
+    return norm(out) if shape.norm_last else out
 
 
 shapes = st.builds(
@@ -173,6 +195,10 @@ shapes = st.builds(
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     interleaved=st.booleans(),
     norm=st.booleans(),
+    norm_of_heads=st.booleans(),
+    layer_norm=st.booleans(),
+    norm_last=st.booleans(),
+    scaled=st.booleans(),
 )
 
 
@@ -190,6 +216,8 @@ def test_matches_float64(shape: Shape, tokens: int, unwritten: set[int]) -> None
     # One rounding of the result, and two within the norm; a rotation mixes two elements.
     rounding = (6 if shape.norm else 2) * EPS[shape.dtype]
     wanted_q, wanted_k = reference(batch, q_in, q_norm), reference(batch, k_in, k_norm)
+    if shape.scaled:
+        wanted_q *= query_scale(shape)[batch.positions, None, None].double()
     torch.testing.assert_close(q.double(), wanted_q, rtol=rounding, atol=rounding * wanted_q.abs().max().item() + 1e-6)
 
     wanted_v = v_in.unflatten(1, (-1, shape.head_dim)).double()
@@ -296,6 +324,7 @@ VARIANTS = [
     Shape(),
     Shape(head_dim=80, rotary_dim=20, block_size=8, dtype=torch.bfloat16, cache=torch.bfloat16, norm=True),
     Shape(cache=torch.int8, interleaved=True),
+    Shape(head_dim=24, rotary_dim=8, norm=True, norm_of_heads=True, layer_norm=True, norm_last=True, scaled=True),
 ]
 
 
@@ -350,6 +379,8 @@ def arguments() -> dict[str, Any]:
         ({"rotary": torch.zeros(10, 34)}, "rotary: expected an even width of at most the head dimension 32, got 34"),
         ({"rotary": torch.zeros(10, 31)}, "rotary: expected an even width"),
         ({"q_norm": torch.ones(16)}, r"q_norm: expected shape \[32\]"),
+        ({"q_norm": torch.ones(2, 32)}, r"q_norm: expected shape \[4, 32\], got \[2, 32\]"),
+        ({"query_scale": torch.ones(9)}, r"query_scale: expected shape \[10\], got \[9\]"),
         ({"k_norm": torch.ones(32).half()}, "k_norm: expected float32, got float16"),
         ({"v_scale": torch.ones(5, 2, 16)}, "k_scale, v_scale: expected none"),
     ],
@@ -365,7 +396,22 @@ def test_opcheck() -> None:
     inputs = tuple(args[name] for name in ("q", "k", "v", "positions", "slots", "rotary"))
     torch.library.opcheck(
         torch.ops.pybatch.rope_kv_write.default,
-        (*inputs, None, None, 1e-6, False, args["k_cache"], args["v_cache"], None, None, None, None),
+        (
+            *inputs,
+            None,
+            None,
+            1e-6,
+            False,
+            False,
+            None,
+            False,
+            args["k_cache"],
+            args["v_cache"],
+            None,
+            None,
+            None,
+            None,
+        ),
     )
 
 

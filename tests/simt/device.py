@@ -45,6 +45,10 @@ class NormParams(ctypes.Structure):
     ]  # fmt: skip
 
 
+class ActivationParams(ctypes.Structure):
+    _fields_ = [("x", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
+
+
 class GatedActivationParams(ctypes.Structure):
     _fields_ = [("x", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
 
@@ -77,8 +81,10 @@ class RopeKvWriteParams(ctypes.Structure):
     _fields_ = [
         ("q", Matrix), ("k", Matrix), ("v", Matrix), ("positions", c_void_p), ("slots", c_void_p),
         ("rotary", c_void_p), ("q_norm_weight", c_void_p), ("k_norm_weight", c_void_p),
-        ("key_divisor", c_void_p), ("key_offset", c_void_p), ("norm_eps", c_float),
-        ("tokens", c_int64), ("heads", c_int64), ("rotary_dim", c_int64), ("interleaved", c_bool), ("cache", KvCache),
+        ("key_divisor", c_void_p), ("key_offset", c_void_p), ("query_scale", c_void_p), ("norm_eps", c_float),
+        ("tokens", c_int64), ("heads", c_int64), ("rotary_dim", c_int64), ("q_norm_stride", c_int64),
+        ("k_norm_stride", c_int64), ("layer_norm", c_bool), ("norm_last", c_bool), ("interleaved", c_bool),
+        ("cache", KvCache),
     ]  # fmt: skip
 
 
@@ -144,7 +150,8 @@ class TokenLogprobsParams(ctypes.Structure):
 
 
 PARAMS = (
-    NormParams, GatedActivationParams, EmbeddingParams, MatmulParams, RopeKvWriteParams, CopyBlocksParams,
+    NormParams, ActivationParams, GatedActivationParams, EmbeddingParams, MatmulParams, RopeKvWriteParams,
+    CopyBlocksParams,
     PagedAttentionParams, RotateKeysParams, GatherKvParams, AttentionMassParams, AdjustLogitsParams, SampleParams,
     TokenLogprobsParams,
 )  # fmt: skip
@@ -366,6 +373,21 @@ class SimtOps:
             )  # fmt: skip
         return out
 
+    def gelu(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._activation("gelu", x, out)
+
+    def gelu_tanh(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._activation("gelu_tanh", x, out)
+
+    def relu2(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._activation("relu2", x, out)
+
+    def _activation(self, name: str, x: Tensor, out: Tensor | None) -> Tensor:
+        out = poisoned(*x.shape, dtype=x.dtype) if out is None else out
+        with buffers() as b:
+            self._run(name, ActivationParams(b.matrix(x, "x"), b.matrix(out, "out", out=True), *x.shape))
+        return out
+
     def silu_mul(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self._gated("silu_mul", x, out)
 
@@ -396,7 +418,8 @@ class SimtOps:
     def rope_kv_write(
         self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, slots: Tensor, rotary: Tensor, k_cache: Tensor,
         v_cache: Tensor, k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, interleaved: bool = False,
-        q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 1e-6,
+        q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 1e-6, layer_norm: bool = False,
+        norm_last: bool = False, query_scale: Tensor | None = None,
         key_divisor: Tensor | None = None, key_offset: Tensor | None = None,
     ) -> None:  # fmt: skip
         with buffers() as b:
@@ -406,9 +429,10 @@ class SimtOps:
                     b.matrix(q, "q", out=True), b.matrix(k, "k"), b.matrix(v, "v"), b.read(positions, "positions"),
                     b.read(slots, "slots"), b.read(rotary, "rotary"), b.read(q_norm, "q_norm"),
                     b.read(k_norm, "k_norm"), b.read(key_divisor, "key_divisor"),
-                    b.read(key_offset, "key_offset"), norm_eps, len(q), q.shape[1] // head_dim(k_cache),
-                    rotary.shape[1],
-                    interleaved, kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=True),
+                    b.read(key_offset, "key_offset"), b.read(query_scale, "query_scale"), norm_eps, len(q),
+                    q.shape[1] // head_dim(k_cache), rotary.shape[1],
+                    *(0 if norm is None or norm.dim() == 1 else head_dim(k_cache) for norm in (q_norm, k_norm)),
+                    layer_norm, norm_last, interleaved, kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=True),
                 ),
             )  # fmt: skip
 

@@ -173,15 +173,21 @@ def norm(ops: SimtOps) -> None:
 def rope_kv_write(ops: SimtOps) -> None:
     tests = suite("test_rope_kv_write")
     with running(tests, ops):
-        for norm in (False, True):
-            shape = tests.Shape(norm=norm, interleaved=norm, cache=torch.int8)
+        for norm, last in ((False, False), (True, False), (True, True)):
+            shape = tests.Shape(
+                norm=norm, interleaved=norm, cache=torch.int8,
+                norm_of_heads=last, layer_norm=last, norm_last=last, scaled=last,
+            )  # fmt: skip
             batch, cache = tests.make_batch(shape, 5), tests.Cache.empty(shape, 2)
             q = tests.write(batch, cache)
             rows, keys, values = batch.split()
             q_norm, k_norm = tests.norm_weights(shape)
-            torch.testing.assert_close(q.double(), tests.reference(batch, rows, q_norm), rtol=1e-4, atol=1e-4)
+            wanted_q = tests.reference(batch, rows, q_norm)
+            if last:
+                wanted_q *= tests.query_scale(shape)[batch.positions, None, None].double()
+            torch.testing.assert_close(q.double(), wanted_q, rtol=1e-4, atol=1e-4)
             k, v = (slots[batch.slots] for slots in cache.slots())
-            torch.testing.assert_close(k, tests.reference(batch, keys, k_norm), rtol=0, atol=0.03)
+            torch.testing.assert_close(k, tests.reference(batch, keys, k_norm), rtol=0, atol=0.04 if last else 0.03)
             wanted = values.double().unflatten(1, (shape.kv_heads, shape.head_dim))
             torch.testing.assert_close(v, wanted, rtol=0, atol=0.03)
 

@@ -380,8 +380,8 @@ MUTATIONS = [
     Mutation(
         "a norm does not wait for its warp",
         "rope_kv_write.cu",
-        "* to_float(weight[i])));\n  __syncwarp();",
-        "* to_float(weight[i])));",
+        "* to_float(weight[i])));\n  }\n  __syncwarp();",
+        "* to_float(weight[i])));\n  }",
         probes.rope_kv_write,
     ),
     Mutation("V goes where K should", "rope_kv_write.cu", "is_v ? p.v : p.k", "is_v ? p.k : p.v", probes.rope_kv_write),
