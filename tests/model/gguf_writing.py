@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ def turned(weight: np.ndarray, heads: int) -> np.ndarray:
 TURNED = ("llama", "smollm3")  # architectures that have rows of q and k so
 
 
-def begin(path: Path, arch: str, model: PreTrainedModel) -> GGUFWriter:
+def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUFWriter:
     config = model.config
-    writer = GGUFWriter(path, arch)
+    writer = GGUFWriter(path, arch, **options)
     writer.add_name("a small model")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)

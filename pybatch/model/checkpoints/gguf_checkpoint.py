@@ -10,6 +10,7 @@ import gguf
 
 from pybatch.model.checkpoints.gguf_ends import end_of_generation_ids
 from pybatch.model.checkpoints.gguf_file import GGUFFile
+from pybatch.model.checkpoints.gguf_parts import GGUFModel
 from pybatch.model.checkpoints.gguf_source import LONG, SHORT, GGUFSource
 from pybatch.model.config import MAX_VOCAB, LayerConfig, ModelConfig, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
@@ -26,10 +27,8 @@ class GGUFCheckpoint:
     quantized = False  # quantization="gguf" keeps its bits
 
     def __init__(self, path: Path) -> None:
-        self.file = GGUFFile(path)
+        self.file = GGUFModel(path)
         self.generation_config: dict[str, Any] = {}
-        if Fields(self.file.metadata, str(path)).integer("split.count", 1, low=0, high=MAX_VOCAB) > 1:
-            raise ModelError(f"{path} is one of several parts: join them first with llama-gguf-split --merge")
         family = _family(self.file)
         self.config = without_unknown_ids(_config(self.file, family))
         assert family.gguf is not None
@@ -52,7 +51,7 @@ class GGUFCheckpoint:
         return sorted(self.file.tensors.keys() - self._read)
 
     def files(self) -> list[Path]:
-        return [self.file.path]
+        return self.file.files()
 
     def _gguf_name(self, name: str) -> str:
         return self._names.get_name(name, (".weight", ".bias")) or name

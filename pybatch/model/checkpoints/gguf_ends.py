@@ -8,15 +8,15 @@ from typing import Any
 from pybatch.model.config import merge_ids
 from pybatch.model.fields import Fields
 
-CONTROL = 3  # tokenizer.ggml.token_type
-KEYS = ("eos", "eot", "eom")
-# Control tokens that end generation in llama.cpp whatever a file's keys say. The last three lines belong to filling in
-# the middle of code.
+CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+# Tokens that end generation in llama.cpp whatever a file's keys say, unless they are ordinary text. The last three
+# lines belong to filling in the middle of code.
 TEXTS = frozenset(
     [
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
         *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
-        *("<end_of_utterance>", "<turn|>", "<|tool_response>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),  # noqa: RUF001
         *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
         *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
         "<|file_sep|>",
@@ -31,8 +31,8 @@ EXCEPT = (
 
 
 def end_of_generation_ids(metadata: Mapping[str, Any], where: str) -> tuple[int, ...]:
-    """The ids that the metadata's keys name, eos first, then those of the control tokens in TEXTS, as llama.cpp has
-    it. Ids may be outside the vocabulary."""
+    """The ids that the metadata's keys name, eos first, then those of the special tokens in TEXTS, as llama.cpp has it.
+    Ids may be outside the vocabulary."""
     fields = Fields(metadata, where, "tokenizer.ggml.")
     named = merge_ids(*(fields.ids(f"{key}_token_id") for key in KEYS))
     tokens, types = fields.get("tokens"), fields.get("token_type")
@@ -41,7 +41,7 @@ def end_of_generation_ids(metadata: Mapping[str, Any], where: str) -> tuple[int,
     found = {
         token: i
         for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind == CONTROL and isinstance(token, str) and token in TEXTS
+        if kind in (CONTROL, USER_DEFINED) and isinstance(token, str) and token in TEXTS
     }
     for token, others in EXCEPT:
         if others <= found.keys() and found.get(token) not in named:

@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from pybatch.model.checkpoints.gguf_file import GGUFFile
+from pybatch.model.checkpoints.gguf_parts import GGUFModel
 from pybatch.model.config import merge_ids
 from pybatch.model.errors import ModelError
-from pybatch.model.fields import Fields
+from pybatch.model.fields import Fields, short
 from pybatch.model.text.guarded import guarded
+from pybatch.model.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from pybatch.model.text.tokenizer import Tokenizer
 
 MAX_TOKEN = 4096  # characters
 # tokenizer.ggml.token_type
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 
-# How a text is cut into words before byte-level BPE, by tokenizer.ggml.pre: the expressions of the models' own
-# tokenizer.json files.
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3, QWEN2 = CL100K.replace("DIGITS", "{1,3}"), CL100K.replace("DIGITS", "")
-TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS = {
-    "gpt-2": (GPT2,),
-    "smollm": (r"\p{N}", GPT2),
-    "llama-bpe": (LLAMA3,),
-    "llama3": (LLAMA3,),
-    "llama-v3": (LLAMA3,),
-    "qwen2": (QWEN2,),
-    "deepseek-r1-qwen": (QWEN2,),
-    "tekken": (TEKKEN,),
-}
-WHOLE_WORDS_FIRST = (
-    "llama-bpe",
-    "llama3",
-    "llama-v3",
-    "tekken",
-)  # a word that is a token is not split
-NORMALIZED = ("qwen2", "deepseek-r1-qwen")  # NFC
+logger = logging.getLogger(__name__)
 
 
 def tokenizer_from_gguf(path: Path) -> Tokenizer:
     """Builds the tokenizer of a GGUF file. Raises ModelError if its kind or pre-tokenizer is unknown, or its metadata
     does not describe a tokenizer."""
-    metadata = GGUFFile(path).metadata
+    metadata = GGUFModel(path).metadata
     try:
         tokenizer: Tokenizer = guarded(lambda: _tokenizer(path, metadata))
         return tokenizer
@@ -69,10 +42,14 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
 def _tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
     ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     kind = ggml.get("model")
-    if kind not in ("gpt2", "llama"):
-        raise ModelError(f"{path}: tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r}")
+    if kind not in ("gpt2", "gemma4", "llama"):
+        raise ModelError(f"{path}: tokenizer.ggml.model: expected gpt2, gemma4 or llama, got {short(kind)}")
     tokens = Fields(metadata, str(path), "tokenizer.ggml.").texts("tokens", MAX_TOKEN)
-    backend = _byte_level_bpe(path, ggml) if kind == "gpt2" else _sentencepiece_bpe(ggml)
+    gemma = str(metadata.get("general.architecture")).startswith("gemma")
+    if gemma:  # runs of spaces are tokens that are merged as others are; files have them as texts do, without a score
+        tokens = ggml["tokens"] = [token if token.strip(" ") else "▁" * len(token) for token in tokens]
+    pre = None if kind == "llama" else _pre_tokenizer(path, "gemma4" if kind == "gemma4" else ggml.get("pre"))
+    backend = _sentencepiece_bpe(ggml, by_id=gemma) if pre is None else _bpe(ggml, pre)
 
     types = ggml.get("token_type", [])
     backend.add_special_tokens(
@@ -84,7 +61,7 @@ def _tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
     ids = {name: ggml.get(f"{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
     names = {"unknown": "unk", "padding": "pad"}
     special = {f"{names.get(name, name)}_token": tokens[i] for name, i in ids.items() if _is_id(i, tokens)}
-    _add_ends(backend, ggml, special, bos_by_default=kind == "llama" or ggml.get("pre") in WHOLE_WORDS_FIRST)
+    _add_ends(backend, ggml, special, bos_by_default=pre is None or pre.bos)
     return Tokenizer(
         backend,
         special_tokens=special,
@@ -97,31 +74,51 @@ def _is_id(value: object, tokens: list[str]) -> TypeGuard[int]:
     return isinstance(value, int) and 0 <= value < len(tokens)
 
 
-def _byte_level_bpe(path: Path, ggml: dict[str, Any]) -> Backend:
-    pre = ggml.get("pre", "(none)")
-    if pre not in PRE_TOKENIZERS:
-        raise ModelError(f"{path}: tokenizer.ggml.pre: expected one of {', '.join(PRE_TOKENIZERS)}, got {pre!r}")
-    vocab = {token: i for i, token in enumerate(ggml["tokens"])}
+def _pre_tokenizer(path: Path, name: object) -> PreTokenizer:
+    if name is None:
+        logger.warning(
+            "%s has no tokenizer.ggml.pre: texts are cut into words by llama.cpp's default, which may not be its own",
+            path,
+        )
+        name = "default"
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
+        raise ModelError(
+            f"{path}: tokenizer.ggml.pre: expected one of {', '.join(sorted(PRE_TOKENIZERS))}, got {short(name)}"
+        )
+    return PRE_TOKENIZERS[name]
+
+
+def _bpe(ggml: dict[str, Any], pre: PreTokenizer) -> Backend:
+    tokens = ggml["tokens"]
+    vocab = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in ggml["merges"]]
-    backend = Backend(models.BPE(vocab, merges, ignore_merges=pre in WHOLE_WORDS_FIRST))
-    if pre in NORMALIZED:
+    words: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Split(Regex(each), "isolated") for each in pre.expressions
+    ]
+    if pre.bytes:
+        backend = Backend(models.BPE(vocab, merges, ignore_merges=pre.whole_words))
+        words.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        backend.decoder = decoders.ByteLevel()
+    else:
+        unknown = ggml.get("unknown_token_id")
+        unknown = tokens[unknown] if _is_id(unknown, tokens) else None
+        backend = Backend(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if pre.nfc:
         backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(words), "isolated") for words in PRE_TOKENIZERS[pre]),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(words)
     return backend
 
 
-def _sentencepiece_bpe(ggml: dict[str, Any]) -> Backend:
-    """SentencePiece's BPE merges the pair whose result has the highest score, so the scores order the merges."""
+def _sentencepiece_bpe(ggml: dict[str, Any], *, by_id: bool) -> Backend:
+    """SentencePiece's BPE merges the pair whose result has the highest score, so the scores order the merges, or by_id
+    the ids."""
     tokens, scores = ggml["tokens"], ggml["scores"]
     vocab = {token: i for i, token in enumerate(tokens)}
     merges: list[tuple[str, str]] = []
-    for token in sorted(vocab, key=lambda token: -scores[vocab[token]]):  # stable: equal scores by id
+    order = sorted(vocab, key=lambda token: 0 if by_id else -scores[vocab[token]])  # stable: equal ones by id
+    for token in order:
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         known = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
         merges += sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))

@@ -156,6 +156,9 @@ def test_ends_of_generation() -> None:
     assert ends("<|end|>", "<|return|>", "<|call|>") == (1, 2)  # a message's end, in this format
     assert ends("<|end|>", "<|endoftext|>") == (0, 1)
     assert ends("<|im_end|>", "</s>", kinds=[1, 1], eos_token_id=1) == (1,)  # ordinary text
+    assert ends("<|fim_pad|>", "<|file_sep|>", "x", kinds=[4, 4, 4]) == (0, 1)  # Qwen2.5-Coder
+    assert ends("<｜end▁of▁sentence｜>", "[e~[") == (0, 1)  # noqa: RUF001  DeepSeek, MiniMax
+    assert ends("a", "b", "c", eos_token_id=0, fim_rep_token_id=2) == (0, 2)
     assert end_of_generation_ids({}, "a file") == ()
     with pytest.raises(ModelError, match="eom_token_id"):
         end_of_generation_ids({"tokenizer.ggml.eom_token_id": 0.5}, "a file")

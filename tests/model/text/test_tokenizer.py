@@ -187,12 +187,12 @@ def test_unknown_kinds_are_refused(tmp_path: Path) -> None:
     writer = GGUFWriter(path, "llama")
     writer.add_tokenizer_model("bert")
     finish(writer)
-    with pytest.raises(ModelError, match=r"tokenizer\.ggml\.model: expected 'gpt2' or 'llama', got 'bert'"):
+    with pytest.raises(ModelError, match=r"tokenizer\.ggml\.model: expected gpt2, gemma4 or llama, got 'bert'"):
         tokenizer_from_gguf(path)
     writer = GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("chameleon")
+    writer.add_tokenizer_pre("no-such")
     writer.add_token_list(["a"])
     finish(writer)
-    with pytest.raises(ModelError, match=r"tokenizer\.ggml\.pre: expected one of gpt-2, .*, got 'chameleon'"):
+    with pytest.raises(ModelError, match=r"tokenizer\.ggml\.pre: expected one of a.x-4.0, .*, got 'no-such'"):
         tokenizer_from_gguf(path)
