@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pybatch.model.checkpoints.files import read_json
-from pybatch.model.checkpoints.formats import open_format, take_quantization
+from pybatch.model.checkpoints.formats import FILES, open_format, take_quantization
 from pybatch.model.checkpoints.formats.kept import Kept
 from pybatch.model.checkpoints.stored import Stored, StoredTensors, read_header
 from pybatch.model.config import ModelConfig, without_unknown_ids
@@ -81,7 +81,8 @@ class SafetensorsCheckpoint:
 
     def files(self) -> list[Path]:
         paths = {stored.path for stored in self.tensors.values()}
-        return sorted(paths if self.format is None else paths | {self.directory / "config.json"})
+        about = [self.directory / name for name in FILES] if self.quantized else []
+        return sorted(paths.union(path for path in about if path.exists()))
 
     def _quantized(self, name: str) -> str | None:
         """The module whose weight this is, if it is quantised."""

@@ -25,6 +25,7 @@ from pybatch import ops
 from pybatch.model import ModelError, load_model
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear
+from pybatch.model.rows import BlockRows, sliced, turned
 
 SHAPE = {**SMALL, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2}
 IDS = some_ids(40)
@@ -53,6 +54,7 @@ CASES = {
     "gptq-rows": Case(partial(q.gptq, group=-1), {**GPTQ, "group_size": -1}, "Q4_0"),
     "gptq-zeros": Case(partial(q.gptq, symmetric=False), GPTQ, "Q4_1"),
     "gptq-v2": Case(partial(q.gptq, symmetric=False, version=2), {**GPTQ, "checkpoint_format": "gptq_v2"}, "Q4_1"),
+    "gptq-format": Case(partial(q.gptq, symmetric=False, version=2), {**GPTQ, "format": "gptq_p"}, "Q4_1"),
     "gptq-8": Case(partial(q.gptq, bits=8), {**GPTQ, "bits": 8}, "Q8_0"),
     "gptq-8-zeros": Case(partial(q.gptq, bits=8, symmetric=False), {**GPTQ, "bits": 8}, "Q8_0", REQUANTIZED),
     "gptq-3": Case(partial(q.gptq, bits=3), {**GPTQ, "bits": 3}, "Q4_0"),
@@ -207,6 +209,31 @@ def test_a_head_and_biases_beside_quantised_matrices(tmp_path: Path) -> None:
     assert torch.cosine_similarity(logits_of(decoder, IDS), reference_logits(model, IDS)).min() > 0.99
 
 
+def test_groups_of_one_config_may_be_quantised_in_several_ways(tmp_path: Path) -> None:
+    """By the tensors of each module: here W8A8 attention and W4A16 MLPs."""
+    case = Case(lambda w: q.pack_quantized(w) if 192 in w.shape else q.w8a8(w), W8A8, "")
+    model = made(tmp_path, case)
+    layer = load_model(tmp_path, skip_tokenizer=True).decoder.layers[0]
+    assert isinstance(layer.mixer.qkv.linear, Int8Linear)
+    assert isinstance(layer.mlp.gate_up.linear, GGUFLinear)
+    decoder = load_model(tmp_path, skip_tokenizer=True).decoder
+    assert torch.cosine_similarity(logits_of(decoder, IDS), reference_logits(model, IDS)).min() > 0.99
+
+
+def test_rows_that_are_taken_apart_keep_their_bits(tmp_path: Path) -> None:
+    for name in ("gptq", "w8a8"):
+        made(tmp_path / name, CASES[name], num_hidden_layers=1)
+        whole = SafetensorsCheckpoint(tmp_path / name)["model.layers.0.mlp.down_proj.weight"]
+        part, order = sliced(whole, 32, 96), turned(whole, 4, 32)
+        assert torch.equal(part[0:64], whole[32:96])
+        assert torch.equal(order[0:128].sort(0).values, whole[0:128].sort(0).values)
+        if isinstance(part, BlockRows):
+            assert torch.equal(part.blocks[0:64], whole.blocks[32:96])
+        else:
+            assert torch.equal(part.int8[0:64] * part.row_scales[0:64], part[0:64])
+            assert torch.equal(order.int8[0:128] * order.row_scales[0:128], order[0:128])
+
+
 @pytest.mark.parametrize("name", ["gptq", "w8a8"])
 def test_a_sequence_has_the_same_bits_however_it_is_cut(name: str, tmp_path: Path) -> None:
     made(tmp_path, CASES[name])
@@ -232,6 +259,7 @@ def test_files_beside_config_json_tell_the_method_too(
     del config["quantization_config"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / file).write_text(json.dumps(content))
+    assert tmp_path / file in SafetensorsCheckpoint(tmp_path).files()
     assert torch.equal(logits_of(load_model(tmp_path, skip_tokenizer=True).decoder, IDS), before)
 
 
@@ -250,6 +278,13 @@ Q_PROJ = "model.layers.0.self_attn.q_proj"
 def drop(name: str) -> Callable[[dict[str, Tensor]], None]:
     def edit(tensors: dict[str, Tensor]) -> None:
         del tensors[f"{Q_PROJ}.{name}"]
+
+    return edit
+
+
+def put_beside(name: str) -> Callable[[dict[str, Tensor]], None]:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors[f"{Q_PROJ}.{name}"] = torch.ones(128)
 
     return edit
 
@@ -279,6 +314,8 @@ def put(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Te
         ("bnb-nf4", drop("weight.quant_map"), "expected the tensor '.*q_proj.weight.quant_map', which is not there"),
         ("bnb-nf4", put("weight", lambda t: t[1:]), r"expected the 8,192 bytes of \[128, 128\], got 8,191"),
         ("bnb-nf4", put("weight.quant_state.bitsandbytes__nf4", lambda t: t[1:]), "__nf4: expected a JSON object, got"),
+        ("modelopt-fp8", put_beside("pre_quant_scale"), "q_proj: pre_quant_scale scales activations"),
+        ("torchao-int4", put_beside("_weight_act_pre_scale"), "q_proj.weight: act_pre_scale scales activations"),
         ("torchao-int4", drop("_weight_scale"), "expected the tensor '.*q_proj._weight_scale', which is not there"),
     ],
 )  # fmt: skip
@@ -309,7 +346,9 @@ def _texts(path: Path) -> dict[str, str]:
         ({"quant_method": "aqlm"}, "is quantised by aqlm; expected one of gptq, awq"),
         ({"quant_method": "gptq", "bits": 5}, "quantization_config of .*: bits: expected one of 2, 3, 4, 8, got 5"),
         ({"quant_method": "gptq"}, "quantization_config of .*: expected bits, which is not there"),
-        ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format: expected one of gptq, gptq_v2, got 'marlin'"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format: expected one of gptq, .*, got 'marlin'"),
+        ({**GPTQ, "format": "exl3", "checkpoint_format": "gptq"}, "format: expected one of gptq, .*, got 'exl3'"),
+        ({**PACKED, "transform_config": {"config_groups": {"a": {}}}}, "transform_config turns activations"),
         ({**AWQ, "version": "gemv"}, "version: expected one of gemm, GEMM, got 'gemv'"),
         (
             {**PACKED, "sparsity_config": {"format": "sparse-24-bitmask"}},

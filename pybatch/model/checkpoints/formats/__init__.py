@@ -25,6 +25,7 @@ REFUSED = {  # and why
     "eetq": "whose int8 weights are laid out for one kind of GPU",
     "quanto": "whose tensors are packed as its own package is to unpack them",
 }
+FILES = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")  # that tell the method
 KEYS = ("quantization_config", "compression_config")  # the second of older llm-compressors
 QUOTES = "\"'"
 
@@ -69,14 +70,14 @@ def take_quantization(config: dict[str, Any], directory: Path) -> Mapping[str, A
     inside = next((each for each in found if each), None)
     if inside is not None:
         return inside
-    old = read_json(directory / "quantize_config.json")  # of AutoGPTQ
+    _, autogptq, autoawq, modelopt = (directory / name for name in FILES)
+    old = read_json(autogptq)
     if old.get("bits"):
         return {"quant_method": "gptq", **old}
-    old = read_json(directory / "quant_config.json")  # of AutoAWQ
+    old = read_json(autoawq)
     if old.get("w_bit"):
         return {"quant_method": "awq", "bits": old["w_bit"], "group_size": old.get("q_group_size", -1), **old}
-    old = read_json(directory / "hf_quant_config.json")
-    return {"quant_method": "modelopt"} if old.get("quantization") else {}
+    return {"quant_method": "modelopt"} if read_json(modelopt).get("quantization") else {}
 
 
 def open_format(config: Mapping[str, Any], tensors: StoredTensors, name: str) -> Format:
@@ -86,6 +87,7 @@ def open_format(config: Mapping[str, Any], tensors: StoredTensors, name: str) ->
         method = "bitsandbytes"
     if method == "auto-round":  # which writes the layouts of others
         method = "awq" if "awq" in str(config.get("packing_format")) else "gptq"
+        config = {key: value for key, value in config.items() if key != "format"}
     if method not in list(FORMATS):
         why = f", {REFUSED[method]}" if method in list(REFUSED) else ""
         raise ModelError(

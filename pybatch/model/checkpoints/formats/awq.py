@@ -24,7 +24,7 @@ class AWQ:
     def __init__(self, config: Fields, tensors: StoredTensors) -> None:
         self.tensors = tensors
         config.choice("bits", (BITS,))
-        config.choice("version", ("gemm", "GEMM"), "gemm")
+        config.choice("version" if "version" in config else "format", ("gemm", "GEMM"), "gemm")
         self.group_size = config.integer("group_size", 128, low=-1, high=1 << 20)
 
     def holds(self, module: str) -> bool:

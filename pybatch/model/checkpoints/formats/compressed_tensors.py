@@ -34,6 +34,8 @@ class CompressedTensors:
         sparse = [kind for kind in kinds if isinstance(kind, str) and ("sparse" in kind or "marlin" in kind)]
         if sparse:
             raise ModelError(f"{config.where}: expected dense weights, got {sparse[0]}")
+        if config.mapping("transform_config").get("config_groups"):
+            raise ModelError(f"{config.where}: transform_config turns activations, which is not known here")
         groups = [Fields(group, config.where) for group in config.mapping("config_groups").values()]
         self.has_activations = any(group.mapping("input_activations") for group in groups)
         blocks = [Fields(group.mapping("weights"), config.where).pair("block_structure") for group in groups]

@@ -2,8 +2,8 @@
 
 Of a matrix [N, K] in groups of columns: `qweight` [K * bits / 32, N] int32, codes of consecutive columns from the
 lowest bits up; `scales` [groups, N]; `qzeros` [groups, N * bits / 32] int32, zero points likewise; `g_idx` [K] int32,
-the group of each column, which act-order mixes. Version 1 stores zero points less one, version 2 ("gptq_v2") as they
-are.
+the group of each column, which act-order mixes. Version 1 stores zero points less one, version 2 ("gptq_v2",
+"gptq_p") as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pybatch.model.fields import Fields
 from pybatch.model.rows import Rows
 
 BITS = (2, 3, 4, 8)
-ADDED = {"gptq": 1, "gptq_v2": 0}  # to the zero points of a version
+ADDED = {"gptq": 1, "gptq_v2": 0, "gptq_p": 0}  # to the zero points of a version
 
 
 class GPTQ:
@@ -27,7 +27,8 @@ class GPTQ:
         self.tensors = tensors
         config.choice("bits", BITS)  # of most; matrices that "dynamic" names may have others, so each is asked
         self.group_size = config.integer("group_size", 128, low=-1, high=1 << 20)
-        self.added = ADDED[config.choice("checkpoint_format", tuple(ADDED), "gptq")]
+        self.version = config.choice("format" if "format" in config else "checkpoint_format", tuple(ADDED), "gptq")
+        self.added = ADDED[self.version]
 
     def holds(self, module: str) -> bool:
         return f"{module}.qweight" in self.tensors
@@ -39,7 +40,8 @@ class GPTQ:
         scales = self.tensors.whole(f"{module}.scales", shape=(None, n))
         qzeros = self.tensors.whole(f"{module}.qzeros", ["I32"], (len(scales), None))
         bits = qzeros.shape[1] * 32 // n
-        if bits not in BITS or words.shape[0] * 32 % bits or not len(scales):
+        planes = self.version == "gptq_p" and bits == 3  # whose bits lie apart
+        if bits not in BITS or planes or words.shape[0] * 32 % bits or not len(scales):
             raise ModelError(
                 f"{where}: expected codes of {', '.join(map(str, BITS))} bits, got qweight {list(words.shape)} and "
                 f"qzeros {list(qzeros.shape)}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pybatch.model.checkpoints.formats.floats import float4, float8
 from pybatch.model.checkpoints.formats.fp8 import FLOAT8
 from pybatch.model.checkpoints.stored import FLOATS, StoredTensors
+from pybatch.model.errors import ModelError
 from pybatch.model.fields import Fields
 from pybatch.model.rows import Rows
 
@@ -21,6 +22,8 @@ class ModelOpt:
 
     def matrix(self, module: str) -> Rows:
         where = f"{self.tensors.directory}: {module}"
+        if f"{module}.pre_quant_scale" in self.tensors:
+            raise ModelError(f"{where}: pre_quant_scale scales activations, which is not known here")
         name = f"{module}.weight_scale_2"
         if name not in self.tensors:
             values = self.tensors.rows(f"{module}.weight", FLOAT8, (None, None))
