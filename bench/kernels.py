@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pybatch import _C, ops
-from pybatch.engine.execution.kv_cache import INT4, KvCache, KvLayout
+from pybatch.engine.execution.kv_cache import INT4, KvCache, KvLayout, KvShape
 from pybatch.machine.facts import facts
 from pybatch.model.batch import LayerCache
 
@@ -154,8 +154,8 @@ def kv_pool(
 ) -> tuple[KvCache, Tensor, Tensor]:
     """A pool as the engine has it, every layer with the same keys and values, and these in float64; of as many layers
     as it takes for the first to be out of the caches again."""
-    one = KvLayout(1, model.kv_heads, model.head_dim, BLOCK, dtype)
-    layout = replace(one, num_layers=1 + cache_bytes // (blocks * one.layer_bytes))
+    one = KvLayout((KvShape(model.kv_heads, model.head_dim),), BLOCK, dtype)
+    layout = replace(one, shapes=one.shapes * (1 + cache_bytes // (blocks * one.block_bytes)))
     cache = KvCache(layout, blocks, torch.device("cpu"))
     shape = (blocks, model.kv_heads, model.head_dim, BLOCK)
     k, v = rand(*shape, seed=1), rand(*shape, seed=2).transpose(2, 3)

@@ -89,7 +89,7 @@ class Engine:
             self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device, shifts)
         else:
             self._kv_cache = LedKvCache(followers, layout, self.num_kv_blocks, decoder.device, shifts)
-        mass = AttentionMass(layout.num_layers, layout.kv_heads, decoder.device)
+        mass = AttentionMass(len(layout.shapes), max(shape.kv_heads for shape in layout.shapes), decoder.device)
         runner = ModelRunner(
             decoder,
             self._kv_cache,

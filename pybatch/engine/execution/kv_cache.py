@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +24,19 @@ _ALIGNMENT = 64  # bytes, of every layer of a block, its keys and its values
 INT4 = torch.uint8  # what stands for int4 here: the type of bytes of two codes
 
 
-@dataclass(frozen=True, slots=True)
-class KvLayout:
-    """The layout of a block: for each layer K [kv_heads, head_dim, block_size], then V [kv_heads, block_size,
-    head_dim], then, for quantised types, the scales of K and of V, float16 [kv_heads, block_size] each. Of int4 K and V
-    have head_dim / 2 bytes, packed as csrc/pybatch/kv_cache.h says, and scales are [kv_heads, groups, block_size]."""
+class KvShape(NamedTuple):
+    """Of one layer's keys and values."""
 
-    num_layers: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLayout:
+    """One layer's part of a block: K [kv_heads, head_dim, block_size], then V [kv_heads, block_size, head_dim], then,
+    for quantised types, the scales of K and of V, float16 [kv_heads, block_size] each. Of int4 K and V have
+    head_dim / 2 bytes, packed as csrc/pybatch/kv_cache.h says, and scales are [kv_heads, groups, block_size]."""
+
     kv_heads: int
     head_dim: int
     block_size: int
@@ -56,20 +64,12 @@ class KvLayout:
         return math.prod(self._scales) * torch.float16.itemsize if self._scales else 0
 
     @property
-    def quantised(self) -> bool:
-        return self.dtype.itemsize == 1
-
-    @property
-    def layer_bytes(self) -> int:
+    def num_bytes(self) -> int:
         return 2 * self._values_bytes + _aligned(2 * self._scales_bytes)
 
-    @property
-    def block_bytes(self) -> int:
-        return self.num_layers * self.layer_bytes
-
-    def layer_cache(self, pool: Tensor, layer: int) -> LayerCache:
-        """Views of one layer's pieces over all blocks of pool, [num_blocks, block_bytes] uint8."""
-        k_at = layer * self.layer_bytes
+    def cache(self, pool: Tensor, k_at: int) -> LayerCache:
+        """Views of the layer's pieces, from byte k_at of a block on, over all blocks of pool, [num_blocks, block_bytes]
+        uint8."""
         v_at = k_at + self._values_bytes
         scale_at = v_at + self._values_bytes
         heads, width, block = self.kv_heads, self._width, self.block_size
@@ -80,6 +80,32 @@ class KvLayout:
         k_scale = _view(pool, scale_at, self._scales, torch.float16)
         v_scale = _view(pool, scale_at + self._scales_bytes, self._scales, torch.float16)
         return LayerCache(k, v, k_scale, v_scale)
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """The layout of a block: the parts of the layers that have keys and values of their own, in order."""
+
+    shapes: tuple[KvShape, ...]
+    block_size: int
+    dtype: torch.dtype
+
+    @property
+    def layers(self) -> list[LayerLayout]:
+        return [LayerLayout(*shape, self.block_size, self.dtype) for shape in self.shapes]
+
+    @property
+    def quantised(self) -> bool:
+        return self.dtype.itemsize == 1
+
+    @property
+    def block_bytes(self) -> int:
+        return sum(layer.num_bytes for layer in self.layers)
+
+    def caches(self, pool: Tensor) -> list[LayerCache]:
+        """Each layer's views of pool, [num_blocks, block_bytes] uint8."""
+        ends = accumulate(layer.num_bytes for layer in self.layers)
+        return [layer.cache(pool, end - layer.num_bytes) for layer, end in zip(self.layers, ends, strict=True)]
 
 
 class KvCache:
@@ -103,7 +129,7 @@ class KvCache:
                 f"or a smaller memory_utilization, max_num_seqs or max_model_len{advice(device)}"
             ) from error
         self.host_pool: Tensor | None = None
-        self.layers = [layout.layer_cache(self.pool, layer) for layer in range(layout.num_layers)]
+        self.layers = layout.caches(self.pool)
         if shifts:
             self.layers = [
                 cache._replace(key_divisor=shift.divisor, key_offset=shift.offset)
@@ -183,8 +209,8 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
         raise ValueError("kv_cache_dtype: 'fp8' runs on GPUs only; expected another on the CPU, such as 'int8'")
     named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn, "int4": INT4}
     dtype: torch.dtype = named[name] if name in named else getattr(torch, name)
-    mixer = model.layers[0].mixer
-    return KvLayout(model.num_layers, mixer.num_kv_heads, mixer.head_dim, config.block_size, dtype)
+    shapes = tuple(KvShape(layer.mixer.num_kv_heads, layer.mixer.head_dim) for layer in model.layers)
+    return KvLayout(shapes, config.block_size, dtype)
 
 
 def capacity(decoder: Decoder, config: EngineConfig, block_bytes: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import torch
 from engine.runs import MakeEngine
 from torch import Tensor
 
-from pybatch.engine.execution.kv_cache import INT4, KvCache, KvLayout
+from pybatch.engine.execution.kv_cache import INT4, KvCache, KvLayout, KvShape
 
 DTYPES = (torch.float32, torch.float16, torch.int8, INT4)
 
@@ -22,7 +22,7 @@ def test_quantised_blocks_hold_more_tokens_in_the_same_memory(
     dtype: torch.dtype, least: float, head_dim: int, kv_heads: int
 ) -> None:
     def block_bytes(dtype: torch.dtype) -> int:
-        return KvLayout(30, kv_heads, head_dim, 16, dtype).block_bytes
+        return KvLayout((KvShape(kv_heads, head_dim),) * 30, 16, dtype).block_bytes
 
     assert block_bytes(torch.float16) / block_bytes(dtype) >= least
 
@@ -30,7 +30,8 @@ def test_quantised_blocks_hold_more_tokens_in_the_same_memory(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kv_heads", "head_dim", "block_size"), [(1, 8, 8), (3, 64, 16), (2, 80, 32), (5, 40, 64)])
 def test_the_pieces_of_a_block_share_no_byte(dtype: torch.dtype, kv_heads: int, head_dim: int, block_size: int) -> None:
-    layout = KvLayout(2, kv_heads, head_dim, block_size, dtype)
+    other = KvShape(2 * kv_heads, head_dim + 8)  # layers may differ
+    layout = KvLayout((KvShape(kv_heads, head_dim), other, KvShape(kv_heads, head_dim)), block_size, dtype)
     cache = KvCache(layout, 3, torch.device("cpu"))
     pieces = [piece for layer in cache.layers for piece in layer if piece is not None]
     for number, piece in enumerate(pieces):
