@@ -1,7 +1,6 @@
 #include "pybatch/activation.h"
 
 #include "cpu/activation_lanes.h"
-#include "cpu/kernels.h"
 #include "pybatch/parallel.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
@@ -59,6 +58,22 @@ void silu_mul(const GatedActivationParams& p) {
 
 void gelu_tanh_mul(const GatedActivationParams& p) {
   gated(p, [](F32x16 x) { return gelu_tanh(x); });
+}
+
+void sigmoid_mul(const SigmoidMulParams& p) {
+  with_float_type(p.x.dtype, [&]<class T>(T*) {
+    parallel_for(p.rows, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
+        const T* gate = static_cast<const T*>(p.gate.data) + row * p.gate.row_stride;
+        T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride;
+        for (int64_t i = 0; i < p.width; i += kLanes) {
+          const int64_t n = p.width - i;
+          store_first(out + i, times_sigmoid(load_first(x + i, n), load_first(gate + i, n)), n);
+        }
+      }
+    });
+  });
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,4 +1,3 @@
-#include "cpu/kernels.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
 #include "pybatch/sampling.h"

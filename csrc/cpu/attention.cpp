@@ -1,6 +1,7 @@
+#include "pybatch/attention.h"
+
 #include "cpu/attention_rows.h"
 #include "cpu/attention_softmax.h"
-#include "cpu/kernels.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
 

@@ -1,8 +1,8 @@
 #include "cpu/attention_rows.h"
 #include "cpu/attention_softmax.h"
-#include "cpu/kernels.h"
 #include "cpu/kv_quantise.h"
 #include "cpu/vec.h"
+#include "pybatch/kv_pruning.h"
 #include "pybatch/parallel.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {

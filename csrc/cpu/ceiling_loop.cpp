@@ -1,5 +1,5 @@
-#include "cpu/kernels.h"
 #include "cpu/vec.h"
+#include "pybatch/ceilings.h"
 
 #if defined(PYBATCH_ISA_AMX)
 #include "cpu/amx.h"

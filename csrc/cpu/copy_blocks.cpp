@@ -1,7 +1,7 @@
 #include <cstring>
 
-#include "cpu/kernels.h"
 #include "cpu/vec.h"
+#include "pybatch/kv_cache.h"
 #include "pybatch/parallel.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {

@@ -1,7 +1,6 @@
 #include "pybatch/embedding.h"
 
 #include "cpu/gguf_blocks.h"
-#include "cpu/kernels.h"
 #include "cpu/vec.h"
 #include "pybatch/matmul.h"
 #include "pybatch/parallel.h"

@@ -1,5 +1,5 @@
-#include "cpu/kernels.h"
 #include "cpu/vec.h"
+#include "pybatch/kv_pruning.h"
 #include "pybatch/parallel.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {

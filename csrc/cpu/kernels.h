@@ -1,5 +1,6 @@
 // The table of CPU kernels. Each source under cpu/ is compiled once per instruction set, into a namespace of that
-// set's name; isa.cpp fills the table from the chosen one.
+// set's name; isa.cpp fills the table from the chosen one. The sources do not include it, so that a new kernel has no
+// other compiled again.
 #pragma once
 
 #include "pybatch/activation.h"
@@ -8,6 +9,7 @@
 #include "pybatch/embedding.h"
 #include "pybatch/kv_cache.h"
 #include "pybatch/kv_pruning.h"
+#include "pybatch/linear_attention.h"
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
 #include "pybatch/sampling.h"
@@ -18,8 +20,10 @@
   X(gelu, ActivationParams)                \
   X(gelu_tanh, ActivationParams)           \
   X(relu2, ActivationParams)               \
+  X(gated_rms_norm, GatedNormParams)       \
   X(silu_mul, GatedActivationParams)       \
   X(gelu_tanh_mul, GatedActivationParams)  \
+  X(sigmoid_mul, SigmoidMulParams)         \
   X(embedding, EmbeddingParams)            \
   X(matmul_dense, MatmulParams)            \
   X(matmul_w8a16, MatmulParams)            \
@@ -31,6 +35,8 @@
   X(rotate_keys, RotateKeysParams)         \
   X(gather_kv, GatherKvParams)             \
   X(attention_mass, AttentionMassParams)   \
+  X(causal_conv, CausalConvParams)         \
+  X(gated_delta_rule, GatedDeltaParams)    \
   X(adjust_logits, AdjustLogitsParams)     \
   X(sample, SampleParams)                  \
   X(token_logprobs, TokenLogprobsParams)   \

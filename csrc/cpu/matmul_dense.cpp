@@ -1,5 +1,5 @@
 #include "cpu/gemm.h"
-#include "cpu/kernels.h"
+#include "pybatch/matmul.h"
 
 #if defined(PYBATCH_ISA_AMX)
 #include "cpu/gemm_tiles.h"

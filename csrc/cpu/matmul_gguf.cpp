@@ -1,6 +1,6 @@
 #include "cpu/gemm.h"
 #include "cpu/gguf_blocks.h"
-#include "cpu/kernels.h"
+#include "pybatch/matmul.h"
 
 #if defined(PYBATCH_ISA_AMX)
 #include "cpu/amx.h"

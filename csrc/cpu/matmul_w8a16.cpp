@@ -1,6 +1,6 @@
 #include "cpu/gemm.h"
-#include "cpu/kernels.h"
 #include "cpu/vec_int.h"
+#include "pybatch/matmul.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {

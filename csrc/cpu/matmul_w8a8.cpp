@@ -1,7 +1,7 @@
 #include "cpu/dot_maddubs.h"
 #include "cpu/gemm.h"
-#include "cpu/kernels.h"
 #include "cpu/vec_int.h"
+#include "pybatch/matmul.h"
 
 #if defined(PYBATCH_ISA_AMX)
 #include "cpu/gemm_tiles.h"

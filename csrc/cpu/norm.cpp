@@ -1,6 +1,6 @@
 #include "pybatch/norm.h"
 
-#include "cpu/kernels.h"
+#include "cpu/activation_lanes.h"
 #include "cpu/norm_rows.h"
 #include "pybatch/parallel.h"
 
@@ -61,6 +61,24 @@ void rms_norm(const NormParams& p) {
 
 void layer_norm(const NormParams& p) {
   with_float_type(p.x.dtype, [&]<class T>(T*) { norm_rows<T>(p, layer_norm_row<T>); });
+}
+
+void gated_rms_norm(const GatedNormParams& p) {
+  with_float_type(p.x.dtype, [&]<class T>(T*) {
+    parallel_for(p.rows * p.heads, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i / p.heads, column = i % p.heads * p.width;
+        const T* gate = static_cast<const T*>(p.gate.data) + row * p.gate.row_stride + column;
+        T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride + column;
+        rms_norm_row(static_cast<const T*>(p.x.data) + row * p.x.row_stride + column, static_cast<const T*>(p.weight),
+                     p.eps, out, p.width);
+        for (int64_t c = 0; c < p.width; c += kLanes) {
+          const int64_t n = p.width - c;
+          store_first(out + c, load_first(out + c, n) * silu(load_first(gate + c, n)), n);
+        }
+      }
+    });
+  });
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,6 +1,6 @@
-#include "cpu/kernels.h"
 #include "cpu/kv_quantise.h"
 #include "cpu/vec.h"
+#include "pybatch/kv_cache.h"
 #include "pybatch/parallel.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {

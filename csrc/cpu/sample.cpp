@@ -1,5 +1,4 @@
 #include "cpu/exponentials.h"
-#include "cpu/kernels.h"
 #include "cpu/logits.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"

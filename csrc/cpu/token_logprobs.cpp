@@ -1,4 +1,3 @@
-#include "cpu/kernels.h"
 #include "cpu/logits.h"
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"

@@ -14,6 +14,7 @@
 #include "pybatch/embedding.h"
 #include "pybatch/kv_cache.h"
 #include "pybatch/kv_pruning.h"
+#include "pybatch/linear_attention.h"
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
 #include "pybatch/sampling.h"
@@ -25,14 +26,19 @@ void layer_norm(const NormParams&, cudaStream_t);
 void gelu(const ActivationParams&, cudaStream_t);
 void gelu_tanh(const ActivationParams&, cudaStream_t);
 void relu2(const ActivationParams&, cudaStream_t);
+void gated_rms_norm(const GatedNormParams&, cudaStream_t);
 void silu_mul(const GatedActivationParams&, cudaStream_t);
 void gelu_tanh_mul(const GatedActivationParams&, cudaStream_t);
+void sigmoid_mul(const SigmoidMulParams&, cudaStream_t);
 void embedding(const EmbeddingParams&, cudaStream_t);
 void rope_kv_write(const RopeKvWriteParams&, cudaStream_t);
 void copy_blocks(const CopyBlocksParams&, cudaStream_t);  // either side may be mapped pinned host memory
 
 void rotate_keys(const RotateKeysParams&, cudaStream_t);
 void gather_kv(const GatherKvParams&, cudaStream_t);
+
+void causal_conv(const CausalConvParams&, cudaStream_t);
+void gated_delta_rule(const GatedDeltaParams&, cudaStream_t);
 
 size_t paged_attention_workspace(const PagedAttentionParams&);
 void paged_attention(const PagedAttentionParams&, void* workspace, cudaStream_t);

@@ -1,4 +1,5 @@
-// rms_norm and layer_norm: one block a row.
+// rms_norm and layer_norm: one block a row; gated_rms_norm: one a head of a row.
+#include "cuda/activation.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/norm_rows.cuh"
@@ -59,7 +60,34 @@ void norm(const NormParams& p, cudaStream_t stream) {
   });
 }
 
+template <class T>
+__global__ void __launch_bounds__(kMaxRowThreads) gated_norm_kernel(GatedNormParams p) {
+  float* scratch = dynamic_shared<float>();
+  const int64_t row = blockIdx.x, first = blockIdx.y * p.width;
+  const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride + first;
+  const T* gate = static_cast<const T*>(p.gate.data) + row * p.gate.row_stride + first;
+  T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride + first;
+  const float inverse = inverse_deviation(x, p.width, 0.0f, p.eps, scratch);
+  for_runs(x, p.width, [&](int64_t column, int64_t n, float (&v)[kRun]) {
+    float w[kRun], g[kRun];
+    load_run(static_cast<const T*>(p.weight) + column, n, w);
+    load_run(gate + column, n, g);
+    for (int i = 0; i < kRun; ++i) {
+      v[i] = to_float(from_float<T>(rms_normed<T>(v[i], inverse, w[i]))) * Silu::apply(g[i]);
+    }
+    store_run(out + column, n, v);
+  });
+}
+
 }  // namespace
+
+void gated_rms_norm(const GatedNormParams& p, cudaStream_t stream) {
+  with_float_type(p.x.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const dim3 grid(p.rows, p.heads);
+    launch(gated_norm_kernel<T>, grid, dim3(row_threads(p.width)), kRowScratchBytes, stream, p);
+  });
+}
 
 void rms_norm(const NormParams& p, cudaStream_t stream) { norm<false>(p, stream); }
 void layer_norm(const NormParams& p, cudaStream_t stream) { norm<true>(p, stream); }

@@ -18,4 +18,11 @@ struct GatedActivationParams {
   int64_t rows, width;
 };
 
+// sigmoid_mul: out = x * sigmoid(gate).
+struct SigmoidMulParams {
+  ConstMatrix x, gate;  // [rows, width]
+  Matrix out;           // [rows, width], x's dtype
+  int64_t rows, width;
+};
+
 }  // namespace pybatch

@@ -19,4 +19,14 @@ struct NormParams {
   int64_t rows, width;
 };
 
+// gated_rms_norm: RMSNorm of each head of a row, times silu(gate). Of 16 bits, what is normalised is rounded before the
+// weight is applied, and again after that, as the models were trained.
+struct GatedNormParams {
+  ConstMatrix x, gate;  // [rows, heads * width]
+  Matrix out;           // [rows, heads * width], x's dtype
+  const void* weight;   // [width], x's dtype
+  float eps;
+  int64_t rows, heads, width;
+};
+
 }  // namespace pybatch

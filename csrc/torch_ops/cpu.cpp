@@ -91,6 +91,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def("relu2(Tensor x, Tensor(a!) out) -> ()");
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh_mul(Tensor x, Tensor(a!) out) -> ()");
+  m.def("sigmoid_mul(Tensor x, Tensor gate, Tensor(a!) out) -> ()");
   m.def("embedding(Tensor ids, Tensor table, Tensor? scale, int vocab, Tensor(a!) out) -> ()");
   m.def(
       "matmul_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, Tensor(a!) out) "
@@ -125,6 +126,13 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "attention_mass(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? k_scale, Tensor? v_scale, "
       "Tensor block_tables, Tensor query_start, Tensor seq_lens, float scale, Tensor first, Tensor sources, "
       "Tensor rows, Tensor(a!) mass) -> ()");
+  m.def(
+      "causal_conv(Tensor x, Tensor weight, Tensor(a!) state, Tensor query_start, Tensor source, Tensor destination, "
+      "Tensor(b!) out) -> ()");
+  m.def(
+      "gated_delta_rule(Tensor qkv, Tensor a, Tensor b, Tensor rate, Tensor dt_bias, Tensor(a!) state, "
+      "Tensor query_start, Tensor source, Tensor destination, Tensor(b!) out) -> ()");
+  m.def("gated_rms_norm(Tensor x, Tensor gate, Tensor weight, float eps, Tensor(a!) out) -> ()");
   m.def(
       "adjust_logits(Tensor(a!) logits, Tensor repetition, Tensor presence, Tensor frequency, Tensor history, "
       "Tensor history_start, Tensor output_start, Tensor bias_ids, Tensor bias_values, Tensor bias_start) -> ()");

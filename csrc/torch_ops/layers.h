@@ -69,6 +69,19 @@ struct LayerOps : Checks<Backend> {
     if (out.numel() > 0) kernel(p);
   }
 
+  static void sigmoid_mul(const Tensor& x, const Tensor& gate, Tensor out) {
+    typename Backend::Scope scope(x);
+    SigmoidMulParams p{};
+    p.x = input(x, "x", kAny, kAny);
+    p.rows = x.size(0);
+    p.width = x.size(1);
+    p.gate = input(gate, "gate", p.rows, p.width);
+    expect_same_type(p.gate.dtype, "gate", p.x.dtype, "x");
+    p.out = output(out, "out", p.rows, p.width);
+    expect_same_type(p.out.dtype, "out", p.x.dtype, "x");
+    if (out.numel() > 0) Backend::sigmoid_mul(p);
+  }
+
   static void check_packed_dense(const Tensor& weight, const char* name, int64_t n, int64_t k) {
     const int64_t panels = (n + kPanel - 1) / kPanel, bytes = weight.element_size(), groups = packed_groups(k, bytes);
     if (bytes == 4) {

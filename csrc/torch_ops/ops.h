@@ -17,6 +17,7 @@
 #include "torch_ops/kv.h"
 #include "torch_ops/kv_pruning.h"
 #include "torch_ops/layers.h"
+#include "torch_ops/linear_attention.h"
 #include "torch_ops/sampling.h"
 
 namespace pybatch {
@@ -26,6 +27,7 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Layers = LayerOps<Backend>;
   using Kv = KvOps<Backend>;
   using Pruning = KvPruningOps<Backend>;
+  using Linear = LinearAttentionOps<Backend>;
   using Sampling = SamplingOps<Backend>;
   m.impl("rms_norm", TORCH_BOX(&Layers::rms_norm));
   m.impl("layer_norm", TORCH_BOX(&Layers::layer_norm));
@@ -34,6 +36,7 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("relu2", TORCH_BOX(&Layers::template activation<&Backend::relu2>));
   m.impl("silu_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::silu_mul>));
   m.impl("gelu_tanh_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::gelu_tanh_mul>));
+  m.impl("sigmoid_mul", TORCH_BOX(&Layers::sigmoid_mul));
   m.impl("embedding", TORCH_BOX(&Layers::embedding));
   m.impl("matmul_dense", TORCH_BOX(&Layers::matmul_dense));
   m.impl("matmul_w8a16", TORCH_BOX(&Layers::template matmul_int8<&Backend::matmul_w8a16>));
@@ -49,6 +52,9 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("rotate_keys", TORCH_BOX(&Pruning::rotate_keys));
   m.impl("gather_kv", TORCH_BOX(&Pruning::gather_kv));
   m.impl("attention_mass", TORCH_BOX(&Pruning::attention_mass));
+  m.impl("causal_conv", TORCH_BOX(&Linear::causal_conv));
+  m.impl("gated_delta_rule", TORCH_BOX(&Linear::gated_delta_rule));
+  m.impl("gated_rms_norm", TORCH_BOX(&Linear::gated_rms_norm));
 }
 
 }  // namespace pybatch

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "pybatch/linear_attention.h"
 #include "torch_ops/checks.h"
 
 namespace pybatch {
@@ -121,6 +122,38 @@ struct AttentionBatch {
       for (int64_t b = 0; b < blocks; ++b) largest = std::max(largest, static_cast<uint32_t>(table[b]));
       EXPECT(blocks == 0 || largest < std::min(num_blocks, int64_t{1} << 31), "block_tables: expected blocks in [0, ",
              num_blocks, "), got ", static_cast<int32_t>(largest), " in sequence ", s);
+    }
+  }
+};
+
+// A ragged batch of tokens and the slots of their sequences' states.
+struct States {
+  StateBatch batch;
+  int64_t slots;
+
+  bool operator==(const States& other) const {
+    return batch.query_start == other.batch.query_start && batch.source == other.batch.source &&
+           batch.destination == other.batch.destination && batch.sequences == other.batch.sequences &&
+           batch.tokens == other.batch.tokens && slots == other.slots;
+  }
+  void operator()() const {
+    const int32_t* starts = batch.query_start;
+    EXPECT(starts[0] == 0 && starts[batch.sequences] == batch.tokens,
+           "query_start: expected to begin with 0 and end with ", batch.tokens, " (the rows)");
+    std::vector<int32_t> written;
+    for (int64_t s = 0; s < batch.sequences; ++s) {
+      EXPECT(starts[s] < starts[s + 1], "query_start: expected at least one token of sequence ", s);
+      EXPECT(batch.destination[s] < slots, "destination: expected below ", slots, ", got ", batch.destination[s],
+             " at ", s);
+      if (batch.destination[s] >= 0) written.push_back(batch.destination[s]);
+    }
+    std::sort(written.begin(), written.end());
+    const auto twice = std::adjacent_find(written.begin(), written.end());
+    EXPECT(twice == written.end(), "destination: expected each slot once, got ", *twice, " twice");
+    for (int64_t s = 0; s < batch.sequences; ++s) {
+      EXPECT(batch.source[s] < slots, "source: expected below ", slots, ", got ", batch.source[s], " at ", s);
+      EXPECT(!std::binary_search(written.begin(), written.end(), batch.source[s]),
+             "source: expected slots that are not written, got ", batch.source[s], " at ", s);
     }
   }
 };

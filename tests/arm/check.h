@@ -191,6 +191,7 @@ void check_rows_kernels();
 void check_matmuls();
 void check_kv_cache();
 void check_attention();
+void check_linear_attention();
 void check_sampling();
 
 }  // namespace check

@@ -16,6 +16,7 @@ int main() {
     check_matmuls();
     check_kv_cache();
     check_attention();
+    check_linear_attention();
     check_sampling();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

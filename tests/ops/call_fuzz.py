@@ -81,6 +81,50 @@ class Calls:
         rows, width = self.size(), self.size()
         return {"x": self.rows(rows, width), "out": self.rows(rows, width)}
 
+    def sigmoid_mul(self) -> Arguments:
+        rows, width = self.size(), self.size()
+        return {name: self.rows(rows, width) for name in ("x", "gate", "out")}
+
+    def gated_rms_norm(self) -> Arguments:
+        rows, heads, width = self.size(), self.r.randint(0, 3), self.r.choice((1, 5, 16, 40))
+        both = {name: self.rows(rows, heads * width) for name in ("x", "gate", "out")}
+        return both | {"weight": self.floats(width), "eps": 1e-5}
+
+    def states(self, sequences: int, *slot: int, dtype: torch.dtype) -> Arguments:
+        """Layers of one pool; the tokens of the sequences too, which a call takes no argument for."""
+        slots = sequences + self.r.randint(0, 3)
+        order = torch.randperm(slots, dtype=torch.int32) - self.r.randrange(2)
+        lengths = [self.r.randint(1, 5) for _ in range(sequences)]
+        return {
+            "state": torch.randn(slots, 2, *slot).to(dtype)[:, self.r.randrange(2)],
+            "query_start": torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+            "source": torch.tensor([self.r.choice((-1, *order[sequences:])) for _ in lengths], dtype=torch.int32),
+            "destination": order[:sequences],
+        }
+
+    def causal_conv(self) -> Arguments:
+        channels, taps = self.size(), self.r.randint(2, 8)
+        batch = self.states(self.r.randint(0, 4), taps - 1, channels, dtype=self.dtype)
+        tokens = int(batch["query_start"][-1])
+        x, out = (self.rows(tokens, channels) for _ in range(2))
+        return {"x": x, "weight": self.floats(taps, channels), **batch, "out": out}
+
+    def gated_delta_rule(self) -> Arguments:
+        key_heads, key_dim, value_dim = self.r.randint(1, 2), self.r.choice((1, 8, 17, 128)), self.r.choice((1, 16, 70))
+        heads = key_heads * self.r.randint(1, 2)
+        slot = heads, key_dim, ops.state_width(value_dim)
+        batch = self.states(self.r.randint(0, 3), *slot, dtype=torch.float32)
+        tokens = int(batch["query_start"][-1])
+        return {
+            "qkv": self.rows(tokens, 2 * key_heads * key_dim + heads * value_dim),
+            "a": self.rows(tokens, heads),
+            "b": self.rows(tokens, heads),
+            "rate": torch.rand(heads),
+            "dt_bias": torch.randn(heads),
+            **batch,
+            "out": self.rows(tokens, heads * value_dim),
+        }
+
     def dense(self, n: int, k: int) -> Arguments:
         return {"weight": ops.pack_dense(self.floats(n, k, dtype=self.r.choice(FLOATS)))}
 

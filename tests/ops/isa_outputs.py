@@ -53,6 +53,26 @@ def rows() -> Iterator[tuple[str, Tensor]]:
             yield f"{plain.__name__}-{dtype}", plain(x[:, 1:])
         yield f"silu_mul-{dtype}", ops.silu_mul(x[:, 1:])
         yield f"gelu_tanh_mul-{dtype}", ops.gelu_tanh_mul(x[:, 1:])
+        yield f"sigmoid_mul-{dtype}", ops.sigmoid_mul(x[:, 1:], x[:, :-1])
+        yield f"gated_rms_norm-{dtype}", ops.gated_rms_norm(x[:, 1:], x[:, :-1], w[:100], 1e-5)
+
+
+def linear_attention() -> Iterator[tuple[str, Tensor]]:
+    """A prompt and two tokens that are decoded, of widths with remainders and without."""
+    starts, source, destination = (torch.tensor(t, dtype=torch.int32) for t in ([0, 40, 41, 42], [-1, 0, 1], [2, 3, 4]))
+    batch = starts, source, destination
+    for dtype in FLOATS:
+        for heads, key_dim, value_dim in ((4, 128, 128), (2, 31, 70)):
+            qkv = random(42, 2 * key_dim + heads * value_dim).to(dtype)
+            conv, weight = random(5, 3, qkv.shape[1], seed=1).to(dtype), random(4, qkv.shape[1], seed=2).to(dtype)
+            x = ops.causal_conv(qkv, weight, conv, *batch)
+            yield f"causal_conv-{dtype}-{key_dim}", x
+            state, gates = random(5, heads, key_dim, ops.state_width(value_dim), seed=3), random(42, 2 * heads, seed=4)
+            a, b = gates.mul(3).to(dtype).chunk(2, 1)
+            out = torch.empty(42, heads * value_dim, dtype=dtype)
+            ops.gated_delta_rule(x, a, b, torch.arange(1, heads + 1.0), random(heads), state, *batch, out)
+            yield f"gated_delta_rule-{dtype}-{key_dim}", out
+            yield f"recurrent_state-{dtype}-{key_dim}", state
 
 
 def attention() -> Iterator[tuple[str, Tensor]]:
@@ -107,5 +127,6 @@ def sampling() -> Iterator[tuple[str, Tensor]]:
 
 
 if __name__ == "__main__":
-    outputs = {**dict(matmuls()), **dict(gguf_matmuls()), **dict(rows()), **dict(attention()), **dict(sampling())}
+    of_rows = {**dict(matmuls()), **dict(gguf_matmuls()), **dict(rows())}
+    outputs = {**of_rows, **dict(attention()), **dict(linear_attention()), **dict(sampling())}
     torch.save({"isa": ops.ISA, "outputs": outputs}, sys.argv[1])

@@ -38,6 +38,40 @@ def plain() -> Arguments:
     return {"x": normal(3, 20), "out": torch.empty(3, 20)}
 
 
+def sigmoid_mul() -> Arguments:
+    return {"x": normal(3, 20), "gate": normal(3, 20), "out": torch.empty(3, 20)}
+
+
+def gated_rms_norm() -> Arguments:
+    return sigmoid_mul() | {"weight": normal(10), "eps": 1e-6}
+
+
+def states(state: Tensor) -> Arguments:
+    """Three tokens of a sequence that goes on and one of one that begins."""
+    return {
+        "state": state,
+        "query_start": torch.tensor([0, 3, 4], dtype=torch.int32),
+        "source": torch.tensor([1, -1], dtype=torch.int32),
+        "destination": torch.tensor([0, 2], dtype=torch.int32),
+    }
+
+
+def causal_conv() -> Arguments:
+    return {"x": normal(4, 20), "weight": normal(4, 20), **states(normal(3, 3, 20)), "out": torch.empty(4, 20)}
+
+
+def gated_delta_rule() -> Arguments:
+    return {
+        "qkv": normal(4, 2 * 8 + 2 * 12),
+        "a": normal(4, 2),
+        "b": normal(4, 2),
+        "rate": torch.ones(2),
+        "dt_bias": normal(2),
+        **states(normal(3, 2, 8, 16)),
+        "out": torch.empty(4, 2 * 12),
+    }
+
+
 def embedding(table: Tensor, scale: Tensor | None = None) -> Arguments:
     return {"ids": integers(4, 0, 19), "table": table, "scale": scale, "vocab": 32, "out": torch.empty(3, 20)}
 
@@ -198,6 +232,10 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "relu2": [plain],
     "silu_mul": [gated],
     "gelu_tanh_mul": [gated],
+    "sigmoid_mul": [sigmoid_mul],
+    "gated_rms_norm": [gated_rms_norm],
+    "causal_conv": [causal_conv],
+    "gated_delta_rule": [gated_delta_rule],
     "embedding": [
         lambda: embedding(normal(32, 20)),
         lambda: embedding(ops.pack_dense(normal(32, 20))),
@@ -346,6 +384,20 @@ def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[
         ("swap_blocks", "pairs", torch.tensor([[5, 0]]), r"pairs: expected source blocks in \[0, 5\), got 5 at 0"),
         ("swap_blocks", "pairs", torch.tensor([[0, 3]]), r"pairs: expected destination blocks in \[0, 3\), got 3"),
         ("swap_blocks", "pairs", torch.tensor([[0, 2], [1, 2]]), "pairs: expected each destination block once, got 2"),
+        ("gated_rms_norm", "weight", normal(7), "x: expected a width that is a multiple of weight's 7, got 20"),
+        ("causal_conv", "weight", normal(9, 20), r"weight: expected 2 to 8 rows \(taps\), got 9"),
+        ("causal_conv", "destination", torch.tensor([0, 0], dtype=torch.int32), "destination: expected each slot once"),
+        ("causal_conv", "destination", torch.tensor([0, 3], dtype=torch.int32), "destination: expected below 3, got 3"),
+        ("causal_conv", "source", torch.tensor([3, 1], dtype=torch.int32), "source: expected below 3, got 3 at 0"),
+        ("gated_delta_rule", "source", torch.tensor([1, 2], dtype=torch.int32), "source: expected slots that are not"),
+        (
+            "gated_delta_rule",
+            "query_start",
+            torch.tensor([0, 4, 4], dtype=torch.int32),
+            "query_start: expected at least one token of sequence 1",
+        ),
+        ("gated_delta_rule", "state", normal(3, 2, 257, 16), "state: expected a key dimension of 1 to 256, got 257"),
+        ("gated_delta_rule", "qkv", normal(4, 2 * 9 + 2 * 12), "qkv: expected queries and keys of 8 elements"),
         ("rms_norm", "eps", 1e39, "eps: expected a finite number that float32 can hold, got 1e\\+39"),
         ("layer_norm", "eps", float("nan"), "eps: expected a finite number that float32 can hold, got nan"),
         ("matmul_dense", "norm_eps", float("inf"), "norm_eps: expected a finite number"),

@@ -53,6 +53,39 @@ class GatedActivationParams(ctypes.Structure):
     _fields_ = [("x", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
 
 
+class SigmoidMulParams(ctypes.Structure):
+    _fields_ = [("x", Matrix), ("gate", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
+
+
+class GatedNormParams(ctypes.Structure):
+    _fields_ = [
+        ("x", Matrix), ("gate", Matrix), ("out", Matrix), ("weight", c_void_p), ("eps", c_float), ("rows", c_int64),
+        ("heads", c_int64), ("width", c_int64),
+    ]  # fmt: skip
+
+
+class StateBatch(ctypes.Structure):
+    _fields_ = [
+        ("query_start", c_void_p), ("source", c_void_p), ("destination", c_void_p), ("sequences", c_int64),
+        ("tokens", c_int64),
+    ]  # fmt: skip
+
+
+class CausalConvParams(ctypes.Structure):
+    _fields_ = [
+        ("x", Matrix), ("out", Matrix), ("weight", c_void_p), ("state", c_void_p), ("state_stride", c_int64),
+        ("channels", c_int64), ("taps", c_int64), ("batch", StateBatch),
+    ]  # fmt: skip
+
+
+class GatedDeltaParams(ctypes.Structure):
+    _fields_ = [
+        ("qkv", Matrix), ("a", Matrix), ("b", Matrix), ("rate", c_void_p), ("dt_bias", c_void_p), ("out", Matrix),
+        ("state", c_void_p), ("state_stride", c_int64), ("key_heads", c_int64), ("value_heads", c_int64),
+        ("key_dim", c_int64), ("value_dim", c_int64), ("batch", StateBatch),
+    ]  # fmt: skip
+
+
 class EmbeddingParams(ctypes.Structure):
     _fields_ = [
         ("ids", c_void_p), ("table", c_void_p), ("scale", c_void_p), ("layout", c_int32), ("table_dtype", c_int32),
@@ -153,7 +186,7 @@ PARAMS = (
     NormParams, ActivationParams, GatedActivationParams, EmbeddingParams, MatmulParams, RopeKvWriteParams,
     CopyBlocksParams,
     PagedAttentionParams, RotateKeysParams, GatherKvParams, AttentionMassParams, AdjustLogitsParams, SampleParams,
-    TokenLogprobsParams,
+    TokenLogprobsParams, SigmoidMulParams, GatedNormParams, CausalConvParams, GatedDeltaParams,
 )  # fmt: skip
 
 # How many fields a struct has is the longest list of initialisers it takes.
@@ -401,6 +434,60 @@ class SimtOps:
             self._run(name, GatedActivationParams(b.matrix(x, "x"), b.matrix(out, "out", out=True), rows, width))
         return out
 
+    def sigmoid_mul(self, x: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
+        out = poisoned(*x.shape, dtype=x.dtype) if out is None else out
+        with buffers() as b:
+            params = SigmoidMulParams(
+                b.matrix(x, "x"), b.matrix(gate, "gate"), b.matrix(out, "out", out=True), *x.shape
+            )
+            self._run("sigmoid_mul", params)
+        return out
+
+    def gated_rms_norm(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+        out = poisoned(*x.shape, dtype=x.dtype) if out is None else out
+        with buffers() as b:
+            self._run(
+                "gated_rms_norm",
+                GatedNormParams(
+                    b.matrix(x, "x"), b.matrix(gate, "gate"), b.matrix(out, "out", out=True), b.read(weight, "weight"),
+                    eps, len(x), x.shape[1] // len(weight), len(weight),
+                ),
+            )  # fmt: skip
+        return out
+
+    def causal_conv(
+        self, x: Tensor, weight: Tensor, state: Tensor, query_start: Tensor, source: Tensor, destination: Tensor,
+        out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        out = poisoned(*x.shape, dtype=x.dtype) if out is None else out
+        with buffers() as b:
+            self._run(
+                "causal_conv",
+                CausalConvParams(
+                    b.matrix(x, "x"), b.matrix(out, "out", out=True), b.read(weight, "weight"),
+                    b.write(state, "state"), state.stride(0), x.shape[1], len(weight),
+                    state_batch(b, query_start, source, destination, len(x)),
+                ),
+            )  # fmt: skip
+        return out
+
+    def gated_delta_rule(
+        self, qkv: Tensor, a: Tensor, b: Tensor, rate: Tensor, dt_bias: Tensor, state: Tensor, query_start: Tensor,
+        source: Tensor, destination: Tensor, out: Tensor,
+    ) -> Tensor:  # fmt: skip
+        key_dim, value_dim = state.shape[2], out.shape[1] // len(rate)
+        with buffers() as held:
+            self._run(
+                "gated_delta_rule",
+                GatedDeltaParams(
+                    held.matrix(qkv, "qkv"), held.matrix(a, "a"), held.matrix(b, "b"), held.read(rate, "rate"),
+                    held.read(dt_bias, "dt_bias"), held.matrix(out, "out", out=True), held.write(state, "state"),
+                    state.stride(0), (qkv.shape[1] - out.shape[1]) // (2 * key_dim), len(rate), key_dim, value_dim,
+                    state_batch(held, query_start, source, destination, len(qkv)),
+                ),
+            )  # fmt: skip
+        return out
+
     def embedding(self, ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None) -> Tensor:
         gguf = table.dtype == torch.uint8
         layout = 3 if gguf else 0 if table.dim() == 2 else 1 if scale is None else 2
@@ -608,6 +695,12 @@ class SimtOps:
                 ),
             )  # fmt: skip
         return outs
+
+
+def state_batch(b: Buffers, query_start: Tensor, source: Tensor, destination: Tensor, tokens: int) -> StateBatch:
+    names = ("query_start", "source", "destination")
+    places = [b.read(t, name) for t, name in zip((query_start, source, destination), names, strict=True)]
+    return StateBatch(*places, len(source), tokens)
 
 
 def gguf_type(weight: Tensor) -> int:

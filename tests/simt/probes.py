@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from ops.matmul_sums import exact_int8, float_sum
 from torch import Tensor
@@ -168,6 +170,29 @@ def norm(ops: SimtOps) -> None:
         out = ops.rms_norm(x, weight, 1e-5)
         tests.assert_close(out, tests.rms_norm_reference(x, weight, 1e-5))
         assert torch.equal(ops.rms_norm(x[1:2], weight, 1e-5)[0], out[1])
+
+
+def linear_attention(ops: SimtOps, *layers: Any) -> None:
+    """Two sequences whole, and one of them in pieces."""
+    tests = suite("test_linear_attention")
+    with running(tests, ops):
+        for layer in layers:
+            sequences = [layer.inputs(9, 1), layer.inputs(5, 2)]
+            (first, second), (state, _) = tests.run(layer, sequences, [{0: 9, 1: 5}])
+            for out, inputs in ((first, sequences[0]), (second, sequences[1])):
+                torch.testing.assert_close(out.double(), layer.reference(inputs), rtol=1e-4, atol=1e-5)
+            (pieces,), (last,) = tests.run(layer, sequences[:1], [{0: 2}, {0: 1}, {0: 6}])
+            assert torch.equal(pieces, first)
+            assert torch.equal(last, state)
+
+
+def causal_conv(ops: SimtOps) -> None:
+    linear_attention(ops, suite("test_linear_attention").Convolution(channels=1100))
+
+
+def gated_delta_rule(ops: SimtOps) -> None:
+    rule = suite("test_linear_attention").DeltaRule
+    linear_attention(ops, rule(key_dim=128, value_dim=40), rule(key_dim=31, value_dim=16))
 
 
 def rope_kv_write(ops: SimtOps) -> None:

@@ -378,6 +378,37 @@ MUTATIONS = [
         "a shuffle leaves half of the warp out", "common.cuh", "offset = kWarp / 2", "offset = kWarp / 4", probes.norm
     ),
     Mutation(
+        "a tap too late", "causal_conv.cu", "input(t - kept + j, x)", "input(t - kept + j + 1, x)", probes.causal_conv
+    ),
+    Mutation(
+        "a state with the inputs of the token before",
+        "causal_conv.cu",
+        "input(t + 1 - kept + j, x)",
+        "input(t - kept + j, x)",
+        probes.causal_conv,
+    ),
+    Mutation(
+        "no barrier before the sums over rows are read",
+        "gated_delta_rule.cu",
+        "shared.of_keys[warp][lane] = sum;\n    __syncthreads();",
+        "shared.of_keys[warp][lane] = sum;",
+        probes.gated_delta_rule,
+    ),
+    Mutation(
+        "no barrier behind the keys and queries",
+        "gated_delta_rule.cu",
+        "    __syncthreads();\n    const float decay",
+        "    const float decay",
+        probes.gated_delta_rule,
+    ),
+    Mutation(
+        "columns of the next head",
+        "gated_delta_rule.cu",
+        "const bool stored = column < p.state_width()",
+        "const bool stored = true",
+        probes.gated_delta_rule,
+    ),
+    Mutation(
         "a norm does not wait for its warp",
         "rope_kv_write.cu",
         "* to_float(weight[i])));\n  }\n  __syncwarp();",
