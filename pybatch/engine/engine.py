@@ -19,6 +19,7 @@ from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.parallel.followers import Followers, LedKvCache
 from pybatch.engine.execution.pooler import Pooler
 from pybatch.engine.execution.sampler import Sampler
+from pybatch.engine.execution.state_cache import StateCache, num_slots, refuse_unsuited, state_layout
 from pybatch.engine.execution.swap_cost import SwapCost
 from pybatch.engine.grammars import GrammarQueue
 from pybatch.engine.intake import Intake
@@ -29,6 +30,7 @@ from pybatch.engine.pooling_params import Params
 from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.engine.scheduling.state_slots import StateSlots
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.target_budget import TargetBudget
@@ -80,8 +82,16 @@ class Engine:
         self._block_bytes = layout.block_bytes
         if self._draft_decoder is not None:
             self._block_bytes += kv_layout(self._draft_decoder, config).block_bytes
+        states = state_layout(decoder)
+        self._num_states, self._state_bytes = 0, 0
+        if states is not None:
+            refuse_unsuited(config)
+            self._num_states = num_slots(states, config, decoder.device)
+            self._state_bytes = self._num_states * states.slot_bytes
         beside = followers.beside if followers is not None else 1
-        self.max_model_len, self.num_kv_blocks = capacity(decoder, config, self._block_bytes * beside)
+        self.max_model_len, self.num_kv_blocks = capacity(
+            decoder, config, self._block_bytes * beside, reserved=self._state_bytes
+        )
         if followers is not None:
             followers.tell("make_cache", config, self.num_kv_blocks)
         shifts = key_shifts(decoder) if layout.quantised else ()
@@ -90,9 +100,10 @@ class Engine:
         else:
             self._kv_cache = LedKvCache(followers, layout, self.num_kv_blocks, decoder.device, shifts)
         mass = AttentionMass(len(layout.shapes), max(shape.kv_heads for shape in layout.shapes), decoder.device)
+        state_layers = [] if states is None else StateCache(states, self._num_states, decoder.device).layers
         runner = ModelRunner(
             decoder,
-            self._kv_cache,
+            decoder.caches(self._kv_cache.layers, state_layers),
             mass=mass,
             followers=followers,
             block_size=config.block_size,
@@ -147,6 +158,7 @@ class Engine:
         self._ready: list[RequestOutput] = []
         self._began_again = False  # all unfinished requests, and none has ended since
         self._pool = BlockPool(self.num_kv_blocks)
+        self._states: StateSlots | None = None
         size = int(config.swap_space * 2**30)
         self.num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
         step_cost = self.metrics.step_cost  # not self in the lambda: that would be a cycle
@@ -185,8 +197,9 @@ class Engine:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Of the whole pool, and of a draft model's; memory that no request has touched yet is not resident."""
-        return self.num_kv_blocks * self._block_bytes
+        """Of the whole pool, of a draft model's, and of recurrent states; memory that no request has touched yet is not
+        resident."""
+        return self.num_kv_blocks * self._block_bytes + self._state_bytes
 
     def add_request(
         self,
@@ -256,6 +269,8 @@ class Engine:
     def unpin(self, pin: Pin) -> None:
         """Makes the prefix one like any other in the cache. Does nothing if it is not pinned."""
         self._pool.unpin(pin)
+        if self._states is not None:
+            self._states.unpin(pin)
         self._room.remove(pin)
 
     def _end_pin(self, request: Request) -> None:
@@ -304,6 +319,8 @@ class Engine:
         if self._requests:
             return False
         self._pool.forget_cached()
+        if self._states is not None:
+            self._states.pool.forget_cached()
         return True
 
     def has_unfinished(self) -> bool:
@@ -351,11 +368,23 @@ class Engine:
         """A pool with pins alone and a new scheduler, in whose queue the unfinished sequences are, with their tokens
         alone."""
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
+        if self._num_states:
+            self._states = StateSlots(
+                BlockPool(self._num_states, [pin.state for pin in self._pool.pins if pin.state is not None]),
+                self.config.block_size,
+                max_num_seqs=min(self.config.max_num_seqs, self.config.max_num_batched_tokens),
+                keeps=self.config.enable_prefix_caching,
+            )
         swap_space = SwapSpace(self.num_host_blocks, self._swap_cost.pays) if self.num_host_blocks else None
         if self.prefix_files is not None and swap_space is not None:
             self.prefix_files.before_load = partial(_swap, swap_space, self._kv_cache, self.metrics)
         self._scheduler = make_scheduler(
-            self.config, self._pool, swap_space=swap_space, prefix_store=self.prefix_files, targets=self._targets
+            self.config,
+            self._pool,
+            swap_space=swap_space,
+            prefix_store=self.prefix_files,
+            states=self._states,
+            targets=self._targets,
         )
         self._updater = TokenUpdater(
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids, self._pooler
@@ -364,7 +393,7 @@ class Engine:
             if request.awaits_grammar:
                 continue
             if request.beams is not None:
-                request.gather()
+                request.gather(shares=self._states is None)
             for sequence in request.sequences:
                 if sequence.status is not Status.FINISHED:
                     sequence.reset()
@@ -454,8 +483,7 @@ class Engine:
 
     def _update(self, computed: Computed) -> None:
         """Takes what was computed into the requests, and outputs what there is to tell."""
-        for chunk in computed.chunks:
-            chunk.sequence.num_computed += chunk.num_tokens
+        self._scheduler.advance(computed.chunks)
         for chunk, right in computed.verified:
             chunk.sequence.num_computed -= len(chunk.drafts) - right
         for request, entries in computed.prompt_logprobs:

@@ -10,6 +10,7 @@ from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.scheduler import Scheduler
+from pybatch.engine.scheduling.state_slots import StateSlots
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.target_budget import TargetBudget
 
@@ -20,6 +21,7 @@ def make_scheduler(
     *,
     swap_space: SwapSpace | None = None,
     prefix_store: PrefixStore | None = None,
+    states: StateSlots | None = None,
     targets: TargetBudget | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Scheduler:
@@ -34,6 +36,7 @@ def make_scheduler(
         predict_lengths=config.predict_lengths,
         swap_space=swap_space,
         prefix_store=prefix_store,
+        states=states,
         user_weights=config.weights,
         targets=targets,
         clock=clock,

@@ -29,11 +29,14 @@ class ForwardBatch:
     query_start: Tensor  # [S + 1] int32: sequence s has rows query_start[s]:query_start[s + 1]
     seq_lens: Tensor  # [S] int32, cached tokens of each sequence with this step's included
     logits_rows: Tensor  # [L] int64, the rows of T whose logits are wanted
+    state_source: Tensor | None = None  # [S] int32, see ops.causal_conv; where the model has recurrent states
+    state_destination: Tensor | None = None  # [S] int32
     observed: Observed | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, without what is observed."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "observed"}
+        named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "observed"}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def to(self, device: torch.device) -> ForwardBatch:
         """The batch there, where it is not there already; nothing is observed there."""
@@ -57,3 +60,10 @@ class LayerCache(NamedTuple):
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """K, V and their scales."""
         return self[:4]
+
+
+class LayerState(NamedTuple):
+    """One layer's view of the pool of recurrent states, in the layouts of ops.causal_conv and ops.gated_delta_rule."""
+
+    conv: Tensor  # [slots, taps - 1, channels] of the activations' dtype
+    recurrent: Tensor  # [slots, value_heads, key_dim, state_width(value_dim)] float32

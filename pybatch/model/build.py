@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pybatch.model.blocks.attention import Attention
+from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import MLP
-from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig
+from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LayerConfig, MLPConfig, ModelConfig
 from pybatch.model.decoder import Layer
 from pybatch.model.layers import Norm, NormedLinear, Packed
 from pybatch.model.rope import NO_ROPE
+
+
+class Grouped(NamedTuple):
+    """A tensor with the rows of several roles: those of all roles for the first group, then for the next."""
+
+    roles: tuple[str, ...]
+    groups: int
 
 
 class Weights(Protocol):
@@ -20,6 +29,9 @@ class Weights(Protocol):
 
     @property
     def config(self) -> ModelConfig: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def norm(self, role: str, width: int, layer: int | None = None) -> Norm | None: ...
 
@@ -42,33 +54,77 @@ class Weights(Protocol):
         fused: str = "",
         gated: bool = False,
         heads: Mapping[str, tuple[int, int]] | None = None,
+        grouped: Mapping[str, Grouped] | None = None,
     ) -> NormedLinear: ...
+
+    def exact(self, role: str, shape: tuple[int, ...], layer: int, suffix: str = ".weight") -> Tensor: ...
 
 
 def build_layer(load: Weights, config: LayerConfig, index: int) -> Layer:
-    return Layer(mixer=attention(load, config.mixer, index), mlp=mlp(load, config.mlp, index), parallel=config.parallel)
+    mixer = (
+        attention(load, config.mixer, index)
+        if isinstance(config.mixer, AttentionConfig)
+        else gated_delta_net(load, config.mixer, index)
+    )
+    return Layer(mixer=mixer, mlp=mlp(load, config.mlp, index), parallel=config.parallel)
 
 
 def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
     hidden = load.config.hidden_size
     turning = config.head_dim if config.rope == NO_ROPE else config.rope.rotary_dim  # files have all layers alike
+    rows = {"q": config.q_width, "k": config.kv_width, "v": config.kv_width}
+
+    def head_norm(role: str) -> Tensor:
+        weight = load.vector(role, config.head_dim, index, turning=turning)
+        return weight + load.config.norm.offset if load.config.norm.offset else weight
+
+    if config.gated:
+        rows["attention_gate"] = config.q_width
     return Attention(
         config=config,
         index=index,
         qkv=load.behind_norm(
             "mixer_norm",
-            {"q": config.q_width, "k": config.kv_width, "v": config.kv_width},
+            rows,
             hidden,
             index,
             bias=config.bias,
             fused="qkv",
             heads={"q": (config.num_heads, turning), "k": (config.num_kv_heads, turning)},
+            grouped={"q_and_gate": Grouped(("q", "attention_gate"), config.num_heads)},
         ),
-        q_norm=load.vector("q_norm", config.head_dim, index, turning=turning) if config.qk_norm else None,
-        k_norm=load.vector("k_norm", config.head_dim, index, turning=turning) if config.qk_norm else None,
+        q_norm=head_norm("q_norm") if config.qk_norm else None,
+        k_norm=head_norm("k_norm") if config.qk_norm else None,
         norm_eps=load.config.norm.eps,
         sinks=load.vector("sinks", config.num_heads, index, "").float() if config.sinks else None,
         out=load.linear({"attention_out": hidden}, config.q_width, index, bias=config.out_bias),
+    )
+
+
+def gated_delta_net(load: Weights, config: GatedDeltaConfig, index: int) -> GatedDeltaNet:
+    hidden, heads = load.config.hidden_size, (config.value_heads,)
+    keys, values = config.key_width, config.value_width
+    rows = {"delta_q": keys, "delta_k": keys, "delta_v": values, "delta_gate": values}
+    rows |= {"delta_b": config.value_heads, "delta_a": config.value_heads}
+    return GatedDeltaNet(
+        config=config,
+        projection=load.behind_norm(
+            "mixer_norm",
+            rows,
+            hidden,
+            index,
+            grouped={
+                "delta_qkv": Grouped(("delta_q", "delta_k", "delta_v"), 1),
+                "delta_qkvz": Grouped(("delta_q", "delta_k", "delta_v", "delta_gate"), config.key_heads),
+                "delta_ba": Grouped(("delta_b", "delta_a"), config.key_heads),
+            },
+        ),
+        conv=load.exact("delta_conv", (config.channels, 1, config.taps), index)[:, 0].t().to(load.dtype).contiguous(),
+        rate=load.exact("delta_rate", heads, index, "").exp(),
+        dt_bias=load.exact("delta_bias", heads, index, ""),
+        norm=load.vector("delta_norm", config.value_dim, index),
+        norm_eps=load.config.norm.eps,
+        out=load.linear({"delta_out": hidden}, values, index),
     )
 
 

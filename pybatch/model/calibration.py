@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.model.batch import ForwardBatch, LayerCache
+from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
+from pybatch.model.config import AttentionConfig, GatedDeltaConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.layers import Fused, NormedLinear, Packed
 from pybatch.model.smoothquant import channel_scale
@@ -40,20 +41,25 @@ def pack_by_running(decoder: Decoder) -> None:
     """Runs a decoder with PackedWhenCalled projections, and puts the packed ones in their place."""
     count = min(TOKENS, decoder.context_length)
     positions = torch.arange(count)
-    run_alone(decoder, positions, [cache_of(decoder, count)] * len(decoder.layers))
+    kinds = {layer.mixer for layer in decoder.config.layers}
+    shared = {kind: cache_of(decoder, kind, count) for kind in kinds}  # layers run one after another
+    run_alone(decoder, positions, [shared[layer.mixer] for layer in decoder.config.layers])
     decoder.layers = changed(decoder.layers, NormedLinear, _settled)
     decoder.make_buffers()
 
 
-def cache_of(decoder: Decoder, tokens: int) -> LayerCache:
-    """Of one sequence, for layers that run one after another."""
-    mixer = decoder.layers[0].mixer.config
+def cache_of(decoder: Decoder, mixer: AttentionConfig | GatedDeltaConfig, tokens: int) -> LayerCache | LayerState:
+    """Of one sequence."""
+    if isinstance(mixer, GatedDeltaConfig):
+        conv = torch.zeros(1, mixer.taps - 1, mixer.channels, dtype=decoder.dtype, device=decoder.device)
+        state = mixer.value_heads, mixer.key_dim, ops.state_width(mixer.value_dim)
+        return LayerState(conv, torch.zeros(1, *state, device=decoder.device))
     shape = -(-tokens // BLOCK_SIZE), mixer.num_kv_heads, mixer.head_dim, BLOCK_SIZE
     k = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
     return LayerCache(k, k.transpose(2, 3).contiguous())
 
 
-def run_alone(decoder: Decoder, positions: Tensor, caches: Sequence[LayerCache]) -> None:
+def run_alone(decoder: Decoder, positions: Tensor, caches: Sequence[LayerCache | LayerState]) -> None:
     """Runs fixed token ids at these positions."""
     count = len(positions)
     batch = ForwardBatch(
@@ -64,6 +70,8 @@ def run_alone(decoder: Decoder, positions: Tensor, caches: Sequence[LayerCache])
         query_start=torch.tensor([0, count], dtype=torch.int32),
         seq_lens=torch.tensor([count], dtype=torch.int32),
         logits_rows=torch.tensor([count - 1]),
+        state_source=torch.tensor([-1], dtype=torch.int32),
+        state_destination=torch.tensor([0], dtype=torch.int32),
     )
     decoder.forward(batch.to(decoder.device), caches)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import short
@@ -17,6 +18,8 @@ MAX_VOCAB = 1 << 24
 MAX_WIDTH = 1 << 22
 MAX_LAYERS = 4096
 MAX_HEADS = 1 << 14
+
+MAX_KEY_DIM, MAX_TAPS = 256, 8  # that the kernels of linear attention take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,7 @@ class AttentionConfig:
     bias: bool = False  # of the q, k and v projections
     out_bias: bool = False
     qk_norm: bool = False  # the model's norm over each head of q and k, before the rotation
+    gated: bool = False  # the output is multiplied by the sigmoid of a projection as wide as q
 
     @property
     def softmax_scale(self) -> float:
@@ -57,6 +61,41 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDeltaConfig:
+    """Linear attention by the gated delta rule, behind a short convolution over time (Gated DeltaNet, Yang, Kautz and
+    Hatamizadeh 2024): in place of keys and values a sequence has a state of one size."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int  # of the convolution
+
+    @property
+    def key_width(self) -> int:
+        return self.key_heads * self.key_dim
+
+    @property
+    def value_width(self) -> int:
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys and values."""
+        return 2 * self.key_width + self.value_width
+
+    def check(self, name: str) -> None:
+        if self.key_dim > MAX_KEY_DIM:
+            raise ModelError(f"key_dim: expected at most {MAX_KEY_DIM}, got {self.key_dim} in {name}")
+        if self.value_heads % self.key_heads:
+            raise ModelError(
+                f"value_heads: expected a multiple of key_heads ({self.key_heads}), got {self.value_heads} in {name}"
+            )
+        if not 2 <= self.taps <= MAX_TAPS:
+            raise ModelError(f"taps: expected 2 to {MAX_TAPS}, got {self.taps} in {name}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MLPConfig:
     """down(activation(gate(x)) * up(x))."""
 
@@ -72,9 +111,14 @@ class MLPConfig:
 class LayerConfig:
     """x + mixer(norm(x)), and of that x + mlp(norm(x)); parallel: x + mixer(norm(x)) + mlp(norm(x))."""
 
-    mixer: AttentionConfig
+    mixer: AttentionConfig | GatedDeltaConfig
     mlp: MLPConfig
     parallel: bool = False
+
+    def with_attention(self, **changes: Any) -> LayerConfig:
+        """With these fields of its attention changed."""
+        assert isinstance(self.mixer, AttentionConfig)
+        return replace(self, mixer=replace(self.mixer, **changes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +151,22 @@ class ModelConfig:
         for layer in set(self.layers):
             layer.mixer.check(self.name)
             layer.mlp.check(self.name)
+        if not self.attentions:
+            raise ModelError(f"{self.name}: expected at least one layer of attention")
 
     @property
     def num_layers(self) -> int:
         return len(self.layers)
 
     @property
+    def attentions(self) -> tuple[AttentionConfig, ...]:
+        """Of the layers that have keys and values, in order."""
+        return tuple(layer.mixer for layer in self.layers if isinstance(layer.mixer, AttentionConfig))
+
+    @property
     def ropes(self) -> tuple[RopeConfig, ...]:
         """Each once."""
-        return tuple(dict.fromkeys(layer.mixer.rope for layer in self.layers))
+        return tuple(dict.fromkeys(mixer.rope for mixer in self.attentions))
 
     @property
     def plain_context(self) -> int:

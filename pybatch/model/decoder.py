@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.model.batch import ForwardBatch, LayerCache
+from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.blocks.attention import Attention
+from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import MLP
 from pybatch.model.blocks.step import Step
 from pybatch.model.buffers import Buffers, widest
@@ -25,12 +26,12 @@ class Layer:
     """Each block reads the residual stream through a norm of its own, and adds to it. parallel: the second reads it as
     the first found it."""
 
-    mixer: Attention
+    mixer: Attention | GatedDeltaNet
     mlp: MLP
     parallel: bool = False
 
-    def __call__(self, residual: Tensor, step: Step, cache: LayerCache) -> None:
-        mixed = self.mixer(residual, step, cache)
+    def __call__(self, residual: Tensor, step: Step, cache: LayerCache | LayerState) -> None:
+        mixed = self.mixer(residual, step, cache)  # type: ignore[arg-type]  # each kind has its own
         if self.parallel:
             inner = self.mlp(residual, step)
             self.mixer.add(mixed, residual)
@@ -87,11 +88,19 @@ class Decoder:
     def cache_dtype(self) -> torch.dtype:
         """The KV cache's dtype by default. Beside quantised weights it is float16, which loses less than they do:
         decode attention takes as long as its bytes take to read."""
-        quantized = not isinstance(self.layers[0].mixer.qkv.linear, DenseLinear)
+        projection = next(layer.mixer.qkv for layer in self.layers if isinstance(layer.mixer, Attention))
+        quantized = not isinstance(projection.linear, DenseLinear)
         return torch.float16 if quantized and self.dtype == torch.float32 else self.dtype
 
-    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
-        """Runs one step, writes its keys and values into the caches (one per layer), and returns the logits of
+    def caches(
+        self, attention: Sequence[LayerCache], states: Sequence[LayerState] = ()
+    ) -> list[LayerCache | LayerState]:
+        """One a layer, of those of all layers of attention and those of all that have states."""
+        of_attention, of_states = iter(attention), iter(states)
+        return [next(of_attention) if isinstance(layer.mixer, Attention) else next(of_states) for layer in self.layers]
+
+    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache | LayerState]) -> Tensor:
+        """Runs one step, writes its keys, values and states into the caches (one per layer), and returns the logits of
         batch.logits_rows: [L, vocab_size] float32, valid until the next call."""
         hidden = self.config.hidden_size
         self._buffers.resize(batch.token_ids.shape[0])

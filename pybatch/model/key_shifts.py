@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pybatch.model.batch import LayerCache
 from pybatch.model.calibration import cache_of, run_alone
 from pybatch.model.decoder import Decoder
 
@@ -35,18 +36,15 @@ class KeyShift(NamedTuple):
 
 
 def key_shifts(decoder: Decoder) -> list[KeyShift]:
-    """One a layer, by running the decoder on TOKENS tokens."""
+    """One a layer of attention, by running the decoder on TOKENS tokens."""
     context = decoder.context_length
     count = min(TOKENS, context)
-    keys = [cache_of(decoder, count) for _ in decoder.layers]
-    run_alone(decoder, torch.arange(count) * context // count, keys)
+    caches = [cache_of(decoder, layer.mixer, count) for layer in decoder.config.layers]
+    run_alone(decoder, torch.arange(count) * context // count, caches)
+    keys = [cache.k for cache in caches if isinstance(cache, LayerCache)]
     return [
-        _shift(
-            cache.k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(),
-            layer.mixer.config.rope.rotary_dim,
-            decoder.device,
-        )
-        for layer, cache in zip(decoder.layers, keys, strict=True)
+        _shift(k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(), attention.rope.rotary_dim, decoder.device)
+        for k, attention in zip(keys, decoder.config.attentions, strict=True)
     ]
 
 

@@ -35,6 +35,9 @@ ROPE_KEYS = frozenset(
     ]
 )
 
+# How positions in time, height and width turn parts of a head: in text the three are one number.
+SECTION_KEYS = {"mrope_section", "mrope_interleaved"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
@@ -68,7 +71,13 @@ class RopeConfig:
 
     @staticmethod
     def from_hf(
-        fields: Fields, head_dim: int, default_context: int, *, theta: float = 10000.0, partial: float = 1.0
+        fields: Fields,
+        head_dim: int,
+        default_context: int,
+        *,
+        theta: float = 10000.0,
+        partial: float = 1.0,
+        sections: bool = False,
     ) -> RopeConfig:
         """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before). As in transformers,
         `rope_scaling` stands in place of all of `rope_parameters` where a config has both, and a top-level
@@ -83,7 +92,7 @@ class RopeConfig:
             kind = "longrope"
         if kind not in KINDS:
             raise ModelError(f"{rope.where}: rope_type: expected one of {', '.join(KINDS)}, got {short(kind)}")
-        unread = sorted(set(fields.mapping(name)) - ROPE_KEYS)
+        unread = sorted(set(fields.mapping(name)) - ROPE_KEYS - (SECTION_KEYS if sections else set()))
         if unread:
             raise ModelError(f"{rope.where}: {unread[0]} changes the rotation of positions and is not known here")
 

@@ -113,6 +113,25 @@ class _Sliced:
         return slice(self._start + rows.start, self._start + rows.stop)
 
 
+class _Grouped:
+    def __init__(self, rows: Rows, groups: int, start: int, stop: int) -> None:
+        self._rows, self._start, self.dtype = rows, start, rows.dtype
+        self._each, self._size = stop - start, rows.shape[0] // groups
+        self.shape = (groups * self._each, *rows.shape[1:])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        whole = self._groups(rows)
+        places = torch.arange(rows.start, rows.stop)
+        return self._rows[whole][places // self._each * self._size + self._start + places % self._each - whole.start]
+
+    def release(self, rows: slice) -> None:
+        self._rows.release(self._groups(rows))
+
+    def _groups(self, rows: slice) -> slice:
+        """The rows of all groups that these are of."""
+        return slice(rows.start // self._each * self._size, -(-rows.stop // self._each) * self._size)
+
+
 class _Turned:
     def __init__(self, rows: Rows, heads: int, rotary_dim: int) -> None:
         self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
@@ -163,6 +182,11 @@ class _ViewOfInt8:
 def sliced(rows: Rows, start: int, stop: int) -> Rows:
     """rows[start:stop], unread."""
     return _viewed(rows, lambda part: _Sliced(part, start, stop))
+
+
+def grouped(rows: Rows, groups: int, start: int, stop: int) -> Rows:
+    """Rows start:stop of each of so many groups, unread."""
+    return _viewed(rows, lambda part: _Grouped(part, groups, start, stop))
 
 
 def turned(rows: Rows, heads: int, rotary_dim: int) -> Rows:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.machine.ranks import Ranks
+from pybatch.model.build import Grouped
 from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Packed
@@ -115,12 +116,19 @@ class _Shards(WeightLoader):
         return ShardedHead(linear, max(last - first, 0), panels * ops.PANEL, ranks)
 
     def _parts(
-        self, rows: Mapping[str, int], layer: int | None, suffix: str, columns: tuple[int, ...], fused: str
+        self,
+        rows: Mapping[str, int],
+        layer: int | None,
+        suffix: str,
+        columns: tuple[int, ...],
+        fused: str,
+        grouped: Mapping[str, Grouped] | None = None,
     ) -> list[Rows]:
         if layer is None:
             return super()._parts(rows, layer, suffix, columns, fused)
         whole = {role: count * self.ranks.size for role, count in rows.items()}
-        return [self._own(part) for part in super()._parts(whole, layer, suffix, columns, fused)]
+        groups = {name: Grouped(each.roles, each.groups * self.ranks.size) for name, each in (grouped or {}).items()}
+        return [self._own(part) for part in super()._parts(whole, layer, suffix, columns, fused, groups)]
 
     def _own(self, rows: Rows) -> Rows:
         count = rows.shape[0] // self.ranks.size

@@ -16,7 +16,7 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.machine.huge_pages import WeightMemory
 from pybatch.machine.memory import trim_memory
-from pybatch.model.build import build_layer
+from pybatch.model.build import Grouped, build_layer
 from pybatch.model.calibration import PackedWhenCalled, pack_by_running
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
@@ -25,6 +25,7 @@ from pybatch.model.families import FAMILIES
 from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, Norm, NormedLinear, Packed, SideBySide
 from pybatch.model.rope import rotary_table
 from pybatch.model.rows import BlockRows, Int8Rows, Interleaved, Rows, Stacked, sliced, turned
+from pybatch.model.rows import grouped as in_groups
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")
@@ -146,12 +147,13 @@ class WeightLoader:
         fused: str = "",
         gated: bool = False,
         heads: Mapping[str, tuple[int, int]] | None = None,
+        grouped: Mapping[str, Grouped] | None = None,
     ) -> NormedLinear:
         """As linear, of the output of a norm; for W8A8 its packing waits for activations. gated: the roles are gate and
         up, and the product's epilogue multiplies them. heads: of roles whose heads are rotated, how many there are,
-        and the elements of each that turn."""
-        parts = self._turned(self._parts(rows, layer, ".weight", (columns,), fused), rows, heads)
-        biases = self._biases(rows, layer, fused, gated, heads) if bias else None
+        and the elements of each that turn. grouped: by their roles, tensors that have several roles' rows in groups."""
+        parts = self._turned(self._parts(rows, layer, ".weight", (columns,), fused, grouped), rows, heads)
+        biases = self._biases(rows, layer, fused, gated, heads, grouped) if bias else None
         before = self.norm(norm, columns, layer)
         if self.keeps_bits and len(set(map(_bits, parts))) > 1:
             return NormedLinear(before, self._kept_parts(parts, biases))
@@ -159,6 +161,11 @@ class WeightLoader:
         if self.smooths and before is not None:
             return NormedLinear(before, PackedWhenCalled(lambda scale: self._pack(together, biases, scale)))
         return NormedLinear(before, self._pack(together, biases))
+
+    def exact(self, role: str, shape: tuple[int, ...], layer: int, suffix: str = ".weight") -> Tensor:
+        """A small tensor in float32, whatever the activations are."""
+        rows = self.tensor(self.family.tensor(role, layer) + suffix, shape)
+        return rows[0 : shape[0]].to(self.device, torch.float32, copy=True)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
         config = self.config
@@ -170,12 +177,28 @@ class WeightLoader:
         return tensor
 
     def _parts(
-        self, rows: Mapping[str, int], layer: int | None, suffix: str, columns: tuple[int, ...], fused: str
+        self,
+        rows: Mapping[str, int],
+        layer: int | None,
+        suffix: str,
+        columns: tuple[int, ...],
+        fused: str,
+        grouped: Mapping[str, Grouped] | None = None,
     ) -> list[Rows]:
         """A tensor for each role."""
         family = self.family
+        found: dict[str, Rows] = {}
+        for name, (roles, groups) in (grouped or {}).items():
+            if family.has(name) and all(role in rows for role in roles):
+                counts = [rows[role] for role in roles]
+                whole = self.tensor(family.tensor(name, layer) + suffix, (sum(counts), *columns))
+                for role, count, end in zip(roles, counts, accumulate(counts), strict=True):
+                    found[role] = in_groups(whole, groups, (end - count) // groups, end // groups)
         if not family.has(fused):
-            return [self.tensor(family.tensor(role, layer) + suffix, (n, *columns)) for role, n in rows.items()]
+            return [
+                found[role] if role in found else self.tensor(family.tensor(role, layer) + suffix, (n, *columns))
+                for role, n in rows.items()
+            ]
         whole = self.tensor(family.tensor(fused, layer) + suffix, (sum(rows.values()), *columns))
         ends = list(accumulate(rows.values()))
         return [sliced(whole, end - n, end) for n, end in zip(rows.values(), ends, strict=True)]
@@ -187,8 +210,9 @@ class WeightLoader:
         fused: str,
         gated: bool = False,
         heads: Mapping[str, tuple[int, int]] | None = None,
+        grouped: Mapping[str, Grouped] | None = None,
     ) -> Tensor:
-        parts = self._turned(self._parts(rows, layer, ".bias", (), fused), rows, heads)
+        parts = self._turned(self._parts(rows, layer, ".bias", (), fused, grouped), rows, heads)
         vectors = [self._on_device(part) for part in parts]
         return ops.interleave_gate_up(*vectors) if gated else torch.cat(vectors)
 

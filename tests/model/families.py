@@ -23,6 +23,7 @@ from transformers import (
     SmolLM3Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.qwen3_5 import Qwen3_5TextConfig
 
 SMALL: dict[str, Any] = {
     "vocab_size": 211,
@@ -54,6 +55,16 @@ LONGROPE = {
     "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0],
 }
 
+HYBRID: dict[str, Any] = SMALL | {
+    "head_dim": 32,
+    "initializer_range": 0.1,
+    "full_attention_interval": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+
 CONFIGS = {
     "llama2": LlamaConfig(**{**SMALL, "num_key_value_heads": 4}),
     "llama3": LlamaConfig(**SMALL, rope_parameters=LLAMA3_ROPE),
@@ -68,6 +79,13 @@ CONFIGS = {
     "qwen2": Qwen2Config(**SMALL),
     "qwen2-windows": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=24, max_window_layers=1),
     "qwen3": Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
+    "qwen3_5": Qwen3_5TextConfig(**HYBRID),
+    "qwen3_5-odd": Qwen3_5TextConfig(
+        **HYBRID | {"linear_key_head_dim": 24, "linear_value_head_dim": 20, "linear_num_value_heads": 2},
+        layer_types=["full_attention", "linear_attention", "linear_attention"],
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
     "qwen3-biases": Qwen3Config(**SMALL, head_dim=16, attention_bias=True),
     "phi3": Phi3Config(**SMALL, sliding_window=40),
     "phi3-longrope": Phi3Config(

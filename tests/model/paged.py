@@ -6,21 +6,28 @@ import torch
 from torch import Tensor
 
 from pybatch.model import Decoder, ForwardBatch, LayerCache
-from pybatch.ops import INT4_GROUP
+from pybatch.model.batch import LayerState
+from pybatch.model.config import GatedDeltaConfig
+from pybatch.ops import INT4_GROUP, state_width
 
 BLOCK = 16
 INT4 = torch.uint8  # the type of an int4 cache's bytes
 
 
-def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) -> list[LayerCache]:
+def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) -> list[LayerCache | LayerState]:
     """Caches full of NaN, so that a read of what was never written shows."""
     dtype = dtype or decoder.dtype
 
     def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
         return torch.full(shape, 77 if of in (torch.int8, INT4) else float("nan"), dtype=of, device=decoder.device)
 
-    caches = []
+    caches: list[LayerCache | LayerState] = []
     for layer in decoder.config.layers:
+        if isinstance(layer.mixer, GatedDeltaConfig):  # two slots, which are used by turns
+            conv = empty(2, layer.mixer.taps - 1, layer.mixer.channels, of=decoder.dtype)
+            state = layer.mixer.value_heads, layer.mixer.key_dim, state_width(layer.mixer.value_dim)
+            caches.append(LayerState(conv, empty(2, *state, of=torch.float32)))
+            continue
         heads, dim = layer.mixer.num_kv_heads, layer.mixer.head_dim
         width, groups = (dim // 2, [-(-dim // INT4_GROUP)]) if dtype == INT4 else (dim, [])
         k, v = empty(blocks, heads, width, BLOCK), empty(blocks, heads, BLOCK, width)
@@ -34,14 +41,14 @@ def logits_of(
     ids: list[int],
     steps: list[int] | None = None,
     kv: torch.dtype | None = None,
-    caches: list[LayerCache] | None = None,
+    caches: list[LayerCache | LayerState] | None = None,
 ) -> Tensor:
     """[len(ids), vocab] logits; steps: tokens of each forward pass (one pass over all if None)."""
     blocks = -(-len(ids) // BLOCK)
     caches = caches or caches_for(decoder, blocks + 1, kv)
     table = torch.randperm(blocks + 1, generator=torch.Generator().manual_seed(0))[:blocks].int()
     found, done = [], 0
-    for count in steps or [len(ids)]:
+    for step, count in enumerate(steps or [len(ids)]):
         positions = torch.arange(done, done + count)
         batch = ForwardBatch(
             token_ids=torch.tensor(ids[done : done + count]),
@@ -51,6 +58,8 @@ def logits_of(
             query_start=torch.tensor([0, count], dtype=torch.int32),
             seq_lens=torch.tensor([done + count], dtype=torch.int32),
             logits_rows=torch.arange(count),
+            state_source=torch.tensor([step % 2 if step else -1], dtype=torch.int32),
+            state_destination=torch.tensor([(step + 1) % 2], dtype=torch.int32),
         )
         found.append(decoder.forward(batch.to(decoder.device), caches).cpu().clone())
         done += count

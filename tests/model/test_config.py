@@ -131,23 +131,24 @@ def test_special_ids_outside_the_vocabulary_are_dropped_with_one_warning(caplog:
 
 
 def windows_of(config: ModelConfig) -> tuple[int, ...]:
-    return tuple(layer.mixer.window for layer in config.layers)
+    return tuple(each.window for each in config.attentions)
 
 
 def test_absent_keys_are_the_defaults_of_transformers() -> None:
     """The window, heads, context, rotation, epsilon and tie, for each class of config."""
     base = {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "max_position_embeddings")}
     base |= {"hidden_size": 2560, "num_attention_heads": 160}  # a multiple of any number of key-value heads
+    base |= {"num_hidden_layers": 4}  # of which Qwen3.5 has one of attention
     for kind, family in FAMILIES.items():
         theirs = AutoConfig.for_model(kind, **base)
         ours = config_from_hf({**base, "model_type": kind})
         assert ours.architecture == family.architecture
-        assert {layer.mixer.num_kv_heads for layer in ours.layers} == {theirs.num_key_value_heads}
+        assert {each.num_kv_heads for each in ours.attentions} == {theirs.num_key_value_heads}
         assert ours.max_position == theirs.max_position_embeddings
         head_dim = getattr(theirs, "head_dim", None) or 16
-        assert {layer.mixer.head_dim for layer in ours.layers} == {head_dim}
+        assert {each.head_dim for each in ours.attentions} == {head_dim}
         windowed = kind in ("mistral", "ministral")
-        assert windows_of(ours) == ((theirs.sliding_window if windowed else 0) or 0,) * 3
+        assert windows_of(ours) == ((theirs.sliding_window if windowed else 0) or 0,) * len(ours.attentions)
         rope = theirs.rope_parameters
         assert {rope.theta for rope in ours.ropes if rope != NO_ROPE} == {rope["rope_theta"]}
         turning = int(head_dim * rope.get("partial_rotary_factor", 1.0))

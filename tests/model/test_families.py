@@ -79,6 +79,8 @@ def test_only_the_wanted_rows_get_logits(family: tuple[PreTrainedModel, LoadedMo
         query_start=torch.tensor([0, 20], dtype=torch.int32),
         seq_lens=torch.tensor([20], dtype=torch.int32),
         logits_rows=torch.tensor([19, 3]),
+        state_source=torch.tensor([-1], dtype=torch.int32),
+        state_destination=torch.tensor([0], dtype=torch.int32),
     )
     assert BLOCK == 16
     actual = decoder.forward(batch, caches_for(decoder, 2)).clone()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 
 import torch
 from torch import Tensor
 
-from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.step_inputs import StepInputs
 from pybatch.engine.scheduling.step import Chunk, num_decodes
-from pybatch.model.batch import ForwardBatch
+from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.decoder import Decoder
 from pybatch.ops import CpuGraph
 
@@ -30,14 +30,20 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, decoder: Decoder, kv_cache: KvCache, inputs: StepInputs, *, max_seqs: int, max_tokens: int
+        self,
+        decoder: Decoder,
+        caches: Sequence[LayerCache | LayerState],
+        inputs: StepInputs,
+        *,
+        max_seqs: int,
+        max_tokens: int,
     ) -> None:
         """max_tokens: of a step with drafts; max_seqs if there are none."""
         on_cpu = decoder.device.type == "cpu"
         self._max_tokens = max(max_seqs, min(max_tokens, _VERIFYING_TOKENS)) if on_cpu else max_seqs
         self._decoder = copy(decoder)
         self._decoder.make_buffers(self._max_tokens)  # of its own, which never move: their addresses are in the graphs
-        self._caches = kv_cache.layers
+        self._caches = caches
         self._inputs = inputs
         self._sizes = list(range(1, max_seqs + 1))
         if decoder.device.type == "cuda":

@@ -57,7 +57,7 @@ class LayerLayout:
 
     @property
     def _values_bytes(self) -> int:
-        return _aligned(self.kv_heads * self._width * self.block_size * self.dtype.itemsize)
+        return aligned(self.kv_heads * self._width * self.block_size * self.dtype.itemsize)
 
     @property
     def _scales_bytes(self) -> int:
@@ -65,7 +65,7 @@ class LayerLayout:
 
     @property
     def num_bytes(self) -> int:
-        return 2 * self._values_bytes + _aligned(2 * self._scales_bytes)
+        return 2 * self._values_bytes + aligned(2 * self._scales_bytes)
 
     def cache(self, pool: Tensor, k_at: int) -> LayerCache:
         """Views of the layer's pieces, from byte k_at of a block on, over all blocks of pool, [num_blocks, block_bytes]
@@ -73,12 +73,12 @@ class LayerLayout:
         v_at = k_at + self._values_bytes
         scale_at = v_at + self._values_bytes
         heads, width, block = self.kv_heads, self._width, self.block_size
-        k = _view(pool, k_at, (heads, width, block), self.dtype)
-        v = _view(pool, v_at, (heads, block, width), self.dtype)
+        k = piece(pool, k_at, (heads, width, block), self.dtype)
+        v = piece(pool, v_at, (heads, block, width), self.dtype)
         if not self._scales:
             return LayerCache(k, v, None, None)
-        k_scale = _view(pool, scale_at, self._scales, torch.float16)
-        v_scale = _view(pool, scale_at + self._scales_bytes, self._scales, torch.float16)
+        k_scale = piece(pool, scale_at, self._scales, torch.float16)
+        v_scale = piece(pool, scale_at + self._scales_bytes, self._scales, torch.float16)
         return LayerCache(k, v, k_scale, v_scale)
 
 
@@ -209,13 +209,13 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
         raise ValueError("kv_cache_dtype: 'fp8' runs on GPUs only; expected another on the CPU, such as 'int8'")
     named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn, "int4": INT4}
     dtype: torch.dtype = named[name] if name in named else getattr(torch, name)
-    shapes = tuple(KvShape(layer.mixer.num_kv_heads, layer.mixer.head_dim) for layer in model.layers)
+    shapes = tuple(KvShape(each.num_kv_heads, each.head_dim) for each in model.attentions)
     return KvLayout(shapes, config.block_size, dtype)
 
 
-def capacity(decoder: Decoder, config: EngineConfig, block_bytes: int) -> tuple[int, int]:
+def capacity(decoder: Decoder, config: EngineConfig, block_bytes: int, *, reserved: int = 0) -> tuple[int, int]:
     """(max_model_len, num_kv_blocks), such that one sequence always fits by itself. block_bytes: of a block, with what
-    a draft model keeps for it.
+    a draft model keeps for it. reserved: bytes of the memory that are for recurrent states.
 
     Raises ValueError if max_model_len does not fit the model or the pool, or the memory not even one block.
     """
@@ -228,7 +228,7 @@ def capacity(decoder: Decoder, config: EngineConfig, block_bytes: int) -> tuple[
     longest = -(-length // config.block_size)
     blocks = config.num_kv_blocks
     if blocks is None:
-        memory = int(free_memory(decoder.device) * config.memory_utilization)
+        memory = int(free_memory(decoder.device) * config.memory_utilization) - reserved
         blocks = min(memory // block_bytes, config.max_num_seqs * longest)
         if blocks == 0:
             raise ValueError(
@@ -246,11 +246,11 @@ def capacity(decoder: Decoder, config: EngineConfig, block_bytes: int) -> tuple[
     return length, blocks
 
 
-def _aligned(num_bytes: int) -> int:
+def aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _view(pool: Tensor, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def piece(pool: Tensor, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     elements = pool.view(dtype)
     strides = [1]
     for extent in reversed(shape[1:]):

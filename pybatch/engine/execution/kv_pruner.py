@@ -20,7 +20,7 @@ class KvPruner:
 
     def __init__(self, kv_cache: KvCache, decoder: Decoder, mass: AttentionMass) -> None:
         self._kv_cache = kv_cache
-        self._rotary = [decoder.rotary[layer.mixer.config.rope] for layer in decoder.layers]
+        self._rotary = [decoder.rotary[each.rope] for each in decoder.config.attentions]
         self._device = decoder.device
         self.mass = mass
 
@@ -59,7 +59,11 @@ class KvPruner:
 
 def no_pruning(decoder: Decoder) -> str | None:
     """Why this model's KV caches cannot be pruned; None if they can."""
-    mixers = [layer.mixer.config for layer in decoder.layers]
+    mixers = decoder.config.attentions
+    if len(mixers) < len(decoder.layers):
+        return "the model has recurrent states, of which nothing can be dropped"
+    if len({(each.num_kv_heads, each.head_dim) for each in mixers}) > 1:
+        return "the model's layers have keys of different shapes"
     if any(mixer.window for mixer in mixers):
         return "the model has sliding windows, which count the tokens in the cache"
     if any(mixer.soft_cap or mixer.sinks for mixer in mixers):

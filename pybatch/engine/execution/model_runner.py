@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.decode_graphs import DecodeGraphs
-from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.parallel.followers import Followers
 from pybatch.engine.execution.step_inputs import StepInputs
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.machine.faults import describe
 from pybatch.machine.ranks import RankError
-from pybatch.model.batch import ForwardBatch
+from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.decoder import Decoder
 
 
 class ModelRunner:
     """Runs steps in its own buffers, so what it returns is valid until the next call.
 
-    max_drafts: of one sequence in a step. mass: to which the attention of sequences that are pruned by it is added;
-    such steps do not run as graphs. followers: the other ranks, where several hold the model.
+    caches: one a layer. max_drafts: of one sequence in a step. mass: to which the attention of sequences that are
+    pruned by it is added; such steps do not run as graphs. followers: the other ranks, where several hold the model.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        kv_cache: KvCache,
+        caches: Sequence[LayerCache | LayerState],
         *,
         block_size: int,
         max_tokens: int,
@@ -39,7 +39,7 @@ class ModelRunner:
         followers: Followers | None = None,
     ) -> None:
         self._decoder = decoder
-        self._kv_cache = kv_cache
+        self._caches = caches
         self._mass = mass
         self._followers = followers
         max_seqs = min(max_seqs, max_tokens)
@@ -51,7 +51,7 @@ class ModelRunner:
             device=decoder.device,
         )
         drafted = min(max_tokens, max_seqs * (1 + max_drafts))
-        self._graphs = DecodeGraphs(decoder, kv_cache, self._inputs, max_seqs=max_seqs, max_tokens=drafted)
+        self._graphs = DecodeGraphs(decoder, caches, self._inputs, max_seqs=max_seqs, max_tokens=drafted)
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """One forward pass. Returns logits, [L, vocab] float32: the rows of each chunk's logit_positions."""
@@ -63,7 +63,7 @@ class ModelRunner:
         batch = self._inputs.fill(chunks)
         if observed is not None:
             batch = replace(batch, observed=observed)
-        return self._decoder.forward(batch, self._kv_cache.layers)
+        return self._decoder.forward(batch, self._caches)
 
     def hidden_states(self, rows: list[int]) -> Tensor:
         """Of these of the last step's tokens, behind the last norm: [len(rows), hidden_size]. The step had chunks that
@@ -74,7 +74,7 @@ class ModelRunner:
         """A step that ends early leaves the others waiting for this rank, so it is the last."""
         followers.forward(batch)
         try:
-            return self._decoder.forward(batch, self._kv_cache.layers)
+            return self._decoder.forward(batch, self._caches)
         except RankError:
             raise
         except BaseException as error:

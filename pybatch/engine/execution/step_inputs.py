@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.scheduling.sequence import NO_STATE, Sequence
 from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.model.batch import ForwardBatch
 
@@ -26,7 +26,7 @@ class StepInputs:
         self, *, max_tokens: int, max_seqs: int, max_blocks: int, block_size: int, device: torch.device
     ) -> None:
         self._block_size = block_size
-        self._tables_at = 4 * max_tokens + max_seqs + 1  # in int64 words, as all of the memory is counted
+        self._tables_at = 4 * max_tokens + 2 * (max_seqs + 1)  # in int64 words, as all of the memory is counted
         self._table_words = max_blocks / 2
         words = self._tables_at + -(-max_seqs * max_blocks // 2)
         on_gpu = device.type == "cuda"
@@ -36,15 +36,17 @@ class StepInputs:
 
         def views(memory: Tensor) -> ForwardBatch:
             tokens = memory[: 4 * max_tokens].view(4, max_tokens)
-            starts, lengths = memory[4 * max_tokens : self._tables_at].view(torch.int32).view(2, max_seqs + 1)
+            of_sequences = memory[4 * max_tokens : self._tables_at].view(torch.int32).view(4, max_seqs + 1)
             tables = memory[self._tables_at :].view(torch.int32)[: max_seqs * max_blocks]
             return ForwardBatch(
                 token_ids=tokens[0],
                 positions=tokens[1],
                 slots=tokens[2],
                 logits_rows=tokens[3],
-                query_start=starts,
-                seq_lens=lengths,
+                query_start=of_sequences[0],
+                seq_lens=of_sequences[1],
+                state_source=of_sequences[2],
+                state_destination=of_sequences[3],
                 block_tables=tables.view(max_seqs, max_blocks),
             )
 
@@ -53,6 +55,9 @@ class StepInputs:
         self._token_ids, self._positions = host.token_ids.numpy(), host.positions.numpy()
         self._slots, self._logits_rows = host.slots.numpy(), host.logits_rows.numpy()
         self._query_start, self._seq_lens = host.query_start.numpy(), host.seq_lens.numpy()
+        assert host.state_source is not None
+        assert host.state_destination is not None
+        self._state_source, self._state_destination = host.state_source.numpy(), host.state_destination.numpy()
         self._tables = host.block_tables.numpy()
         self._every = np.arange(max_seqs + 1)
         self._filled: list[Chunk] = []  # row by row, what the block tables hold
@@ -69,6 +74,8 @@ class StepInputs:
         cached = computed - pruned
         places = np.divmod(cached, self._block_size)  # the block of each, and the place in it
         self._fill_tables(chunks, *places, longer=decodes)
+        self._state_source[:count] = [chunk.sequence.state for chunk in chunks]
+        self._state_destination[:count] = [chunk.sequence.next_state for chunk in chunks]
         self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
         self._logits_rows[:decodes] = self._every[:decodes]
         self._query_start[: decodes + 1] = self._every[: decodes + 1]
@@ -95,6 +102,7 @@ class StepInputs:
             self._token_ids[padding] = self._positions[padding] = 0
             self._slots[padding] = -1
             self._seq_lens[padding] = 1
+            self._state_source[padding] = self._state_destination[padding] = NO_STATE
             self._logits_rows[padding] = self._every[padding]
             self._query_start[count + 1 : size + 1] = self._every[count + 1 : size + 1]
             count = total = rows = size
@@ -111,6 +119,8 @@ class StepInputs:
     def _batch(self, tokens: int, sequences: int, rows: int) -> ForwardBatch:
         """The views of a step of that size."""
         views = self._views
+        assert views.state_source is not None
+        assert views.state_destination is not None
         return ForwardBatch(
             token_ids=views.token_ids[:tokens],
             positions=views.positions[:tokens],
@@ -118,6 +128,8 @@ class StepInputs:
             logits_rows=views.logits_rows[:rows],
             query_start=views.query_start[: sequences + 1],
             seq_lens=views.seq_lens[:sequences],
+            state_source=views.state_source[:sequences],
+            state_destination=views.state_destination[:sequences],
             block_tables=views.block_tables[:sequences],
         )
 

@@ -39,12 +39,13 @@ class Pin:
     """A prefix that is kept until it is released: its tokens and, while it is in the pool, its blocks with what each of
     them holds, the last of which may be begun only."""
 
-    __slots__ = ("blocks", "keys", "tokens")
+    __slots__ = ("blocks", "keys", "state", "tokens")
 
     def __init__(self, tokens: Iterable[int]) -> None:
         self.tokens = array("q", tokens)
         self.blocks: list[int] = []
         self.keys: list[BlockKey] = []
+        self.state: Pin | None = None  # in the pool of recurrent states, of a model that has some
 
 
 class BlockPool:
@@ -203,6 +204,13 @@ class BlockPool:
             del self._cached[key.digest]
         self._announced.discard(block)
         self._continuations.discard(block)
+
+    def drop(self, block: int) -> None:
+        """Frees a cached block: nobody will look for it. Does nothing if it is in use."""
+        if self._references[block] == 0 and block in self._keys:
+            del (self._evictable if block in self._evictable else self._awaited)[block]
+            self.forget(block)
+            self._free.append(block)
 
     def pin(self, pin: Pin, blocks: Sequence[int], keys: Sequence[BlockKey]) -> None:
         """Keeps the blocks, which are in use and hold what the keys say, until unpin. Where the prefix cache has the

@@ -8,6 +8,7 @@ from itertools import islice
 from pybatch.engine.scheduling.block_pool import BlockKey, BlockPool
 from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.scheduling.state_slots import StateSlots
 
 
 class BlockTables:
@@ -16,16 +17,24 @@ class BlockTables:
     It takes them as it needs them. Those that it is to have for known tokens are promised to it: they stay free, or
     cached, until then, and who promises blocks to others is to leave so many.
 
-    prefix_store: of prefixes that are not in the pool.
+    prefix_store: of prefixes that are not in the pool. states: of a model that has recurrent ones; then a sequence can
+    go on behind a prefix only where its state was kept, and a block that is full in part is of no use to another.
     """
 
     def __init__(
-        self, pool: BlockPool, block_size: int, *, prefix_caching: bool, prefix_store: PrefixStore | None = None
+        self,
+        pool: BlockPool,
+        block_size: int,
+        *,
+        prefix_caching: bool,
+        prefix_store: PrefixStore | None = None,
+        states: StateSlots | None = None,
     ) -> None:
         self.pool = pool
         self.block_size = block_size
         self._prefix_caching = prefix_caching
         self._prefix_store = prefix_store
+        self._states = states
         self.num_promised = 0  # to all together
         self._copies: dict[Sequence, tuple[int, int]] = {}  # of those that have joined in this step
 
@@ -57,6 +66,8 @@ class BlockTables:
         if copy := self._copies.pop(sequence, None):
             self.pool.release(copy[:1])
         self.pool.release(sequence.held + sequence.blocks, awaited=awaited)
+        if self._states is not None:
+            self._states.release(sequence, awaited=awaited)
         del sequence.blocks[:], sequence.held[:]
         self.promise(sequence, 0)
         sequence.num_computed = sequence.num_registered = sequence.num_pruned = 0
@@ -73,7 +84,12 @@ class BlockTables:
             return
         full = self._most_shared(sequence)
         sequence.make_keys(full, self.block_size)
-        sequence.blocks.extend(self.pool.match(islice(sequence.keys, full)))
+        found = self.pool.match(islice(sequence.keys, full))
+        if self._states is not None:
+            used = self._states.take(sequence, len(found), full)
+            self.pool.release(found[used:])
+            del found[used:]
+        sequence.blocks.extend(found)
         sequence.num_registered = len(sequence.blocks)
         sequence.num_computed = len(sequence.blocks) * self.block_size
 
@@ -104,7 +120,7 @@ class BlockTables:
 
     def copy_beginning(self, sequence: Sequence) -> None:
         """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
-        if not self._may_share(sequence):
+        if not self._may_share(sequence) or self._states is not None:
             return
         full = sequence.num_computed // self.block_size
         last = min((full + 1) * self.block_size, len(sequence.tokens) - 1, sequence.request.most_shared)
@@ -138,6 +154,8 @@ class BlockTables:
         child.num_computed, child.num_pruned = num_tokens, parent.num_pruned
         child.next_pruning = parent.next_pruning
         child.num_registered = min(parent.num_registered, full)
+        if self._states is not None:
+            self._states.share(parent, child, num_tokens)
         partial = self.partial(parent, num_tokens)
         self.extend(child, len(partial))
         self.promise(child, self.num_missing(child, child.num_pending - 1))
@@ -197,5 +215,7 @@ class BlockTables:
         if begun := pin.tokens[full * self.block_size :]:
             keys.append(BlockKey.begun(keys[-1] if keys else None, begun.tobytes()))
         self.pool.pin(pin, sequence.blocks[: len(keys)], keys)
+        if self._states is not None:
+            self._states.pin(pin)
         if self._prefix_store is not None:
             self._prefix_store.want(keys[:full])

@@ -19,6 +19,7 @@ from pybatch.engine.scheduling.prefix_store import PrefixStore
 from pybatch.engine.scheduling.pruning import Gathered, Turned
 from pybatch.engine.scheduling.running import Running
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.engine.scheduling.state_slots import StateSlots
 from pybatch.engine.scheduling.step import Chunk, Step
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.table_pruner import TablePruner
@@ -83,6 +84,8 @@ class Scheduler:
     there is room for all, the first computes the full blocks that they share, the others go on from there, and they
     decode again when each has but its last token left.
 
+    states: of a model with recurrent ones. A sequence that runs has its slots for certain: what it may lack are blocks.
+
     clock: the time in seconds, by which requests' arrival_time is too; a simulator gives its own.
     """
 
@@ -99,6 +102,7 @@ class Scheduler:
         predict_lengths: bool = False,
         swap_space: SwapSpace | None = None,
         prefix_store: PrefixStore | None = None,
+        states: StateSlots | None = None,
         user_weights: Mapping[str, float] = NO_WEIGHTS,
         targets: TargetBudget | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -106,13 +110,18 @@ class Scheduler:
         self._lengths = LengthPredictor()
         self._forecast = Forecast(self._lengths, period=block_size) if predict_lengths else None
         max_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that everyone can decode in each step
+        if states is not None:
+            max_seqs = min(max_seqs, states.max_num_seqs)
         self.running = Running(max_seqs, block_size, self._forecast)
         self.waiting = WaitingQueue(by_length=admission.by_length, weights=user_weights)
         self.swap_space = swap_space
         self.num_preemptions = 0
         self.at: Sequence | None = None  # the one being looked at: if scheduling raises, the cause
         self._pool = pool
-        self._tables = BlockTables(pool, block_size, prefix_caching=prefix_caching, prefix_store=prefix_store)
+        self._states = states
+        self._tables = BlockTables(
+            pool, block_size, prefix_caching=prefix_caching, prefix_store=prefix_store, states=states
+        )
         self._pruner = TablePruner(self._tables, self.running, self._free_for)
         self._reserve = pool.num_blocks // 8  # blocks that a prompt without a promise leaves
         self._admission = admission
@@ -140,7 +149,7 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """Returns the next step. The caller moves what swap_space.take_moves() says, copies what take_copies() says,
-        computes the chunks and adds their num_tokens to num_computed."""
+        computes the chunks and hands them to advance."""
         self.at = None
         self.running.next_step()
         self._pool.settle()
@@ -153,7 +162,19 @@ class Scheduler:
         self._fill(step, -math.inf if preempted is None else preempted, math.inf)
         if step.open_places is not None:
             self._admission.joined(step.newcomers, full=step.full)
-        return self.running.decodes + step.chunks
+        chunks = self.running.decodes + step.chunks
+        if self._states is not None:
+            for chunk in chunks:
+                self._states.prepare(chunk.sequence)
+        return chunks
+
+    def advance(self, chunks: list[Chunk]) -> None:
+        """These have been computed, with all their drafts."""
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.num_tokens
+        if self._states is not None:
+            for chunk in chunks:
+                self._states.advance(chunk.sequence)
 
     def learn(self, tokens: int, seconds: float) -> None:
         """To be called when a step has been computed. tokens: in it, drafts too. seconds: that it has taken."""
@@ -229,6 +250,8 @@ class Scheduler:
         """Takes the next chunk of a prompt into the step. Returns whether the step has tokens left for it."""
         wanted = self._num_wanted(sequence)
         count = min(wanted, self._budget(step, sequence))
+        if self._states is not None:
+            count = self._states.cut(sequence, count)
         if count == 0:
             return wanted == 0
         while not self._take_blocks(sequence, count):
@@ -529,6 +552,8 @@ class Scheduler:
         if self._tables.num_promised != sum([sequence.num_promised for sequence in self.running.prefills]):
             raise IntegrityError("blocks are promised to others than those in their prompts")
         self._pool.check_integrity([sequence.blocks + sequence.held for sequence in owners])
+        if self._states is not None:
+            self._states.check_integrity(owners)
         for sequence in self.running:
             last = sequence.num_cached // self._block_size
             if any(self._pool.references(block) != 1 for block in sequence.blocks[last:]):
@@ -591,6 +616,6 @@ class Scheduler:
             self._tables.release(each, awaited=True)
             each.status = Status.WAITING
         if request.beams is not None:
-            request.gather()
+            request.gather(shares=self._states is None)
         together[0].paused = self._clock()
         self.waiting.put_back(together[0])

@@ -17,6 +17,8 @@ from pybatch.engine.scheduling.pruning import NEVER, Pruning
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.engine.structured.matcher import Matcher
 
+NO_STATE = -1  # in place of a slot
+
 
 class Status(Enum):
     WAITING = auto()
@@ -46,6 +48,7 @@ class Sequence:
         "mass_rows",
         "matcher",
         "next_pruning",
+        "next_state",
         "num_computed",
         "num_kept",
         "num_passed",
@@ -58,6 +61,8 @@ class Sequence:
         "request",
         "returning",
         "seed",
+        "state",
+        "state_edges",
         "status",
         "stop_reason",
         "text",
@@ -73,6 +78,8 @@ class Sequence:
         self.tokens = array("q", request.prompt_token_ids)  # prompt, then output
         self.blocks = array("i")
         self.num_promised = 0  # blocks that it is to have besides
+        self.state = self.next_state = NO_STATE  # slots of what its computed tokens have left, and of what comes next
+        self.state_edges = array("q")  # numbers of computed tokens at which the state is to be kept
         self.held = array("i")  # blocks that it needs besides: sinks as they were at first
         self.host_blocks = array("i")  # that a preempted one has outside the pool
         self.num_kept = 0  # tokens whose keys and values are in these
@@ -103,6 +110,8 @@ class Sequence:
         self.mass_rows = None
         self.num_computed = self.num_registered = self.num_passed = self.num_pruned = self.num_kept = 0
         self.num_promised = 0
+        self.state = self.next_state = NO_STATE
+        self.state_edges = array("q")
         self.next_pruning = self.request.first_pruning
         self.returning = False
 
@@ -280,9 +289,13 @@ class Request:
         """The leading tokens that may come from the prefix cache. The last one's logits are always wanted."""
         return NEVER if self.pruning is None else self.pruning.most_shared
 
-    def gather(self) -> None:
-        """Has its beams wait as one: the first computes what they share before the others go on from there."""
+    def gather(self, *, shares: bool = True) -> None:
+        """Has its beams wait as one: the first computes what they share before the others go on from there. shares:
+        else each computes all of its own."""
         self.forked = False
+        if not shares:
+            self.num_shared = 0
+            return
         first, last = min(each.tokens for each in self.sequences), max(each.tokens for each in self.sequences)
         differ = (i for i, (a, b) in enumerate(zip(first, last, strict=True)) if a != b)
         self.num_shared = next(differ, len(first))

@@ -10,6 +10,7 @@ from pybatch.engine.config import EngineConfig
 from pybatch.engine.execution.kv_cache import KvCache, kv_layout
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Batch
+from pybatch.engine.execution.state_cache import state_layout
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.sequence import Sequence
 from pybatch.engine.scheduling.step import Chunk
@@ -56,10 +57,14 @@ class DraftModelProposer:
         self._block_size = config.block_size
         self._max_tokens = config.max_num_batched_tokens
         self._pool = BlockPool(num_blocks)
+        if state_layout(decoder) is not None:
+            raise ValueError(
+                "speculative_config: model: its recurrent states cannot take tokens back; expected another"
+            )
         cache = KvCache(kv_layout(decoder, config), num_blocks, decoder.device)
         self._runner = ModelRunner(
             decoder,
-            cache,
+            cache.layers,
             block_size=config.block_size,
             max_tokens=config.max_num_batched_tokens,
             max_seqs=config.max_num_seqs,

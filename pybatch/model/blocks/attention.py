@@ -19,7 +19,7 @@ from pybatch.ops import Epilogue
 class Attention:
     config: AttentionConfig
     index: int  # of the layer
-    qkv: NormedLinear
+    qkv: NormedLinear  # and the gate, if there is one
     q_norm: Tensor | None
     k_norm: Tensor | None
     norm_eps: float
@@ -28,14 +28,18 @@ class Attention:
 
     @property
     def widths(self) -> Widths:
-        return {"qkv": self.config.q_width + 2 * self.config.kv_width, "attended": self.config.q_width}
+        return {"qkv": sum(self._split), "attended": self.config.q_width}
+
+    @property
+    def _split(self) -> tuple[int, int, int, int]:
+        q, kv = self.config.q_width, self.config.kv_width
+        return q, kv, kv, q if self.config.gated else 0
 
     def __call__(self, residual: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """[T, heads * head_dim]"""
-        config, batch = self.config, step.batch
-        split = (config.q_width, config.kv_width, config.kv_width)
+        config, batch, split = self.config, step.batch, self._split
         qkv = self.qkv(residual, step.buffers.of("qkv", sum(split)), step.buffers)
-        q, k, v = qkv.split_with_sizes(split, dim=1)
+        q, k, v, gate = qkv.split_with_sizes(split, dim=1)
         ops.rope_kv_write(
             q, k, v, batch.positions, batch.slots, step.rotary[config.rope], *cache.tensors,
             q_norm=self.q_norm, k_norm=self.k_norm, norm_eps=self.norm_eps,
@@ -52,7 +56,7 @@ class Attention:
                 q, *cache.tensors, batch.block_tables, batch.query_start, batch.seq_lens, config.softmax_scale,
                 first=first, sources=sources, rows=rows, mass=mass[:, self.index],
             )  # fmt: skip
-        return attended
+        return ops.sigmoid_mul(attended, gate, out=attended) if config.gated else attended
 
     def add(self, attended: Tensor, residual: Tensor) -> None:
         self.out(attended, residual, epilogue=Epilogue.ADD)

@@ -90,7 +90,7 @@ def _config(file: GGUFFile, family: Family) -> ModelConfig:
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=end_of_generation_ids(metadata, where),
     )
-    source.check_unread(config.layers[0].mixer.head_dim)
+    source.check_unread(config.attentions[0].head_dim)
     return replace(config, layers=tuple(_with_biases(layer, file) for layer in config.layers))
 
 
@@ -98,5 +98,5 @@ def _with_biases(layer: LayerConfig, file: GGUFFile) -> LayerConfig:
     """Which projections have biases, the tensors alone tell."""
     has = file.tensors.__contains__
     bias = has("blk.0.attn_q.bias") or has("blk.0.attn_qkv.bias")
-    mixer = replace(layer.mixer, bias=bias, out_bias=has("blk.0.attn_output.bias"))
-    return replace(layer, mixer=mixer, mlp=replace(layer.mlp, bias=has("blk.0.ffn_up.bias")))
+    layer = layer.with_attention(bias=bias, out_bias=has("blk.0.attn_output.bias"))
+    return replace(layer, mlp=replace(layer.mlp, bias=has("blk.0.ffn_up.bias")))

@@ -84,7 +84,15 @@ class GGUFSource(Source):
     def longest(self, rope: RopeConfig, context: int) -> int:
         return context
 
-    def rope(self, head_dim: int, default_context: int, *, theta: float = 10000.0, partial: float = 1.0) -> RopeConfig:
+    def rope(
+        self,
+        head_dim: int,
+        default_context: int,
+        *,
+        theta: float = 10000.0,
+        partial: float = 1.0,
+        sections: bool = False,
+    ) -> RopeConfig:
         """As llama.cpp reads it: a factor without a type is linear, scale_linear is an older name of the factor, a
         factor of 0 is none, and attn_factor counts for every type. Tensors of factors are longrope, whatever the type.
         What the file does not say is not what a config.json would leave out."""

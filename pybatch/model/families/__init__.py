@@ -13,6 +13,7 @@ from pybatch.model.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5,
     seed_oss,
     smollm3,
 )
@@ -31,6 +32,7 @@ ALL: tuple[Family, ...] = (
     seed_oss.FAMILY,
     internlm3.FAMILY,
     helium.FAMILY,
+    qwen3_5.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}

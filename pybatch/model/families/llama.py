@@ -56,7 +56,7 @@ def alike(
 def with_biases(decoder: Shape, *, qkv: bool, out: bool, mlp: bool) -> Shape:
     """Whether these projections have biases."""
     layers = [
-        replace(layer, mixer=replace(layer.mixer, bias=qkv, out_bias=out), mlp=replace(layer.mlp, bias=mlp))
+        replace(layer.with_attention(bias=qkv, out_bias=out), mlp=replace(layer.mlp, bias=mlp))
         for layer in decoder.layers
     ]
     return replace(decoder, layers=tuple(layers))
@@ -67,18 +67,14 @@ def without_rope(decoder: Shape, layers: Sequence[bool]) -> Shape:
     each = zip(decoder.layers, layers, strict=True)
     return replace(
         decoder,
-        layers=tuple(
-            replace(layer, mixer=replace(layer.mixer, rope=NO_ROPE)) if none else layer for layer, none in each
-        ),
+        layers=tuple(layer.with_attention(rope=NO_ROPE) if none else layer for layer, none in each),
     )
 
 
 def with_windows(decoder: Shape, windows: Sequence[int]) -> Shape:
     """windows: one a layer, 0: none."""
     layers = zip(decoder.layers, windows, strict=True)
-    return replace(
-        decoder, layers=tuple(replace(layer, mixer=replace(layer.mixer, window=window)) for layer, window in layers)
-    )
+    return replace(decoder, layers=tuple(layer.with_attention(window=window) for layer, window in layers))
 
 
 FAMILY = Family(

@@ -16,7 +16,7 @@ def shape(source: Source) -> Shape:
     decoder = with_chosen_windows(source, alike(source, context=32768, kv_heads=32))
     return replace(
         decoder,
-        layers=tuple(replace(layer, mixer=replace(layer.mixer, bias=True, out_bias=False)) for layer in decoder.layers),
+        layers=tuple(layer.with_attention(bias=True, out_bias=False) for layer in decoder.layers),
     )
 
 

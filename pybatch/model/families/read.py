@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pybatch.model.config import MAX_VOCAB, ModelConfig, merge_ids
+from pybatch.model.config import MAX_VOCAB, AttentionConfig, ModelConfig, merge_ids
 from pybatch.model.errors import ModelError
 from pybatch.model.families import BY_CLASS, FAMILIES
 from pybatch.model.families.family import Family
@@ -43,7 +43,7 @@ def config_from_hf(
         eos_token_ids=merge_ids(*(fields.ids("eos_token_id") for fields in (source, whole, ends))),
         num_labels=_num_labels(whole),
     )
-    check_unread_keys(config, source.read, found.layers[0].mixer.head_dim, source.where)
+    check_unread_keys(config, source.read, found.attentions[0].head_dim, source.where)
     return found
 
 
@@ -72,7 +72,8 @@ def config_of(
     num_labels: int = 0,
 ) -> ModelConfig:
     shape = family.shape(source)
-    ropes = {layer.mixer.rope for layer in shape.layers} - {NO_ROPE} or {NO_ROPE}
+    attentions = [layer.mixer for layer in shape.layers if isinstance(layer.mixer, AttentionConfig)]
+    ropes = {attention.rope for attention in attentions} - {NO_ROPE} or {NO_ROPE}
     return ModelConfig(
         name=name,
         family=family.model_type,
@@ -81,7 +82,7 @@ def config_of(
         hidden_size=source.hidden_size(),
         layers=shape.layers,
         norm=shape.norm,
-        max_position=min(source.longest(rope, shape.context) for rope in ropes),
+        max_position=min([source.longest(rope, shape.context) for rope in ropes], default=shape.context),
         tie_word_embeddings=shape.tie_word_embeddings,
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,

@@ -20,8 +20,16 @@ class Source(Fields, ABC):
 
     @abstractmethod
     def rope(
-        self, head_dim: int, default_context: int, *, theta: float = 10000.0, partial: float = 1.0
-    ) -> RopeConfig: ...
+        self,
+        head_dim: int,
+        default_context: int,
+        *,
+        theta: float = 10000.0,
+        partial: float = 1.0,
+        sections: bool = False,
+    ) -> RopeConfig:
+        """theta, partial: where the source says nothing. sections: it may name parts of heads for positions of images,
+        which are nothing to text."""
 
     def num_layers(self) -> int:
         return self.integer("num_hidden_layers", high=MAX_LAYERS)
@@ -66,15 +74,13 @@ class Source(Fields, ABC):
             return absent
         return self.integer("sliding_window", None, high=MAX_POSITIONS, low=0, nullable=True) or 0
 
-    def layer_types(self, layers: int, window: int) -> list[str] | None:
-        """One of LAYER_TYPES a layer; None if the key is not there."""
+    def layer_types(self, layers: int, window: int, known: Sequence[str] = LAYER_TYPES) -> list[str] | None:
+        """One of the known a layer; None if the key is not there."""
         kinds = self.get("layer_types")
         if kinds is None:
             return None
-        if not isinstance(kinds, list) or not all(kind in LAYER_TYPES for kind in kinds):
-            raise ModelError(
-                f"{self.where}: layer_types: expected a list of {', '.join(LAYER_TYPES)}, got {short(kinds)}"
-            )
+        if not isinstance(kinds, list) or not all(kind in known for kind in kinds):
+            raise ModelError(f"{self.where}: layer_types: expected a list of {', '.join(known)}, got {short(kinds)}")
         if len(kinds) != layers:
             raise ModelError(f"{self.where}: layer_types: expected {layers}, one a layer, got {len(kinds)}")
         if "sliding_attention" in kinds and not window:
@@ -105,5 +111,13 @@ class HFSource(Source):
         """The keys of the file that were asked for."""
         return self.asked | {self._keys[key] for key in self.asked if key in self._keys}
 
-    def rope(self, head_dim: int, default_context: int, *, theta: float = 10000.0, partial: float = 1.0) -> RopeConfig:
-        return RopeConfig.from_hf(self, head_dim, default_context, theta=theta, partial=partial)
+    def rope(
+        self,
+        head_dim: int,
+        default_context: int,
+        *,
+        theta: float = 10000.0,
+        partial: float = 1.0,
+        sections: bool = False,
+    ) -> RopeConfig:
+        return RopeConfig.from_hf(self, head_dim, default_context, theta=theta, partial=partial, sections=sections)

@@ -11,7 +11,8 @@ from pybatch.engine.scheduling.admission import admission
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.policies import as_policy
 from pybatch.engine.scheduling.scheduler import Scheduler
-from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.engine.scheduling.sequence import NO_STATE, Request, Sequence
+from pybatch.engine.scheduling.state_slots import StateSlots
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.standing import Standing
 
@@ -32,11 +33,18 @@ class Simulation:
     predict_lengths: bool = False
     user_weights: dict[str, float] = field(default_factory=dict)
     make_pool: Callable[[int], BlockPool] = BlockPool
+    num_states: int = 0  # 0: the model has none
     memory: dict[int, tuple[int, ...]] = field(default_factory=dict)
     batches: list[list[tuple[str, int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pool = self.make_pool(self.num_blocks)
+        self.states: StateSlots | None = None
+        if self.num_states:
+            self.states = StateSlots(
+                BlockPool(self.num_states), BLOCK, max_num_seqs=self.max_num_seqs, keeps=self.prefix_caching
+            )
+        self.held_states: dict[int, tuple[int, ...]] = {}
         self.batching = batching = admission(as_policy(self.policy))
         self.scheduler = Scheduler(
             self.pool,
@@ -48,6 +56,7 @@ class Simulation:
             max_background_tokens=self.max_background_tokens,
             predict_lengths=self.predict_lengths,
             user_weights=self.user_weights,
+            states=self.states,
             clock=lambda: self.now,
         )
         self.requests: list[Request] = []
@@ -91,9 +100,9 @@ class Simulation:
         self.batches.append([(chunk.sequence.request.request_id, chunk.num_tokens) for chunk in chunks])
         self.write(chunks)
         self.read(chunks)
+        self.change_states([chunk for chunk in chunks if self.states is not None])
         ready = [chunk.sequence for chunk in chunks if chunk.complete]
-        for chunk in chunks:
-            chunk.sequence.num_computed += chunk.num_tokens
+        self.scheduler.advance(chunks)
         for sequence in ready:
             self.extend(sequence)
         assert len(self.scheduler.running) <= self.max_num_seqs
@@ -131,6 +140,19 @@ class Simulation:
             for i, slot in enumerate(self.slots(chunk.sequence, 0, end), 1):
                 assert self.memory[slot] == tuple(chunk.sequence.tokens[:i]), "attention would read another's tokens"
 
+    def change_states(self, chunks: list[Chunk]) -> None:
+        written = {chunk.sequence.next_state for chunk in chunks}
+        assert len(written) == len(chunks), "two sequences write to one slot"
+        for chunk in chunks:
+            sequence, before = chunk.sequence, chunk.sequence.num_computed
+            assert (sequence.state == NO_STATE) == (before == 0)
+            assert sequence.state not in written, "a state is lost before the step is known to have succeeded"
+            if before:
+                assert self.held_states[sequence.state] == tuple(sequence.tokens[:before]), "that is another's state"
+        for chunk in chunks:
+            end = chunk.sequence.num_computed + chunk.num_tokens
+            self.held_states[chunk.sequence.next_state] = tuple(chunk.sequence.tokens[:end])
+
     def extend(self, sequence: Sequence) -> None:
         request = sequence.request
         samples = [sequence] if request.forked else request.sequences
@@ -155,6 +177,7 @@ class Simulation:
             self.step()
         assert all(request.finished for request in self.requests), "requests wait for ever"
         assert self.pool.num_used == 0
+        assert self.states is None or self.states.pool.num_used == 0
         for request in self.requests:
             for sequence in request.sequences:
                 expected = Sequence(request, sequence.index, 0, None)
