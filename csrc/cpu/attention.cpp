@@ -1,5 +1,7 @@
 #include "pybatch/attention.h"
 
+#include <initializer_list>
+
 #include "cpu/attention_rows.h"
 #include "cpu/attention_softmax.h"
 #include "cpu/vec.h"
