@@ -74,8 +74,10 @@ def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
     turning = config.head_dim if config.rope == NO_ROPE else config.rope.rotary_dim  # files have all layers alike
     rows = {"q": config.q_width, "k": config.kv_width, "v": config.kv_width}
 
-    def head_norm(role: str) -> Tensor:
-        weight = load.vector(role, config.head_dim, index, turning=turning)
+    def head_norm(role: str, heads: int) -> Tensor:
+        of_all = config.qk_norm_over == "all"
+        width, turned = (heads * config.head_dim, 0) if of_all else (config.head_dim, turning)
+        weight = load.vector(role, width, index, turning=turned)
         return weight + load.config.norm.offset if load.config.norm.offset else weight
 
     if config.gated:
@@ -93,9 +95,9 @@ def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
             heads={"q": (config.num_heads, turning), "k": (config.num_kv_heads, turning)},
             grouped={"q_and_gate": Grouped(("q", "attention_gate"), config.num_heads)},
         ),
-        q_norm=head_norm("q_norm") if config.qk_norm else None,
-        k_norm=head_norm("k_norm") if config.qk_norm else None,
-        norm_eps=load.config.norm.eps,
+        q_norm=head_norm("q_norm", config.num_heads) if config.qk_norm else None,
+        k_norm=head_norm("k_norm", config.num_kv_heads) if config.qk_norm else None,
+        norm=load.config.norm,
         sinks=load.vector("sinks", config.num_heads, index, "").float() if config.sinks else None,
         out=load.linear({"attention_out": hidden}, config.q_width, index, bias=config.out_bias),
     )
@@ -130,10 +132,10 @@ def gated_delta_net(load: Weights, config: GatedDeltaConfig, index: int) -> Gate
 
 def mlp(load: Weights, config: MLPConfig, index: int) -> MLP:
     hidden, width = load.config.hidden_size, config.width
+    rows = {"gate": width, "up": width} if config.gated else {"up": width}
+    fused = "gate_up" if config.gated else ""
     return MLP(
         config=config,
-        gate_up=load.behind_norm(
-            "mlp_norm", {"gate": width, "up": width}, hidden, index, bias=config.bias, fused="gate_up", gated=True
-        ),
+        gate_up=load.behind_norm("mlp_norm", rows, hidden, index, bias=config.bias, fused=fused, gated=config.gated),
         down=load.linear({"down": hidden}, width, index, bias=config.bias),
     )

@@ -36,7 +36,9 @@ class AttentionConfig:
     sinks: bool = False  # a logit of each head in the softmax that has no value
     bias: bool = False  # of the q, k and v projections
     out_bias: bool = False
-    qk_norm: bool = False  # the model's norm over each head of q and k, before the rotation
+    qk_norm: bool = False  # the model's norm of q and k
+    qk_norm_over: str = "head"  # what it is over; or "all" heads at once
+    qk_norm_last: bool = False  # after the rotation instead of before it
     gated: bool = False  # the output is multiplied by the sigmoid of a projection as wide as q
 
     @property
@@ -97,10 +99,11 @@ class GatedDeltaConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MLPConfig:
-    """down(activation(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)), or if not gated down(activation(up(x)))."""
 
     width: int
-    activation: str = "silu"  # or "gelu_tanh"
+    activation: str = "silu"  # or "gelu_tanh"; not gated: "gelu", "gelu_tanh" or "relu2"
+    gated: bool = True
     bias: bool = False
 
     def check(self, name: str) -> None:
@@ -125,6 +128,7 @@ class LayerConfig:
 class NormConfig:
     kind: str = "rms"  # or "layer": LayerNorm
     eps: float
+    weight: bool = True
     bias: bool = False  # of LayerNorm
     offset: float = 0.0  # added to the weights of the file: Gemma's are around 0
 
@@ -142,6 +146,7 @@ class ModelConfig:
     norm: NormConfig
     max_position: int  # the longest context that it can have
     tie_word_embeddings: bool = False
+    head_bias: bool = False  # of the projection to the vocabulary
     num_labels: int = 0  # that it sorts texts into by a head of its own, 0: it has none
     generates: bool = True  # False: there is no projection to the vocabulary
     bos_token_id: int | None = None

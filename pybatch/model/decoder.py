@@ -17,7 +17,7 @@ from pybatch.model.blocks.step import Step
 from pybatch.model.buffers import Buffers, widest
 from pybatch.model.config import ModelConfig
 from pybatch.model.layers import DenseLinear, NormedLinear, Packed
-from pybatch.model.rope import RopeConfig
+from pybatch.model.rope import RopeConfig, query_scale
 from pybatch.model.tensors import tensors_of
 
 
@@ -67,6 +67,8 @@ class Decoder:
         self.embedding, self.layers, self.head, self.score = embedding, layers, head, score
         self.rotary = rotary
         self.device = next(iter(rotary.values())).device
+        scales = {rope: query_scale(rope, len(table)) for rope, table in rotary.items()}
+        self.query_scales = {rope: scale.to(self.device) for rope, scale in scales.items() if scale is not None}
         self.make_buffers()
 
     def make_buffers(self, rows: int = 0) -> None:
@@ -105,7 +107,7 @@ class Decoder:
         hidden = self.config.hidden_size
         self._buffers.resize(batch.token_ids.shape[0])
         residual = self._buffers.of("residual", hidden)
-        step = Step(batch, self._buffers, self.rotary)
+        step = Step(batch, self._buffers, self.rotary, self.query_scales)
 
         self.embedding.embed(batch.token_ids, residual)
         for layer, cache in zip(self.layers, caches, strict=True):

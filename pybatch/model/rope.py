@@ -32,6 +32,9 @@ ROPE_KEYS = frozenset(
         "finetuned",
         "short_factor",
         "long_factor",
+        "alpha",
+        "llama_4_scaling_beta",
+        "max_position_embeddings",
     ]
 )
 
@@ -67,6 +70,7 @@ class RopeConfig:
     attention_factor: float = 1.0  # yarn and longrope: multiplies cos and sin
     short_factors: tuple[float, ...] = ()  # longrope, per frequency
     long_factors: tuple[float, ...] = ()
+    query_beta: float = 0.0  # of query_scale
     frequency_divisors: tuple[float, ...] = ()  # per frequency, as GGUF files give llama3 and longrope scaling
 
     @staticmethod
@@ -107,10 +111,14 @@ class RopeConfig:
         partial = fields.number("partial_rotary_factor", partial, high=1.0, nullable=True)
         rotary_dim = int(head_dim * rope.number("partial_rotary_factor", partial, high=1.0, nullable=True))
         long = kind == "longrope"
+        theta = rope.number("rope_theta", fields.number("rope_theta", theta, above=1.0), above=1.0)
+        alpha = rope.number("alpha", None, high=1e9, nullable=True)
+        if kind == "dynamic" and alpha is not None:  # Hunyuan's: the base grows once, whatever the length
+            kind, theta = "default", theta * alpha ** (head_dim / (head_dim - 2))
         found = RopeConfig(
             kind=kind,
             rotary_dim=rotary_dim,
-            theta=rope.number("rope_theta", fields.number("rope_theta", theta, above=1.0), above=1.0),
+            theta=theta,
             factor=factor,
             original_max_position=max_position if kind == "dynamic" else original,
             low_freq_factor=rope.number("low_freq_factor", 1.0),
@@ -121,6 +129,7 @@ class RopeConfig:
             attention_factor=_attention_factor(kind, rope, factor, original),
             short_factors=rope.numbers("short_factor", rotary_dim // 2) if long else (),
             long_factors=rope.numbers("long_factor", rotary_dim // 2) if long else (),
+            query_beta=rope.number("llama_4_scaling_beta", 0.0, nullable=True),
         )
         found.check(rope.where)
         return found
@@ -166,6 +175,15 @@ def rotary_table(rope: RopeConfig, length: int) -> Tensor:
         frequencies = frequencies / torch.tensor(rope.frequency_divisors, dtype=torch.float32)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return torch.cat([angles.cos(), angles.sin()], dim=1) * rope.attention_factor
+
+
+def query_scale(rope: RopeConfig, length: int) -> Tensor | None:
+    """[length] float32, by which the queries of a position are multiplied: 1 + beta * log(1 + how often the original
+    context is behind it) (Llama 4's temperature tuning). None: by nothing."""
+    if not rope.query_beta:
+        return None
+    behind = torch.arange(length, dtype=torch.float32).div(rope.original_max_position, rounding_mode="floor")
+    return 1 + rope.query_beta * behind.log1p()
 
 
 def _frequencies(rope: RopeConfig, length: int) -> Tensor:

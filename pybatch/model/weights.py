@@ -106,7 +106,8 @@ class WeightLoader:
         """The projection to the vocabulary."""
         if self.config.tie_word_embeddings:
             return embedding
-        return self.linear({"lm_head": self.config.vocab_size}, self.config.hidden_size)
+        config = self.config
+        return self.linear({"lm_head": config.vocab_size}, config.hidden_size, bias=config.head_bias)
 
     def _score(self) -> DenseLinear:
         rows = self.tensor("score.weight", (self.config.num_labels, self.config.hidden_size))
@@ -117,7 +118,10 @@ class WeightLoader:
         if not self.family.has(role):
             return None
         norm = self.config.norm
-        weight = self.vector(role, width, layer)
+        if norm.weight:
+            weight = self.vector(role, width, layer)
+        else:
+            weight = torch.ones(width, dtype=self.dtype, device=self.device)
         bias = self.vector(role, width, layer, ".bias") if norm.bias else None
         return Norm(weight + norm.offset if norm.offset else weight, norm.eps, norm.kind == "layer", bias)
 

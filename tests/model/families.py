@@ -8,19 +8,27 @@ from typing import Any
 
 import torch
 from transformers import (
+    ArceeConfig,
     Ernie4_5Config,
     GlmConfig,
     HeliumConfig,
+    HunYuanDenseV1Config,
     InternLM3Config,
     LlamaConfig,
+    Ministral3Config,
     MinistralConfig,
     MistralConfig,
+    NemotronConfig,
+    OlmoConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
     SeedOssConfig,
     SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.qwen3_5 import Qwen3_5TextConfig
@@ -54,6 +62,7 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
     "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0],
 }
+HUNYUAN_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
 
 HYBRID: dict[str, Any] = SMALL | {
     "head_dim": 32,
@@ -112,6 +121,15 @@ CONFIGS = {
     "seed_oss": SeedOssConfig(**SMALL, head_dim=32),
     "internlm3": InternLM3Config(**SMALL, head_dim=16, attention_bias=True, mlp_bias=True),
     "helium": HeliumConfig(**SMALL, head_dim=16),
+    "starcoder2": Starcoder2Config(**SMALL, sliding_window=40),
+    "starcoder2-gelu": Starcoder2Config(**SMALL, hidden_act="gelu", use_bias=False, tie_word_embeddings=False),
+    "arcee": ArceeConfig(**SMALL, mlp_bias=True),
+    "nemotron": NemotronConfig(**SMALL, mlp_bias=True, partial_rotary_factor=0.5),
+    "olmo": OlmoConfig(**SMALL),
+    "stablelm": StableLmConfig(**SMALL, partial_rotary_factor=0.25, use_qkv_bias=True),
+    "phi": PhiConfig(**SMALL, partial_rotary_factor=0.5),
+    "hunyuan": HunYuanDenseV1Config(**SMALL, head_dim=32, rope_parameters=HUNYUAN_ROPE),
+    "ministral3": Ministral3Config(**SMALL, head_dim=16, rope_parameters={**YARN_ROPE, "llama_4_scaling_beta": 0.5}),
 }  # fmt: skip
 
 

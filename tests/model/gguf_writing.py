@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, RopeScalingType, get_tensor_name_map, quants
 from gguf_blocks import random_blocks
 from transformers import PreTrainedModel
 
@@ -20,7 +20,7 @@ def turned(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(rows.swapaxes(1, 2).reshape(weight.shape))
 
 
-TURNED = ("llama", "smollm3")  # architectures that have rows of q and k so
+TURNED = ("llama", "smollm3", "arcee", "mistral3")  # architectures that have rows of q and k so
 
 
 def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUFWriter:
@@ -33,17 +33,28 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    layer_norm = [getattr(config, name) for name in ("layer_norm_eps", "norm_epsilon") if hasattr(config, name)]
+    if layer_norm:
+        writer.add_layer_norm_eps(layer_norm[0])
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
-    if "long_factor" in config.rope_parameters:
-        rope = config.rope_parameters
+    rope = config.rope_parameters
+    if "partial_rotary_factor" in rope:
+        head_dim = config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+    if "llama_4_scaling_beta" in rope:
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        writer.add_rope_dimension_count(int(config.hidden_size // config.num_attention_heads * 0.75))
+    if "long_factor" in rope:
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         writer.add_rope_scaling_attn_factors(
             (1 + math.log(rope["factor"]) / math.log(rope["original_max_position_embeddings"])) ** 0.5
         )

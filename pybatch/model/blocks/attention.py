@@ -10,7 +10,7 @@ from pybatch import ops
 from pybatch.model.batch import LayerCache
 from pybatch.model.blocks.step import Step
 from pybatch.model.buffers import Widths
-from pybatch.model.config import AttentionConfig
+from pybatch.model.config import AttentionConfig, NormConfig
 from pybatch.model.layers import Linear, NormedLinear
 from pybatch.ops import Epilogue
 
@@ -22,7 +22,7 @@ class Attention:
     qkv: NormedLinear  # and the gate, if there is one
     q_norm: Tensor | None
     k_norm: Tensor | None
-    norm_eps: float
+    norm: NormConfig
     sinks: Tensor | None
     out: Linear
 
@@ -40,9 +40,15 @@ class Attention:
         config, batch, split = self.config, step.batch, self._split
         qkv = self.qkv(residual, step.buffers.of("qkv", sum(split)), step.buffers)
         q, k, v, gate = qkv.split_with_sizes(split, dim=1)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if q_norm is not None and k_norm is not None and config.qk_norm_over == "all":
+            ops.rms_norm(q, q_norm, self.norm.eps, out=q)
+            ops.rms_norm(k, k_norm, self.norm.eps, out=k)
+            q_norm = k_norm = None
         ops.rope_kv_write(
             q, k, v, batch.positions, batch.slots, step.rotary[config.rope], *cache.tensors,
-            q_norm=self.q_norm, k_norm=self.k_norm, norm_eps=self.norm_eps,
+            q_norm=q_norm, k_norm=k_norm, norm_eps=self.norm.eps, layer_norm=self.norm.kind == "layer",
+            norm_last=config.qk_norm_last, query_scale=step.query_scales.get(config.rope),
             key_divisor=cache.key_divisor, key_offset=cache.key_offset,
         )  # fmt: skip
         attended = ops.paged_attention(

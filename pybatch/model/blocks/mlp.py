@@ -1,4 +1,4 @@
-"""The gated MLP (SwiGLU and its kin, Shazeer 2020)."""
+"""The MLP, gated (SwiGLU and its kin, Shazeer 2020) or not."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pybatch import ops
 from pybatch.model.blocks.step import Step
 from pybatch.model.buffers import Widths
 from pybatch.model.config import MLPConfig
 from pybatch.model.layers import Linear, NormedLinear
 from pybatch.ops import Epilogue
 
+PLAIN = {"gelu": ops.gelu, "gelu_tanh": ops.gelu_tanh, "relu2": ops.relu2}
 EPILOGUES = {"silu": Epilogue.SILU_MUL, "gelu_tanh": Epilogue.GELU_TANH_MUL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MLP:
     config: MLPConfig
-    gate_up: NormedLinear  # rows as ops.interleave_gate_up puts them
+    gate_up: NormedLinear  # rows as ops.interleave_gate_up puts them; those of up where there is no gate
     down: Linear
 
     @property
@@ -28,7 +30,10 @@ class MLP:
     def __call__(self, residual: Tensor, step: Step) -> Tensor:
         """[T, width]"""
         gated = step.buffers.of("gated", self.config.width)
-        return self.gate_up(residual, gated, step.buffers, EPILOGUES[self.config.activation])
+        if self.config.gated:
+            return self.gate_up(residual, gated, step.buffers, EPILOGUES[self.config.activation])
+        self.gate_up(residual, gated, step.buffers)
+        return PLAIN[self.config.activation](gated, gated)
 
     def add(self, gated: Tensor, residual: Tensor) -> None:
         self.down(gated, residual, epilogue=Epilogue.ADD)

@@ -17,3 +17,4 @@ class Step:
     batch: ForwardBatch
     buffers: Buffers
     rotary: Mapping[RopeConfig, Tensor]  # see rope.rotary_table
+    query_scales: Mapping[RopeConfig, Tensor]  # see rope.query_scale

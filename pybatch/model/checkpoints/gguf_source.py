@@ -31,6 +31,7 @@ OTHERS = frozenset(
     [
         "vocab_size",
         "attention.value_length",
+        "attention.temperature_scale",
         "rope.dimension_count",
         "rope.freq_base",
         "rope.scale_linear",
@@ -125,6 +126,7 @@ class GGUFSource(Source):
             beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
             attention_factor=stretch,
+            query_beta=fields.number("attention.temperature_scale", 0.0),
             frequency_divisors=_frequency_factors(self._file, "rope_freqs.weight", rotary_dim),
             short_factors=_frequency_factors(self._file, SHORT, rotary_dim),
             long_factors=_frequency_factors(self._file, LONG, rotary_dim),

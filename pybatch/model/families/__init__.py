@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from pybatch.model.families import (
+    arcee,
     ernie4_5,
     glm,
     helium,
+    hunyuan,
     internlm3,
     llama,
     ministral,
+    ministral3,
     mistral,
+    nemotron,
+    olmo,
+    phi,
     phi3,
     qwen2,
     qwen3,
     qwen3_5,
     seed_oss,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 from pybatch.model.families.family import Family
 
@@ -33,6 +41,14 @@ ALL: tuple[Family, ...] = (
     internlm3.FAMILY,
     helium.FAMILY,
     qwen3_5.FAMILY,
+    arcee.FAMILY,
+    hunyuan.FAMILY,
+    ministral3.FAMILY,
+    nemotron.FAMILY,
+    olmo.FAMILY,
+    phi.FAMILY,
+    stablelm.FAMILY,
+    starcoder2.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}

@@ -39,6 +39,7 @@ class Shape:
     norm: NormConfig
     context: int  # max_position_embeddings
     tie_word_embeddings: bool
+    head_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,8 @@ class Family:
     """model_type: of config.json. architecture: the class of transformers. shape: reads the fields; what it does not
     ask for and would change the numbers is refused. names: of tensors that Llama calls otherwise (see LLAMA_NAMES) or
     has not; "": there is none. keys: of config.json that most families call otherwise. adjacent_pairs: rows of q and k
-    have the two elements that turn together side by side.
+    have the two elements that turn together side by side. defaults: of keys of config.json that every other model's
+    has.
     """
 
     model_type: str
@@ -69,6 +71,7 @@ class Family:
     names: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     adjacent_pairs: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf: GGUFFamily | None = None
 
     def has(self, role: str) -> bool:

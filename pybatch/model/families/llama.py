@@ -29,9 +29,12 @@ def alike(
     eps: float = 1e-6,
     tied: bool = False,
     qk_norm: bool = False,
+    activation: str = "silu",
+    gated: bool = True,
+    norm: NormConfig | None = None,
 ) -> Shape:
-    """Layers that are all alike. context, kv_heads, head_dim, theta, partial (of a head that turns), eps, tied: where
-    the config says nothing."""
+    """Layers that are all alike. context, kv_heads, head_dim, theta, partial (of a head that turns), eps, tied,
+    activation: where the config says nothing. norm: in place of an RMSNorm with the config's rms_norm_eps."""
     bias = source.flag("attention_bias")
     width = source.head_dim(head_dim)
     length = source.context(context)
@@ -44,10 +47,15 @@ def alike(
         out_bias=bias,
         qk_norm=qk_norm,
     )
-    mlp = MLPConfig(width=source.mlp_width(), activation=source.activation(), bias=source.flag("mlp_bias"))
+    mlp = MLPConfig(
+        width=source.mlp_width(),
+        activation=source.activation(absent=activation, gated=gated),
+        gated=gated,
+        bias=source.flag("mlp_bias"),
+    )
     return Shape(
         layers=(LayerConfig(mixer=attention, mlp=mlp),) * source.num_layers(),
-        norm=NormConfig(eps=source.norm_eps(absent=eps)),
+        norm=norm or NormConfig(eps=source.norm_eps(absent=eps)),
         context=length,
         tie_word_embeddings=source.flag("tie_word_embeddings", tied),
     )

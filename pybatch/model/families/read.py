@@ -31,7 +31,7 @@ def config_from_hf(
     whole = Fields(config, f"config.json of {name}")
     config = text_config(config)
     family = _family(Fields(config, whole.where), name)
-    source = HFSource(config, whole.where, family.keys)
+    source = HFSource({**family.defaults, **config}, whole.where, family.keys)
     ends = Fields(generation_config or {}, f"generation_config.json of {name}")
     bos = source.ids("bos_token_id")
     found = config_of(
@@ -84,6 +84,7 @@ def config_of(
         norm=shape.norm,
         max_position=min([source.longest(rope, shape.context) for rope in ropes], default=shape.context),
         tie_word_embeddings=shape.tie_word_embeddings,
+        head_bias=shape.head_bias,
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
         num_labels=num_labels,

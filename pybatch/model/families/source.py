@@ -11,7 +11,15 @@ from pybatch.model.errors import ModelError
 from pybatch.model.fields import Fields, short
 from pybatch.model.rope import MAX_POSITIONS, RopeConfig
 
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu2": "relu2",
+}
+GATED, PLAIN = ("silu", "gelu_tanh"), ("gelu", "gelu_tanh", "relu2")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -60,12 +68,12 @@ class Source(Fields, ABC):
     def norm_eps(self, key: str = "rms_norm_eps", absent: float = 1e-6) -> float:
         return self.number(key, absent, high=1.0)
 
-    def activation(self, key: str = "hidden_act", absent: str = "silu") -> str:
+    def activation(self, key: str = "hidden_act", absent: str = "silu", *, gated: bool = True) -> str:
+        """gated: whether a gate has it, and another product is multiplied by that."""
         name = self.text(key, absent)
-        if name not in ACTIVATIONS:
-            raise ModelError(
-                f"{self.where}: {self.name(key)}: expected one of {', '.join(ACTIVATIONS)}, got {short(name)}"
-            )
+        known = [each for each, ours in ACTIVATIONS.items() if ours in (GATED if gated else PLAIN)]
+        if name not in known:
+            raise ModelError(f"{self.where}: {self.name(key)}: expected one of {', '.join(known)}, got {short(name)}")
         return ACTIVATIONS[name]
 
     def window(self, absent: int = 0) -> int:

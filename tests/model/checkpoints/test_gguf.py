@@ -14,8 +14,11 @@ from model.families import CONFIGS, LLAMA3_ROPE, LONGROPE, SMALL, make, referenc
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
 from transformers import (
+    ArceeConfig,
     Ernie4_5Config,
+    HunYuanDenseV1Config,
     LlamaConfig,
+    Ministral3Config,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,6 +26,8 @@ from transformers import (
     Qwen3Config,
     SeedOssConfig,
     SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -45,6 +50,21 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
     "smollm3": SmolLM3Config(**{**SHAPE, "num_hidden_layers": 4}),
     "ernie4_5": Ernie4_5Config(**SHAPE, head_dim=32),
     "seed_oss": SeedOssConfig(**SHAPE, head_dim=32),
+    "starcoder2": Starcoder2Config(**SHAPE, sliding_window=20),
+    "arcee": ArceeConfig(**SHAPE),
+    "stablelm": StableLmConfig(**SHAPE, partial_rotary_factor=0.25, use_qkv_bias=True),
+    "hunyuan-dense": HunYuanDenseV1Config(**SHAPE, head_dim=32),
+    "mistral3": Ministral3Config(
+        **SHAPE,
+        head_dim=16,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.5,
+        },
+    ),
 }
 
 
@@ -63,6 +83,11 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         ("smollm3", Kind.Q8_0),
         ("ernie4_5", Kind.Q8_0),
         ("seed_oss", Kind.Q8_0),
+        ("starcoder2", Kind.Q8_0),
+        ("arcee", Kind.Q8_0),
+        ("stablelm", Kind.Q8_0),
+        ("hunyuan-dense", Kind.Q8_0),
+        ("mistral3", Kind.Q8_0),
     ],
 )  # fmt: skip
 def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,15 @@
+"""OLMo 1: LayerNorm without weights."""
+
+from __future__ import annotations
+
+from pybatch.model.config import NormConfig
+from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.llama import alike
+from pybatch.model.families.source import Source
+
+
+def shape(source: Source) -> Shape:
+    return alike(source, context=2048, norm=NormConfig(kind="layer", eps=1e-5, weight=False))
+
+
+FAMILY = Family(model_type="olmo", architecture="OlmoForCausalLM", shape=shape)
