@@ -157,7 +157,6 @@ QUANTIZATIONS = frozenset(
         "ipex",
         "marlin",
         "moe_wna16",
-        "mxfp4",
         "neuron_quant",
         "petit_nvfp4",
         "ptpc_fp8",

@@ -87,7 +87,7 @@ class SafetensorsCheckpoint:
     def _quantized(self, name: str) -> str | None:
         """The module whose weight this is, if it is quantised."""
         module = name.removesuffix(".weight")
-        return module if self.format is not None and module != name and self.format.holds(module) else None
+        return module if self.format is not None and self.format.holds(module) else None
 
     def _tensors(self) -> StoredTensors:
         adapters = [name for name in ADAPTERS if (self.directory / name).exists()]

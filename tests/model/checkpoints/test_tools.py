@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from pybatch.model.checkpoints.formats import open_format
+from pybatch.model.checkpoints.formats.mxfp4 import Stack
 from pybatch.model.checkpoints.stored import StoredTensors, read_header
 from pybatch.model.rows import BlockRows, Int8Rows
 
@@ -38,6 +41,20 @@ def test_a_matrix_is_what_its_tool_dequantises_it_to(path: Path) -> None:
     kind = BLOCKS.get(path.stem, "Q8_0")
     assert (rows.block_type if isinstance(rows, BlockRows) else None) == kind
     assert isinstance(rows, Int8Rows) == (kind is None)
+
+
+def test_experts_are_what_transformers_dequantises_them_to(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 256, (3, 32, 2, 16), generator=generator, dtype=torch.uint8)
+    scales = torch.randint(115, 125, (3, 32, 2), generator=generator, dtype=torch.uint8)
+    save_file({"m.up_blocks": blocks, "m.up_scales": scales}, tmp_path / "x.safetensors")
+    tensors = StoredTensors(tmp_path, *read_header(tmp_path / "x.safetensors"))
+    stack = open_format({"quant_method": "mxfp4"}, tensors, "x").matrix("m.up")
+    expected = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).transpose(1, 2)
+    assert tuple(stack.shape) == (3, 32, 64)
+    assert torch.equal(stack[1:3], expected[1:3])
+    assert isinstance(stack, Stack)
+    assert torch.equal(stack.flattened()[40:50], expected.flatten(0, 1)[40:50])
 
 
 def test_there_are_files_of_every_tool() -> None:

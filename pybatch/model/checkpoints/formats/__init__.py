@@ -14,6 +14,7 @@ from pybatch.model.checkpoints.formats.compressed_tensors import CompressedTenso
 from pybatch.model.checkpoints.formats.fp8 import FP8
 from pybatch.model.checkpoints.formats.gptq import GPTQ
 from pybatch.model.checkpoints.formats.modelopt import ModelOpt
+from pybatch.model.checkpoints.formats.mxfp4 import MXFP4
 from pybatch.model.checkpoints.formats.torchao import TorchAO
 from pybatch.model.checkpoints.stored import StoredTensors
 from pybatch.model.errors import ModelError
@@ -49,6 +50,7 @@ FORMATS: Mapping[str, type[Format]] = {
     "modelopt": ModelOpt,
     "bitsandbytes": BitsAndBytes,
     "torchao": TorchAO,
+    "mxfp4": MXFP4,
 }
 METHODS = {  # of vLLM's argument, and which quant_method they ask for
     **{name: name for name in (*FORMATS, "auto-round")},

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 
 from pybatch.model.checkpoints.formats.matrices import BlockMatrix, ChannelRows
+from pybatch.model.checkpoints.formats.mxfp4 import Stack
 from pybatch.model.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ class Kept:
         self._seen: dict[str, tuple[str, str]] = {}  # of each module its kind, and why it has not its own bits
 
     def note(self, module: str, rows: Rows) -> None:
+        rows = rows.rows if isinstance(rows, Stack) else rows
         if isinstance(rows, BlockMatrix):
             self._seen[module] = rows.block_type, rows.requantized
         elif isinstance(rows, ChannelRows):
