@@ -36,6 +36,9 @@ class EngineArgs(EngineConfig):
         "int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own 4 to 8 bits). A "
         "checkpoint that is quantised already keeps its bits without it.",
     ] = None
+    adapter: Annotated[
+        str | Path | None, "A LoRA adapter, as peft saves it, or its name on the hub: merged into the weights."
+    ] = None
     weights_cache_dir: Annotated[
         str | Path | None,
         "A folder for weights as they are packed for a CPU: a later start maps them from there, and processes that "

@@ -69,6 +69,7 @@ class Session:
             "quantization": arguments.quantization,
             "device": arguments.device,
             "max_model_len": arguments.max_model_len,
+            "adapter": arguments.adapter,
         }
         followers = None
         if arguments.tensor_parallel_size > 1:

@@ -31,15 +31,19 @@ def model_files(path: Path) -> Iterator[tuple[str, Path]]:
     if path.is_file():
         yield "", path
         return
-    for file in sorted(path.iterdir()):
+    for file in sorted([*path.iterdir(), *path.glob("[0-9]*_*/config.json")]):  # those of sentence-transformers
         if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt", ".gguf"):
-            yield file.name, file
+            yield str(file.relative_to(path)), file
 
 
 def argument_fingerprint(name: str, value: Any) -> str:
     """An engine's argument as answers depend on it: of a file or folder that is read what it holds, not where it is.
 
-    Raises ModelError for a tokenizer that is not to be found."""
+    Raises ModelError for a tokenizer or an adapter that is not to be found."""
+    if name == "adapter":
+        from pybatch.model.checkpoints.find import find_adapter
+
+        return model_fingerprint(find_adapter(value))
     if name == "tokenizer":
         from pybatch.model.checkpoints.find import find_model
 

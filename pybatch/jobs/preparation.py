@@ -46,6 +46,7 @@ ANSWERS_DEPEND_ON = (
     "tokenizer",
     "dtype",
     "quantization",
+    "adapter",
     "kv_cache_dtype",
     "max_model_len",
     "device",

@@ -60,6 +60,7 @@ def load_model(
     tokenizer: str | Path | None = None,
     skip_tokenizer: bool = False,
     weights_cache_dir: str | Path | None = None,
+    adapter: str | Path | None = None,
     progress: bool | None = None,
     ranks: Ranks | None = None,
 ) -> LoadedModel:
@@ -78,6 +79,7 @@ def load_model(
       scaling or longrope, the one before scaling).
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
     weights_cache_dir: a folder for the weights as they are packed for a CPU: later loads map them from there.
+    adapter: a LoRA adapter in peft's directory, or its name on the hub, merged into the weights as they are loaded.
     progress: whether to show a bar on stderr; None: if it is a terminal.
     ranks: the processes that load the model together, a share each; all of them call this with the same arguments.
 
@@ -99,6 +101,8 @@ def load_model(
         if quantization in METHODS:
             _check_method(checkpoint, quantization)
             quantization = None
+        if adapter is not None:
+            checkpoint = _merged(checkpoint, adapter)
         pooling = read_pooling(path) if path.is_dir() else PoolingConfig()
         config = checkpoint.config
         length = config.plain_context if max_model_len is None else max_model_len
@@ -160,6 +164,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint  # gguf takes a while to import
 
     return GGUFCheckpoint(path)
+
+
+def _merged(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
+    from pybatch.model.checkpoints.adapter import Adapter, MergedCheckpoint
+
+    found = Adapter.find(adapter)
+    if not isinstance(checkpoint, SafetensorsCheckpoint):
+        raise ModelError(f"adapter: expected a Hugging Face directory as its model, got {checkpoint.config.name}")
+    return MergedCheckpoint(checkpoint, found)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -33,6 +33,7 @@ NO_MATTER = {  # settings that a step's time does not depend on
     *("model", "tokenizer", "skip_tokenizer_init", "generation_config", "seed"),
     *("max_model_len", "memory_utilization", "num_kv_blocks", "policy"),
     "weights_cache_dir",
+    "adapter",  # is merged
     "threads",  # what came of it counts
 }
 

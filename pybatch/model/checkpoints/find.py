@@ -21,7 +21,10 @@ def find_model(model: str | Path) -> Path:
     if path.is_dir():
         if not (path / "config.json").exists():
             if (path / "adapter_config.json").exists():
-                raise ModelError(f"{path} is an adapter: merge it into its model, and give the directory of that")
+                raise ModelError(
+                    f"{path} is an adapter: merge it into its model, and give the directory of that; or give its model "
+                    "as the model, and this as the adapter"
+                )
             raise ModelError(f"{path}: expected a directory with config.json, or the path of a GGUF file")
         return path
     if path.is_file():
@@ -32,6 +35,16 @@ def find_model(model: str | Path) -> Path:
         f"model: expected a directory, a GGUF file, {SMOLLM2!r} or a name on the Hugging Face hub such as "
         f"'Qwen/Qwen3-0.6B', got {str(model)!r}"
     )
+
+
+def find_adapter(adapter: str | Path) -> Path:
+    """A directory with an adapter_config.json, which a hub name has too."""
+    path = Path(adapter).expanduser()
+    if not path.is_dir() and isinstance(adapter, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", adapter):
+        path = _from_hub(adapter)
+    if not (path / "adapter_config.json").exists():
+        raise ModelError(f"adapter: expected a directory with adapter_config.json, got {str(adapter)!r}")
+    return path
 
 
 def _smollm2() -> Path:
