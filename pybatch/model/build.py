@@ -93,7 +93,10 @@ def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
             bias=config.bias,
             fused="qkv",
             heads={"q": (config.num_heads, turning), "k": (config.num_kv_heads, turning)},
-            grouped={"q_and_gate": Grouped(("q", "attention_gate"), config.num_heads)},
+            grouped={
+                "q_and_gate": Grouped(("q", "attention_gate"), config.num_heads),
+                "qkv_of_heads": Grouped(("q", "k", "v"), config.num_kv_heads),
+            },
         ),
         q_norm=head_norm("q_norm", config.num_heads) if config.qk_norm else None,
         k_norm=head_norm("k_norm", config.num_kv_heads) if config.qk_norm else None,

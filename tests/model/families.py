@@ -11,6 +11,7 @@ from transformers import (
     ArceeConfig,
     Ernie4_5Config,
     GlmConfig,
+    GPTNeoXConfig,
     HeliumConfig,
     HunYuanDenseV1Config,
     InternLM3Config,
@@ -62,6 +63,7 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
     "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0],
 }
+WITHOUT_GROUPS = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 HUNYUAN_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
 
 HYBRID: dict[str, Any] = SMALL | {
@@ -123,6 +125,8 @@ CONFIGS = {
     "helium": HeliumConfig(**SMALL, head_dim=16),
     "starcoder2": Starcoder2Config(**SMALL, sliding_window=40),
     "starcoder2-gelu": Starcoder2Config(**SMALL, hidden_act="gelu", use_bias=False, tie_word_embeddings=False),
+    "gpt_neox": GPTNeoXConfig(**WITHOUT_GROUPS),
+    "gpt_neox-serial": GPTNeoXConfig(**WITHOUT_GROUPS, use_parallel_residual=False, attention_bias=False),
     "arcee": ArceeConfig(**SMALL, mlp_bias=True),
     "nemotron": NemotronConfig(**SMALL, mlp_bias=True, partial_rotary_factor=0.5),
     "olmo": OlmoConfig(**SMALL),

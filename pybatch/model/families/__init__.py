@@ -6,6 +6,7 @@ from pybatch.model.families import (
     arcee,
     ernie4_5,
     glm,
+    gpt_neox,
     helium,
     hunyuan,
     internlm3,
@@ -49,6 +50,7 @@ ALL: tuple[Family, ...] = (
     phi.FAMILY,
     stablelm.FAMILY,
     starcoder2.FAMILY,
+    gpt_neox.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}
