@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kVectors = 4;  // of columns of a state that are worked on together: of 128 rows they take 32 KiB
 constexpr int64_t kColumns = kVectors * kLanes;
+constexpr int64_t kCopied = 4;  // tokens for which it pays to work on a copy
 static_assert(kStateLanes == kLanes);
 
 // log(1 + exp(x)) = max(x, 0) + log(1 + u) with u = exp(-|x|): log(1 + u) = 2 artanh(u / (2 + u)), whose argument is at
@@ -35,21 +36,26 @@ struct Columns {
     for (int64_t i = 0; i < p.key_dim; i += kLanes) store(to + i, load_first(x + i, p.key_dim - i) * factor);
   }
 
+  // Some columns of a state, whose rows are `stride` apart.
+  struct Rows {
+    float* data;
+    int64_t stride;
+    PYBATCH_INLINE float* at(int64_t row, int c) const { return data + row * stride + c * kLanes; }
+  };
+
   // One token: from the state `from` to `to`, which may be the same.
-  void step(const float* from, float* to, const float* q, const float* k, float decay, float beta, const T* v,
-            T* out) const {
-    const int64_t width = p.state_width();
+  void step(Rows from, Rows to, const float* q, const float* k, float decay, float beta, const T* v, T* out) const {
     F32x16 even[vectors], odd[vectors];  // two chains each, to hide the latency of an addition
     for (int c = 0; c < vectors; ++c) even[c] = odd[c] = zeros();
     int64_t i = 0;
     for (; i + 2 <= p.key_dim; i += 2) {
       for (int c = 0; c < vectors; ++c) {
-        even[c] = fma(load(from + i * width + c * kLanes), broadcast(k[i]), even[c]);
-        odd[c] = fma(load(from + (i + 1) * width + c * kLanes), broadcast(k[i + 1]), odd[c]);
+        even[c] = fma(load(from.at(i, c)), broadcast(k[i]), even[c]);
+        odd[c] = fma(load(from.at(i + 1, c)), broadcast(k[i + 1]), odd[c]);
       }
     }
     if (i < p.key_dim) {
-      for (int c = 0; c < vectors; ++c) even[c] = fma(load(from + i * width + c * kLanes), broadcast(k[i]), even[c]);
+      for (int c = 0; c < vectors; ++c) even[c] = fma(load(from.at(i, c)), broadcast(k[i]), even[c]);
     }
     F32x16 delta[vectors], sum[vectors];
     for (int c = 0; c < vectors; ++c) {
@@ -58,17 +64,24 @@ struct Columns {
     }
     for (i = 0; i < p.key_dim; ++i) {
       for (int c = 0; c < vectors; ++c) {
-        const F32x16 decayed = load(from + i * width + c * kLanes) * broadcast(decay);
+        const F32x16 decayed = load(from.at(i, c)) * broadcast(decay);
         const F32x16 now = fma(broadcast(k[i]), delta[c], decayed);
-        store(to + i * width + c * kLanes, now);
+        store(to.at(i, c), now);
         sum[c] = fma(now, broadcast(q[i]), sum[c]);
       }
     }
     for (int c = 0; c < vectors; ++c) store_first(out + c * kLanes, sum[c], left(c));
   }
 
-  float* state(int64_t slot) const {
-    return p.state + slot * p.state_stride + head * p.key_dim * p.state_width() + first;
+  Rows state(int64_t slot) const {
+    return {p.state + slot * p.state_stride + head * p.key_dim * p.state_width() + first, p.state_width()};
+  }
+
+  // to = from, or zeros.
+  void copy(const Rows* from, Rows to) const {
+    for (int64_t i = 0; i < p.key_dim; ++i) {
+      for (int c = 0; c < vectors; ++c) store(to.at(i, c), from == nullptr ? zeros() : load(from->at(i, c)));
+    }
   }
 
   void run() const {
@@ -84,14 +97,15 @@ struct Columns {
       }
       return;
     }
-    float* to = state(batch.destination[sequence]);
-    const float* from = to;
-    if (batch.source[sequence] >= 0) {
-      from = state(batch.source[sequence]);
+    // In a state of 128 columns these would share half of the first cache's sets: they lie side by side in a copy.
+    alignas(64) float side_by_side[kMostKeyDim * vectors * kLanes];
+    const Rows kept = state(batch.destination[sequence]);
+    const Rows to = end - begin < kCopied ? kept : Rows{side_by_side, vectors * kLanes};
+    Rows from = to;
+    if (batch.source[sequence] < 0) {
+      copy(nullptr, to);
     } else {
-      for (int64_t i = 0; i < p.key_dim; ++i) {
-        for (int c = 0; c < vectors; ++c) store(to + i * p.state_width() + c * kLanes, zeros());
-      }
+      from = state(batch.source[sequence]);
     }
     float q[kMostKeyDim], k[kMostKeyDim], a[kLanes], b[kLanes], decay[kLanes], beta[kLanes];
     const float q_scale = 1.0f / __builtin_sqrtf(static_cast<float>(p.key_dim));
@@ -114,6 +128,7 @@ struct Columns {
       step(from, to, q, k, decay[lane], beta[lane], v, out(t));
       from = to;
     }
+    if (to.data != kept.data) copy(&to, kept);
   }
 
  private:
