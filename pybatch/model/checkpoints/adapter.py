@@ -12,13 +12,14 @@ from typing import Any, Self
 from torch import Tensor
 
 from pybatch.model.checkpoints.files import read_json
+from pybatch.model.checkpoints.formats.matrices import requantized
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.checkpoints.stored import StoredTensors, read_header
 from pybatch.model.config import ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.fields import Fields, short
-from pybatch.model.rows import Rows
+from pybatch.model.rows import BlockRows, Int8Rows, Rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TENSOR = re.compile(
@@ -183,7 +184,10 @@ class MergedCheckpoint:
         if change is None:
             return rows
         self._merged.add(name)
-        return MergedRows(rows, change)
+        merged = MergedRows(rows, change)
+        if isinstance(rows, BlockRows | Int8Rows):  # they can no longer be kept as they are
+            return requantized(merged, "the changes of an adapter", f"{self._adapter.directory}: {name}")
+        return merged
 
     def unread(self) -> list[str]:
         if left := sorted(self._changes.keys() - self._merged):

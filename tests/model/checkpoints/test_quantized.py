@@ -234,6 +234,25 @@ def test_rows_that_are_taken_apart_keep_their_bits(tmp_path: Path) -> None:
             assert torch.equal(order.int8[0:128] * order.row_scales[0:128], order[0:128])
 
 
+@pytest.mark.parametrize("name", ["gptq", "w8a8", "bnb-nf4"])
+def test_what_an_adapter_changes_becomes_blocks_of_8_bits(name: str, tmp_path: Path) -> None:
+    """As do the bases of QLoRA."""
+    model = made(tmp_path / "base", CASES[name], num_hidden_layers=1)
+    down = "model.layers.0.mlp.down_proj"
+    a, b = torch.randn(4, 192) * 0.1, torch.randn(128, 4) * 0.1
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    names = [f"base_model.model.{down}.lora_{part}.weight" for part in "AB"]
+    save_file(dict(zip(names, (a, b), strict=True)), adapter / "adapter_model.safetensors")
+    decoder = load_model(tmp_path / "base", adapter=adapter, skip_tokenizer=True).decoder
+    merged = model.get_submodule(down).weight.detach() + b @ a
+    linear = decoder.layers[0].mlp.down
+    assert isinstance(linear, GGUFLinear)
+    assert linear.weight[0].numel() == ops.PANEL * 192 // 32 * ops.GGUF_BLOCKS["Q8_0"].bytes
+    assert (weights_of(linear, 192) - merged).abs().max() < merged.abs().max() / 200
+
+
 @pytest.mark.parametrize("name", ["gptq", "w8a8"])
 def test_a_sequence_has_the_same_bits_however_it_is_cut(name: str, tmp_path: Path) -> None:
     made(tmp_path, CASES[name])
