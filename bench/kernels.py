@@ -100,6 +100,8 @@ def gguf_weights(kind: str, n: int, k: int) -> tuple[Tensor, Tensor]:
     data = torch.randint(256, (n, k // block.weights, block.bytes), dtype=torch.uint8)
     for at in block.halves:
         data[..., at : at + 2] = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+    if kind == "MXFP4":
+        data[..., 0] = 120
     packed = ops.pack_gguf(data.flatten(1), kind)
     return packed, ops.embedding(torch.arange(n), packed, torch.empty(n, k), n)
 

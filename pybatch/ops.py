@@ -292,32 +292,50 @@ class GgufBlock(NamedTuple):
 
     weights: int  # of a row, in one block
     bytes: int
-    halves: tuple[int, ...]  # offsets of its 16-bit floats, scale first; the rest is words of four bytes
+    halves: tuple[int, ...]  # offsets of its 16-bit floats, scale first
+    words: slice  # bytes that are packed as words of four; the others follow them, two at a time if there are as many
+    dtype: torch.dtype = torch.uint8  # packed; int8 where a code names a number of a code book
 
 
 GGUF_BLOCKS = {
-    "Q4_0": GgufBlock(32, 18, (0,)),
-    "Q4_1": GgufBlock(32, 20, (0, 2)),
-    "Q8_0": GgufBlock(32, 34, (0,)),
-    "Q4_K": GgufBlock(256, 144, (0, 2)),
-    "Q6_K": GgufBlock(256, 210, (208,)),
+    "Q4_0": GgufBlock(32, 18, (0,), slice(2, 18)),
+    "Q4_1": GgufBlock(32, 20, (0, 2), slice(4, 20)),
+    "Q5_0": GgufBlock(32, 22, (0,), slice(2, 22)),
+    "Q5_1": GgufBlock(32, 24, (0, 2), slice(4, 24)),
+    "Q8_0": GgufBlock(32, 34, (0,), slice(2, 34)),
+    "Q2_K": GgufBlock(256, 84, (80, 82), slice(80)),
+    "Q3_K": GgufBlock(256, 110, (108,), slice(108)),
+    "Q4_K": GgufBlock(256, 144, (0, 2), slice(4, 144)),
+    "Q5_K": GgufBlock(256, 176, (0, 2), slice(4, 176)),
+    "Q6_K": GgufBlock(256, 210, (208,), slice(208)),
+    "IQ4_NL": GgufBlock(32, 18, (0,), slice(2, 18), torch.int8),
+    "IQ4_XS": GgufBlock(256, 136, (0,), slice(4, 136), torch.int8),
+    "MXFP4": GgufBlock(32, 17, (), slice(1, 17), torch.int8),  # its scale is a byte, a power of two
 }
+
+
+def packed_gguf_shape(n: int, k: int, kind: str) -> tuple[int, int, int]:
+    """Of N rows of K weights, packed by pack_gguf."""
+    block = GGUF_BLOCKS[kind]
+    return -(-n // PANEL), k // block.weights, PANEL * block.bytes
 
 
 def pack_gguf(data: Tensor, kind: str) -> Tensor:
     """Packs the rows of a quantised GGUF tensor for matmul_gguf, bit for bit; kind: one of GGUF_BLOCKS.
 
-    data: [N, K / weights * bytes] uint8, as in the file. Returns [ceil(N/16), K / weights, 16 * bytes] uint8.
+    data: [N, K / weights * bytes] uint8, as in the file. Returns [ceil(N/16), K / weights, 16 * bytes], of the type's
+    dtype: that and the bytes tell types apart.
     """
     block = GGUF_BLOCKS[kind]
     n, panels = data.shape[0], -(-data.shape[0] // PANEL)
     if n < panels * PANEL:
         data = torch.nn.functional.pad(data, (0, 0, 0, panels * PANEL - n))
     blocks = data.view(panels, PANEL, -1, block.bytes).transpose(1, 2)
-    start, stop = (0, 208) if block.halves == (208,) else (2 * len(block.halves), block.bytes)
+    start, stop, _ = block.words.indices(block.bytes)
     words = blocks[..., start:stop].contiguous().view(torch.int32).transpose(2, 3).flatten(2)
-    halves = [blocks[..., at : at + 2].flatten(2) for at in block.halves]
-    return torch.cat([words.view(torch.uint8), *halves], dim=2)
+    others = torch.cat([blocks[..., :start], blocks[..., stop:]], dim=3)
+    others = others.view(*others.shape[:3], -1, min(2, others.shape[3])).transpose(2, 3).flatten(2)
+    return torch.cat([words.view(torch.uint8), others], dim=2).view(block.dtype)
 
 
 def matmul_gguf(

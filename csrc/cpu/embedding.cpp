@@ -61,7 +61,7 @@ struct PackedGguf {
     }
     for (int j = 0; j < kLanes; ++j) values[j] = static_cast<float>(codes[j] - Type::kOffset);
     F32x16 value = load(values) * broadcast(lane_of(w.scale[Type::kScales == 1 ? 0 : half]));
-    if constexpr (Type::kMin) value = value + broadcast(lane_of(w.min));
+    if constexpr (Type::kMins > 0) value = value + broadcast(lane_of(w.min[Type::kMins == 1 ? 0 : half]));
     return value;
   }
 };

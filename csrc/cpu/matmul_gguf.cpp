@@ -15,8 +15,8 @@ constexpr int kAhead = 4096;    // bytes of weights prefetched: within a group t
 struct ActivationBlock {
   int8_t q[kBlock];
   float scale;
-  float scaled_sum;  // scale * sum(q), which a weight block's min multiplies
-  int32_t start[2];  // of the dot products of each half: cancels the offset of the codes
+  float scaled_sum[2];  // scale * sum(q), which a weight block's min multiplies; of each half, if they have their own
+  int32_t start[2];     // of the dot products of each half: cancels the offset of the codes
 
   template <class Type>
   PYBATCH_INLINE void set(int64_t, I32x16 q0, I32x16 q1, float of_block) {
@@ -24,7 +24,8 @@ struct ActivationBlock {
     store_bytes(q, q0);
     store_bytes(q + 16, q1);
     scale = of_block;
-    scaled_sum = of_block * static_cast<float>(sum0 + sum1);
+    scaled_sum[0] = of_block * static_cast<float>(Type::kMins == 2 ? sum0 : sum0 + sum1);
+    scaled_sum[1] = of_block * static_cast<float>(sum1);
     start[0] = -Type::kOffset * sum0;
     start[1] = -Type::kOffset * sum1;
   }
@@ -62,7 +63,8 @@ struct BlockOp {
       sum = fma(to_float(first), w.scale[0] * scale, sum);
       sum = fma(to_float(second), w.scale[1] * scale, sum);
     }
-    if constexpr (Type::kMin) sum = fma(w.min, broadcast(x->scaled_sum), sum);
+#pragma GCC unroll 2
+    for (int i = 0; i < Type::kMins; ++i) sum = fma(w.min[i], broadcast(x->scaled_sum[i]), sum);
     return sum;
   }
 };
@@ -74,14 +76,18 @@ struct ActivationTile {
   static constexpr int kRows = TileShapes::kRows;
 
   int8_t q[kRows][kBlock];
-  float scale[kRows], scaled_sum[kRows];
+  float scale[kRows], scaled_sum[2][kRows];
 
   template <class Type>
   PYBATCH_INLINE void set(int64_t row, I32x16 q0, I32x16 q1, float of_block) {
     store_bytes(q[row], q0);
     store_bytes(q[row] + 16, q1);
     scale[row] = of_block;
-    if constexpr (Type::kMin) scaled_sum[row] = of_block * static_cast<float>(reduce_add(q0) + reduce_add(q1));
+    if constexpr (Type::kMins > 0) {
+      const int32_t sum0 = reduce_add(q0), sum1 = reduce_add(q1);
+      scaled_sum[0][row] = of_block * static_cast<float>(Type::kMins == 2 ? sum0 : sum0 + sum1);
+      scaled_sum[1][row] = of_block * static_cast<float>(sum1);
+    }
   }
 };
 
@@ -93,7 +99,7 @@ struct UnpackedTilesOp {
   static constexpr int kActivationTiles = 4, kWeightTiles = 6;  // two each; four of dot products are before them
   struct Tile {
     static constexpr int kMaxRows = 1, kMaxPanels = 1, kMaxSums = 1, kStepWork = 48;
-    static constexpr int64_t kBlockSteps = 32;  // whose weights, 22 KiB, stay in the L1 cache
+    static constexpr int64_t kBlockSteps = 32;  // whose weights, 24 KiB, stay in the L1 cache
     static constexpr int64_t kWidenTiles = 1;
     struct Use : TilesInUse {
       static constexpr TileShapes kShapes = [] {
@@ -119,7 +125,8 @@ struct UnpackedTilesOp {
       for (int dot = 0; dot < kDots; ++dot) {
         sum[r] = fma(to_float(dots[dot][r]), w.scale[dot] * scale, sum[r]);
       }
-      if constexpr (Type::kMin) sum[r] = fma(w.min, broadcast(x.scaled_sum[r]), sum[r]);
+#pragma GCC unroll 2
+      for (int i = 0; i < Type::kMins; ++i) sum[r] = fma(w.min[i], broadcast(x.scaled_sum[i][r]), sum[r]);
     }
   }
 

@@ -13,7 +13,7 @@ constexpr int kBlock = 32;  // activations that share a scale
 struct alignas(16) ActivationBlock {
   int8_t q[kBlock];
   float scale;
-  float scaled_sum;  // scale * sum(q), which a weight block's min multiplies
+  float scaled_sum;  // scale * sum(q), which a weight block's only min multiplies
   int32_t sum[2];    // of each half of q
 };
 
@@ -86,8 +86,13 @@ __device__ __forceinline__ void multiply_step(float (&sum)[4], const uint32_t (&
       sum[e] = fmaf(static_cast<float>(dot[e]), columns[e / 2].scale[s] * tokens[e % 2]->scale, sum[e]);
     }
   }
-  if constexpr (Type::kMin) {
-    for (int e = 0; e < 4; ++e) sum[e] = fmaf(columns[e / 2].min, tokens[e % 2]->scaled_sum, sum[e]);
+#pragma unroll
+  for (int i = 0; i < Type::kMins; ++i) {
+    for (int e = 0; e < 4; ++e) {
+      const ActivationBlock& token = *tokens[e % 2];
+      const float of_min = Type::kMins == 1 ? token.scaled_sum : token.scale * static_cast<float>(token.sum[i]);
+      sum[e] = fmaf(columns[e / 2].min[i], of_min, sum[e]);
+    }
   }
 }
 

@@ -9,8 +9,10 @@
 //   int8   [ceil(N/16)][K4 + 1][16][4]   K in groups of four, K4 = ceil(K/4); the last group of a panel holds, as
 //                                        int32, the 16 column sums that an unsigned-by-signed dot product needs
 //   GGUF   [ceil(N/16)][K/B][16 * S]     as in the file, in blocks of B weights of a column and S bytes, those of 16
-//                                        columns word by word: [S/4 words][16][4 bytes], then [16-bit floats][16]: a
-//                                        block's scale d and, if it has one, its min (m or dmin)
+//                                        columns word by word: [S/4 words][16][4 bytes], then what a block has beside
+//                                        words, [16-bit floats][16]: its scale d and, if it has one, its min (m or
+//                                        dmin). IQ4_XS has the upper bits of its scales there, and MXFP4, in place of
+//                                        a float, [16] bytes
 #pragma once
 
 #include "pybatch/types.h"
@@ -29,26 +31,31 @@ constexpr int64_t packed_at(int64_t column, int64_t i, int64_t k, int64_t bytes)
 }
 
 // Types of quantised tensors in GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
-enum class GgufType { q4_0, q4_1, q8_0, q4_k, q6_k };
+enum class GgufType { q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4 };
 
-// A step is 32 weights: weight = scale * (code - offset) + min, with one scale, or two for 16 weights each.
+// A step is 32 weights: weight = scale * (code - offset) + min, with one scale, or two for 16 weights each, and
+// likewise no min, one or two. With a code book the number that a code stands for takes the place of code - offset.
 struct GgufBlock {
   const char* name;
   int weights, bytes;
-  int scales;  // of a step
-  bool min;    // whether there is one
+  int scales, mins;  // of a step
+  bool code_book;    // such weights are packed as int8, the others as uint8: IQ4_NL and Q4_0 have blocks of one size
 };
-constexpr GgufBlock kGgufBlocks[] = {{"Q4_0", 32, 18, 1, false},
-                                     {"Q4_1", 32, 20, 1, true},
-                                     {"Q8_0", 32, 34, 1, false},
-                                     {"Q4_K", 256, 144, 1, true},
-                                     {"Q6_K", 256, 210, 2, false}};
+constexpr GgufBlock kGgufBlocks[] = {
+    {"Q4_0", 32, 18, 1, 0, false},   {"Q4_1", 32, 20, 1, 1, false},   {"Q5_0", 32, 22, 1, 0, false},
+    {"Q5_1", 32, 24, 1, 1, false},   {"Q8_0", 32, 34, 1, 0, false},   {"Q2_K", 256, 84, 2, 2, false},
+    {"Q3_K", 256, 110, 2, 0, false}, {"Q4_K", 256, 144, 1, 1, false}, {"Q5_K", 256, 176, 1, 1, false},
+    {"Q6_K", 256, 210, 2, 0, false}, {"IQ4_NL", 32, 18, 1, 0, true},  {"IQ4_XS", 256, 136, 1, 0, true},
+    {"MXFP4", 32, 17, 1, 0, true}};
 template <GgufType kType>
 struct GgufConstants {
   static constexpr GgufBlock kBlock = kGgufBlocks[static_cast<int>(kType)];
-  static constexpr int kWeights = kBlock.weights, kBytes = kBlock.bytes, kScales = kBlock.scales;
-  static constexpr bool kMin = kBlock.min;
+  static constexpr int kWeights = kBlock.weights, kBytes = kBlock.bytes, kScales = kBlock.scales, kMins = kBlock.mins;
 };
+
+// Code books: of IQ4_NL and IQ4_XS, and of MXFP4, where it is twice the numbers of E2M1 (OCP Microscaling Formats 1.0).
+constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr int8_t kFp4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // What is done with the product, after it is rounded to out's dtype:
 //   store          out = product
@@ -66,7 +73,7 @@ constexpr bool is_gated(Epilogue e) { return e == Epilogue::silu_mul || e == Epi
 //   sum is exact, for k <= 131072; out = float(sum) * (row scale * weight scale) + bias.
 // matmul_gguf: activations quantised likewise, in blocks of 32; dot products of blocks are exact in s32; out = the fp32
 //   sum over blocks, in ascending order and by one fma each, of float(dot) * (weight scale * scale), for each half of a
-//   block if they have different weight scales, and of weight min * (scale * sum(q)).
+//   block if they have different weight scales, and of weight min * (scale * sum(q)), likewise.
 struct MatmulParams {
   ConstMatrix x;       // [m, k], f32, f16 or bf16
   const void* weight;  // packed, 64-byte aligned

@@ -97,20 +97,23 @@ struct LayerOps : Checks<Backend> {
     expect_aligned(weight, name);
   }
 
-  // Packed blocks of a GGUF file's weights; the bytes of a group tell their type.
+  // Packed blocks of a GGUF file's weights; the bytes of a group, and their dtype, tell their type.
   static GgufType gguf_type(const Tensor& weight, const char* name, int64_t n, int64_t k) {
-    check(weight, name, ScalarType::Byte, {kAny, kAny, kAny});
+    const bool code_book = weight.defined() && weight.scalar_type() == ScalarType::Char;
+    const ScalarType dtype = code_book ? ScalarType::Char : ScalarType::Byte;
+    check(weight, name, dtype, {kAny, kAny, kAny});
     for (const GgufBlock& block : kGgufBlocks) {
-      if (weight.size(2) != kPanel * block.bytes) continue;
+      if (weight.size(2) != kPanel * block.bytes || block.code_book != code_book) continue;
       EXPECT(k % block.weights == 0, name, ": expected a multiple of ", block.weights, " weights a column for ",
              block.name, ", got ", k);
-      check(weight, name, ScalarType::Byte, {(n + kPanel - 1) / kPanel, k / block.weights, kPanel * block.bytes});
+      check(weight, name, dtype, {(n + kPanel - 1) / kPanel, k / block.weights, kPanel * block.bytes});
       expect_aligned(weight, name);
       return static_cast<GgufType>(&block - kGgufBlocks);
     }
     std::ostringstream known;
     const char* separator = "";
     for (const GgufBlock& block : kGgufBlocks) {
+      if (block.code_book != code_book) continue;
       known << separator << kPanel * block.bytes << " (" << block.name << ")";
       separator = ", ";
     }
@@ -131,13 +134,13 @@ struct LayerOps : Checks<Backend> {
     Backend::verify(Ids{"ids", p.ids, p.count, vocab}, {p.ids});
     expect_given(table, "table");
     p.table = table.data_ptr();
-    if (table.scalar_type() == ScalarType::Char) {
+    if (table.scalar_type() == ScalarType::Char && table.dim() == 4) {
       check_packed_int8(table, "table", vocab, p.width);
       EXPECT(scale.has_value(), "scale: expected the int8 table's scales");
       p.scale = static_cast<const float*>(vector_like(*scale, "scale", ScalarType::Float, vocab));
       p.layout = TableLayout::packed_int8;
       p.table_dtype = DType::i8;
-    } else if (table.scalar_type() == ScalarType::Byte) {
+    } else if (table.scalar_type() == ScalarType::Byte || table.scalar_type() == ScalarType::Char) {
       p.gguf_type = gguf_type(table, "table", vocab, p.width);
       p.layout = TableLayout::packed_gguf;
     } else {

@@ -33,7 +33,7 @@ class EngineArgs(EngineConfig):
     )
     quantization: Annotated[
         str | None,
-        "int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own 4 to 8 bits). A "
+        "int8 (weights and activations), int8-weight-only or gguf (a GGUF file's own 2 to 8 bits). A "
         "checkpoint that is quantised already keeps its bits without it.",
     ] = None
     adapter: Annotated[

@@ -71,7 +71,7 @@ def load_model(
     dtype: of activations: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, which computes in it anyway,
       and bfloat16 on a GPU.
     quantization: None, "int8" (weights and activations), "int8-weight-only" or "gguf": the weights of a GGUF file in
-      its own 4 to 8 bits (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K; tensors of other types in dtype), activations in int8. Of a
+      its own bits (of types that no kernel takes, 8 bits with a scale for 32 weights), activations in int8. Of a
       directory that is quantised already (GPTQ, AWQ, fp8 and others: docs/checkpoints.md) None keeps the bits too, and
       so does its method's name.
     device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one.
@@ -124,8 +124,8 @@ def load_model(
         plan = WeightPlan(*arguments) if ranks is None else ShardPlan(ranks, *arguments)
         planned = plan.decoder(1)
         _check(planned, checkpoint, length, quantization, place)
-        if quantization is None and isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.quantized:
-            checkpoint.kept.tell()
+        if plan.keeps_bits:
+            checkpoint.tell()
 
         def load() -> Decoder:
             with _progress_bar(f"Loading {config.name}", plan.count, progress) as advance:

@@ -54,6 +54,8 @@ class Checkpoint(Protocol):
 
     def files(self) -> list[Path]: ...  # that weights, or how to read them, come from
 
+    def tell(self) -> None: ...  # logs in which bits the matrices run, where they are to keep their own
+
 
 class WeightLoader:
     """Builds a decoder of a checkpoint.
@@ -293,8 +295,7 @@ class WeightLoader:
     def _blocks(self, rows: Stacked | Interleaved, kind: str, bias: Tensor | None) -> GGUFLinear:
         n, k = rows.shape
         blocks = type(rows)([part.blocks for part in rows.parts if isinstance(part, BlockRows)])
-        block = ops.GGUF_BLOCKS[kind]
-        packed = self.memory.empty(-(-n // ops.PANEL), k // block.weights, ops.PANEL * block.bytes, dtype=torch.uint8)
+        packed = self.memory.empty(*ops.packed_gguf_shape(n, k, kind), dtype=ops.GGUF_BLOCKS[kind].dtype)
 
         def pack(chunk: slice, panels: slice) -> None:
             packed[panels] = ops.pack_gguf(blocks[chunk], kind)

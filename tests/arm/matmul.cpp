@@ -62,21 +62,64 @@ void decode_block(GgufType type, const uint8_t* b, double* out) {
       }
       break;
     }
+    case GgufType::q5_0:
+    case GgufType::q5_1: {
+      const bool has_min = type == GgufType::q5_1;
+      const double d = half_at(b), m = has_min ? half_at(b + 2) : -16 * d;
+      const uint8_t *fifth = b + (has_min ? 4 : 2), *q = fifth + 4;
+      for (int i = 0; i < 32; ++i) {
+        const int nibble = i < 16 ? q[i] & 15 : q[i - 16] >> 4;
+        out[i] = (nibble | (fifth[i / 8] >> i % 8 & 1) << 4) * d + m;
+      }
+      break;
+    }
     case GgufType::q8_0:
       for (int i = 0; i < 32; ++i) out[i] = static_cast<int8_t>(b[2 + i]) * half_at(b);
       break;
-    case GgufType::q4_k: {
-      const uint8_t *s = b + 4, *q = b + 16;
+    case GgufType::q2_k:
+      for (int i = 0; i < 256; ++i) {
+        const int code = b[16 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+        out[i] = half_at(b + 80) * (b[i / 16] & 15) * code - half_at(b + 82) * (b[i / 16] >> 4);
+      }
+      break;
+    case GgufType::q3_k:
+      for (int i = 0; i < 256; ++i) {
+        const int low = b[32 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3, high = b[i % 32] >> (i / 32) & 1;
+        const uint8_t* s = b + 96;
+        const int g = i / 16, scale = (s[g % 8] >> (g / 8 * 4) & 15) | (s[8 + g % 4] >> (g / 4 * 2) & 3) << 4;
+        out[i] = half_at(b + 108) * (scale - 32) * ((low | high << 2) - 4);
+      }
+      break;
+    case GgufType::q4_k:
+    case GgufType::q5_k: {
+      const bool five = type == GgufType::q5_k;
+      const uint8_t *s = b + 4, *fifth = b + 16, *q = b + (five ? 48 : 16);
       for (int i = 0; i < 8; ++i) {
         const int scale = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | (s[i - 4] >> 6) << 4;
         const int min = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | (s[i] >> 6) << 4;
         for (int j = 0; j < 32; ++j) {
-          const int code = i % 2 == 0 ? q[i / 2 * 32 + j] & 15 : q[i / 2 * 32 + j] >> 4;
+          int code = i % 2 == 0 ? q[i / 2 * 32 + j] & 15 : q[i / 2 * 32 + j] >> 4;
+          if (five) code |= (fifth[j] >> i & 1) << 4;
           out[i * 32 + j] = half_at(b) * scale * code - half_at(b + 2) * min;
         }
       }
       break;
     }
+    case GgufType::iq4_nl:
+      for (int i = 0; i < 32; ++i) out[i] = half_at(b) * kIq4Values[i < 16 ? b[2 + i] & 15 : b[2 + i - 16] >> 4];
+      break;
+    case GgufType::iq4_xs:
+      for (int i = 0; i < 256; ++i) {
+        const int g = i / 32, low = b[4 + g / 2] >> (g % 2 * 4) & 15, high = (b[2] | b[3] << 8) >> (2 * g) & 3;
+        const uint8_t q = b[8 + 16 * g + i % 16];
+        out[i] = half_at(b) * ((low | high << 4) - 32) * kIq4Values[i % 32 < 16 ? q & 15 : q >> 4];
+      }
+      break;
+    case GgufType::mxfp4:
+      for (int i = 0; i < 32; ++i) {
+        out[i] = std::ldexp(kFp4Values[i < 16 ? b[1 + i] & 15 : b[1 + i - 16] >> 4], b[0] - 128);
+      }
+      break;
     case GgufType::q6_k: {
       const double d = half_at(b + 208);
       for (int i = 0; i < 256; ++i) {
@@ -91,7 +134,12 @@ void decode_block(GgufType type, const uint8_t* b, double* out) {
 
 Weights pack_gguf(GgufType type, int64_t n, int64_t k, Random& random) {
   const GgufBlock format = kGgufBlocks[static_cast<int>(type)];
-  const int64_t blocks = k / format.weights, halves = format.min ? 2 : 1, words = (format.bytes - 2 * halves) / 4;
+  // What is no word: its 16-bit floats, and behind that of IQ4_XS 16 bits more, or MXFP4's one byte.
+  const bool byte = type == GgufType::mxfp4,
+             last = type == GgufType::q2_k || type == GgufType::q3_k || type == GgufType::q6_k;
+  const int64_t floats = byte ? 0 : format.mins > 0 ? 2 : 1, others = byte ? 1 : type == GgufType::iq4_xs ? 2 : floats;
+  const int64_t other_bytes = byte ? 1 : 2 * others, words = (format.bytes - other_bytes) / 4;
+  const int64_t blocks = k / format.weights, other_at = last ? format.bytes - other_bytes : 0;
   Weights w{Array(DType::i8, ceil_div(n, kPanel) * blocks * kPanel * format.bytes), Array(DType::f32, 1), {}};
   w.values.resize(static_cast<size_t>(n * k));
   for (int64_t i = 0; i < n; ++i) {
@@ -99,14 +147,16 @@ Weights pack_gguf(GgufType type, int64_t n, int64_t k, Random& random) {
       uint8_t b[256];
       for (uint8_t& byte : b) byte = static_cast<uint8_t>(random.bits());
       Array scales(DType::f16, 2, random, 0.02);
-      const bool last = type == GgufType::q6_k;  // where the scale is
-      std::memcpy(b + (last ? format.bytes - 2 : 0), scales.data(), static_cast<size_t>(2 * halves));
+      std::memcpy(b + other_at, scales.data(), static_cast<size_t>(2 * floats));
+      if (byte) b[0] = static_cast<uint8_t>(116 + random.below(6));
       decode_block(type, b, w.values.data() + i * k + block * format.weights);
       char* to = w.packed.data() + (i / kPanel * blocks + block) * kPanel * format.bytes;
-      const uint8_t* first = b + (last ? 0 : 2 * halves);
+      const uint8_t* first = b + (last ? 0 : other_bytes);
       for (int64_t j = 0; j < words; ++j) std::memcpy(to + (j * kPanel + i % kPanel) * 4, first + 4 * j, 4);
-      for (int64_t j = 0; j < halves; ++j) {
-        std::memcpy(to + words * kPanel * 4 + (j * kPanel + i % kPanel) * 2, scales.data() + 2 * j, 2);
+      const int64_t size = other_bytes / others;
+      for (int64_t j = 0; j < others; ++j) {
+        std::memcpy(to + words * kPanel * 4 + (j * kPanel + i % kPanel) * size, b + other_at + size * j,
+                    static_cast<size_t>(size));
       }
     }
   }
@@ -269,9 +319,9 @@ void check_matmuls() {
                    random);
     }
   }
-  for (int i = 0; i < 5; ++i) {
-    const auto type = static_cast<GgufType>(i);
-    const std::string name = kGgufBlocks[i].name;
+  for (const GgufBlock& block : kGgufBlocks) {
+    const auto type = static_cast<GgufType>(&block - kGgufBlocks);
+    const std::string name = block.name;
     for (const Shape& s : {Shape{1, 48, 512}, Shape{5, 40, 256}, Shape{21, 33, 512}}) {
       const Weights w = pack_gguf(type, s.n, s.k, random);
       check_matmul(Kind::gguf, name, w, DType::i8, type, s, DType::f32, Epilogue::store, random);

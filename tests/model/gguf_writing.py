@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, RopeScalingType, get_tensor_name_map, quants
-from gguf_blocks import random_blocks
+from gguf_blocks import other_blocks, random_blocks
 from transformers import PreTrainedModel
+
+from pybatch import ops
 
 
 def turned(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -79,7 +81,7 @@ def write_tensors(
     kind: GGMLQuantizationType | Callable[[str], GGMLQuantizationType],
 ) -> None:
     """Matrices as `kind`, or as it says of their name; vectors as float32. The model's own weights become what the file
-    holds: themselves, rounded, or for K-quants, which gguf.quants does not make, others at random."""
+    holds: themselves, rounded, or for types that gguf.quants does not make, others at random."""
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if arch in TURNED else {}
     numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
@@ -89,8 +91,11 @@ def write_tensors(
         projection = name.split(".")[-2]
         wanted = kind(name) if callable(kind) else kind
         matrix_kind = wanted if data.ndim == 2 else GGMLQuantizationType.F32
-        k_quant = matrix_kind.name.endswith("_K")
-        stored = random_blocks(matrix_kind.name, *data.shape) if k_quant else quants.quantize(data, matrix_kind)
+        try:
+            stored = quants.quantize(data, matrix_kind)
+        except NotImplementedError:
+            blocks = random_blocks if matrix_kind.name in ops.GGUF_BLOCKS else other_blocks
+            stored = blocks(matrix_kind.name, *data.shape)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(quants.dequantize(stored, matrix_kind)))
         if projection in heads:

@@ -137,8 +137,8 @@ class Calls:
     def gguf(self, n: int, k: int) -> Arguments:
         kind = self.r.choice([kind for kind, block in ops.GGUF_BLOCKS.items() if k % block.weights == 0])
         block = ops.GGUF_BLOCKS[kind]
-        packed = torch.zeros(-(-n // 16), k // block.weights, 16 * block.bytes, dtype=torch.uint8)
-        return {"weight": packed.random_(256)}
+        packed = torch.zeros(ops.packed_gguf_shape(n, k, kind), dtype=torch.uint8)
+        return {"weight": packed.random_(256).view(block.dtype)}
 
     def matmul(self, weights: Callable[[int, int], Arguments]) -> Arguments:
         m, width, epilogue = self.size(), self.size(), self.r.randrange(4)

@@ -489,7 +489,7 @@ class SimtOps:
         return out
 
     def embedding(self, ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None) -> Tensor:
-        gguf = table.dtype == torch.uint8
+        gguf = table.dim() == 3 and table.dtype in (torch.uint8, torch.int8)
         layout = 3 if gguf else 0 if table.dim() == 2 else 1 if scale is None else 2
         with buffers() as b:
             self._run(
@@ -704,11 +704,11 @@ def state_batch(b: Buffers, query_start: Tensor, source: Tensor, destination: Te
 
 
 def gguf_type(weight: Tensor) -> int:
-    """The place in the enum of a packed GGUF weight's type, which its block size tells."""
-    if weight.dtype != torch.uint8:
+    """The place in the enum of a packed GGUF weight's type, which its dtype and block size tell."""
+    if weight.dim() != 3:
         return 0
-    sizes = [block.bytes for block in ops.GGUF_BLOCKS.values()]
-    return sizes.index(weight.shape[2] // ops.PANEL)
+    types = [(block.dtype, ops.PANEL * block.bytes) for block in ops.GGUF_BLOCKS.values()]
+    return types.index((weight.dtype, weight.shape[2])) if (weight.dtype, weight.shape[2]) in types else 0
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from gguf_blocks import dequantized, random_blocks
 from ops.matmul_sums import exact_int8, float_sum
 from torch import Tensor
 
@@ -148,6 +149,15 @@ def matmul_w8a8_hopper(ops: SimtOps) -> None:
         for rows in (slice(0, 3), slice(266, 270)):
             alone = ops.matmul_w8a8(x[rows], packed, scale, bias, out=torch.empty(len(x[rows]), n))
             assert torch.equal(alone, out[rows])
+
+
+def embedding(ops: SimtOps) -> None:
+    """Of GGUF blocks, whose weights it has one by one."""
+    for kind in ops.GGUF_BLOCKS:
+        blocks, ids = random_blocks(kind, 20, 512), torch.tensor([3, 19, 0])
+        packed = ops.pack_gguf(torch.from_numpy(blocks), kind)
+        out = ops.embedding(ids, packed, torch.full((3, 512), torch.nan), 20)
+        assert torch.equal(out, dequantized(blocks, kind)[ids])
 
 
 def matmul_gguf(ops: SimtOps) -> None:

@@ -194,5 +194,8 @@ class MergedCheckpoint:
             raise ModelError(f"{self._adapter.directory}: changes {left[0]}, which is not run here")
         return self._base.unread()
 
+    def tell(self) -> None:
+        self._base.tell()
+
     def files(self) -> list[Path]:
         return [*self._base.files(), *(self._adapter.directory / name for name in (CONFIG, WEIGHTS))]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 
+from pybatch import ops
 from pybatch.model.checkpoints.gguf_ends import end_of_generation_ids
-from pybatch.model.checkpoints.gguf_file import GGUFFile
+from pybatch.model.checkpoints.gguf_file import FLOATS, GGUFFile
 from pybatch.model.checkpoints.gguf_parts import GGUFModel
 from pybatch.model.checkpoints.gguf_source import LONG, SHORT, GGUFSource
+from pybatch.model.checkpoints.requantized import BECOMES
 from pybatch.model.config import MAX_VOCAB, LayerConfig, ModelConfig, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.families import BY_GGUF, FAMILIES
@@ -21,6 +25,8 @@ from pybatch.model.fields import Fields, short
 from pybatch.model.rows import Rows
 
 MAX_NAME = 200  # characters
+
+logger = logging.getLogger(__name__)
 
 
 class GGUFCheckpoint:
@@ -52,6 +58,20 @@ class GGUFCheckpoint:
 
     def files(self) -> list[Path]:
         return self.file.files()
+
+    def tell(self) -> None:
+        """Logs which of the matrices that were read do not run from their own bits."""
+        kinds = Counter(self.file.tensors[name].kind for name in self._read if name in self.file.tensors)
+        others = [
+            f"{count} of {kind.name}"
+            for kind, count in sorted(kinds.items())
+            if kind not in FLOATS and kind.name not in ops.GGUF_BLOCKS
+        ]
+        if others:
+            logger.warning(
+                "%s: no kernel multiplies these matrices as they are, so they become %s: %s",
+                self.config.name, BECOMES.name, ", ".join(others),
+            )  # fmt: skip
 
     def _gguf_name(self, name: str) -> str:
         return self._names.get_name(name, (".weight", ".bias")) or name

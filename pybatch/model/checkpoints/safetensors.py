@@ -73,6 +73,9 @@ class SafetensorsCheckpoint:
         self.kept.note(module, rows)
         return rows
 
+    def tell(self) -> None:
+        self.kept.tell()
+
     def unread(self) -> list[str]:
         """The tensors that have not been read."""
         tied = {HEAD} if self.config.tie_word_embeddings else set()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from gguf_blocks import OTHERS
 from model.families import SMALL, some_ids
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
@@ -25,12 +26,12 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, head_dim=64, tie_word_embeddings=True),
 }
-KINDS = [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.Q4_K, Kind.Q6_K]
+KINDS = [Kind[name] for name in ops.GGUF_BLOCKS]
 
 
 def mixed(name: str) -> Kind:
     """A type of its own for each part of a fused projection, and some that stay as they are."""
-    kinds = {"q_proj": Kind.Q4_K, "k_proj": Kind.Q6_K, "v_proj": Kind.Q5_0, "up_proj": Kind.Q8_0, "o_proj": Kind.F16}
+    kinds = {"q_proj": Kind.Q4_K, "k_proj": Kind.Q6_K, "v_proj": Kind.BF16, "up_proj": Kind.Q8_0, "o_proj": Kind.F16}
     return kinds.get(name.split(".")[-2], Kind.Q4_1)
 
 
@@ -105,3 +106,38 @@ def test_it_takes_the_memory_of_the_file(tmp_path: Path) -> None:
     write(path, "llama", Kind.Q4_0)
     decoder = load_model(path, quantization="gguf", skip_tokenizer=True).decoder
     assert decoder.weight_bytes() < 1.1 * path.stat().st_size  # 211 tokens are padded to 224
+
+
+def test_types_without_a_kernel_become_eight_bits_and_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every projection of a layer another type; a file's own 16 bits stay."""
+    kinds = {f"{name}_proj": Kind[kind] for name, kind in zip(("q", "k", "v", "o", "gate", "up"), OTHERS, strict=False)}
+    write(tmp_path / "model.gguf", "llama", lambda name: kinds.get(name.split(".")[-2], Kind.BF16))
+    with caplog.at_level("WARNING"):
+        packed = load_model(tmp_path / "model.gguf", quantization="gguf", skip_tokenizer=True).decoder
+    layers = CONFIGS["llama"].num_hidden_layers
+    named = ", ".join(f"{layers} of {kind.name}" for kind in sorted(kinds.values()))
+    assert f"as they are, so they become Q8_0: {named}" in caplog.text
+    plain = load_model(tmp_path / "model.gguf", skip_tokenizer=True).decoder
+    for ours, theirs in zip(linears(packed), linears(plain), strict=True):
+        exact = weights_of(theirs, theirs.weight[0].numel() // ops.PANEL).unflatten(1, (-1, 32))
+        error = (weights_of(ours, exact[0].numel()).view_as(exact) - exact).abs()
+        assert (error <= exact.abs().amax(2, keepdim=True) / 220 + 4e-6).all()  # scales are fp16
+    down, qkv = packed.layers[0].mlp.down, packed.layers[0].mixer.qkv.linear
+    assert isinstance(qkv, GGUFLinear)
+    assert qkv.weight.shape[2] == 16 * 34
+    assert down.weight.dtype == torch.bfloat16
+
+
+def test_a_file_of_medium_size_with_narrow_rows_takes_its_own_memory(tmp_path: Path) -> None:
+    """As llama.cpp makes Q4_K_M of rows of 896, which are no blocks of 256: Q5_0, Q8_0 and some Q4_K."""
+    kinds = {"embed_tokens": Kind.Q8_0, "down_proj": Kind.Q4_K, "v_proj": Kind.Q8_0}
+    config = Qwen2Config(**{**SMALL, "hidden_size": 896, "intermediate_size": 1024, "tie_word_embeddings": True})
+    path = tmp_path / "model.gguf"
+    model = AutoModelForCausalLM.from_config(config).eval()
+    writer = begin(path, "qwen2", model)
+    write_tensors(writer, "qwen2", model, lambda name: kinds.get(name.split(".")[-2], Kind.Q5_0))
+    finish(writer)
+    decoder = load_model(path, quantization="gguf", skip_tokenizer=True).decoder
+    assert decoder.weight_bytes() < 1.1 * path.stat().st_size
