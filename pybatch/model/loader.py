@@ -22,7 +22,6 @@ from pybatch.model.calibration import TOKENS
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.checkpoints.formats import METHODS
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
-from pybatch.model.checkpoints.sentence_transformers import read_pooling
 from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
@@ -103,7 +102,6 @@ def load_model(
             quantization = None
         if adapter is not None:
             checkpoint = _merged(checkpoint, adapter)
-        pooling = read_pooling(path) if path.is_dir() else PoolingConfig()
         config = checkpoint.config
         length = config.plain_context if max_model_len is None else max_model_len
         if not 0 < length <= config.max_position:
@@ -141,7 +139,7 @@ def load_model(
             cache = WeightsCache(Path(weights_cache_dir).expanduser(), checkpoint, compute, quantization, context)
             rotary = {rope: rotary_table(rope, length) for rope in config.ropes}
             decoder = _through_cache(cache, planned, rotary, load)
-    return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config, pooling)
+    return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config, checkpoint.pooling)
 
 
 def _through_cache(

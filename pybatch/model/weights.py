@@ -23,6 +23,7 @@ from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, Norm, NormedLinear, Packed, SideBySide
+from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rope import rotary_table
 from pybatch.model.rows import BlockRows, Int8Rows, Interleaved, Rows, Stacked, sliced, turned
 from pybatch.model.rows import grouped as in_groups
@@ -39,6 +40,8 @@ class Checkpoint(Protocol):
     config: ModelConfig
 
     generation_config: dict[str, Any]  # of generation_config.json
+
+    pooling: PoolingConfig
 
     def __contains__(self, name: str) -> bool: ...
 

@@ -155,7 +155,7 @@ class MergedCheckpoint:
     def __init__(self, base: SafetensorsCheckpoint, adapter: Adapter) -> None:
         self._base, self._adapter = base, adapter
         self.config: ModelConfig = base.config
-        self.generation_config = base.generation_config
+        self.generation_config, self.pooling = base.generation_config, base.pooling
         self.adjacent_pairs, self.quantized = base.adjacent_pairs, base.quantized
         self._changes: dict[str, LowRank] = {}
         self._merged: set[str] = set()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+from gguf import PoolingType
 
 from pybatch import ops
 from pybatch.model.checkpoints.gguf_ends import end_of_generation_ids
@@ -22,9 +23,11 @@ from pybatch.model.families import BY_GGUF, FAMILIES
 from pybatch.model.families.family import Family
 from pybatch.model.families.read import config_of, unknown_architecture
 from pybatch.model.fields import Fields, short
+from pybatch.model.pooling import CLS, LAST, MEAN, PoolingConfig
 from pybatch.model.rows import Rows
 
 MAX_NAME = 200  # characters
+POOLINGS: dict[int, str] = {PoolingType.MEAN: MEAN, PoolingType.CLS: CLS, PoolingType.LAST: LAST}
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class GGUFCheckpoint:
         self.config = without_unknown_ids(_config(self.file, family))
         assert family.gguf is not None
         arch = family.gguf.architecture
+        self.pooling = _pooling(self.file, arch)
         number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
         self._names = gguf.get_tensor_name_map(number, self.config.num_layers)
         self.adjacent_pairs = family.gguf.adjacent_pairs
@@ -87,6 +91,13 @@ def _family(file: GGUFFile) -> Family:
     if experts and family.gguf is not None and "expert_count" not in family.gguf.keys.values():
         raise unknown_architecture(f"{arch} with experts", str(file.path), BY_GGUF)
     return family
+
+
+def _pooling(file: GGUFFile, arch: str) -> PoolingConfig:
+    """The last token's state where the file names no pooling, or a ranking, whose head is not read."""
+    kind = Fields(file.metadata, str(file.path)).integer(f"{arch}.pooling_type", 0, low=0, high=1 << 31)
+    method = POOLINGS.get(kind)
+    return PoolingConfig() if method is None else PoolingConfig(methods=(method,), stated=True)
 
 
 def _config(file: GGUFFile, family: Family) -> ModelConfig:

@@ -13,6 +13,7 @@ import torch
 from pybatch.model.checkpoints.files import read_json
 from pybatch.model.checkpoints.formats import FILES, open_format, take_quantization
 from pybatch.model.checkpoints.formats.kept import Kept
+from pybatch.model.checkpoints.sentence_transformers import read_pooling
 from pybatch.model.checkpoints.stored import Stored, StoredTensors, read_header
 from pybatch.model.config import ModelConfig, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
@@ -48,6 +49,7 @@ class SafetensorsCheckpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.generation_config: dict[str, Any] = read_json(directory / "generation_config.json")
+        self.pooling = read_pooling(directory)
         name = one_line(directory.name or directory.resolve().name)
         fields = read_json(directory / "config.json")
         quantization = take_quantization(fields, directory)

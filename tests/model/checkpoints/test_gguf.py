@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFReader, GGUFWriter, PoolingType
 from model.families import CONFIGS, LLAMA3_ROPE, LONGROPE, SMALL, make, reference_logits, save, some_ids
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
@@ -33,6 +33,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pybatch.model import LoadedModel, ModelError, load_model
 from pybatch.model.checkpoints.gguf_file import GGUFFile
+from pybatch.model.pooling import PoolingConfig
 
 SHAPE = {**SMALL, "intermediate_size": 96}  # quantisation blocks are 32 long
 CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
@@ -102,6 +103,27 @@ def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatc
     assert torch.equal(logits_of(from_file.decoder, ids), logits_of(from_directory.decoder, ids))
     assert from_file.config.name == "a small model"
     assert (from_file.config.bos_token_id, from_file.config.eos_token_ids) == (1, (2,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (None, PoolingConfig()),
+        (PoolingType.MEAN, PoolingConfig(methods=("mean",), stated=True)),
+        (PoolingType.LAST, PoolingConfig(stated=True)),
+        (PoolingType.RANK, PoolingConfig()),
+    ],
+)
+def test_a_file_says_how_it_is_pooled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: PoolingType | None, expected: PoolingConfig
+) -> None:
+    model = small_model("qwen3", monkeypatch)
+    writer = begin(tmp_path / "model.gguf", "qwen3", model)
+    if kind is not None:
+        writer.add_pooling_type(kind)
+    write_tensors(writer, "qwen3", model, Kind.F16)
+    finish(writer)
+    assert load_model(tmp_path / "model.gguf", skip_tokenizer=True).pooling == expected
 
 
 def test_rope_freqs_scale_as_llama3_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
