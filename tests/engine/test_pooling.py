@@ -79,6 +79,20 @@ def test_a_vector_has_the_same_bits_alone_and_in_chunks_beside_others(loaded: Lo
     assert [len(output.outputs[0].token_ids) for output in mixed[len(PROMPTS) :]] == [9] * len(PROMPTS)
 
 
+def test_quantised_weights_and_threads_change_no_bit_either(model: PreTrainedModel, tmp_path: Path) -> None:
+    loaded = load_model(save(model, tmp_path), quantization="int8", skip_tokenizer=True)
+    whole, chunked = engine_of(loaded, MEAN, LAST), engine_of(loaded, MEAN, LAST, max_num_batched_tokens=24)
+    threads = torch.get_num_threads()
+    together = run(chunked, PROMPTS, PoolingParams())
+    try:
+        torch.set_num_threads(2)
+        for ids, output in zip(PROMPTS, together, strict=True):
+            (alone,) = run(whole, [ids], PoolingParams())
+            assert np.array_equal(alone.pooled, output.pooled)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_requests_that_generate_are_not_changed_by_those_that_do_not(loaded: LoadedModel) -> None:
     params = SamplingParams(temperature=0, max_tokens=5, logprobs=2)
     alone = run(engine_of(loaded, LAST), PROMPTS, params)
