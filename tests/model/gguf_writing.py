@@ -22,7 +22,7 @@ def turned(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(rows.swapaxes(1, 2).reshape(weight.shape))
 
 
-TURNED = ("llama", "smollm3", "arcee", "mistral3")  # architectures that have rows of q and k so
+TURNED = ("llama", "smollm3", "arcee", "mistral3", "olmo")  # architectures that have rows of q and k so
 
 
 def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUFWriter:
@@ -36,8 +36,8 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     layer_norm = [getattr(config, name) for name in ("layer_norm_eps", "norm_epsilon") if hasattr(config, name)]
-    if layer_norm:
-        writer.add_layer_norm_eps(layer_norm[0])
+    if layer_norm or arch == "olmo":
+        writer.add_layer_norm_eps(layer_norm[0] if layer_norm else 1e-5)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])

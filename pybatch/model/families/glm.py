@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike, with_biases
 from pybatch.model.families.source import Source
 
@@ -14,4 +14,11 @@ def shape(source: Source) -> Shape:
     return with_biases(decoder, qkv=source.flag("attention_bias", True), out=False, mlp=False)
 
 
-FAMILY = Family(model_type="glm", architecture="GlmForCausalLM", shape=shape, names=NAMES, adjacent_pairs=True)
+FAMILY = Family(
+    model_type="glm",
+    architecture="GlmForCausalLM",
+    shape=shape,
+    names=NAMES,
+    adjacent_pairs=True,
+    gguf=GGUFFamily(architecture="chatglm", adjacent_pairs=True),
+)

@@ -72,7 +72,7 @@ def test_the_weights_are_those_of_the_file(arch: str, kind: object, tmp_path: Pa
     assert (packed.embedding is packed.head.linear) == CONFIGS[arch].tie_word_embeddings
 
 
-@pytest.mark.parametrize(("arch", "kind"), [("llama", Kind.Q4_0), ("llama", Kind.Q4_1), ("qwen2", Kind.Q8_0)])
+@pytest.mark.parametrize(("arch", "kind"), [*(("llama", kind) for kind in KINDS), ("qwen2", Kind.Q8_0)])
 def test_logits_point_the_same_way(arch: str, kind: Kind, tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", arch, kind)
     packed = load_model(tmp_path / "model.gguf", quantization="gguf", skip_tokenizer=True).decoder
