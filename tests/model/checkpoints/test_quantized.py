@@ -85,7 +85,7 @@ CASES = {
         "Q8_0",
         REQUANTIZED,
     ),
-    "mxfp4": Case(q.mxfp4, {**FP8, "format": "mxfp4-pack-quantized"}, "Q8_0", REQUANTIZED),
+    "mxfp4": Case(q.mxfp4, {**FP8, "format": "mxfp4-pack-quantized"}, "MXFP4"),
     "modelopt-fp8": Case(partial(q.float8, name="weight_scale"), {"quant_method": "modelopt"}, "Q8_0", REQUANTIZED),
     "modelopt-nvfp4": Case(
         partial(q.nvfp4, names=("weight", "weight_scale", "weight_scale_2"), multiplied=True),

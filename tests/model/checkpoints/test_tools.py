@@ -54,6 +54,7 @@ def test_experts_are_what_transformers_dequantises_them_to(tmp_path: Path) -> No
     assert tuple(stack.shape) == (3, 32, 64)
     assert torch.equal(stack[1:3], expected[1:3])
     assert isinstance(stack, Stack)
+    assert isinstance(stack.flattened(), BlockRows)
     assert torch.equal(stack.flattened()[40:50], expected.flatten(0, 1)[40:50])
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pybatch.model.checkpoints.file_rows import FileRows
-from pybatch.model.checkpoints.formats.floats import exponents, float4, float8
+from pybatch.model.checkpoints.formats.floats import float8, mxfp4, nvfp4
 from pybatch.model.checkpoints.formats.fp8 import FLOAT8
 from pybatch.model.checkpoints.formats.matrices import GroupedRows, Made, grouped, groups_of, one_if_equal, signed
 from pybatch.model.checkpoints.formats.words import unpack
@@ -98,9 +98,9 @@ class CompressedTensors:
                 f"{self._where(module)}: expected weight_scale of groups of {k} columns, got {scale.shape[1]}"
             )
         if scale.dtype != torch.float8_e4m3fn:
-            return float4(packed, lambda rows: exponents(scale[rows]), group, "mxfp4", self._where(module))
+            return mxfp4(packed, self.tensors.rows(f"{module}.weight_scale", ["U8", "F8_E8M0"], (n, k // 32)))
         whole = self.tensors.whole(f"{module}.weight_global_scale", shape=(1,)).float()
-        return float4(packed, lambda rows: scale[rows].float() / whole, group, "nvfp4", self._where(module))
+        return nvfp4(packed, lambda rows: scale[rows].float() / whole, group, self._where(module))
 
     def _where(self, name: str) -> str:
         return f"{self.tensors.directory}: {name}"

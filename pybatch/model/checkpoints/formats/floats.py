@@ -1,6 +1,7 @@
 """Matrices of floats of 8 and 4 bits with scales: fp8 by tensor, row or block, NVFP4 and MXFP4.
 
-Their numbers lie closer together near zero, so that no type of blocks here holds them: they become Q8_0.
+MXFP4 is a GGUF type too. The numbers of the others lie closer together near zero, so that no type of blocks holds them:
+they become Q8_0.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pybatch.model.checkpoints.formats.matrices import Made, by_row, requantized
+from pybatch import ops
+from pybatch.model.checkpoints.formats.matrices import BLOCK, BlockMatrix, Made, by_row, nibbles, requantized
 from pybatch.model.rows import Rows
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
@@ -34,16 +36,33 @@ def float8(values: Rows, scale: Tensor, name: str, block: tuple[int, int] | None
     return requantized(Made(values, weights, (n, k), torch.bfloat16), "float8 weights", name)
 
 
-def float4(codes: Rows, scales: Callable[[slice], Tensor], group: int, what: str, name: str) -> Rows:
+def nvfp4(codes: Rows, scales: Callable[[slice], Tensor], group: int, name: str) -> Rows:
     """codes: [N, K / 2] uint8, two columns in a byte, the first in its lower half. scales: of rows, [n, K / group]."""
+    return requantized(_float4(codes, scales, group), "nvfp4 weights", name)
+
+
+def mxfp4(codes: Rows, exponents: Rows) -> Rows:
+    """codes: as for nvfp4. exponents: [N, K / 32] uint8, E8M0. Blocks have the same, in another order of columns."""
     n, k = codes.shape[0], codes.shape[1] * 2
 
-    def weights(rows: slice) -> Tensor:
-        octets = codes[rows]
-        values = looked_up(E2M1, torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1))
-        return values * scales(rows).repeat_interleave(group, dim=1)
+    def blocks(rows: slice) -> Tensor:
+        scale, packed = exponents[rows].view(torch.uint8), nibbles(_columns(codes[rows]))
+        return torch.cat([scale[..., None], packed.view(*scale.shape, -1)], dim=2).flatten(1)
 
-    return requantized(Made(codes, weights, (n, k), torch.bfloat16), f"{what} weights", name)
+    floats = _float4(codes, lambda rows: _powers(exponents[rows]), BLOCK)
+    size = k // BLOCK * ops.GGUF_BLOCKS["MXFP4"].bytes
+    return BlockMatrix(floats, "MXFP4", Made(codes, blocks, (n, size), torch.uint8), "")
+
+
+def _float4(codes: Rows, scales: Callable[[slice], Tensor], group: int) -> Rows:
+    def weights(rows: slice) -> Tensor:
+        return looked_up(E2M1, _columns(codes[rows])) * scales(rows).repeat_interleave(group, dim=1)
+
+    return Made(codes, weights, (codes.shape[0], codes.shape[1] * 2), torch.bfloat16)
+
+
+def _columns(octets: Tensor) -> Tensor:
+    return torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)
 
 
 def looked_up(table: Tensor, codes: Tensor) -> Tensor:
@@ -51,6 +70,6 @@ def looked_up(table: Tensor, codes: Tensor) -> Tensor:
     return table.index_select(0, codes.flatten().int()).view(codes.shape)
 
 
-def exponents(scale: Tensor) -> Tensor:
-    """Powers of two (E8M0), as floats."""
+def _powers(scale: Tensor) -> Tensor:
+    """Of two, by their exponents (E8M0)."""
     return (scale.view(torch.uint8).int() << 23).view(torch.float32)

@@ -152,11 +152,11 @@ def grouped(rows: GroupedRows) -> Rows:
     if columns % (groups * BLOCK):
         return requantized(rows, f"groups of {columns // groups} columns", rows.name)
     if isinstance(zeros, int) and zeros <= 8 and highest - zeros < 8:
-        return _blocks(rows, "Q4_0", lambda part: _nibbles(rows.codes[part] + (8 - zeros)))
+        return _blocks(rows, "Q4_0", lambda part: nibbles(rows.codes[part] + (8 - zeros)))
     if isinstance(zeros, int) and zeros <= 128 and highest - zeros < 128:
         return _blocks(rows, "Q8_0", lambda part: rows.codes[part] - zeros)
     if rows.bits <= 4:
-        return _blocks(rows, "Q4_1", lambda part: _nibbles(rows.codes[part]))
+        return _blocks(rows, "Q4_1", lambda part: nibbles(rows.codes[part]))
     return requantized(rows, "zero points of 8 bits", rows.name)
 
 
@@ -227,7 +227,7 @@ def _halves(values: Tensor, name: str) -> Tensor:
     return halves
 
 
-def _nibbles(codes: Tensor) -> Tensor:
+def nibbles(codes: Tensor) -> Tensor:
     """[n, K] codes of four bits -> [n, K / 2] bytes, in each block of 32 the first 16 codes low and the others high."""
     halves = codes.view(len(codes), -1, 2, BLOCK // 2)
     return (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)

@@ -3,7 +3,7 @@ each with a float8 `weight_scale` for 16 columns, times one `weight_scale_2` (NV
 
 from __future__ import annotations
 
-from pybatch.model.checkpoints.formats.floats import float4, float8
+from pybatch.model.checkpoints.formats.floats import float8, nvfp4
 from pybatch.model.checkpoints.formats.fp8 import FLOAT8
 from pybatch.model.checkpoints.stored import FLOATS, StoredTensors
 from pybatch.model.errors import ModelError
@@ -32,4 +32,4 @@ class ModelOpt:
         shape = codes.shape[0], codes.shape[1] * 2 // GROUP
         scales = self.tensors.rows(f"{module}.weight_scale", ["F8_E4M3"], shape)
         whole = self.tensors.whole(name, FLOATS).float()
-        return float4(codes, lambda rows: scales[rows].float() * whole, GROUP, "nvfp4", where)
+        return nvfp4(codes, lambda rows: scales[rows].float() * whole, GROUP, where)

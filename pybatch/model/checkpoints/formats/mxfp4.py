@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pybatch.model.checkpoints.formats.floats import exponents, float4
+from pybatch.model.checkpoints.formats.floats import mxfp4
 from pybatch.model.checkpoints.formats.matrices import Made
 from pybatch.model.checkpoints.stored import StoredTensors
 from pybatch.model.fields import Fields
@@ -59,8 +59,11 @@ class MXFP4:
     def matrix(self, module: str) -> Rows:
         blocks = self.tensors.rows(f"{module}_blocks", ["U8"], (None, None, None, BLOCK // 2))
         count, n, groups = blocks.shape[:3]
-        scales = self.tensors.whole(f"{module}_scales", ["U8"], (count, n, groups)).flatten(0, 1)
-        octets = blocks[:].view(count * n, -1)
-        codes = Made(None, octets.__getitem__, octets.shape, torch.uint8)
-        where = f"{self.tensors.directory}: {module}"
-        return Stack(float4(codes, lambda rows: exponents(scales[rows]), BLOCK, "mxfp4", where), count)
+        scales = self.tensors.whole(f"{module}_scales", ["U8"], (count, n, groups))
+        return Stack(mxfp4(_below(blocks[:].flatten(2)), _below(scales)), count)
+
+
+def _below(stack: Tensor) -> Rows:
+    """[count, N, ...] as [count * N, ...]."""
+    rows = stack.flatten(0, 1)
+    return Made(None, rows.__getitem__, rows.shape, rows.dtype)
