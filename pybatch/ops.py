@@ -124,6 +124,15 @@ def relu2(x: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
+def add_normed(
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 0.0, factor: float = 1.0
+) -> Tensor:
+    """residual += factor * rms_norm(x, weight, eps), in place, with the bits of the separate ops; without weight,
+    factor * x. x, residual: [rows, width] F; weight: [width] of x's dtype. Returns residual."""
+    _ops.add_normed.default(x, weight, eps, factor, residual)
+    return residual
+
+
 def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
     """silu(gate) * up. x: [rows, 2 * width] F, gate in the first half of the columns; out: [rows, width]."""
     out = x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
@@ -145,13 +154,15 @@ def sigmoid_mul(x: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def embedding(ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None) -> Tensor:
-    """out[i] = table[ids[i]], converted to out's dtype.
+def embedding(
+    ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None, multiplier: float = 1.0
+) -> Tensor:
+    """out[i] = table[ids[i]] * multiplier, computed in float32 and converted to out's dtype.
 
     ids: [n] int64 in [0, vocab); out: [n, width] F. table: [vocab, width] F, or weights as packed by pack_dense or
     (with scale [vocab] float32) pack_int8, or pack_gguf, so that tied embeddings need one copy.
     """
-    _ops.embedding.default(ids, table, scale, vocab, out)
+    _ops.embedding.default(ids, table, scale, vocab, multiplier, out)
     return out
 
 
@@ -535,6 +546,13 @@ def attention_mass(
     _ops.attention_mass.default(
         q, k_cache, v_cache, k_scale, v_scale, block_tables, query_start, seq_lens, scale, first, sources, rows, mass
     )
+
+
+def scale_logits(logits: Tensor, scale: float = 1.0, soft_cap: float = 0.0) -> Tensor:
+    """Multiplies logits [R, vocab] float32 by scale in place, and with a soft_cap c (0: none) makes them
+    c * tanh(logits / c). Returns logits."""
+    _ops.scale_logits.default(logits, scale, soft_cap)
+    return logits
 
 
 def adjust_logits(

@@ -72,10 +72,11 @@ void gather(const EmbeddingParams& p) {
     parallel_for(p.count, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
       for (int64_t token = begin; token < end; ++token) {
         const Row row(p, p.ids[token]);
+        const F32x16 multiplier = broadcast(p.multiplier);
         T* out = static_cast<T*>(p.out.data) + token * p.out.row_stride;
         for (int64_t i = 0; i < p.width; i += kLanes) {
           int64_t n = p.width - i < kLanes ? p.width - i : kLanes;
-          store_first(out + i, row.at(i, n), n);
+          store_first(out + i, row.at(i, n) * multiplier, n);
         }
       }
     });

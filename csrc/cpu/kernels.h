@@ -21,6 +21,7 @@
   X(gelu_tanh, ActivationParams)           \
   X(relu2, ActivationParams)               \
   X(gated_rms_norm, GatedNormParams)       \
+  X(add_normed, AddNormedParams)           \
   X(silu_mul, GatedActivationParams)       \
   X(gelu_tanh_mul, GatedActivationParams)  \
   X(sigmoid_mul, SigmoidMulParams)         \
@@ -37,6 +38,7 @@
   X(attention_mass, AttentionMassParams)   \
   X(causal_conv, CausalConvParams)         \
   X(gated_delta_rule, GatedDeltaParams)    \
+  X(scale_logits, ScaleLogitsParams)       \
   X(adjust_logits, AdjustLogitsParams)     \
   X(sample, SampleParams)                  \
   X(token_logprobs, TokenLogprobsParams)   \

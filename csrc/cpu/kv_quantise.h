@@ -2,12 +2,11 @@
 #pragma once
 
 #include "cpu/vec.h"
+#include "pybatch/head_dim.h"
 #include "pybatch/kv_cache.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
-
-constexpr int64_t kMaxHeadDim = 256;
 
 PYBATCH_INLINE float value_of(f16 x) {
   f16 lanes[kLanes];

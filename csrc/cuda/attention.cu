@@ -62,7 +62,8 @@ size_t paged_attention_workspace(const PagedAttentionParams& p) {
 void paged_attention(const PagedAttentionParams& p, void* workspace, cudaStream_t stream) {
   if (p.tokens == 0) return;
   const bool same_type = p.cache.dtype == p.q.dtype || p.cache.has_scales();
-  if (p.q.dtype == DType::f32 || !same_type || !aligned(p.cache)) return paged_attention_simple(p, stream);
+  const bool wide = p.cache.head_dim > kAttentionMaxHeadDim;
+  if (p.q.dtype == DType::f32 || !same_type || wide || !aligned(p.cache)) return paged_attention_simple(p, stream);
   const WorkList work = work_list(p, workspace);
   const auto attend = p.cache.dtype == DType::i8     ? attend_int8
                       : p.cache.dtype == DType::e4m3 ? attend_e4m3

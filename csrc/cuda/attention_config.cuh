@@ -10,6 +10,7 @@
 namespace pybatch::cuda {
 
 constexpr int kAttentionRows = 16;             // query rows of a warp: the m of mma.m16n8k16
+constexpr int kAttentionMaxHeadDim = 256;      // what registers and shared memory hold
 constexpr int kAttentionMaxWarps = 8;          // of a block
 constexpr int kAttentionStages = 2;            // K/V tiles in shared memory
 constexpr int64_t kAttentionMaxPieces = 4096;  // splits of decoding sequences that are separate work items

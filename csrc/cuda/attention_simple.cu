@@ -1,5 +1,6 @@
-// paged_attention where the tensor-core kernel does not apply (fp32, mixed types): a warp takes one query head of one
-// token and passes over the tokens it sees, 32 at a time, with fp32 arithmetic throughout.
+// paged_attention where the tensor-core kernel does not apply (fp32, mixed types, heads of more than 256 elements): a
+// warp takes one query head of one token and passes over the tokens it sees, 32 at a time, with fp32 arithmetic
+// throughout.
 #include "cuda/kv_cache.cuh"
 #include "cuda/launch.cuh"
 #include "pybatch/attention.h"
@@ -8,10 +9,9 @@ namespace pybatch::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kMaxHeadDim = 256;
-constexpr int kDimsALane = kMaxHeadDim / kWarp;
 
 // Four blocks: left to itself, the compiler aims at more, and spills registers.
+template <int kDimsALane>
 __global__ void __launch_bounds__(kWarps* kWarp, 4) simple_attention_kernel(PagedAttentionParams p) {
   const KvCache& cache = p.cache;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = static_cast<int>(cache.head_dim);
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 4) simple_attention_kernel(Page
   const int32_t* blocks = p.block_tables + sequence * p.block_table_stride;
   const int together = scaled_together(cache), shift = 31 - __clz(static_cast<int>(size));
 
-  float* q = dynamic_shared<float>() + warp * kMaxHeadDim;
+  float* q = dynamic_shared<float>() + warp * kDimsALane * kWarp;
   for (int d = lane; d < dim; d += kWarp) {
     q[d] = load_as(p.q.dtype, p.q.data, token * p.q.row_stride + head * dim + d) * p.scale;
   }
@@ -83,7 +83,11 @@ __global__ void __launch_bounds__(kWarps* kWarp, 4) simple_attention_kernel(Page
 
 void paged_attention_simple(const PagedAttentionParams& p, cudaStream_t stream) {
   const dim3 grid(p.tokens, ceil_div(p.heads, kWarps));
-  launch(simple_attention_kernel, grid, dim3(kWarps * kWarp), kWarps * kMaxHeadDim * sizeof(float), stream, p);
+  const bool wide = p.cache.head_dim > kMaxHeadDim / 2;
+  const auto kernel =
+      wide ? simple_attention_kernel<kMaxHeadDim / kWarp> : simple_attention_kernel<kMaxHeadDim / 2 / kWarp>;
+  const int64_t floats = kWarps * (wide ? kMaxHeadDim : kMaxHeadDim / 2);
+  launch(kernel, grid, dim3(kWarps * kWarp), floats * sizeof(float), stream, p);
 }
 
 }  // namespace pybatch::cuda

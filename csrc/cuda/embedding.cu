@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) 
     with_gguf_type(p.gguf_type, [&](auto* type) {
       for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
         const float x = gguf_weight<std::remove_pointer_t<decltype(type)>>(p.table, p.width, id, k);
-        store_as(p.out.dtype, p.out.data, row * p.out.row_stride + k, x);
+        store_as(p.out.dtype, p.out.data, row * p.out.row_stride + k, x * p.multiplier);
       }
     });
     return;
@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) 
   for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
     const int64_t at =
         p.layout == TableLayout::rows ? id * p.width + k : packed_at(id, k, p.width, size_of(p.table_dtype));
-    store_as(p.out.dtype, p.out.data, row * p.out.row_stride + k, load_as(p.table_dtype, p.table, at) * scale);
+    const float x = load_as(p.table_dtype, p.table, at) * scale * p.multiplier;
+    store_as(p.out.dtype, p.out.data, row * p.out.row_stride + k, x);
   }
 }
 

@@ -27,6 +27,7 @@ void gelu(const ActivationParams&, cudaStream_t);
 void gelu_tanh(const ActivationParams&, cudaStream_t);
 void relu2(const ActivationParams&, cudaStream_t);
 void gated_rms_norm(const GatedNormParams&, cudaStream_t);
+void add_normed(const AddNormedParams&, cudaStream_t);
 void silu_mul(const GatedActivationParams&, cudaStream_t);
 void gelu_tanh_mul(const GatedActivationParams&, cudaStream_t);
 void sigmoid_mul(const SigmoidMulParams&, cudaStream_t);
@@ -53,6 +54,7 @@ void matmul_w8a8(const MatmulParams&, void* workspace, cudaStream_t);
 size_t matmul_gguf_workspace(const MatmulParams&);
 void matmul_gguf(const MatmulParams&, void* workspace, cudaStream_t);
 
+void scale_logits(const ScaleLogitsParams&, cudaStream_t);
 size_t adjust_logits_workspace(const AdjustLogitsParams&);
 void adjust_logits(const AdjustLogitsParams&, void* workspace, cudaStream_t);
 void sample(const SampleParams&, cudaStream_t);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/common.cuh"
+#include "pybatch/head_dim.h"
 #include "pybatch/kv_cache.h"
 
 namespace pybatch::cuda {

@@ -1,4 +1,4 @@
-// rms_norm and layer_norm: one block a row; gated_rms_norm: one a head of a row.
+// rms_norm, layer_norm and add_normed: one block a row; gated_rms_norm: one a head of a row.
 #include "cuda/activation.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -52,6 +52,26 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(NormParams p) {
   });
 }
 
+template <class T>
+__global__ void __launch_bounds__(kMaxRowThreads) add_normed_kernel(AddNormedParams p) {
+  const int64_t row = blockIdx.x;
+  const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
+  const T* weight = static_cast<const T*>(p.weight);
+  T* residual = static_cast<T*>(p.residual.data) + row * p.residual.row_stride;
+  float inverse = 1.0f;
+  if (weight != nullptr) inverse = inverse_deviation(x, p.width, 0.0f, p.eps, dynamic_shared<float>());
+  for_runs(x, p.width, [&](int64_t column, int64_t n, float (&v)[kRun]) {
+    float w[kRun] = {}, r[kRun];
+    if (weight != nullptr) load_run(weight + column, n, w);
+    load_run(residual + column, n, r);
+    for (int i = 0; i < kRun; ++i) {
+      if (weight != nullptr) v[i] = to_float(from_float<T>(rms_normed<T>(v[i], inverse, w[i])));
+      r[i] += to_float(from_float<T>(v[i] * p.factor));
+    }
+    store_run(residual + column, n, r);
+  });
+}
+
 template <bool kLayerNorm>
 void norm(const NormParams& p, cudaStream_t stream) {
   with_float_type(p.x.dtype, [&](auto* type) {
@@ -91,5 +111,12 @@ void gated_rms_norm(const GatedNormParams& p, cudaStream_t stream) {
 
 void rms_norm(const NormParams& p, cudaStream_t stream) { norm<false>(p, stream); }
 void layer_norm(const NormParams& p, cudaStream_t stream) { norm<true>(p, stream); }
+
+void add_normed(const AddNormedParams& p, cudaStream_t stream) {
+  with_float_type(p.x.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(add_normed_kernel<T>, dim3(p.rows), dim3(row_threads(p.width)), kRowScratchBytes, stream, p);
+  });
+}
 
 }  // namespace pybatch::cuda

@@ -9,7 +9,6 @@ namespace pybatch::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kMaxHeadDim = 256;
 
 // The norm of one head in shared memory, in place; RMSNorm rounds before the weight, and both after it, as the models
 // were trained.

@@ -8,7 +8,6 @@ namespace pybatch::cuda {
 namespace {
 
 constexpr int kWarps = 8;  // divides every block size
-constexpr int kMaxHeadDim = 256;
 
 __global__ void __launch_bounds__(kWarps* kWarp, 4) rotate_keys_kernel(RotateKeysParams p) {
   const KvCache& c = p.cache;

@@ -5,8 +5,8 @@
 
 namespace pybatch {
 
-// embedding: out[i] = table[ids[i]]. The table is plain rows, or weights packed for a matmul (see matmul.h), so that a
-// model with tied embeddings keeps one copy.
+// embedding: out[i] = table[ids[i]] * multiplier. The table is plain rows, or weights packed for a matmul (see
+// matmul.h), so that a model with tied embeddings keeps one copy.
 enum class TableLayout { rows, packed_dense, packed_int8, packed_gguf };
 
 struct EmbeddingParams {
@@ -18,6 +18,7 @@ struct EmbeddingParams {
   GgufType gguf_type;  // packed_gguf only
   Matrix out;          // [count, width]
   int64_t count, vocab, width;
+  float multiplier = 1.0f;
 };
 
 }  // namespace pybatch

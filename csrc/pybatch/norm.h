@@ -29,4 +29,13 @@ struct GatedNormParams {
   int64_t rows, heads, width;
 };
 
+// add_normed: residual += factor * rms_norm(x), with the bits of the separate steps, each rounded to x's dtype.
+struct AddNormedParams {
+  ConstMatrix x;       // [rows, width]
+  Matrix residual;     // [rows, width], x's dtype
+  const void* weight;  // [width], x's dtype; null: x is added as it is
+  float eps, factor;
+  int64_t rows, width;
+};
+
 }  // namespace pybatch

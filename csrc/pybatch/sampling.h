@@ -4,6 +4,14 @@
 
 namespace pybatch {
 
+// scale_logits: in place, logits * scale, and then with a cap, cap * tanh(logits / cap).
+struct ScaleLogitsParams {
+  float* logits;  // [rows, vocab]
+  int64_t row_stride, rows, vocab;
+  float scale;
+  float soft_cap;  // 0: none
+};
+
 // adjust_logits: in place, per row, in this order: logits += bias at the listed ids; then for tokens seen in prompt or
 // output the repetition penalty (Keskar et al. 2019: divide positive, multiply negative logits), then for tokens seen
 // in the output presence + frequency * count is subtracted (OpenAI).

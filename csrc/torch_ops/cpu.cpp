@@ -89,10 +89,11 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def("gelu(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh(Tensor x, Tensor(a!) out) -> ()");
   m.def("relu2(Tensor x, Tensor(a!) out) -> ()");
+  m.def("add_normed(Tensor x, Tensor? weight, float eps, float factor, Tensor(a!) residual) -> ()");
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("sigmoid_mul(Tensor x, Tensor gate, Tensor(a!) out) -> ()");
-  m.def("embedding(Tensor ids, Tensor table, Tensor? scale, int vocab, Tensor(a!) out) -> ()");
+  m.def("embedding(Tensor ids, Tensor table, Tensor? scale, int vocab, float multiplier, Tensor(a!) out) -> ()");
   m.def(
       "matmul_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, Tensor(a!) out) "
       "-> ()");
@@ -126,6 +127,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "attention_mass(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? k_scale, Tensor? v_scale, "
       "Tensor block_tables, Tensor query_start, Tensor seq_lens, float scale, Tensor first, Tensor sources, "
       "Tensor rows, Tensor(a!) mass) -> ()");
+  m.def("scale_logits(Tensor(a!) logits, float scale, float soft_cap) -> ()");
   m.def(
       "causal_conv(Tensor x, Tensor weight, Tensor(a!) state, Tensor query_start, Tensor source, Tensor destination, "
       "Tensor(b!) out) -> ()");

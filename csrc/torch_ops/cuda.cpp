@@ -59,6 +59,7 @@ struct Cuda {
   PYBATCH_RUN(gelu_tanh, ActivationParams)
   PYBATCH_RUN(relu2, ActivationParams)
   PYBATCH_RUN(gated_rms_norm, GatedNormParams)
+  PYBATCH_RUN(add_normed, AddNormedParams)
   PYBATCH_RUN(silu_mul, GatedActivationParams)
   PYBATCH_RUN(gelu_tanh_mul, GatedActivationParams)
   PYBATCH_RUN(sigmoid_mul, SigmoidMulParams)
@@ -69,6 +70,7 @@ struct Cuda {
   PYBATCH_RUN(gather_kv, GatherKvParams)
   PYBATCH_RUN(causal_conv, CausalConvParams)
   PYBATCH_RUN(gated_delta_rule, GatedDeltaParams)
+  PYBATCH_RUN(scale_logits, ScaleLogitsParams)
   PYBATCH_RUN(sample, SampleParams)
   PYBATCH_RUN(token_logprobs, TokenLogprobsParams)
 #undef PYBATCH_RUN

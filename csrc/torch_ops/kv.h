@@ -2,6 +2,7 @@
 #pragma once
 
 #include "pybatch/attention.h"
+#include "pybatch/head_dim.h"
 #include "pybatch/kv_cache.h"
 #include "torch_ops/checks.h"
 #include "torch_ops/values.h"
@@ -37,8 +38,8 @@ struct KvOps : Checks<Backend> {
            "v_cache: expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ", cache.block_size, ", ", k.size(2),
            "] (k_cache's with the last two swapped), got ", shape_of(v));
     EXPECT(cache.kv_heads > 0, "k_cache: expected at least one head, got shape ", shape_of(k));
-    EXPECT(cache.head_dim % 8 == 0 && cache.head_dim >= 8 && cache.head_dim <= 256,
-           "k_cache: expected a head dimension that is a multiple of 8 up to 256, got ", cache.head_dim);
+    EXPECT(cache.head_dim % 8 == 0 && cache.head_dim >= 8 && cache.head_dim <= kMaxHeadDim,
+           "k_cache: expected a head dimension that is a multiple of 8 up to ", kMaxHeadDim, ", got ", cache.head_dim);
     EXPECT(cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32 || cache.block_size == 64,
            "k_cache: expected a block size of 8, 16, 32 or 64, got ", cache.block_size);
     if (k.scalar_type() == ScalarType::Char) {

@@ -56,6 +56,20 @@ struct LayerOps : Checks<Backend> {
     if (out.numel() > 0) kernel(p);
   }
 
+  static void add_normed(const Tensor& x, const OptionalTensor& weight, double eps, double factor, Tensor residual) {
+    typename Backend::Scope scope(x);
+    AddNormedParams p{};
+    p.x = input(x, "x", kAny, kAny);
+    p.rows = x.size(0);
+    p.width = x.size(1);
+    p.residual = output(residual, "residual", p.rows, p.width);
+    expect_same_type(p.residual.dtype, "residual", p.x.dtype, "x");
+    if (weight) p.weight = vector_like(*weight, "weight", x.scalar_type(), p.width);
+    p.eps = float32(eps, "eps");
+    p.factor = float32(factor, "factor");
+    if (x.numel() > 0) Backend::add_normed(p);
+  }
+
   template <void (*kernel)(const GatedActivationParams&)>
   static void gated_activation(const Tensor& x, Tensor out) {
     typename Backend::Scope scope(x);
@@ -121,7 +135,7 @@ struct LayerOps : Checks<Backend> {
   }
 
   static void embedding(const Tensor& ids, const Tensor& table, const OptionalTensor& scale, int64_t vocab,
-                        Tensor out) {
+                        double multiplier, Tensor out) {
     typename Backend::Scope scope(ids);
     EmbeddingParams p{};
     check(ids, "ids", ScalarType::Long, {kAny});
@@ -130,6 +144,7 @@ struct LayerOps : Checks<Backend> {
     p.out = output(out, "out", p.count, kAny);
     p.width = out.size(1);
     p.vocab = vocab;
+    p.multiplier = float32(multiplier, "multiplier");
     EXPECT(vocab > 0, "vocab: expected a positive number, got ", vocab);
     Backend::verify(Ids{"ids", p.ids, p.count, vocab}, {p.ids});
     expect_given(table, "table");

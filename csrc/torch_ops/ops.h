@@ -34,6 +34,7 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("gelu", TORCH_BOX(&Layers::template activation<&Backend::gelu>));
   m.impl("gelu_tanh", TORCH_BOX(&Layers::template activation<&Backend::gelu_tanh>));
   m.impl("relu2", TORCH_BOX(&Layers::template activation<&Backend::relu2>));
+  m.impl("add_normed", TORCH_BOX(&Layers::add_normed));
   m.impl("silu_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::silu_mul>));
   m.impl("gelu_tanh_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::gelu_tanh_mul>));
   m.impl("sigmoid_mul", TORCH_BOX(&Layers::sigmoid_mul));
@@ -46,6 +47,7 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("copy_blocks", TORCH_BOX(&Kv::copy_blocks));
   m.impl("swap_blocks", TORCH_BOX(&Kv::swap_blocks));
   m.impl("paged_attention", TORCH_BOX(&Kv::paged_attention));
+  m.impl("scale_logits", TORCH_BOX(&Sampling::scale_logits));
   m.impl("adjust_logits", TORCH_BOX(&Sampling::adjust_logits));
   m.impl("sample", TORCH_BOX(&Sampling::sample));
   m.impl("token_logprobs", TORCH_BOX(&Sampling::token_logprobs));

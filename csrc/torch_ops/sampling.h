@@ -32,6 +32,16 @@ struct SamplingOps : Checks<Backend> {
     return pointer<int64_t>(starts);
   }
 
+  static void scale_logits(Tensor logits, double scale, double soft_cap) {
+    typename Backend::Scope scope(logits);
+    auto p = params_of<ScaleLogitsParams>(logits);
+    p.logits = Base::template written<float>(logits);
+    p.scale = float32(scale, "scale");
+    p.soft_cap = float32(soft_cap, "soft_cap");
+    EXPECT(p.soft_cap >= 0, "soft_cap: expected 0 (none) or more, got ", soft_cap);
+    if (p.rows > 0) Backend::scale_logits(p);
+  }
+
   static void adjust_logits(Tensor logits, const Tensor& repetition, const Tensor& presence, const Tensor& frequency,
                             const Tensor& history, const Tensor& history_start, const Tensor& output_start,
                             const Tensor& bias_ids, const Tensor& bias_values, const Tensor& bias_start) {

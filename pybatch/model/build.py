@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import MLP
 from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LayerConfig, MLPConfig, ModelConfig
 from pybatch.model.decoder import Layer
-from pybatch.model.layers import Norm, NormedLinear, Packed
+from pybatch.model.layers import Norm, NormedLinear, Packed, ResidualLinear
 from pybatch.model.rope import NO_ROPE
+from pybatch.model.rows import Heads
 
 
 class Grouped(NamedTuple):
@@ -40,7 +43,13 @@ class Weights(Protocol):
     ) -> Tensor: ...
 
     def linear(
-        self, rows: Mapping[str, int], columns: int, layer: int | None = None, *, bias: bool = False, fused: str = ""
+        self,
+        rows: Mapping[str, int],
+        columns: int | Heads,
+        layer: int | None = None,
+        *,
+        bias: bool = False,
+        fused: str = "",
     ) -> Packed: ...
 
     def behind_norm(
@@ -53,7 +62,7 @@ class Weights(Protocol):
         bias: bool = False,
         fused: str = "",
         gated: bool = False,
-        heads: Mapping[str, tuple[int, int]] | None = None,
+        heads: Mapping[str, Heads] | None = None,
         grouped: Mapping[str, Grouped] | None = None,
     ) -> NormedLinear: ...
 
@@ -70,39 +79,52 @@ def build_layer(load: Weights, config: LayerConfig, index: int) -> Layer:
 
 
 def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
-    hidden = load.config.hidden_size
-    turning = config.head_dim if config.rope == NO_ROPE else config.rope.rotary_dim  # files have all layers alike
-    rows = {"q": config.q_width, "k": config.kv_width, "v": config.kv_width}
+    hidden, stored, dim = load.config.hidden_size, config.own_head_dim, config.head_dim
+    turning = stored if config.rope == NO_ROPE else config.rope.rotary_dim  # files have all layers alike
+    heads = {
+        "q": Heads(config.num_heads, stored, dim, turning),
+        "k": Heads(config.num_kv_heads, stored, dim, turning),
+        "v": Heads(config.num_kv_heads, stored, dim),
+    }
 
-    def head_norm(role: str, heads: int) -> Tensor:
+    def head_norm(role: str, of: Heads) -> Tensor:
+        """Over heads that are filled up with zeros, the mean of squares is less by what is filled: the weights make up
+        for it, and the eps is less by it too."""
         of_all = config.qk_norm_over == "all"
-        width, turned = (heads * config.head_dim, 0) if of_all else (config.head_dim, turning)
+        width, turned = (of.stored_width, 0) if of_all else (stored, turning)
         weight = load.vector(role, width, index, turning=turned)
-        return weight + load.config.norm.offset if load.config.norm.offset else weight
+        weight = weight + load.config.norm.offset if load.config.norm.offset else weight
+        if stored == dim:
+            return weight
+        return functional.pad(weight.view(-1, stored) * (stored / dim) ** 0.5, (0, dim - stored)).flatten()
 
     if config.gated:
-        rows["attention_gate"] = config.q_width
+        heads["attention_gate"] = Heads(config.num_heads, stored, dim)
     return Attention(
         config=config,
         index=index,
         qkv=load.behind_norm(
             "mixer_norm",
-            rows,
+            {role: each.stored_width for role, each in heads.items()},
             hidden,
             index,
             bias=config.bias,
             fused="qkv",
-            heads={"q": (config.num_heads, turning), "k": (config.num_kv_heads, turning)},
+            heads=heads,
             grouped={
                 "q_and_gate": Grouped(("q", "attention_gate"), config.num_heads),
                 "qkv_of_heads": Grouped(("q", "k", "v"), config.num_kv_heads),
             },
         ),
-        q_norm=head_norm("q_norm", config.num_heads) if config.qk_norm else None,
-        k_norm=head_norm("k_norm", config.num_kv_heads) if config.qk_norm else None,
-        norm=load.config.norm,
+        q_norm=head_norm("q_norm", heads["q"]) if config.qk_norm else None,
+        k_norm=head_norm("k_norm", heads["k"]) if config.qk_norm else None,
+        norm=replace(load.config.norm, eps=load.config.norm.eps * stored / dim),
         sinks=load.vector("sinks", config.num_heads, index, "").float() if config.sinks else None,
-        out=load.linear({"attention_out": hidden}, config.q_width, index, bias=config.out_bias),
+        out=ResidualLinear(
+            load.linear({"attention_out": hidden}, heads["q"], index, bias=config.out_bias),
+            load.norm("mixer_post_norm", hidden, index),
+            load.config.scales.residual,
+        ),
     )
 
 
@@ -129,7 +151,7 @@ def gated_delta_net(load: Weights, config: GatedDeltaConfig, index: int) -> Gate
         dt_bias=load.exact("delta_bias", heads, index, ""),
         norm=load.vector("delta_norm", config.value_dim, index),
         norm_eps=load.config.norm.eps,
-        out=load.linear({"delta_out": hidden}, values, index),
+        out=ResidualLinear(load.linear({"delta_out": hidden}, values, index)),
     )
 
 
@@ -140,5 +162,9 @@ def mlp(load: Weights, config: MLPConfig, index: int) -> MLP:
     return MLP(
         config=config,
         gate_up=load.behind_norm("mlp_norm", rows, hidden, index, bias=config.bias, fused=fused, gated=config.gated),
-        down=load.linear({"down": hidden}, width, index, bias=config.bias),
+        down=ResidualLinear(
+            load.linear({"down": hidden}, width, index, bias=config.bias),
+            load.norm("mlp_post_norm", hidden, index),
+            load.config.scales.residual,
+        ),
     )

@@ -19,6 +19,7 @@ MAX_WIDTH = 1 << 22
 MAX_LAYERS = 4096
 MAX_HEADS = 1 << 14
 
+MAX_HEAD_DIM = 512  # that the kernels of attention take
 MAX_KEY_DIM, MAX_TAPS = 256, 8  # that the kernels of linear attention take
 
 
@@ -28,7 +29,8 @@ class AttentionConfig:
 
     num_heads: int
     num_kv_heads: int
-    head_dim: int
+    head_dim: int  # of the kernels and the KV cache: a multiple of 8
+    stored_head_dim: int | None = None  # of the checkpoint, where it is less: heads are filled up with zeros
     rope: RopeConfig
     window: int = 0  # how many last tokens a query sees, 0: all
     scale: float | None = None  # of scores before the softmax; None: head_dim ** -0.5
@@ -43,7 +45,11 @@ class AttentionConfig:
 
     @property
     def softmax_scale(self) -> float:
-        return self.head_dim**-0.5 if self.scale is None else self.scale
+        return self.own_head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def own_head_dim(self) -> int:
+        return self.stored_head_dim or self.head_dim
 
     @property
     def q_width(self) -> int:
@@ -53,9 +59,14 @@ class AttentionConfig:
     def kv_width(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    def filled(self) -> AttentionConfig:
+        """With heads that the kernels take."""
+        multiple = -(-self.head_dim // 8) * 8
+        return self if multiple == self.head_dim else replace(self, head_dim=multiple, stored_head_dim=self.head_dim)
+
     def check(self, name: str) -> None:
-        if self.head_dim % 8 or not 8 <= self.head_dim <= 256:
-            raise ModelError(f"head_dim: expected a multiple of 8 up to 256, got {self.head_dim} in {name}")
+        if self.head_dim % 8 or not 8 <= self.head_dim <= MAX_HEAD_DIM:
+            raise ModelError(f"head_dim: expected a multiple of 8 up to {MAX_HEAD_DIM}, got {self.head_dim} in {name}")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
                 f"num_heads: expected a multiple of num_kv_heads ({self.num_kv_heads}), got {self.num_heads} in {name}"
@@ -134,6 +145,16 @@ class NormConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scales:
+    """By what numbers are multiplied on their way through a decoder; 1: by none."""
+
+    embedding: float = 1.0
+    residual: float = 1.0  # what a block adds to the residual stream
+    logits: float = 1.0
+    logits_soft_cap: float = 0.0  # c in c * tanh(logits / c), of logits so scaled; 0: none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """A decoder: embedding, layers, a norm, and the projection to the vocabulary."""
 
@@ -145,6 +166,7 @@ class ModelConfig:
     layers: tuple[LayerConfig, ...]
     norm: NormConfig
     max_position: int  # the longest context that it can have
+    scales: Scales = Scales()
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the projection to the vocabulary
     num_labels: int = 0  # that it sorts texts into by a head of its own, 0: it has none
@@ -156,6 +178,8 @@ class ModelConfig:
         for layer in set(self.layers):
             layer.mixer.check(self.name)
             layer.mlp.check(self.name)
+        if self.norm.kind == "layer" and any(each.qk_norm and each.stored_head_dim for each in self.attentions):
+            raise ModelError(f"head_dim: expected a multiple of 8 beside LayerNorm of q and k in {self.name}")
         if not self.attentions:
             raise ModelError(f"{self.name}: expected at least one layer of attention")
 

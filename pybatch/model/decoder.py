@@ -34,11 +34,11 @@ class Layer:
         mixed = self.mixer(residual, step, cache)  # type: ignore[arg-type]  # each kind has its own
         if self.parallel:
             inner = self.mlp(residual, step)
-            self.mixer.add(mixed, residual)
+            self.mixer.add(mixed, residual, step)
         else:
-            self.mixer.add(mixed, residual)
+            self.mixer.add(mixed, residual, step)
             inner = self.mlp(residual, step)
-        self.mlp.add(inner, residual)
+        self.mlp.add(inner, residual, step)
 
 
 Parts = tuple[Packed, list[Layer], NormedLinear, DenseLinear | None]
@@ -69,6 +69,7 @@ class Decoder:
         self.device = next(iter(rotary.values())).device
         scales = {rope: query_scale(rope, len(table)) for rope, table in rotary.items()}
         self.query_scales = {rope: scale.to(self.device) for rope, scale in scales.items() if scale is not None}
+        self._embedding_scale = float(torch.tensor(config.scales.embedding, dtype=dtype))  # as transformers rounds it
         self.make_buffers()
 
     def make_buffers(self, rows: int = 0) -> None:
@@ -109,7 +110,7 @@ class Decoder:
         residual = self._buffers.of("residual", hidden)
         step = Step(batch, self._buffers, self.rotary, self.query_scales)
 
-        self.embedding.embed(batch.token_ids, residual)
+        self.embedding.embed(batch.token_ids, residual, self._embedding_scale)
         for layer, cache in zip(self.layers, caches, strict=True):
             layer(residual, step, cache)
 
@@ -119,7 +120,11 @@ class Decoder:
         last = residual
         if len(rows) < len(residual):
             last = ops.take_rows(residual, rows, out=self._last_rows.of("residual", hidden))
-        return self.head(last, self._logits.of("logits", self.config.vocab_size), self._last_rows)
+        logits = self.head(last, self._logits.of("logits", self.config.vocab_size), self._last_rows)
+        scales = self.config.scales
+        if scales.logits != 1.0 or scales.logits_soft_cap:
+            ops.scale_logits(logits, scales.logits, scales.logits_soft_cap)
+        return logits
 
     def hidden_states(self, rows: list[int]) -> Tensor:
         """Of these of the last step's tokens, behind the last norm: [len(rows), hidden_size]."""

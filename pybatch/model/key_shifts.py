@@ -43,19 +43,25 @@ def key_shifts(decoder: Decoder) -> list[KeyShift]:
     run_alone(decoder, torch.arange(count) * context // count, caches)
     keys = [cache.k for cache in caches if isinstance(cache, LayerCache)]
     return [
-        _shift(k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(), attention.rope.rotary_dim, decoder.device)
+        _shift(
+            k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(),
+            attention.rope.rotary_dim,
+            attention.own_head_dim,
+            decoder.device,
+        )
         for k, attention in zip(keys, decoder.config.attentions, strict=True)
     ]
 
 
-def _shift(k: Tensor, rotary_dim: int, device: torch.device) -> KeyShift:
-    """k: [kv_heads, head_dim, tokens] rotated keys, of which the first rotary_dim elements are in pairs."""
+def _shift(k: Tensor, rotary_dim: int, stored_dim: int, device: torch.device) -> KeyShift:
+    """k: [kv_heads, head_dim, tokens] rotated keys, of which the first rotary_dim elements are in pairs, and those from
+    stored_dim on are zeros."""
     k = k.nan_to_num()
     mean = k.mean(2)
     largest = (k - mean[:, :, None]).abs().amax(2)
     of_pairs = largest[:, :rotary_dim].reshape(len(k), 2, -1).amax(1)
     largest = torch.cat([of_pairs, of_pairs, largest[:, rotary_dim:]], 1)
-    typical = largest.median(1, keepdim=True).values.clamp(min=torch.finfo(torch.float32).tiny)
+    typical = largest[:, :stored_dim].median(1, keepdim=True).values.clamp(min=torch.finfo(torch.float32).tiny)
     divisor = (largest / typical / OUTLIER).clamp(min=1).log2().round().exp2()
     step = typical.log2().round().exp2() / STEPS
     offset = (mean / step).round() * step / divisor

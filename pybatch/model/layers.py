@@ -36,8 +36,8 @@ class DenseLinear:
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
         return ops.matmul_dense(x, self.weight, self.bias, out=out, **fused)
 
-    def embed(self, ids: Tensor, out: Tensor) -> Tensor:
-        return ops.embedding(ids, self.weight, out, self.width)
+    def embed(self, ids: Tensor, out: Tensor, multiplier: float = 1.0) -> Tensor:
+        return ops.embedding(ids, self.weight, out, self.width, multiplier=multiplier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Int8Linear:
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
         return self.matmul(x, self.weight, self.scale, self.bias, out=out, **fused)
 
-    def embed(self, ids: Tensor, out: Tensor) -> Tensor:
-        return ops.embedding(ids, self.weight, out, self.width, self.scale)
+    def embed(self, ids: Tensor, out: Tensor, multiplier: float = 1.0) -> Tensor:
+        return ops.embedding(ids, self.weight, out, self.width, self.scale, multiplier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ class GGUFLinear:
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
         return ops.matmul_gguf(x, self.weight, self.bias, out=out, **fused)
 
-    def embed(self, ids: Tensor, out: Tensor) -> Tensor:
-        return ops.embedding(ids, self.weight, out, self.width)
+    def embed(self, ids: Tensor, out: Tensor, multiplier: float = 1.0) -> Tensor:
+        return ops.embedding(ids, self.weight, out, self.width, multiplier=multiplier)
 
 
 ACTIVATIONS = {Epilogue.SILU_MUL: ops.silu_mul, Epilogue.GELU_TANH_MUL: ops.gelu_tanh_mul}
@@ -128,3 +128,20 @@ class NormedLinear:
         if self.norm.layer_norm:
             return self.linear(self.norm(x, buffers.of("normed", x.shape[1])), out, epilogue=epilogue)
         return self.linear(x, out, norm=self.norm.weight, norm_eps=self.norm.eps, epilogue=epilogue)
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualLinear:
+    """A projection that is added to the residual stream: its product through a norm, if any, times factor."""
+
+    linear: Linear
+    norm: Norm | None = None
+    factor: float = 1.0
+
+    def __call__(self, x: Tensor, residual: Tensor, buffers: Buffers) -> None:
+        if self.norm is None and self.factor == 1.0:
+            self.linear(x, residual, epilogue=Epilogue.ADD)
+            return
+        product = self.linear(x, buffers.of("normed", residual.shape[1]))
+        weight, eps = (None, 0.0) if self.norm is None else (self.norm.weight, self.norm.eps)
+        ops.add_normed(product, residual, weight, eps, self.factor)

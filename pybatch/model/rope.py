@@ -136,8 +136,11 @@ class RopeConfig:
 
     def check(self, where: str) -> None:
         """Raises ModelError for numbers that give no rotation."""
-        if self.rotary_dim < 4 or self.rotary_dim % 2:
-            raise ModelError(f"{where}: expected an even number of at least 4 elements to turn, got {self.rotary_dim}")
+        least = 4 if self.kind == "dynamic" else 2
+        if self.rotary_dim < least or self.rotary_dim % 2:
+            raise ModelError(
+                f"{where}: expected an even number of at least {least} elements to turn, got {self.rotary_dim}"
+            )
         if self.kind == "longrope" and len(self.short_factors) != len(self.long_factors):
             raise ModelError(f"{where}: expected short and long factors of longrope, got only one kind")
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:

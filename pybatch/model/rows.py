@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -45,6 +46,25 @@ class Int8Rows(Rows, Protocol):
 
     @property
     def row_scales(self) -> Rows: ...  # [N, 1] float32
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The heads of a projection: how many there are, the rows of each in the checkpoint, and as packed; and of these
+    how many turn in pairs."""
+
+    count: int
+    stored_dim: int
+    dim: int
+    rotary_dim: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.count * self.dim
+
+    @property
+    def stored_width(self) -> int:
+        return self.count * self.stored_dim
 
 
 class Stacked:
@@ -153,6 +173,40 @@ class _Turned:
         return slice(rows.start // self._head * self._head, -(-rows.stop // self._head) * self._head)
 
 
+class _Filled:
+    def __init__(self, rows: Rows, heads: Heads) -> None:
+        self._rows, self._stored, self._dim = rows, heads.stored_dim, heads.dim
+        self.shape, self.dtype = (heads.count * heads.dim, *rows.shape[1:]), rows.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        found = self._rows[self._of_heads(rows)]
+        heads = found.reshape(-1, self._stored, *found.shape[1:])
+        filled = found.new_zeros(len(heads), self._dim, *found.shape[1:])
+        filled[:, : self._stored] = heads
+        first = rows.start % self._dim
+        return filled.flatten(0, 1)[first : first + rows.stop - rows.start]
+
+    def release(self, rows: slice) -> None:
+        self._rows.release(self._of_heads(rows))
+
+    def _of_heads(self, rows: slice) -> slice:
+        """The rows of all heads that these are of."""
+        return slice(rows.start // self._dim * self._stored, -(-rows.stop // self._dim) * self._stored)
+
+
+class _FilledColumns:
+    def __init__(self, rows: Rows, heads: Heads) -> None:
+        self._rows, self._heads = rows, heads
+        self.shape, self.dtype = (rows.shape[0], heads.count * heads.dim), rows.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        found = self._rows[rows].reshape(rows.stop - rows.start, -1, self._heads.stored_dim)
+        return torch.nn.functional.pad(found, (0, self._heads.dim - self._heads.stored_dim)).flatten(1)
+
+    def release(self, rows: slice) -> None:
+        self._rows.release(rows)
+
+
 class _ViewOfBlocks:
     """Rows in another order that are blocks too, in the same order."""
 
@@ -187,6 +241,16 @@ def sliced(rows: Rows, start: int, stop: int) -> Rows:
 def grouped(rows: Rows, groups: int, start: int, stop: int) -> Rows:
     """Rows start:stop of each of so many groups, unread."""
     return _viewed(rows, lambda part: _Grouped(part, groups, start, stop))
+
+
+def filled(rows: Rows, heads: Heads) -> Rows:
+    """The rows of a projection (or its bias) with zeros behind those of each head."""
+    return rows if heads.stored_dim == heads.dim else _viewed(rows, lambda part: _Filled(part, heads))
+
+
+def filled_columns(rows: Rows, heads: Heads) -> Rows:
+    """The columns of a projection with zeros behind those of each head."""
+    return rows if heads.stored_dim == heads.dim else _FilledColumns(rows, heads)
 
 
 def turned(rows: Rows, heads: int, rotary_dim: int) -> Rows:

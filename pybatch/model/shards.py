@@ -20,7 +20,7 @@ from pybatch.model.build import Grouped
 from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Packed
-from pybatch.model.rows import Rows, Stacked, sliced
+from pybatch.model.rows import Heads, Rows, Stacked, sliced
 from pybatch.model.weights import WeightLoader, WeightPlan
 from pybatch.ops import Epilogue
 
@@ -90,13 +90,20 @@ class _Shards(WeightLoader):
     ranks: Ranks
 
     def linear(
-        self, rows: Mapping[str, int], columns: int, layer: int | None = None, *, bias: bool = False, fused: str = ""
+        self,
+        rows: Mapping[str, int],
+        columns: int | Heads,
+        layer: int | None = None,
+        *,
+        bias: bool = False,
+        fused: str = "",
     ) -> Any:
         """Behind an embedding all of it; in a layer the projections of what ranks have in parts."""
         if layer is None:
             return super().linear(rows, columns, layer, bias=bias, fused=fused)
         size = self.ranks.size
-        parts = [self._own(part) for part in super()._parts(rows, layer, ".weight", (columns * size,), fused)]
+        whole_input = replace(columns, count=columns.count * size) if isinstance(columns, Heads) else columns * size
+        parts = [self._own(part) for part in self._with_columns(super()._parts, rows, whole_input, layer, fused)]
         biases = [self._own(part) for part in super()._parts(rows, layer, ".bias", (), fused)] if bias else []
         whole = Stacked(parts)
         packed = self._pack(whole, self._on_device(Stacked(biases)) if biases else None)

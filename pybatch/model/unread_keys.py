@@ -31,7 +31,7 @@ HARMLESS = re.compile(
     | .*attn_implementation.* | unsloth_.* | .*mtp.* | num_nextn_predict_layers
     | resid_pdrop | chunk_size_feed_forward | hidden_dropout.* | embd_pdrop
     | save_.* | push_to_hub.* | license.* | trust_remote_code | .*fused_.* | summary_.* | use_parallel_embedding
-    | pooling_type | tensor_data_layout | .*nextn.*
+    | cache_implementation | pooling_type | tensor_data_layout | .*nextn.*
     """,
     re.VERBOSE,
 )

@@ -25,7 +25,18 @@ from pybatch.model.families import FAMILIES
 from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, Norm, NormedLinear, Packed, SideBySide
 from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rope import rotary_table
-from pybatch.model.rows import BlockRows, Int8Rows, Interleaved, Rows, Stacked, sliced, turned
+from pybatch.model.rows import (
+    BlockRows,
+    Heads,
+    Int8Rows,
+    Interleaved,
+    Rows,
+    Stacked,
+    filled,
+    filled_columns,
+    sliced,
+    turned,
+)
 from pybatch.model.rows import grouped as in_groups
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
@@ -138,11 +149,17 @@ class WeightLoader:
         return self._on_device(turned(rows, 1, turning) if turning and self.checkpoint.adjacent_pairs else rows)
 
     def linear(
-        self, rows: Mapping[str, int], columns: int, layer: int | None = None, *, bias: bool = False, fused: str = ""
+        self,
+        rows: Mapping[str, int],
+        columns: int | Heads,
+        layer: int | None = None,
+        *,
+        bias: bool = False,
+        fused: str = "",
     ) -> Packed:
-        """The projections of these roles, with so many rows each, as one. fused: the role of a tensor that has them one
-        below the other, in families that have it."""
-        parts = self._parts(rows, layer, ".weight", (columns,), fused)
+        """The projections of these roles, with so many rows each, as one. columns: or whose they are. fused: the role
+        of a tensor that has them one below the other, in families that have it."""
+        parts = self._with_columns(self._parts, rows, columns, layer, fused)
         return self._pack(Stacked(parts), self._biases(rows, layer, fused) if bias else None)
 
     def behind_norm(
@@ -155,13 +172,13 @@ class WeightLoader:
         bias: bool = False,
         fused: str = "",
         gated: bool = False,
-        heads: Mapping[str, tuple[int, int]] | None = None,
+        heads: Mapping[str, Heads] | None = None,
         grouped: Mapping[str, Grouped] | None = None,
     ) -> NormedLinear:
         """As linear, of the output of a norm; for W8A8 its packing waits for activations. gated: the roles are gate and
-        up, and the product's epilogue multiplies them. heads: of roles whose heads are rotated, how many there are,
-        and the elements of each that turn. grouped: by their roles, tensors that have several roles' rows in groups."""
-        parts = self._turned(self._parts(rows, layer, ".weight", (columns,), fused, grouped), rows, heads)
+        up, and the product's epilogue multiplies them. heads: of roles that have some. grouped: by their roles, tensors
+        that have several roles' rows in groups."""
+        parts = self._arranged(self._parts(rows, layer, ".weight", (columns,), fused, grouped), rows, heads)
         biases = self._biases(rows, layer, fused, gated, heads, grouped) if bias else None
         before = self.norm(norm, columns, layer)
         if self.keeps_bits and len(set(map(_bits, parts))) > 1:
@@ -212,25 +229,41 @@ class WeightLoader:
         ends = list(accumulate(rows.values()))
         return [sliced(whole, end - n, end) for n, end in zip(rows.values(), ends, strict=True)]
 
+    @staticmethod
+    def _with_columns(
+        parts: Callable[..., list[Rows]], rows: Mapping[str, int], columns: int | Heads, layer: int | None, fused: str
+    ) -> list[Rows]:
+        """What `_parts` finds of these columns, those of heads as the kernels take them."""
+        if isinstance(columns, int):
+            return parts(rows, layer, ".weight", (columns,), fused)
+        return [filled_columns(part, columns) for part in parts(rows, layer, ".weight", (columns.stored_width,), fused)]
+
     def _biases(
         self,
         rows: Mapping[str, int],
         layer: int | None,
         fused: str,
         gated: bool = False,
-        heads: Mapping[str, tuple[int, int]] | None = None,
+        heads: Mapping[str, Heads] | None = None,
         grouped: Mapping[str, Grouped] | None = None,
     ) -> Tensor:
-        parts = self._turned(self._parts(rows, layer, ".bias", (), fused, grouped), rows, heads)
+        parts = self._arranged(self._parts(rows, layer, ".bias", (), fused, grouped), rows, heads)
         vectors = [self._on_device(part) for part in parts]
         return ops.interleave_gate_up(*vectors) if gated else torch.cat(vectors)
 
-    def _turned(
-        self, parts: list[Rows], roles: Iterable[str], heads: Mapping[str, tuple[int, int]] | None
-    ) -> list[Rows]:
-        if heads is None or not self.checkpoint.adjacent_pairs:
+    def _arranged(self, parts: list[Rows], roles: Iterable[str], heads: Mapping[str, Heads] | None) -> list[Rows]:
+        """With the rows of heads as the kernels take them."""
+        if heads is None:
             return parts
-        return [turned(part, *heads[role]) if role in heads else part for role, part in zip(roles, parts, strict=True)]
+
+        def arranged(rows: Rows, of: Heads | None) -> Rows:
+            if of is None:
+                return rows
+            if of.rotary_dim and self.checkpoint.adjacent_pairs:
+                rows = turned(rows, of.count, of.rotary_dim)
+            return filled(rows, of)
+
+        return [arranged(part, heads.get(role)) for role, part in zip(roles, parts, strict=True)]
 
     def _on_device(self, vector: Rows) -> Tensor:
         return vector[0 : vector.shape[0]].to(self.device, self.dtype, copy=True)

@@ -53,6 +53,39 @@ void check_norms(Random& random) {
   }
 }
 
+void check_add_normed(Random& random) {
+  for (DType dtype : kFloats) {
+    for (int64_t width : {5, 64, 203}) {
+      constexpr int64_t kRows = 5;
+      const Array x(dtype, kRows * width, random, 4), before(dtype, kRows * width, random, 2);
+      const Array weight(dtype, width, random);
+      for (bool normed : {false, true}) {
+        const float eps = 1e-5f, factor = 0.22f;
+        auto run = [&](int64_t first, int64_t count, Array& out) {
+          const int64_t bytes = width * size_of(dtype);
+          std::memcpy(out.data(), before.data() + first * bytes, static_cast<size_t>(count * bytes));
+          cpu::kernels().add_normed({{x.data() + first * bytes, width, dtype},
+                                     {out.data(), width, dtype},
+                                     normed ? weight.data() : nullptr,
+                                     eps,
+                                     factor,
+                                     count,
+                                     width});
+        };
+        const std::string name = std::string(normed ? "add_normed " : "add scaled ") + name_of(dtype);
+        check_rows(name + " " + std::to_string(width), kRows, width, dtype, run, [&](int64_t r, int64_t c) -> Near {
+          double square = 0;
+          for (int64_t i = 0; i < width; ++i)
+            square += x[r * width + i] * x[r * width + i] / static_cast<double>(width);
+          const double scale = normed ? weight[c] / std::sqrt(square + static_cast<double>(eps)) : 1;
+          const double added = static_cast<double>(factor) * scale * x[r * width + c], was = before[r * width + c];
+          return {was + added, (std::fabs(added) + std::fabs(was)) * (4 * rounding(dtype) + 1e-6)};
+        });
+      }
+    }
+  }
+}
+
 void check_activations(Random& random) {
   struct Plain {
     const char* name;
@@ -141,6 +174,7 @@ void check_conversions() {
 void check_rows_kernels() {
   Random random(1);
   check_norms(random);
+  check_add_normed(random);
   check_activations(random);
   check_conversions();
   double done = 0;

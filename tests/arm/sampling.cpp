@@ -8,6 +8,21 @@ namespace {
 
 constexpr int64_t kRows = 12, kVocab = 1003;
 
+void check_scale_logits(Random& random) {
+  const Array logits(DType::f32, kRows * kVocab, random, 40);
+  for (double cap : {0.0, 30.0}) {
+    auto run = [&](int64_t first, int64_t count, Array& out) {
+      std::memcpy(out.data(), logits.data() + first * kVocab * 4, static_cast<size_t>(count * kVocab * 4));
+      cpu::kernels().scale_logits({out.as<float>(), kVocab, count, kVocab, 0.75f, static_cast<float>(cap)});
+    };
+    const std::string name = cap > 0 ? "scale_logits capped" : "scale_logits";
+    check_rows(name, kRows, kVocab, DType::f32, run, [&](int64_t r, int64_t c) -> Near {
+      const double x = 0.75 * logits[r * kVocab + c];
+      return {cap > 0 ? cap * std::tanh(x / cap) : x, 2e-5};
+    });
+  }
+}
+
 void check_adjust_logits(Random& random) {
   const Array logits(DType::f32, kRows * kVocab, random, 4);
   Array repetition(DType::f32, kRows), presence(DType::f32, kRows, random), frequency(DType::f32, kRows, random);
@@ -136,6 +151,7 @@ void check_token_logprobs(const Array& logits) {
 
 void check_sampling() {
   Random random(5);
+  check_scale_logits(random);
   check_adjust_logits(random);
   const Array logits(DType::f32, kRows * kVocab, random, 3);
   check_sample(logits);

@@ -10,6 +10,9 @@ import torch
 from transformers import (
     ArceeConfig,
     Ernie4_5Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GlmConfig,
     GPTNeoXConfig,
     HeliumConfig,
@@ -65,6 +68,11 @@ LONGROPE = {
 }
 WITHOUT_GROUPS = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 HUNYUAN_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
+NEAR, WHOLE = "sliding_attention", "full_attention"
+GEMMA3_ROPES = {
+    WHOLE: {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+    NEAR: {"rope_type": "default", "rope_theta": 5000.0},
+}
 
 HYBRID: dict[str, Any] = SMALL | {
     "head_dim": 32,
@@ -85,6 +93,8 @@ CONFIGS = {
         **{**SMALL, "hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1}, tie_word_embeddings=True
     ),
     "llama-biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
+    "llama-heads-of-2": LlamaConfig(**{**SMALL, "hidden_size": 16, "num_attention_heads": 8}),
+    "llama-heads-of-20": LlamaConfig(**SMALL, head_dim=20, attention_bias=True),
     "mistral": MistralConfig(**SMALL, sliding_window=40),
     "mistral-gelu": MistralConfig(**SMALL, sliding_window=None, hidden_act="gelu_pytorch_tanh", head_dim=32),
     "qwen2": Qwen2Config(**SMALL),
@@ -98,6 +108,7 @@ CONFIGS = {
         tie_word_embeddings=True,
     ),
     "qwen3-biases": Qwen3Config(**SMALL, head_dim=16, attention_bias=True),
+    "qwen3-heads-of-12": Qwen3Config(**SMALL, head_dim=12),
     "phi3": Phi3Config(**SMALL, sliding_window=40),
     "phi3-longrope": Phi3Config(
         **SMALL,
@@ -134,6 +145,22 @@ CONFIGS = {
     "phi": PhiConfig(**SMALL, partial_rotary_factor=0.5),
     "hunyuan": HunYuanDenseV1Config(**SMALL, head_dim=32, rope_parameters=HUNYUAN_ROPE),
     "ministral3": Ministral3Config(**SMALL, head_dim=16, rope_parameters={**YARN_ROPE, "llama_4_scaling_beta": 0.5}),
+    "gemma": GemmaConfig(**SMALL, head_dim=32),
+    "gemma2": Gemma2Config(
+        **SMALL, head_dim=32, query_pre_attn_scalar=24, sliding_window=24, attn_logit_softcapping=5.0,
+        final_logit_softcapping=8.0,
+    ),
+    "gemma2-without-caps": Gemma2Config(
+        **SMALL, head_dim=16, sliding_window=40, layer_types=[WHOLE, NEAR, NEAR], attn_logit_softcapping=None,
+        final_logit_softcapping=None, tie_word_embeddings=False, attention_bias=True,
+    ),
+    "gemma3": Gemma3TextConfig(
+        **SMALL, head_dim=32, query_pre_attn_scalar=40, sliding_window=24, layer_types=[NEAR, WHOLE, NEAR],
+        rope_parameters=GEMMA3_ROPES,
+    ),
+    "gemma3-pattern": Gemma3TextConfig(
+        **SMALL, head_dim=16, sliding_window=16, sliding_window_pattern=2, final_logit_softcapping=8.0
+    ),
 }  # fmt: skip
 
 

@@ -40,7 +40,17 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
         writer.add_layer_norm_eps(layer_norm[0] if layer_norm else 1e-5)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if arch.startswith("gemma") and getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if getattr(config, "attn_logit_softcapping", None):
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if getattr(config, "final_logit_softcapping", None):
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -98,6 +108,8 @@ def write_tensors(
             stored = blocks(matrix_kind.name, *data.shape)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(quants.dequantize(stored, matrix_kind)))
+        if arch.startswith("gemma") and data.ndim == 1:  # a norm
+            stored = stored + 1
         if projection in heads:
             stored = turned(stored, heads[projection])
         raw_dtype = None if matrix_kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16) else matrix_kind

@@ -148,11 +148,14 @@ def test_absent_keys_are_the_defaults_of_transformers() -> None:
         assert {each.num_kv_heads for each in ours.attentions} == {getattr(theirs, "num_key_value_heads", None) or 160}
         assert ours.max_position == theirs.max_position_embeddings
         head_dim = getattr(theirs, "head_dim", None) or 16
-        assert {each.head_dim for each in ours.attentions} == {head_dim}
-        windowed = kind in ("mistral", "ministral")
-        assert windows_of(ours) == ((theirs.sliding_window if windowed else 0) or 0,) * len(ours.attentions)
+        assert {each.own_head_dim for each in ours.attentions} == {head_dim}
+        of_all = "sliding_attention" if kind in ("mistral", "ministral") else "full_attention"
+        kinds = [each for each in getattr(theirs, "layer_types", None) or [of_all] * 4 if each != "linear_attention"]
+        windows = tuple((theirs.sliding_window or 0) if each == "sliding_attention" else 0 for each in kinds)
+        assert windows_of(ours) == windows
         rope = theirs.rope_parameters
-        assert {rope.theta for rope in ours.ropes if rope != NO_ROPE} == {rope["rope_theta"]}
+        of_kinds = [rope[each] for each in set(kinds)] if "full_attention" in rope else [rope]
+        assert {rope.theta for rope in ours.ropes if rope != NO_ROPE} == {each["rope_theta"] for each in of_kinds}
         turning = int(head_dim * rope.get("partial_rotary_factor", 1.0))
         assert {rope.rotary_dim for rope in ours.ropes if rope != NO_ROPE} == {turning}
         names = [name for name in dir(theirs) if re.fullmatch(r"(rms_|layer_)?norm_eps(ilon)?", name)]
@@ -204,3 +207,23 @@ def test_dynamic_rope_is_plain_up_to_the_original_context() -> None:
     plain = rotary_table(*read().ropes, 512)
     assert torch.equal(rotary_table(*config.ropes, config.plain_context), plain)
     assert not torch.equal(rotary_table(*config.ropes, 513)[:512], plain)
+
+
+def test_gemma_3_4b_leaves_out_what_is_the_default_of_its_class() -> None:
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106]}
+    config = config_from_hf({**outer, "text_config": text, "vision_config": {"hidden_size": 1152}})
+    assert (config.vocab_size, config.max_position, config.eos_token_ids) == (262208, 131072, (1, 106))
+    assert config.tie_word_embeddings
+    near, whole = config.layers[0].mixer, config.layers[5].mixer
+    assert (near.num_heads, near.num_kv_heads, near.head_dim, near.softmax_scale) == (8, 4, 256, 1 / 16)
+    assert (near.window, near.rope.theta, near.rope.kind) == (1024, 1e4, "default")
+    assert (whole.window, whole.rope.theta, whole.rope.kind, whole.rope.factor) == (0, 1e6, "linear", 8.0)
+    assert windows_of(config) == tuple(0 if layer % 6 == 5 else 1024 for layer in range(34))

@@ -10,7 +10,7 @@ import torch
 from engine.runs import run
 from model.families import CONFIGS, make, reference_batch, reference_logits, save, some_ids
 from model.paged import logits_of
-from transformers import PreTrainedModel
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
 from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.model import LoadedModel, load_model
@@ -96,6 +96,9 @@ def test_config_says_what_the_model_is(family: tuple[PreTrainedModel, LoadedMode
     assert (ours.bos_token_id, ours.eos_token_ids) == (1, (2,))
     weights = sum(parameter.numel() for parameter in model.parameters())
     padding = 2 * 16 * 4 * theirs.hidden_size * (3 * theirs.num_hidden_layers + 2)  # of the last panel of each matrix
+    for mixer in (layer.mixer for layer in ours.layers):  # zeros that fill up its heads
+        filled = mixer.head_dim - mixer.own_head_dim
+        padding += 2 * 4 * theirs.hidden_size * (mixer.num_heads + mixer.num_kv_heads) * filled
     assert weights * 4 <= loaded.decoder.weight_bytes() <= weights * 4 + padding
 
 
@@ -123,3 +126,17 @@ def test_contexts_longer_than_the_original_have_the_long_factors(
         ids = some_ids(length)
         torch.testing.assert_close(logits_of(decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)
     assert not torch.allclose(logits_of(short, some_ids(64)), logits_of(long, some_ids(64)), rtol=1e-2, atol=1e-2)
+
+
+def test_the_language_model_of_one_that_sees_is_read(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=copy.deepcopy(CONFIGS["gemma3"]).to_dict(),
+        vision_config={**vision, "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"},
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    loaded = load_model(save(model, tmp_path), skip_tokenizer=True)
+    ids = some_ids(60)
+    torch.testing.assert_close(logits_of(loaded.decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)

@@ -92,7 +92,7 @@ def test_configs_before_transformers_5(directory: Path, tmp_path: Path) -> None:
         ({"architectures": None, "model_type": "bloom"}, "architecture model_type 'bloom', which is not known"),
         ({"hidden_act": "relu"}, "hidden_act: expected one of silu, .*, got 'relu'"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type: expected one of default, .*, got 'spiral'"),
-        ({"head_dim": 12}, "head_dim: expected a multiple of 8 up to 256, got 12"),
+        ({"head_dim": 520}, "head_dim: expected a multiple of 8 up to 512, got 520"),
         ({"num_hidden_layers": 4}, r"has no tensor 'model\.layers\.3\.\S+', which LlamaForCausalLM needs"),
         ({"intermediate_size": 80}, r"model\.layers\.0\.mlp\.gate_proj\S*: expected shape \[80, 64\], got \[88, 64\]"),
         ({"quantization_config": {"quant_method": "vptq"}}, "is quantised by vptq; expected one of gptq, awq"),

@@ -73,6 +73,10 @@ class Calls:
             "out": self.rows(rows, width),
         }
 
+    def add_normed(self) -> Arguments:
+        made = self.norm()
+        return {"x": made["x"], "weight": made["bias"], "eps": 1e-5, "factor": 0.5, "residual": made["out"]}
+
     def gated(self) -> Arguments:
         rows, width = self.size(), self.size()
         return {"x": self.rows(rows, 2 * width), "out": self.rows(rows, width)}
@@ -160,7 +164,7 @@ class Calls:
         tables = (lambda n, k: {"weight": self.floats(n, k)}, self.dense, self.int8, self.gguf)
         made: Arguments = tables[kind](vocab, width)
         ids = self.ids(self.size(), vocab)
-        table = {"table": made["weight"], "scale": made.get("scale"), "vocab": vocab}
+        table = {"table": made["weight"], "scale": made.get("scale"), "vocab": vocab, "multiplier": 2.5}
         return {"ids": ids, **table, "out": self.rows(len(ids), width, self.r.choice(FLOATS))}
 
     def cache(self) -> Arguments:
@@ -281,6 +285,9 @@ class Calls:
 
     def logits(self) -> Tensor:
         return self.rows(self.size(), self.r.choice((1, 5, 16, 300, 2000)), torch.float32)
+
+    def scale_logits(self) -> Arguments:
+        return {"logits": self.logits(), "scale": 0.5, "soft_cap": self.r.choice((0.0, 3.0))}
 
     def adjust_logits(self) -> Arguments:
         logits = self.logits()

@@ -51,6 +51,7 @@ def rows() -> Iterator[tuple[str, Tensor]]:
         yield f"layer_norm-{dtype}", ops.layer_norm(x, w, w, 1e-5)
         for plain in (ops.gelu, ops.gelu_tanh, ops.relu2):
             yield f"{plain.__name__}-{dtype}", plain(x[:, 1:])
+        yield f"add_normed-{dtype}", ops.add_normed(x, x.flip(1), w, 1e-5, 0.22)
         yield f"silu_mul-{dtype}", ops.silu_mul(x[:, 1:])
         yield f"gelu_tanh_mul-{dtype}", ops.gelu_tanh_mul(x[:, 1:])
         yield f"sigmoid_mul-{dtype}", ops.sigmoid_mul(x[:, 1:], x[:, :-1])
@@ -120,6 +121,7 @@ def sampling() -> Iterator[tuple[str, Tensor]]:
         logits, torch.full((n,), 0.8), index % 60, 1 - index % 5 / 10, index % 3 / 10, seeds=index, positions=index
     )
     yield "sample", tokens
+    yield "scale_logits", ops.scale_logits(logits.clone(), 1.7, 30.0)
     masks = torch.randint(-(2**31), 2**31, (n, 94), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
     floats = torch.full((n,), 0.8), index % 60, 1 - index % 5 / 10, index % 3 / 10
     yield "masked sample", ops.sample(logits, *floats, seeds=index, positions=index, masks=masks, mask_rows=index - 1)

@@ -166,7 +166,7 @@ shapes = st.builds(
     lambda kv_heads, group, **rest: Shape(heads=kv_heads * group, kv_heads=kv_heads, **rest),
     kv_heads=st.sampled_from([1, 2, 3]),
     group=st.sampled_from([1, 2, 3, 4, 5, 7, 8, 13]),
-    head_dim=st.sampled_from([8, 24, 32, 40, 64, 80, 96, 128, 192, 256]),
+    head_dim=st.sampled_from([8, 24, 32, 40, 64, 80, 96, 128, 192, 256, 264, 512]),
     block_size=st.sampled_from([8, 16, 32, 64]),
     cache=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int8]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
@@ -197,6 +197,7 @@ VARIANTS = [
     (Shape(heads=4, kv_heads=4, head_dim=40, block_size=8, dtype=torch.bfloat16), Mask(window=100, sinks=True)),
     (Shape(heads=16, kv_heads=2, head_dim=128, block_size=32, cache=torch.bfloat16), Mask(soft_cap=20.0)),
     (Shape(heads=9, kv_heads=3, block_size=64, cache=torch.int8), Mask(window=513)),
+    (Shape(heads=4, kv_heads=1, head_dim=512, dtype=torch.bfloat16, cache=torch.bfloat16), Mask()),
 ]
 variants = pytest.mark.parametrize(("shape", "mask"), VARIANTS)
 

@@ -35,6 +35,8 @@ def test_float_tables(
     out = torch.empty(len(ids), width, dtype=out_dtype)
     assert ops.embedding(ids, ops.pack_dense(table) if packed else table, out, vocab) is out
     assert same_bits(out, table[ids].to(out_dtype))
+    ops.embedding(ids, ops.pack_dense(table) if packed else table, out, vocab, multiplier=7.3)
+    assert torch.equal(out, (table[ids].float() * torch.tensor(7.3)).to(out_dtype))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -44,6 +46,8 @@ def test_int8_tables(data: st.DataObject, vocab: int, width: int, out_dtype: tor
     q, scale = ops.quantize_int8(table_of(vocab, width))
     out = ops.embedding(ids, ops.pack_int8(q), torch.empty(len(ids), width, dtype=out_dtype), vocab, scale)
     assert same_bits(out, (q[ids].float() * scale[ids, None]).to(out_dtype))
+    ops.embedding(ids, ops.pack_int8(q), out, vocab, scale, 7.3)
+    assert torch.equal(out, (q[ids].float() * scale[ids, None] * torch.tensor(7.3)).to(out_dtype))
 
 
 def test_threads_and_strided_out_change_nothing() -> None:

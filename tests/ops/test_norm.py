@@ -1,4 +1,4 @@
-"""rms_norm and layer_norm against float64."""
+"""rms_norm, layer_norm and add_normed against float64."""
 
 from __future__ import annotations
 
@@ -78,6 +78,29 @@ def test_layer_norm(
     assert_close(out, layer_norm_reference(total, weight, bias, 1e-5))
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(0, 5),
+    width=widths,
+    dtype=st.sampled_from(FLOATS),
+    with_norm=st.booleans(),
+    factor=st.sampled_from([1.0, 0.22, -3.0]),
+    seed=st.integers(0, 99),
+)
+def test_add_normed(rows: int, width: int, dtype: torch.dtype, with_norm: bool, factor: float, seed: int) -> None:
+    """Against float64, and with the bits of its steps one by one."""
+    x, residual = normal(rows, width, dtype=dtype, seed=seed), normal(rows, width, dtype=dtype, seed=seed + 1)
+    weight = normal(width, dtype=dtype, seed=seed + 2) if with_norm else None
+    added = x if weight is None else ops.rms_norm(x, weight, 1e-5)
+    steps = residual + (added.float() * torch.tensor(factor)).to(dtype)
+    exact = x.double() if weight is None else rms_norm_reference(x, weight, 1e-5)
+    wanted = residual.double() + factor * exact
+    assert ops.add_normed(x, residual, weight, 1e-5, factor) is residual
+    assert torch.equal(residual, steps)
+    bound = 4 * RELATIVE[dtype] * (abs(factor) * exact.abs() + wanted.abs()) + 1e-6
+    assert ((residual.double() - wanted).abs() <= bound).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rms_norm_rounds_before_the_weight_as_the_models_were_trained(dtype: torch.dtype) -> None:
     x, weight = normal(64, 576, dtype=dtype), normal(576, dtype=dtype, seed=1)
@@ -88,7 +111,7 @@ def test_rms_norm_rounds_before_the_weight_as_the_models_were_trained(dtype: tor
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm", "add_normed"])
 @pytest.mark.parametrize(("rows", "width"), [(7, 33), (40, 576)])
 def test_rows_stand_alone(norm: str, dtype: torch.dtype, rows: int, width: int) -> None:
     x, weight = normal(rows, width, dtype=dtype), normal(width, dtype=dtype, seed=1)
@@ -96,6 +119,7 @@ def test_rows_stand_alone(norm: str, dtype: torch.dtype, rows: int, width: int) 
     op: Callable[[Tensor], Tensor] = {
         "rms_norm": lambda rows: ops.rms_norm(rows, weight, 1e-5),
         "layer_norm": lambda rows: ops.layer_norm(rows, weight, weight, 1e-5),
+        "add_normed": lambda rows: ops.add_normed(rows, torch.ones_like(rows), weight, 1e-5, 0.5),
     }[norm]
     assert_rows_stand_alone(op, x)
     finite = [i for i in range(rows) if i not in (1, 3)]
@@ -110,3 +134,6 @@ def test_out_and_residual_may_be_strided_and_out_may_be_x() -> None:
     assert same_bits(ops.rms_norm(x, weight, 1e-5, strided, out), wanted)
     assert same_bits(strided, residual + x)
     assert same_bits(ops.rms_norm(x, weight, 1e-5, residual, x), wanted)
+    x, strided = apart(normal(4, 37)), apart(torch.ones(4, 37))
+    wanted = ops.add_normed(x.clone(), torch.ones(4, 37), weight, 1e-5, 0.3)
+    assert same_bits(ops.add_normed(x, strided, weight, 1e-5, 0.3), wanted)

@@ -30,6 +30,10 @@ def norm() -> Arguments:
     return {"x": normal(3, 20), "weight": normal(20), "eps": 1e-5, "residual": normal(3, 20), "out": torch.empty(3, 20)}
 
 
+def add_normed() -> Arguments:
+    return {"x": normal(3, 20), "weight": normal(20), "eps": 1e-5, "factor": 0.5, "residual": normal(3, 20)}
+
+
 def gated() -> Arguments:
     return {"x": normal(3, 40), "out": torch.empty(3, 20)}
 
@@ -73,7 +77,8 @@ def gated_delta_rule() -> Arguments:
 
 
 def embedding(table: Tensor, scale: Tensor | None = None) -> Arguments:
-    return {"ids": integers(4, 0, 19), "table": table, "scale": scale, "vocab": 32, "out": torch.empty(3, 20)}
+    table = {"table": table, "scale": scale, "vocab": 32, "multiplier": 1.5}
+    return {"ids": integers(4, 0, 19), **table, "out": torch.empty(3, 20)}
 
 
 def int8_weights() -> tuple[Tensor, Tensor]:
@@ -230,6 +235,7 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "gelu": [plain],
     "gelu_tanh": [plain],
     "relu2": [plain],
+    "add_normed": [add_normed, lambda: add_normed() | {"weight": None}],
     "silu_mul": [gated],
     "gelu_tanh_mul": [gated],
     "sigmoid_mul": [sigmoid_mul],
@@ -253,6 +259,7 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "rotate_keys": [lambda: rotate_keys(False), lambda: rotate_keys(True)],
     "gather_kv": [lambda: gather_kv(False), lambda: gather_kv(True)],
     "attention_mass": [lambda: attention_mass(False), lambda: attention_mass(True)],
+    "scale_logits": [lambda: {"logits": normal(2, 20), "scale": 0.5, "soft_cap": 3.0}],
     "adjust_logits": [adjust_logits],
     "sample": [sample, lambda: sample() | {"masks": None, "mask_rows": None}],
     "token_logprobs": [token_logprobs],
@@ -312,7 +319,8 @@ def test_a_wrong_rank_is_an_error_that_names_the_argument(name: str, example: Ca
 @cases
 def test_one_tensor_on_another_device_is_an_error_that_names_it(name: str, example: Callable[[], Arguments]) -> None:
     """Torch gives such a call to the fake implementation, which computes nothing."""
-    for argument, tensor in tensors(example()):
+    given = list(tensors(example()))
+    for argument, tensor in given if len(given) > 1 else ():  # one alone is on no other device
         with pytest.raises(RuntimeError, match=rf"^{argument}: expected a tensor on cpu, got one on meta"):
             call(name, example() | {argument: tensor.to("meta")})
 
@@ -343,6 +351,7 @@ def test_a_storage_that_has_been_cut_is_an_error_that_names_the_argument(
 # More columns of these are no mistake.
 FREE = {
     ("adjust_logits", "logits"),
+    ("scale_logits", "logits"),
     ("attention_mass", "block_tables"),
     ("copy_blocks", "pool"),
     ("gather_kv", "source"),

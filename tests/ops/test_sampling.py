@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops.rows import apart, assert_rows_stand_alone, threads
+from ops.rows import apart, assert_rows_stand_alone, same_bits, threads
 from torch import Tensor
 
 from pybatch import ops
@@ -342,6 +342,37 @@ def test_masked_rows_stand_alone() -> None:
         return sample(rows, 0.8, 40, 0.9, seeds=keys, positions=5, masks=masks, mask_rows=keys)[:, None]
 
     assert_rows_stand_alone(draw, logits)
+
+
+# ---- scale_logits ----
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(0, 4),
+    vocab=st.sampled_from([1, 5, 16, 300, 9000, 20011]),
+    scale=st.sampled_from([1.0, 0.0625, 3.0]),
+    soft_cap=st.sampled_from([0.0, 30.0, 0.5]),
+    spread=st.sampled_from([1.0, 100.0]),
+)
+def test_scale_logits(rows: int, vocab: int, scale: float, soft_cap: float, spread: float) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = apart(torch.randn(rows, vocab, generator=generator) * spread)
+    wanted = logits.double() * scale
+    if soft_cap:
+        wanted = soft_cap * (wanted / soft_cap).tanh()
+    alone = [ops.scale_logits(row[None].clone(), scale, soft_cap)[0] for row in logits]
+    assert ops.scale_logits(logits, scale, soft_cap) is logits
+    torch.testing.assert_close(logits.double(), wanted, rtol=1e-6, atol=1e-6 * (soft_cap or 1))
+    for row, expected in zip(logits, alone, strict=True):
+        assert same_bits(row, expected)
+
+
+def test_a_soft_cap_keeps_what_is_not_finite_within_it() -> None:
+    capped = ops.scale_logits(torch.tensor([[torch.inf, -torch.inf, torch.nan, 1e30]]), 1.0, 20.0)[0].tolist()
+    assert capped[0] == capped[3] == 20.0
+    assert capped[1] == -20.0
+    assert capped[2] != capped[2]
 
 
 # ---- adjust_logits ----

@@ -49,6 +49,13 @@ class ActivationParams(ctypes.Structure):
     _fields_ = [("x", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
 
 
+class AddNormedParams(ctypes.Structure):
+    _fields_ = [
+        ("x", Matrix), ("residual", Matrix), ("weight", c_void_p), ("eps", c_float), ("factor", c_float),
+        ("rows", c_int64), ("width", c_int64),
+    ]  # fmt: skip
+
+
 class GatedActivationParams(ctypes.Structure):
     _fields_ = [("x", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
 
@@ -90,6 +97,7 @@ class EmbeddingParams(ctypes.Structure):
     _fields_ = [
         ("ids", c_void_p), ("table", c_void_p), ("scale", c_void_p), ("layout", c_int32), ("table_dtype", c_int32),
         ("gguf_type", c_int32), ("out", Matrix), ("count", c_int64), ("vocab", c_int64), ("width", c_int64),
+        ("multiplier", c_float),
     ]  # fmt: skip
 
 
@@ -154,6 +162,13 @@ class AttentionMassParams(ctypes.Structure):
         ("query_start", c_void_p), ("seq_lens", c_void_p), ("first", c_void_p), ("sources", c_void_p),
         ("rows", c_void_p), ("mass", c_void_p), ("mass_row_stride", c_int64), ("mass_capacity", c_int64),
         ("scale", c_float), ("tokens", c_int64), ("sequences", c_int64), ("heads", c_int64),
+    ]  # fmt: skip
+
+
+class ScaleLogitsParams(ctypes.Structure):
+    _fields_ = [
+        ("logits", c_void_p), ("row_stride", c_int64), ("rows", c_int64), ("vocab", c_int64), ("scale", c_float),
+        ("soft_cap", c_float),
     ]  # fmt: skip
 
 
@@ -421,6 +436,19 @@ class SimtOps:
             self._run(name, ActivationParams(b.matrix(x, "x"), b.matrix(out, "out", out=True), *x.shape))
         return out
 
+    def add_normed(
+        self, x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 0.0, factor: float = 1.0
+    ) -> Tensor:
+        with buffers() as b:
+            self._run(
+                "add_normed",
+                AddNormedParams(
+                    b.matrix(x, "x"), b.matrix(residual, "residual", out=True), b.read(weight, "weight"), eps, factor,
+                    *x.shape,
+                ),
+            )  # fmt: skip
+        return residual
+
     def silu_mul(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self._gated("silu_mul", x, out)
 
@@ -488,7 +516,9 @@ class SimtOps:
             )  # fmt: skip
         return out
 
-    def embedding(self, ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None) -> Tensor:
+    def embedding(
+        self, ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None, multiplier: float = 1.0
+    ) -> Tensor:
         gguf = table.dim() == 3 and table.dtype in (torch.uint8, torch.int8)
         layout = 3 if gguf else 0 if table.dim() == 2 else 1 if scale is None else 2
         with buffers() as b:
@@ -497,7 +527,7 @@ class SimtOps:
                 EmbeddingParams(
                     b.read(ids, "ids"), b.read(table, "table"), b.read(scale, "scale"), layout,
                     DTYPES.get(table.dtype, 0), gguf_type(table), b.matrix(out, "out", out=True), len(ids), vocab,
-                    out.shape[1],
+                    out.shape[1], multiplier,
                 ),
             )  # fmt: skip
         return out
@@ -644,6 +674,12 @@ class SimtOps:
                 b.read(norm, "norm"), norm_eps, epilogue, b.matrix(out, "out", out=True),
                 x.shape[0], width if epilogue < 2 else -(-width // 16) * 32, x.shape[1], width,
             )  # fmt: skip
+
+    def scale_logits(self, logits: Tensor, scale: float = 1.0, soft_cap: float = 0.0) -> Tensor:
+        with buffers() as b:
+            params = ScaleLogitsParams(b.write(logits, "logits"), logits.stride(0), *logits.shape, scale, soft_cap)
+            self._run("scale_logits", params)
+        return logits
 
     def adjust_logits(
         self, logits: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor, history: Tensor,

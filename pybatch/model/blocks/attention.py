@@ -11,8 +11,7 @@ from pybatch.model.batch import LayerCache
 from pybatch.model.blocks.step import Step
 from pybatch.model.buffers import Widths
 from pybatch.model.config import AttentionConfig, NormConfig
-from pybatch.model.layers import Linear, NormedLinear
-from pybatch.ops import Epilogue
+from pybatch.model.layers import NormedLinear, ResidualLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +23,7 @@ class Attention:
     k_norm: Tensor | None
     norm: NormConfig
     sinks: Tensor | None
-    out: Linear
+    out: ResidualLinear
 
     @property
     def widths(self) -> Widths:
@@ -64,5 +63,5 @@ class Attention:
             )  # fmt: skip
         return ops.sigmoid_mul(attended, gate, out=attended) if config.gated else attended
 
-    def add(self, attended: Tensor, residual: Tensor) -> None:
-        self.out(attended, residual, epilogue=Epilogue.ADD)
+    def add(self, attended: Tensor, residual: Tensor, step: Step) -> None:
+        self.out(attended, residual, step.buffers)

@@ -11,8 +11,7 @@ from pybatch.model.batch import LayerState
 from pybatch.model.blocks.step import Step
 from pybatch.model.buffers import Widths
 from pybatch.model.config import GatedDeltaConfig
-from pybatch.model.layers import Linear, NormedLinear
-from pybatch.ops import Epilogue
+from pybatch.model.layers import NormedLinear, ResidualLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +23,7 @@ class GatedDeltaNet:
     dt_bias: Tensor  # [value_heads] float32
     norm: Tensor  # [value_dim]
     norm_eps: float
-    out: Linear
+    out: ResidualLinear
 
     @property
     def widths(self) -> Widths:
@@ -50,5 +49,5 @@ class GatedDeltaNet:
         ops.gated_delta_rule(convolved, a, b, self.rate, self.dt_bias, state.recurrent, *sequences, out)
         return ops.gated_rms_norm(out, gate, self.norm, self.norm_eps, out=out)
 
-    def add(self, attended: Tensor, residual: Tensor) -> None:
-        self.out(attended, residual, epilogue=Epilogue.ADD)
+    def add(self, attended: Tensor, residual: Tensor, step: Step) -> None:
+        self.out(attended, residual, step.buffers)

@@ -10,7 +10,7 @@ from pybatch import ops
 from pybatch.model.blocks.step import Step
 from pybatch.model.buffers import Widths
 from pybatch.model.config import MLPConfig
-from pybatch.model.layers import Linear, NormedLinear
+from pybatch.model.layers import NormedLinear, ResidualLinear
 from pybatch.ops import Epilogue
 
 PLAIN = {"gelu": ops.gelu, "gelu_tanh": ops.gelu_tanh, "relu2": ops.relu2}
@@ -21,7 +21,7 @@ EPILOGUES = {"silu": Epilogue.SILU_MUL, "gelu_tanh": Epilogue.GELU_TANH_MUL}
 class MLP:
     config: MLPConfig
     gate_up: NormedLinear  # rows as ops.interleave_gate_up puts them; those of up where there is no gate
-    down: Linear
+    down: ResidualLinear
 
     @property
     def widths(self) -> Widths:
@@ -35,5 +35,5 @@ class MLP:
         self.gate_up(residual, gated, step.buffers)
         return PLAIN[self.config.activation](gated, gated)
 
-    def add(self, gated: Tensor, residual: Tensor) -> None:
-        self.down(gated, residual, epilogue=Epilogue.ADD)
+    def add(self, gated: Tensor, residual: Tensor, step: Step) -> None:
+        self.down(gated, residual, step.buffers)

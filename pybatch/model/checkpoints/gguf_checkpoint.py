@@ -121,8 +121,12 @@ def _config(file: GGUFFile, family: Family) -> ModelConfig:
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=end_of_generation_ids(metadata, where),
     )
-    source.check_unread(config.attentions[0].head_dim)
-    return replace(config, layers=tuple(_with_biases(layer, file) for layer in config.layers))
+    source.check_unread(config.attentions[0].own_head_dim)
+    return replace(
+        config,
+        norm=replace(config.norm, offset=0.0),  # which the weights have in them
+        layers=tuple(_with_biases(layer, file) for layer in config.layers),
+    )
 
 
 def _with_biases(layer: LayerConfig, file: GGUFFile) -> LayerConfig:

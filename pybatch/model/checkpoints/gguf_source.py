@@ -34,6 +34,7 @@ OTHERS = frozenset(
         "attention.temperature_scale",
         "rope.dimension_count",
         "rope.freq_base",
+        "rope.freq_base_swa",
         "rope.scale_linear",
         "rope.scaling.type",
         "rope.scaling.factor",
@@ -84,6 +85,13 @@ class GGUFSource(Source):
 
     def longest(self, rope: RopeConfig, context: int) -> int:
         return context
+
+    def rope_of_kind(self, kind: str, head_dim: int, default_context: int, theta: float) -> RopeConfig:
+        """Layers with windows have their own base, and are not stretched."""
+        if kind == "full_attention":
+            return self.rope(head_dim, default_context)
+        base = self._fields.number("rope.freq_base_swa", theta, above=1.0)
+        return RopeConfig(rotary_dim=head_dim, theta=base, original_max_position=default_context)
 
     def rope(
         self,

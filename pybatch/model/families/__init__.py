@@ -5,6 +5,9 @@ from __future__ import annotations
 from pybatch.model.families import (
     arcee,
     ernie4_5,
+    gemma,
+    gemma2,
+    gemma3,
     glm,
     gpt_neox,
     helium,
@@ -51,6 +54,9 @@ ALL: tuple[Family, ...] = (
     stablelm.FAMILY,
     starcoder2.FAMILY,
     gpt_neox.FAMILY,
+    gemma.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pybatch.model.config import LayerConfig, NormConfig
+from pybatch.model.config import LayerConfig, NormConfig, Scales
 from pybatch.model.families.source import Source
 
 # The roles of tensors in a decoder, and their names in Llama's checkpoints: of the first group in the model, of the
-# second in a layer. A family names those that it calls otherwise.
+# second in a layer; "": Llama has none. A family names those that it calls otherwise.
 LLAMA_NAMES: Mapping[str, str] = {
     "embedding": "model.embed_tokens",
     "layer": "model.layers.{}",
@@ -24,10 +24,12 @@ LLAMA_NAMES: Mapping[str, str] = {
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
     "attention_out": "self_attn.o_proj",
+    "mixer_post_norm": "",  # of what the attention adds to the residual stream
     "mlp_norm": "post_attention_layernorm",
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
+    "mlp_post_norm": "",
 }
 
 
@@ -40,6 +42,7 @@ class Shape:
     context: int  # max_position_embeddings
     tie_word_embeddings: bool
     head_bias: bool = False
+    scales: Scales = field(default_factory=Scales)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

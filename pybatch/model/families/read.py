@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from pybatch.model.config import MAX_VOCAB, AttentionConfig, ModelConfig, merge_ids
+from pybatch.model.config import MAX_VOCAB, AttentionConfig, LayerConfig, ModelConfig, merge_ids
 from pybatch.model.errors import ModelError
 from pybatch.model.families import BY_CLASS, FAMILIES
 from pybatch.model.families.family import Family
@@ -43,7 +44,7 @@ def config_from_hf(
         eos_token_ids=merge_ids(*(fields.ids("eos_token_id") for fields in (source, whole, ends))),
         num_labels=_num_labels(whole),
     )
-    check_unread_keys(config, source.read, found.attentions[0].head_dim, source.where)
+    check_unread_keys(config, source.read, found.attentions[0].own_head_dim, source.where)
     return found
 
 
@@ -72,6 +73,7 @@ def config_of(
     num_labels: int = 0,
 ) -> ModelConfig:
     shape = family.shape(source)
+    layers = tuple(_with_filled_heads(layer) for layer in shape.layers)
     attentions = [layer.mixer for layer in shape.layers if isinstance(layer.mixer, AttentionConfig)]
     ropes = {attention.rope for attention in attentions} - {NO_ROPE} or {NO_ROPE}
     return ModelConfig(
@@ -80,15 +82,21 @@ def config_of(
         architecture=family.architecture,
         vocab_size=vocab_size,
         hidden_size=source.hidden_size(),
-        layers=shape.layers,
+        layers=layers,
         norm=shape.norm,
         max_position=min([source.longest(rope, shape.context) for rope in ropes], default=shape.context),
+        scales=shape.scales,
         tie_word_embeddings=shape.tie_word_embeddings,
         head_bias=shape.head_bias,
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
         num_labels=num_labels,
     )
+
+
+def _with_filled_heads(layer: LayerConfig) -> LayerConfig:
+    """With heads that the kernels take."""
+    return replace(layer, mixer=layer.mixer.filled()) if isinstance(layer.mixer, AttentionConfig) else layer
 
 
 def unknown_architecture(architecture: str, name: str, known: Mapping[str, Family]) -> ModelError:

@@ -39,6 +39,11 @@ class Source(Fields, ABC):
         """theta, partial: where the source says nothing. sections: it may name parts of heads for positions of images,
         which are nothing to text."""
 
+    @abstractmethod
+    def rope_of_kind(self, kind: str, head_dim: int, default_context: int, theta: float) -> RopeConfig:
+        """Of layers of this one of LAYER_TYPES, in families whose kinds rotate differently. theta: where there is no
+        base."""
+
     def num_layers(self) -> int:
         return self.integer("num_hidden_layers", high=MAX_LAYERS)
 
@@ -129,3 +134,14 @@ class HFSource(Source):
         sections: bool = False,
     ) -> RopeConfig:
         return RopeConfig.from_hf(self, head_dim, default_context, theta=theta, partial=partial, sections=sections)
+
+    def rope_of_kind(self, kind: str, head_dim: int, default_context: int, theta: float) -> RopeConfig:
+        """Of the kind in `rope_parameters` (transformers 5), or, before, `rope_theta` and `rope_scaling` of layers that
+        see all, and `rope_local_base_freq` of those with windows."""
+        sees_all = kind == "full_attention"
+        of_kinds = Fields(self.mapping("rope_parameters"), f"rope_parameters in {self.where}")
+        base = self.number("rope_theta" if sees_all else "rope_local_base_freq", theta, above=1.0)
+        rope = {"rope_theta": base, **of_kinds.mapping(kind)}
+        scaling = self.mapping("rope_scaling")
+        fields = Fields({"rope_parameters": {**rope, **scaling} if sees_all else rope}, f"{kind} in {self.where}")
+        return RopeConfig.from_hf(fields, head_dim, default_context)

@@ -16,6 +16,9 @@ from model.paged import logits_of
 from transformers import (
     ArceeConfig,
     Ernie4_5Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GlmConfig,
     HunYuanDenseV1Config,
     LlamaConfig,
@@ -70,7 +73,16 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
             "llama_4_scaling_beta": 0.5,
         },
     ),
-}
+    "gemma": GemmaConfig(**SHAPE, head_dim=32),
+    "gemma2": Gemma2Config(**SHAPE, head_dim=32, query_pre_attn_scalar=32, sliding_window=24),
+    "gemma3": Gemma3TextConfig(
+        **{**SHAPE, "num_hidden_layers": 7}, head_dim=32, query_pre_attn_scalar=32, sliding_window=24,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+}  # fmt: skip
 
 
 def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
@@ -95,6 +107,9 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         ("stablelm", Kind.Q8_0),
         ("hunyuan-dense", Kind.Q8_0),
         ("mistral3", Kind.Q8_0),
+        ("gemma", Kind.F16),
+        ("gemma2", Kind.Q8_0),
+        ("gemma3", Kind.F32),
     ],
 )  # fmt: skip
 def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

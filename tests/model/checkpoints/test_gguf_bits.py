@@ -47,7 +47,7 @@ def write(path: Path, arch: str, kind: object) -> PreTrainedModel:
 def linears(decoder: Decoder) -> Iterator[Linear]:
     yield from (decoder.embedding, decoder.head.linear)
     for layer in decoder.layers:
-        yield from (layer.mixer.qkv.linear, layer.mixer.out, layer.mlp.gate_up.linear, layer.mlp.down)
+        yield from (layer.mixer.qkv.linear, layer.mixer.out.linear, layer.mlp.gate_up.linear, layer.mlp.down.linear)
 
 
 def weights_of(linear: Linear, k: int) -> Tensor:
