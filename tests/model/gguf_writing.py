@@ -22,7 +22,7 @@ def turned(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(rows.swapaxes(1, 2).reshape(weight.shape))
 
 
-TURNED = ("llama", "smollm3", "arcee", "mistral3", "olmo")  # architectures that have rows of q and k so
+TURNED = ("llama", "smollm3", "arcee", "mistral3", "olmo", "granite")  # architectures that have rows of q and k so
 
 
 def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUFWriter:
@@ -72,6 +72,13 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
         )
         for name in ("long", "short"):
             writer.add_tensor(f"rope_factors_{name}.weight", np.array(rope[f"{name}_factor"], dtype=np.float32))
+    if hasattr(config, "logit_scale"):
+        writer.add_logit_scale(config.logit_scale)
+    if hasattr(config, "residual_multiplier"):
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
     return writer

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pybatch.model.families import (
     arcee,
+    cohere,
+    cohere2,
     ernie4_5,
+    exaone4,
     gemma,
     gemma2,
     gemma3,
     glm,
+    glm4,
     gpt_neox,
+    granite,
     helium,
     hunyuan,
     internlm3,
@@ -19,6 +24,8 @@ from pybatch.model.families import (
     mistral,
     nemotron,
     olmo,
+    olmo2,
+    olmo3,
     phi,
     phi3,
     qwen2,
@@ -57,6 +64,13 @@ ALL: tuple[Family, ...] = (
     gemma.FAMILY,
     gemma2.FAMILY,
     gemma3.FAMILY,
+    olmo2.FAMILY,
+    olmo3.FAMILY,
+    exaone4.FAMILY,
+    glm4.FAMILY,
+    granite.FAMILY,
+    cohere.FAMILY,
+    cohere2.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}

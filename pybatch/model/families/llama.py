@@ -8,7 +8,7 @@ from dataclasses import replace
 from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, NormConfig
 from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.source import Source
-from pybatch.model.rope import NO_ROPE
+from pybatch.model.rope import NO_ROPE, RopeConfig
 
 
 def shape(source: Source) -> Shape:
@@ -32,9 +32,12 @@ def alike(
     activation: str = "silu",
     gated: bool = True,
     norm: NormConfig | None = None,
+    rope: RopeConfig | None = None,
 ) -> Shape:
     """Layers that are all alike. context, kv_heads, head_dim, theta, partial (of a head that turns), eps, tied,
-    activation: where the config says nothing. norm: in place of an RMSNorm with the config's rms_norm_eps."""
+    activation: where the config says nothing. norm: in place of an RMSNorm with the config's rms_norm_eps.
+    rope: in place of
+    the one that the config has for all layers."""
     bias = source.flag("attention_bias")
     width = source.head_dim(head_dim)
     length = source.context(context)
@@ -42,7 +45,7 @@ def alike(
         num_heads=source.num_heads(),
         num_kv_heads=source.num_kv_heads(kv_heads),
         head_dim=width,
-        rope=source.rope(width, length, theta=theta, partial=partial),
+        rope=rope or source.rope(width, length, theta=theta, partial=partial),
         bias=bias,
         out_bias=bias,
         qk_norm=qk_norm,
