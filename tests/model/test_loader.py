@@ -153,7 +153,7 @@ def test_room_is_asked_for_what_is_kept(
 def test_room_of_a_file_is_that_of_its_types_in_memory(
     tmp_path: Path, quantization: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Q5_1 has no kernel and becomes float32, Q8_0 stays."""
+    """Q5_1 and Q8_0 stay, or become float32."""
     monkeypatch.setitem(families.CONFIGS, "blocks", LlamaConfig(**{**families.SMALL, "intermediate_size": 96}))
     model, path = make("blocks"), tmp_path / "model.gguf"
     writer = begin(path, "llama", model)
@@ -162,7 +162,9 @@ def test_room_of_a_file_is_that_of_its_types_in_memory(
     finish(writer)
     plan = WeightPlan(GGUFCheckpoint(path), torch.float32, quantization)
     decoder = load_model(path, quantization=quantization, skip_tokenizer=True).decoder
-    assert plan.decoder(1).weight_bytes() == decoder.weight_bytes() > path.stat().st_size * 2
+    assert plan.decoder(1).weight_bytes() == decoder.weight_bytes()
+    assert decoder.weight_bytes() > path.stat().st_size * 2 or quantization == "gguf"
+    assert decoder.weight_bytes() < path.stat().st_size * 1.2 or quantization is None
 
 
 def test_tensors_that_are_no_part_of_the_model_are_told(
