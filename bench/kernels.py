@@ -151,6 +151,79 @@ def matmuls(model: Model, quick: bool) -> Iterator[Case]:
                 )
 
 
+@dataclass
+class Mixture:
+    name: str
+    hidden: int
+    width: int
+    experts: int
+    top_k: int
+
+
+MIXTURE = Mixture("olmoe-1b-7b", 2048, 1024, 64, 8)
+ROUTINGS = 16  # that make one graph
+
+
+def experts(quick: bool, only: str = "") -> Iterator[Case]:
+    """Both matmuls of a layer of experts, with tokens of random experts; memory has the weights of those chosen."""
+    kinds = ("experts_dense bf16", "experts_w8a16", "experts_w8a8", "experts_gguf Q4_K")
+    hidden, width, top_k = MIXTURE.hidden, MIXTURE.width, MIXTURE.top_k
+    for stage, n, k in (("gate_up", 2 * width, hidden), ("down", hidden, width)):
+        for kind in kinds:
+            names = {
+                tokens: f"{kind} {MIXTURE.name} {stage} {tokens} tokens x {top_k}"
+                for tokens in ((1, 64) if quick else (1, 8, 64, 512))
+            }
+            wanted = [tokens for tokens, name in names.items() if re.search(only, name)]
+            if wanted:  # its weights would take long to make
+                op, stacks, rows = expert_weights(kind, n, k)
+                for tokens in wanted:
+                    yield expert_case(names[tokens], op, stacks, rows, tokens, gathers=stage == "gate_up")
+
+
+def expert_weights(kind: str, n: int, k: int) -> tuple[Callable[..., Tensor], list[Tensor], Tensor]:
+    """The op, the stack that it takes, and the weights [experts, n, k] as they are."""
+    count = MIXTURE.experts
+    if "gguf" in kind:
+        packed, rows = gguf_weights("Q4_K", count * n, k)
+        op, stacks = ops.matmul_gguf, [packed]
+    elif "bf16" in kind:
+        rows = rand(count * n, k).to(torch.bfloat16)
+        op, stacks = ops.matmul_dense, [ops.pack_dense(rows)]
+    else:
+        q, scale = ops.quantize_int8(rand(count * n, k))
+        op, stacks, rows = (
+            getattr(ops, kind.replace("experts", "matmul")),
+            [ops.pack_int8(q), scale],
+            q * scale[:, None],
+        )
+    return op, [each.unflatten(0, (count, -1)) for each in stacks], rows.view(count, n, k)
+
+
+def expert_case(
+    name: str, op: Callable[..., Tensor], stacks: list[Tensor], weights: Tensor, tokens: int, *, gathers: bool
+) -> Case:
+    count, n, k = weights.shape
+    routings = [ops.route_experts(rand(tokens, count, seed=i), MIXTURE.top_k) for i in range(ROUTINGS)]
+    pairs, first = tokens * MIXTURE.top_k, routings[0]
+    x, out = rand(tokens if gathers else pairs, k, seed=1), torch.empty(pairs if gathers else tokens, n)
+
+    def call(i: int) -> Call:
+        routing = routings[i % ROUTINGS]
+        return lambda: op(x, *stacks, out=out, experts=routing.gathered() if gathers else routing.summed())
+
+    def wanted() -> Tensor:
+        rows = x[first.order.long()] if gathers else x
+        of_expert = zip(rows.double().split(first.starts.diff().tolist()), weights, strict=True)
+        products = torch.cat([part @ weight.double().t() for part, weight in of_expert])
+        return products if gathers else (products[first.places.long()] * first.weights[..., None]).sum(1)
+
+    used = statistics.mean(len(routing.ids.unique()) for routing in routings) / count
+    memory = int(size(*stacks) * used) + size(x, out)
+    integer = op in (ops.matmul_w8a8, ops.matmul_gguf)
+    return Case(name, call, memory, 2 * pairs * n * k, integer, wanted, 2e-2 if integer else 1e-4, rotation=ROUTINGS)
+
+
 def kv_pool(
     model: Model, dtype: torch.dtype, blocks: int, cache_bytes: int = CACHE_BYTES
 ) -> tuple[KvCache, Tensor, Tensor]:
@@ -512,6 +585,9 @@ def main() -> None:
                     if re.search(args.only, case.name):
                         print(case.name, file=sys.stderr, flush=True)
                         results.append(measure(case, 0.1 if args.quick else 0.5))
+        for case in experts(args.quick, args.only):
+            print(case.name, file=sys.stderr, flush=True)
+            results.append(measure(case, 0.1 if args.quick else 0.5))
     show(results)
     if args.json:
         report = {"date": date.today().isoformat(), "threads": args.threads, "command": " ".join(sys.argv)}

@@ -47,6 +47,50 @@ class Epilogue(IntEnum):
 
 STORE = Epilogue.STORE
 
+
+class Scoring(IntEnum):
+    """What a router's logits become: the scores by which experts are chosen, and which then weight them."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+    TOP_K_SOFTMAX = 2  # chosen by the logits themselves; the weights are the softmax of those chosen
+
+
+class Experts(NamedTuple):
+    """Which rows of a matmul's product each expert's weights multiply, and what becomes of them; see Routing."""
+
+    starts: Tensor  # [E + 1] int32, ascending from 0: rows starts[e] to starts[e + 1] are expert e's
+    tokens: Tensor | None = None  # [rows] int32: the row of x of each; None: its own
+    places: Tensor | None = None  # [T, k] int32: the rows that are summed, times weights, to each row of out
+    weights: Tensor | None = None  # [T, k] float32
+
+
+class Routing(NamedTuple):
+    """The experts that each of T tokens goes to, out of E. Made by route_experts."""
+
+    ids: Tensor  # [T, k] int32, ascending in each row
+    weights: Tensor  # [T, k] float32
+    starts: Tensor  # [E + 1] int32: where each expert's tokens begin in `order`
+    order: Tensor  # [T * k] int32: the tokens of expert 0, of expert 1, ..., ascending
+    places: Tensor  # [T, k] int32: where each is in `order`
+
+    @classmethod
+    def empty(cls, tokens: int, experts: int, top_k: int, device: torch.device | None = None) -> Routing:
+        def make(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        weights = make(tokens, top_k, dtype=torch.float32)
+        return cls(make(tokens, top_k), weights, make(experts + 1), make(tokens * top_k), make(tokens, top_k))
+
+    def gathered(self) -> Experts:
+        """For a matmul that takes rows of tokens, [T, K], to rows of pairs of a token and an expert, [T * k, N]."""
+        return Experts(self.starts, self.order)
+
+    def summed(self) -> Experts:
+        """For a matmul of such rows, [T * k, K], whose products are weighted and summed to rows of tokens, [T, N]."""
+        return Experts(self.starts, None, self.places, self.weights)
+
+
 _CACHED = 1 << 19  # elements whose fp32 copies stay in cache while they are worked on
 
 _ops = torch.ops.pybatch
@@ -218,14 +262,23 @@ def matmul_dense(
     norm: Tensor | None = None,
     norm_eps: float = 0.0,
     epilogue: Epilogue = STORE,
+    experts: Experts | None = None,
 ) -> Tensor:
     """x @ weight^T + bias, summed in fp32 in ascending K.
 
     x: [M, K] F; weight: from pack_dense of [N, K], F; bias: [N] F; out: [M, N] F, or [M, up to N / 2] if the epilogue
     multiplies gate and up. norm: [K] of x's dtype, to multiply rms_norm(x, norm, norm_eps) instead of x. epilogue: what
     is done with the product. All matmuls take these, with the bits of the separate ops.
+
+    experts (mixture of experts, Shazeer et al. 2017): each row is multiplied by its expert's weights: weight is a stack
+    of them, [E, *packed shape], like bias and int8's scale, [E, N]. A row's product has the bits that it has with these
+    weights alone. Products that are summed over a token's experts are rounded to out's dtype, then added up times their
+    weights in ascending j by one fp32 fma each, and rounded; the epilogue, STORE or ADD, takes the sum.
     """
-    _ops.matmul_dense.default(x, weight, bias, norm, norm_eps, epilogue, out)
+    if experts is None:
+        _ops.matmul_dense.default(x, weight, bias, norm, norm_eps, epilogue, out)
+    else:
+        _ops.experts_dense.default(x, weight, bias, norm, norm_eps, epilogue, *experts, out)
     return out
 
 
@@ -269,12 +322,16 @@ def matmul_w8a16(
     norm: Tensor | None = None,
     norm_eps: float = 0.0,
     epilogue: Epilogue = STORE,
+    experts: Experts | None = None,
 ) -> Tensor:
     """x @ (q * scale)^T + bias with int8 weights and unquantised activations; fp32 sums in ascending K.
 
     x: [M, K] F; weight: from pack_int8 of q [N, K]; scale: [N] float32; bias: [N] F; out: [M, N] F.
     """
-    _ops.matmul_w8a16.default(x, weight, scale, bias, norm, norm_eps, epilogue, out)
+    if experts is None:
+        _ops.matmul_w8a16.default(x, weight, scale, bias, norm, norm_eps, epilogue, out)
+    else:
+        _ops.experts_w8a16.default(x, weight, scale, bias, norm, norm_eps, epilogue, *experts, out)
     return out
 
 
@@ -288,13 +345,43 @@ def matmul_w8a8(
     norm: Tensor | None = None,
     norm_eps: float = 0.0,
     epilogue: Epilogue = STORE,
+    experts: Experts | None = None,
 ) -> Tensor:
     """As matmul_w8a16, but each row of x is quantised to int8 first (scale = max|x| / 127, half to even).
 
     The int32 sum is exact, so the result is the same on every instruction set. K: at most 131072. A row with an inf
     or NaN gives NaN throughout.
     """
-    _ops.matmul_w8a8.default(x, weight, scale, bias, norm, norm_eps, epilogue, out)
+    if experts is None:
+        _ops.matmul_w8a8.default(x, weight, scale, bias, norm, norm_eps, epilogue, out)
+    else:
+        _ops.experts_w8a8.default(x, weight, scale, bias, norm, norm_eps, epilogue, *experts, out)
+    return out
+
+
+def route_experts(
+    logits: Tensor,
+    top_k: int,
+    *,
+    bias: Tensor | None = None,
+    scoring: Scoring = Scoring.SOFTMAX,
+    groups: int = 1,
+    top_groups: int = 1,
+    group_best: int = 1,
+    normalize: bool = False,
+    scale: float = 1.0,
+    out: Routing | None = None,
+) -> Routing:
+    """The top_k experts of each token by score, of equal ones the lowest; their weights; the tokens sorted by expert.
+
+    logits: [T, E] float32, E at most 1024. scoring: of the logits, in fp32. bias: [E] float32, added to the scores for
+    the choice alone (DeepSeek-V3, Wang et al. 2024). groups: the experts are chosen from the top_groups best of so many
+    groups of neighbours, which are compared by the sum of their group_best best experts. normalize: a token's weights
+    are divided by their sum + 1e-20. scale: they are then multiplied by it. NaN counts as the lowest score.
+    """
+    tokens, experts = logits.shape
+    out = Routing.empty(tokens, experts, top_k, logits.device) if out is None else out
+    _ops.route_experts.default(logits, bias, scoring, groups, top_groups, group_best, normalize, scale, *out)
     return out
 
 
@@ -358,6 +445,7 @@ def matmul_gguf(
     norm: Tensor | None = None,
     norm_eps: float = 0.0,
     epilogue: Epilogue = STORE,
+    experts: Experts | None = None,
 ) -> Tensor:
     """x @ weight^T + bias with the weights as quantised in a GGUF file, and activations quantised in blocks of 32.
 
@@ -365,7 +453,10 @@ def matmul_gguf(
     max|x| / 127, half to even), its dot products are exact, and blocks add up in fp32 in ascending K. A row with an inf
     or NaN gives NaN throughout.
     """
-    _ops.matmul_gguf.default(x, weight, bias, norm, norm_eps, epilogue, out)
+    if experts is None:
+        _ops.matmul_gguf.default(x, weight, bias, norm, norm_eps, epilogue, out)
+    else:
+        _ops.experts_gguf.default(x, weight, bias, norm, norm_eps, epilogue, *experts, out)
     return out
 
 

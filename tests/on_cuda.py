@@ -24,6 +24,8 @@ class OnCuda:
             moved: list[tuple[Tensor, Tensor]] = []
 
             def to_gpu(x: Any) -> Any:
+                if hasattr(x, "_fields"):
+                    return type(x)(*map(to_gpu, x))
                 if not isinstance(x, Tensor):
                     return x
                 if x.numel() == 0:
@@ -35,6 +37,8 @@ class OnCuda:
                 return moved[-1][1]
 
             def to_cpu(x: Any) -> Any:
+                if hasattr(x, "_fields"):
+                    return type(x)(*map(to_cpu, x))
                 if isinstance(x, tuple):
                     return tuple(map(to_cpu, x))
                 return next((cpu for cpu, gpu in moved if gpu is x), x.cpu()) if isinstance(x, Tensor) else x

@@ -73,11 +73,27 @@ constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that
 constexpr float kSmallestNormal = 0x1p-126f;  // of the scale of quantised activations
 
 // Which scratch buffer holds what.
-enum Scratch { kActivations, kRowScales, kSums, kWidened, kNormed };
+enum Scratch { kActivations, kRowScales, kSums, kWidened, kNormed, kParts, kProducts };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Where the rows of an expert begin, where tiles take row_size rows together and none may take two experts'.
+inline int64_t first_row(const Experts& experts, int64_t expert, int64_t row_size) {
+  return ceil_div(experts.starts[expert] + expert * (row_size - 1), row_size) * row_size;
+}
+// Rows that those of p take, of which row_size are together.
+constexpr int64_t laid_out_rows(const MatmulParams& p, int64_t row_size) {
+  return ceil_div(p.m + p.experts.count * (row_size - 1), row_size) * row_size;
+}
+// Rows that have one weight: the mean, where experts have some.
+inline int64_t rows_together(const MatmulParams& p) {
+  if (p.experts.count == 0) return p.m;
+  int64_t used = 0;
+  for (int64_t e = 0; e < p.experts.count; ++e) used += p.experts.starts[e + 1] > p.experts.starts[e];
+  return p.m / max(used, 1);
+}
 
 // Tiles for so many rows. Weights pass from memory to the core once for each.
 template <class Tile>
@@ -210,8 +226,8 @@ void widen(const char* weight, int64_t steps, typename Op::W* out) {
   }
 }
 
-// Multiplies rows by panels, on the calling thread; `more`: the panels after them are next. finish(panel, panels, row,
-// rows, sums) takes complete sums, [panels][rows] of Op::Sum.
+// Multiplies rows by panels, on the calling thread; `more`: the panels after them are next. finish(params, panel,
+// panels, row, rows, sums) takes complete sums, [panels][rows] of Op::Sum.
 template <class Op, class Finish>
 void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int64_t panels, bool more,
                     const Finish& finish) {
@@ -262,7 +278,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
         part.sums = tile_sums + p * count;
         multiply(part);
       }
-      if (last) finish(panel, panels, row + begin, count, static_cast<const Sum*>(tile_sums));
+      if (last) finish(g.p, panel, panels, row + begin, count, static_cast<const Sum*>(tile_sums));
     }
     k += block;
   } while (k < g.steps);
@@ -330,20 +346,27 @@ namespace {
 template <class Pointer>
 using Pointee = std::remove_pointer_t<Pointer>;
 
-// Calls f(row, its activations) for every row, in parallel; with p.norm, the row normalised.
-template <class F>
+// Calls f(row, its activations) for every row of the product, in parallel; with p.norm, the row normalised. Rows are
+// counted as those that take kRows together are laid out.
+template <int kRows, class F>
 void for_each_row(const MatmulParams& p, const F& f) {
   with_float_type(p.x.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
     parallel_for(p.m, ceil_div(kRowWorkPerThread, p.k + 1), [&](int64_t row, int64_t end) {
-      for (; row < end; ++row) {
-        auto* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
+      for (int64_t expert = 0; row < end; ++row) {
+        const int64_t token = p.experts.tokens != nullptr ? p.experts.tokens[row] : row;
+        auto* x = static_cast<const T*>(p.x.data) + token * p.x.row_stride;
         if (p.norm != nullptr) {
           auto* normed = static_cast<T*>(thread_scratch(kNormed, p.k * static_cast<int64_t>(sizeof(T))));
           rms_norm_row(x, static_cast<const T*>(p.norm), p.norm_eps, normed, p.k);
           x = normed;
         }
-        f(row, x);
+        if (p.experts.count == 0) {
+          f(row, x);
+        } else {
+          while (row >= p.experts.starts[expert + 1]) ++expert;
+          f(first_row(p.experts, expert, kRows) + row - p.experts.starts[expert], x);
+        }
       }
     });
   });
@@ -351,11 +374,11 @@ void for_each_row(const MatmulParams& p, const F& f) {
 
 // The activations as fp32 rows, in scratch unless they already are.
 inline ConstMatrix f32_rows(const MatmulParams& p) {
-  if (p.x.dtype == DType::f32 && p.norm == nullptr) return p.x;
+  if (p.x.dtype == DType::f32 && p.norm == nullptr && p.experts.tokens == nullptr) return p.x;
   int64_t stride = ceil_div(p.k, kLanes) * kLanes;
   if (stride % 1024 == 0) stride += kLanes;  // rows a multiple of 4 KiB apart would share one cache set
   auto* rows = static_cast<float*>(thread_scratch(kActivations, p.m * stride * 4));
-  for_each_row(p, [&](int64_t row, auto* x) {
+  for_each_row<1>(p, [&](int64_t row, auto* x) {
     for (int64_t i = 0; i < p.k; i += kLanes) store(rows + row * stride + i, load_first(x + i, p.k - i));
   });
   return {rows, stride, DType::f32};

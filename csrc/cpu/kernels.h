@@ -12,6 +12,7 @@
 #include "pybatch/linear_attention.h"
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
+#include "pybatch/routing.h"
 #include "pybatch/sampling.h"
 
 #define PYBATCH_CPU_KERNELS(X)             \
@@ -30,6 +31,7 @@
   X(matmul_w8a16, MatmulParams)            \
   X(matmul_w8a8, MatmulParams)             \
   X(matmul_gguf, MatmulParams)             \
+  X(route_experts, RouteParams)            \
   X(rope_kv_write, RopeKvWriteParams)      \
   X(copy_blocks, CopyBlocksParams)         \
   X(paged_attention, PagedAttentionParams) \

@@ -1,4 +1,4 @@
-#include "cpu/gemm.h"
+#include "cpu/gemm_experts.h"
 #include "pybatch/matmul.h"
 
 #if defined(PYBATCH_ISA_AMX)
@@ -28,9 +28,8 @@ ConstMatrix bf16_rows(const MatmulParams& p) {
   constexpr int64_t kBlock = Bf16Tiles::kSteps * 2;
   int64_t stride = ceil_div(p.k, kBlock) * kBlock;
   if (stride % 2048 == 0) stride += kBlock;  // rows a multiple of 4 KiB apart would share one cache set
-  auto* rows =
-      static_cast<bf16*>(thread_scratch(kActivations, ceil_div(p.m, Bf16Tiles::kRows) * Bf16Tiles::kRows * stride * 2));
-  for_each_row(p, [&](int64_t row, auto* x) {
+  auto* rows = static_cast<bf16*>(thread_scratch(kActivations, laid_out_rows(p, Bf16Tiles::kRows) * stride * 2));
+  for_each_row<Bf16Tiles::kRows>(p, [&](int64_t row, auto* x) {
     bf16* to = rows + row * stride;
     std::memcpy(to, x, static_cast<size_t>(p.k) * 2);
     std::memset(to + p.k, 0, static_cast<size_t>(stride - p.k) * 2);
@@ -45,7 +44,8 @@ ConstMatrix bf16_rows(const MatmulParams& p) {
 void matmul_dense(const MatmulParams& p) {
   const int64_t panel_stride = packed_groups(p.k, size_of(p.weight_dtype)) * kPanel * 4;
   // One function for all types of weights, since most of the code is in it.
-  auto finish = [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
+  auto finish = [](const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
+                   const F32x16* sums) {
     write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
   };
 #if defined(PYBATCH_ISA_AMX)
@@ -53,15 +53,14 @@ void matmul_dense(const MatmulParams& p) {
     constexpr int64_t kRows = Bf16Tiles::kRows;
     const ConstMatrix x = bf16_rows(p);
     const Gemm g{p, x.data, kRows * x.row_stride * 2, panel_stride, ceil_div(p.k, 2), kRows};
-    return gemm<Bf16Tiles>(g,
-                           [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Bf16Tiles::Sum* sums) {
-                             finish(panel, panels, kRows * row, kRows * rows, sums->row);
-                           });
+    return gemm_by_expert<Bf16Tiles>(
+        g, [&](const MatmulParams& part, int64_t panel, int64_t panels, int64_t row, int64_t rows,
+               const Bf16Tiles::Sum* sums) { finish(part, panel, panels, kRows * row, kRows * rows, sums->row); });
   }
 #endif
   ConstMatrix x = f32_rows(p);
   Gemm g{p, x.data, x.row_stride * 4, panel_stride, p.k};
-  with_float_type(p.weight_dtype, [&](auto* type) { gemm<FloatOp<Pointee<decltype(type)>>>(g, finish); });
+  with_float_type(p.weight_dtype, [&](auto* type) { gemm_by_expert<FloatOp<Pointee<decltype(type)>>>(g, finish); });
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,4 +1,4 @@
-#include "cpu/gemm.h"
+#include "cpu/gemm_experts.h"
 #include "cpu/gguf_blocks.h"
 #include "pybatch/matmul.h"
 
@@ -206,40 +206,55 @@ void quantize_row(const T* x, int64_t k, Activations* out, int64_t row) {
   }
 }
 
+// Calls clear with those that have rows that there are not.
+template <class Clear>
+void clear_last_tiles(const MatmulParams& p, int64_t rows, const Clear& clear) {
+  if (p.experts.count == 0) {
+    if (p.m % rows != 0) clear(p.m / rows);
+    return;
+  }
+  for (int64_t e = 0; e < p.experts.count; ++e) {
+    const int64_t count = p.experts.starts[e + 1] - p.experts.starts[e];
+    if (count % rows != 0) clear((first_row(p.experts, e, rows) + count) / rows);
+  }
+}
+
 // A row of the product is one of Activations' kRows.
 template <class Type, class Op, class Activations, int kRows, class Finish>
 void multiply(const MatmulParams& p, const Finish& finish) {
   constexpr int64_t kBytes = sizeof(Activations);
   int64_t stride = p.k / kBlock;
   if (stride * kBytes % 4096 == 0) ++stride;  // such rows would share one cache set
-  const int64_t count = ceil_div(p.m, kRows);
+  const int64_t count = laid_out_rows(p, kRows) / kRows;
   auto* rows = static_cast<Activations*>(thread_scratch(kActivations, count * stride * kBytes));
-  if (p.m % kRows != 0) std::memset(rows + (count - 1) * stride, 0, stride * kBytes);  // rows that there are not
-  for_each_row(p, [&](int64_t row, auto* x) { quantize_row<Type>(x, p.k, rows + row / kRows * stride, row % kRows); });
+  clear_last_tiles(p, kRows, [&](int64_t tile) { std::memset(rows + tile * stride, 0, stride * kBytes); });
+  for_each_row<kRows>(
+      p, [&](int64_t row, auto* x) { quantize_row<Type>(x, p.k, rows + row / kRows * stride, row % kRows); });
   Gemm g{p, rows, stride * kBytes, p.k / Type::kWeights * Op::kGroupBytes, p.k / kBlock, kRows};
-  gemm<Op>(g, finish);
+  gemm_by_expert<Op>(g, finish);
 }
 
 }  // namespace
 
-void matmul_gguf(const MatmulParams& p) {
+void matmul_gguf(const MatmulParams& params) {
   // One function for all types of blocks, since most of the code is in it.
-  auto finish = [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
+  auto finish = [](const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
+                   const F32x16* sums) {
     write_tile(p, panel, panels, row, rows, sums, [](int64_t) { return [](int64_t, F32x16 sum) { return sum; }; });
   };
-  with_gguf_type(p.gguf_type, [&](auto* type) {
+  with_gguf_type(params.gguf_type, [&](auto* type) {
     using Type = Pointee<decltype(type)>;
 #if defined(PYBATCH_ISA_AMX)
-    if (p.m >= kTileRows) {
+    if (rows_together(params) >= kTileRows) {
       using Op = TilesOp<Type>;
       constexpr int kRows = ActivationTile::kRows;
       return multiply<Type, Op, ActivationTile, kRows>(
-          p, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const typename Op::Sum* sums) {
-            finish(panel, panels, kRows * row, kRows * rows, sums->row);
-          });
+          params,
+          [&](const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
+              const typename Op::Sum* sums) { finish(p, panel, panels, kRows * row, kRows * rows, sums->row); });
     }
 #endif
-    multiply<Type, BlockOp<Type>, ActivationBlock, 1>(p, finish);
+    multiply<Type, BlockOp<Type>, ActivationBlock, 1>(params, finish);
   });
 }
 

@@ -1,4 +1,4 @@
-#include "cpu/gemm.h"
+#include "cpu/gemm_experts.h"
 #include "cpu/vec_int.h"
 #include "pybatch/matmul.h"
 
@@ -35,15 +35,16 @@ struct Int8WeightOp : FloatOp<float> {
 
 }  // namespace
 
-void matmul_w8a16(const MatmulParams& p) {
-  ConstMatrix x = f32_rows(p);
-  Gemm g{p, x.data, x.row_stride * 4, packed_groups(p.k, 1) * Int8WeightOp::kGroupBytes, p.k};
-  gemm<Int8WeightOp>(g, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
-    write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
-      F32x16 scale = load_first(p.scale + column, p.n - column);
-      return [=](int64_t, F32x16 sum) { return sum * scale; };
-    });
-  });
+void matmul_w8a16(const MatmulParams& params) {
+  ConstMatrix x = f32_rows(params);
+  Gemm g{params, x.data, x.row_stride * 4, packed_groups(params.k, 1) * Int8WeightOp::kGroupBytes, params.k};
+  gemm_by_expert<Int8WeightOp>(
+      g, [](const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
+        write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
+          F32x16 scale = load_first(p.scale + column, p.n - column);
+          return [=](int64_t, F32x16 sum) { return sum * scale; };
+        });
+      });
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -1,5 +1,5 @@
 #include "cpu/dot_maddubs.h"
-#include "cpu/gemm.h"
+#include "cpu/gemm_experts.h"
 #include "cpu/vec_int.h"
 #include "pybatch/matmul.h"
 
@@ -309,22 +309,24 @@ void multiply(const MatmulParams& p, float* row_scales, const Finish& finish) {
   constexpr int64_t kRows = Op::kRows, kInterleaved = Dot::kInterleaved;
   int64_t stride = Op::row_bytes(p.k);
   if (stride * kRows % 4096 == 0) stride += 64;  // such rows would share one cache set
-  auto* rows = static_cast<char*>(thread_scratch(kActivations, ceil_div(p.m, kRows) * stride * kRows));
-  for_each_row(p, [&](int64_t row, auto* x) {
+  auto* rows = static_cast<char*>(thread_scratch(kActivations, laid_out_rows(p, kRows) * stride));
+  for_each_row<kRows>(p, [&](int64_t row, auto* x) {
     char* out = rows + row / kInterleaved * kInterleaved * stride + row % kInterleaved * 8;
     row_scales[row] = quantize_row<Dot>(x, p.k, out);
   });
   const int64_t groups = ceil_div(p.k, 4);
   Gemm g{p, rows, stride * kRows, (groups + 1) * 4 * kPanel, ceil_div(groups, Dot::kGroups), kRows};
-  gemm<Op>(g, finish);
+  gemm_by_expert<Op>(g, finish);
 }
 
 }  // namespace
 
-void matmul_w8a8(const MatmulParams& p) {
-  auto* row_scales = static_cast<float*>(thread_scratch(kRowScales, p.m * 4));
-  const int64_t panel_stride = (ceil_div(p.k, 4) + 1) * 4 * kPanel;
-  auto finish = [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const Dot4::Sum* sums) {
+void matmul_w8a8(const MatmulParams& params) {
+  constexpr int64_t kMostTogether = 16;  // rows
+  auto* row_scales = static_cast<float*>(thread_scratch(kRowScales, laid_out_rows(params, kMostTogether) * 4));
+  const int64_t panel_stride = (ceil_div(params.k, 4) + 1) * 4 * kPanel;
+  auto finish = [&](const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
+                    const Dot4::Sum* sums) {
     write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) PYBATCH_INLINE_LAMBDA {
       F32x16 scale = load_first(p.scale + column, p.n - column);
       auto* last_group = static_cast<const char*>(p.weight) + (column / kPanel + 1) * panel_stride - 64;
@@ -334,30 +336,31 @@ void matmul_w8a8(const MatmulParams& p) {
     });
   };
 #if defined(PYBATCH_ISA_AMX)
-  if (p.m >= kTileRows) {
+  if (rows_together(params) >= kTileRows) {
     constexpr int64_t kRows = DotTiles::kRows;
     return multiply<Dot4, DotTiles>(
-        p, row_scales, [&](int64_t panel, int64_t panels, int64_t row, int64_t rows, const DotTiles::Sum* sums) {
-          finish(panel, panels, kRows * row, kRows * rows, sums->row);
-        });
+        params, row_scales,
+        [&](const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows,
+            const DotTiles::Sum* sums) { finish(p, panel, panels, kRows * row, kRows * rows, sums->row); });
   }
 #elif defined(PYBATCH_ISA_NEON_I8MM)
-  if (p.m >= kPairRows) {
-    return multiply<Dot8>(p, row_scales,
-                          [&](int64_t panel, int64_t panels, int64_t pair, int64_t pairs, const Dot8::Sum* sums) {
-                            using Tile = Dot8::Tile;
-                            const int64_t row = 2 * pair, rows = min(2 * pairs, p.m - row);
-                            I32x16 of_rows[2 * Tile::kMaxRows * Tile::kMaxPanels];
-                            for (int64_t i = 0; i < panels; ++i) {
-                              for (int64_t r = 0; r < rows; ++r) {
-                                of_rows[i * rows + r] = sums[i * pairs + r / 2].row(static_cast<int>(r % 2));
-                              }
-                            }
-                            finish(panel, panels, row, rows, of_rows);
-                          });
+  if (rows_together(params) >= kPairRows) {
+    return multiply<Dot8>(
+        params, row_scales,
+        [&](const MatmulParams& p, int64_t panel, int64_t panels, int64_t pair, int64_t pairs, const Dot8::Sum* sums) {
+          using Tile = Dot8::Tile;
+          const int64_t row = 2 * pair, rows = min(2 * pairs, p.m - row);
+          I32x16 of_rows[2 * Tile::kMaxRows * Tile::kMaxPanels];
+          for (int64_t i = 0; i < panels; ++i) {
+            for (int64_t r = 0; r < rows; ++r) {
+              of_rows[i * rows + r] = sums[i * pairs + r / 2].row(static_cast<int>(r % 2));
+            }
+          }
+          finish(p, panel, panels, row, rows, of_rows);
+        });
   }
 #endif
-  multiply<Dot4>(p, row_scales, finish);
+  multiply<Dot4>(params, row_scales, finish);
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

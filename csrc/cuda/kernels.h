@@ -17,6 +17,7 @@
 #include "pybatch/linear_attention.h"
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
+#include "pybatch/routing.h"
 #include "pybatch/sampling.h"
 
 namespace pybatch::cuda {
@@ -53,6 +54,10 @@ size_t matmul_w8a8_workspace(const MatmulParams&);
 void matmul_w8a8(const MatmulParams&, void* workspace, cudaStream_t);
 size_t matmul_gguf_workspace(const MatmulParams&);
 void matmul_gguf(const MatmulParams&, void* workspace, cudaStream_t);
+
+void route_experts(const RouteParams&, cudaStream_t);
+// Where p has places: out from the product's rows, [m, width] of out's dtype. The matmuls themselves sum nothing.
+void sum_over_experts(const MatmulParams& p, const void* products, cudaStream_t);
 
 void scale_logits(const ScaleLogitsParams&, cudaStream_t);
 size_t adjust_logits_workspace(const AdjustLogitsParams&);

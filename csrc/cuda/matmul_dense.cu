@@ -9,7 +9,7 @@ void matmul_dense(const MatmulParams& p, cudaStream_t stream) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (!std::is_same_v<T, float>) {
       if (p.x.dtype == p.weight_dtype) {
-        return matmul<DenseWeights<T>>(p, {nullptr, nullptr, p.bias, p.bias_dtype}, stream);
+        return matmul<DenseWeights<T>>(p, nullptr, stream);
       }
     }
     simple_matmul<T>(p, stream);

@@ -6,7 +6,7 @@
 
 namespace pybatch::cuda {
 
-// From a column's sums to its products.
+// From a column's sums to its products: times its (and the row's) scale, plus its bias.
 struct ColumnScaling {
   float scale, bias;
   const float* row_scale;  // may be null
@@ -17,19 +17,11 @@ struct ColumnScaling {
   }
 };
 
-// From a sum to the product: times its column's (and row's) scale, plus its column's bias.
-struct Scaling {
-  const float* column_scale;  // each may be null
-  const float* row_scale;
-  const void* bias;
-  DType bias_dtype;
-
-  // The defaults change no float: a factor of 1, a summand of -0.
-  __device__ __forceinline__ ColumnScaling column(int64_t column) const {
-    return {column_scale != nullptr ? column_scale[column] : 1.0f,
-            bias != nullptr ? load_as(bias_dtype, bias, column) : -0.0f, row_scale};
-  }
-};
+// Of p's column. The defaults change no float: a factor of 1, a summand of -0.
+__device__ __forceinline__ ColumnScaling column_scaling(const MatmulParams& p, const float* row_scale, int64_t column) {
+  return {p.scale != nullptr ? p.scale[column] : 1.0f,
+          p.bias != nullptr ? load_as(p.bias_dtype, p.bias, column) : -0.0f, row_scale};
+}
 
 // Below, `type` is p.out.dtype; a caller that gives it as a constant has no switches in its loop.
 

@@ -24,7 +24,7 @@ template <class T>
 __global__ void __launch_bounds__(kQuantizeWarps* kWarp) quantize_kernel(MatmulParams p, ActivationBlock* to) {
   const int lane = threadIdx.x % kWarp;
   const int64_t blocks = p.k / kBlock, i = static_cast<int64_t>(blockIdx.x) * kQuantizeWarps + threadIdx.x / kWarp;
-  if (i >= p.m * blocks) return;
+  if (i >= p.x_rows() * blocks) return;
   const float x = to_float(static_cast<const T*>(p.x.data)[i / blocks * p.x.row_stride + i % blocks * kBlock + lane]);
   const bool finite = __all_sync(kAllLanes, isfinite(x));
   const float most = warp_reduce<Largest>(fabsf(x)), scale = most / 127.0f;
@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
   constexpr bool kAlone = Tile::kWarpsN == 1;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int warp_n = warp % Tile::kWarpsN, warp_k = warp / Tile::kWarpsN;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kRows;
+  const int64_t first_row = take_tile(p, Tile::kRows);
+  if (first_row >= p.m) return;
   const int64_t first_column = (static_cast<int64_t>(blockIdx.y) * Tile::kWarpsN + warp_n) * kWarpColumns;
   const int64_t blocks = p.k / kBlock, panels = ceil_div(p.n, kPanel) - first_column / kPanel;
   const int64_t panel_bytes = p.k / Type::kWeights * Config::kGroupBytes;
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
       const int row = i / kParts, part = i % kParts;
       const int64_t block = stage * kSteps + part / 3;
       const bool valid = first_row + row < p.m && block < blocks;
-      const char* from = reinterpret_cast<const char*>(x + (valid ? (first_row + row) * blocks + block : 0));
+      const char* from = reinterpret_cast<const char*>(x + (valid ? x_row(p, first_row + row) * blocks + block : 0));
       cp_async_16(to + row * Config::kRowPitch + part * 16, from + part % 3 * 16, valid);
     }
     to += Config::kXBytes + warp_n * kPanels * Config::kWeightBytes;
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
   __syncthreads();
   const int64_t column = first_column + lane;
   if (column >= p.n) return;
-  const ColumnScaling of_column = Scaling{nullptr, nullptr, p.bias, p.bias_dtype}.column(column);
+  const ColumnScaling of_column = column_scaling(p, nullptr, column);
   constexpr int kStep = kAlone ? kSplits : 1;
   for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
     const float* part = parts + (kAlone ? 0 : warp) * Config::kPart + row * kPartPitch + lane;
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
 
 template <class Type, class Tile>
 void run(const MatmulParams& p, const ActivationBlock* x, cudaStream_t stream) {
-  const dim3 grid(ceil_div(p.m, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
+  const dim3 grid(row_tiles(p, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
   launch(gguf_kernel<Type, Tile>, grid, dim3(Tile::kWarps * kWarp), GgufConfig<Type, Tile>::shared_bytes(), stream, p,
          x);
 }
@@ -211,19 +212,20 @@ void run(const MatmulParams& p, const ActivationBlock* x, cudaStream_t stream) {
 }  // namespace
 
 size_t matmul_gguf_workspace(const MatmulParams& p) {
-  return static_cast<size_t>(p.m * (p.k / kBlock)) * sizeof(ActivationBlock);
+  return static_cast<size_t>(p.x_rows() * (p.k / kBlock)) * sizeof(ActivationBlock);
 }
 
 void matmul_gguf(const MatmulParams& p, void* workspace, cudaStream_t stream) {
   auto* x = static_cast<ActivationBlock*>(workspace);
   with_float_type(p.x.dtype, [&](auto* type) {
-    const dim3 grid(ceil_div(p.m * (p.k / kBlock), kQuantizeWarps));
+    const dim3 grid(ceil_div(p.x_rows() * (p.k / kBlock), kQuantizeWarps));
     launch(quantize_kernel<std::remove_pointer_t<decltype(type)>>, grid, dim3(kQuantizeWarps * kWarp), 0, stream, p, x);
   });
+  const int64_t rows = rows_together(p);
   with_gguf_type(p.gguf_type, [&](auto* type) {
     using Type = std::remove_pointer_t<decltype(type)>;
-    if (p.m > 16) return run<Type, MatmulTile<32, 4, 1>>(p, x, stream);
-    if (p.m > 8) return run<Type, MatmulTile<16, 4, 1>>(p, x, stream);
+    if (rows > 16) return run<Type, MatmulTile<32, 4, 1>>(p, x, stream);
+    if (rows > 8) return run<Type, MatmulTile<16, 4, 1>>(p, x, stream);
     run<Type, FewRows<8>>(p, x, stream);
   });
 }

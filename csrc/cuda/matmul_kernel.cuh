@@ -6,6 +6,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/matmul_epilogue.cuh"
 #include "cuda/matmul_ops.cuh"
+#include "cuda/matmul_rows.cuh"
 
 namespace pybatch::cuda {
 
@@ -21,7 +22,7 @@ __device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t 
     const int part = i % 4, slab = i / 4 % kSlabs, row = i / 4 / kSlabs;
     const int64_t k = (stage * kSlabs + slab) * kSlab + part * kEach, left = p.k - k;
     const bool valid = first_row + row < p.m && left > 0;
-    const X* from = static_cast<const X*>(p.x.data) + (valid ? (first_row + row) * p.x.row_stride + k : 0);
+    const X* from = static_cast<const X*>(p.x.data) + (valid ? x_row(p, first_row + row) * p.x.row_stride + k : 0);
     X* at = reinterpret_cast<X*>(to + (slab * Tile::kRows + row) * kSlabBytes + part * 16);
     if (!valid || (left >= kEach && reinterpret_cast<uintptr_t>(from) % 16 == 0)) {
       cp_async_16(at, from, valid);
@@ -32,14 +33,15 @@ __device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t 
 }
 
 template <class Op, class Tile>
-__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulParams p, Scaling scaling) {
+__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulParams p, const float* row_scale) {
   using Sum = typename Op::Sum;
   constexpr int kStages = Tile::stages(Op::kBytes), kTokenTiles = Tile::kRows / 8;
   constexpr size_t kStageBytes = Tile::stage_bytes(Op::kBytes);
   constexpr int kStageK = kSlabs * kSlabBytes / sizeof(typename Op::X);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int warp_n = warp % Tile::kWarpsN, warp_k = warp / Tile::kWarpsN;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kRows;
+  const int64_t first_row = take_tile(p, Tile::kRows);
+  if (first_row >= p.m) return;
   const int64_t first_column = (static_cast<int64_t>(blockIdx.y) * Tile::kWarpsN + warp_n) * kWarpColumns;
 
   // Warps that share rows of x wait for each other; a warp with its own part of K does not wait.
@@ -121,34 +123,36 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
   __syncthreads();
   const int64_t column = first_column + lane;
   if (column >= p.n) return;
-  const ColumnScaling of_column = scaling.column(column);
+  const ColumnScaling of_column = column_scaling(p, row_scale, column);
   constexpr int kStep = kAlone ? kSplits : 1;
   for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
     const Sum* part = parts + (kAlone ? 0 : warp) * kPart + row * kPartPitch + lane;
     Sum x = 0;
 #pragma unroll
     for (int i = 0; i < kStep; ++i) x += part[i * kPart];
-    write_product(p, first_row + row, column, of_column.apply(x, first_row + row));
+    write_product(p, first_row + row, column, of_column.apply(x, x_row(p, first_row + row)));
   }
 }
 
 template <class Op, class Tile>
-void run_matmul(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream) {
-  const dim3 grid(ceil_div(p.m, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
+void run_matmul(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
+  const dim3 grid(row_tiles(p, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
   const size_t parts = Tile::kWarps * Tile::kRows * kPartPitch * sizeof(typename Op::Sum);
   const size_t stages = Tile::kWarpsK * Tile::stages(Op::kBytes) * Tile::stage_bytes(Op::kBytes);
   launch(matmul_kernel<Op, Tile>, grid, dim3(Tile::kWarps * kWarp), parts > stages ? parts : stages, stream, p,
-         scaling);
+         row_scale);
 }
 
+// row_scale: [p.x_rows()], may be null.
 template <class Op>
-void matmul(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream) {
+void matmul(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
+  const int64_t rows = rows_together(p);
   const int64_t blocks = ceil_div(p.m, ManyRows::kRows) * ceil_div(p.n, ManyRows::kWarpsN * kWarpColumns);
-  if (p.m > 32 && blocks >= multiprocessors()) return run_matmul<Op, ManyRows>(p, scaling, stream);
-  if (p.m > 32) return run_matmul<Op, FewRows<64>>(p, scaling, stream);
-  if (p.m > 16) return run_matmul<Op, FewRows<32>>(p, scaling, stream);
-  if (p.m > 8) return run_matmul<Op, FewRows<16>>(p, scaling, stream);
-  run_matmul<Op, FewRows<8>>(p, scaling, stream);
+  if (rows > 32 && blocks >= multiprocessors()) return run_matmul<Op, ManyRows>(p, row_scale, stream);
+  if (rows > 32) return run_matmul<Op, FewRows<64>>(p, row_scale, stream);
+  if (rows > 16) return run_matmul<Op, FewRows<32>>(p, row_scale, stream);
+  if (rows > 8) return run_matmul<Op, FewRows<16>>(p, row_scale, stream);
+  run_matmul<Op, FewRows<8>>(p, row_scale, stream);
 }
 
 }  // namespace pybatch::cuda

@@ -5,6 +5,7 @@
 #include "cuda/common.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/matmul_epilogue.cuh"
+#include "cuda/matmul_rows.cuh"
 
 namespace pybatch::cuda {
 
@@ -13,7 +14,8 @@ constexpr int kSimpleThreads = 128, kSimpleRows = 8, kSimpleK = 64;
 template <class W>
 __global__ void __launch_bounds__(kSimpleThreads) simple_matmul_kernel(MatmulParams p) {
   float* x = dynamic_shared<float>();  // [kSimpleRows][kSimpleK]
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kSimpleRows;
+  const int64_t first_row = take_tile(p, kSimpleRows);
+  if (first_row >= p.m) return;
   const int64_t column = static_cast<int64_t>(blockIdx.y) * kSimpleThreads + threadIdx.x;
   const W* weight = static_cast<const W*>(p.weight);
   float sum[kSimpleRows] = {};
@@ -21,7 +23,7 @@ __global__ void __launch_bounds__(kSimpleThreads) simple_matmul_kernel(MatmulPar
     __syncthreads();
     for (int i = threadIdx.x; i < kSimpleRows * kSimpleK; i += kSimpleThreads) {
       const int64_t row = first_row + i / kSimpleK, k = first_k + i % kSimpleK;
-      x[i] = row < p.m && k < p.k ? load_as(p.x.dtype, p.x.data, row * p.x.row_stride + k) : 0.0f;
+      x[i] = row < p.m && k < p.k ? load_as(p.x.dtype, p.x.data, x_row(p, row) * p.x.row_stride + k) : 0.0f;
     }
     __syncthreads();
     const int64_t end = p.k - first_k < kSimpleK ? p.k - first_k : kSimpleK;
@@ -44,7 +46,7 @@ __global__ void __launch_bounds__(kSimpleThreads) simple_matmul_kernel(MatmulPar
 
 template <class W>
 void simple_matmul(const MatmulParams& p, cudaStream_t stream) {
-  const dim3 grid(ceil_div(p.m, kSimpleRows), ceil_div(p.n, kSimpleThreads));
+  const dim3 grid(row_tiles(p, kSimpleRows), ceil_div(p.n, kSimpleThreads));
   launch(simple_matmul_kernel<W>, grid, dim3(kSimpleThreads), kSimpleRows * kSimpleK * sizeof(float), stream, p);
 }
 

@@ -10,7 +10,7 @@ void matmul_w8a16(const MatmulParams& p, cudaStream_t stream) {
     if constexpr (std::is_same_v<T, float>) {
       simple_matmul<int8_t>(p, stream);
     } else {
-      matmul<WidenedWeights<T>>(p, {p.scale, nullptr, p.bias, p.bias_dtype}, stream);
+      matmul<WidenedWeights<T>>(p, nullptr, stream);
     }
   });
 }

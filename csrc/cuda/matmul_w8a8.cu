@@ -7,9 +7,9 @@ namespace pybatch::cuda {
 namespace {
 
 struct Workspace {
-  int8_t* rows;        // [m, row_stride]
+  int8_t* rows;        // [x_rows(), row_stride]
   int64_t row_stride;  // a multiple of 16
-  float* scales;       // [m]
+  float* scales;       // [x_rows()]
 };
 
 int64_t quantized_stride(const MatmulParams& p) { return ceil_div(p.k, 16) * 16; }
@@ -56,25 +56,24 @@ template <bool kNorm>
 void quantize(const MatmulParams& p, const Workspace& to, cudaStream_t stream) {
   with_float_type(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(quantize_kernel<T, kNorm>, dim3(p.m), dim3(row_threads(p.k)), kRowScratchBytes, stream, p, to);
+    launch(quantize_kernel<T, kNorm>, dim3(p.x_rows()), dim3(row_threads(p.k)), kRowScratchBytes, stream, p, to);
   });
 }
 
 }  // namespace
 
 size_t matmul_w8a8_workspace(const MatmulParams& p) {
-  return static_cast<size_t>(p.m) * (quantized_stride(p) + sizeof(float));
+  return static_cast<size_t>(p.x_rows()) * (quantized_stride(p) + sizeof(float));
 }
 
 void matmul_w8a8(const MatmulParams& p, void* workspace, cudaStream_t stream) {
   auto* rows = static_cast<int8_t*>(workspace);
-  const Workspace to = {rows, quantized_stride(p), reinterpret_cast<float*>(rows + p.m * quantized_stride(p))};
+  const Workspace to = {rows, quantized_stride(p), reinterpret_cast<float*>(rows + p.x_rows() * quantized_stride(p))};
   p.norm != nullptr ? quantize<true>(p, to, stream) : quantize<false>(p, to, stream);
   MatmulParams quantized = p;
   quantized.x = {to.rows, to.row_stride, DType::i8};
-  const Scaling scaling = {p.scale, to.scales, p.bias, p.bias_dtype};
-  if (wgmma_pays(quantized)) return matmul_w8a8_wgmma(quantized, scaling, stream);
-  matmul<Int8Weights>(quantized, scaling, stream);
+  if (wgmma_pays(quantized)) return matmul_w8a8_wgmma(quantized, to.scales, stream);
+  matmul<Int8Weights>(quantized, to.scales, stream);
 }
 
 }  // namespace pybatch::cuda

@@ -66,6 +66,22 @@ enum class Epilogue { store, add, silu_mul, gelu_tanh_mul };
 
 constexpr bool is_gated(Epilogue e) { return e == Epilogue::silu_mul || e == Epilogue::gelu_tanh_mul; }
 
+// Where each row of a product is multiplied by one of several weights (mixture of experts, Shazeer et al. 2017): those
+// of expert e are rows starts[e] to starts[e + 1]. Weights, scales and biases lie one expert's after the other's. All
+// of it is read as the kernel runs. With `places`, a row of out is the sum over j of weights[t][j] * row places[t][j]
+// of the product, which is rounded to out's dtype first: by one fma each in ascending j, and rounded. The epilogue,
+// store or add, takes it for the product.
+struct Experts {
+  int64_t count;          // 0: one weight multiplies all rows
+  const int32_t* starts;  // [count + 1], ascending from 0 to m
+  const int32_t* tokens;  // [m], may be null: the row of x that each row of the product is of
+  const int32_t* places;  // [m / top_k][top_k], may be null
+  const float* weights;   // likewise
+  int64_t top_k;
+  int64_t weight_bytes;  // of one expert's packed weight
+  int64_t x_rows;        // of x
+};
+
 // matmul_dense: weights as they are, fp32 sums.
 // matmul_w8a16: int8 weights widened to fp32, activations as they are; the sum times the weight scale, plus bias.
 // matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x * (127 / max|x|)) (with a
@@ -75,7 +91,7 @@ constexpr bool is_gated(Epilogue e) { return e == Epilogue::silu_mul || e == Epi
 //   sum over blocks, in ascending order and by one fma each, of float(dot) * (weight scale * scale), for each half of a
 //   block if they have different weight scales, and of weight min * (scale * sum(q)), likewise.
 struct MatmulParams {
-  ConstMatrix x;       // [m, k], f32, f16 or bf16
+  ConstMatrix x;       // [x_rows(), k], f32, f16 or bf16
   const void* weight;  // packed, 64-byte aligned
   DType weight_dtype;  // f32, f16, bf16 or i8
   GgufType gguf_type;  // matmul_gguf only
@@ -88,6 +104,9 @@ struct MatmulParams {
   Matrix out;  // [m, width], f32, f16 or bf16; shares no memory with x
   int64_t m, n, k;
   int64_t width;  // n, or where gate and up are multiplied at most n / 2, with n = 2 * width rounded up to whole panels
+  Experts experts;
+
+  constexpr int64_t x_rows() const { return experts.count != 0 ? experts.x_rows : m; }
 };
 
 }  // namespace pybatch

@@ -32,7 +32,8 @@ template <class... Args>
 
 constexpr int64_t kAny = -1;
 
-inline std::string shape_of(std::initializer_list<int64_t> wanted) {
+template <class Shape = std::initializer_list<int64_t>>
+std::string shape_of(const Shape& wanted) {
   std::ostringstream out;
   const char* separator = "[";
   for (int64_t extent : wanted) {
@@ -127,7 +128,8 @@ struct Checks {
   }
 
   // t has this dtype, this shape (kAny: any extent) and no gaps.
-  static void check(const Tensor& t, const char* name, ScalarType type, std::initializer_list<int64_t> shape,
+  template <class Shape = std::initializer_list<int64_t>>
+  static void check(const Tensor& t, const char* name, ScalarType type, const Shape& shape,
                     bool (*is_there)(const Tensor&) = Backend::holds) {
     expect_present(t, name, is_there);
     EXPECT(t.scalar_type() == type, name, ": expected ", name_of(type), ", got ", name_of(t.scalar_type()));

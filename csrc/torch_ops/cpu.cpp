@@ -107,6 +107,22 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "matmul_gguf(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, Tensor(a!) out) "
       "-> ()");
   m.def(
+      "experts_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
+      "Tensor starts, Tensor? tokens, Tensor? places, Tensor? weights, Tensor(a!) out) -> ()");
+  m.def(
+      "experts_w8a16(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
+      "Tensor starts, Tensor? tokens, Tensor? places, Tensor? weights, Tensor(a!) out) -> ()");
+  m.def(
+      "experts_w8a8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
+      "Tensor starts, Tensor? tokens, Tensor? places, Tensor? weights, Tensor(a!) out) -> ()");
+  m.def(
+      "experts_gguf(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
+      "Tensor starts, Tensor? tokens, Tensor? places, Tensor? weights, Tensor(a!) out) -> ()");
+  m.def(
+      "route_experts(Tensor logits, Tensor? bias, int scoring, int groups, int top_groups, int group_best, "
+      "bool normalize, float scale, Tensor(a!) ids, Tensor(b!) weights, Tensor(c!) starts, Tensor(d!) order, "
+      "Tensor(e!) places) -> ()");
+  m.def(
       "rope_kv_write(Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor slots, Tensor rotary, "
       "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool layer_norm, bool norm_last, Tensor? query_scale, "
       "bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!)? k_scale, Tensor(e!)? v_scale, "

@@ -66,6 +66,7 @@ struct Cuda {
   PYBATCH_RUN(embedding, EmbeddingParams)
   PYBATCH_RUN(rope_kv_write, RopeKvWriteParams)
   PYBATCH_RUN(copy_blocks, CopyBlocksParams)
+  PYBATCH_RUN(route_experts, RouteParams)
   PYBATCH_RUN(rotate_keys, RotateKeysParams)
   PYBATCH_RUN(gather_kv, GatherKvParams)
   PYBATCH_RUN(causal_conv, CausalConvParams)
@@ -89,27 +90,47 @@ struct Cuda {
   PYBATCH_RUN_WITH_WORKSPACE(paged_attention, PagedAttentionParams)
   PYBATCH_RUN_WITH_WORKSPACE(attention_mass, AttentionMassParams)
   PYBATCH_RUN_WITH_WORKSPACE(adjust_logits, AdjustLogitsParams)
-  PYBATCH_RUN_WITH_WORKSPACE(matmul_w8a8, MatmulParams)
 #undef PYBATCH_RUN_WITH_WORKSPACE
 
   // Runs f with x normalised, if the matmul has a norm.
   template <class F>
   static void behind_norm(MatmulParams p, const F& f) {
     if (p.norm == nullptr) return f(p);
-    const Tensor normed = workspace(p.m * p.k * size_of(p.x.dtype));
+    const Tensor normed = workspace(p.x_rows() * p.k * size_of(p.x.dtype));
     const Matrix rows{normed.data_ptr(), p.k, p.x.dtype};
-    rms_norm({p.x, {}, rows, p.norm, nullptr, p.norm_eps, p.m, p.k});
+    rms_norm({p.x, {}, rows, p.norm, nullptr, p.norm_eps, p.x_rows(), p.k});
     p.x = {rows.data, rows.row_stride, rows.dtype};
     f(p);
   }
+  // Runs f; where rows are summed over experts, into a workspace, and then sums them.
+  template <class F>
+  static void before_sum(const MatmulParams& p, const F& f) {
+    if (p.experts.places == nullptr) return f(p);
+    const Tensor products = workspace(p.m * p.width * size_of(p.out.dtype));
+    MatmulParams unsummed = p;
+    unsummed.out = {products.data_ptr(), p.width, p.out.dtype};
+    unsummed.epilogue = Epilogue::store;
+    f(unsummed);
+    cuda::sum_over_experts(p, products.data_ptr(), current_stream());
+  }
+  template <class F>
+  static void around(const MatmulParams& params, const F& f) {
+    behind_norm(params, [&](const MatmulParams& p) { before_sum(p, f); });
+  }
   static void matmul_dense(const MatmulParams& params) {
-    behind_norm(params, [](const MatmulParams& p) { cuda::matmul_dense(p, current_stream()); });
+    around(params, [](const MatmulParams& p) { cuda::matmul_dense(p, current_stream()); });
   }
   static void matmul_w8a16(const MatmulParams& params) {
-    behind_norm(params, [](const MatmulParams& p) { cuda::matmul_w8a16(p, current_stream()); });
+    around(params, [](const MatmulParams& p) { cuda::matmul_w8a16(p, current_stream()); });
+  }
+  static void matmul_w8a8(const MatmulParams& params) {
+    before_sum(params, [](const MatmulParams& p) {
+      const Tensor room = workspace(static_cast<int64_t>(cuda::matmul_w8a8_workspace(p)));
+      cuda::matmul_w8a8(p, room.data_ptr(), current_stream());
+    });
   }
   static void matmul_gguf(const MatmulParams& params) {
-    behind_norm(params, [](const MatmulParams& p) {
+    around(params, [](const MatmulParams& p) {
       const Tensor room = workspace(static_cast<int64_t>(cuda::matmul_gguf_workspace(p)));
       cuda::matmul_gguf(p, room.data_ptr(), current_stream());
     });

@@ -43,6 +43,11 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("matmul_w8a16", TORCH_BOX(&Layers::template matmul_int8<&Backend::matmul_w8a16>));
   m.impl("matmul_w8a8", TORCH_BOX(&Layers::template matmul_int8<&Backend::matmul_w8a8>));
   m.impl("matmul_gguf", TORCH_BOX(&Layers::matmul_gguf));
+  m.impl("experts_dense", TORCH_BOX(&Layers::experts_dense));
+  m.impl("experts_w8a16", TORCH_BOX(&Layers::template experts_int8<&Backend::matmul_w8a16>));
+  m.impl("experts_w8a8", TORCH_BOX(&Layers::template experts_int8<&Backend::matmul_w8a8>));
+  m.impl("experts_gguf", TORCH_BOX(&Layers::experts_gguf));
+  m.impl("route_experts", TORCH_BOX(&Layers::route_experts));
   m.impl("rope_kv_write", TORCH_BOX(&Kv::rope_kv_write));
   m.impl("copy_blocks", TORCH_BOX(&Kv::copy_blocks));
   m.impl("swap_blocks", TORCH_BOX(&Kv::swap_blocks));

@@ -87,6 +87,33 @@ struct Offsets {
   }
 };
 
+// Where each expert's rows begin, and indices of rows and tokens; members as in Experts.
+struct ExpertRows {
+  const int32_t* starts;
+  int64_t experts, rows;
+
+  bool operator==(const ExpertRows&) const = default;
+  void operator()() const {
+    bool ascending = starts[0] == 0 && starts[experts] == rows;
+    for (int64_t i = 0; i < experts; ++i) ascending = ascending && starts[i] <= starts[i + 1];
+    EXPECT(ascending, "starts: expected ascending offsets from 0 to ", rows);
+  }
+};
+
+struct Indices {
+  const char* name;
+  const int32_t* indices;
+  int64_t count, limit;
+
+  bool operator==(const Indices&) const = default;
+  void operator()() const {
+    for (int64_t i = 0; i < count; ++i) {
+      EXPECT(indices[i] >= 0 && indices[i] < limit, name, ": expected in [0, ", limit, "), got ", indices[i], " at ",
+             i);
+    }
+  }
+};
+
 struct OutputStarts {
   const int64_t *output_start, *history_start;
   int64_t rows;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.model.buffers import Buffers
-from pybatch.ops import Epilogue
+from pybatch.ops import Epilogue, Experts
 
 
 class Fused(TypedDict, total=False):
@@ -19,10 +19,11 @@ class Fused(TypedDict, total=False):
     norm: Tensor | None
     norm_eps: float
     epilogue: Epilogue
+    experts: Experts | None
 
 
 class Linear(Protocol):
-    """out = x @ weight^T + bias."""
+    """out = x @ weight^T + bias. Of experts, weights are stacks, with the expert as their first dimension."""
 
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor: ...
 
@@ -76,6 +77,14 @@ ACTIVATIONS = {Epilogue.SILU_MUL: ops.silu_mul, Epilogue.GELU_TANH_MUL: ops.gelu
 Packed = DenseLinear | Int8Linear | GGUFLinear  # each also serves as an embedding
 
 
+def as_stack(linear: Packed, count: int, width: int) -> Packed:
+    """The projections of `count` experts, of so many rows each, packed one below the other from whole panels on."""
+    weight = linear.weight.view(count, -1, *linear.weight.shape[1:])
+    if isinstance(linear, Int8Linear):
+        return replace(linear, weight=weight, scale=linear.scale.view(count, -1)[:, :width].contiguous())
+    return replace(linear, weight=weight, width=width)
+
+
 @dataclass(frozen=True, slots=True)
 class SideBySide:
     """Projections of the same normalised input whose outputs lie side by side: parts that no one packed matrix can
@@ -122,12 +131,20 @@ class NormedLinear:
     norm: Norm | None
     linear: Linear
 
-    def __call__(self, x: Tensor, out: Tensor, buffers: Buffers, epilogue: Epilogue = ops.STORE) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        out: Tensor,
+        buffers: Buffers,
+        epilogue: Epilogue = ops.STORE,
+        experts: Experts | None = None,
+    ) -> Tensor:
         if self.norm is None:
-            return self.linear(x, out, epilogue=epilogue)
+            return self.linear(x, out, epilogue=epilogue, experts=experts)
         if self.norm.layer_norm:
-            return self.linear(self.norm(x, buffers.of("normed", x.shape[1])), out, epilogue=epilogue)
-        return self.linear(x, out, norm=self.norm.weight, norm_eps=self.norm.eps, epilogue=epilogue)
+            normed = self.norm(x, buffers.of("normed", x.shape[1]))
+            return self.linear(normed, out, epilogue=epilogue, experts=experts)
+        return self.linear(x, out, norm=self.norm.weight, norm_eps=self.norm.eps, epilogue=epilogue, experts=experts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,14 @@ struct Shape {
 
 enum class Kind { dense, w8a16, w8a8, gguf };
 
+auto kernel_of(Kind kind) {
+  const auto& kernels = cpu::kernels();
+  return kind == Kind::dense   ? kernels.matmul_dense
+         : kind == Kind::w8a16 ? kernels.matmul_w8a16
+         : kind == Kind::w8a8  ? kernels.matmul_w8a8
+                               : kernels.matmul_gguf;
+}
+
 void check_matmul(Kind kind, const std::string& name, const Weights& w, DType weight_dtype, GgufType gguf_type, Shape s,
                   DType dtype, Epilogue epilogue, Random& random) {
   const Array x(dtype, s.m * s.k, random, 2), bias(DType::f32, s.n, random);
@@ -212,11 +220,7 @@ void check_matmul(Kind kind, const std::string& name, const Weights& w, DType we
     p.n = s.n;
     p.k = s.k;
     p.width = width;
-    const auto& kernels = cpu::kernels();
-    (kind == Kind::dense   ? kernels.matmul_dense
-     : kind == Kind::w8a16 ? kernels.matmul_w8a16
-     : kind == Kind::w8a8  ? kernels.matmul_w8a8
-                           : kernels.matmul_gguf)(p);
+    kernel_of(kind)(p);
   };
   std::vector<float> row_scales;
   std::vector<double> in(static_cast<size_t>(s.m * s.k));
@@ -261,6 +265,85 @@ void check_matmul(Kind kind, const std::string& name, const Weights& w, DType we
         return {value, 1.2 * gate.tolerance * std::fabs(up.value) + up.tolerance * std::fabs(act) +
                            std::fabs(value) * (rounding(dtype) + 4e-6) + 1e-6};
       });
+}
+
+// Rows of several weights against the plain matmul of each, and the sums over a token's experts against theirs.
+void check_experts(Kind kind, const std::string& name, const std::vector<Weights>& experts, DType dtype, GgufType type,
+                   int64_t n, int64_t k, Random& random) {
+  const auto count = static_cast<int64_t>(experts.size());
+  const int64_t packed = experts[0].packed.bytes();
+  Array stack(DType::i8, count * packed), scales(DType::f32, count * n);
+  for (int64_t e = 0; e < count; ++e) {
+    const Weights& w = experts[static_cast<size_t>(e)];
+    std::memcpy(stack.data() + e * packed, w.packed.data(), static_cast<size_t>(packed));
+    for (int64_t i = 0; i < n && kind != Kind::dense && kind != Kind::gguf; ++i) scales.set(e * n + i, w.scale[i]);
+  }
+  for (int64_t tokens : {1, 9, 70}) {
+    const std::string of = "experts " + name + " " + std::to_string(tokens);
+    constexpr int64_t kTop = 2;
+    const int64_t rows = tokens * kTop;
+    Array logits(DType::f32, tokens * count, random), x(DType::f32, tokens * k, random);
+    for (int64_t t = 0; t < tokens; ++t) logits.set(t * count, 9);  // most rows are of expert 0
+    std::vector<int32_t> ids(static_cast<size_t>(rows)), order(ids), places(ids);
+    std::vector<int32_t> starts(static_cast<size_t>(count + 1));
+    Array weights(DType::f32, rows);
+    cpu::kernels().route_experts({logits.as<float>(), count, nullptr, ids.data(), weights.as<float>(), starts.data(),
+                                  order.data(), places.data(), tokens, count, kTop, 1, 1, 1, Scoring::sigmoid, false,
+                                  1.0f});
+    MatmulParams p{};
+    p.weight_dtype = dtype;
+    p.gguf_type = type;
+    p.n = p.width = n;
+    p.k = k;
+    Array wanted(DType::f32, rows * n), made(wanted), gathered(DType::f32, rows * k), sums(DType::f32, tokens * n);
+    for (int64_t e = 0; e < count; ++e) {
+      for (int64_t row = starts[static_cast<size_t>(e)]; row < starts[static_cast<size_t>(e + 1)]; ++row) {
+        const float* token = x.as<float>() + order[static_cast<size_t>(row)] * k;
+        std::memcpy(gathered.as<float>() + row * k, token, static_cast<size_t>(k) * sizeof(float));
+        p.x = {token, k, DType::f32};
+        p.out = {wanted.as<float>() + row * n, n, DType::f32};
+        p.weight = stack.data() + e * packed;
+        p.scale = scales.as<float>() + e * n;
+        p.m = 1;
+        kernel_of(kind)(p);
+      }
+    }
+    p.weight = stack.data();
+    p.scale = scales.as<float>();
+    p.m = rows;
+    for (int count_of_threads : {1, 3}) {
+      threads = count_of_threads;
+      p.experts = {count, starts.data(), order.data(), nullptr, nullptr, 0, packed, tokens};
+      p.x = {x.data(), k, DType::f32};
+      p.out = {made.data(), n, DType::f32};
+      kernel_of(kind)(p);
+      p.experts = {count, starts.data(), nullptr, places.data(), weights.as<float>(), kTop, packed, rows};
+      p.x = {gathered.data(), k, DType::f32};
+      p.out = {sums.data(), n, DType::f32};
+      kernel_of(kind)(p);
+      for (int64_t i = 0; i < rows * n; ++i) {
+        if (made.word(i) == wanted.word(i)) continue;
+        fail("%s: row %d is not that of its expert alone", of.c_str(), static_cast<int>(i / n));
+        break;
+      }
+      for (int64_t i = 0; i < tokens * n; ++i) {
+        double sum = 0, size = 0;
+        for (int64_t j = 0; j < kTop; ++j) {
+          const int64_t at = i / n * kTop + j;
+          const double term = weights[at] * wanted[places[static_cast<size_t>(at)] * n + i % n];
+          sum += term;
+          size += std::fabs(term);
+        }
+        if (std::fabs(sums[i] - sum) <= size * 0x1p-22) continue;
+        fail("%s: a sum of token %d is %g, not %g", of.c_str(), static_cast<int>(i / n), sums[i], sum);
+        break;
+      }
+    }
+    threads = 1;
+    Digest digest(of);
+    digest.add(made);
+    digest.add(sums);
+  }
 }
 
 // Embeddings of the same weights: each id's row.
@@ -328,6 +411,19 @@ void check_matmuls() {
       if (s.m == 5) check_embedding(name, w, TableLayout::packed_gguf, DType::i8, type, s.n, s.k);
     }
   }
+  auto five = [](const auto& pack) {
+    std::vector<Weights> experts;
+    for (int i = 0; i < 5; ++i) experts.push_back(pack());
+    return experts;
+  };
+  constexpr int64_t kColumns = 40, kK = 96;
+  const auto dense = five([&] { return pack_dense(DType::bf16, kColumns, kK, random); });
+  check_experts(Kind::dense, "bf16", dense, DType::bf16, GgufType::q4_0, kColumns, kK, random);
+  const auto int8 = five([&] { return pack_int8(kColumns, kK, random, false); });
+  check_experts(Kind::w8a16, "w8a16", int8, DType::i8, GgufType::q4_0, kColumns, kK, random);
+  check_experts(Kind::w8a8, "w8a8", int8, DType::i8, GgufType::q4_0, kColumns, kK, random);
+  const auto blocks = five([&] { return pack_gguf(GgufType::q4_1, kColumns, kK, random); });
+  check_experts(Kind::gguf, "Q4_1", blocks, DType::i8, GgufType::q4_1, kColumns, kK, random);
 }
 
 }  // namespace check

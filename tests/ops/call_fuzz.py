@@ -158,6 +158,46 @@ class Calls:
             "out": self.rows(m, width, self.r.choice(FLOATS)),
         }
 
+    def experts(self, weights: Callable[[int, int], Arguments]) -> Arguments:
+        """A matmul over experts: of gathered rows, or summed."""
+        count, top_k, tokens = self.r.randint(1, 5), self.r.randint(1, 3), self.size()
+        base = self.matmul(weights)
+        base["epilogue"] %= 4 if (gathers := self.r.random() < 0.5) else 2
+        k, width, rows = base["x"].shape[1], base["out"].shape[1], tokens * top_k
+        n = -(-width // 16) * 32 if base["epilogue"] >= 2 else width
+        of_experts = [weights(n, k) for _ in range(count)]
+        stacks = {
+            key: torch.stack([each[key].to(of_experts[0][key].dtype) for each in of_experts])
+            for key in of_experts[0]
+            if all(each[key].shape == of_experts[0][key].shape for each in of_experts)
+        }
+        order = torch.randperm(rows).int()
+        return base | stacks | {
+            "x": self.rows(tokens if gathers else rows, k),
+            "bias": self.maybe(lambda: self.floats(count, n)),
+            "starts": self.starts(count, rows).int(),
+            "tokens": order // top_k if gathers else None,
+            "places": None if gathers else order.view(tokens, top_k),
+            "weights": None if gathers else torch.rand(tokens, top_k),
+            "out": self.rows(rows if gathers else tokens, width, self.r.choice(FLOATS)),
+        }  # fmt: skip
+
+    def route_experts(self) -> Arguments:
+        tokens, groups, size = self.size(), self.r.choice((1, 1, 2, 4)), self.r.choice((1, 3, 8, 20))
+        experts, top_groups = groups * size, self.r.randint(1, groups)
+        routing = ops.Routing.empty(tokens, experts, self.r.randint(1, min(size * top_groups, 9)))
+        return {
+            "logits": self.rows(tokens, experts, torch.float32),
+            "bias": self.maybe(lambda: torch.randn(experts)),
+            "scoring": self.r.randrange(3),
+            "groups": groups,
+            "top_groups": top_groups,
+            "group_best": self.r.randint(1, min(size, 3)),
+            "normalize": self.r.random() < 0.5,
+            "scale": 2.5,
+            **{name: tensor.zero_() for name, tensor in routing._asdict().items()},
+        }
+
     def embedding(self) -> Arguments:
         vocab, kind = self.r.randint(1, 40), self.r.randrange(4)
         width = self.r.choice((32, 256)) if kind == 3 else self.size()
@@ -348,6 +388,10 @@ class Calls:
             "matmul_w8a16": lambda: self.matmul(self.int8),
             "matmul_w8a8": lambda: self.matmul(self.int8),
             "matmul_gguf": lambda: self.matmul(self.gguf),
+            "experts_dense": lambda: self.experts(self.dense),
+            "experts_w8a16": lambda: self.experts(self.int8),
+            "experts_w8a8": lambda: self.experts(self.int8),
+            "experts_gguf": lambda: self.experts(self.gguf),
         }
         return makers[name]() if name in makers else getattr(self, name)()
 

@@ -117,6 +117,28 @@ def matmul_gguf() -> Arguments:
     return linear(64) | {"weight": gguf_weights()}
 
 
+def experts(matmul: Callable[[], Arguments], gathers: bool) -> Arguments:
+    """Three experts of the same weights: rows of three tokens, each for two experts, are made or summed."""
+    given = matmul()
+    stacks = {key: torch.stack([given[key]] * 3) for key in ("weight", "scale", "bias") if key in given}
+    if not gathers:
+        given["x"] = normal(6, given["x"].shape[1])
+    return given | stacks | {
+        "starts": integers(0, 4, 4, 6).int(),
+        "tokens": integers(0, 1, 1, 2, 0, 2).int() if gathers else None,
+        "places": None if gathers else integers(0, 4, 1, 2, 3, 5).int().view(3, 2),
+        "weights": None if gathers else normal(3, 2),
+        "out": torch.empty(6 if gathers else 3, 32),
+    }  # fmt: skip
+
+
+def route_experts() -> Arguments:
+    return {
+        "logits": normal(3, 8), "bias": normal(8), "scoring": 1, "groups": 4, "top_groups": 2, "group_best": 2,
+        "normalize": True, "scale": 2.5, **ops.Routing.empty(3, 8, 2)._asdict(),
+    }  # fmt: skip
+
+
 def kv_cache(int8: bool) -> Arguments:
     k, v = normal(5, 2, 16, 8), normal(5, 2, 8, 16)
     scales = [torch.full((5, 2, 8), 0.02).half() if int8 else None for _ in "kv"]
@@ -252,6 +274,16 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "matmul_w8a16": [matmul_int8, lambda: matmul_int8() | {"bias": None, "norm": None}],
     "matmul_w8a8": [matmul_int8, lambda: matmul_int8() | {"bias": None, "norm": None}],
     "matmul_gguf": [matmul_gguf, lambda: matmul_gguf() | {"bias": None, "norm": None}],
+    **{
+        f"experts_{name}": [lambda matmul=matmul: experts(matmul, True), lambda matmul=matmul: experts(matmul, False)]
+        for name, matmul in (
+            ("dense", matmul_dense),
+            ("w8a16", matmul_int8),
+            ("w8a8", matmul_int8),
+            ("gguf", matmul_gguf),
+        )
+    },
+    "route_experts": [route_experts],
     "rope_kv_write": [lambda: rope_kv_write(False), lambda: rope_kv_write(True)],
     "copy_blocks": [lambda: {"pool": pool(5), "pairs": torch.tensor([[0, 1], [0, 2]])}],
     "swap_blocks": [lambda: {"src": pool(5), "dst": pool(3), "pairs": torch.tensor([[4, 0], [1, 2]])}],

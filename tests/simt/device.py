@@ -101,11 +101,28 @@ class EmbeddingParams(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Experts(ctypes.Structure):
+    _fields_ = [
+        ("count", c_int64), ("starts", c_void_p), ("tokens", c_void_p), ("places", c_void_p), ("weights", c_void_p),
+        ("top_k", c_int64), ("weight_bytes", c_int64), ("x_rows", c_int64),
+    ]  # fmt: skip
+
+
 class MatmulParams(ctypes.Structure):
     _fields_ = [
         ("x", Matrix), ("weight", c_void_p), ("weight_dtype", c_int32), ("gguf_type", c_int32),
         ("scale", c_void_p), ("bias", c_void_p), ("bias_dtype", c_int32), ("norm", c_void_p), ("norm_eps", c_float),
         ("epilogue", c_int32), ("out", Matrix), ("m", c_int64), ("n", c_int64), ("k", c_int64), ("width", c_int64),
+        ("experts", Experts),
+    ]  # fmt: skip
+
+
+class RouteParams(ctypes.Structure):
+    _fields_ = [
+        ("logits", c_void_p), ("row_stride", c_int64), ("bias", c_void_p), ("ids", c_void_p), ("weights", c_void_p),
+        ("starts", c_void_p), ("order", c_void_p), ("places", c_void_p), ("tokens", c_int64), ("experts", c_int64),
+        ("top_k", c_int64), ("groups", c_int64), ("top_groups", c_int64), ("group_best", c_int64),
+        ("scoring", c_int32), ("normalize", c_bool), ("scale", c_float),
     ]  # fmt: skip
 
 
@@ -198,7 +215,7 @@ class TokenLogprobsParams(ctypes.Structure):
 
 
 PARAMS = (
-    NormParams, ActivationParams, GatedActivationParams, EmbeddingParams, MatmulParams, RopeKvWriteParams,
+    NormParams, ActivationParams, GatedActivationParams, EmbeddingParams, MatmulParams, RouteParams, RopeKvWriteParams,
     CopyBlocksParams,
     PagedAttentionParams, RotateKeysParams, GatherKvParams, AttentionMassParams, AdjustLogitsParams, SampleParams,
     TokenLogprobsParams, SigmoidMulParams, GatedNormParams, CausalConvParams, GatedDeltaParams,
@@ -663,17 +680,53 @@ class SimtOps:
     def _matmul(
         self, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, out: Tensor, *,
         norm: Tensor | None = None, norm_eps: float = 0.0, epilogue: int = 0, norm_apart: bool = True,
+        experts: ops.Experts | None = None,
     ) -> Iterator[tuple[Buffers, MatmulParams]]:  # fmt: skip
-        if norm is not None and norm_apart:  # as the binding does
+        """What the binding does around a matmul's kernel."""
+        if norm is not None and norm_apart:
             x, norm = self.rms_norm(x, norm, norm_eps), None
         with buffers() as b:
-            width = out.shape[1]
-            yield b, MatmulParams(
+            rows, width = x.shape[0], out.shape[1]
+            routed = Experts()
+            if experts is not None:
+                rows = rows if experts.tokens is None else len(experts.tokens)
+                names = ("starts", "tokens", "places", "weights")
+                pointers = (b.read(tensor, name) for tensor, name in zip(experts, names, strict=True))
+                top_k = 0 if experts.places is None else experts.places.shape[1]
+                routed = Experts(len(weight), *pointers, top_k, weight[0].nbytes, x.shape[0])
+            params = MatmulParams(
                 b.matrix(x, "x"), b.read(weight, "weight"), DTYPES.get(weight.dtype, 0), gguf_type(weight),
                 b.read(scale, "scale"), b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype],
                 b.read(norm, "norm"), norm_eps, epilogue, b.matrix(out, "out", out=True),
-                x.shape[0], width if epilogue < 2 else -(-width // 16) * 32, x.shape[1], width,
+                rows, width if epilogue < 2 else -(-width // 16) * 32, x.shape[1], width, routed,
             )  # fmt: skip
+            if not routed.places:
+                yield b, params
+                return
+            products = b.workspace(rows * width * out.itemsize)
+            unsummed = MatmulParams.from_buffer_copy(params)
+            unsummed.out, unsummed.epilogue = Matrix(products, width, DTYPES[out.dtype]), 0
+            yield b, unsummed
+            arguments = ctypes.byref(params), c_void_p(products), None
+            self._function("sum_over_experts", params, "PKv", "P11CUstream_st")(*arguments)
+
+    def route_experts(
+        self, logits: Tensor, top_k: int, *, bias: Tensor | None = None, scoring: int = 0, groups: int = 1,
+        top_groups: int = 1, group_best: int = 1, normalize: bool = False, scale: float = 1.0,
+    ) -> ops.Routing:  # fmt: skip
+        tokens, experts = logits.shape
+        routing = ops.Routing.empty(tokens, experts, top_k)
+        for tensor in routing:
+            tensor.view(torch.uint8).fill_(0xFF)
+        with buffers() as b:
+            names = ("ids", "weights", "starts", "order", "places")
+            outs = [b.write(tensor, name) for tensor, name in zip(routing, names, strict=True)]
+            params = RouteParams(
+                b.read(logits, "logits"), logits.stride(0), b.read(bias, "bias"), *outs, tokens, experts, top_k,
+                groups, top_groups, group_best, scoring, normalize, scale,
+            )  # fmt: skip
+            self._run("route_experts", params)
+        return routing
 
     def scale_logits(self, logits: Tensor, scale: float = 1.0, soft_cap: float = 0.0) -> Tensor:
         with buffers() as b:
@@ -744,7 +797,8 @@ def gguf_type(weight: Tensor) -> int:
     if weight.dim() != 3:
         return 0
     types = [(block.dtype, ops.PANEL * block.bytes) for block in ops.GGUF_BLOCKS.values()]
-    return types.index((weight.dtype, weight.shape[2])) if (weight.dtype, weight.shape[2]) in types else 0
+    found = (weight.dtype, weight.shape[-1])
+    return types.index(found) if found in types else 0
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from simt.suites import OPS
 # What takes minutes. test_attention.py and the probes of test_mutations.py have the same on smaller shapes, and on the
 # tensor cores for every type of cache.
 SLOW = [
+    "test_a_layer_gives_a_token_the_same_alone_and_in_any_batch_experts",
     "test_a_row_alone_has_the_bits_it_has_in_any_batch_matmul",
     "test_a_row_alone_has_the_bits_it_has_in_any_batch_matmul_gguf",
     "test_a_sequence_is_the_same_alone_and_in_any_batch_attention",

@@ -120,7 +120,7 @@ __device__ __forceinline__ void multiply_stages(int32_t (&sum)[Tile::kRows / 2],
 
 // Sums go through the memory of the stages, so that a warp's lanes turn into neighbouring columns.
 template <class Tile>
-__device__ __forceinline__ void write_tile(const MatmulParams& p, const Scaling& scaling, char* shared,
+__device__ __forceinline__ void write_tile(const MatmulParams& p, const float* row_scale, char* shared,
                                            const int32_t (&sum)[Tile::kRows / 2], Place place, int panel) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   named_barrier_sync(1, kConsumers * kWarpgroup);
@@ -135,7 +135,7 @@ __device__ __forceinline__ void write_tile(const MatmulParams& p, const Scaling&
   const int within = panel % 2 * kWarp + lane;
   const int64_t column = place.panel * kPanel + group * 64 + within;
   if (column >= p.n) return;
-  const ColumnScaling of_column = scaling.column(column);
+  const ColumnScaling of_column = column_scaling(p, row_scale, column);
   auto product = [&](int row) { return of_column.apply(sums[row * Tile::kPitch + within], place.row + row); };
   const int64_t left = p.m - place.row;
   const int begin = panel % 4 / 2, end = left < Tile::kRows ? static_cast<int>(left) : Tile::kRows;
@@ -170,7 +170,7 @@ __device__ __forceinline__ void write_tile(const MatmulParams& p, const Scaling&
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
-    wgmma_kernel(MatmulParams p, Scaling scaling, const __grid_constant__ CUtensorMap rows) {
+    wgmma_kernel(MatmulParams p, const float* row_scale, const __grid_constant__ CUtensorMap rows) {
   char* shared = dynamic_shared<char>();
   auto* barriers = reinterpret_cast<uint64_t*>(shared + Tile::stage_bytes());
   const Pipeline pipeline = {shared, barriers, barriers + Tile::kStages};
@@ -195,25 +195,26 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   int32_t sum[Tile::kRows / 2];
   multiply_stages<Tile>(sum, pipeline, static_cast<uint32_t>(ceil_div(p.k, kStageK)), panel);
 
-  write_tile<Tile>(p, scaling, shared, sum, place, panel);
+  write_tile<Tile>(p, row_scale, shared, sum, place, panel);
 }
 
 template <class Tile>
-void run(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream) {
+void run(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
   const dim3 grid(ceil_div(p.m, Tile::kRows) * ceil_div(p.n, kTileColumns));
   const CUtensorMap rows = byte_matrix_map(p.x.data, p.m, p.k, p.x.row_stride, Tile::kRows);
-  launch(wgmma_kernel<Tile>, grid, dim3(Tile::kThreads), Tile::shared_bytes(), stream, p, scaling, rows);
+  launch(wgmma_kernel<Tile>, grid, dim3(Tile::kThreads), Tile::shared_bytes(), stream, p, row_scale, rows);
 }
 
 }  // namespace
 
 bool wgmma_pays(const MatmulParams& p) {
-  return p.m >= kWgmmaRows && p.n > 0 && p.k > 0 && device_attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+  return p.experts.count == 0 && p.m >= kWgmmaRows && p.n > 0 && p.k > 0 &&
+         device_attribute(cudaDevAttrComputeCapabilityMajor) == 9;
 }
 
-void matmul_w8a8_wgmma(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream) {
-  if (large_tile_pays(p.m, p.n, multiprocessors())) return run<LargeTile>(p, scaling, stream);
-  run<SmallTile>(p, scaling, stream);
+void matmul_w8a8_wgmma(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
+  if (large_tile_pays(p.m, p.n, multiprocessors())) return run<LargeTile>(p, row_scale, stream);
+  run<SmallTile>(p, row_scale, stream);
 }
 
 }  // namespace pybatch::cuda

@@ -7,6 +7,6 @@ namespace pybatch::cuda {
 
 // Whether p, with quantised rows, is for matmul_w8a8_wgmma on this device.
 bool wgmma_pays(const MatmulParams& p);
-void matmul_w8a8_wgmma(const MatmulParams& p, const Scaling& scaling, cudaStream_t stream);
+void matmul_w8a8_wgmma(const MatmulParams& p, const float* row_scale, cudaStream_t stream);
 
 }  // namespace pybatch::cuda
