@@ -13,16 +13,17 @@ Widths = Mapping[str, int]
 
 
 class Buffers:
-    """Matrices of dtype by name, of as many rows as the step has tokens. They grow to the most rows ever asked for, and
-    move when they do; otherwise the same name and width is the same memory in every step, as graphs need it.
+    """Matrices by name, of dtype unless another is asked for, of as many rows as the step has tokens. They grow to the
+    most rows ever asked for, and move when they do; otherwise the same name and width is the same memory in every step,
+    as graphs need it.
 
-    widths: the widest that each name is asked for.
+    widths: the widest that each name is asked for, in elements of dtype.
     """
 
     def __init__(self, widths: Widths, dtype: torch.dtype, device: torch.device, rows: int = 0) -> None:
         self._widths, self._dtype, self._device = widths, dtype, device
         self._capacity, self._rows = 0, 0
-        self._views: dict[tuple[str, int], Tensor] = {}
+        self._views: dict[tuple[str, int, torch.dtype], Tensor] = {}
         self._storage = self._allocate(rows)
 
     def _allocate(self, rows: int) -> dict[str, Tensor]:
@@ -41,12 +42,13 @@ class Buffers:
             self._storage = {}  # frees the smaller ones first
             self._storage = self._allocate(-(-rows // GROWTH) * GROWTH)
 
-    def of(self, name: str, width: int) -> Tensor:
+    def of(self, name: str, width: int, dtype: torch.dtype | None = None) -> Tensor:
         """[rows, width]"""
-        view = self._views.get((name, width))
+        dtype = dtype or self._dtype
+        view = self._views.get((name, width, dtype))
         if view is None:
-            view = self._storage[name][: self._rows * width].view(self._rows, width)
-            self._views[name, width] = view
+            view = self._storage[name].view(dtype)[: self._rows * width].view(self._rows, width)
+            self._views[name, width, dtype] = view
         return view
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from torch.nn import functional
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import MLP
-from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LayerConfig, MLPConfig, ModelConfig
+from pybatch.model.blocks.moe import MoE, SharedMLP
+from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig
 from pybatch.model.decoder import Layer
-from pybatch.model.layers import Norm, NormedLinear, Packed, ResidualLinear
+from pybatch.model.layers import Norm, NormedLinear, Packed, ResidualLinear, as_stack
 from pybatch.model.rope import NO_ROPE
 from pybatch.model.rows import Heads
 
@@ -68,6 +69,14 @@ class Weights(Protocol):
 
     def exact(self, role: str, shape: tuple[int, ...], layer: int, suffix: str = ".weight") -> Tensor: ...
 
+    def router(self, norm: str, role: str, count: int, columns: int, layer: int) -> NormedLinear: ...
+
+    def experts(self, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str) -> Packed: ...
+
+    def experts_behind_norm(
+        self, norm: str, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str
+    ) -> NormedLinear: ...
+
 
 def build_layer(load: Weights, config: LayerConfig, index: int) -> Layer:
     mixer = (
@@ -75,7 +84,8 @@ def build_layer(load: Weights, config: LayerConfig, index: int) -> Layer:
         if isinstance(config.mixer, AttentionConfig)
         else gated_delta_net(load, config.mixer, index)
     )
-    return Layer(mixer=mixer, mlp=mlp(load, config.mlp, index), parallel=config.parallel)
+    inner = moe(load, config.mlp, index) if isinstance(config.mlp, MoEConfig) else mlp(load, config.mlp, index)
+    return Layer(mixer=mixer, mlp=inner, parallel=config.parallel)
 
 
 def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
@@ -155,16 +165,39 @@ def gated_delta_net(load: Weights, config: GatedDeltaConfig, index: int) -> Gate
     )
 
 
-def mlp(load: Weights, config: MLPConfig, index: int) -> MLP:
+def mlp(load: Weights, config: MLPConfig, index: int, role: str = "") -> MLP:
+    """role: in front of the roles of its projections."""
     hidden, width = load.config.hidden_size, config.width
-    rows = {"gate": width, "up": width} if config.gated else {"up": width}
-    fused = "gate_up" if config.gated else ""
+    rows = {f"{role}gate": width, f"{role}up": width} if config.gated else {f"{role}up": width}
+    fused = f"{role}gate_up" if config.gated else ""
     return MLP(
         config=config,
         gate_up=load.behind_norm("mlp_norm", rows, hidden, index, bias=config.bias, fused=fused, gated=config.gated),
         down=ResidualLinear(
-            load.linear({"down": hidden}, width, index, bias=config.bias),
+            load.linear({f"{role}down": hidden}, width, index, bias=config.bias),
             load.norm("mlp_post_norm", hidden, index),
             load.config.scales.residual,
         ),
     )
+
+
+def moe(load: Weights, config: MoEConfig, index: int) -> MoE:
+    hidden, count, width = load.config.hidden_size, config.experts, config.width
+    return MoE(
+        config=config,
+        router=load.router("mlp_norm", "router", count, hidden, index),
+        correction=load.exact("router_correction", (count,), index, "") if config.correction else None,
+        gate_up=load.experts_behind_norm(
+            "mlp_norm", count, {"expert_gate": width, "expert_up": width}, hidden, index, whole="experts_gate_up"
+        ),
+        down=load.experts(count, {"expert_down": hidden}, width, index, whole="experts_down"),
+        shared=shared_mlp(load, config, index) if config.shared_width else None,
+    )
+
+
+def shared_mlp(load: Weights, config: MoEConfig, index: int) -> SharedMLP:
+    hidden, shared = load.config.hidden_size, mlp(load, config.shared, index, "shared_")
+    if not config.shared_gate:
+        return SharedMLP(mlp=shared, gate=None)
+    stack = ResidualLinear(as_stack(cast("Packed", shared.down.linear), 1, hidden))
+    return SharedMLP(mlp=replace(shared, down=stack), gate=load.router("mlp_norm", "shared_router", 1, hidden, index))

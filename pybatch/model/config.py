@@ -18,6 +18,7 @@ MAX_VOCAB = 1 << 24
 MAX_WIDTH = 1 << 22
 MAX_LAYERS = 4096
 MAX_HEADS = 1 << 14
+MAX_EXPERTS = 1024
 
 MAX_HEAD_DIM = 512  # that the kernels of attention take
 MAX_KEY_DIM, MAX_TAPS = 256, 8  # that the kernels of linear attention take
@@ -122,11 +123,50 @@ class MLPConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """The sum of weight * MLP(x) over the experts that a router gives a token (Shazeer et al. 2017), and of an MLP that
+    all tokens go through. How the router chooses and weights: see ops.route_experts."""
+
+    experts: int
+    top_k: int
+    width: int  # of an expert
+    activation: str = "silu"  # or "gelu_tanh"
+    scoring: str = "softmax"  # or "sigmoid", or "top_k_softmax"
+    correction: bool = False  # the choice is by score plus a number of each expert
+    groups: int = 1
+    top_groups: int = 1
+    group_best: int = 1
+    normalize: bool = False
+    scale: float = 1.0
+    shared_width: int = 0  # of the MLP that all tokens go through, 0: there is none
+    shared_gate: bool = False  # what it gives is multiplied by sigmoid(gate @ x)
+
+    @property
+    def shared(self) -> MLPConfig:
+        return MLPConfig(width=self.shared_width, activation=self.activation)
+
+    def check(self, name: str) -> None:
+        if self.experts % self.groups or self.top_groups > self.groups:
+            raise ModelError(
+                f"n_group, topk_group: expected a divisor of {self.experts} experts and at most as many, "
+                f"got {self.groups} and {self.top_groups} in {name}"
+            )
+        choice = self.experts // self.groups * self.top_groups
+        if self.top_k > choice:
+            raise ModelError(f"num_experts_per_tok: expected at most {choice}, got {self.top_k} in {name}")
+        if self.group_best > self.experts // self.groups:
+            raise ModelError(
+                f"n_group: expected groups of at least {self.group_best} of the {self.experts} experts, got "
+                f"{self.groups} in {name}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerConfig:
     """x + mixer(norm(x)), and of that x + mlp(norm(x)); parallel: x + mixer(norm(x)) + mlp(norm(x))."""
 
     mixer: AttentionConfig | GatedDeltaConfig
-    mlp: MLPConfig
+    mlp: MLPConfig | MoEConfig
     parallel: bool = False
 
     def with_attention(self, **changes: Any) -> LayerConfig:

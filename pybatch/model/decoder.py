@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import MLP
+from pybatch.model.blocks.moe import MoE
 from pybatch.model.blocks.step import Step
 from pybatch.model.buffers import Buffers, widest
 from pybatch.model.config import ModelConfig
@@ -27,10 +29,11 @@ class Layer:
     the first found it."""
 
     mixer: Attention | GatedDeltaNet
-    mlp: MLP
+    mlp: MLP | MoE
     parallel: bool = False
 
     def __call__(self, residual: Tensor, step: Step, cache: LayerCache | LayerState) -> None:
+        inner: Any
         mixed = self.mixer(residual, step, cache)  # type: ignore[arg-type]  # each kind has its own
         if self.parallel:
             inner = self.mlp(residual, step)

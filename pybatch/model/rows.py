@@ -67,6 +67,13 @@ class Heads:
         return self.count * self.stored_dim
 
 
+@runtime_checkable
+class MatrixStack(Rows, Protocol):
+    """Matrices of one shape in one tensor, [count, N, K]."""
+
+    def flattened(self) -> Rows: ...  # [count * N, K]
+
+
 class Stacked:
     """The rows of several matrices, one below the other."""
 
@@ -116,6 +123,24 @@ class Interleaved:
         """The rows of gate, and of up, that are among these."""
         first, last = rows.start // ops.PANEL, rows.stop // ops.PANEL
         return slice(first // 2 * ops.PANEL, min(-(-last // 2) * ops.PANEL, self.parts[0].shape[0]))
+
+
+class _Padded:
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self.dtype = rows, rows.dtype
+        self.shape = (-(-rows.shape[0] // ops.PANEL) * ops.PANEL, *rows.shape[1:])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        found = self._rows[self._there(rows)]
+        missing = found.new_zeros(rows.stop - rows.start - len(found), *found.shape[1:])
+        return torch.cat([found, missing])
+
+    def release(self, rows: slice) -> None:
+        self._rows.release(self._there(rows))
+
+    def _there(self, rows: slice) -> slice:
+        count = self._rows.shape[0]
+        return slice(min(rows.start, count), min(rows.stop, count))
 
 
 class _Sliced:
@@ -251,6 +276,22 @@ def filled(rows: Rows, heads: Heads) -> Rows:
 def filled_columns(rows: Rows, heads: Heads) -> Rows:
     """The columns of a projection with zeros behind those of each head."""
     return rows if heads.stored_dim == heads.dim else _FilledColumns(rows, heads)
+
+
+def padded(rows: Rows) -> Rows:
+    """With rows of zeros behind, up to a multiple of PANEL."""
+    return rows if rows.shape[0] % ops.PANEL == 0 else _viewed(rows, _Padded)
+
+
+def interleaved(gate: Rows, up: Rows) -> Rows:
+    """Interleaved, in the bits of both where they are alike."""
+    view = Interleaved([gate, up])
+    if isinstance(gate, BlockRows) and isinstance(up, BlockRows) and gate.block_type == up.block_type:
+        return _ViewOfBlocks(view, Interleaved([gate.blocks, up.blocks]), gate.block_type)
+    if isinstance(gate, Int8Rows) and isinstance(up, Int8Rows):
+        codes, scales = Interleaved([gate.int8, up.int8]), Interleaved([gate.row_scales, up.row_scales])
+        return _ViewOfInt8(view, codes, scales)
+    return view
 
 
 def turned(rows: Rows, heads: int, rotary_dim: int) -> Rows:

@@ -22,7 +22,17 @@ from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
-from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, Norm, NormedLinear, Packed, SideBySide
+from pybatch.model.layers import (
+    DenseLinear,
+    GGUFLinear,
+    Int8Linear,
+    Linear,
+    Norm,
+    NormedLinear,
+    Packed,
+    SideBySide,
+    as_stack,
+)
 from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rope import rotary_table
 from pybatch.model.rows import (
@@ -30,10 +40,13 @@ from pybatch.model.rows import (
     Heads,
     Int8Rows,
     Interleaved,
+    MatrixStack,
     Rows,
     Stacked,
     filled,
     filled_columns,
+    interleaved,
+    padded,
     sliced,
     turned,
 )
@@ -193,6 +206,26 @@ class WeightLoader:
         rows = self.tensor(self.family.tensor(role, layer) + suffix, shape)
         return rows[0 : shape[0]].to(self.device, torch.float32, copy=True)
 
+    def router(self, norm: str, role: str, count: int, columns: int, layer: int) -> NormedLinear:
+        """A projection of few rows behind a norm whose results decide: in the checkpoint's own precision."""
+        rows = self.tensor(f"{self.family.tensor(role, layer)}.weight", (count, columns))
+        return NormedLinear(self.norm(norm, columns, layer), self._dense(rows, None, rows.dtype))
+
+    def experts(self, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str) -> Packed:
+        """A stack of the projections of a role of each expert, or of two, gate and up, which the product's epilogue
+        multiplies. whole: the role of one tensor of them all."""
+        return self._pack_experts(self._expert_rows(count, roles, columns, layer, whole), count)
+
+    def experts_behind_norm(
+        self, norm: str, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str
+    ) -> NormedLinear:
+        """As experts, of the output of a norm; for W8A8 its packing waits for activations."""
+        rows = self._expert_rows(count, roles, columns, layer, whole)
+        before = self.norm(norm, columns, layer)
+        if self.smooths and before is not None:
+            return NormedLinear(before, PackedWhenCalled(lambda scale: self._pack_experts(rows, count, scale)))
+        return NormedLinear(before, self._pack_experts(rows, count))
+
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
         config = self.config
         if name not in self.checkpoint:
@@ -238,6 +271,42 @@ class WeightLoader:
             return parts(rows, layer, ".weight", (columns,), fused)
         return [filled_columns(part, columns) for part in parts(rows, layer, ".weight", (columns.stored_width,), fused)]
 
+    def _expert_rows(
+        self, count: int, roles: Mapping[str, int], columns: int, layer: int, whole: str
+    ) -> list[list[Rows]]:
+        """Of each expert a matrix for each role. There is one tensor for each; or one for all experts; or, as
+        transformers has them in memory, one for all experts and roles, with those of an expert one below the other."""
+        name, total = self.family.tensor(whole, layer), sum(roles.values())
+        if name in self.checkpoint:
+            rows, ends = self._stack(name, (count, total, columns)), list(accumulate(roles.values()))
+            sizes = list(zip(roles.values(), ends, strict=True))
+            return [[sliced(rows, e * total + end - n, e * total + end) for n, end in sizes] for e in range(count)]
+        of_roles = [self._role_of_experts(role, count, n, columns, layer) for role, n in roles.items()]
+        return [list(parts) for parts in zip(*of_roles, strict=True)]
+
+    def _role_of_experts(self, role: str, count: int, n: int, columns: int, layer: int) -> list[Rows]:
+        name = f"{self.family.tensor(role, layer)}.weight"
+        if (merged := name.replace(".{}", "")) in self.checkpoint:  # a GGUF file's
+            rows = self._stack(merged, (count, n, columns))
+            return [sliced(rows, e * n, (e + 1) * n) for e in range(count)]
+        return [self.tensor(name.format(e), (n, columns)) for e in range(count)]
+
+    def _stack(self, name: str, shape: tuple[int, int, int]) -> Rows:
+        tensor = self.tensor(name, shape)
+        if not isinstance(tensor, MatrixStack):
+            raise ModelError(
+                f"{self.config.name}: {name}: expected a tensor of three dimensions that can be read by rows"
+            )
+        return tensor.flattened()
+
+    def _pack_experts(self, parts: list[list[Rows]], count: int, column_scale: Tensor | None = None) -> Packed:
+        gated = len(parts[0]) == 2
+        each = [interleaved(*of_expert) if gated else padded(of_expert[0]) for of_expert in parts]
+        rows, width = Stacked(each), each[0].shape[0] if gated else parts[0][0].shape[0]
+        if self.keeps_bits and len(set(map(_bits, each))) > 1:  # one kernel call takes one kind
+            return as_stack(self._dense(rows, None), count, width)
+        return as_stack(self._pack(rows, None, column_scale), count, width)
+
     def _biases(
         self,
         rows: Mapping[str, int],
@@ -273,9 +342,9 @@ class WeightLoader:
             return self._kept(rows, bias)
         return self._dense(rows, bias) if self.quantization is None else self._int8(rows, bias, column_scale)
 
-    def _dense(self, rows: Rows, bias: Tensor | None) -> DenseLinear:
+    def _dense(self, rows: Rows, bias: Tensor | None, dtype: torch.dtype | None = None) -> DenseLinear:
         n, k = rows.shape
-        dtype = rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype
+        dtype = dtype or (rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype)
         packed = self.memory.empty(*ops.packed_dense_shape(n, k, dtype), dtype=dtype)
 
         def pack(chunk: slice, panels: slice) -> None:

@@ -17,6 +17,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
     GlmConfig,
     GPTNeoXConfig,
     GraniteConfig,
@@ -27,15 +28,19 @@ from transformers import (
     Ministral3Config,
     MinistralConfig,
     MistralConfig,
+    MixtralConfig,
     NemotronConfig,
     Olmo2Config,
     Olmo3Config,
     OlmoConfig,
+    OlmoeConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SeedOssConfig,
     SmolLM3Config,
     StableLmConfig,
@@ -90,6 +95,7 @@ HYBRID: dict[str, Any] = SMALL | {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 3, "moe_intermediate_size": 48}
 
 CONFIGS = {
     "llama2": LlamaConfig(**{**SMALL, "num_key_value_heads": 4}),
@@ -195,6 +201,25 @@ CONFIGS = {
     "gemma3-pattern": Gemma3TextConfig(
         **SMALL, head_dim=16, sliding_window=16, sliding_window_pattern=2, final_logit_softcapping=8.0
     ),
+    "qwen3-moe": Qwen3MoeConfig(**SMALL, **EXPERTS, num_experts=8, head_dim=32, norm_topk_prob=True),
+    "qwen3-moe-dense-layers": Qwen3MoeConfig(
+        **{**SMALL, "num_hidden_layers": 4}, **EXPERTS, num_experts=5, attention_bias=True, decoder_sparse_step=2,
+        mlp_only_layers=[3], use_sliding_window=True, sliding_window=30,
+    ),
+    "qwen2-moe": Qwen2MoeConfig(**SMALL, **EXPERTS, num_experts=6, shared_expert_intermediate_size=40),
+    "qwen2-moe-windows": Qwen2MoeConfig(
+        **SMALL, **EXPERTS, num_experts=6, shared_expert_intermediate_size=64, qkv_bias=False, norm_topk_prob=True,
+        use_sliding_window=True, sliding_window=20, max_window_layers=1,
+    ),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=40),
+    "olmoe": OlmoeConfig(**{**SMALL, "intermediate_size": 80}, num_experts=9, num_experts_per_tok=3),
+    "olmoe-normalized": OlmoeConfig(**SMALL, num_experts=4, num_experts_per_tok=4, norm_topk_prob=True),
+    "glm4-moe": Glm4MoeConfig(**SMALL, **EXPERTS, head_dim=16, n_routed_experts=8),
+    "glm4-moe-groups": Glm4MoeConfig(
+        **SMALL, **EXPERTS, head_dim=32, n_routed_experts=12, n_group=4, topk_group=2, use_qk_norm=True,
+        attention_bias=True, n_shared_experts=2, routed_scaling_factor=1.8, first_k_dense_replace=2,
+        norm_topk_prob=False,
+    ),
 }  # fmt: skip
 
 
@@ -205,6 +230,9 @@ def make(name: str) -> PreTrainedModel:
         for weight_name, weight in model.named_parameters():
             if "norm" in weight_name or "bias" in weight_name:  # which transformers makes all ones and zeros
                 weight.add_(torch.randn_like(weight) * 0.2)
+        for buffer_name, buffer in model.named_buffers():
+            if "correction_bias" in buffer_name:
+                buffer.add_(torch.randn_like(buffer) * 0.1)
     return model
 
 

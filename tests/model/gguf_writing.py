@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     if getattr(config, "final_logit_softcapping", None):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if experts := getattr(config, "num_experts", 0):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    for name in ("moe_intermediate_size", "shared_expert_intermediate_size"):
+        if width := getattr(config, name, 0):
+            add = (
+                writer.add_expert_feed_forward_length
+                if name.startswith("moe")
+                else writer.add_expert_shared_feed_forward_length
+            )
+            add(width)
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -91,6 +102,17 @@ def finish(writer: GGUFWriter) -> None:
     writer.close()
 
 
+def parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's own, under the names that the converter has for them: gates and ups of experts apart."""
+    for name, parameter in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        if last == "gate_up_proj":
+            for part, half in zip(("gate_proj", "up_proj"), parameter.chunk(2, 1), strict=True):
+                yield f"{path}.{part}.weight", half
+        else:
+            yield (f"{name}.weight" if parameter.dim() == 3 else name), parameter
+
+
 def write_tensors(
     writer: GGUFWriter,
     arch: str,
@@ -103,16 +125,18 @@ def write_tensors(
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if arch in TURNED else {}
     numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
     names = get_tensor_name_map(numbers[arch], config.num_hidden_layers)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters(model):
         data = parameter.detach().numpy()
         projection = name.split(".")[-2]
         wanted = kind(name) if callable(kind) else kind
-        matrix_kind = wanted if data.ndim == 2 else GGMLQuantizationType.F32
+        vector = data.ndim == 1 or projection == "gate"  # or a router
+        matrix_kind = GGMLQuantizationType.F32 if vector else wanted
         try:
             stored = quants.quantize(data, matrix_kind)
         except NotImplementedError:
             blocks = random_blocks if matrix_kind.name in ops.GGUF_BLOCKS else other_blocks
-            stored = blocks(matrix_kind.name, *data.shape)
+            rows = blocks(matrix_kind.name, data[..., 0].size, data.shape[-1])
+            stored = rows.reshape(*data.shape[:-1], -1)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(quants.dequantize(stored, matrix_kind)))
         if arch.startswith("gemma") and data.ndim == 1:  # a norm

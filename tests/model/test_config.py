@@ -54,7 +54,8 @@ def test_keys_that_change_the_numbers_are_refused_by_name(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_all_keys_of_the_known_families_are_known(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    config = {**AutoConfig.for_model(kind).to_dict(), "architectures": [FAMILIES[kind].architecture]}
+    of_heads = {"head_dim": 128} if kind == "glm4_moe" else {}  # whose class has 42 by default, which no model has
+    config = {**AutoConfig.for_model(kind, **of_heads).to_dict(), "architectures": [FAMILIES[kind].architecture]}
     caplog.clear()  # of what transformers says of its own defaults
     assert config_from_hf(config).architecture == FAMILIES[kind].architecture
     assert not caplog.records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from model.families import CONFIGS
 from model.family_table import committed, families, line_of, result_of
 
 from pybatch.model.families import FAMILIES
@@ -18,7 +19,8 @@ def test_all_families_are_equal_there() -> None:
     for family, (_, greedy, difference, int8, bits, _) in committed().items():
         assert (greedy, bits) == ("equal", "equal"), family
         assert float(difference) < 1e-3, family
-        assert float(int8) < 0.02, family
+        chooses = any("num_experts_per_tok" in CONFIGS[name].to_dict() for name in families()[family])
+        assert float(int8) < (0.05 if chooses else 0.02), family  # a router may choose another expert
 
 
 def test_a_line_is_what_is_measured() -> None:

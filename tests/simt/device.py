@@ -794,8 +794,6 @@ def state_batch(b: Buffers, query_start: Tensor, source: Tensor, destination: Te
 
 def gguf_type(weight: Tensor) -> int:
     """The place in the enum of a packed GGUF weight's type, which its dtype and block size tell."""
-    if weight.dim() != 3:
-        return 0
     types = [(block.dtype, ops.PANEL * block.bytes) for block in ops.GGUF_BLOCKS.values()]
     found = (weight.dtype, weight.shape[-1])
     return types.index(found) if found in types else 0

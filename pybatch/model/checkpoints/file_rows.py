@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from copy import copy
 from math import prod
 from pathlib import Path
 
@@ -31,6 +32,13 @@ class FileRows:
 
     def __getitem__(self, rows: slice) -> Tensor:
         return self._rows[rows]
+
+    def flattened(self) -> FileRows:
+        """Of several matrices, the rows one below the other."""
+        flat = copy(self)
+        flat._rows = self._rows.flatten(0, 1)
+        flat.shape = tuple(flat._rows.shape)
+        return flat
 
     def release(self, rows: slice) -> None:
         """Gives the pages of these rows back to the system, which reads them again should they be asked for."""

@@ -17,7 +17,7 @@ from pybatch.model.checkpoints.gguf_file import FLOATS, GGUFFile
 from pybatch.model.checkpoints.gguf_parts import GGUFModel
 from pybatch.model.checkpoints.gguf_source import LONG, SHORT, GGUFSource
 from pybatch.model.checkpoints.requantized import BECOMES
-from pybatch.model.config import MAX_VOCAB, LayerConfig, ModelConfig, without_unknown_ids
+from pybatch.model.config import MAX_VOCAB, LayerConfig, ModelConfig, MoEConfig, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.families import BY_GGUF, FAMILIES
 from pybatch.model.families.family import Family
@@ -82,12 +82,14 @@ class GGUFCheckpoint:
 
 
 def _family(file: GGUFFile) -> Family:
-    """Files of Mistral call themselves llama too."""
+    """Files of Mistral and Mixtral call themselves llama too."""
     arch = file.metadata.get("general.architecture")
     family = BY_GGUF.get(arch) if isinstance(arch, str) else None
     if family is None:
         raise unknown_architecture(short(arch).strip("'"), str(file.path), BY_GGUF)
     experts = file.metadata.get(f"{arch}.expert_count")
+    if experts and family.model_type == "llama":
+        family = FAMILIES["mixtral"]
     if experts and family.gguf is not None and "expert_count" not in family.gguf.keys.values():
         raise unknown_architecture(f"{arch} with experts", str(file.path), BY_GGUF)
     return family
@@ -134,4 +136,6 @@ def _with_biases(layer: LayerConfig, file: GGUFFile) -> LayerConfig:
     has = file.tensors.__contains__
     bias = has("blk.0.attn_q.bias") or has("blk.0.attn_qkv.bias")
     layer = layer.with_attention(bias=bias, out_bias=has("blk.0.attn_output.bias"))
+    if isinstance(layer.mlp, MoEConfig):
+        return layer
     return replace(layer, mlp=replace(layer.mlp, bias=has("blk.0.ffn_up.bias")))

@@ -26,7 +26,7 @@ from pybatch.model.checkpoints.files import unreadable
 from pybatch.model.checkpoints.requantized import RequantizedRows
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import short
-from pybatch.model.rows import Rows
+from pybatch.model.rows import MatrixStack, Rows
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -58,7 +58,8 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRows:
-    """A matrix of blocks that the kernels take, of which rows are dequantised to float32 when asked for."""
+    """A matrix of blocks that the kernels take, or several to be flattened, of which rows are dequantised to float32
+    when asked for."""
 
     blocks: Rows  # [N, bytes of a row] uint8
     block_type: str
@@ -71,6 +72,11 @@ class QuantizedRows:
         packed = ops.pack_gguf(data, self.block_type)
         out = torch.empty(count, self.shape[1], dtype=torch.float32)
         return ops.embedding(torch.arange(count), packed, out, count)
+
+    def flattened(self) -> QuantizedRows:
+        assert isinstance(self.blocks, MatrixStack)
+        blocks = self.blocks.flattened()
+        return replace(self, blocks=blocks, shape=(blocks.shape[0], self.shape[-1]))
 
     def release(self, rows: slice) -> None:
         self.blocks.release(rows)
@@ -104,7 +110,7 @@ class GGUFFile:
     def rows(self, name: str) -> Rows:
         info = self.tensors[name]
         dtype = FLOATS.get(info.kind)
-        if dtype is None and (info.kind not in quants._type_traits or len(info.shape) != 2):
+        if dtype is None and (info.kind not in quants._type_traits or len(info.shape) not in (2, 3)):
             raise ModelError(
                 f"{self.path}: tensor {short(name)} is {info.kind.name} of {len(info.shape)} dimensions, which "
                 "gguf.quants cannot dequantise"

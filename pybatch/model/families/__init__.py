@@ -13,6 +13,7 @@ from pybatch.model.families import (
     gemma3,
     glm,
     glm4,
+    glm4_moe,
     gpt_neox,
     granite,
     helium,
@@ -22,15 +23,19 @@ from pybatch.model.families import (
     ministral,
     ministral3,
     mistral,
+    mixtral,
     nemotron,
     olmo,
     olmo2,
     olmo3,
+    olmoe,
     phi,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
     qwen3_5,
+    qwen3_moe,
     seed_oss,
     smollm3,
     stablelm,
@@ -71,7 +76,15 @@ ALL: tuple[Family, ...] = (
     granite.FAMILY,
     cohere.FAMILY,
     cohere2.FAMILY,
+    mixtral.FAMILY,
+    qwen2_moe.FAMILY,
+    qwen3_moe.FAMILY,
+    olmoe.FAMILY,
+    glm4_moe.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}
-BY_GGUF: dict[str, Family] = {family.gguf.architecture: family for family in ALL if family.gguf}
+BY_GGUF: dict[str, Family] = {}
+for _family in ALL:
+    if _family.gguf:  # of several with one name, which gguf_checkpoint.py tells apart, the first
+        BY_GGUF.setdefault(_family.gguf.architecture, _family)

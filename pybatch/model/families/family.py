@@ -30,6 +30,19 @@ LLAMA_NAMES: Mapping[str, str] = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
     "mlp_post_norm": "",
+    # Mixtures of experts: of one expert, whose number is put in; of all experts in one tensor, by its whole name; of
+    # the MLP that all tokens go through.
+    "router": "mlp.gate",
+    "expert_gate": "mlp.experts.{}.gate_proj",
+    "expert_up": "mlp.experts.{}.up_proj",
+    "expert_down": "mlp.experts.{}.down_proj",
+    "experts_gate_up": "mlp.experts.gate_up_proj",
+    "experts_down": "mlp.experts.down_proj",
+    "router_correction": "mlp.gate.e_score_correction_bias",
+    "shared_router": "mlp.shared_expert_gate",
+    "shared_gate": "mlp.shared_expert.gate_proj",
+    "shared_up": "mlp.shared_expert.up_proj",
+    "shared_down": "mlp.shared_expert.down_proj",
 }
 
 

@@ -66,11 +66,12 @@ def alike(
 
 def with_biases(decoder: Shape, *, qkv: bool, out: bool, mlp: bool) -> Shape:
     """Whether these projections have biases."""
-    layers = [
-        replace(layer.with_attention(bias=qkv, out_bias=out), mlp=replace(layer.mlp, bias=mlp))
-        for layer in decoder.layers
-    ]
-    return replace(decoder, layers=tuple(layers))
+
+    def biased(layer: LayerConfig) -> LayerConfig:
+        assert isinstance(layer.mlp, MLPConfig)
+        return replace(layer.with_attention(bias=qkv, out_bias=out), mlp=replace(layer.mlp, bias=mlp))
+
+    return replace(decoder, layers=tuple(map(biased, decoder.layers)))
 
 
 def without_rope(decoder: Shape, layers: Sequence[bool]) -> Shape:

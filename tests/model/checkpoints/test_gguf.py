@@ -30,11 +30,14 @@ from transformers import (
     Ministral3Config,
     Olmo2Config,
     OlmoConfig,
+    OlmoeConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SeedOssConfig,
     SmolLM3Config,
     StableLmConfig,
@@ -47,6 +50,7 @@ from pybatch.model.checkpoints.gguf_file import GGUFFile
 from pybatch.model.pooling import PoolingConfig
 
 SHAPE = {**SMALL, "intermediate_size": 96}  # quantisation blocks are 32 long
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SHAPE),
     "qwen2": Qwen2Config(**SHAPE),
@@ -101,6 +105,9 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
     ),
+    "qwen3moe": Qwen3MoeConfig(**SHAPE, **MOE, num_experts=5, norm_topk_prob=True, head_dim=32),
+    "qwen2moe": Qwen2MoeConfig(**SHAPE, **MOE, num_experts=6, shared_expert_intermediate_size=64),
+    "olmoe": OlmoeConfig(**SHAPE, num_experts=7, num_experts_per_tok=3),
 }  # fmt: skip
 
 
@@ -135,6 +142,10 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         ("gemma", Kind.F16),
         ("gemma2", Kind.Q8_0),
         ("gemma3", Kind.F32),
+        ("qwen3moe", Kind.Q8_0),
+        ("qwen3moe", Kind.F16),
+        ("qwen2moe", Kind.Q4_0),
+        ("olmoe", Kind.Q5_0),
     ],
 )  # fmt: skip
 def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,10 +232,10 @@ def test_unknown_architectures_are_named(tmp_path: Path) -> None:
     finish(GGUFWriter(path, "mamba"))
     with pytest.raises(ModelError, match="architecture mamba, which is not known here; known: llama, qwen2, qwen3"):
         load_model(path)
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, "qwen2")
     writer.add_expert_count(8)
     finish(writer)
-    with pytest.raises(ModelError, match="architecture llama with experts"):
+    with pytest.raises(ModelError, match="architecture qwen2 with experts"):
         load_model(path)
 
 
