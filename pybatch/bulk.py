@@ -156,7 +156,8 @@ def answer(
 ) -> None:
     params = replace(session.default_params, **sampling)
     progress = prepared.progress(session, params)
-    job = prepared.start(expect_tokenizer(session.tokenizer), params, progress, on_error=on_error)
+    tokenizer = expect_tokenizer(session.tokenizer)
+    job = prepared.start(tokenizer, params, progress, arithmetic=session.arithmetic, on_error=on_error)
     with (
         ReadAhead(job.pending(), prepared.source.name) as pending,
         prepared.answers(session, cache) as answers,

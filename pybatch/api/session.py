@@ -114,8 +114,8 @@ class Session:
 
     @property
     def arithmetic(self) -> str:
-        """What the bits of its outputs depend on besides the model and its precision."""
-        return arithmetic(str(self.engine.decoder.device))
+        """What the bits of its outputs depend on besides the model, its precision and pybatch's version."""
+        return arithmetic(self.engine.decoder.device, self.engine.decoder.dtype)
 
     @property
     def settings(self) -> EngineSettings:

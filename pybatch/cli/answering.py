@@ -73,7 +73,7 @@ def answer(
     output = prepared.destination.output
     with ending_in_order() as stop, ExitStack() as opened:
         with usage_errors():
-            job = prepared.start(session.tokenizer, params, progress, on_error=on_error)
+            job = prepared.start(session.tokenizer, params, progress, arithmetic=session.arithmetic, on_error=on_error)
         if job.journal.done or progress.rows_retried:
             again = f", {progress.rows_retried:,} that failed run again" if progress.rows_retried else ""
             tell(f"Going on: {job.journal.done:,} rows are done{again}.")

@@ -65,6 +65,18 @@ class OtherJobError(ValueError):
         self.differences = differences
 
 
+class OtherArithmeticError(OtherJobError):
+    """A job was begun where sums have other bits, so that its answers would depend on where it was cut."""
+
+    def __init__(self, journal: str, begun: str, now: str) -> None:
+        ValueError.__init__(
+            self,
+            f"{journal} was begun with the arithmetic of {begun}, and {now} gives other bits: go on where it was begun "
+            "(PYBATCH_ISA forces an instruction set), or --fresh starts over",
+        )
+        self.differences = [("arithmetic", begun, now)]
+
+
 def prepare(
     rows: CheckedRows,
     destination: Destination,
@@ -205,11 +217,14 @@ class Preparation:
         params: SamplingParams,
         progress: BatchProgress,
         *,
+        arithmetic: str,
         on_error: OnError = "skip",
     ) -> Job:
-        """To be called once the model is loaded: until then nothing of an earlier run is touched.
+        """To be called once the model is loaded: until then nothing of an earlier run is touched. arithmetic: the
+        session's.
 
-        Raises ValueError if the rows need what the model has not, OSError, and FileExistsError.
+        Raises ValueError if the rows need what the model has not (OtherArithmeticError if the job was begun with
+        another arithmetic), OSError, and FileExistsError.
         """
         journal, to = self.journal, self.destination
         dialect = for_model(self.dialect, tokenizer)
@@ -221,9 +236,12 @@ class Preparation:
                     "pybatch": pybatch.__version__,
                     "started": time.time(),
                     "fingerprint": self._fingerprint,
+                    "arithmetic": arithmetic,
                     "replaces": replaces,
                 }
             )
+        elif (begun := journal.header.get("arithmetic", arithmetic)) != arithmetic and not self._as_begun:
+            raise OtherArithmeticError(journal.name, begun, arithmetic)
         if to.retry_errors and journal.failed:
             progress.rows_retried = journal.failed
             journal.forget_failed()
@@ -246,7 +264,7 @@ class Preparation:
         """session: that is to run the job. folder: of answers that other jobs may use too. Once the job is started."""
         of_model = {"model", *ANSWERS_DEPEND_ON} - {"max_model_len", "seed"}  # which the keys have as they take effect
         model = {name: self._fingerprint.get(name) for name in sorted(of_model)}
-        model["arithmetic"] = session.arithmetic
+        model |= {"arithmetic": session.arithmetic, "pybatch": pybatch.__version__}
         keys = CacheKeys(json.dumps(model), max_model_len=session.max_model_len, engine_seed=session.config.seed)
         return JobAnswers(keys, self.journal.job_id, folder)
 

@@ -13,7 +13,7 @@ import torch
 
 import pybatch
 from pybatch import _C
-from pybatch.machine.device import find_device, why_no_cuda
+from pybatch.machine.device import why_no_cuda
 from pybatch.machine.memory import free_memory, tightest_limit
 from pybatch.machine.threads import usable_cores
 
@@ -66,12 +66,14 @@ def chosen_isa() -> dict[str, str | None]:
         return {"isa_chosen": None, "isa_error": str(error)}
 
 
-def arithmetic(device: str) -> str:
-    """What the bits of a model's outputs depend on besides the model and its precision: this version's kernels and the
-    chip, or the instructions in use of a CPU. device: as for find_device."""
-    found = find_device(device)
-    chip = _C.chosen_isa() if found.type == "cpu" else torch.cuda.get_device_name(found)
-    return f"pybatch {pybatch.__version__}, {chip}"
+def arithmetic(device: torch.device, dtype: torch.dtype) -> str:
+    """What the bits of a model's outputs depend on besides the model, its precision and pybatch's version: the GPU, or
+    "CPU", with the instruction set where its sums are its own (docs/processors.md). dtype: of activations."""
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device)
+    isa = _C.chosen_isa()
+    its_own = isa == "portable" or (isa == "amx" and dtype == torch.bfloat16)
+    return f"CPU, {isa}" if its_own else "CPU"
 
 
 def cpu_model() -> str:

@@ -40,7 +40,7 @@ def test_an_id_of_a_row_that_is_done_is_used(tmp_path: Path) -> None:
         checked = check_input(stream(*rows), RowOptions(), sampling={}, created=0)
         with Preparation(checked, Destination(str(tmp_path / "out")), {}) as prepared:
             progress = BatchProgress(EngineMetrics(kv_blocks=1), None, None)
-            job = prepared.start(None, SamplingParams(), progress)
+            job = prepared.start(None, SamplingParams(), progress, arithmetic="CPU")
             assert prepared.journal.done == done
             left = list(job.pending())
             assert [row.index for row in left] == pending
@@ -60,7 +60,8 @@ def test_no_row_of_another_stream_runs(tmp_path: Path) -> None:
     def left(*given: dict[str, Any], save: bool = False) -> list[int]:
         checked = check_input(stream(*given), RowOptions(), sampling={}, created=0)
         with Preparation(checked, to, {}) as prepared:
-            job = prepared.start(None, SamplingParams(), BatchProgress(EngineMetrics(kv_blocks=1), None, None))
+            progress = BatchProgress(EngineMetrics(kv_blocks=1), None, None)
+            job = prepared.start(None, SamplingParams(), progress, arithmetic="CPU")
             found = []
             try:
                 for row in job.pending():

@@ -13,7 +13,7 @@ from pybatch.api.outcomes import Answer, Failure, Sample
 from pybatch.api.progress import BatchProgress
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.jobs.checked_rows import RowOptions, check_input
-from pybatch.jobs.preparation import OtherJobError, Preparation, signals_held
+from pybatch.jobs.preparation import OtherArithmeticError, OtherJobError, Preparation, signals_held
 from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.sources import open_source
 
@@ -36,24 +36,38 @@ def test_a_job_that_is_closed_leaves_the_journals_of_others_alone(tmp_path: Path
             pass
         assert (tmp_path / "a.jsonl.journal").exists()
         assert not (tmp_path / "b.jsonl.journal").exists()  # it was never begun
-        first.start(None, SamplingParams(), progress())
+        first.start(None, SamplingParams(), progress(), arithmetic="CPU")
     assert (tmp_path / "a.jsonl.journal").exists()
 
 
 def test_a_job_can_be_ended_as_it_was_begun(tmp_path: Path) -> None:
     with prepared(tmp_path, "out.jsonl") as begun:
-        job = begun.start(None, SamplingParams(), progress())
+        job = begun.start(None, SamplingParams(), progress(), arithmetic="CPU")
         job.save(next(job.pending()), Answer(3, (Sample("one", 2, "stop"),)))
     with pytest.raises(OtherJobError):
         prepared(tmp_path, "out.jsonl", seed=1)
     with prepared(tmp_path, "out.jsonl", seed=1, as_begun=True) as ended:
-        job = ended.start(None, SamplingParams(), progress())
+        job = ended.start(None, SamplingParams(), progress(), arithmetic="CPU")
         job.fail_rest(Failure("it was given up"))
         assert list(job.pending()) == []
         assert [record.failed for record in job.journal] == [False, True]
         job.results.publish(finished=True)
     assert "it was given up" in (tmp_path / "out.errors.jsonl").read_text()
     assert prepared(tmp_path, "out.jsonl").finished
+
+
+def test_a_job_goes_on_with_the_arithmetic_that_it_was_begun_with(tmp_path: Path) -> None:
+    def start(arithmetic: str, *, as_begun: bool = False) -> None:
+        with prepared(tmp_path, "out.jsonl", as_begun=as_begun) as preparation:
+            job = preparation.start(None, SamplingParams(), progress(), arithmetic=arithmetic)
+            if not job.journal.done:
+                job.save(next(job.pending()), Answer(3, (Sample("one", 2, "stop"),)))
+
+    start("CPU, amx")
+    with pytest.raises(OtherArithmeticError, match=r"begun with the arithmetic of CPU, amx, and CPU gives other bits"):
+        start("CPU")
+    start("CPU", as_begun=True)  # answers no further rows
+    start("CPU, amx")
 
 
 def test_signals_wait_for_the_end_of_the_block_whichever_thread_gets_them() -> None:

@@ -52,7 +52,9 @@ class JobInPipe:
     def run(self, params: SamplingParams = PARAMS, **options: Any) -> bool:
         rows = CheckedRows(self.source, self.dialect, Checked(), RowOptions())
         with Preparation(rows, Destination(str(self.path)), {}) as prepared:
-            job = prepared.start(self.llm.get_tokenizer(), params, self.progress)
+            job = prepared.start(
+                self.llm.get_tokenizer(), params, self.progress, arithmetic=self.llm.session.arithmetic
+            )
             with prepared.answers(self.llm.session, self.cache) as answers:
                 runner = RowRunner(self.llm.session, job, ReadAhead(job.pending(), "rows"), answers, **options)
                 try:

@@ -24,7 +24,7 @@ def fingerprint(decoder: Decoder, layout: KvLayout) -> str:
     """32 hexadecimal digits, equal for engines whose blocks of equal prefixes have equal bytes: a digest of all weights
     as they are in memory, the model's shape, the layout of a block, the kernels and the instructions that they use."""
     shape = replace(decoder.config, name="", eos_token_ids=(), bos_token_id=None, max_position=0)
-    about = [f"{FORMAT} {layout} {shape} {decoder.dtype} {arithmetic(str(decoder.device))}"]
+    about = [f"{FORMAT} {layout} {shape} {decoder.dtype} {arithmetic(decoder.device, decoder.dtype)}"]
     tables = [table[:_POSITIONS] for table in decoder.rotary.values()]
     parts = [decoder.embedding, list(decoder.layers), tables]
     tensors: list[Tensor] = []

@@ -86,7 +86,8 @@ class BatchRun:
         """Returns False if it is parked."""
         session = self._llm.session
         params = merged(session.default_params, params_of(self.batch))
-        job = prepared.start(session.tokenizer, params, prepared.progress(session, params))
+        progress = prepared.progress(session, params)
+        job = prepared.start(session.tokenizer, params, progress, arithmetic=session.arithmetic)
         ending = self.batch.ending
         try:
             if ending is None:

@@ -63,7 +63,7 @@ def test_all_settings_that_blocks_depend_on_make_another(
         of(other_shape),
     ]
     changes: list[tuple[str, Callable[..., object]]] = [
-        ("arithmetic", lambda device: "pybatch 99, other instructions"),
+        ("arithmetic", lambda device, dtype: "CPU, other instructions"),
         ("_of_file", lambda path: b"other kernels"),
     ]
     for name, changed in changes:
