@@ -1,0 +1,388 @@
+// Attention of a tile of queries to one split of its tokens: scores, a softmax of its own, and the weighed values.
+#pragma once
+
+#include "cpu/attention_partial.h"
+#include "cpu/attention_rows.h"
+
+#if defined(PYBATCH_ISA_AMX)
+#include "cpu/attention_panel.h"
+#endif
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kSplitGranules = kAttentionSplit / kGranule;
+constexpr int64_t kColumnGranules = kLanes / kGranule;
+// Not a power of two, which would put rows in the same cache sets.
+constexpr int64_t kScoreStride = kAttentionSplit + kLanes;
+
+#if defined(PYBATCH_ISA_AMX)
+constexpr bool kPanels = true;  // attention_panel.h
+#else
+constexpr bool kPanels = false;
+#endif
+
+// Where the granules of a split are: the first element of the tile's first KV head.
+template <class T>
+struct Split {
+  const T* k[kSplitGranules];
+  const f16* k_scale[kSplitGranules];
+  const f16* v_scale[kSplitGranules];
+  const T* const* v;  // among the pieces
+  // The same as pieces of memory in reading order: keys, values, and what is read after this split.
+  const T* pieces[2 * kSplitGranules + kAhead];
+};
+
+// Rows [row, row + rows) of KV heads [head, head_end) of a tile. They go through a split together, so that their scores
+// stay in the L1 cache.
+struct Block {
+  int64_t head, head_end, row, rows;
+  Range ranges[kRows];
+  Range columns;  // what any of them sees, as whole vectors
+};
+
+// A thread's buffers for products of panels.
+struct Panels {
+  uint8_t* q;    // digits of every row
+  uint8_t* p;    // digits of one block, for each group
+  int8_t* keys;  // of a split
+  int8_t* values;
+};
+// The tokens of a split whose keys and values are in panels are those before.
+struct Unpacked {
+  int64_t keys = 0, values = 0;
+};
+
+// A thread's buffers.
+struct Workspace {
+  float* q;        // [rows, padded depth]; of a quantised cache as words in the first half of a row, or in panels
+  float* q_scale;  // [rows], quantised caches only
+  float* score;    // of one block, [rows, kScoreStride], then probabilities; of an int8 cache in words as q
+  float* p_scale;  // [rows, groups], quantised caches only
+  int16_t* p;      // the same as words, [KV heads of the tile, groups, rows of a block, kScoreStride], int4 caches only
+  Panels panels;
+};
+
+// With the buffers of one thread.
+class SplitAttention : AttentionCall {
+ public:
+  explicit SplitAttention(const AttentionCall& call) : AttentionCall(call) {}
+
+  // Lays the buffers out from `base` on, and returns their size in bytes.
+  int64_t lay_out(char* base);
+
+  // To be called before a tile's splits. Queries are scaled by log2(e) too (attention_softmax.h).
+  void load_queries(const Tile& tile) const;
+  // `then` and `then_split` are what is read after this split.
+  void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Partial out) const;
+
+ private:
+  float* scores_of(const Block& block, int64_t h) const {
+    return work.score + (h - block.head) * block.rows * kScoreStride;
+  }
+  int16_t* words_of(const Block& block, int64_t h, int64_t group) const {
+    return work.p + ((h - block.head) * groups + group) * block.rows * kScoreStride;
+  }
+  int64_t row_of(const Tile& tile, const Block& block, int64_t h) const { return h * head_rows(tile) + block.row; }
+  template <class T>
+  void locate(const Tile& tile, int64_t split, Range columns, const Tile& then, int64_t then_split,
+              Split<T>& out) const;
+  template <class T, bool panels>
+  void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Partial out) const;
+  F32x16 scales_of(const f16* const* granules, int64_t h, int64_t g, int64_t i) const {
+    const int64_t offset = h * scale_stride + g * p.cache.block_size;
+    return load_halves(granules[i / kGranule] + offset, granules[i / kGranule + 1] + offset);
+  }
+  // Queries that are few are bound by memory, and their products hide behind it.
+  bool from_panels(const Tile& tile) const { return kPanels && p.cache.has_scales() && head_rows(tile) > kRows; }
+#if defined(PYBATCH_ISA_AMX)
+  // Bytes of the digits of a row of queries, and of a group of probabilities of a block.
+  int64_t q_digit_bytes() const { return 3 * kStep * (p.cache.dtype == DType::i4 ? groups : steps_of(depth)); }
+  int64_t p_digit_bytes() const { return steps_of(kAttentionSplit) * step_bytes(kRows); }
+  int64_t key_panel_bytes() const { return depth / kQuad * kQuadBytes; }
+  void split_queries(const Tile& tile) const;
+#endif
+  template <class T>
+  void score_panels(const Tile& tile, const Split<T>& at, const Block& block, Unpacked& unpacked) const;
+  template <class T>
+  void weigh_panels(const Tile& tile, const Split<T>& at, const Block& block, Unpacked& unpacked, Partial out) const;
+  template <class T>
+  void score(const Tile& tile, const Split<T>& at, const Block& block) const;
+  template <class T, bool panels>
+  void softmax(const Tile& tile, const Split<T>& at, const Block& block, Partial out) const;
+  template <class T>
+  void weigh(const Tile& tile, const Split<T>& at, const Block& block, Partial out) const;
+  template <int write, class Rows>
+  void fetch_rows(const Rows& of, const Tile& tile, int64_t first, int64_t end) const;
+
+  Workspace work{};
+};
+
+inline int64_t SplitAttention::lay_out(char* base) {
+  int64_t used = 0;
+  auto take = [&]<class T>(T*& buffer, int64_t count) {
+    buffer = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+  };
+  take(work.q, max_rows * padded_depth);
+  take(work.score, max_rows * kScoreStride);
+  take(work.p, p.cache.dtype == DType::i4 ? groups * max_rows * kScoreStride : 0);
+  take(work.q_scale, max_rows);
+  take(work.p_scale, max_rows * groups);
+#if defined(PYBATCH_ISA_AMX)
+  if (p.cache.has_scales()) {
+    take(work.panels.q, max_rows * q_digit_bytes() + kTileBytes);
+    take(work.panels.p, groups * p_digit_bytes() + kTileBytes);
+    take(work.panels.keys, kAttentionSplit / kLanes * key_panel_bytes() + kTileBytes);
+    take(work.panels.values, round_up(depth, kStep) / kLanes * kValuePanelBytes);
+  }
+#endif
+  return used;
+}
+
+inline void SplitAttention::load_queries(const Tile& tile) const {
+  float* to = work.q;
+  const F32x16 scale = broadcast(p.scale * kLog2E);
+  with_float_type(p.q.dtype, [&]<class T>(T*) {
+    for (int64_t h = 0; h < tile.kv_heads; ++h) {
+      for (int64_t row = 0; row < head_rows(tile); ++row, to += padded_depth) {
+        const T* from = static_cast<const T*>(p.q.data) + (tile.first + row / group) * p.q.row_stride +
+                        ((tile.kv_head + h) * group + row % group) * depth;
+        for (int64_t i = 0; i < depth; i += kLanes) store(to + i, load_first(from + i, depth - i) * scale);
+      }
+    }
+  });
+  if (!p.cache.has_scales()) return;
+#if defined(PYBATCH_ISA_AMX)
+  if (from_panels(tile)) return split_queries(tile);
+#endif
+  for (int64_t row = 0; row < rows(tile); ++row) {
+    float* q = work.q + row * padded_depth;
+    auto* words = reinterpret_cast<int16_t*>(q);
+    work.q_scale[row] =
+        narrow(q, padded_depth, [&](int64_t i, I32x16 x) PYBATCH_INLINE_LAMBDA { store_words(words + i, x); });
+  }
+}
+
+// Finds the tokens of a split. A column of sixteen may end past the last token; it then repeats the last granule.
+template <class T>
+void SplitAttention::locate(const Tile& tile, int64_t split, Range columns, const Tile& then, int64_t then_split,
+                            Split<T>& out) const {
+  const KvCache& cache = p.cache;
+  struct Place {
+    int64_t block, offset;
+  };
+  auto place_of = [&](const Tile& tile, int64_t split, int64_t granule) -> Place {
+    const int64_t wanted = split * kAttentionSplit + granule * kGranule;
+    const int64_t token = smaller(wanted, p.seq_lens[tile.sequence] - 1);
+    return {p.block_tables[tile.sequence * p.block_table_stride + (token >> block_shift)],
+            token & (cache.block_size - 1) & -kGranule};
+  };
+  auto key = [&](const Tile& tile, Place at) {
+    return static_cast<const T*>(cache.k) + at.block * cache.k_block_stride + tile.kv_head * head_stride / kElements<T>;
+  };
+  const int64_t first = columns.begin * kColumnGranules, end = columns.end * kColumnGranules;
+  const T** pieces = out.pieces + end;
+  out.v = pieces - first;
+  for (int64_t g = first; g < end; ++g) {
+    const Place at = place_of(tile, split, g);
+    out.k[g] = key(tile, at) + at.offset * kKeyRun<T>;
+    out.pieces[g] = key(tile, at) + at.offset * depth / kElements<T>;
+    *pieces++ = static_cast<const T*>(cache.v) + at.block * cache.v_block_stride +
+                (tile.kv_head * head_stride + at.offset * depth) / kElements<T>;
+    if constexpr (sizeof(T) == 1) {
+      const int64_t scale = tile.kv_head * scale_stride + at.offset;
+      out.k_scale[g] = static_cast<const f16*>(cache.k_scale) + at.block * cache.k_scale_block_stride + scale;
+      out.v_scale[g] = static_cast<const f16*>(cache.v_scale) + at.block * cache.v_scale_block_stride + scale;
+      if (g > first && at.offset > 0) continue;
+      for (int64_t i = 0; i < tile.kv_heads * scale_stride; i += 64 / static_cast<int64_t>(sizeof(f16))) {
+        fetch<64>(out.k_scale[g] + i);
+        fetch<64>(out.v_scale[g] + i);
+      }
+    }
+  }
+  const int64_t then_first = range_of(then, 0, then_split).begin / kGranule;
+  for (int64_t i = 0; i < kAhead; ++i) {
+    const Place at = place_of(then, then_split, then_first + i);
+    *pieces++ = key(then, at) + at.offset * depth / kElements<T>;
+  }
+}
+
+// Prefetches the queries, or (write) the output, of a tile's tokens [first, end).
+template <int write, class Rows>
+PYBATCH_INLINE void SplitAttention::fetch_rows(const Rows& of, const Tile& tile, int64_t first, int64_t end) const {
+  const int64_t size = size_of(of.dtype), bytes = tile.kv_heads * group * depth * size;
+  for (int64_t token = tile.first + first; token < tile.first + smaller(end, tile.tokens); ++token) {
+    const char* row = static_cast<const char*>(of.data) + (token * of.row_stride + tile.kv_head * group * depth) * size;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, write, 2);
+  }
+}
+
+// Heads alternate over columns and tokens that are adjacent in memory.
+template <class T>
+void SplitAttention::score(const Tile& tile, const Split<T>& at, const Block& block) const {
+  const int64_t ahead = block.row == 0 ? kAhead : 0;  // the first block brings the split into L2
+  for (int64_t i = block.columns.begin, width; i < block.columns.end; i += width * kLanes) {
+    width = smaller((block.columns.end - i) / kLanes, kColumns);
+    const int64_t g = i / kGranule;
+    for (int64_t h = block.head; h < block.head_end; ++h) {
+      const Granules<T> keys = {at.k + g, at.pieces + g + ahead, h * head_stride / kElements<T>};
+      const int64_t row = row_of(tile, block, h);
+      const float* q = work.q + row * padded_depth;
+      float* out = scores_of(block, h) + i;
+      if constexpr (kElements<T> > 1) {
+        auto scales = [&](int64_t group, int64_t column)
+                          PYBATCH_INLINE_LAMBDA { return scales_of(at.k_scale, h, group, i + column); };
+        score_rows(q, padded_depth, block.rows, keys, p.cache.block_size, width, depth, work.q_scale + row, scales, out,
+                   kScoreStride);
+      } else {
+        score_rows(q, padded_depth, block.rows, keys, p.cache.block_size, width, depth, out, kScoreStride);
+      }
+    }
+  }
+}
+
+// Turns scores into probabilities, not yet divided by their sum. With a quantised cache they become words.
+template <class T, bool panels>
+void SplitAttention::softmax(const Tile& tile, const Split<T>& at, const Block& block, Partial out) const {
+  const Range columns = block.columns;
+  for (int64_t h = block.head; h < block.head_end; ++h) {
+    const int64_t row = row_of(tile, block, h);
+    float* scores = scores_of(block, h);
+    [[maybe_unused]] auto scales = [&](const f16* const* of, int64_t g) {
+      return [this, of = of, h = h, g = g](int64_t i) PYBATCH_INLINE_LAMBDA { return scales_of(of, h, g, i); };
+    };
+    with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
+      if constexpr (sizeof(T) == 1 && kElements<T> == 1) {
+        scale_scores<rows>(scores, kScoreStride, columns, work.q_scale + row, scales(at.k_scale, 0));
+      }
+      for (int r = 0; r < rows; ++r) {
+        float* of_row = scores + r * kScoreStride;
+        if (p.soft_cap > 0) soft_cap(of_row, columns, p.soft_cap * kLog2E);
+        mask(of_row, columns, block.ranges[r]);
+      }
+      softmax_rows<rows>(scores, kScoreStride, columns, block.ranges, out.max + row, out.sum + row);
+      for (int64_t g = 0; sizeof(T) == 1 && g < groups; ++g) {
+        auto narrow = [&](const auto& store) PYBATCH_INLINE_LAMBDA {
+          narrow_probabilities<rows>(scores, kScoreStride, columns, block.ranges, scales(at.v_scale, g),
+                                     work.p_scale + row * groups + g, groups, store);
+        };
+        if constexpr (panels) {
+#if defined(PYBATCH_ISA_AMX)
+          uint8_t* digits = work.panels.p + g * p_digit_bytes();
+          zero_ends(digits, rows, columns);
+          narrow([&](int r, int64_t i, I32x16 words) PYBATCH_INLINE_LAMBDA {
+            store_digits(digits, rows, r, i, high_digits(words), low_digits(words));
+          });
+#endif
+        } else if constexpr (sizeof(T) == 1) {
+          int16_t* to = kElements<T> > 1 ? words_of(block, h, g) : reinterpret_cast<int16_t*>(scores);
+          const int64_t stride = kElements<T> > 1 ? kScoreStride : 2 * kScoreStride;
+          narrow([&](int r, int64_t i, auto words) PYBATCH_INLINE_LAMBDA { store_words(to + r * stride + i, words); });
+        }
+      }
+    });
+  }
+}
+
+// Values outside a row's range are never multiplied, not even by zero: they may be NaN, unless they are integers. What
+// all rows of a block see is weighed together, the rest before and after it row by row.
+template <class T>
+void SplitAttention::weigh(const Tile& tile, const Split<T>& at, const Block& block, Partial out) const {
+  const int64_t n = block.rows, ahead = block.row == 0 ? kAhead : 0;
+  for (int64_t h = block.head; h < block.head_end; ++h) {
+    float* acc = out.acc + row_of(tile, block, h) * padded_depth;
+    for (int64_t i = 0; i < n * padded_depth; i += kLanes) store(acc + i, zeros());
+  }
+  const Range *ranges = block.ranges, top = ranges[0], bottom = ranges[n - 1];
+  const Range common = {bottom.begin, larger(bottom.begin, top.end)};
+  const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do one by one
+  const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
+  for (int64_t from = block.columns.begin; from < bottom.end; from += step) {
+    for (int64_t h = block.head; h < block.head_end; ++h) {
+      const Granules<T> values = {at.v, at.v + ahead, h * head_stride / kElements<T>};
+      const float* scores = scores_of(block, h);
+      float* acc = out.acc + row_of(tile, block, h) * padded_depth;
+      auto weigh = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
+        begin = larger(begin, from);
+        end = smaller(end, from + step);
+        if constexpr (kElements<T> > 1) {
+          weigh_rows(words_of(block, h, 0), kScoreStride, count, values, depth, begin, end,
+                     reinterpret_cast<int32_t*>(acc), padded_depth);
+        } else {
+          weigh_rows(scores + first * kScoreStride, kScoreStride, count, values, depth, begin, end,
+                     acc + first * padded_depth, padded_depth);
+        }
+      };
+      if constexpr (sizeof(T) == 1) {
+        weigh(0, n, top.begin / kQuad * kQuad, round_up(bottom.end, kQuad));
+        continue;
+      }
+      for (int64_t r = 0; r < ragged; ++r) weigh(r, 1, ranges[r].begin, smaller(ranges[r].end, common.begin));
+      weigh(0, n, common.begin, common.end);
+      for (int64_t r = 0; r < ragged; ++r) weigh(r, 1, common.end, ranges[r].end);
+    }
+  }
+}
+
+// One split of a tile; `then` is what is read after it.
+template <class T, bool panels>
+void SplitAttention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Partial out) const {
+  const int64_t head_rows = this->head_rows(tile);
+  const int64_t begin = range_of(tile, 0, split).begin, end = range_of(tile, head_rows - 1, split).end;
+  if (begin >= end) {
+    for (int64_t row = 0; row < rows(tile); ++row) out.sum[row] = 0;
+    return;
+  }
+  Split<T> at;
+  locate(tile, split, {begin / kLanes, (end + kLanes - 1) / kLanes}, then, then_split, at);
+  Block block;
+  const int64_t heads = panels ? 1 : tile.kv_heads;
+  for (block.head = 0; block.head < tile.kv_heads; block.head = block.head_end) {
+    block.head_end = block.head + heads;
+    [[maybe_unused]] Unpacked unpacked;
+    for (block.row = 0; block.row < head_rows; block.row += block.rows) {
+      block.rows = rows_at_once(head_rows - block.row);
+      for (int64_t r = 0; r < block.rows; ++r) block.ranges[r] = range_of(tile, block.row + r, split);
+      block.columns = {block.ranges[0].begin / kLanes * kLanes, round_up(block.ranges[block.rows - 1].end, kLanes)};
+      if (block.head == 0) {  // a few at a time: L1 has few outstanding misses
+        fetch_rows<0>(p.q, then, block.row / group, (block.row + block.rows) / group);
+        fetch_rows<1>(p.out, tile, block.row / group, (block.row + block.rows) / group);
+      }
+      if constexpr (panels) {
+        score_panels(tile, at, block, unpacked);
+        softmax<T, true>(tile, at, block, out);
+        weigh_panels(tile, at, block, unpacked, out);
+      } else {
+        score(tile, at, block);
+        softmax<T, false>(tile, at, block, out);
+        weigh(tile, at, block, out);
+      }
+    }
+  }
+  if constexpr (sizeof(T) == 1) {
+    for (int64_t row = 0; row < rows(tile); ++row) {
+      float* acc = out.acc + row * padded_depth;
+      for (int64_t i = 0; i < depth; i += kLanes) {
+        store(acc + i,
+              to_float(load_ints(acc + i)) * broadcast(work.p_scale[row * groups + (groups > 1 ? i / kInt4Group : 0)]));
+      }
+    }
+  }
+}
+
+inline void SplitAttention::attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split,
+                                   Partial out) const {
+  auto of_type = [&]<class T>(T*) {
+    if constexpr (kPanels && sizeof(T) == 1) {
+      if (from_panels(tile)) return attend<T, true>(tile, split, then, then_split, out);
+    }
+    attend<T, false>(tile, split, then, then_split, out);
+  };
+  if (p.cache.dtype == DType::i8) return of_type(static_cast<int8_t*>(nullptr));
+  if (p.cache.dtype == DType::i4) return of_type(static_cast<i4x2*>(nullptr));
+  with_float_type(p.cache.dtype, of_type);
+}
+
+}  // namespace
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE
