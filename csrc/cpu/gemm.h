@@ -33,33 +33,37 @@ struct VectorTile {
   struct Use {};  // lives as long as a thread multiplies tiles: registers that have to be asked for
 };
 
+struct UnpackedTile : VectorTile {
+  static constexpr int64_t kWidenTiles = 2;
+};
+
 // What fits the registers: sums, one step's weights and one row's activations.
 #if defined(PYBATCH_ANY_AVX512)
 struct StepTile : VectorTile {
   static constexpr int kMaxRows = 12, kManyRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1;
 };
-struct BlockTile : VectorTile {  // for steps of 32 weights a column
+struct BlockTile : UnpackedTile {  // for steps of 32 weights a column
   static constexpr int kMaxRows = 16, kMaxPanels = 1, kMaxSums = 16, kStepWork = 8;
 };
 #elif defined(PYBATCH_ANY_AVX2)
 struct StepTile : VectorTile {
   static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
 };
-struct BlockTile : VectorTile {
+struct BlockTile : UnpackedTile {
   static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
 };
 #elif defined(PYBATCH_ANY_NEON)
 struct StepTile : VectorTile {  // a sum is four of 32 registers
   static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
 };
-struct BlockTile : VectorTile {
+struct BlockTile : UnpackedTile {
   static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
 };
 #else
 struct StepTile : VectorTile {
   static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 1;
 };
-struct BlockTile : VectorTile {
+struct BlockTile : UnpackedTile {
   static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 8;
 };
 #endif
@@ -269,14 +273,14 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
       t.x = static_cast<const char*>(g.x) + (row + begin) * g.x_stride + k * Op::kStepBytes;
       t.fetch_first = t.ahead != 0 ? i : t.steps;
       Sum* tile_sums = park ? sums + begin * panels : sums;
-      int64_t at_once = min(panels, min(Op::Tile::kMaxSums / count, Op::Tile::kMaxPanels));
-      auto multiply = widened ? tile_function<typename Op::Widened>(count, at_once) : tile_function<Op>(count, at_once);
+      const int64_t most = min(Op::Tile::kMaxSums / count, Op::Tile::kMaxPanels);
       if (last) fetch_output(g, row + begin, count, panel, panels);
       TileArguments part = t;
-      for (int64_t p = 0; p < panels; p += at_once) {
+      for (int64_t p = 0, at_once; p < panels; p += at_once) {
+        at_once = min(panels - p, most);
         part.weight = t.weight + p * t.panel_stride;
         part.sums = tile_sums + p * count;
-        multiply(part);
+        (widened ? tile_function<typename Op::Widened>(count, at_once) : tile_function<Op>(count, at_once))(part);
       }
       if (last) finish(g.p, panel, panels, row + begin, count, static_cast<const Sum*>(tile_sums));
     }

@@ -31,18 +31,21 @@ struct ActivationBlock {
   }
 };
 
-// A step is one block: the weights' codes are unpacked once for all the rows of a tile.
+template <class Type>
+struct UnpackedOp;
+
+// A step is one block: the weights' codes are unpacked once for all the rows of a tile, or of several (kWiden).
 template <class Type>
 struct BlockOp {
   using Sum = F32x16;
   using X = const ActivationBlock*;
   using W = Unpacked;
   using Tile = BlockTile;
-  using Widened = BlockOp;
+  using Widened = std::conditional_t<(Type::kWeights > kBlock), UnpackedOp<Type>, BlockOp>;
   static constexpr int kSteps = Type::kWeights / kBlock;
   static constexpr int kGroupBytes = kPanel * Type::kBytes;
   static constexpr int kStepBytes = sizeof(ActivationBlock);
-  static constexpr bool kWiden = false;
+  static constexpr bool kWiden = Type::kWeights > kBlock;  // superblocks, whose scales are packed too
   static PYBATCH_INLINE X activation(const char* p) { return reinterpret_cast<X>(p); }
   static PYBATCH_INLINE W weight(const char* group, int step) {
     constexpr int kBytes = kGroupBytes / kSteps;
@@ -67,6 +70,13 @@ struct BlockOp {
     for (int i = 0; i < Type::kMins; ++i) sum = fma(w.min[i], broadcast(x->scaled_sum[i]), sum);
     return sum;
   }
+};
+
+// BlockOp's products of weights that have been unpacked.
+template <class Type>
+struct UnpackedOp : BlockOp<Type> {
+  static constexpr int kSteps = 1, kGroupBytes = sizeof(Unpacked);
+  static PYBATCH_INLINE Unpacked weight(const char* group, int) { return *reinterpret_cast<const Unpacked*>(group); }
 };
 
 #if defined(PYBATCH_ISA_AMX)
