@@ -37,6 +37,87 @@ ConstMatrix bf16_rows(const MatmulParams& p) {
   return {rows, stride, DType::bf16};
 }
 
+// What is subnormal counts as zero on the calling thread as long as this lives.
+class FlushSubnormals {
+ public:
+  FlushSubnormals() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+ private:
+  const unsigned before_ = _mm_getcsr();
+};
+
+// The sums of Bf16Tiles by vectors, for few rows: a tile takes as long for one as for sixteen. Activations are fp32.
+struct Bf16Rows {
+  using Sum = F32x16;
+  using Widened = Bf16Rows;
+  struct Tile : VectorTile {
+    static constexpr int kMaxRows = 4, kMaxPanels = 4, kMaxSums = 8, kStepWork = 1;
+  };
+  static constexpr int kSteps = Bf16Tiles::kSteps, kGroupBytes = Bf16Tiles::kGroupBytes, kStepBytes = 8;
+  static constexpr bool kWiden = false;
+
+  template <int kRows, int kPanels>
+  static void multiply_tile(const TileArguments& t) {
+    auto* parked = static_cast<Sum*>(t.sums);
+    const FlushSubnormals flush;
+    const char *x = t.x, *weight = t.weight;
+    asm volatile("" : "+r"(x), "+r"(weight) : : "memory");  // nothing is computed before
+    Sum sum[kRows][kPanels];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) sum[r][p] = t.resume ? parked[p * kRows + r] : zeros();
+    }
+    auto multiply = [&](int64_t steps) PYBATCH_INLINE_LAMBDA {
+      Sum even[kRows][kPanels] = {}, odd[kRows][kPanels] = {};
+      for (int64_t s = 0; s < steps; ++s) {
+#pragma GCC unroll 4
+        for (int p = 0; p < kPanels; ++p) {
+          const auto* pairs = reinterpret_cast<const bf16*>(weight + p * t.panel_stride + 64 * s);
+          const F32x16 first = load_of_pairs(pairs, 0), second = load_of_pairs(pairs, 1);
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) {
+            const auto* of_row = reinterpret_cast<const float*>(x + r * t.x_stride + kStepBytes * s);
+            even[r][p] = fma(broadcast(of_row[0]), first, even[r][p]);
+            odd[r][p] = fma(broadcast(of_row[1]), second, odd[r][p]);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < kPanels; ++p) {
+          if (steps < kSteps) {  // a tile goes on with zeros, which make a zero positive
+            even[r][p] = even[r][p] + zeros();
+            odd[r][p] = odd[r][p] + zeros();
+          }
+          sum[r][p] = sum[r][p] + (even[r][p] + odd[r][p]);
+        }
+      }
+    };
+    int64_t until_fetch = t.fetch_first;
+    for (int64_t group = t.steps / kSteps; group > 0; --group) {
+      if (until_fetch-- == 0) {
+        until_fetch = t.fetch_every - 1;
+        fetch_weights<Bf16Rows, kPanels>(t, weight);
+      }
+      multiply(kSteps);
+      x += kSteps * kStepBytes;
+      weight += kGroupBytes;
+    }
+    if (const int64_t left = t.steps % kSteps; left > 0) multiply(left);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) parked[p * kRows + r] = sum[r][p];
+    }
+    asm volatile("" : : : "memory");  // all is computed
+  }
+};
+
 #endif
 
 }  // namespace
@@ -50,6 +131,11 @@ void matmul_dense(const MatmulParams& p) {
   };
 #if defined(PYBATCH_ISA_AMX)
   if (p.weight_dtype == DType::bf16 && p.x.dtype == DType::bf16) {
+    if (p.m <= Bf16Rows::Tile::kMaxRows) {
+      const ConstMatrix x = f32_rows(p);
+      const Gemm g{p, x.data, x.row_stride * 4, panel_stride, ceil_div(p.k, 2)};
+      return gemm<Bf16Rows>(g, finish);
+    }
     constexpr int64_t kRows = Bf16Tiles::kRows;
     const ConstMatrix x = bf16_rows(p);
     const Gemm g{p, x.data, kRows * x.row_stride * 2, panel_stride, ceil_div(p.k, 2), kRows};

@@ -97,3 +97,24 @@ def test_bf16_by_bf16_sums_as_tiles_do(m: int, n: int, k: int) -> None:
         total = total + (apart[..., 0] + apart[..., 1])
     out = ops.matmul_dense(x, ops.pack_dense(weight), out=torch.empty(m, n))
     assert torch.equal(out, total)
+
+
+@pytest.mark.skipif(ops.ISA != "amx", reason="needs AMX")
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    n=st.integers(1, 70),
+    k=st.integers(1, 300),
+    of_x=st.integers(-130, 0),
+    of_weight=st.integers(-40, 0),
+)
+def test_few_rows_of_bf16_have_the_bits_of_tiles(rows: int, n: int, k: int, of_x: int, of_weight: int) -> None:
+    """Where products, sums and numbers themselves are subnormal too."""
+    random = torch.Generator().manual_seed(k)
+    x, weight = (
+        (torch.randn(count, k, generator=random) * 2.0**exponent).bfloat16()
+        for count, exponent in ((20, of_x), (n, of_weight))
+    )
+    packed = ops.pack_dense(weight)
+    many, few = (ops.matmul_dense(x[:m], packed, out=torch.empty(m, n)) for m in (20, rows))
+    assert torch.equal(many[:rows].view(torch.int32), few.view(torch.int32))
