@@ -4,7 +4,10 @@
 // A sum starts at zero and adds its products one step of K after another. Tiles, blocks and threads only decide which
 // sums are computed together; a block that ends mid-K stores its sums unrounded. So they never change a bit.
 //
-// Weights are read from memory once, ahead of use: while one block is multiplied, the next is prefetched.
+// Weights are read from memory once, ahead of use. Where several tiles take a block, the next is prefetched to the L2
+// cache meanwhile, each of them fetching a part. Where one tile does, each panel is prefetched a little ahead to the L1
+// cache, and at its end the beginning of the one that is next in its place. (Measured on a Sapphire Rapids: fp32 from
+// memory 1.3 to 1.4 times as fast as by the whole next block, bf16 1.2, int8 1.05; from the L3 cache 1 to 1.06.)
 //
 // An Op says what a step is:
 //   Tile            the largest tile; kManyRows: its rows where there are more than one has, if fewer are quicker then
@@ -68,6 +71,7 @@ struct BlockTile : UnpackedTile {
 };
 #endif
 
+constexpr int64_t kNear = 8192;              // bytes, of all panels of a tile, between what is used and what is fetched
 constexpr int64_t kMaxSteps = 16;            // of a group of weights, in which blocks are cut
 constexpr int64_t kBlockRows = 256;          // rows whose sums are stored between blocks
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
@@ -141,21 +145,40 @@ struct TileArguments {
   int64_t steps;
   bool resume;  // continue from the sums instead of zero
   void* sums;   // [panels][rows] Sum
-  // Bytes from here to the next block of weights, of which this tile fetches every `fetch_every`-th group.
-  int64_t ahead, fetch_first, fetch_every;
+  // What is prefetched: every `fetch_every`-th group, `ahead` bytes further on; beside the last `turn` groups `jump`
+  // more.
+  int64_t ahead, fetch_first, fetch_every, turn, jump;
+  bool near;  // to the L1 cache
 };
 
 using TileFunction = void (*)(const TileArguments&);
 
-// Prefetches what lies `ahead` of a group of weights.
+// Prefetches as the arguments say.
 template <class Op, int kPanels>
-PYBATCH_INLINE void fetch_weights(const TileArguments& t, const char* weight) {
+class WeightFetch {
+ public:
+  explicit PYBATCH_INLINE WeightFetch(const TileArguments& t) : t(t), ahead(t.ahead), until(t.fetch_first) {}
+
+  // Beside a group of weights; left: groups to come, with this one.
+  PYBATCH_INLINE void next(const char* weight, int64_t left) {
+    if (left == t.turn) ahead += t.jump;
+    if (until-- != 0) return;
+    until = t.fetch_every - 1;
 #pragma GCC unroll 8
-  for (int p = 0; p < kPanels; ++p) {
-    const char* next = weight + p * t.panel_stride + t.ahead;
-    for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(next + b, 0, 2);  // to L2
+    for (int p = 0; p < kPanels; ++p) {
+      const char* line = weight + p * t.panel_stride + ahead;
+      if (t.near) {
+        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(line + b, 0, 3);
+      } else {
+        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(line + b, 0, 2);
+      }
+    }
   }
-}
+
+ private:
+  const TileArguments& t;
+  int64_t ahead, until;
+};
 
 template <class Op, int kRows, int kPanels>
 void multiply_tile(const TileArguments& t) {
@@ -174,7 +197,7 @@ void multiply_tile(const TileArguments& t) {
     asm("" : "+r"(x[i]));  // keeps the compiler from merging them
   }
   const char* weight = t.weight;
-  int64_t until_fetch = t.fetch_first;
+  WeightFetch<Op, kPanels> fetch(t);
   auto step = [&](int s) __attribute__((always_inline)) {
     typename Op::W w[kPanels];
 #pragma GCC unroll 8
@@ -189,10 +212,7 @@ void multiply_tile(const TileArguments& t) {
   for (int64_t group = t.steps / Op::kSteps; group > 0; --group) {
 #pragma GCC unroll 4
     for (int s = 0; s < Op::kSteps; ++s) step(s);
-    if (until_fetch-- == 0) {
-      until_fetch = t.fetch_every - 1;
-      fetch_weights<Op, kPanels>(t, weight);
-    }
+    fetch.next(weight, group);
     for (int i = 0; i < kBases; ++i) x[i] += Op::kSteps * Op::kStepBytes;
     weight += Op::kGroupBytes;
   }
@@ -256,6 +276,14 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
     t.resume = k > 0;
     t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
     t.fetch_every = tiles;
+    t.near = tiles == 1 && Op::kGroupBytes <= kNear / 8;
+    t.turn = t.jump = 0;
+    if (t.near) {
+      const int64_t at_once = min(panels, min(Op::Tile::kMaxSums / rows, Op::Tile::kMaxPanels));
+      t.ahead = min(kNear / at_once, g.panel_stride) / 64 * 64;
+      t.turn = min(t.ahead / Op::kGroupBytes, t.steps / Op::kSteps);
+      t.jump = more || panels > at_once ? (at_once - 1) * g.panel_stride : 0;
+    }
     bool widened = false;
     if constexpr (Op::kWiden) {
       widened = tiles >= Op::Tile::kWidenTiles;

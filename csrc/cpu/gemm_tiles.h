@@ -49,13 +49,10 @@ struct TileOp {
       });
     };
     const char *x = t.x, *weight = t.weight;
-    int64_t until_fetch = t.fetch_first;
+    WeightFetch<TileOp, kPanels> fetch(t);
     for (int64_t group = t.steps / kSteps; group > 0; --group) {
       multiply(x, weight, t.panel_stride);
-      if (until_fetch-- == 0) {
-        until_fetch = t.fetch_every - 1;
-        fetch_weights<TileOp, kPanels>(t, weight);
-      }
+      fetch.next(weight, group);
       x += kSteps * kStepBytes;
       weight += kGroupBytes;
     }

@@ -71,6 +71,7 @@ struct Bf16Rows {
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) sum[r][p] = t.resume ? parked[p * kRows + r] : zeros();
     }
+    int64_t ahead = t.ahead;  // as WeightFetch, line by line
     auto multiply = [&](int64_t steps) PYBATCH_INLINE_LAMBDA {
       Sum even[kRows][kPanels] = {}, odd[kRows][kPanels] = {};
       for (int64_t s = 0; s < steps; ++s) {
@@ -78,6 +79,7 @@ struct Bf16Rows {
         for (int p = 0; p < kPanels; ++p) {
           const auto* pairs = reinterpret_cast<const bf16*>(weight + p * t.panel_stride + 64 * s);
           const F32x16 first = load_of_pairs(pairs, 0), second = load_of_pairs(pairs, 1);
+          __builtin_prefetch(reinterpret_cast<const char*>(pairs) + ahead);
 #pragma GCC unroll 4
           for (int r = 0; r < kRows; ++r) {
             const auto* of_row = reinterpret_cast<const float*>(x + r * t.x_stride + kStepBytes * s);
@@ -98,12 +100,8 @@ struct Bf16Rows {
         }
       }
     };
-    int64_t until_fetch = t.fetch_first;
     for (int64_t group = t.steps / kSteps; group > 0; --group) {
-      if (until_fetch-- == 0) {
-        until_fetch = t.fetch_every - 1;
-        fetch_weights<Bf16Rows, kPanels>(t, weight);
-      }
+      if (group == t.turn) ahead += t.jump;
       multiply(kSteps);
       x += kSteps * kStepBytes;
       weight += kGroupBytes;
