@@ -137,7 +137,7 @@ def test_matrices_run_from_their_own_bits(name: str, tmp_path: Path, caplog: pyt
     assert case.told in caplog.text
     layer = decoder.layers[0]
     down = model.get_submodule("model.layers.0.mlp.down_proj").weight.detach()
-    linear = layer.mlp.down
+    linear = layer.mlp.down.linear
     kind = Int8Linear if case.kind == "int8" else GGUFLinear
     assert isinstance(linear, kind)
     if case.kind != "int8":
@@ -158,7 +158,7 @@ def test_modules_that_are_not_quantised_have_plain_weights(name: str, tmp_path: 
     decoder = load_model(tmp_path, skip_tokenizer=True).decoder
     qkv = decoder.layers[0].mixer.qkv.linear
     assert [isinstance(part, DenseLinear) for part in qkv.parts] == [False, True, False]
-    assert isinstance(decoder.layers[1].mlp.down, DenseLinear)
+    assert isinstance(decoder.layers[1].mlp.down.linear, DenseLinear)
     found, expected = logits_of(decoder, IDS), reference_logits(model, IDS)
     assert torch.cosine_similarity(found, expected).min() > 0.99
 
@@ -247,7 +247,7 @@ def test_what_an_adapter_changes_becomes_blocks_of_8_bits(name: str, tmp_path: P
     save_file(dict(zip(names, (a, b), strict=True)), adapter / "adapter_model.safetensors")
     decoder = load_model(tmp_path / "base", adapter=adapter, skip_tokenizer=True).decoder
     merged = model.get_submodule(down).weight.detach() + b @ a
-    linear = decoder.layers[0].mlp.down
+    linear = decoder.layers[0].mlp.down.linear
     assert isinstance(linear, GGUFLinear)
     assert linear.weight[0].numel() == ops.PANEL * 192 // 32 * ops.GGUF_BLOCKS["Q8_0"].bytes
     assert (weights_of(linear, 192) - merged).abs().max() < merged.abs().max() / 200
