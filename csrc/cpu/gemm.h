@@ -276,7 +276,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
     t.resume = k > 0;
     t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
     t.fetch_every = tiles;
-    t.near = tiles == 1 && Op::kGroupBytes <= kNear / 8;
+    t.near = tiles == 1 && Op::Tile::kMaxPanels > 1 && Op::kGroupBytes <= kNear / 8;
     t.turn = t.jump = 0;
     if (t.near) {
       const int64_t at_once = min(panels, min(Op::Tile::kMaxSums / rows, Op::Tile::kMaxPanels));

@@ -10,7 +10,7 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kBlock = 32;  // activations that share a scale
-constexpr int kAhead = 4096;    // bytes of superblocks prefetched: within a group they are not read in order
+constexpr int kAhead = 4096;    // bytes of weights prefetched: within a group they are not read in order
 
 struct ActivationBlock {
   int8_t q[kBlock];
@@ -48,11 +48,9 @@ struct BlockOp {
   static constexpr bool kWiden = Type::kWeights > kBlock;  // superblocks, whose scales are packed too
   static PYBATCH_INLINE X activation(const char* p) { return reinterpret_cast<X>(p); }
   static PYBATCH_INLINE W weight(const char* group, int step) {
-    if constexpr (kSteps > 1) {
-      constexpr int kBytes = kGroupBytes / kSteps;
+    constexpr int kBytes = kGroupBytes / kSteps;
 #pragma GCC unroll 16
-      for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(group + kAhead + step * kBytes + line);
-    }
+    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(group + kAhead + step * kBytes + line);
     return Type::unpack(group, step);
   }
   static PYBATCH_INLINE I32x16 dot(X x, const W& w, int half) {
