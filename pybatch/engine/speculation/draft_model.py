@@ -61,10 +61,10 @@ class DraftModelProposer:
             raise ValueError(
                 "speculative_config: model: its recurrent states cannot take tokens back; expected another"
             )
-        cache = KvCache(kv_layout(decoder, config), num_blocks, decoder.device)
+        self._kv_cache = KvCache(kv_layout(decoder, config), num_blocks, decoder.device)
         self._runner = ModelRunner(
             decoder,
-            cache.layers,
+            self._kv_cache.layers,
             block_size=config.block_size,
             max_tokens=config.max_num_batched_tokens,
             max_seqs=config.max_num_seqs,

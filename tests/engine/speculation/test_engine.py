@@ -200,7 +200,7 @@ def test_a_draft_models_memory_is_counted(decoder: Decoder, int8_decoder: Decode
     assert drafting.kv_cache_bytes == pytest.approx(free / 2, rel=0.01)
     assert drafting.num_kv_blocks == plain.num_kv_blocks * 2 // 3  # the quantised one keeps half as much for a token
     proposer = drafting._speculator._proposer  # type: ignore[union-attr]
-    pools = [drafting._kv_cache.pool, proposer._runner._kv_cache.pool]  # type: ignore[attr-defined]
+    pools = [drafting._kv_cache.pool, proposer._kv_cache.pool]  # type: ignore[attr-defined]
     assert sum(pool.nbytes for pool in pools) == drafting.kv_cache_bytes
     assert drafting.weight_bytes == decoder.weight_bytes() + int8_decoder.weight_bytes()
 
