@@ -48,6 +48,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.qwen3_5 import Qwen3_5TextConfig
+from transformers.models.qwen3_5_moe import Qwen3_5MoeTextConfig
+from transformers.models.qwen3_next import Qwen3NextConfig
 
 SMALL: dict[str, Any] = {
     "vocab_size": 211,
@@ -96,6 +98,7 @@ HYBRID: dict[str, Any] = SMALL | {
     "linear_num_value_heads": 4,
 }
 EXPERTS: dict[str, Any] = {"num_experts_per_tok": 3, "moe_intermediate_size": 48}
+SHARED: dict[str, Any] = {"num_experts": 8, "shared_expert_intermediate_size": 40}
 
 CONFIGS = {
     "llama2": LlamaConfig(**{**SMALL, "num_key_value_heads": 4}),
@@ -114,6 +117,12 @@ CONFIGS = {
     "qwen2-windows": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=24, max_window_layers=1),
     "qwen3": Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
     "qwen3_5": Qwen3_5TextConfig(**HYBRID),
+    "qwen3_5-moe": Qwen3_5MoeTextConfig(**HYBRID, **EXPERTS, **SHARED),
+    "qwen3_next": Qwen3NextConfig(**HYBRID, **EXPERTS, **SHARED),
+    "qwen3_next-sparse": Qwen3NextConfig(
+        **HYBRID, **EXPERTS, **SHARED, mlp_only_layers=[2], norm_topk_prob=False, linear_conv_kernel_dim=3
+    ),
+    "qwen3_next-dense": Qwen3NextConfig(**HYBRID, num_experts=0),
     "qwen3_5-odd": Qwen3_5TextConfig(
         **HYBRID | {"linear_key_head_dim": 24, "linear_value_head_dim": 20, "linear_num_value_heads": 2},
         layer_types=["full_attention", "linear_attention", "linear_attention"],

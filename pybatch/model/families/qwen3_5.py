@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pybatch.model.config import (
     MAX_HEADS,
@@ -12,6 +12,7 @@ from pybatch.model.config import (
     GatedDeltaConfig,
     LayerConfig,
     MLPConfig,
+    MoEConfig,
     NormConfig,
 )
 from pybatch.model.errors import ModelError
@@ -37,7 +38,7 @@ def mlp(source: Source) -> MLPConfig:
     return MLPConfig(width=source.mlp_width(), activation=source.activation())
 
 
-def hybrid(source: Source, mlps: tuple[MLPConfig, ...], *, kv_heads: int) -> Shape:
+def hybrid(source: Source, mlps: Sequence[MLPConfig | MoEConfig], *, kv_heads: int) -> Shape:
     """kv_heads: where the config says nothing."""
     if source.activation() != "silu":
         raise ModelError(f"{source.where}: hidden_act: expected silu, which the convolutions have too")
@@ -80,15 +81,11 @@ def hybrid(source: Source, mlps: tuple[MLPConfig, ...], *, kv_heads: int) -> Sha
     )
 
 
-FAMILY = Family(
-    model_type="qwen3_5_text",
-    architecture="Qwen3_5ForCausalLM",
-    shape=shape,
-    names={
-        **NAMES,
-        "delta_qkv": "linear_attn.in_proj_qkv",
-        "delta_gate": "linear_attn.in_proj_z",
-        "delta_b": "linear_attn.in_proj_b",
-        "delta_a": "linear_attn.in_proj_a",
-    },
-)
+SINGLE_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "delta_qkv": "linear_attn.in_proj_qkv",
+    "delta_gate": "linear_attn.in_proj_z",
+    "delta_b": "linear_attn.in_proj_b",
+    "delta_a": "linear_attn.in_proj_a",
+}
+FAMILY = Family(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", shape=shape, names=SINGLE_NAMES)
