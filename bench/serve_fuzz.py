@@ -82,6 +82,18 @@ BODIES: dict[str, tuple[Body, Body]] = {  # by route: a body, and fields that ma
         {"metadata": {"a": "b"}, "output_expires_after": {"anchor": "created_at", "seconds": 3600}},
     ),
     "/v1/messages/batches": ({"requests": [{"custom_id": "a", "params": MESSAGE}]}, {}),
+    "/v1/embeddings": (
+        {"model": "tiny", "input": "Hello"},
+        {"dimensions": 3, "encoding_format": "base64", "user": "u", "truncate_prompt_tokens": 2},
+    ),
+    **dict.fromkeys(
+        ("/score", "/v1/score"),
+        ({"model": "tiny", "text_1": "a", "text_2": ["b", "c"]}, {"truncate_prompt_tokens": 2, "user": "u"}),
+    ),
+    **dict.fromkeys(
+        ("/rerank", "/v1/rerank", "/v2/rerank"),
+        ({"model": "tiny", "query": "a", "documents": ["b", "c"]}, {"top_n": 1, "return_documents": False}),
+    ),
 }
 DEEP: Any = [[[[[[[[{"a": [[[[{}]]]]}]]]]]]]]
 JUNK: list[Any] = [

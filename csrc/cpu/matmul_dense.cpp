@@ -129,7 +129,7 @@ void matmul_dense(const MatmulParams& p) {
   };
 #if defined(PYBATCH_ISA_AMX)
   if (p.weight_dtype == DType::bf16 && p.x.dtype == DType::bf16) {
-    if (p.m <= Bf16Rows::Tile::kMaxRows) {
+    if (p.m <= Bf16Rows::Tile::kMaxRows && p.experts.count == 0) {
       const ConstMatrix x = f32_rows(p);
       const Gemm g{p, x.data, x.row_stride * 4, panel_stride, ceil_div(p.k, 2)};
       return gemm<Bf16Rows>(g, finish);

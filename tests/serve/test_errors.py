@@ -39,7 +39,7 @@ def test_what_is_wrong_with_the_path_or_the_method_is_told(server: Server) -> No
         assert told("POST", path) == f"POST {path}: Not Found; did you mean /v1/chat/completions?"
     assert told("POST", "/v1/v1/messages").endswith("did you mean /v1/messages?")
     assert told("GET", "/v1/health").endswith("did you mean /health?")
-    assert told("POST", "/v1/embeddings") == "POST /v1/embeddings: Not Found"
+    assert told("POST", "/v1/images") == "POST /v1/images: Not Found"
     assert told("GET", "/v1/completions") == "GET /v1/completions: Method Not Allowed; expected POST"
     assert told("POST", "/v1/completions") == "body: expected JSON, got nothing"
 

@@ -124,7 +124,7 @@ def test_types_without_a_kernel_become_eight_bits_and_are_named(
         exact = weights_of(theirs, theirs.weight[0].numel() // ops.PANEL).unflatten(1, (-1, 32))
         error = (weights_of(ours, exact[0].numel()).view_as(exact) - exact).abs()
         assert (error <= exact.abs().amax(2, keepdim=True) / 220 + 4e-6).all()  # scales are fp16
-    down, qkv = packed.layers[0].mlp.down, packed.layers[0].mixer.qkv.linear
+    down, qkv = packed.layers[0].mlp.down.linear, packed.layers[0].mixer.qkv.linear
     assert isinstance(qkv, GGUFLinear)
     assert qkv.weight.shape[2] == 16 * 34
     assert down.weight.dtype == torch.bfloat16

@@ -108,7 +108,7 @@ def test_scaling_of_rotation(
         ("general.alignment", (U32, 0), "expected a power of two, got 0"),
         ("general.alignment", (U32, 48), "expected a power of two, got 48"),
         ("general.alignment", (STRING, "32"), "expected a power of two, got '32'"),
-        ("general.architecture", (STRING, "granite"), "is of architecture granite, which is not known here"),
+        ("general.architecture", (STRING, "mamba"), "is of architecture mamba, which is not known here"),
         ("general.name", (U32, 3), "general.name: expected text, got 3"),
         ("split.count", (STRING, "2"), "split.count: expected an integer"),
         ("tokenizer.ggml.eos_token_id", (STRING, "2"), "eos_token_id: expected a token id"),
