@@ -1,7 +1,6 @@
-#include "pybatch/routing.h"
-
 #include "cpu/vec.h"
 #include "pybatch/parallel.h"
+#include "pybatch/routing.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
