@@ -92,7 +92,8 @@ class RopeConfig:
         fields.asked |= {"rope_parameters", "original_max_position_embeddings"}
         rope = Fields(fields.mapping(name), f"{name} in {fields.where}")
         kind = rope.text("rope_type", rope.text("type", "default"))
-        if kind in ("su", "yarn") and "long_factor" in rope:  # what Phi-3 called it before it had a name
+        before_named = fields.get("model_type") == "phi3" and kind in ("su", "yarn")  # what Phi-3 called it at first
+        if before_named and "long_factor" in rope:
             kind = "longrope"
         if kind not in KINDS:
             raise ModelError(f"{rope.where}: rope_type: expected one of {', '.join(KINDS)}, got {short(kind)}")

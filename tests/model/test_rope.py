@@ -91,7 +91,10 @@ def test_table_equals_that_of_transformers(kind: str, length: int) -> None:
 def test_phi3_called_longrope_by_other_names() -> None:
     new = config_of(KINDS["longrope"]).to_dict()
     for name in ("su", "yarn"):
-        assert read({**new, "rope_parameters": {**new["rope_parameters"], "rope_type": name}}) == read(new)
+        older = {**new, "rope_parameters": {**new["rope_parameters"], "rope_type": name}}
+        assert read({**older, "model_type": "phi3"}) == read(new)
+    with pytest.raises(ModelError, match="got 'su'"):  # which transformers does not know for others
+        read({**new, "rope_parameters": {**new["rope_parameters"], "rope_type": "su"}})
 
 
 @pytest.mark.parametrize("factors", [None, [1.0] * 31, [1.0] * 31 + [0.0], [1.0] * 31 + ["2"], 4.0])
