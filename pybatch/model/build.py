@@ -1,12 +1,10 @@
-"""From the config of a layer to its blocks, with their weights."""
+"""From the config of a model to its decoder, layer by layer to the blocks with their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple, Protocol, cast
+from typing import cast
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,71 +12,36 @@ from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import MLP
 from pybatch.model.blocks.moe import MoE, SharedMLP
-from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig
-from pybatch.model.decoder import Layer
-from pybatch.model.layers import Norm, NormedLinear, Packed, ResidualLinear, as_stack
-from pybatch.model.rope import NO_ROPE
+from pybatch.model.calibration import pack_by_running
+from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LayerConfig, MLPConfig, MoEConfig
+from pybatch.model.decoder import Decoder, Layer
+from pybatch.model.layers import NormedLinear, Packed, ResidualLinear, as_stack
+from pybatch.model.rope import NO_ROPE, rotary_table
 from pybatch.model.rows import Heads
+from pybatch.model.weights import Grouped, WeightLoader
 
 
-class Grouped(NamedTuple):
-    """A tensor with the rows of several roles: those of all roles for the first group, then for the next."""
-
-    roles: tuple[str, ...]
-    groups: int
-
-
-class Weights(Protocol):
-    """Where blocks get their weights from, by role: see weights.WeightLoader."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def norm(self, role: str, width: int, layer: int | None = None) -> Norm | None: ...
-
-    def vector(
-        self, role: str, length: int, layer: int | None = None, suffix: str = ".weight", *, turning: int = 0
-    ) -> Tensor: ...
-
-    def linear(
-        self,
-        rows: Mapping[str, int],
-        columns: int | Heads,
-        layer: int | None = None,
-        *,
-        bias: bool = False,
-        fused: str = "",
-    ) -> Packed: ...
-
-    def behind_norm(
-        self,
-        norm: str,
-        rows: Mapping[str, int],
-        columns: int,
-        layer: int,
-        *,
-        bias: bool = False,
-        fused: str = "",
-        gated: bool = False,
-        heads: Mapping[str, Heads] | None = None,
-        grouped: Mapping[str, Grouped] | None = None,
-    ) -> NormedLinear: ...
-
-    def exact(self, role: str, shape: tuple[int, ...], layer: int, suffix: str = ".weight") -> Tensor: ...
-
-    def router(self, norm: str, role: str, count: int, columns: int, layer: int) -> NormedLinear: ...
-
-    def experts(self, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str) -> Packed: ...
-
-    def experts_behind_norm(
-        self, norm: str, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str
-    ) -> NormedLinear: ...
+def build_decoder(load: WeightLoader, max_model_len: int) -> Decoder:
+    """The decoder, with rotary tables of max_model_len positions. Raises ModelError as WeightLoader does."""
+    config = load.config
+    with load.working():
+        vocab, hidden = config.vocab_size, config.hidden_size
+        embedding = load.linear({"embedding": vocab}, hidden)
+        decoder = Decoder(
+            config,
+            load.dtype,
+            embedding=embedding,
+            layers=[build_layer(load, layer, index) for index, layer in enumerate(config.layers)],
+            head=NormedLinear(load.norm("final_norm", hidden), load.head(embedding)),
+            rotary={rope: rotary_table(rope, max_model_len).to(load.device) for rope in config.ropes},
+            score=load.score() if config.num_labels else None,
+        )
+        if load.smooths:
+            pack_by_running(decoder)
+    return decoder
 
 
-def build_layer(load: Weights, config: LayerConfig, index: int) -> Layer:
+def build_layer(load: WeightLoader, config: LayerConfig, index: int) -> Layer:
     mixer = (
         attention(load, config.mixer, index)
         if isinstance(config.mixer, AttentionConfig)
@@ -88,7 +51,7 @@ def build_layer(load: Weights, config: LayerConfig, index: int) -> Layer:
     return Layer(mixer=mixer, mlp=inner, parallel=config.parallel)
 
 
-def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
+def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attention:
     hidden, stored, dim = load.config.hidden_size, config.own_head_dim, config.head_dim
     turning = stored if config.rope == NO_ROPE else config.rope.rotary_dim  # files have all layers alike
     heads = {
@@ -138,7 +101,7 @@ def attention(load: Weights, config: AttentionConfig, index: int) -> Attention:
     )
 
 
-def gated_delta_net(load: Weights, config: GatedDeltaConfig, index: int) -> GatedDeltaNet:
+def gated_delta_net(load: WeightLoader, config: GatedDeltaConfig, index: int) -> GatedDeltaNet:
     hidden, heads = load.config.hidden_size, (config.value_heads,)
     keys, values = config.key_width, config.value_width
     rows = {"delta_q": keys, "delta_k": keys, "delta_v": values, "delta_gate": values}
@@ -165,7 +128,7 @@ def gated_delta_net(load: Weights, config: GatedDeltaConfig, index: int) -> Gate
     )
 
 
-def mlp(load: Weights, config: MLPConfig, index: int, role: str = "") -> MLP:
+def mlp(load: WeightLoader, config: MLPConfig, index: int, role: str = "") -> MLP:
     """role: in front of the roles of its projections."""
     hidden, width = load.config.hidden_size, config.width
     rows = {f"{role}gate": width, f"{role}up": width} if config.gated else {f"{role}up": width}
@@ -181,7 +144,7 @@ def mlp(load: Weights, config: MLPConfig, index: int, role: str = "") -> MLP:
     )
 
 
-def moe(load: Weights, config: MoEConfig, index: int) -> MoE:
+def moe(load: WeightLoader, config: MoEConfig, index: int) -> MoE:
     hidden, count, width = load.config.hidden_size, config.experts, config.width
     return MoE(
         config=config,
@@ -195,7 +158,7 @@ def moe(load: Weights, config: MoEConfig, index: int) -> MoE:
     )
 
 
-def shared_mlp(load: Weights, config: MoEConfig, index: int) -> SharedMLP:
+def shared_mlp(load: WeightLoader, config: MoEConfig, index: int) -> SharedMLP:
     hidden, shared = load.config.hidden_size, mlp(load, config.shared, index, "shared_")
     if not config.shared_gate:
         return SharedMLP(mlp=shared, gate=None)

@@ -18,6 +18,7 @@ from pybatch.machine.faults import is_machine_fault
 from pybatch.machine.memory import advice, free_memory, trim_memory
 from pybatch.machine.ranks import Ranks
 from pybatch.machine.torch_state import in_neutral_torch
+from pybatch.model.build import build_decoder
 from pybatch.model.calibration import TOKENS
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.checkpoints.formats import METHODS
@@ -120,7 +121,7 @@ def load_model(
             checkpoint.config = config = of_rank(config, ranks)
         arguments = checkpoint, compute, quantization
         plan = WeightPlan(*arguments) if ranks is None else ShardPlan(ranks, *arguments)
-        planned = plan.decoder(1)
+        planned = build_decoder(plan, 1)
         _check(planned, checkpoint, length, quantization, place)
         if plan.keeps_bits:
             checkpoint.tell()
@@ -128,8 +129,8 @@ def load_model(
         def load() -> Decoder:
             with _progress_bar(f"Loading {config.name}", plan.count, progress) as advance:
                 if ranks is not None:
-                    return ShardLoader(ranks, *arguments, place, advance).decoder(length)
-                return WeightLoader(*arguments, place, advance).decoder(length)
+                    return build_decoder(ShardLoader(ranks, *arguments, place, advance), length)
+                return build_decoder(WeightLoader(*arguments, place, advance), length)
 
         if weights_cache_dir is None or place.type != "cpu" or ranks is not None:
             decoder = load()

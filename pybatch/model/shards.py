@@ -16,12 +16,11 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.machine.ranks import Ranks
-from pybatch.model.build import Grouped
 from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Packed
 from pybatch.model.rows import Heads, Rows, Stacked, sliced
-from pybatch.model.weights import WeightLoader, WeightPlan
+from pybatch.model.weights import Grouped, WeightLoader, WeightPlan
 from pybatch.ops import Epilogue
 
 
@@ -68,6 +67,11 @@ def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerC
     mixer, mlp = layer.mixer, layer.mlp
     if type(mixer) is not AttentionConfig or type(mlp) is not MLPConfig:
         raise ModelError(f"tensor_parallel_size: expected 1 for {config.architecture}, got {size}")
+    if mixer.sinks or (mixer.qk_norm and mixer.qk_norm_over == "all"):
+        raise ModelError(
+            f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention has sinks or a norm over all "
+            f"heads, got {size}"
+        )
     for name, count in (
         ("num_heads", mixer.num_heads),
         ("num_kv_heads", mixer.num_kv_heads),
@@ -103,39 +107,37 @@ class _Shards(WeightLoader):
             return super().linear(rows, columns, layer, bias=bias, fused=fused)
         size = self.ranks.size
         whole_input = replace(columns, count=columns.count * size) if isinstance(columns, Heads) else columns * size
-        parts = [self._own(part) for part in self._with_columns(super()._parts, rows, whole_input, layer, fused)]
-        biases = [self._own(part) for part in super()._parts(rows, layer, ".bias", (), fused)] if bias else []
-        whole = Stacked(parts)
-        packed = self._pack(whole, self._on_device(Stacked(biases)) if biases else None)
-        return ShardedLinear(packed, whole.shape[0], self.ranks)
+        weights, biases = self._outputs(rows, whole_input, layer, bias=bias, fused=fused)
+        own = Stacked([self._own(part) for part in weights])
+        return ShardedLinear(self._pack(own, self._bias_of(list(map(self._own, biases)))), own.shape[0], self.ranks)
 
     def head(self, embedding: Packed) -> Any:
-        vocab, hidden, ranks = self.config.vocab_size, self.config.hidden_size, self.ranks
-        panels = ceil(ceil(vocab / ops.PANEL) / ranks.size)
+        config, ranks = self.config, self.ranks
+        panels = ceil(ceil(config.vocab_size / ops.PANEL) / ranks.size)
         first = ranks.rank * panels * ops.PANEL
-        last = min(first + panels * ops.PANEL, vocab)
+        last = min(first + panels * ops.PANEL, config.vocab_size)
         linear: Packed | None = None
-        if first < last and self.config.tie_word_embeddings:
+        if first < last and config.tie_word_embeddings:
             linear = _columns(embedding, first, last)
         elif first < last:
-            name = self.family.tensor("lm_head") + ".weight"
-            linear = self._pack(Stacked([sliced(self.tensor(name, (vocab, hidden)), first, last)]), None)
+            rows = {"lm_head": config.vocab_size}
+            weights, biases = self._outputs(rows, config.hidden_size, None, bias=config.head_bias)
+            own = [sliced(part, first, last) for part in weights]
+            linear = self._pack(Stacked(own), self._bias_of([sliced(part, first, last) for part in biases]))
         return ShardedHead(linear, max(last - first, 0), panels * ops.PANEL, ranks)
 
-    def _parts(
+    def _own_parts(
         self,
         rows: Mapping[str, int],
-        layer: int | None,
+        layer: int,
         suffix: str,
         columns: tuple[int, ...],
         fused: str,
-        grouped: Mapping[str, Grouped] | None = None,
+        grouped: Mapping[str, Grouped] | None,
     ) -> list[Rows]:
-        if layer is None:
-            return super()._parts(rows, layer, suffix, columns, fused)
         whole = {role: count * self.ranks.size for role, count in rows.items()}
         groups = {name: Grouped(each.roles, each.groups * self.ranks.size) for name, each in (grouped or {}).items()}
-        return [self._own(part) for part in super()._parts(whole, layer, suffix, columns, fused, groups)]
+        return [self._own(part) for part in self._parts(whole, layer, suffix, columns, fused, groups)]
 
     def _own(self, rows: Rows) -> Rows:
         count = rows.shape[0] // self.ranks.size

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,8 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.machine.huge_pages import WeightMemory
 from pybatch.machine.memory import trim_memory
-from pybatch.model.build import Grouped, build_layer
-from pybatch.model.calibration import PackedWhenCalled, pack_by_running
+from pybatch.model.calibration import PackedWhenCalled
 from pybatch.model.config import ModelConfig
-from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.layers import (
@@ -34,7 +32,6 @@ from pybatch.model.layers import (
     as_stack,
 )
 from pybatch.model.pooling import PoolingConfig
-from pybatch.model.rope import rotary_table
 from pybatch.model.rows import (
     BlockRows,
     Heads,
@@ -56,6 +53,13 @@ INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")
 OWN_INT8 = "int8"  # Int8Rows, beside the names of block types
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
+
+
+class Grouped(NamedTuple):
+    """A tensor with the rows of several roles: those of all roles for the first group, then for the next."""
+
+    roles: tuple[str, ...]
+    groups: int
 
 
 class Checkpoint(Protocol):
@@ -85,7 +89,8 @@ class Checkpoint(Protocol):
 
 
 class WeightLoader:
-    """Builds a decoder of a checkpoint.
+    """Packs the weights of a checkpoint for the blocks of a decoder (see build.py), by the roles of tensors. Raises
+    ModelError if one is missing or not of the shape that is asked for.
 
     dtype: of activations; dense weights are kept in it, or in the checkpoint's own dtype where that is smaller (a
     bfloat16 weight is the same number in float32). quantization: None, "int8", "int8-weight-only" or "gguf": the
@@ -110,26 +115,12 @@ class WeightLoader:
         self.smooths = quantization == "int8"  # scales weights by the activations that they meet
         self.memory = WeightMemory(device)
 
-    def decoder(self, max_model_len: int) -> Decoder:
-        """The decoder, with rotary tables of max_model_len positions. Raises ModelError if a tensor is missing or not
-        of the shape that the config asks for."""
-        config = self.config
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Weights are packed as long as this is open, by as many threads as torch uses."""
         with _worker_pool() as self.pool:
-            vocab, hidden = config.vocab_size, config.hidden_size
-            embedding = self.linear({"embedding": vocab}, hidden)
-            decoder = Decoder(
-                config,
-                self.dtype,
-                embedding=embedding,
-                layers=[build_layer(self, layer, index) for index, layer in enumerate(config.layers)],
-                head=NormedLinear(self.norm("final_norm", hidden), self.head(embedding)),
-                rotary={rope: rotary_table(rope, max_model_len).to(self.device) for rope in config.ropes},
-                score=self._score() if config.num_labels else None,
-            )
-            if self.smooths:
-                pack_by_running(decoder)
+            yield
         trim_memory()
-        return decoder
 
     def head(self, embedding: Packed) -> Linear:
         """The projection to the vocabulary."""
@@ -138,7 +129,8 @@ class WeightLoader:
         config = self.config
         return self.linear({"lm_head": config.vocab_size}, config.hidden_size, bias=config.head_bias)
 
-    def _score(self) -> DenseLinear:
+    def score(self) -> DenseLinear:
+        """The projection to the labels of a model that classifies."""
         rows = self.tensor("score.weight", (self.config.num_labels, self.config.hidden_size))
         return self._dense(rows, None)
 
@@ -172,8 +164,8 @@ class WeightLoader:
     ) -> Packed:
         """The projections of these roles, with so many rows each, as one. columns: or whose they are. fused: the role
         of a tensor that has them one below the other, in families that have it."""
-        parts = self._with_columns(self._parts, rows, columns, layer, fused)
-        return self._pack(Stacked(parts), self._biases(rows, layer, fused) if bias else None)
+        weights, biases = self._outputs(rows, columns, layer, bias=bias, fused=fused)
+        return self._pack(Stacked(weights), self._bias_of(biases))
 
     def behind_norm(
         self,
@@ -191,8 +183,9 @@ class WeightLoader:
         """As linear, of the output of a norm; for W8A8 its packing waits for activations. gated: the roles are gate and
         up, and the product's epilogue multiplies them. heads: of roles that have some. grouped: by their roles, tensors
         that have several roles' rows in groups."""
-        parts = self._arranged(self._parts(rows, layer, ".weight", (columns,), fused, grouped), rows, heads)
-        biases = self._biases(rows, layer, fused, gated, heads, grouped) if bias else None
+        parts = self._arranged(self._own_parts(rows, layer, ".weight", (columns,), fused, grouped), rows, heads)
+        own = self._own_parts(rows, layer, ".bias", (), fused, grouped) if bias else []
+        biases = self._bias_of(self._arranged(own, rows, heads), gated)
         before = self.norm(norm, columns, layer)
         if self.keeps_bits and len(set(map(_bits, parts))) > 1:
             return NormedLinear(before, self._kept_parts(parts, biases))
@@ -262,14 +255,27 @@ class WeightLoader:
         ends = list(accumulate(rows.values()))
         return [sliced(whole, end - n, end) for n, end in zip(rows.values(), ends, strict=True)]
 
-    @staticmethod
-    def _with_columns(
-        parts: Callable[..., list[Rows]], rows: Mapping[str, int], columns: int | Heads, layer: int | None, fused: str
+    def _own_parts(
+        self,
+        rows: Mapping[str, int],
+        layer: int,
+        suffix: str,
+        columns: tuple[int, ...],
+        fused: str,
+        grouped: Mapping[str, Grouped] | None,
     ) -> list[Rows]:
-        """What `_parts` finds of these columns, those of heads as the kernels take them."""
+        """The parts whose outputs stay in this process: all of them, where no others share the model."""
+        return self._parts(rows, layer, suffix, columns, fused, grouped)
+
+    def _outputs(
+        self, rows: Mapping[str, int], columns: int | Heads, layer: int | None, *, bias: bool, fused: str = ""
+    ) -> tuple[list[Rows], list[Rows]]:
+        """The weights and the biases of projections of what these columns are; none without bias."""
+        biases = self._parts(rows, layer, ".bias", (), fused) if bias else []
         if isinstance(columns, int):
-            return parts(rows, layer, ".weight", (columns,), fused)
-        return [filled_columns(part, columns) for part in parts(rows, layer, ".weight", (columns.stored_width,), fused)]
+            return self._parts(rows, layer, ".weight", (columns,), fused), biases
+        stored = self._parts(rows, layer, ".weight", (columns.stored_width,), fused)
+        return [filled_columns(part, columns) for part in stored], biases
 
     def _expert_rows(
         self, count: int, roles: Mapping[str, int], columns: int, layer: int, whole: str
@@ -307,22 +313,16 @@ class WeightLoader:
             return as_stack(self._dense(rows, None), count, width)
         return as_stack(self._pack(rows, None, column_scale), count, width)
 
-    def _biases(
-        self,
-        rows: Mapping[str, int],
-        layer: int | None,
-        fused: str,
-        gated: bool = False,
-        heads: Mapping[str, Heads] | None = None,
-        grouped: Mapping[str, Grouped] | None = None,
-    ) -> Tensor:
-        parts = self._arranged(self._parts(rows, layer, ".bias", (), fused, grouped), rows, heads)
+    def _bias_of(self, parts: Sequence[Rows], gated: bool = False) -> Tensor | None:
+        """None of no parts."""
+        if not parts:
+            return None
         vectors = [self._on_device(part) for part in parts]
         return ops.interleave_gate_up(*vectors) if gated else torch.cat(vectors)
 
     def _arranged(self, parts: list[Rows], roles: Iterable[str], heads: Mapping[str, Heads] | None) -> list[Rows]:
         """With the rows of heads as the kernels take them."""
-        if heads is None:
+        if heads is None or not parts:
             return parts
 
         def arranged(rows: Rows, of: Heads | None) -> Rows:
