@@ -2,16 +2,21 @@
 
 import importlib
 import runpy
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import pybatch
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / "bench"
 NAMES = (
-    "crash_points disconnects estimate gpu_kernels gpu_models idle_connections kernels key_biases kill load "
-    "memory_bound million neighbours order policies quality random_model serve_fuzz serving sharing speculation "
+    "crash_points disconnects estimate gpu_kernels gpu_models gpu_sanitize idle_connections kernels key_biases kill "
+    "load memory_bound million neighbours order policies quality random_model serve_fuzz serving sharing speculation "
     "step_profile steps structured thrash throughput"
 )
 
@@ -20,6 +25,26 @@ NAMES = (
 def test_a_benchmark_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)
     assert callable(runpy.run_path(str(BENCH / f"{name}.py"), run_name=name)["main"])
+
+
+WITHOUT = ["gguf", "llguidance", "anthropic", "openai", "fastapi", "uvicorn", "ray", "polars", "datasets"]
+OF_A_GPU = ["tests/cuda", "tests/ops", "tests/engine/test_invariance.py", "tests/engine/fuzz.py", "tests/fuzz.py"]
+COLLECT = """
+import runpy, sys, pytest
+for name in {without}:
+    sys.modules[name] = None
+sys.path.insert(0, "{bench}")
+for name in ("gpu_kernels", "gpu_models", "gpu_sanitize"):
+    runpy.run_path(f"{bench}/{{name}}.py", run_name=name)
+sys.exit(pytest.main(["--collect-only", "-p", "no:cacheprovider", "-c", "pyproject.toml", *{paths}]))
+"""
+
+
+def test_what_runs_on_a_gpu_needs_few_packages() -> None:
+    """A machine lent with a GPU has torch and what pybatch computes with."""
+    code = COLLECT.format(without=WITHOUT, bench=BENCH, paths=OF_A_GPU)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
 
 
 @pytest.mark.parametrize("number", [0, 2, 6])
@@ -51,3 +76,28 @@ def test_forced_text_has_the_log_probabilities_of_a_prompt(tiny_model: Path, mon
     assert pruned.scores[0] == forced.scores[0]
     assert pruned.scores[1:] != forced.scores[1:]
     assert pruned.blocks < forced.blocks
+
+
+@pytest.mark.parametrize("quantization", [None, "int8-weight-only", "int8"])
+def test_the_random_models_of_the_gpu_bench_run(quantization: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    models = importlib.import_module("gpu_models")
+    config = models.config_of("Llama-3-8B")
+    layer = config.layers[0]
+    small = replace(
+        config,
+        vocab_size=300,
+        hidden_size=64,
+        layers=(replace(layer, mixer=replace(layer.mixer, num_heads=4, num_kv_heads=2, head_dim=16,
+                rope=replace(layer.mixer.rope, rotary_dim=16)), mlp=replace(layer.mlp, width=96)),) * 2,
+    )  # fmt: skip
+    decoder = models.random_decoder(small, quantization, torch.device("cpu"))
+    case = models.Case("small", quantization, "auto", sequences=3, prompt=20, output=4)
+    seconds = models.run_engine(decoder, case)
+    assert seconds["step_seconds"] > 0
+    assert seconds["prefill_seconds"] > 0
+    logits: list[torch.Tensor] = []
+    models.replay(decoder, case, lambda call: logits.append(call()) or 0.0)
+    assert logits[0].shape == (3, 300)
+    assert logits[0].isfinite().all()
+    assert logits[0].std() > 0.1
