@@ -39,7 +39,7 @@ from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.engine.structured.compiler import GrammarCompiler
 from pybatch.engine.updating import TokenUpdater
 from pybatch.machine.faults import describe, is_request_fault
-from pybatch.machine.torch_state import in_neutral_torch
+from pybatch.machine.torch_state import in_neutral_torch, on_device
 from pybatch.model.decoder import Decoder
 from pybatch.model.key_shifts import key_shifts
 from pybatch.model.pooling import LAST_TOKEN, PoolingConfig
@@ -63,6 +63,7 @@ class Engine:
     """
 
     @in_neutral_torch
+    @on_device(lambda engine, decoder, *arguments, **named: decoder.device)
     def __init__(
         self,
         decoder: Decoder,
@@ -283,6 +284,7 @@ class Engine:
         self._intake.accept(prompt_token_ids, params)
 
     @in_neutral_torch
+    @on_device(lambda engine: engine.decoder.device)
     def step(self) -> list[RequestOutput]:
         """One step of the batch. Returns every request that finished, and what is new of those that stream."""
         try:

@@ -30,7 +30,7 @@ def find_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}")
     if device.type == "cpu":
-        return device
+        return torch.device("cpu")
     if reason := why_no_cuda():
         raise ValueError(f"device: expected 'cpu' or 'auto', got {name!r}, but {reason}")
     index, count = device.index, torch.cuda.device_count()

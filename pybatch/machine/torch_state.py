@@ -31,6 +31,21 @@ def in_neutral_torch(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def on_device(device_of: Callable[..., torch.device]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Inside the function a GPU is this thread's current one: streams, events and graphs that name no device are that
+    device's. A CPU has no index, and nothing changes for it. device_of: which, by the function's arguments."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            with torch.accelerator.device_index(device_of(*args, **kwargs).index):
+                return function(*args, **kwargs)
+
+        return run
+
+    return decorate
+
+
 def _is_neutral() -> bool:
     return not (
         torch._C._len_torch_function_stack()

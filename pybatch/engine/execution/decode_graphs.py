@@ -86,7 +86,8 @@ class DecodeGraphs:
         recording: AbstractContextManager[None]
         if self._decoder.device.type == "cuda":
             graph = torch.cuda.CUDAGraph()
-            recording = torch.cuda.graph(graph)
+            # On a stream of this device: torch's own is that of the first capture, whichever device it was on.
+            recording = torch.cuda.graph(graph, stream=torch.cuda.Stream(self._decoder.device))  # type: ignore[no-untyped-call]
             self._decoder.forward(batch, self._caches)  # kernels are loaded when first run, not in a capture
             torch.cuda.synchronize(self._decoder.device)
         else:

@@ -29,8 +29,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides when to stop
     address, port, key, store_port, rank, size, threads, load = pickle.load(sys.stdin.buffer)
     set_threads(threads)
-    with Client((address, port), authkey=key) as connection:
-        ranks = Ranks(TCPStore(address, store_port, size, False), rank, size, torch.device(load["device"]))
+    device = torch.device(load["device"])
+    with torch.accelerator.device_index(device.index), Client((address, port), authkey=key) as connection:
+        ranks = Ranks(TCPStore(address, store_port, size, False), rank, size, device)
         try:
             decoder = load_model(**load, skip_tokenizer=True, progress=False, ranks=ranks).decoder
             follow(decoder, connection)
