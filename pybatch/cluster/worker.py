@@ -41,6 +41,7 @@ class Loaded:
 
     max_model_len: int
     kv_blocks: int
+    max_num_seqs: int
     default_params: SamplingParams
     arithmetic: str
     settings: EngineSettings
@@ -99,6 +100,7 @@ class Worker:
         return Loaded(
             session.max_model_len,
             session.engine.num_kv_blocks,
+            session.config.max_num_seqs,
             session.default_params,
             session.arithmetic,
             session.settings,

@@ -80,7 +80,7 @@ class WorkerPool:
         import ray
 
         self._arguments, self._fingerprint = absolute_paths(arguments), fingerprint
-        self._full = EngineArgs(**self._arguments).max_num_seqs
+        self._full = EngineArgs(**self._arguments).on("cpu").max_num_seqs
         self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(WorkerActor)
         self._members: list[Member] = []
         self._pending: set[int] = set()  # the rows that have no outcome yet
@@ -219,6 +219,7 @@ class WorkerPool:
     def _welcome(self, member: Member, loaded: Loaded) -> None:
         if self.loaded is None:
             self.loaded, self.metrics.kv_blocks = loaded, loaded.kv_blocks
+            self._full = loaded.max_num_seqs  # which depends on its device where it is not given
         if loaded.max_model_len != self.loaded.max_model_len:
             raise ClusterError(
                 f"{member.slot.host} has room for {loaded.max_model_len:,} tokens of a row, another machine for "

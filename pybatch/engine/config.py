@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pybatch.engine.arguments import list_fields, suggest_names
 from pybatch.engine.errors import QueueFullError
@@ -20,21 +20,32 @@ KvCacheDType = Literal["auto", "int8", "int4", "fp8", "float32", "float16", "bfl
 
 BLOCK_SIZES = (8, 16, 32, 64)
 
+# A GPU has memory of its own, and its products of hundreds of rows take hardly longer than those of one.
+DEFAULTS: dict[str, Mapping[str, Any]] = {
+    "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 512, "memory_utilization": 0.5},
+    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "memory_utilization": 0.9},
+}
+
 
 @list_fields
 @suggest_names
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Settings of an Engine. A bad value raises ValueError, an unknown keyword TypeError."""
+    """Settings of an Engine. A bad value raises ValueError, an unknown keyword TypeError.
+
+    Those in DEFAULTS that are not given are None until `on` names a device; an engine's config has them all.
+    """
 
     max_model_len: Annotated[
         int | None,
         "Tokens of prompt and output together. Default: the model's context, or what the KV pool holds if less.",
     ] = None
-    max_num_seqs: Annotated[int, "The most sequences in one step."] = 64
+    max_num_seqs: Annotated[int, "The most sequences in one step. Default: 64, on a GPU 256."] = None  # type: ignore[assignment]
     max_num_batched_tokens: Annotated[
-        int, "The most tokens in one step, and so the most sequences; a longer prompt takes several steps."
-    ] = 512
+        int,
+        "The most tokens in one step, and so the most sequences; a longer prompt takes several steps. Default: 512, on "
+        "a GPU 2048.",
+    ] = None  # type: ignore[assignment]
     max_queued: Annotated[
         int | None,
         "Requests that may wait while max_num_seqs run; more raise QueueFullError, in the server 503, until some have "
@@ -49,7 +60,9 @@ class EngineConfig:
         int, "The most prompt tokens in one step for rows of batches that run beside interactive requests."
     ] = 256
     block_size: Annotated[int, "Tokens in a KV block: 8, 16, 32 or 64."] = 16
-    memory_utilization: Annotated[float, "Share of the memory free at the start that the KV pool may grow to."] = 0.5
+    memory_utilization: Annotated[
+        float, "Share of the memory free at the start that the KV pool may grow to. Default: 0.5, on a GPU 0.9."
+    ] = None  # type: ignore[assignment]
     num_kv_blocks: Annotated[int | None, "The KV pool's size in blocks, in place of memory_utilization."] = None
     kv_cache_dtype: Annotated[
         KvCacheDType,
@@ -96,8 +109,8 @@ class EngineConfig:
             object.__setattr__(self, "speculative_config", SpeculativeConfig.of(self.speculative_config).text)
         if self.user_weights is not None:
             object.__setattr__(self, "user_weights", json.dumps(read_weights(self.user_weights)))
-        optional = ("max_model_len", "num_kv_blocks")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_background_tokens", *optional):
+        optional = ("max_model_len", "num_kv_blocks", "max_num_seqs", "max_num_batched_tokens")
+        for name in ("max_background_tokens", *optional):
             if getattr(self, name) is not None or name not in optional:
                 self._expect_integer(name, 1, 2**31 - 1, "a positive integer below 2**31")
         if self.max_queued is not None:
@@ -105,7 +118,7 @@ class EngineConfig:
         self._expect_integer("block_size", 1, max(BLOCK_SIZES), f"one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.seed is not None:
             self._expect_integer("seed", -(2**63), 2**64 - 1, "an integer of 64 bits or None")
-        share = self.memory_utilization
+        share = 1 if self.memory_utilization is None else self.memory_utilization
         if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"memory_utilization: expected a number above 0 and at most 1, got {share!r}")
         for name in ("swap_space", "prefix_cache_space"):
@@ -132,11 +145,15 @@ class EngineConfig:
                 expected = ", ".join(map(repr, choices))
                 raise ValueError(f"{name}: expected one of {expected}; got {getattr(self, name)!r}")
         policy = as_policy(self.policy)
-        if policy.size is not None and policy.size > self.max_num_seqs:
-            raise ValueError(
-                f"policy: expected at most max_num_seqs = {self.max_num_seqs} requests a batch, got {policy}"
-            )
+        most = self.max_num_seqs or max(each["max_num_seqs"] for each in DEFAULTS.values())
+        if policy.size is not None and policy.size > most:
+            raise ValueError(f"policy: expected at most max_num_seqs = {most} requests a batch, got {policy}")
         object.__setattr__(self, "policy", str(policy))  # as text it goes into reports as it is
+
+    def on(self, device: str) -> Self:
+        """With the defaults of that type of device for what was not given."""
+        missing = {name: value for name, value in DEFAULTS[device].items() if getattr(self, name) is None}
+        return replace(self, **missing) if missing else self
 
     @property
     def batching(self) -> Policy:

@@ -75,7 +75,7 @@ class Engine:
         pooling: PoolingConfig = LAST_TOKEN,
         labels: tuple[int, int] | None = None,
     ) -> None:
-        self.config = config
+        self.config = config = config.on(decoder.device.type)
         self._decoder = decoder
         self._tokenizer = tokenizer
         layout = kv_layout(decoder, config)

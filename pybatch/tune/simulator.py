@@ -59,8 +59,9 @@ class SimulatedRun:
 class Simulator:
     """An engine without a model.
 
-    step_seconds: how long a step takes, such as StepTimes.seconds. max_model_len, num_kv_blocks, num_host_blocks: as
-    the engine has them. swap_seconds: for a block to the host and back.
+    config: what it leaves open is a CPU's. step_seconds: how long a step takes, such as StepTimes.seconds.
+    max_model_len, num_kv_blocks, num_host_blocks: as the engine has them. swap_seconds: for a block to the host and
+    back.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class Simulator:
         num_host_blocks: int = 0,
         swap_seconds: float = 0.0,
     ) -> None:
-        self._config, self._step_seconds, self._num_kv_blocks = config, step_seconds, num_kv_blocks
+        self._config = config = config.on("cpu")
+        self._step_seconds, self._num_kv_blocks = step_seconds, num_kv_blocks
         self._num_host_blocks, self._swap_seconds = num_host_blocks, swap_seconds
         self._intake = Intake(
             None,

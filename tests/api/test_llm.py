@@ -197,8 +197,8 @@ def test_engine_arguments_are_written_once() -> None:
     """What LLM takes, says and passes on are the fields of EngineArgs."""
     takes = signature(LLM).parameters
     assert takes == signature(AsyncLLM).parameters == signature(EngineArgs).parameters
-    assert takes["max_num_seqs"].default == EngineConfig().max_num_seqs
-    assert takes["max_num_seqs"].annotation is int
+    assert takes["block_size"].default == EngineConfig().block_size
+    assert takes["block_size"].annotation is takes["max_num_seqs"].annotation is int
     described = {field.name: field.help for field in described_fields(EngineArgs)}
     assert {*described, "gpu_memory_utilization"} == set(takes)
     assert all(described.values())

@@ -5,7 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pybatch.engine import EngineConfig, SamplingParams
+from pybatch.api.engine_args import EngineArgs
+from pybatch.engine import Engine, EngineConfig, SamplingParams
+from pybatch.engine.config import DEFAULTS
+from pybatch.model import Decoder
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,6 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     [
         ("max_num_seqs", 0),
         ("max_num_seqs", True),
-        ("max_num_seqs", None),
         ("max_num_batched_tokens", 2**70),
         ("max_num_batched_tokens", 8.0),
         ("max_background_tokens", 0),
@@ -143,6 +145,26 @@ def test_bad_engine_settings_are_refused_by_name(name: str, value: Any) -> None:
 
 def test_engine_settings_may_be_numpys() -> None:
     assert type(EngineConfig(max_num_seqs=np.int64(3)).max_num_seqs) is int
+
+
+def test_defaults_are_the_devices() -> None:
+    def sizes(config: EngineConfig) -> tuple[int, int, float]:
+        return config.max_num_seqs, config.max_num_batched_tokens, config.memory_utilization
+
+    for config in (EngineConfig(), EngineArgs("some model"), EngineArgs(**vars(EngineArgs("some model")))):
+        assert sizes(config.on("cpu")) == (64, 512, 0.5)
+        assert sizes(config.on("cuda")) == (256, 2048, 0.9)
+        assert type(config.on("cuda")) is type(config)
+    given = EngineConfig(max_num_seqs=64, memory_utilization=0.5)
+    assert sizes(given.on("cuda")) == (64, 2048, 0.5)
+    assert sizes(EngineArgs("some model", gpu_memory_utilization=0.5).on("cuda")) == (256, 2048, 0.5)
+    assert given.on("cuda").on("cpu") == given.on("cuda")
+
+
+def test_an_engine_has_its_devices_defaults(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEFAULTS, "cpu", {**DEFAULTS["cpu"], "max_num_seqs": 7})
+    config = Engine(decoder, None, EngineConfig(max_num_batched_tokens=100)).config
+    assert (config.max_num_seqs, config.max_num_batched_tokens, config.memory_utilization) == (7, 100, 0.5)
 
 
 def test_stops_may_be_one_string_or_several() -> None:

@@ -51,13 +51,22 @@ def test_a_policy_is_text_or_an_object() -> None:
         ("static(by_length=1)", "policy: static: by_length: expected True or False, got 1"),
         ("dynamic(max_wait=-1)", "policy: dynamic: max_wait: expected a number of seconds, at least 0, got -1"),
         ("dynamic(max_wait=1e999)", "max_wait: expected a number of seconds, at least 0, got inf"),
-        ("dynamic(max_batch=65)", "policy: expected at most max_num_seqs = 64 requests a batch, got dynamic"),
+        ("dynamic(max_batch=257)", "policy: expected at most max_num_seqs = 256 requests a batch, got dynamic"),
         ("micro(micro_batch='4')", "policy: micro: micro_batch: expected a positive integer or None, got '4'"),
     ],
 )
 def test_a_bad_policy_is_refused_by_name(policy: Any, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         EngineConfig(policy=policy)
+
+
+def test_a_batch_fits_the_device() -> None:
+    config = EngineConfig(policy="dynamic(max_batch=65)")
+    assert config.on("cuda").batching.size == 65
+    with pytest.raises(ValueError, match=r"^policy: expected at most max_num_seqs = 64 requests a batch"):
+        config.on("cpu")
+    with pytest.raises(ValueError, match=r"^policy: expected at most max_num_seqs = 64 requests a batch"):
+        EngineConfig(policy="dynamic(max_batch=65)", max_num_seqs=64)
 
 
 def test_more_requests_are_ahead_where_they_are_grouped() -> None:
