@@ -1,20 +1,21 @@
 #!/bin/bash
 # Tests and measures the CUDA kernels on this machine's GPU, within ten minutes.
 #
-#   bench/gpu.sh [STEP...]      all steps, in this order: install tests kernels models fuzz memcheck racecheck
+#   bench/gpu.sh [STEP...]      all steps, in this order: install bits tests kernels models profile fuzz memcheck racecheck
 #
-# Results go to OUT (default bench/results/gpu-CHIP-DATE): summary.json, kernels.json, models.json, logs.tar.gz. A step
-# that fails or takes too long is told of at the end, with the end of its log; the others go on. What install has built
-# stays in build/gpu, for later calls with other steps.
+# Results go to OUT (default bench/results/gpu-CHIP-DATE): summary.json, bits.json, kernels.json, models.json,
+# logs.tar.gz. A step that fails or takes too long is told of at the end, with the end of its log; the others go on. What
+# install has built stays in build/gpu/site, for later calls with other steps, and on machines like this one.
 #
 # Needs torch with CUDA, nvcc, cmake, ninja, pybind11, pytest, hypothesis and what pybatch depends on in PYTHON (default
-# python3), and nothing from the network. WHEEL=FILE installs that wheel instead of building one.
+# python3), and nothing from the network. WHEEL=FILE installs that wheel instead of building one; LIMIT=SECONDS is for all
+# steps together.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-root=$PWD site=$PWD/build/gpu/site limit=580
+root=$PWD site=$PWD/build/gpu/site limit=${LIMIT:-580}
 steps=("$@")
-((${#steps[@]})) || steps=(install tests kernels models fuzz memcheck racecheck)
+((${#steps[@]})) || steps=(install bits tests kernels models profile fuzz memcheck racecheck)
 
 chip=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))') || exit
 out=${OUT:-bench/results/gpu-$chip-$(date +%Y-%m-%d)}
@@ -33,7 +34,7 @@ step() {
     status=skipped
   else
     (cd "$site" && timeout -k 5 "$most" "$@") >"$logs/$name.log" 2>&1 || status=$?
-    tail -n "$( ((status)) && echo 40 || echo 3)" "$logs/$name.log"
+    tail -n "$( ((status)) && echo 40 || echo "${show:-3}")" "$logs/$name.log"
   fi
   [[ $status == 0 ]] || failed+=("$name ($status)")
   summary+=("{\"step\": \"$name\", \"status\": \"$status\", \"seconds\": $((SECONDS - begin))}")
@@ -52,9 +53,34 @@ run_install() {
     --disable-pip-version-check --target "$site" "${WHEEL:-$root}"
   step environment 60 "$PYTHON" -c 'from pybatch.cli import main; main()' env
 }
+run_bits() {
+  [[ -x $root/build/gpu/bits ]] || step compile_bits 90 nvcc -std=c++20 -gencode=arch=compute_90a,code=sm_90a \
+    -o "$root/build/gpu/bits" "$root/bench/tensor_core_bits.cu"
+  show=90 step bits 60 "$root/build/gpu/bits"
+  cp "$logs/bits.log" "$out/bits.json"
+}
+# A process a suite, all side by side: after one bad access CUDA does nothing more for a process.
 run_tests() {
-  step tests 200 "$PYTHON" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider --durations=10 \
-    -k cuda "$root/tests/cuda" "$root/tests/engine/test_invariance.py"
+  local suite tests
+  tests=$(cd "$root" && "$PYTHON" -P -m pytest -q --collect-only tests/cuda/test_ops.py | grep ::)
+  {
+    for suite in $("$PYTHON" -P -c 'import backends; print(*backends.SUITES)'); do
+      grep -E "_${suite#test_}(\[|$)" <<<"$tests" >"$logs/$suite.tests"
+      [[ $suite != test_attention ]] || sed -i '/_linear_attention/d' "$logs/$suite.tests"
+      echo "$suite @$logs/$suite.tests"
+    done
+    for suite in graphs matmul_hopper model pruning swap twins; do echo "$suite tests/cuda/test_$suite.py"; done
+    echo "invariance tests/engine/test_invariance.py -k cuda"
+  } >"$logs/suites"
+  show=60 step tests 200 "$root/bench/gpu_tests.sh" "$logs"
+}
+run_profile() {
+  local ncu
+  ncu=$(command -v ncu || echo /usr/local/cuda/bin/ncu)
+  for kernel in "attention_kernel:decode group 4" "matmul_kernel:w8a16 8 x 6144"; do
+    step "profile_${kernel%%:*}" 60 "$ncu" --target-processes all -k "regex:${kernel%%:*}" -c 1 --set full \
+      --import-source no "$PYTHON" "$root/bench/gpu_kernels.py" --quick --only "^${kernel#*:}"
+  done
 }
 run_kernels() { step kernels 150 "$PYTHON" "$root/bench/gpu_kernels.py" --json "$out/kernels.json"; }
 run_models() { step models 200 "$PYTHON" "$root/bench/gpu_models.py" --json "$out/models.json"; }
@@ -62,7 +88,7 @@ run_fuzz() { step fuzz 60 "$PYTHON" "$root/tests/fuzz.py" cuda --batches 100000 
 run_memcheck() { sanitize memcheck 100; }
 run_racecheck() { sanitize racecheck 100; }
 
-export PYTHONPATH=$site:$root/tests${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHON PYTHONPATH=$site:$root/tests${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 for name in "${steps[@]}"; do "run_$name"; done
 
 (IFS=, && echo "{\"chip\": \"$chip\", \"date\": \"$(date -u +%FT%TZ)\", \"steps\": [${summary[*]}]}") >"$out/summary.json"

@@ -57,7 +57,8 @@ def test_extreme_gates(op: object) -> None:
     x = torch.tensor([(gates + [1.0] * len(gates))[: halves(op) * len(gates)]])
     wanted = reference(op, x)
     wanted[wanted > torch.finfo(torch.float32).max] = torch.inf
-    rtol = 2e-5 if op == ops.gelu else 3e-6  # exp(-x^2 / 2), and x^2 is rounded
+    # exp(-x^2 / 2), and x^2 is rounded; else exp(x), and on a GPU the 87.5 times log2(e) is: by 2^-24 of itself
+    rtol = 2e-5 if op == ops.gelu else 5.3e-6
     torch.testing.assert_close(op(x).double(), wanted, rtol=rtol, atol=1e-35)
 
 

@@ -44,7 +44,7 @@ __global__ void points_past_a_local_array(const float* in, float* out, int n) {
 }
 
 // Only AddressSanitizer sees this one: where the access is, nothing tells which array it is in.
-__device__ __noinline__ float sum(const float* values, int n) {
+__device__ __attribute__((noinline)) float sum(const float* values, int n) {
   float total = 0;
   for (int i = 0; i < n; ++i) total += values[i];
   return total;
