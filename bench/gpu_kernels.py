@@ -56,8 +56,8 @@ def randn(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
 
 
 class Timer:
-    """Median seconds of a call, replayed from a graph with a cold L2 cache: other memory was read, so nothing in it waits
-    to be written back."""
+    """Median seconds of a call, replayed from a graph with a cold L2 cache: it holds what was read from elsewhere, and
+    nothing that waits to be written back."""
 
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds

@@ -56,10 +56,11 @@ __device__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 #define P10(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9"
 #define P30 P10() "," P10(1) "," P10(2)
 #define P120 P30 "," P10(3) "," P10(4) "," P10(5) "," P10(6) "," P10(7) "," P10(8) "," P10(9) "," P10(10) "," P10(11)
-#define OPEN(type, n, list)                                                                                            \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" list "}" \
-                                                                                                                   "," \
-                                                                                                                   " "
+#define OPEN(type, n, list)                                                                                        \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" list \
+  "}"                                                                                                              \
+  ","                                                                                                              \
+  " "
 // r0 to r4: the numbers of the operands after those of D.
 #define WGMMA(type, n, list, r0, r1, r2, r3, r4, ...)                                                       \
   if constexpr (kShared)                                                                                    \

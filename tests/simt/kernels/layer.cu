@@ -59,9 +59,7 @@ __global__ void shifts_too_far(const float*, float* out, int n) {
   out[thread()] = static_cast<float>(1 << (n + thread()));
 }
 
-__global__ void divides_by_zero(const float*, float* out, int n) {
-  out[thread()] = static_cast<float>(n / thread());
-}
+__global__ void divides_by_zero(const float*, float* out, int n) { out[thread()] = static_cast<float>(n / thread()); }
 
 __global__ void adds_too_much(const float*, float* out, int n) {
   out[thread()] = static_cast<float>(0x7fffff00 + thread() * n);
