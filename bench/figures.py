@@ -10,6 +10,7 @@ would be.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -112,29 +113,60 @@ def neighbours_table() -> str:
     return "\n".join(lines)
 
 
+PRODUCT = re.compile(r"(w8a16|w8a8|dense|gguf Q4_K) (\d+) x (\d+ x \d+)")
+
+
 def gpu_figures() -> str:
     runs = sorted(RESULTS.glob("gpu-*/kernels.json"), key=lambda path: json.loads(path.read_text())["date"])
     if not runs:
         return "No run on a GPU has been made yet: the CUDA kernels are proven on a CPU alone, and not measured."
     run = json.loads(runs[-1].read_text())
+    kernels = [result for result in run["results"] if "failed" not in result]
     lines = [
-        f"{run['chip']}, {run['date'][:10]}, torch {run['torch']}, CUDA {run['cuda']} (`{runs[-1].parent.name}`):",
+        f"{run['chip']}, {run['date'][:10]}, torch {run['torch']}, CUDA {run['cuda']}; every case is in",
+        f"`bench/results/{runs[-1].parent.name}`. Matrix products, times as fast as cuBLAS in bf16:",
         "",
-        row(["kernel", "us", "of copy bandwidth", "of bf16 peak", "target"]),
+        *product_table([k for k in kernels if PRODUCT.fullmatch(k["name"])]),
+        "",
+        row(["kernel", "us", "of copy bandwidth", "times as fast as"]),
+        row(["---"] * 4),
+    ]
+    for kernel in kernels:
+        if not kernel["name"].startswith(("w8a", "dense", "gguf")):
+            rivals = (f"{name} {other / kernel['seconds']:.2f}" for name, other in kernel["others"].items())
+            share = f"{kernel['of_copy']:.0%}" if kernel["of_copy"] else ""
+            lines.append(row([kernel["name"], f"{kernel['seconds'] * 1e6:.0f}", share, ", ".join(rivals)]))
+    models = runs[-1].with_name("models.json")
+    if models.exists():
+        lines += ["", "Random models through the whole engine, prompts of 512 tokens:", "", *model_table(models)]
+    return "\n".join(lines)
+
+
+def product_table(products: list[dict]) -> list[str]:
+    speeds: dict[str, dict[int, float]] = {}
+    for product in products:
+        kind, rows, shape = PRODUCT.fullmatch(product["name"]).groups()
+        ratio = product["others"]["cuBLAS bf16"] / product["seconds"]
+        speeds.setdefault(f"{kind}, {shape}", {})[int(rows)] = ratio
+    columns = sorted({rows for of_kind in speeds.values() for rows in of_kind})
+    lines = [row(["weights, N x K", *(f"{rows} rows" for rows in columns)]), row(["---"] * (len(columns) + 1))]
+    for name, of_kind in sorted(speeds.items()):
+        lines.append(row([name, *(f"{of_kind[rows]:.2f}" if rows in of_kind else "" for rows in columns)]))
+    return lines
+
+
+def model_table(path: Path) -> list[str]:
+    lines = [
+        row(["model", "prefill, tokens/s", "decode, tokens/s", "a step, ms", "of it kernels"]),
         row(["---"] * 5),
     ]
-    for result in run["results"]:
-        if "failed" in result:
-            lines.append(row([result["name"], "failed", "", "", ""]))
+    for result in json.loads(path.read_text())["results"]:
+        if "error" in result:
             continue
-        target = ""
-        if "target" in result:
-            goal = result["target"]
-            reached = "not measured" if goal["reached"] is None else f"{goal['reached']:.2f}"
-            target = f"{reached} of {goal['least']} x {goal['rival']}"
-        shares = [f"{result['of_copy']:.0%}", f"{result['of_bf16']:.0%}"]
-        lines.append(row([result["name"], f"{result['seconds'] * 1e6:.1f}", *shares, target]))
-    return "\n".join(lines)
+        speeds = (f"{result[f'{phase}_tokens_per_second']:,.0f}" for phase in ("prefill", "decode"))
+        step = f"{result['step_seconds'] * 1e3:.2f}", f"{1 / result['step_over_replay']:.0%}"
+        lines.append(row([result["name"], *speeds, *step]))
+    return lines
 
 
 def with_figures(readme: str) -> str:
