@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from pybatch import ops
@@ -96,7 +95,8 @@ class StepComputer:
             drafts = [chunk.drafts[:i] for chunk in chunks[:decodes] for i in range(chunk.num_tokens)]
         row = len(computed.sequences)
         rows = list(range(row))
-        told: list[tuple[Sequence, int, list[int]]] = []  # log-probabilities of the prompt: their first row, positions
+        upload = self.sampler.upload
+        told: list[tuple[Sequence, int, Tensor]] = []  # log-probabilities of the prompt: their first row, the tokens
         pooled: list[tuple[Sequence, list[int]]] = []  # rows of the step
         at = len(computed.sequences)  # the chunk's first row of the step
         for chunk in chunks[decodes:]:
@@ -107,7 +107,7 @@ class StepComputer:
             at += chunk.num_tokens
             before_last = [i for i in positions if i + 1 < len(sequence.tokens)]
             if before_last:
-                told.append((sequence, row, before_last))
+                told.append((sequence, row, upload.ints([sequence.tokens[i + 1] for i in before_last])))
             row += len(positions)
             if chunk.complete and sequence.request.pooled is None:
                 request = sequence.request
@@ -117,18 +117,19 @@ class StepComputer:
         if drafts is not None:
             drafts += [()] * (len(rows) - len(drafts))
 
+        picked = upload.ints(rows) if len(chunks) > decodes and rows != list(range(row)) else None
         begin = time.perf_counter()
         with self.sampler.preparing(computed.sequences, drafts):
             logits = self.runner.run(chunks)
         computed.run_time = time.perf_counter() - begin
-        for sequence, first, before_last in told:
-            entries = self._prompt_logprobs(sequence, logits[first : first + len(before_last)], before_last)
+        for sequence, first, following in told:
+            entries = self._prompt_logprobs(sequence, logits[first : first + len(following)], following)
             computed.prompt_logprobs.append((sequence.request, entries))
         for sequence, of_step in pooled:
             computed.pooled.append((sequence, self.runner.hidden_states(of_step).float().cpu().numpy()))
         if rows:
-            if len(chunks) > decodes and rows != list(range(row)):
-                logits = ops.take_rows(logits, rows)
+            if picked is not None:
+                logits = ops.take_rows(logits, picked)
             sampled = self.sampler.sample(logits, computed.sequences, drafts)
             computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
             computed.candidates = {computed.sequences[row]: each for row, each in sampled.candidates.items()}
@@ -136,10 +137,9 @@ class StepComputer:
                 _verify(computed, chunks[:decodes])
         return computed
 
-    def _prompt_logprobs(self, sequence: Sequence, logits: Tensor, positions: list[int]) -> list[TokenLogprobs]:
+    def _prompt_logprobs(self, sequence: Sequence, logits: Tensor, following: Tensor) -> list[TokenLogprobs]:
         count = sequence.request.params.prompt_logprobs or 0
-        following = torch.tensor([sequence.tokens[i + 1] for i in positions], device=logits.device)
-        return self.sampler.logprobs(logits, following, [count] * len(positions))
+        return self.sampler.logprobs(logits, following, [count] * len(following))
 
 
 def _verify(computed: Computed, chunks: list[Chunk]) -> None:

@@ -30,7 +30,7 @@ class BatchMasks:
                 self._masks[row] = self._allowed[-1][1]
         self._row_of = {i: row for row, i in enumerate(rows)}
         drawn = [-1 if p.beam_width else self._row_of.get(i, -1) for i, p in enumerate(params)]
-        self.rows = torch.tensor(drawn, dtype=torch.int64).to(device)  # of the batch's rows; -1: any token may be drawn
+        self.rows = np.array(drawn, np.int64)  # of the batch's rows; -1: any token may be drawn
 
     def __bool__(self) -> bool:
         return len(self._masks) > 0

@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pybatch import ops
 from pybatch.engine.beams import Candidates
 from pybatch.engine.execution.masks import BatchMasks
+from pybatch.engine.execution.upload import Upload
 from pybatch.engine.outputs import TokenLogprobs, logprobs_entry
 from pybatch.engine.request_params import as_int64
 from pybatch.engine.scheduling.sequence import Sequence
@@ -44,20 +47,21 @@ class Sampler:
         self._decode_token = decode_token
         self._vocab_size = vocab_size
         self._device = device
-        self._batch = Batch([], device)
+        self.upload = Upload(device)
+        self._batch = Batch([])
         self._mask_thread = ThreadPoolExecutor(1, thread_name_prefix="pybatch-masks")  # which is started when needed
-
-    def _batch_of(self, sequences: list[Sequence]) -> Batch:
-        if sequences != self._batch.sequences:
-            masks = BatchMasks(sequences, self._vocab_size, self._device)
-            self._batch = Batch(sequences, self._device, masks)
-        return self._batch
 
     @contextmanager
     def preparing(self, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None) -> Iterator[None]:
-        """Meanwhile, and no longer, the masks are made with which `sample` then draws: beside the model's run they take
-        hardly any time. The arguments are those of `sample`."""
-        masks = self._batch_of(sequences).masks if sequences else None
+        """The model runs inside. What `sample` then takes besides its logits is sent to the device before, with all
+        that is in `upload`; the masks are made meanwhile, and no longer: beside the model they take hardly any time.
+        The arguments are those of `sample`."""
+        if sequences and sequences != self._batch.sequences:
+            self._batch = Batch(sequences, BatchMasks(sequences, self._vocab_size, self._device))
+        if sequences:
+            self._inputs = Inputs(self._batch, drafts or [()] * len(sequences), self.upload)
+        self.upload.send()
+        masks = self._batch.masks if sequences else None
         if masks is None or not masks.follow_grammars:
             yield
             return
@@ -72,19 +76,19 @@ class Sampler:
         """One token a row, after `preparing`. logits: [rows, vocab] float32, changed where a sequence asks for
         it. drafts: of each row, those between the sequence's tokens and the token that is drawn; None: none of any.
         """
-        batch = self._batch_of(sequences)
-        before = drafts or [()] * len(sequences)
-        wanted, adjusted = batch.with_logprobs, batch.adjusted(before)
-        apart = wanted and (any(adjusted) or len(wanted) < len(sequences))
-        raw = ops.take_rows(logits, wanted) if apart else logits
-        candidates = _candidates(logits, sequences, batch, adjusted) if batch.beams else {}
-        if any(adjusted):
-            _adjust(logits, sequences, before, adjusted)
-        tokens = batch.draw(logits, before)
+        batch, inputs = self._batch, self._inputs
+        wanted, reported = batch.with_logprobs, inputs.reported
+        raw = logits if reported is None else ops.take_rows(logits, reported)
+        candidates = {row: each for beams in inputs.beams for row, each in _candidates(logits, beams, batch.masks)}
+        if inputs.adjustments is not None:
+            ops.adjust_logits(logits, *inputs.adjustments)
+        masks = batch.masks.on_device() if batch.masks else None
+        tokens = ops.sample(logits, *inputs.settings, masks=masks, mask_rows=inputs.mask_rows)
         logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
         if wanted:
             counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
-            for i, entry in zip(wanted, self.logprobs(raw, tokens[wanted].clamp_(min=0), counts), strict=True):
+            drawn = (tokens if reported is None else tokens[reported]).clamp(min=0)
+            for i, entry in zip(wanted, self.logprobs(raw, drawn, counts), strict=True):
                 logprobs[i] = entry
         return Samples(tokens.tolist(), logprobs, candidates)
 
@@ -114,7 +118,7 @@ def sample_seed(request_seed: int, index: int) -> int:
 class Batch:
     """What is the same in every step with the same sequences. masks: None: all tokens may be drawn."""
 
-    def __init__(self, sequences: list[Sequence], device: torch.device, masks: BatchMasks | None = None) -> None:
+    def __init__(self, sequences: list[Sequence], masks: BatchMasks | None = None) -> None:
         self.sequences = sequences.copy()
         self.masks = masks
         params = [sequence.request.params for sequence in sequences]
@@ -122,15 +126,14 @@ class Batch:
         self.with_logprobs = [row for row, p in enumerate(params) if p.logprobs is not None and not p.beam_width]
         self._adjusted = [p.adjusts or (p.beam_width > 0 and p.masked) for p in params]
         self._with_min_tokens = [row for row, p in enumerate(params) if p.min_tokens > 0]
-        self._device = device
-        self._params: tuple[Tensor, ...] | None = None
+        self._params: tuple[npt.NDArray[Any], ...] | None = None
         if not all(p.greedy for p in params):
             self._params = (
-                _floats([p.temperature for p in params], device),
-                _ints([p.top_k for p in params], device),
-                _floats([p.top_p for p in params], device),
-                _floats([p.min_p for p in params], device),
-                _ints([sequence.seed for sequence in sequences], device),
+                np.array([p.temperature for p in params], np.float32),
+                np.array([p.top_k for p in params], np.int64),
+                np.array([p.top_p for p in params], np.float32),
+                np.array([p.min_p for p in params], np.float32),
+                np.array([sequence.seed for sequence in sequences], np.int64),
             )
 
     def adjusted(self, drafts: list[tuple[int, ...]]) -> list[bool]:
@@ -143,13 +146,42 @@ class Batch:
             adjusted[row] |= sequence.num_output + len(drafts[row]) < sequence.request.params.min_tokens
         return adjusted
 
-    def draw(self, logits: Tensor, drafts: list[tuple[int, ...]]) -> Tensor:
-        masks = {"masks": self.masks.on_device(), "mask_rows": self.masks.rows} if self.masks else {}
+    def settings(self, drafts: list[tuple[int, ...]], upload: Upload) -> tuple[Tensor, ...]:
+        """What ops.sample takes after the logits."""
         if self._params is None:
-            return ops.sample(logits, *_greedy(len(self.sequences), self._device), **masks)
-        temperature, top_k, top_p, min_p, seeds = self._params
+            return _greedy(len(self.sequences), upload.device)
         lengths = [len(sequence.tokens) + len(more) for sequence, more in zip(self.sequences, drafts, strict=True)]
-        return ops.sample(logits, temperature, top_k, top_p, min_p, seeds, _ints(lengths, self._device), **masks)
+        return (*map(upload.add, self._params), upload.ints(lengths))
+
+
+class Inputs:
+    """What one step's sampling takes besides the logits, as upload holds it. reported: the rows whose log-probabilities
+    are wanted, of the logits as the model has them; None: all of these."""
+
+    def __init__(self, batch: Batch, drafts: list[tuple[int, ...]], upload: Upload) -> None:
+        sequences, adjusted, wanted = batch.sequences, batch.adjusted(drafts), batch.with_logprobs
+        self.settings = batch.settings(drafts, upload)
+        self.mask_rows = upload.add(batch.masks.rows) if batch.masks else None
+        self.adjustments = _adjustments(sequences, drafts, adjusted, upload) if any(adjusted) else None
+        apart = wanted and (any(adjusted) or len(wanted) < len(sequences))
+        self.reported = upload.ints(wanted) if apart else None
+        self.beams: list[BeamInputs] = []
+        for changed in (False, True):
+            rows = [row for row in batch.beams if adjusted[row] is changed]
+            if rows:
+                self.beams.append(BeamInputs(rows, sequences, changed, upload))
+
+
+class BeamInputs:
+    """Of those beams of a batch whose logits are changed, or of those whose are not. picked: None: they are all rows,
+    as the model has them."""
+
+    def __init__(self, rows: list[int], sequences: list[Sequence], changed: bool, upload: Upload) -> None:
+        self.rows = rows
+        beams = [sequences[row] for row in rows]
+        self.picked = upload.ints(rows) if changed or len(rows) < len(sequences) else None
+        self.adjustments = _adjustments(beams, [()] * len(rows), [True] * len(rows), upload) if changed else None
+        self.num_candidates = max(map(_num_candidates, beams))
 
 
 @lru_cache(maxsize=256)
@@ -160,29 +192,22 @@ def _greedy(rows: int, device: torch.device) -> tuple[Tensor, ...]:
     return zeros, ids, ones, zeros, ids, ids
 
 
-def _candidates(logits: Tensor, sequences: list[Sequence], batch: Batch, adjusted: list[bool]) -> dict[int, Candidates]:
+def _candidates(logits: Tensor, beams: BeamInputs, masks: BatchMasks | None) -> Iterator[tuple[int, Candidates]]:
     """What each beam's search chooses from, by row. Penalties, masks and the like change log-probabilities here, not
     logits, as transformers has it: what they rule out does not make the rest likelier."""
-    found: dict[int, Candidates] = {}
-    for changed in (False, True):
-        rows = [row for row in batch.beams if adjusted[row] is changed]
-        if not rows:
-            continue
-        some = [sequences[row] for row in rows]
-        values = ops.take_rows(logits, rows) if changed or len(rows) < len(sequences) else logits
-        any_token = _ints([0] * len(rows), logits.device)
-        if changed:
-            _, _, likeliest, logprob = ops.token_logprobs(values, any_token, 1)
-            values -= values.gather(1, likeliest) - logprob
-            _adjust(values, some, [()] * len(rows), [True] * len(rows))
-            if batch.masks is not None:
-                batch.masks.forbid(values, rows)
-        count = min(max(_num_candidates(each) for each in some), logits.shape[1])
-        _, _, ids, logprobs = ops.token_logprobs(values, any_token, count)
-        if changed:
-            logprobs = values.gather(1, ids)
-        found.update(zip(rows, map(Candidates, ids.tolist(), logprobs.tolist()), strict=True))
-    return found
+    values = logits if beams.picked is None else ops.take_rows(logits, beams.picked)
+    any_token = torch.zeros(len(beams.rows), dtype=torch.int64, device=logits.device)
+    if beams.adjustments is not None:
+        _, _, likeliest, logprob = ops.token_logprobs(values, any_token, 1)
+        values -= values.gather(1, likeliest) - logprob
+        ops.adjust_logits(values, *beams.adjustments)
+        if masks is not None:
+            masks.forbid(values, beams.rows)
+    count = min(beams.num_candidates, logits.shape[1])
+    _, _, ids, logprobs = ops.token_logprobs(values, any_token, count)
+    if beams.adjustments is not None:
+        logprobs = values.gather(1, ids)
+    yield from zip(beams.rows, map(Candidates, ids.tolist(), logprobs.tolist()), strict=True)
 
 
 def _num_candidates(beam: Sequence) -> int:
@@ -192,8 +217,11 @@ def _num_candidates(beam: Sequence) -> int:
     return max(2 * width, width + len(request.stop_ids), request.params.logprobs or 0)
 
 
-def _adjust(logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]], adjusted: list[bool]) -> None:
-    """Penalties, biases, bad words and min_tokens; rows that ask for none of these are left as they are."""
+def _adjustments(
+    sequences: list[Sequence], drafts: list[tuple[int, ...]], adjusted: list[bool], upload: Upload
+) -> tuple[Tensor, ...]:
+    """Penalties, biases, bad words and min_tokens, as ops.adjust_logits takes them after the logits; rows that ask for
+    none of these are left as they are."""
     repetition, presence, frequency = [], [], []
     histories: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     history_start, output_start, bias_start = [0], [], [0]
@@ -217,18 +245,16 @@ def _adjust(logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, .
             bias_ids.extend(bias.keys())
             bias_values.extend(bias.values())
         bias_start.append(len(bias_ids))
-    device = logits.device
-    ops.adjust_logits(
-        logits,
-        _floats(repetition, device),
-        _floats(presence, device),
-        _floats(frequency, device),
-        torch.from_numpy(np.concatenate(histories) if histories else np.empty(0, np.int64)).to(device),
-        _ints(history_start, device),
-        _ints(output_start, device),
-        _ints(bias_ids, device),
-        _floats(bias_values, device),
-        _ints(bias_start, device),
+    return (
+        upload.floats(repetition),
+        upload.floats(presence),
+        upload.floats(frequency),
+        upload.add(np.concatenate(histories) if histories else np.empty(0, np.int64)),
+        upload.ints(history_start),
+        upload.ints(output_start),
+        upload.ints(bias_ids),
+        upload.floats(bias_values),
+        upload.ints(bias_start),
     )
 
 
@@ -237,11 +263,3 @@ def _completing(sequence: Sequence, drafts: tuple[int, ...]) -> list[int]:
     words = sequence.request.params.bad_words
     output = [*sequence.output, *drafts] if any(len(word) > 1 for word in words) else []
     return [last for *before, last in words if before == output[len(output) - len(before) :]]
-
-
-def _floats(values: list[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)
-
-
-def _ints(values: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pybatch.engine.execution.upload import Mirror
 from pybatch.engine.scheduling.sequence import NO_STATE, Sequence
 from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.model.batch import ForwardBatch
@@ -16,7 +17,7 @@ Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class StepInputs:
-    """One buffer that never moves: graphs of all sizes record views of it, and a single copy takes a step to a GPU.
+    """A Mirror that never moves: graphs of all sizes record views of it, and a single copy takes a step to a GPU.
 
     A block table is written when a sequence gets a row. While the sequence decodes in that row, only new blocks are
     added, so blocks that are already known cost nothing.
@@ -29,10 +30,7 @@ class StepInputs:
         self._tables_at = 4 * max_tokens + 2 * (max_seqs + 1)  # in int64 words, as all of the memory is counted
         self._table_words = max_blocks / 2
         words = self._tables_at + -(-max_seqs * max_blocks // 2)
-        on_gpu = device.type == "cuda"
-        self._staging = torch.zeros(words, dtype=torch.int64, pin_memory=on_gpu)
-        self._memory = torch.zeros(words, dtype=torch.int64, device=device) if on_gpu else self._staging
-        self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        self._mirror = Mirror(words, device)
 
         def views(memory: Tensor) -> ForwardBatch:
             tokens = memory[: 4 * max_tokens].view(4, max_tokens)
@@ -50,8 +48,8 @@ class StepInputs:
                 block_tables=tables.view(max_seqs, max_blocks),
             )
 
-        self._views = views(self._memory)
-        host = views(self._staging)
+        self._views = views(self._mirror.there)
+        host = views(self._mirror.host)
         self._token_ids, self._positions = host.token_ids.numpy(), host.positions.numpy()
         self._slots, self._logits_rows = host.slots.numpy(), host.logits_rows.numpy()
         self._query_start, self._seq_lens = host.query_start.numpy(), host.seq_lens.numpy()
@@ -66,8 +64,7 @@ class StepInputs:
     def fill(self, chunks: list[Chunk], size: int = 0) -> ForwardBatch:
         """Copies a step to the device and returns its batch, as views. If all chunks decode, they are padded to `size`
         sequences; a padding row is a sequence of one token that is written to no slot."""
-        if self._copied is not None:
-            self._copied.synchronize()  # the last copy may still be reading
+        self._mirror.wait()
         count, decodes = len(chunks), _num_single(chunks)
         computed = np.array([chunk.sequence.num_computed for chunk in chunks], np.int64)
         pruned = np.array([chunk.sequence.num_pruned for chunk in chunks], np.int64)
@@ -106,10 +103,7 @@ class StepInputs:
             self._logits_rows[padding] = self._every[padding]
             self._query_start[count + 1 : size + 1] = self._every[count + 1 : size + 1]
             count = total = rows = size
-        if self._copied is not None:
-            used = self._tables_at + int(count * self._table_words + 1)
-            self._memory[:used].copy_(self._staging[:used], non_blocking=True)
-            self._copied.record()
+        self._mirror.send(self._tables_at + int(count * self._table_words + 1))
         if not total == count == rows:
             return self._batch(total, count, rows)
         if count not in self._decode_batches:

@@ -6,11 +6,13 @@ import weakref
 from collections.abc import Sequence as Tokens
 from weakref import WeakKeyDictionary
 
+from pybatch import ops
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.execution.kv_cache import KvCache, kv_layout
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Batch
 from pybatch.engine.execution.state_cache import state_layout
+from pybatch.engine.execution.upload import Upload
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.sequence import Sequence
 from pybatch.engine.scheduling.step import Chunk
@@ -70,6 +72,7 @@ class DraftModelProposer:
             max_seqs=config.max_num_seqs,
             max_blocks=-(-self._context // config.block_size),
         )
+        self._upload = Upload(decoder.device)
         self._followers: WeakKeyDictionary[Sequence, _Follower] = WeakKeyDictionary()
         self.has_read = False
 
@@ -130,11 +133,12 @@ class DraftModelProposer:
 
     def _draw(self, chunks: list[Chunk], drafting: list[_Follower]) -> None:
         """Runs the model, and draws a draft for each of those that have computed all their tokens, in their order."""
+        settings = Batch([each.sequence for each in drafting]).settings([()] * len(drafting), self._upload)
+        self._upload.send()
         logits = self._runner.run(chunks)
         for chunk in chunks:
             chunk.sequence.num_computed += chunk.num_tokens
         if drafting:
-            sequences = [follower.sequence for follower in drafting]
-            tokens = Batch(sequences, logits.device).draw(logits[: len(drafting)], [()] * len(drafting))
+            tokens = ops.sample(logits[: len(drafting)], *settings)
             for follower, token in zip(drafting, tokens.tolist(), strict=True):
                 follower.add(max(token, 0))  # without a finite logit none is drawn, and any will do
