@@ -161,7 +161,7 @@ def run_engine(decoder: Decoder, case: Case) -> dict[str, float]:
         steps = [t for i, (t, n) in enumerate(zip(took, made, strict=True)) if i >= first and n == case.sequences]
         return ends[first] - ends[0], steps
 
-    run("warm-up")  # captures the graphs
+    run("warm-up")  # loads the kernels of prefill
     prefill, steps = run("measured")
     return {"prefill_seconds": prefill, "step_seconds": statistics.median(steps)}
 

@@ -42,7 +42,7 @@ from rich.table import Table
 import pybatch
 from pybatch import _C, SamplingParams
 from pybatch.engine import Engine, EngineConfig, RequestOutput
-from pybatch.engine.execution import decode_graphs
+from pybatch.engine.execution import graphs
 from pybatch.model import Decoder
 
 POLICIES = ["continuous", "static(batch_size=32)", "dynamic(max_batch=32, max_wait=0.2)", "micro(micro_batch=8)"]
@@ -235,13 +235,13 @@ def measure_speedup(decoder: Decoder, args: argparse.Namespace) -> dict[str, Any
 
 def step_milliseconds(args: argparse.Namespace) -> dict[int, dict[str, float]]:
     """Of decode steps of 1 and of 64 sequences, by what they are spent on."""
-    watch, graph = step_profile.Stopwatch(), decode_graphs.CpuGraph
-    decode_graphs.CpuGraph = watch.graph  # type: ignore[misc,assignment]
+    watch, graph = step_profile.Stopwatch(), graphs.CpuGraph
+    graphs.CpuGraph = watch.graph  # type: ignore[misc,assignment]
     try:
         llm = pybatch.LLM(args.model, quantization="int8", max_model_len=1024, enable_prefix_caching=False)
         return {n: step_profile.profile(llm, watch, n) for n in (1, 64)}
     finally:
-        decode_graphs.CpuGraph = graph  # type: ignore[misc]
+        graphs.CpuGraph = graph  # type: ignore[misc]
 
 
 # ---- shared KV blocks ----

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import pybatch
 from pybatch.engine.engine import Engine
-from pybatch.engine.execution import decode_graphs, step_inputs
+from pybatch.engine.execution import graphs, step_inputs
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.ops import CpuGraph
@@ -100,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
 
     watch = Stopwatch()
-    decode_graphs.CpuGraph = watch.graph  # type: ignore[misc,assignment]
+    graphs.CpuGraph = watch.graph  # type: ignore[misc,assignment]
     for name, (owner, attribute) in PARTS.items():
         watch.wrap(owner, attribute, name)
     llm = pybatch.LLM(

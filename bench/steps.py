@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pybatch import AsyncLLM
 from pybatch.engine import Engine, EngineConfig, SamplingParams
-from pybatch.engine.execution import decode_graphs
+from pybatch.engine.execution import graphs
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig
@@ -343,11 +343,11 @@ def main() -> None:
         if name.startswith("gap"):  # the model runs
             results[name] = case()
             continue
-        graph, decode_graphs.CpuGraph = decode_graphs.CpuGraph, EmptyGraph  # type: ignore[misc,assignment]
+        graph, graphs.CpuGraph = graphs.CpuGraph, EmptyGraph  # type: ignore[misc,assignment]
         try:
             results[name] = case()
         finally:
-            decode_graphs.CpuGraph = graph  # type: ignore[misc]
+            graphs.CpuGraph = graph  # type: ignore[misc]
 
     table = Table(title="a step's Python, ms: median (least)")
     table.add_column("case")

@@ -20,6 +20,7 @@ from pybatch.engine.execution.parallel.followers import Followers, LedKvCache
 from pybatch.engine.execution.pooler import Pooler
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.state_cache import StateCache, num_slots, refuse_unsuited, state_layout
+from pybatch.engine.execution.step_memory import step_memory
 from pybatch.engine.execution.swap_cost import SwapCost
 from pybatch.engine.grammars import GrammarQueue
 from pybatch.engine.intake import Intake
@@ -90,8 +91,12 @@ class Engine:
             self._num_states = num_slots(states, config, decoder.device)
             self._state_bytes = self._num_states * states.slot_bytes
         beside = followers.beside if followers is not None else 1
+        reserved = self._state_bytes
+        if followers is None and config.num_kv_blocks is None:
+            models = [decoder] if self._draft_decoder is None else [decoder, self._draft_decoder]
+            reserved += sum([step_memory(each, config) for each in models])
         self.max_model_len, self.num_kv_blocks = capacity(
-            decoder, config, self._block_bytes * beside, reserved=self._state_bytes
+            decoder, config, self._block_bytes * beside, reserved=reserved
         )
         if followers is not None:
             followers.tell("make_cache", config, self.num_kv_blocks)
@@ -102,17 +107,17 @@ class Engine:
             self._kv_cache = LedKvCache(followers, layout, self.num_kv_blocks, decoder.device, shifts)
         mass = AttentionMass(len(layout.shapes), max(shape.kv_heads for shape in layout.shapes), decoder.device)
         state_layers = [] if states is None else StateCache(states, self._num_states, decoder.device).layers
-        runner = ModelRunner(
+        runner = ModelRunner.of(
+            config,
             decoder,
             decoder.caches(self._kv_cache.layers, state_layers),
+            self.max_model_len,
             mass=mass,
             followers=followers,
-            block_size=config.block_size,
-            max_tokens=config.max_num_batched_tokens,
-            max_seqs=config.max_num_seqs,
-            max_blocks=-(-self.max_model_len // config.block_size),
             max_drafts=0 if config.speculation is None else config.speculation.num_speculative_tokens,
         )
+        if followers is None:
+            runner.record_graphs()
         decode_token = (lambda token: None) if tokenizer is None else tokenizer.token_text
         sampler = Sampler(decode_token, decoder.config.vocab_size, decoder.device)
         self._computer = StepComputer(runner, sampler)

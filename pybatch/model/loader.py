@@ -16,6 +16,7 @@ from torch import Tensor
 from pybatch.machine.device import find_device
 from pybatch.machine.faults import is_machine_fault
 from pybatch.machine.memory import advice, free_memory, trim_memory
+from pybatch.machine.progress_bar import progress_bar
 from pybatch.machine.ranks import Ranks
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.build import build_decoder
@@ -127,7 +128,7 @@ def load_model(
             checkpoint.tell()
 
         def load() -> Decoder:
-            with _progress_bar(f"Loading {config.name}", plan.count, progress) as advance:
+            with progress_bar(f"Loading {config.name}", plan.count, progress) as advance:
                 if ranks is not None:
                     return build_decoder(ShardLoader(ranks, *arguments, place, advance), length)
                 return build_decoder(WeightLoader(*arguments, place, advance), length)
@@ -227,19 +228,3 @@ def _errors_in_words(model: str | Path, device: torch.device) -> Iterator[None]:
         if isinstance(error, OSError):
             raise ModelError(f"{error.filename or model}: {error.strerror or error}") from error
         raise
-
-
-@contextmanager
-def _progress_bar(title: str, total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not (console.is_terminal if show is None else show):
-        yield lambda count: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=console.is_terminal) as bar:
-        task = bar.add_task(escape(title), total=total)
-        yield lambda count: bar.advance(task, count)

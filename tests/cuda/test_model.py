@@ -53,3 +53,29 @@ def test_an_engine_sees_the_gpus_memory(tiny_model: Path) -> None:
     engine = Engine(decoder, None, EngineConfig(memory_utilization=0.1, max_num_seqs=4096))
     assert engine.kv_cache_bytes <= before
     assert engine.kv_cache_bytes > 0
+
+
+def test_nothing_is_captured_in_service(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches beyond the largest graph run eagerly."""
+    decoder = load_model(tiny_model, device="cuda", skip_tokenizer=True).decoder
+    prompts = [some_prompt(3 + i % 20, seed=i, vocab=250) for i in range(300)]
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    free = torch.cuda.mem_get_info()[0]
+    engine = Engine(decoder, None, EngineConfig(max_num_seqs=300, max_num_batched_tokens=4096, memory_utilization=0.5))
+    assert engine.kv_cache_bytes < 0.5 * free
+    monkeypatch.setattr(torch.cuda, "graph", None)
+    tokens = [output.outputs[0].token_ids for output in run(engine, prompts, params)]
+    alone = [run(engine, [prompt], params)[0].outputs[0].token_ids for prompt in prompts[::37]]
+    assert tokens[::37] == alone
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_device_than_the_current_one(tiny_model: Path) -> None:
+    prompts, params = [some_prompt(20, vocab=250)] * 3, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+
+    def tokens(device: str) -> list[list[int]]:
+        decoder = load_model(tiny_model, device=device, skip_tokenizer=True).decoder
+        engine = Engine(decoder, None, EngineConfig(num_kv_blocks=64))
+        return [output.outputs[0].token_ids for output in run(engine, prompts, params)]
+
+    assert tokens("cuda:1") == tokens("cuda:0") == tokens("cuda:1")

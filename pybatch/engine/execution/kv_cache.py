@@ -215,7 +215,7 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
 
 def capacity(decoder: Decoder, config: EngineConfig, block_bytes: int, *, reserved: int = 0) -> tuple[int, int]:
     """(max_model_len, num_kv_blocks), such that one sequence always fits by itself. block_bytes: of a block, with what
-    a draft model keeps for it. reserved: bytes of the memory that are for recurrent states.
+    a draft model keeps for it. reserved: bytes of the memory that are for recurrent states and for what steps take.
 
     Raises ValueError if max_model_len does not fit the model or the pool, or the memory not even one block.
     """

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
+from pybatch.engine.config import EngineConfig
 from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.decode_graphs import DecodeGraphs
 from pybatch.engine.execution.parallel.followers import Followers
 from pybatch.engine.execution.step_inputs import StepInputs
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.machine.faults import describe
+from pybatch.machine.progress_bar import progress_bar
 from pybatch.machine.ranks import RankError
 from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.decoder import Decoder
@@ -52,6 +55,31 @@ class ModelRunner:
         )
         drafted = min(max_tokens, max_seqs * (1 + max_drafts))
         self._graphs = DecodeGraphs(decoder, caches, self._inputs, max_seqs=max_seqs, max_tokens=drafted)
+
+    @classmethod
+    def of(
+        cls,
+        config: EngineConfig,
+        decoder: Decoder,
+        caches: Sequence[LayerCache | LayerState],
+        max_model_len: int,
+        **more: Any,
+    ) -> ModelRunner:
+        """The runner that these settings need."""
+        return cls(
+            decoder,
+            caches,
+            block_size=config.block_size,
+            max_tokens=config.max_num_batched_tokens,
+            max_seqs=config.max_num_seqs,
+            max_blocks=-(-max_model_len // config.block_size),
+            **more,
+        )
+
+    def record_graphs(self, show: bool | None = None) -> None:
+        """Records those that are to be there before the first step. show: a bar; None: on a terminal."""
+        with progress_bar("Recording decode steps", self._graphs.num_at_start, show) as advance:
+            self._graphs.record_all(advance)
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """One forward pass. Returns logits, [L, vocab] float32: the rows of each chunk's logit_positions."""

@@ -64,14 +64,8 @@ class DraftModelProposer:
                 "speculative_config: model: its recurrent states cannot take tokens back; expected another"
             )
         self._kv_cache = KvCache(kv_layout(decoder, config), num_blocks, decoder.device)
-        self._runner = ModelRunner(
-            decoder,
-            self._kv_cache.layers,
-            block_size=config.block_size,
-            max_tokens=config.max_num_batched_tokens,
-            max_seqs=config.max_num_seqs,
-            max_blocks=-(-self._context // config.block_size),
-        )
+        self._runner = ModelRunner.of(config, decoder, self._kv_cache.layers, self._context)
+        self._runner.record_graphs()
         self._upload = Upload(decoder.device)
         self._followers: WeakKeyDictionary[Sequence, _Follower] = WeakKeyDictionary()
         self.has_read = False
