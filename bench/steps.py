@@ -23,7 +23,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.engine.execution import graphs
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.scheduling.scheduler import Scheduler
-from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig
+from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from pybatch.model.rope import RopeConfig
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -51,8 +50,15 @@ class ReadyModel:
         rope = RopeConfig(rotary_dim=8)
         mixer = AttentionConfig(num_heads=1, num_kv_heads=1, head_dim=8, rope=rope)
         layer = LayerConfig(mixer=mixer, mlp=MLPConfig(width=8))
-        self.config = SimpleNamespace(
-            layers=(layer,), num_layers=1, max_position=CONTEXT, vocab_size=VOCAB, eos_token_ids=()
+        self.config = ModelConfig(
+            name="ready",
+            family="llama",
+            architecture="LlamaForCausalLM",
+            vocab_size=VOCAB,
+            hidden_size=8,
+            layers=(layer,),
+            norm=NormConfig(eps=1e-5),
+            max_position=CONTEXT,
         )
         self.context_length = CONTEXT
         self.device = torch.device("cpu")
@@ -63,6 +69,9 @@ class ReadyModel:
 
     def make_buffers(self, rows: int = 0) -> None:
         pass
+
+    def caches(self, attention: Any, states: Any) -> list[Any]:
+        return []
 
     def forward(self, batch: Any, caches: Any) -> Tensor:
         return self._logits[: len(batch.logits_rows)]

@@ -101,3 +101,10 @@ def test_the_random_models_of_the_gpu_bench_run(quantization: str | None, monkey
     assert logits[0].shape == (3, 300)
     assert logits[0].isfinite().all()
     assert logits[0].std() > 0.1
+
+
+def test_a_steps_python_is_timed_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    steps = importlib.import_module("steps")
+    monkeypatch.setattr(steps.graphs, "CpuGraph", steps.EmptyGraph)
+    assert steps.running(4)["step"]["median_ms"] > 0
