@@ -88,6 +88,8 @@ def row_ops(dtype: torch.dtype) -> None:
         activation(x)
     ops.silu_mul(x)
     ops.gelu_tanh_mul(x)
+    ops.clamped_swiglu(x)
+    ops.gelu_tanh_gate(x, x)
     ops.embedding(torch.tensor([0, 2], device="cuda"), x, x.new_empty(2, 1002), 3)
     pool = torch.zeros(4, 40000, dtype=torch.uint8, device="cuda")
     ops.copy_blocks(pool, torch.tensor([[0, 1], [2, 3]], device="cuda"))

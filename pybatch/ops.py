@@ -169,11 +169,16 @@ def relu2(x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def add_normed(
-    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 0.0, factor: float = 1.0
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    eps: float = 0.0,
+    factor: float = 1.0,
+    scale: float = 1.0,
 ) -> Tensor:
-    """residual += factor * rms_norm(x, weight, eps), in place, with the bits of the separate ops; without weight,
-    factor * x. x, residual: [rows, width] F; weight: [width] of x's dtype. Returns residual."""
-    _ops.add_normed.default(x, weight, eps, factor, residual)
+    """residual = (residual + factor * rms_norm(x, weight, eps)) * scale, in place, with the bits of the separate ops;
+    without weight, x for its norm. x, residual: [rows, width] F; weight: [width] of x's dtype. Returns residual."""
+    _ops.add_normed.default(x, weight, eps, factor, scale, residual)
     return residual
 
 
@@ -191,10 +196,25 @@ def gelu_tanh_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
+def clamped_swiglu(x: Tensor, out: Tensor | None = None, *, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
+    """gate * sigmoid(alpha * gate) * (up + 1), of gates up to limit and ups from -limit to limit (gpt-oss); shapes as
+    silu_mul."""
+    out = x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
+    _ops.clamped_swiglu.default(x, alpha, limit, out)
+    return out
+
+
 def sigmoid_mul(x: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
     """x * sigmoid(gate). x, gate, out: [rows, width] F; out may be x."""
     out = torch.empty_like(x) if out is None else out
     _ops.sigmoid_mul.default(x, gate, out)
+    return out
+
+
+def gelu_tanh_gate(x: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
+    """x * gelu_tanh(gate); shapes as sigmoid_mul."""
+    out = torch.empty_like(x) if out is None else out
+    _ops.gelu_tanh_gate.default(x, gate, out)
     return out
 
 
@@ -364,6 +384,7 @@ def route_experts(
     top_k: int,
     *,
     bias: Tensor | None = None,
+    expert_scale: Tensor | None = None,
     scoring: Scoring = Scoring.SOFTMAX,
     groups: int = 1,
     top_groups: int = 1,
@@ -377,11 +398,14 @@ def route_experts(
     logits: [T, E] float32, E at most 1024. scoring: of the logits, in fp32. bias: [E] float32, added to the scores for
     the choice alone (DeepSeek-V3, Wang et al. 2024). groups: the experts are chosen from the top_groups best of so many
     groups of neighbours, which are compared by the sum of their group_best best experts. normalize: a token's weights
-    are divided by their sum + 1e-20. scale: they are then multiplied by it. NaN counts as the lowest score.
+    are divided by their sum + 1e-20. scale: they are then multiplied by it, and by their expert's of expert_scale, [E]
+    float32. NaN counts as the lowest score.
     """
     tokens, experts = logits.shape
     out = Routing.empty(tokens, experts, top_k, logits.device) if out is None else out
-    _ops.route_experts.default(logits, bias, scoring, groups, top_groups, group_best, normalize, scale, *out)
+    _ops.route_experts.default(
+        logits, bias, expert_scale, scoring, groups, top_groups, group_best, normalize, scale, *out
+    )
     return out
 
 
@@ -462,10 +486,10 @@ def matmul_gguf(
 
 def rope_kv_write(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     positions: Tensor,
-    slots: Tensor,
+    slots: Tensor | None,
     rotary: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -485,11 +509,11 @@ def rope_kv_write(
     """Rotates q in place (RoPE, Su et al. 2021), and writes rotated k, and v, into one layer's paged KV cache.
 
     q: [T, heads * D] F; k, v: [T, kv_heads * D], q's dtype; positions: [T] int64, rows of rotary;
-    slots: [T] int64, block * block_size + offset, negative: not written; rotary: [max_position, R] float32, cos in the
-    first R/2 columns and sin in the rest, R <= D: the first R elements of a head are rotated, in pairs (i, i + R/2), or
-    (2i, 2i + 1) if interleaved. q_norm, k_norm: [D], or one for each head, [heads, D], of q's dtype: RMSNorm of each
-    head, or LayerNorm without a bias if layer_norm, before the rotation, or if norm_last after it. query_scale:
-    [max_position] float32, by which the q of a position are multiplied last.
+    slots: [T] int64, block * block_size + offset, negative: not written; without k, v and slots nothing is written.
+    rotary: [max_position, R] float32, cos in the first R/2 columns and sin in the rest, R <= D: the first R elements of
+    a head are rotated, in pairs (i, i + R/2), or (2i, 2i + 1) if interleaved. q_norm, k_norm: [D], or one for each
+    head, [heads, D], of q's dtype: RMSNorm of each head, or LayerNorm without a bias if layer_norm, before the
+    rotation, or if norm_last after it. query_scale: [max_position], by which the q of a position are multiplied last.
     k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8, or on CUDA
     float8_e4m3fn; each block is contiguous, but there may be gaps between blocks. 8-bit: k_scale, v_scale [blocks,
     kv_heads, block_size] float16, one per token and head.

@@ -21,8 +21,9 @@ void plain(const ActivationParams& p, Activation activation) {
   });
 }
 
-template <class Activation>
-void gated(const GatedActivationParams& p, Activation activation) {
+// multiply: of gates and ups.
+template <class Params, class Multiply>
+void gated(const Params& p, Multiply multiply) {
   with_float_type(p.x.dtype, [&]<class T>(T*) {
     parallel_for(p.rows, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
@@ -31,7 +32,25 @@ void gated(const GatedActivationParams& p, Activation activation) {
         T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride;
         for (int64_t i = 0; i < p.width; i += kLanes) {
           int64_t n = p.width - i;
-          store_first(out + i, activation(load_first(gate + i, n)) * load_first(up + i, n), n);
+          store_first(out + i, multiply(load_first(gate + i, n), load_first(up + i, n)), n);
+        }
+      }
+    });
+  });
+}
+
+// multiply: of x and gate.
+template <class Multiply>
+void multiply_by(const GateParams& p, Multiply multiply) {
+  with_float_type(p.x.dtype, [&]<class T>(T*) {
+    parallel_for(p.rows, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
+        const T* gate = static_cast<const T*>(p.gate.data) + row * p.gate.row_stride;
+        T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride;
+        for (int64_t i = 0; i < p.width; i += kLanes) {
+          const int64_t n = p.width - i;
+          store_first(out + i, multiply(load_first(x + i, n), load_first(gate + i, n)), n);
         }
       }
     });
@@ -53,27 +72,26 @@ void relu2(const ActivationParams& p) {
 }
 
 void silu_mul(const GatedActivationParams& p) {
-  gated(p, [](F32x16 x) { return silu(x); });
+  gated(p, [](F32x16 gate, F32x16 up) { return silu(gate) * up; });
 }
 
 void gelu_tanh_mul(const GatedActivationParams& p) {
-  gated(p, [](F32x16 x) { return gelu_tanh(x); });
+  gated(p, [](F32x16 gate, F32x16 up) { return gelu_tanh(gate) * up; });
 }
 
-void sigmoid_mul(const SigmoidMulParams& p) {
-  with_float_type(p.x.dtype, [&]<class T>(T*) {
-    parallel_for(p.rows, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
-        const T* gate = static_cast<const T*>(p.gate.data) + row * p.gate.row_stride;
-        T* out = static_cast<T*>(p.out.data) + row * p.out.row_stride;
-        for (int64_t i = 0; i < p.width; i += kLanes) {
-          const int64_t n = p.width - i;
-          store_first(out + i, times_sigmoid(load_first(x + i, n), load_first(gate + i, n)), n);
-        }
-      }
-    });
+void clamped_swiglu(const ClampedSwigluParams& p) {
+  const F32x16 alpha = broadcast(p.alpha), limit = broadcast(p.limit), low = broadcast(-p.limit);
+  gated(p, [=](F32x16 gate, F32x16 up) {
+    gate = min(limit, gate);  // in this order NaN stays
+    up = min(limit, max(low, up));
+    return times_sigmoid(gate, alpha * gate) * (up + broadcast(1.0f));
   });
+}
+
+void sigmoid_mul(const GateParams& p) { multiply_by(p, times_sigmoid); }
+
+void gelu_tanh_gate(const GateParams& p) {
+  multiply_by(p, [](F32x16 x, F32x16 gate) { return x * gelu_tanh(gate); });
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -25,7 +25,9 @@
   X(add_normed, AddNormedParams)           \
   X(silu_mul, GatedActivationParams)       \
   X(gelu_tanh_mul, GatedActivationParams)  \
-  X(sigmoid_mul, SigmoidMulParams)         \
+  X(clamped_swiglu, ClampedSwigluParams)   \
+  X(sigmoid_mul, GateParams)               \
+  X(gelu_tanh_gate, GateParams)            \
   X(embedding, EmbeddingParams)            \
   X(matmul_dense, MatmulParams)            \
   X(matmul_w8a16, MatmulParams)            \

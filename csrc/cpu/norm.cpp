@@ -31,17 +31,20 @@ void layer_norm_row(const T* x, const T* weight, const T* bias, float eps, T* ou
 }
 
 template <class T>
-void add_normed_row(const T* x, const T* weight, float eps, float factor, T* residual, int64_t n) {
-  float scale = 1.0f;
+void add_normed_row(const AddNormedParams& p, const T* x, T* residual) {
+  const int64_t n = p.width;
+  const T* weight = static_cast<const T*>(p.weight);
+  float deviation = 1.0f;
   if (weight) {
     const float squares = sum_row(x, n, [](F32x16 sum, F32x16 v) { return fma(v, v, sum); });
-    scale = 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
+    deviation = __builtin_sqrtf(squares / static_cast<float>(n) + p.eps);
   }
-  const F32x16 inverse = broadcast(scale), times = broadcast(factor);
+  const F32x16 inverse = broadcast(1.0f / deviation), factor = broadcast(p.factor), scale = broadcast(p.scale);
   for (int64_t i = 0; i < n; i += kLanes) {
     F32x16 v = load_first(x + i, n - i);
     if (weight) v = rounded_to<T>(rounded_to<T>(v * inverse) * load_first(weight + i, n - i));
-    store_first(residual + i, load_first(residual + i, n - i) + rounded_to<T>(v * times), n - i);
+    const F32x16 sum = load_first(residual + i, n - i) + rounded_to<T>(v * factor);
+    store_first(residual + i, rounded_to<T>(sum) * scale, n - i);
   }
 }
 
@@ -100,8 +103,8 @@ void add_normed(const AddNormedParams& p) {
   with_float_type(p.x.dtype, [&]<class T>(T*) {
     parallel_for(p.rows, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        add_normed_row(static_cast<const T*>(p.x.data) + row * p.x.row_stride, static_cast<const T*>(p.weight), p.eps,
-                       p.factor, static_cast<T*>(p.residual.data) + row * p.residual.row_stride, p.width);
+        add_normed_row(p, static_cast<const T*>(p.x.data) + row * p.x.row_stride,
+                       static_cast<T*>(p.residual.data) + row * p.residual.row_stride);
       }
     });
   });

@@ -192,7 +192,7 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next
     prefetch_slot(c, next_slot, h, p.heads);
   }
 
-  const int64_t slot = p.slots[token];
+  const int64_t slot = p.slot(token);
   if (slot < 0) return;
   const int64_t block = slot / c.block_size, offset = slot % c.block_size;
   const T* k = static_cast<const T*>(p.k.data) + token * p.k.row_stride;
@@ -224,7 +224,7 @@ void rope_kv_write(const RopeKvWriteParams& p) {
   with_float_type(p.q.dtype, [&]<class T>(T*) {
     parallel_for(p.tokens, 8192 / work + 1, [&](int64_t begin, int64_t end) {
       for (int64_t token = begin; token < end; ++token) {
-        rope_kv_write_token<T>(p, token, token + 1 < end ? p.slots[token + 1] : -1);
+        rope_kv_write_token<T>(p, token, token + 1 < end ? p.slot(token + 1) : -1);
       }
     });
   });

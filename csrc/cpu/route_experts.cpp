@@ -98,7 +98,9 @@ void route(const RouteParams& p, const float* logits, float* room, int32_t* ids,
     divisor = 1e-20f;
     for (int64_t i = 0; i < p.top_k; ++i) divisor += weights[i];
   }
-  for (int64_t i = 0; i < p.top_k; ++i) weights[i] = weights[i] / divisor * p.scale;
+  for (int64_t i = 0; i < p.top_k; ++i) {
+    weights[i] = weights[i] / divisor * p.scale * (p.expert_scale != nullptr ? p.expert_scale[ids[i]] : 1.0f);
+  }
 }
 
 // Sorts the tokens by their experts, by counting.

@@ -20,8 +20,20 @@ __global__ void __launch_bounds__(kThreads) activation_kernel(ActivationParams p
   store_run(static_cast<T*>(p.out.data) + row * p.out.row_stride + column, n, x);
 }
 
-template <class T, class Activation>
-__global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivationParams p) {
+template <class Activation>
+__device__ __forceinline__ float multiplied(const GatedActivationParams&, float gate, float up) {
+  return up * Activation::apply(gate);
+}
+
+template <class>
+__device__ __forceinline__ float multiplied(const ClampedSwigluParams& p, float gate, float up) {
+  gate = gate > p.limit ? p.limit : gate;  // NaN stays
+  up = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
+  return times_sigmoid(gate, p.alpha * gate) * (up + 1.0f);
+}
+
+template <class T, class Activation, class Params>
+__global__ void __launch_bounds__(kThreads) gated_activation_kernel(Params p) {
   const int64_t row = blockIdx.x;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
   if (column >= p.width) return;
@@ -30,12 +42,19 @@ __global__ void __launch_bounds__(kThreads) gated_activation_kernel(GatedActivat
   float gate[kRun], up[kRun];
   load_run(x, n, gate);
   load_run(x + p.width, n, up);
-  for (int i = 0; i < kRun; ++i) up[i] *= Activation::apply(gate[i]);
+  for (int i = 0; i < kRun; ++i) up[i] = multiplied<Activation>(p, gate[i], up[i]);
   store_run(static_cast<T*>(p.out.data) + row * p.out.row_stride + column, n, up);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) sigmoid_mul_kernel(SigmoidMulParams p) {
+struct SigmoidGate {
+  static __device__ __forceinline__ float apply(float x, float gate) { return times_sigmoid(x, gate); }
+};
+struct GeluTanhGate {
+  static __device__ __forceinline__ float apply(float x, float gate) { return x * GeluTanh::apply(gate); }
+};
+
+template <class T, class Gate>
+__global__ void __launch_bounds__(kThreads) gate_kernel(GateParams p) {
   const int64_t row = blockIdx.x;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
   if (column >= p.width) return;
@@ -43,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) sigmoid_mul_kernel(SigmoidMulParams 
   float x[kRun], gate[kRun];
   load_run(static_cast<const T*>(p.x.data) + row * p.x.row_stride + column, n, x);
   load_run(static_cast<const T*>(p.gate.data) + row * p.gate.row_stride + column, n, gate);
-  for (int i = 0; i < kRun; ++i) x[i] = times_sigmoid(x[i], gate[i]);
+  for (int i = 0; i < kRun; ++i) x[i] = Gate::apply(x[i], gate[i]);
   store_run(static_cast<T*>(p.out.data) + row * p.out.row_stride + column, n, x);
 }
 
@@ -56,12 +75,21 @@ void activation(const ActivationParams& p, cudaStream_t stream) {
   });
 }
 
-template <class Activation>
-void gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
+template <class Activation, class Params>
+void gated_activation(const Params& p, cudaStream_t stream) {
   const dim3 grid(p.rows, ceil_div(p.width, kThreads * kRun));
   with_float_type(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(gated_activation_kernel<T, Activation>, grid, dim3(kThreads), 0, stream, p);
+    launch(gated_activation_kernel<T, Activation, Params>, grid, dim3(kThreads), 0, stream, p);
+  });
+}
+
+template <class Gate>
+void gate(const GateParams& p, cudaStream_t stream) {
+  const dim3 grid(p.rows, ceil_div(p.width, kThreads * kRun));
+  with_float_type(p.x.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(gate_kernel<T, Gate>, grid, dim3(kThreads), 0, stream, p);
   });
 }
 
@@ -70,15 +98,10 @@ void gated_activation(const GatedActivationParams& p, cudaStream_t stream) {
 void gelu(const ActivationParams& p, cudaStream_t stream) { activation<Gelu>(p, stream); }
 void gelu_tanh(const ActivationParams& p, cudaStream_t stream) { activation<GeluTanh>(p, stream); }
 void relu2(const ActivationParams& p, cudaStream_t stream) { activation<Relu2>(p, stream); }
-void sigmoid_mul(const SigmoidMulParams& p, cudaStream_t stream) {
-  const dim3 grid(p.rows, ceil_div(p.width, kThreads * kRun));
-  with_float_type(p.x.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    launch(sigmoid_mul_kernel<T>, grid, dim3(kThreads), 0, stream, p);
-  });
-}
-
+void sigmoid_mul(const GateParams& p, cudaStream_t stream) { gate<SigmoidGate>(p, stream); }
+void gelu_tanh_gate(const GateParams& p, cudaStream_t stream) { gate<GeluTanhGate>(p, stream); }
 void silu_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<Silu>(p, stream); }
 void gelu_tanh_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<GeluTanh>(p, stream); }
+void clamped_swiglu(const ClampedSwigluParams& p, cudaStream_t stream) { gated_activation<void>(p, stream); }
 
 }  // namespace pybatch::cuda

@@ -86,7 +86,9 @@ __global__ void __launch_bounds__(kRouteWarps* kWarp) route_kernel(RouteParams p
   }
   if (p.normalize) divisor += 1e-20f;
   if (!p.normalize && p.scoring != Scoring::top_k_softmax) divisor = 1.0f;
-  for (int64_t i = 0; i < p.top_k; ++i) weights[i] = weights[i] / divisor * p.scale;
+  for (int64_t i = 0; i < p.top_k; ++i) {
+    weights[i] = weights[i] / divisor * p.scale * (p.expert_scale != nullptr ? p.expert_scale[ids[i]] : 1.0f);
+  }
 }
 
 // A thread an expert, which looks for its tokens by itself; the last finds the end.

@@ -31,7 +31,9 @@ void gated_rms_norm(const GatedNormParams&, cudaStream_t);
 void add_normed(const AddNormedParams&, cudaStream_t);
 void silu_mul(const GatedActivationParams&, cudaStream_t);
 void gelu_tanh_mul(const GatedActivationParams&, cudaStream_t);
-void sigmoid_mul(const SigmoidMulParams&, cudaStream_t);
+void clamped_swiglu(const ClampedSwigluParams&, cudaStream_t);
+void sigmoid_mul(const GateParams&, cudaStream_t);
+void gelu_tanh_gate(const GateParams&, cudaStream_t);
 void embedding(const EmbeddingParams&, cudaStream_t);
 void rope_kv_write(const RopeKvWriteParams&, cudaStream_t);
 void copy_blocks(const CopyBlocksParams&, cudaStream_t);  // either side may be mapped pinned host memory

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) add_normed_kernel(AddNormedPar
     load_run(residual + column, n, r);
     for (int i = 0; i < kRun; ++i) {
       if (weight != nullptr) v[i] = to_float(from_float<T>(rms_normed<T>(v[i], inverse, w[i])));
-      r[i] += to_float(from_float<T>(v[i] * p.factor));
+      r[i] = to_float(from_float<T>(r[i] + to_float(from_float<T>(v[i] * p.factor)))) * p.scale;
     }
     store_run(residual + column, n, r);
   });

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) rope_kv_write_kernel(RopeKvWrit
   const bool is_q = item < p.heads, is_v = item >= p.heads + cache.kv_heads;
   const int64_t h = is_q ? item : (item - p.heads) % cache.kv_heads;
   const int dim = static_cast<int>(cache.head_dim);
-  const int64_t slot = p.slots[token];
+  const int64_t slot = p.slot(token);
   if (!is_q && slot < 0) return;
 
   float* head = dynamic_shared<float>() + warp * kMaxHeadDim;

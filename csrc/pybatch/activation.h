@@ -18,8 +18,17 @@ struct GatedActivationParams {
   int64_t rows, width;
 };
 
-// sigmoid_mul: out = x * sigmoid(gate).
-struct SigmoidMulParams {
+// clamped_swiglu: out = gate * sigmoid(alpha * gate) * (up + 1), of gates and ups as above, each no more than limit,
+// and ups no less than -limit (gpt-oss).
+struct ClampedSwigluParams {
+  ConstMatrix x;  // [rows, 2 * width]
+  Matrix out;     // [rows, width], x's dtype
+  int64_t rows, width;
+  float alpha, limit;
+};
+
+// sigmoid_mul: out = x * sigmoid(gate). gelu_tanh_gate: out = x * gelu_tanh(gate).
+struct GateParams {
   ConstMatrix x, gate;  // [rows, width]
   Matrix out;           // [rows, width], x's dtype
   int64_t rows, width;

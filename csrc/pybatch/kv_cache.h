@@ -50,7 +50,7 @@ struct RopeKvWriteParams {
   Matrix q;                   // [tokens, heads * head_dim]
   ConstMatrix k, v;           // [tokens, kv_heads * head_dim]
   const int64_t* positions;   // [tokens]
-  const int64_t* slots;       // [tokens]
+  const int64_t* slots;       // [tokens], null: nothing is written, and there are no k and v
   const float* rotary;        // [max_position, rotary_dim]
   const void* q_norm_weight;  // q's dtype, may be null: a norm of each head
   const void* k_norm_weight;
@@ -64,6 +64,8 @@ struct RopeKvWriteParams {
   bool norm_last;                        // after the rotation instead of before it
   bool interleaved;                      // pairs are (2i, 2i+1) instead of (i, i + rotary_dim/2)
   KvCache cache;
+
+  constexpr int64_t slot(int64_t token) const { return slots != nullptr ? slots[token] : -1; }
 };
 
 // copy_blocks: dst block pairs[2i+1] = src block pairs[2i], whole blocks of `block_bytes`.

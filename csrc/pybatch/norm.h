@@ -29,12 +29,13 @@ struct GatedNormParams {
   int64_t rows, heads, width;
 };
 
-// add_normed: residual += factor * rms_norm(x), with the bits of the separate steps, each rounded to x's dtype.
+// add_normed: residual = (residual + factor * rms_norm(x)) * scale, with the bits of the separate steps, each rounded
+// to x's dtype.
 struct AddNormedParams {
   ConstMatrix x;       // [rows, width]
   Matrix residual;     // [rows, width], x's dtype
   const void* weight;  // [width], x's dtype; null: x is added as it is
-  float eps, factor;
+  float eps, factor, scale;
   int64_t rows, width;
 };
 

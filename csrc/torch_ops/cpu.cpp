@@ -89,10 +89,12 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def("gelu(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh(Tensor x, Tensor(a!) out) -> ()");
   m.def("relu2(Tensor x, Tensor(a!) out) -> ()");
-  m.def("add_normed(Tensor x, Tensor? weight, float eps, float factor, Tensor(a!) residual) -> ()");
+  m.def("add_normed(Tensor x, Tensor? weight, float eps, float factor, float scale, Tensor(a!) residual) -> ()");
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh_mul(Tensor x, Tensor(a!) out) -> ()");
+  m.def("clamped_swiglu(Tensor x, float alpha, float limit, Tensor(a!) out) -> ()");
   m.def("sigmoid_mul(Tensor x, Tensor gate, Tensor(a!) out) -> ()");
+  m.def("gelu_tanh_gate(Tensor x, Tensor gate, Tensor(a!) out) -> ()");
   m.def("embedding(Tensor ids, Tensor table, Tensor? scale, int vocab, float multiplier, Tensor(a!) out) -> ()");
   m.def(
       "matmul_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, Tensor(a!) out) "
@@ -119,11 +121,12 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "experts_gguf(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
       "Tensor starts, Tensor? tokens, Tensor? places, Tensor? weights, Tensor(a!) out) -> ()");
   m.def(
-      "route_experts(Tensor logits, Tensor? bias, int scoring, int groups, int top_groups, int group_best, "
-      "bool normalize, float scale, Tensor(a!) ids, Tensor(b!) weights, Tensor(c!) starts, Tensor(d!) order, "
+      "route_experts(Tensor logits, Tensor? bias, Tensor? expert_scale, int scoring, int groups, int top_groups, "
+      "int group_best, bool normalize, float scale, Tensor(a!) ids, Tensor(b!) weights, Tensor(c!) starts, Tensor(d!) "
+      "order, "
       "Tensor(e!) places) -> ()");
   m.def(
-      "rope_kv_write(Tensor(a!) q, Tensor k, Tensor v, Tensor positions, Tensor slots, Tensor rotary, "
+      "rope_kv_write(Tensor(a!) q, Tensor? k, Tensor? v, Tensor positions, Tensor? slots, Tensor rotary, "
       "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool layer_norm, bool norm_last, Tensor? query_scale, "
       "bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!)? k_scale, Tensor(e!)? v_scale, "
       "Tensor? key_divisor, Tensor? key_offset) -> ()");

@@ -95,11 +95,11 @@ struct KvOps : Checks<Backend> {
     return pointer<float>(*t);
   }
 
-  static void rope_kv_write(Tensor q, const Tensor& k, const Tensor& v, const Tensor& positions, const Tensor& slots,
-                            const Tensor& rotary, const OptionalTensor& q_norm, const OptionalTensor& k_norm,
-                            double norm_eps, bool layer_norm, bool norm_last, const OptionalTensor& query_scale,
-                            bool interleaved, Tensor k_cache, Tensor v_cache, OptionalTensor k_scale,
-                            OptionalTensor v_scale, const OptionalTensor& key_divisor,
+  static void rope_kv_write(Tensor q, const OptionalTensor& k, const OptionalTensor& v, const Tensor& positions,
+                            const OptionalTensor& slots, const Tensor& rotary, const OptionalTensor& q_norm,
+                            const OptionalTensor& k_norm, double norm_eps, bool layer_norm, bool norm_last,
+                            const OptionalTensor& query_scale, bool interleaved, Tensor k_cache, Tensor v_cache,
+                            OptionalTensor k_scale, OptionalTensor v_scale, const OptionalTensor& key_divisor,
                             const OptionalTensor& key_offset) {
     typename Backend::Scope scope(q);
     RopeKvWriteParams p{};
@@ -110,21 +110,24 @@ struct KvOps : Checks<Backend> {
     EXPECT(q.size(1) > 0 && q.size(1) % d == 0, "q: expected a width that is a multiple of the cache's head dimension ",
            d, ", got ", q.size(1));
     p.heads = q.size(1) / d;
-    p.k = input(k, "k", p.tokens, p.cache.kv_heads * d);
-    p.v = input(v, "v", p.tokens, p.cache.kv_heads * d);
-    expect_same_type(p.k.dtype, "k", p.q.dtype, "q");
-    expect_same_type(p.v.dtype, "v", p.q.dtype, "q");
+    EXPECT(k.has_value() == v.has_value() && k.has_value() == slots.has_value(), "k: expected k, v and slots, or none");
+    if (k) {
+      p.k = input(*k, "k", p.tokens, p.cache.kv_heads * d);
+      p.v = input(*v, "v", p.tokens, p.cache.kv_heads * d);
+      expect_same_type(p.k.dtype, "k", p.q.dtype, "q");
+      expect_same_type(p.v.dtype, "v", p.q.dtype, "q");
+      check(*slots, "slots", ScalarType::Long, {p.tokens});
+      p.slots = pointer<int64_t>(*slots);
+      Backend::verify(Slots{p.slots, p.tokens, p.cache.num_blocks * p.cache.block_size}, {p.slots});
+    }
     check(positions, "positions", ScalarType::Long, {p.tokens});
-    check(slots, "slots", ScalarType::Long, {p.tokens});
     check(rotary, "rotary", ScalarType::Float, {kAny, kAny});
     p.rotary_dim = rotary.size(1);
     EXPECT(p.rotary_dim % 2 == 0 && p.rotary_dim <= d, "rotary: expected an even width of at most the head dimension ",
            d, ", got ", p.rotary_dim);
     p.positions = pointer<int64_t>(positions);
-    p.slots = pointer<int64_t>(slots);
     p.rotary = pointer<float>(rotary);
     Backend::verify(Ids{"positions", p.positions, p.tokens, rotary.size(0)}, {p.positions});
-    Backend::verify(Slots{p.slots, p.tokens, p.cache.num_blocks * p.cache.block_size}, {p.slots});
     auto head_norm = [&](const OptionalTensor& weight, const char* name, int64_t heads, const void*& data,
                          int64_t& stride) {
       if (!weight) return;

@@ -60,7 +60,8 @@ struct LayerOps : Checks<Backend> {
     if (out.numel() > 0) kernel(p);
   }
 
-  static void add_normed(const Tensor& x, const OptionalTensor& weight, double eps, double factor, Tensor residual) {
+  static void add_normed(const Tensor& x, const OptionalTensor& weight, double eps, double factor, double scale,
+                         Tensor residual) {
     typename Backend::Scope scope(x);
     AddNormedParams p{};
     p.x = input(x, "x", kAny, kAny);
@@ -71,25 +72,42 @@ struct LayerOps : Checks<Backend> {
     if (weight) p.weight = vector_like(*weight, "weight", x.scalar_type(), p.width);
     p.eps = float32(eps, "eps");
     p.factor = float32(factor, "factor");
+    p.scale = float32(scale, "scale");
     if (x.numel() > 0) Backend::add_normed(p);
   }
 
-  template <void (*kernel)(const GatedActivationParams&)>
-  static void gated_activation(const Tensor& x, Tensor out) {
-    typename Backend::Scope scope(x);
-    GatedActivationParams p{};
+  template <class Params>
+  static Params gated_params(const Tensor& x, const Tensor& out) {
+    Params p{};
     p.x = input(x, "x", kAny, kAny);
     EXPECT(x.size(1) % 2 == 0, "x: expected an even number of columns (gate, then up), got ", x.size(1));
     p.rows = x.size(0);
     p.width = x.size(1) / 2;
     p.out = output(out, "out", p.rows, p.width);
     expect_same_type(p.out.dtype, "out", p.x.dtype, "x");
+    return p;
+  }
+
+  template <void (*kernel)(const GatedActivationParams&)>
+  static void gated_activation(const Tensor& x, Tensor out) {
+    typename Backend::Scope scope(x);
+    const auto p = gated_params<GatedActivationParams>(x, out);
     if (out.numel() > 0) kernel(p);
   }
 
-  static void sigmoid_mul(const Tensor& x, const Tensor& gate, Tensor out) {
+  static void clamped_swiglu(const Tensor& x, double alpha, double limit, Tensor out) {
     typename Backend::Scope scope(x);
-    SigmoidMulParams p{};
+    auto p = gated_params<ClampedSwigluParams>(x, out);
+    p.alpha = float32(alpha, "alpha");
+    p.limit = float32(limit, "limit");
+    EXPECT(p.limit >= 0, "limit: expected no negative number, got ", limit);
+    if (out.numel() > 0) Backend::clamped_swiglu(p);
+  }
+
+  template <void (*kernel)(const GateParams&)>
+  static void gate(const Tensor& x, const Tensor& gate, Tensor out) {
+    typename Backend::Scope scope(x);
+    GateParams p{};
     p.x = input(x, "x", kAny, kAny);
     p.rows = x.size(0);
     p.width = x.size(1);
@@ -97,7 +115,7 @@ struct LayerOps : Checks<Backend> {
     expect_same_type(p.gate.dtype, "gate", p.x.dtype, "x");
     p.out = output(out, "out", p.rows, p.width);
     expect_same_type(p.out.dtype, "out", p.x.dtype, "x");
-    if (out.numel() > 0) Backend::sigmoid_mul(p);
+    if (out.numel() > 0) kernel(p);
   }
 
   // Packed weights: of one matrix, or where experts is not 0 of a stack of them.
@@ -325,9 +343,9 @@ struct LayerOps : Checks<Backend> {
     multiply_gguf(x, weight, bias, norm, norm_eps, epilogue, &experts, out);
   }
 
-  static void route_experts(const Tensor& logits, const OptionalTensor& bias, int64_t scoring, int64_t groups,
-                            int64_t top_groups, int64_t group_best, bool normalize, double scale, Tensor ids,
-                            Tensor weights, Tensor starts, Tensor order, Tensor places) {
+  static void route_experts(const Tensor& logits, const OptionalTensor& bias, const OptionalTensor& expert_scale,
+                            int64_t scoring, int64_t groups, int64_t top_groups, int64_t group_best, bool normalize,
+                            double scale, Tensor ids, Tensor weights, Tensor starts, Tensor order, Tensor places) {
     typename Backend::Scope scope(logits);
     RouteParams p{};
     Base::check_rows(logits, "logits", kAny, kAny);
@@ -338,7 +356,11 @@ struct LayerOps : Checks<Backend> {
     p.experts = logits.size(1);
     EXPECT(p.experts > 0 && p.experts <= kMostExperts, "logits: expected 1 to ", kMostExperts, " columns, got ",
            p.experts);
-    if (bias) p.bias = static_cast<const float*>(vector_like(*bias, "bias", ScalarType::Float, p.experts));
+    auto of_experts = [&](const OptionalTensor& t, const char* name) {
+      return t ? static_cast<const float*>(vector_like(*t, name, ScalarType::Float, p.experts)) : nullptr;
+    };
+    p.bias = of_experts(bias, "bias");
+    p.expert_scale = of_experts(expert_scale, "expert_scale");
     EXPECT(scoring >= 0 && scoring <= 2, "scoring: expected 0 (softmax), 1 (sigmoid) or 2 (top_k_softmax), got ",
            scoring);
     p.scoring = static_cast<Scoring>(scoring);

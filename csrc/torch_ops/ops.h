@@ -37,7 +37,9 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("add_normed", TORCH_BOX(&Layers::add_normed));
   m.impl("silu_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::silu_mul>));
   m.impl("gelu_tanh_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::gelu_tanh_mul>));
-  m.impl("sigmoid_mul", TORCH_BOX(&Layers::sigmoid_mul));
+  m.impl("clamped_swiglu", TORCH_BOX(&Layers::clamped_swiglu));
+  m.impl("sigmoid_mul", TORCH_BOX(&Layers::template gate<&Backend::sigmoid_mul>));
+  m.impl("gelu_tanh_gate", TORCH_BOX(&Layers::template gate<&Backend::gelu_tanh_gate>));
   m.impl("embedding", TORCH_BOX(&Layers::embedding));
   m.impl("matmul_dense", TORCH_BOX(&Layers::matmul_dense));
   m.impl("matmul_w8a16", TORCH_BOX(&Layers::template matmul_int8<&Backend::matmul_w8a16>));

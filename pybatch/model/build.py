@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
-from pybatch.model.blocks.mlp import MLP
+from pybatch.model.blocks.mlp import EPILOGUES, MLP
 from pybatch.model.blocks.moe import MoE, SharedMLP
 from pybatch.model.calibration import pack_by_running
 from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LayerConfig, MLPConfig, MoEConfig
@@ -92,7 +92,7 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
         q_norm=head_norm("q_norm", heads["q"]) if config.qk_norm else None,
         k_norm=head_norm("k_norm", heads["k"]) if config.qk_norm else None,
         norm=replace(load.config.norm, eps=load.config.norm.eps * stored / dim),
-        sinks=load.vector("sinks", config.num_heads, index, "").float() if config.sinks else None,
+        sinks=load.exact("sinks", (config.num_heads,), index, "") if config.sinks else None,
         out=ResidualLinear(
             load.linear({"attention_out": hidden}, heads["q"], index, bias=config.out_bias),
             load.norm("mixer_post_norm", hidden, index),
@@ -148,12 +148,19 @@ def moe(load: WeightLoader, config: MoEConfig, index: int) -> MoE:
     hidden, count, width = load.config.hidden_size, config.experts, config.width
     return MoE(
         config=config,
-        router=load.router("mlp_norm", "router", count, hidden, index),
+        router=load.router("mlp_norm", "router", count, hidden, index, bias=config.router_bias),
         correction=load.exact("router_correction", (count,), index, "") if config.correction else None,
         gate_up=load.experts_behind_norm(
-            "mlp_norm", count, {"expert_gate": width, "expert_up": width}, hidden, index, whole="experts_gate_up"
+            "mlp_norm",
+            count,
+            {"expert_gate": width, "expert_up": width},
+            hidden,
+            index,
+            whole="experts_gate_up",
+            bias=config.bias,
+            gated=config.activation in EPILOGUES,
         ),
-        down=load.experts(count, {"expert_down": hidden}, width, index, whole="experts_down"),
+        down=load.experts(count, {"expert_down": hidden}, width, index, whole="experts_down", bias=config.bias),
         shared=shared_mlp(load, config, index) if config.shared_width else None,
     )
 

@@ -130,7 +130,11 @@ class MoEConfig:
     experts: int
     top_k: int
     width: int  # of an expert
-    activation: str = "silu"  # or "gelu_tanh"
+    activation: str = "silu"  # or "gelu_tanh", or "clamped_swiglu"
+    alpha: float = 1.702  # of clamped_swiglu; see ops
+    limit: float = 7.0
+    bias: bool = False  # of the projections of experts
+    router_bias: bool = False
     scoring: str = "softmax"  # or "sigmoid", or "top_k_softmax"
     correction: bool = False  # the choice is by score plus a number of each expert
     groups: int = 1

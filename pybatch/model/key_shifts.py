@@ -5,7 +5,8 @@ than the rest, as the biases of Qwen2's key projections make them, leave the oth
 all keys, and what is the same in all keys changes no softmax: a query's scores are all less by one number. So the
 mean of each channel is taken out of the keys before they are quantised (KIVI, Liu et al. 2024, has a zero point a
 channel for the same reason; SageAttention, Zhang et al. 2025, takes out the mean of the keys at hand). Slow rotary
-pairs have nearly all of their bias in the mean. A channel that is still large is divided by a power of two, by which
+pairs have nearly all of their bias in the mean. Beside sinks, and under soft caps, it is left in: there a number that
+all scores are less by changes the softmax. A channel that is still large is divided by a power of two, by which
 queries are multiplied (as in SmoothQuant, Xiao et al. 2023), alike in the two halves of a rotary pair.
 
 Both come from the model's own keys for fixed token ids, at positions all over the context, and so are the same in each
@@ -48,16 +49,17 @@ def key_shifts(decoder: Decoder) -> list[KeyShift]:
             attention.rope.rotary_dim,
             attention.own_head_dim,
             decoder.device,
+            centred=not attention.sinks and not attention.soft_cap,
         )
         for k, attention in zip(keys, decoder.config.attentions, strict=True)
     ]
 
 
-def _shift(k: Tensor, rotary_dim: int, stored_dim: int, device: torch.device) -> KeyShift:
+def _shift(k: Tensor, rotary_dim: int, stored_dim: int, device: torch.device, *, centred: bool) -> KeyShift:
     """k: [kv_heads, head_dim, tokens] rotated keys, of which the first rotary_dim elements are in pairs, and those from
-    stored_dim on are zeros."""
+    stored_dim on are zeros. centred: less their mean."""
     k = k.nan_to_num()
-    mean = k.mean(2)
+    mean = k.mean(2) if centred else k.new_zeros(k.shape[:2])
     largest = (k - mean[:, :, None]).abs().amax(2)
     of_pairs = largest[:, :rotary_dim].reshape(len(k), 2, -1).amax(1)
     largest = torch.cat([of_pairs, of_pairs, largest[:, rotary_dim:]], 1)

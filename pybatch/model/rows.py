@@ -125,6 +125,30 @@ class Interleaved:
         return slice(first // 2 * ops.PANEL, min(-(-last // 2) * ops.PANEL, self.parts[0].shape[0]))
 
 
+class Transposed:
+    """The rows of matrices [count, N, K], one below the other, of a tensor that has them as [count, K, N]."""
+
+    def __init__(self, stack: Rows) -> None:
+        self._stack = stack
+        count, k, self._height = stack.shape
+        self.shape, self.dtype = (count * self._height, k), stack.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        found = [self._stack[slice(i, i + 1)][0][:, wanted].t() for i, wanted in self._found(rows)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def release(self, rows: slice) -> None:
+        """Each is spread over all of its matrix, which is given back with its last."""
+        for i, wanted in self._found(rows):
+            if wanted.stop == self._height:
+                self._stack.release(slice(i, i + 1))
+
+    def _found(self, rows: slice) -> Iterator[tuple[int, slice]]:
+        for i in range(rows.start // self._height, -(-rows.stop // self._height)):
+            first = i * self._height
+            yield i, slice(max(rows.start - first, 0), min(rows.stop - first, self._height))
+
+
 class _Padded:
     def __init__(self, rows: Rows) -> None:
         self._rows, self.dtype = rows, rows.dtype
@@ -291,6 +315,20 @@ def interleaved(gate: Rows, up: Rows) -> Rows:
     if isinstance(gate, Int8Rows) and isinstance(up, Int8Rows):
         codes, scales = Interleaved([gate.int8, up.int8]), Interleaved([gate.row_scales, up.row_scales])
         return _ViewOfInt8(view, codes, scales)
+    return view
+
+
+def stacked(parts: Sequence[Rows]) -> Rows:
+    """Stacked, in the bits of all where they are alike."""
+    if len(parts) == 1:
+        return parts[0]
+    view = Stacked(parts)
+    blocks = [part for part in parts if isinstance(part, BlockRows)]
+    if len(blocks) == len(parts) and len({part.block_type for part in blocks}) == 1:
+        return _ViewOfBlocks(view, Stacked([part.blocks for part in blocks]), blocks[0].block_type)
+    codes = [part for part in parts if isinstance(part, Int8Rows)]
+    if len(codes) == len(parts):
+        return _ViewOfInt8(view, Stacked([part.int8 for part in codes]), Stacked([part.row_scales for part in codes]))
     return view
 
 

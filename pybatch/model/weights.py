@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -40,11 +41,13 @@ from pybatch.model.rows import (
     MatrixStack,
     Rows,
     Stacked,
+    Transposed,
     filled,
     filled_columns,
     interleaved,
     padded,
     sliced,
+    stacked,
     turned,
 )
 from pybatch.model.rows import grouped as in_groups
@@ -199,25 +202,40 @@ class WeightLoader:
         rows = self.tensor(self.family.tensor(role, layer) + suffix, shape)
         return rows[0 : shape[0]].to(self.device, torch.float32, copy=True)
 
-    def router(self, norm: str, role: str, count: int, columns: int, layer: int) -> NormedLinear:
+    def router(self, norm: str, role: str, count: int, columns: int, layer: int, *, bias: bool = False) -> NormedLinear:
         """A projection of few rows behind a norm whose results decide: in the checkpoint's own precision."""
         rows = self.tensor(f"{self.family.tensor(role, layer)}.weight", (count, columns))
-        return NormedLinear(self.norm(norm, columns, layer), self._dense(rows, None, rows.dtype))
+        added = self.exact(role, (count,), layer, ".bias") if bias else None
+        return NormedLinear(self.norm(norm, columns, layer), self._dense(rows, added, rows.dtype))
 
-    def experts(self, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str) -> Packed:
-        """A stack of the projections of a role of each expert, or of two, gate and up, which the product's epilogue
-        multiplies. whole: the role of one tensor of them all."""
-        return self._pack_experts(self._expert_rows(count, roles, columns, layer, whole), count)
+    def experts(
+        self, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str, bias: bool = False
+    ) -> Packed:
+        """A stack of the projections of a role of each expert. whole: the role of one tensor of them all."""
+        biases = self._expert_biases(count, roles, layer, whole) if bias else None
+        return self._pack_experts(self._expert_rows(count, roles, columns, layer, whole), biases)
 
     def experts_behind_norm(
-        self, norm: str, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str
+        self,
+        norm: str,
+        count: int,
+        roles: Mapping[str, int],
+        columns: int,
+        layer: int,
+        *,
+        whole: str,
+        bias: bool = False,
+        gated: bool = False,
     ) -> NormedLinear:
-        """As experts, of the output of a norm; for W8A8 its packing waits for activations."""
+        """As experts, of the output of a norm; for W8A8 its packing waits for activations. gated: the roles are gate
+        and up, and the product's epilogue multiplies them; such have no biases."""
         rows = self._expert_rows(count, roles, columns, layer, whole)
+        biases = self._expert_biases(count, roles, layer, whole) if bias else None
         before = self.norm(norm, columns, layer)
         if self.smooths and before is not None:
-            return NormedLinear(before, PackedWhenCalled(lambda scale: self._pack_experts(rows, count, scale)))
-        return NormedLinear(before, self._pack_experts(rows, count))
+            packed = PackedWhenCalled(lambda scale: self._pack_experts(rows, biases, scale, gated=gated))
+            return NormedLinear(before, packed)
+        return NormedLinear(before, self._pack_experts(rows, biases, gated=gated))
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
         config = self.config
@@ -281,12 +299,20 @@ class WeightLoader:
         self, count: int, roles: Mapping[str, int], columns: int, layer: int, whole: str
     ) -> list[list[Rows]]:
         """Of each expert a matrix for each role. There is one tensor for each; or one for all experts; or, as
-        transformers has them in memory, one for all experts and roles, with those of an expert one below the other."""
+        transformers has them in memory, one for all experts and roles, with those of an expert one below the other, or
+        by turns (Family.experts_by_turns)."""
         name, total = self.family.tensor(whole, layer), sum(roles.values())
         if name in self.checkpoint:
-            rows, ends = self._stack(name, (count, total, columns)), list(accumulate(roles.values()))
+            rows, ends = (
+                self._stack(name, (count, total, columns), by_input=self.family.experts_by_input),
+                list(accumulate(roles.values())),
+            )
+            each = [sliced(rows, e * total, (e + 1) * total) for e in range(count)]
+            if self.family.experts_by_turns:
+                turns = range(len(roles))
+                return [[in_groups(own, total // len(roles), turn, turn + 1) for turn in turns] for own in each]
             sizes = list(zip(roles.values(), ends, strict=True))
-            return [[sliced(rows, e * total + end - n, e * total + end) for n, end in sizes] for e in range(count)]
+            return [[sliced(own, end - n, end) for n, end in sizes] for own in each]
         of_roles = [self._role_of_experts(role, count, n, columns, layer) for role, n in roles.items()]
         return [list(parts) for parts in zip(*of_roles, strict=True)]
 
@@ -297,21 +323,42 @@ class WeightLoader:
             return [sliced(rows, e * n, (e + 1) * n) for e in range(count)]
         return [self.tensor(name.format(e), (n, columns)) for e in range(count)]
 
-    def _stack(self, name: str, shape: tuple[int, int, int]) -> Rows:
-        tensor = self.tensor(name, shape)
-        if not isinstance(tensor, MatrixStack):
+    def _expert_biases(self, count: int, roles: Mapping[str, int], layer: int, whole: str) -> Tensor:
+        """[count, outputs]: of each expert the biases of the roles one behind the other."""
+        name, total = f"{self.family.tensor(whole, layer)}_bias", sum(roles.values())
+        if name in self.checkpoint:
+            biases = self._on_device(self.tensor(name, (count, total)))
+            turns = len(roles) if self.family.experts_by_turns else 1
+            return torch.cat([biases[:, turn::turns] for turn in range(turns)], dim=1)
+        names = {f"{self.family.tensor(role, layer)}.bias".replace(".{}", ""): n for role, n in roles.items()}
+        return torch.cat([self._on_device(self.tensor(name, (count, n))) for name, n in names.items()], dim=1)
+
+    def _stack(self, name: str, shape: tuple[int, int, int], *, by_input: bool = False) -> Rows:
+        """by_input: of a tensor that is not quantised, the matrices are transposed."""
+        count, n, k = shape
+        stack = self.checkpoint[name]
+        if not isinstance(stack, MatrixStack):
             raise ModelError(
                 f"{self.config.name}: {name}: expected a tensor of three dimensions that can be read by rows"
             )
-        return tensor.flattened()
+        if by_input and _bits(stack.flattened()) is None:
+            return Transposed(self.tensor(name, (count, k, n)))
+        self.tensor(name, shape)
+        return stack.flattened()
 
-    def _pack_experts(self, parts: list[list[Rows]], count: int, column_scale: Tensor | None = None) -> Packed:
-        gated = len(parts[0]) == 2
-        each = [interleaved(*of_expert) if gated else padded(of_expert[0]) for of_expert in parts]
-        rows, width = Stacked(each), each[0].shape[0] if gated else parts[0][0].shape[0]
-        if self.keeps_bits and len(set(map(_bits, each))) > 1:  # one kernel call takes one kind
-            return as_stack(self._dense(rows, None), count, width)
-        return as_stack(self._pack(rows, None, column_scale), count, width)
+    def _pack_experts(
+        self,
+        parts: list[list[Rows]],
+        biases: Tensor | None,
+        column_scale: Tensor | None = None,
+        *,
+        gated: bool = False,
+    ) -> Packed:
+        each = [interleaved(*of_expert) if gated else padded(stacked(of_expert)) for of_expert in parts]
+        width = each[0].shape[0] if gated else sum(part.shape[0] for part in parts[0])
+        rows, mixed = Stacked(each), len(set(map(_bits, each))) > 1  # one kernel call takes one kind
+        packed = self._dense(rows, None) if self.keeps_bits and mixed else self._pack(rows, None, column_scale)
+        return replace(as_stack(packed, len(parts), width), bias=biases)
 
     def _bias_of(self, parts: Sequence[Rows], gated: bool = False) -> Tensor | None:
         """None of no parts."""

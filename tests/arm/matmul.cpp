@@ -287,9 +287,9 @@ void check_experts(Kind kind, const std::string& name, const std::vector<Weights
     std::vector<int32_t> ids(static_cast<size_t>(rows)), order(ids), places(ids);
     std::vector<int32_t> starts(static_cast<size_t>(count + 1));
     Array weights(DType::f32, rows);
-    cpu::kernels().route_experts({logits.as<float>(), count, nullptr, ids.data(), weights.as<float>(), starts.data(),
-                                  order.data(), places.data(), tokens, count, kTop, 1, 1, 1, Scoring::sigmoid, false,
-                                  1.0f});
+    cpu::kernels().route_experts({logits.as<float>(), count, nullptr, nullptr, ids.data(), weights.as<float>(),
+                                  starts.data(), order.data(), places.data(), tokens, count, kTop, 1, 1, 1,
+                                  Scoring::sigmoid, false, 1.0f});
     MatmulParams p{};
     p.weight_dtype = dtype;
     p.gguf_type = type;

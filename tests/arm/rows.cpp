@@ -69,6 +69,7 @@ void check_add_normed(Random& random) {
                                      normed ? weight.data() : nullptr,
                                      eps,
                                      factor,
+                                     1.0f,
                                      count,
                                      width});
         };

@@ -20,6 +20,7 @@ from transformers import (
     Glm4MoeConfig,
     GlmConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
     HeliumConfig,
     HunYuanDenseV1Config,
@@ -228,6 +229,15 @@ CONFIGS = {
         **SMALL, **EXPERTS, head_dim=32, n_routed_experts=12, n_group=4, topk_group=2, use_qk_norm=True,
         attention_bias=True, n_shared_experts=2, routed_scaling_factor=1.8, first_k_dense_replace=2,
         norm_topk_prob=False,
+    ),
+    "gpt_oss": GptOssConfig(
+        **SMALL, head_dim=16, num_local_experts=6, num_experts_per_tok=3, sliding_window=24,
+        rope_parameters={**YARN_ROPE, "truncate": False, "original_max_position_embeddings": 64},
+    ),
+    "gpt_oss-plain": GptOssConfig(
+        **SMALL, head_dim=32, num_local_experts=4, num_experts_per_tok=4, sliding_window=40, attention_bias=False,
+        layer_types=[WHOLE, NEAR, NEAR], swiglu_alpha=1.0, swiglu_limit=0.75,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
 }  # fmt: skip
 

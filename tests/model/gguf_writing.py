@@ -62,6 +62,8 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
                 else writer.add_expert_shared_feed_forward_length
             )
             add(width)
+    if arch == "gpt-oss":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -73,6 +75,7 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
         writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
     if "llama_4_scaling_beta" in rope:
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+    if rope.get("rope_type") == "yarn":
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
@@ -104,9 +107,20 @@ def finish(writer: GGUFWriter) -> None:
 
 def parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """A model's own, under the names that the converter has for them: gates and ups of experts apart."""
+    by_input = model.config.model_type == "gpt_oss"
     for name, parameter in model.named_parameters():
         path, _, last = name.rpartition(".")
-        if last == "gate_up_proj":
+        if last == "sinks":
+            yield f"{name}.weight", parameter
+        elif by_input and ".experts." in name:  # gates and ups by turns, and a row for each input
+            suffix = ".bias" if last.endswith("_bias") else ".weight"
+            rows = parameter if suffix == ".bias" else parameter.transpose(1, 2)
+            if last.startswith("gate_up"):
+                yield f"{path}.gate_proj{suffix}", rows[:, ::2]
+                yield f"{path}.up_proj{suffix}", rows[:, 1::2]
+            else:
+                yield f"{path}.down_proj{suffix}", rows
+        elif last == "gate_up_proj":
             for part, half in zip(("gate_proj", "up_proj"), parameter.chunk(2, 1), strict=True):
                 yield f"{path}.{part}.weight", half
         else:
@@ -126,10 +140,10 @@ def write_tensors(
     numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
     names = get_tensor_name_map(numbers[arch], config.num_hidden_layers)
     for name, parameter in parameters(model):
-        data = parameter.detach().numpy()
+        data = parameter.detach().numpy().copy()
         projection = name.split(".")[-2]
         wanted = kind(name) if callable(kind) else kind
-        vector = data.ndim == 1 or projection == "gate"  # or a router
+        vector = data.ndim == 1 or projection in ("gate", "router") or name.endswith(".bias")
         matrix_kind = GGMLQuantizationType.F32 if vector else wanted
         try:
             stored = quants.quantize(data, matrix_kind)

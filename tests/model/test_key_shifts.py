@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model.families import SMALL, save, some_ids
+from model.families import SMALL, make, save, some_ids
 from model.paged import INT4, caches_for, logits_of
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -48,6 +48,16 @@ def test_large_biases_do_not_take_the_codes_of_the_rest(biased: Decoder, kv: tor
     assert error < most, f"{error} of the logits' size, without shifts {before}"
     assert before > 3 * error
     assert torch.equal(logits_of(biased, ids, [1] * 40 + [50, 30], caches=caches), found)  # decode as prefill
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma2"])
+def test_beside_sinks_and_under_soft_caps_keys_keep_their_mean(family: str, tmp_path: Path) -> None:
+    """There a number that all scores of a query are less by changes the softmax."""
+    decoder = load_model(save(make(family), tmp_path), skip_tokenizer=True).decoder
+    assert all(offset.eq(0).all() for _, offset in key_shifts(decoder))
+    ids = some_ids(120)
+    exact, found = logits_of(decoder, ids), logits_of(decoder, ids, caches=shifted(decoder, 10, torch.int8))
+    assert (found - exact).norm() < 0.1 * exact.norm()  # another expert may be chosen
 
 
 def test_divisors_are_powers_of_two_alike_in_a_pair(biased: Decoder) -> None:

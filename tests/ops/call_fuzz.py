@@ -75,7 +75,8 @@ class Calls:
 
     def add_normed(self) -> Arguments:
         made = self.norm()
-        return {"x": made["x"], "weight": made["bias"], "eps": 1e-5, "factor": 0.5, "residual": made["out"]}
+        numbers = {"eps": 1e-5, "factor": 0.5, "scale": 2.0}
+        return {"x": made["x"], "weight": made["bias"], **numbers, "residual": made["out"]}
 
     def gated(self) -> Arguments:
         rows, width = self.size(), self.size()
@@ -189,6 +190,7 @@ class Calls:
         return {
             "logits": self.rows(tokens, experts, torch.float32),
             "bias": self.maybe(lambda: torch.randn(experts)),
+            "expert_scale": self.maybe(lambda: torch.randn(experts)),
             "scoring": self.r.randrange(3),
             "groups": groups,
             "top_groups": top_groups,
@@ -384,6 +386,8 @@ class Calls:
             "relu2": self.plain,
             "silu_mul": self.gated,
             "gelu_tanh_mul": self.gated,
+            "gelu_tanh_gate": self.sigmoid_mul,
+            "clamped_swiglu": lambda: self.gated() | {"alpha": 1.702, "limit": 7.0},
             "matmul_dense": lambda: self.matmul(self.dense),
             "matmul_w8a16": lambda: self.matmul(self.int8),
             "matmul_w8a8": lambda: self.matmul(self.int8),

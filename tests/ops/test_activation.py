@@ -90,3 +90,51 @@ def test_out_may_be_x(op: object) -> None:
     wanted = op(x)
     assert same_bits(op(x, x), wanted)
     assert same_bits(x, wanted)
+
+
+# ---- clamped_swiglu ----
+
+
+def clamped_swiglu(x: Tensor, alpha: float, limit: float) -> Tensor:
+    gate, up = x.double().chunk(2, dim=1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(0, 4),
+    width=st.one_of(st.integers(0, 70), st.sampled_from([576, 2880])),
+    dtype=st.sampled_from(FLOATS),
+    scale=st.sampled_from([0.01, 1.0, 12.0]),
+    alpha=st.sampled_from([1.702, 1.0]),
+    limit=st.sampled_from([7.0, 0.5, 0.0]),
+    seed=st.integers(0, 99),
+)
+def test_clamped_swiglu(
+    rows: int, width: int, dtype: torch.dtype, scale: float, alpha: float, limit: float, seed: int
+) -> None:
+    x = (torch.randn(rows, 2 * width, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+    actual = ops.clamped_swiglu(x, alpha=alpha, limit=limit).double()
+    # up + 1 is rounded near -1
+    torch.testing.assert_close(actual, clamped_swiglu(x, alpha, limit), rtol=RELATIVE[dtype], atol=2e-6)
+
+
+def test_clamped_swiglu_of_what_is_not_finite() -> None:
+    inf, nan = torch.inf, torch.nan
+    x = torch.tensor([[inf, -inf, nan, 1.0, 1.0, 1.0, -1e20, 1.0, 1.0, 1.0, inf, -inf, nan, 1.0]])
+    wanted = clamped_swiglu(x, 1.702, 7.0).float()
+    wanted[0, 1] = 0.0
+    torch.testing.assert_close(ops.clamped_swiglu(x), wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rows_of_clamped_swiglu_stand_alone(dtype: torch.dtype) -> None:
+    x = torch.randn(40, 2 * 333, generator=torch.Generator().manual_seed(0)).mul(6).to(dtype)
+    assert_rows_stand_alone(ops.clamped_swiglu, x)
+    assert same_bits(ops.clamped_swiglu(x, apart(torch.zeros(40, 333)).to(dtype)), ops.clamped_swiglu(x))
+
+
+def test_a_negative_limit_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="limit: expected no negative number, got -1"):
+        ops.clamped_swiglu(torch.ones(1, 2), limit=-1.0)

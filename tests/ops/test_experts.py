@@ -101,9 +101,10 @@ def test_routing_is_its_definition(
     top_groups, group_best = data.draw(st.integers(1, groups)), data.draw(st.integers(1, min(size, 3)))
     top_k = data.draw(st.integers(1, min(size * top_groups, 12)))
     logits, b = normal(tokens, experts, seed=seed) * 3, normal(experts, seed=seed + 1) / 5 if bias else None
+    scales = normal(experts, seed=seed + 2) if bias else None
     routing = ops.route_experts(
-        apart(logits), top_k, bias=b, scoring=scoring, groups=groups, top_groups=top_groups, group_best=group_best,
-        normalize=normalize, scale=2.5,
+        apart(logits), top_k, bias=b, expert_scale=scales, scoring=scoring, groups=groups, top_groups=top_groups,
+        group_best=group_best, normalize=normalize, scale=2.5,
     )  # fmt: skip
     scores, choice = route_exactly(logits, top_k, b, scoring, groups, top_groups, group_best)
     ids = routing.ids.long()
@@ -114,7 +115,8 @@ def test_routing_is_its_definition(
     weights = scores.gather(1, ids)
     weights = weights.softmax(1) if scoring == Scoring.TOP_K_SOFTMAX else weights
     weights = weights / weights.sum(1, keepdim=True) if normalize else weights
-    torch.testing.assert_close(routing.weights.double(), weights * 2.5, rtol=3e-5, atol=1e-7)
+    weights = weights * 2.5 if scales is None else weights * 2.5 * scales[ids]
+    torch.testing.assert_close(routing.weights.double(), weights, rtol=3e-5, atol=1e-6)
     assert_sorted(routing, experts)
 
 

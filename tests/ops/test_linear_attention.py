@@ -220,11 +220,14 @@ def test_gated_rms_norm(rows: int, heads: int, width: int, dtype: torch.dtype, s
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(rows=st.integers(1, 4), width=st.integers(1, 70), dtype=st.sampled_from(FLOATS), seed=st.integers(0, 99))
-def test_sigmoid_mul(rows: int, width: int, dtype: torch.dtype, seed: int) -> None:
+def test_gates(rows: int, width: int, dtype: torch.dtype, seed: int) -> None:
     x, gate = (normal(rows, width, dtype=dtype, seed=seed + i) * 4 for i in range(2))
     wanted = x.double() * gate.double().sigmoid()
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(ops.sigmoid_mul(x, apart(gate)).double(), wanted, rtol=tolerance, atol=1e-6)
+    wanted = x.double() * functional.gelu(gate.double(), approximate="tanh")
+    torch.testing.assert_close(ops.gelu_tanh_gate(x, apart(gate)).double(), wanted, rtol=tolerance, atol=1e-5)
+    assert same_bits(ops.gelu_tanh_gate(x, gate), ops.gelu_tanh_gate(x, gate, out=gate.clone()))
     assert same_bits(ops.sigmoid_mul(x, gate), ops.sigmoid_mul(x, gate, out=x))
 
 
@@ -233,3 +236,4 @@ def test_rows_of_gates_stand_alone(dtype: torch.dtype) -> None:
     both, weight = normal(6, 96, dtype=dtype), normal(24, dtype=dtype, seed=1)
     assert_rows_stand_alone(lambda x: ops.gated_rms_norm(x[:, :48], x[:, 48:], weight, 1e-5), both)
     assert_rows_stand_alone(lambda x: ops.sigmoid_mul(x[:, :48], x[:, 48:]), both)
+    assert_rows_stand_alone(lambda x: ops.gelu_tanh_gate(x[:, :48], x[:, 48:]), both)

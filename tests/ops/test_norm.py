@@ -85,19 +85,24 @@ def test_layer_norm(
     dtype=st.sampled_from(FLOATS),
     with_norm=st.booleans(),
     factor=st.sampled_from([1.0, 0.22, -3.0]),
+    scale=st.sampled_from([1.0, 1.0, 0.017]),
     seed=st.integers(0, 99),
 )
-def test_add_normed(rows: int, width: int, dtype: torch.dtype, with_norm: bool, factor: float, seed: int) -> None:
+def test_add_normed(
+    rows: int, width: int, dtype: torch.dtype, with_norm: bool, factor: float, scale: float, seed: int
+) -> None:
     """Against float64, and with the bits of its steps one by one."""
     x, residual = normal(rows, width, dtype=dtype, seed=seed), normal(rows, width, dtype=dtype, seed=seed + 1)
     weight = normal(width, dtype=dtype, seed=seed + 2) if with_norm else None
     added = x if weight is None else ops.rms_norm(x, weight, 1e-5)
     steps = residual + (added.float() * torch.tensor(factor)).to(dtype)
+    steps = (steps.float() * torch.tensor(scale)).to(dtype)
     exact = x.double() if weight is None else rms_norm_reference(x, weight, 1e-5)
-    wanted = residual.double() + factor * exact
-    assert ops.add_normed(x, residual, weight, 1e-5, factor) is residual
+    wanted = (residual.double() + factor * exact) * scale
+    before = residual.double().abs()
+    assert ops.add_normed(x, residual, weight, 1e-5, factor, scale) is residual
     assert torch.equal(residual, steps)
-    bound = 4 * RELATIVE[dtype] * (abs(factor) * exact.abs() + wanted.abs()) + 1e-6
+    bound = 4 * RELATIVE[dtype] * scale * (abs(factor) * exact.abs() + before) + 1e-6
     assert ((residual.double() - wanted).abs() <= bound).all()
 
 

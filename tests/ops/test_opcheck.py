@@ -31,7 +31,14 @@ def norm() -> Arguments:
 
 
 def add_normed() -> Arguments:
-    return {"x": normal(3, 20), "weight": normal(20), "eps": 1e-5, "factor": 0.5, "residual": normal(3, 20)}
+    return {
+        "x": normal(3, 20),
+        "weight": normal(20),
+        "eps": 1e-5,
+        "factor": 0.5,
+        "scale": 2.0,
+        "residual": normal(3, 20),
+    }
 
 
 def gated() -> Arguments:
@@ -134,8 +141,8 @@ def experts(matmul: Callable[[], Arguments], gathers: bool) -> Arguments:
 
 def route_experts() -> Arguments:
     return {
-        "logits": normal(3, 8), "bias": normal(8), "scoring": 1, "groups": 4, "top_groups": 2, "group_best": 2,
-        "normalize": True, "scale": 2.5, **ops.Routing.empty(3, 8, 2)._asdict(),
+        "logits": normal(3, 8), "bias": normal(8), "expert_scale": normal(8), "scoring": 1, "groups": 4,
+        "top_groups": 2, "group_best": 2, "normalize": True, "scale": 2.5, **ops.Routing.empty(3, 8, 2)._asdict(),
     }  # fmt: skip
 
 
@@ -260,7 +267,9 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "add_normed": [add_normed, lambda: add_normed() | {"weight": None}],
     "silu_mul": [gated],
     "gelu_tanh_mul": [gated],
+    "clamped_swiglu": [lambda: gated() | {"alpha": 1.702, "limit": 7.0}],
     "sigmoid_mul": [sigmoid_mul],
+    "gelu_tanh_gate": [sigmoid_mul],
     "gated_rms_norm": [gated_rms_norm],
     "causal_conv": [causal_conv],
     "gated_delta_rule": [gated_delta_rule],
@@ -284,7 +293,11 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
         )
     },
     "route_experts": [route_experts],
-    "rope_kv_write": [lambda: rope_kv_write(False), lambda: rope_kv_write(True)],
+    "rope_kv_write": [
+        lambda: rope_kv_write(False),
+        lambda: rope_kv_write(True),
+        lambda: rope_kv_write(False) | {"k": None, "v": None, "slots": None},
+    ],
     "copy_blocks": [lambda: {"pool": pool(5), "pairs": torch.tensor([[0, 1], [0, 2]])}],
     "swap_blocks": [lambda: {"src": pool(5), "dst": pool(3), "pairs": torch.tensor([[4, 0], [1, 2]])}],
     "paged_attention": [lambda: paged_attention(False), lambda: paged_attention(True)],
@@ -420,6 +433,7 @@ def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[
         ("embedding", "vocab", 0, "vocab: expected a positive number"),
         ("rope_kv_write", "positions", integers(0, 10, 1), r"positions: expected ids in \[0, 10\), got 10 at 1"),
         ("rope_kv_write", "slots", integers(0, 40, 1), "slots: expected below 40, got 40 at 1"),
+        ("rope_kv_write", "slots", None, "k: expected k, v and slots, or none"),
         ("rope_kv_write", "k_cache", normal(5, 2, 12, 8), "k_cache|v_cache"),
         ("rope_kv_write", "k_scale", torch.ones(5, 2, 8), "k_scale, v_scale: expected none"),
         ("swap_blocks", "pairs", torch.tensor([[5, 0]]), r"pairs: expected source blocks in \[0, 5\), got 5 at 0"),

@@ -329,6 +329,27 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("shape", VARIANTS)
+def test_queries_alone_have_their_bits_and_nothing_is_written(shape: Shape) -> None:
+    batch = make_batch(shape, 30)
+    with_keys = write(batch, Cache.empty(shape, 40))
+    cache = Cache.empty(shape, 40)
+    before = [tensor.clone() for tensor in (cache.k, cache.v)]
+    q = batch.rows(slice(None)).split()[0]
+    ops.rope_kv_write(
+        *(q, None, None, batch.positions, None, rotary_table(shape.rotary_dim)),
+        *(cache.k, cache.v, cache.k_scale, cache.v_scale),
+        q_norm=norm_weights(shape)[0],
+        layer_norm=shape.layer_norm,
+        norm_last=shape.norm_last,
+        query_scale=query_scale(shape),
+        interleaved=shape.interleaved,
+    )
+    assert torch.equal(q.unflatten(1, (shape.heads, -1)), with_keys)
+    for tensor, old in zip((cache.k, cache.v), before, strict=True):
+        assert torch.equal(tensor.view(torch.uint8), old.view(torch.uint8))
+
+
+@pytest.mark.parametrize("shape", VARIANTS)
 def test_a_token_is_the_same_alone_in_any_batch_and_on_any_threads(shape: Shape) -> None:
     tokens = 120
     batch = make_batch(shape, tokens)

@@ -52,7 +52,7 @@ class ActivationParams(ctypes.Structure):
 class AddNormedParams(ctypes.Structure):
     _fields_ = [
         ("x", Matrix), ("residual", Matrix), ("weight", c_void_p), ("eps", c_float), ("factor", c_float),
-        ("rows", c_int64), ("width", c_int64),
+        ("scale", c_float), ("rows", c_int64), ("width", c_int64),
     ]  # fmt: skip
 
 
@@ -60,7 +60,11 @@ class GatedActivationParams(ctypes.Structure):
     _fields_ = [("x", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
 
 
-class SigmoidMulParams(ctypes.Structure):
+class ClampedSwigluParams(ctypes.Structure):
+    _fields_ = [*GatedActivationParams._fields_, ("alpha", c_float), ("limit", c_float)]
+
+
+class GateParams(ctypes.Structure):
     _fields_ = [("x", Matrix), ("gate", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
 
 
@@ -119,10 +123,10 @@ class MatmulParams(ctypes.Structure):
 
 class RouteParams(ctypes.Structure):
     _fields_ = [
-        ("logits", c_void_p), ("row_stride", c_int64), ("bias", c_void_p), ("ids", c_void_p), ("weights", c_void_p),
-        ("starts", c_void_p), ("order", c_void_p), ("places", c_void_p), ("tokens", c_int64), ("experts", c_int64),
-        ("top_k", c_int64), ("groups", c_int64), ("top_groups", c_int64), ("group_best", c_int64),
-        ("scoring", c_int32), ("normalize", c_bool), ("scale", c_float),
+        ("logits", c_void_p), ("row_stride", c_int64), ("bias", c_void_p), ("expert_scale", c_void_p),
+        ("ids", c_void_p), ("weights", c_void_p), ("starts", c_void_p), ("order", c_void_p), ("places", c_void_p),
+        ("tokens", c_int64), ("experts", c_int64), ("top_k", c_int64), ("groups", c_int64), ("top_groups", c_int64),
+        ("group_best", c_int64), ("scoring", c_int32), ("normalize", c_bool), ("scale", c_float),
     ]  # fmt: skip
 
 
@@ -218,7 +222,7 @@ PARAMS = (
     NormParams, ActivationParams, GatedActivationParams, EmbeddingParams, MatmulParams, RouteParams, RopeKvWriteParams,
     CopyBlocksParams,
     PagedAttentionParams, RotateKeysParams, GatherKvParams, AttentionMassParams, AdjustLogitsParams, SampleParams,
-    TokenLogprobsParams, SigmoidMulParams, GatedNormParams, CausalConvParams, GatedDeltaParams,
+    TokenLogprobsParams, ClampedSwigluParams, GateParams, GatedNormParams, CausalConvParams, GatedDeltaParams,
 )  # fmt: skip
 
 # How many fields a struct has is the longest list of initialisers it takes.
@@ -454,14 +458,20 @@ class SimtOps:
         return out
 
     def add_normed(
-        self, x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 0.0, factor: float = 1.0
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None = None,
+        eps: float = 0.0,
+        factor: float = 1.0,
+        scale: float = 1.0,
     ) -> Tensor:
         with buffers() as b:
             self._run(
                 "add_normed",
                 AddNormedParams(
                     b.matrix(x, "x"), b.matrix(residual, "residual", out=True), b.read(weight, "weight"), eps, factor,
-                    *x.shape,
+                    scale, *x.shape,
                 ),
             )  # fmt: skip
         return residual
@@ -472,20 +482,30 @@ class SimtOps:
     def gelu_tanh_mul(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self._gated("gelu_tanh_mul", x, out)
 
-    def _gated(self, name: str, x: Tensor, out: Tensor | None) -> Tensor:
+    def clamped_swiglu(
+        self, x: Tensor, out: Tensor | None = None, *, alpha: float = 1.702, limit: float = 7.0
+    ) -> Tensor:
+        return self._gated("clamped_swiglu", x, out, alpha, limit)
+
+    def _gated(self, name: str, x: Tensor, out: Tensor | None, *numbers: float) -> Tensor:
         rows, width = x.shape[0], x.shape[1] // 2
         out = poisoned(rows, width, dtype=x.dtype) if out is None else out
         with buffers() as b:
-            self._run(name, GatedActivationParams(b.matrix(x, "x"), b.matrix(out, "out", out=True), rows, width))
+            kind = ClampedSwigluParams if numbers else GatedActivationParams
+            self._run(name, kind(b.matrix(x, "x"), b.matrix(out, "out", out=True), rows, width, *numbers))
         return out
 
     def sigmoid_mul(self, x: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._gate("sigmoid_mul", x, gate, out)
+
+    def gelu_tanh_gate(self, x: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._gate("gelu_tanh_gate", x, gate, out)
+
+    def _gate(self, name: str, x: Tensor, gate: Tensor, out: Tensor | None) -> Tensor:
         out = poisoned(*x.shape, dtype=x.dtype) if out is None else out
         with buffers() as b:
-            params = SigmoidMulParams(
-                b.matrix(x, "x"), b.matrix(gate, "gate"), b.matrix(out, "out", out=True), *x.shape
-            )
-            self._run("sigmoid_mul", params)
+            params = GateParams(b.matrix(x, "x"), b.matrix(gate, "gate"), b.matrix(out, "out", out=True), *x.shape)
+            self._run(name, params)
         return out
 
     def gated_rms_norm(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
@@ -550,17 +570,19 @@ class SimtOps:
         return out
 
     def rope_kv_write(
-        self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, slots: Tensor, rotary: Tensor, k_cache: Tensor,
-        v_cache: Tensor, k_scale: Tensor | None = None, v_scale: Tensor | None = None, *, interleaved: bool = False,
-        q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 1e-6, layer_norm: bool = False,
-        norm_last: bool = False, query_scale: Tensor | None = None,
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, positions: Tensor, slots: Tensor | None, rotary: Tensor,
+        k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None = None, v_scale: Tensor | None = None, *,
+        interleaved: bool = False, q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 1e-6,
+        layer_norm: bool = False, norm_last: bool = False, query_scale: Tensor | None = None,
         key_divisor: Tensor | None = None, key_offset: Tensor | None = None,
     ) -> None:  # fmt: skip
+        kv = (k, "k"), (v, "v")
         with buffers() as b:
             self._run(
                 "rope_kv_write",
                 RopeKvWriteParams(
-                    b.matrix(q, "q", out=True), b.matrix(k, "k"), b.matrix(v, "v"), b.read(positions, "positions"),
+                    b.matrix(q, "q", out=True), *(b.matrix(x, name) if x is not None else Matrix() for x, name in kv),
+                    b.read(positions, "positions"),
                     b.read(slots, "slots"), b.read(rotary, "rotary"), b.read(q_norm, "q_norm"),
                     b.read(k_norm, "k_norm"), b.read(key_divisor, "key_divisor"),
                     b.read(key_offset, "key_offset"), b.read(query_scale, "query_scale"), norm_eps, len(q),
@@ -711,8 +733,9 @@ class SimtOps:
             self._function("sum_over_experts", params, "PKv", "P11CUstream_st")(*arguments)
 
     def route_experts(
-        self, logits: Tensor, top_k: int, *, bias: Tensor | None = None, scoring: int = 0, groups: int = 1,
-        top_groups: int = 1, group_best: int = 1, normalize: bool = False, scale: float = 1.0,
+        self, logits: Tensor, top_k: int, *, bias: Tensor | None = None, expert_scale: Tensor | None = None,
+        scoring: int = 0, groups: int = 1, top_groups: int = 1, group_best: int = 1, normalize: bool = False,
+        scale: float = 1.0,
     ) -> ops.Routing:  # fmt: skip
         tokens, experts = logits.shape
         routing = ops.Routing.empty(tokens, experts, top_k)
@@ -722,7 +745,8 @@ class SimtOps:
             names = ("ids", "weights", "starts", "order", "places")
             outs = [b.write(tensor, name) for tensor, name in zip(routing, names, strict=True)]
             params = RouteParams(
-                b.read(logits, "logits"), logits.stride(0), b.read(bias, "bias"), *outs, tokens, experts, top_k,
+                b.read(logits, "logits"), logits.stride(0), b.read(bias, "bias"),
+                b.read(expert_scale, "expert_scale"), *outs, tokens, experts, top_k,
                 groups, top_groups, group_best, scoring, normalize, scale,
             )  # fmt: skip
             self._run("route_experts", params)

@@ -42,7 +42,7 @@ class MoE:
     config: MoEConfig
     router: NormedLinear
     correction: Tensor | None  # [experts] float32
-    gate_up: NormedLinear
+    gate_up: NormedLinear  # of an expert interleaved, or where no epilogue has the activation, gates and then ups
     down: Linear
     shared: SharedMLP | None
 
@@ -52,7 +52,9 @@ class MoE:
         routing = {
             f"experts.{name}": 2 * width for name, width in routing_widths(self.config.experts, self.config.top_k)
         }
-        return {**shared, **routing, **GATE_WIDTHS, "experts.gated": self.config.top_k * self.config.width}
+        width = self.config.top_k * self.config.width
+        product = {} if self.config.activation in EPILOGUES else {"experts.gate_up": 2 * width}
+        return {**shared, **routing, **GATE_WIDTHS, **product, "experts.gated": width}
 
     def __call__(self, residual: Tensor, step: Step) -> Routed:
         config, buffers = self.config, step.buffers
@@ -63,7 +65,12 @@ class MoE:
             out=routing_buffers(buffers, "experts", config.experts, config.top_k),
         )  # fmt: skip
         gated = buffers.of("experts.gated", config.top_k * config.width).view(-1, config.width)
-        self.gate_up(residual, gated, buffers, EPILOGUES[config.activation], routing.gathered())
+        if config.activation in EPILOGUES:
+            self.gate_up(residual, gated, buffers, EPILOGUES[config.activation], routing.gathered())
+        else:
+            product = buffers.of("experts.gate_up", 2 * config.top_k * config.width).view(-1, 2 * config.width)
+            self.gate_up(residual, product, buffers, experts=routing.gathered())
+            ops.clamped_swiglu(product, gated, alpha=config.alpha, limit=config.limit)
         if self.shared is None:
             return Routed(gated, routing.summed(), None, None)
         shared_experts = None

@@ -78,6 +78,7 @@ class GGUFCheckpoint:
             )  # fmt: skip
 
     def _gguf_name(self, name: str) -> str:
+        name = f"{name}.weight" if name.endswith(".sinks") else name
         return self._names.get_name(name, (".weight", ".bias")) or name
 
 

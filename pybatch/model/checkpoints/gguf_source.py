@@ -133,6 +133,7 @@ class GGUFSource(Source):
             original_max_position=original or default_context,
             beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+            truncate=self.flag("truncate", True),
             attention_factor=stretch,
             query_beta=fields.number("attention.temperature_scale", 0.0),
             frequency_divisors=_frequency_factors(self._file, "rope_freqs.weight", rotary_dim),

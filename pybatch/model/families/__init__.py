@@ -15,6 +15,7 @@ from pybatch.model.families import (
     glm4,
     glm4_moe,
     gpt_neox,
+    gpt_oss,
     granite,
     helium,
     hunyuan,
@@ -85,6 +86,7 @@ ALL: tuple[Family, ...] = (
     qwen3_moe.FAMILY,
     olmoe.FAMILY,
     glm4_moe.FAMILY,
+    gpt_oss.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}

@@ -39,6 +39,7 @@ LLAMA_NAMES: Mapping[str, str] = {
     "experts_gate_up": "mlp.experts.gate_up_proj",
     "experts_down": "mlp.experts.down_proj",
     "router_correction": "mlp.gate.e_score_correction_bias",
+    "sinks": "self_attn.sinks",
     "shared_router": "mlp.shared_expert_gate",
     "shared_gate": "mlp.shared_expert.gate_proj",
     "shared_up": "mlp.shared_expert.up_proj",
@@ -78,7 +79,8 @@ class Family:
     ask for and would change the numbers is refused. names: of tensors that Llama calls otherwise (see LLAMA_NAMES) or
     has not; "": there is none. keys: of config.json that most families call otherwise. adjacent_pairs: rows of q and k
     have the two elements that turn together side by side. defaults: of keys of config.json that every other model's
-    has.
+    has. experts_by_turns: in the tensor of all experts rows of gate and up come by turns. experts_by_input: where it is
+    not quantised, it has a row for each input.
     """
 
     model_type: str
@@ -88,6 +90,8 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=dict)
     adjacent_pairs: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    experts_by_turns: bool = False
+    experts_by_input: bool = False
     gguf: GGUFFamily | None = None
 
     def has(self, role: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter, PoolingType
-from model.families import CONFIGS, LLAMA3_ROPE, LONGROPE, SMALL, make, reference_logits, save, some_ids
+from model.families import CONFIGS, LLAMA3_ROPE, LONGROPE, SMALL, YARN_ROPE, make, reference_logits, save, some_ids
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
 from transformers import (
@@ -24,6 +24,7 @@ from transformers import (
     GemmaConfig,
     Glm4Config,
     GlmConfig,
+    GptOssConfig,
     GraniteConfig,
     HunYuanDenseV1Config,
     LlamaConfig,
@@ -107,6 +108,10 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
     ),
     "qwen3moe": Qwen3MoeConfig(**SHAPE, **MOE, num_experts=5, norm_topk_prob=True, head_dim=32),
     "qwen2moe": Qwen2MoeConfig(**SHAPE, **MOE, num_experts=6, shared_expert_intermediate_size=64),
+    "gpt-oss": GptOssConfig(
+        **SHAPE, head_dim=16, num_local_experts=5, num_experts_per_tok=3, sliding_window=20,
+        rope_parameters={**YARN_ROPE, "truncate": False, "original_max_position_embeddings": 16},
+    ),
     "olmoe": OlmoeConfig(**SHAPE, num_experts=7, num_experts_per_tok=3),
 }  # fmt: skip
 
@@ -146,6 +151,8 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         ("qwen3moe", Kind.F16),
         ("qwen2moe", Kind.Q4_0),
         ("olmoe", Kind.Q5_0),
+        ("gpt-oss", Kind.Q8_0),
+        ("gpt-oss", Kind.F16),
     ],
 )  # fmt: skip
 def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
