@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
@@ -11,11 +12,20 @@ from torch.nn import functional
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import EPILOGUES, MLP
+from pybatch.model.blocks.mlp_beside_moe import MLPBesideMoE
 from pybatch.model.blocks.moe import MoE, SharedMLP
+from pybatch.model.blocks.token_inputs import TokenInput, TokenInputs
 from pybatch.model.calibration import pack_by_running
-from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LayerConfig, MLPConfig, MoEConfig
+from pybatch.model.config import (
+    AttentionConfig,
+    GatedDeltaConfig,
+    LayerConfig,
+    MLPBesideMoEConfig,
+    MLPConfig,
+    MoEConfig,
+)
 from pybatch.model.decoder import Decoder, Layer
-from pybatch.model.layers import NormedLinear, Packed, ResidualLinear, as_stack
+from pybatch.model.layers import Norm, NormedLinear, Packed, ResidualLinear, as_stack
 from pybatch.model.rope import NO_ROPE, rotary_table
 from pybatch.model.rows import Heads
 from pybatch.model.weights import Grouped, WeightLoader
@@ -35,6 +45,7 @@ def build_decoder(load: WeightLoader, max_model_len: int) -> Decoder:
             head=NormedLinear(load.norm("final_norm", hidden), load.head(embedding)),
             rotary={rope: rotary_table(rope, max_model_len).to(load.device) for rope in config.ropes},
             score=load.score() if config.num_labels else None,
+            token_inputs=token_inputs(load) if config.token_vocab else None,
         )
         if load.smooths:
             pack_by_running(decoder)
@@ -47,18 +58,73 @@ def build_layer(load: WeightLoader, config: LayerConfig, index: int) -> Layer:
         if isinstance(config.mixer, AttentionConfig)
         else gated_delta_net(load, config.mixer, index)
     )
-    inner = moe(load, config.mlp, index) if isinstance(config.mlp, MoEConfig) else mlp(load, config.mlp, index)
-    return Layer(mixer=mixer, mlp=inner, parallel=config.parallel)
+    token = token_input(load, config.token_width, index) if config.token_width else None
+    layer = Layer(mixer=mixer, mlp=inner_block(load, config.mlp, index), parallel=config.parallel, token=token)
+    return scaled(layer, load.number("layer_scale", index)) if config.scaled else layer
+
+
+def inner_block(
+    load: WeightLoader, config: MLPConfig | MoEConfig | MLPBesideMoEConfig, index: int
+) -> MLP | MoE | MLPBesideMoE:
+    if isinstance(config, MoEConfig):
+        return moe(load, config, index)
+    if isinstance(config, MLPConfig):
+        return mlp(load, config, index)
+    norms = (load.norm(role, load.config.hidden_size, index) for role in ("beside_mlp_norm", "beside_moe_norm"))
+    of_mlp, of_moe = cast("Iterator[Norm]", norms)
+    return MLPBesideMoE(
+        mlp=mlp(load, config.mlp, index), moe=moe(load, config.moe, index), mlp_norm=of_mlp, moe_norm=of_moe
+    )
+
+
+def scaled(layer: Layer, scale: float) -> Layer:
+    """The layer whose last block multiplies the residual stream too."""
+    if layer.token is not None:
+        return replace(layer, token=replace(layer.token, out=replace(layer.token.out, scale=scale)))
+    if isinstance(layer.mlp, MLPBesideMoE):
+        return replace(layer, mlp=replace(layer.mlp, mlp=_scaled_mlp(layer.mlp.mlp, scale)))
+    assert isinstance(layer.mlp, MLP)
+    return replace(layer, mlp=_scaled_mlp(layer.mlp, scale))
+
+
+def _scaled_mlp(mlp: MLP, scale: float) -> MLP:
+    return replace(mlp, down=replace(mlp.down, scale=scale))
+
+
+def token_inputs(load: WeightLoader) -> TokenInputs:
+    config, count = load.config, load.config.num_layers
+    width = config.layers[0].token_width
+    return TokenInputs(
+        embedding=load.linear({"token_embedding": config.token_vocab}, count * width),
+        projection=load.linear({"token_projection": count * width}, config.hidden_size),
+        norm=load.vector("token_norm", width),
+        eps=config.norm.eps * config.hidden_size,
+        layers=count,
+    )
+
+
+def token_input(load: WeightLoader, width: int, index: int) -> TokenInput:
+    hidden = load.config.hidden_size
+    return TokenInput(
+        gate=load.linear({"token_gate": width}, hidden, index),
+        out=ResidualLinear(
+            load.linear({"token_out": hidden}, width, index), load.norm("token_post_norm", hidden, index)
+        ),
+        index=index,
+        width=width,
+        layers=load.config.num_layers,
+    )
 
 
 def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attention:
     hidden, stored, dim = load.config.hidden_size, config.own_head_dim, config.head_dim
     turning = stored if config.rope == NO_ROPE else config.rope.rotary_dim  # files have all layers alike
-    heads = {
-        "q": Heads(config.num_heads, stored, dim, turning),
-        "k": Heads(config.num_kv_heads, stored, dim, turning),
-        "v": Heads(config.num_kv_heads, stored, dim),
-    }
+    own_keys = config.kv_of is None
+    heads = {"q": Heads(config.num_heads, stored, dim, turning)}
+    if own_keys:
+        heads["k"] = Heads(config.num_kv_heads, stored, dim, turning)
+    if own_keys and not config.v_is_k:
+        heads["v"] = Heads(config.num_kv_heads, stored, dim)
 
     def head_norm(role: str, of: Heads) -> Tensor:
         """Over heads that are filled up with zeros, the mean of squares is less by what is filled: the weights make up
@@ -90,7 +156,8 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
             },
         ),
         q_norm=head_norm("q_norm", heads["q"]) if config.qk_norm else None,
-        k_norm=head_norm("k_norm", heads["k"]) if config.qk_norm else None,
+        k_norm=head_norm("k_norm", heads["k"]) if config.qk_norm and own_keys else None,
+        v_norm=load.ones(dim) * (stored / dim) ** 0.5 if config.v_norm and own_keys else None,
         norm=replace(load.config.norm, eps=load.config.norm.eps * stored / dim),
         sinks=load.exact("sinks", (config.num_heads,), index, "") if config.sinks else None,
         out=ResidualLinear(
@@ -146,12 +213,18 @@ def mlp(load: WeightLoader, config: MLPConfig, index: int, role: str = "") -> ML
 
 def moe(load: WeightLoader, config: MoEConfig, index: int) -> MoE:
     hidden, count, width = load.config.hidden_size, config.experts, config.width
+    norm = "expert_norm" if load.family.has("expert_norm") else "mlp_norm"
+    router = load.router(norm, "router", count, hidden, index, bias=config.router_bias)
+    if config.router_scale:
+        weight = load.exact("router_scale", (hidden,), index, "") * hidden**-0.5
+        router = replace(router, norm=Norm(weight.to(load.dtype), load.config.norm.eps))
     return MoE(
         config=config,
-        router=load.router("mlp_norm", "router", count, hidden, index, bias=config.router_bias),
+        router=router,
         correction=load.exact("router_correction", (count,), index, "") if config.correction else None,
+        expert_scale=load.exact("expert_scale", (count,), index, "") if config.expert_scale else None,
         gate_up=load.experts_behind_norm(
-            "mlp_norm",
+            norm,
             count,
             {"expert_gate": width, "expert_up": width},
             hidden,

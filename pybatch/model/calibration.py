@@ -41,19 +41,26 @@ def pack_by_running(decoder: Decoder) -> None:
     """Runs a decoder with PackedWhenCalled projections, and puts the packed ones in their place."""
     count = min(TOKENS, decoder.context_length)
     positions = torch.arange(count)
-    kinds = {layer.mixer for layer in decoder.config.layers}
-    shared = {kind: cache_of(decoder, kind, count) for kind in kinds}  # layers run one after another
-    run_alone(decoder, positions, [shared[layer.mixer] for layer in decoder.config.layers])
+    # Layers run one after another, so that those that are alike can have one cache.
+    made = {kind: cache_of(decoder, kind, count) for kind in set(decoder.config.attentions)}
+    attention = [made[kind] for kind in decoder.config.attentions]
+    run_alone(decoder, positions, decoder.caches(attention, states_of(decoder)))
     decoder.layers = changed(decoder.layers, NormedLinear, _settled)
     decoder.make_buffers()
 
 
-def cache_of(decoder: Decoder, mixer: AttentionConfig | GatedDeltaConfig, tokens: int) -> LayerCache | LayerState:
-    """Of one sequence."""
-    if isinstance(mixer, GatedDeltaConfig):
+def states_of(decoder: Decoder) -> list[LayerState]:
+    """Of one sequence, one for each layer that has states."""
+    states = []
+    for mixer in (layer.mixer for layer in decoder.config.layers if isinstance(layer.mixer, GatedDeltaConfig)):
         conv = torch.zeros(1, mixer.taps - 1, mixer.channels, dtype=decoder.dtype, device=decoder.device)
         state = mixer.value_heads, mixer.key_dim, ops.state_width(mixer.value_dim)
-        return LayerState(conv, torch.zeros(1, *state, device=decoder.device))
+        states.append(LayerState(conv, torch.zeros(1, *state, device=decoder.device)))
+    return states
+
+
+def cache_of(decoder: Decoder, mixer: AttentionConfig, tokens: int) -> LayerCache:
+    """Of one sequence."""
     shape = -(-tokens // BLOCK_SIZE), mixer.num_kv_heads, mixer.head_dim, BLOCK_SIZE
     k = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
     return LayerCache(k, k.transpose(2, 3).contiguous())

@@ -42,6 +42,9 @@ class AttentionConfig:
     qk_norm: bool = False  # the model's norm of q and k
     qk_norm_over: str = "head"  # what it is over; or "all" heads at once
     qk_norm_last: bool = False  # after the rotation instead of before it
+    v_norm: bool = False  # each head of v is divided by its root mean square
+    v_is_k: bool = False  # as projected, before any norm or rotation
+    kv_of: int | None = None  # the layer whose keys and values are read in place of own ones
     gated: bool = False  # the output is multiplied by the sigmoid of a projection as wide as q
 
     @property
@@ -135,6 +138,8 @@ class MoEConfig:
     limit: float = 7.0
     bias: bool = False  # of the projections of experts
     router_bias: bool = False
+    router_scale: bool = False  # the router's norm has its own weights, which are multiplied by hidden_size ** -0.5
+    expert_scale: bool = False  # of each expert, by which its weight is multiplied
     scoring: str = "softmax"  # or "sigmoid", or "top_k_softmax"
     correction: bool = False  # the choice is by score plus a number of each expert
     groups: int = 1
@@ -166,12 +171,29 @@ class MoEConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MLPBesideMoEConfig:
+    """norm(MLP(norm(x))) + norm(MoE(norm(x))), with norms of their own."""
+
+    mlp: MLPConfig
+    moe: MoEConfig
+
+    def check(self, name: str) -> None:
+        self.moe.check(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerConfig:
-    """x + mixer(norm(x)), and of that x + mlp(norm(x)); parallel: x + mixer(norm(x)) + mlp(norm(x))."""
+    """x + mixer(norm(x)), and of that x + mlp(norm(x)); parallel: x + mixer(norm(x)) + mlp(norm(x)).
+
+    token_width: then x + norm(projection(gelu_tanh(gate(x)) * what the token itself has for the layer)), of so many
+    elements; 0: there is none. scaled: all of it is multiplied by a number of the layer's own.
+    """
 
     mixer: AttentionConfig | GatedDeltaConfig
-    mlp: MLPConfig | MoEConfig
+    mlp: MLPConfig | MoEConfig | MLPBesideMoEConfig
     parallel: bool = False
+    token_width: int = 0
+    scaled: bool = False
 
     def with_attention(self, **changes: Any) -> LayerConfig:
         """With these fields of its attention changed."""
@@ -213,6 +235,7 @@ class ModelConfig:
     scales: Scales = Scales()
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the projection to the vocabulary
+    token_vocab: int = 0  # of an embedding that has inputs of each layer (Gemma's per-layer embeddings); 0: none
     num_labels: int = 0  # that it sorts texts into by a head of its own, 0: it has none
     generates: bool = True  # False: there is no projection to the vocabulary
     bos_token_id: int | None = None
@@ -224,6 +247,11 @@ class ModelConfig:
             layer.mlp.check(self.name)
         if self.norm.kind == "layer" and any(each.qk_norm and each.stored_head_dim for each in self.attentions):
             raise ModelError(f"head_dim: expected a multiple of 8 beside LayerNorm of q and k in {self.name}")
+        if self.token_vocab and self.token_vocab < self.vocab_size:
+            raise ModelError(
+                f"vocab_size_per_layer_input: expected at least vocab_size ({self.vocab_size}), got {self.token_vocab} "
+                f"in {self.name}"
+            )
         if not self.attentions:
             raise ModelError(f"{self.name}: expected at least one layer of attention")
 
@@ -233,8 +261,9 @@ class ModelConfig:
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """Of the layers that have keys and values, in order."""
-        return tuple(layer.mixer for layer in self.layers if isinstance(layer.mixer, AttentionConfig))
+        """Of the layers that have keys and values of their own, in order."""
+        mixers = (layer.mixer for layer in self.layers)
+        return tuple(mixer for mixer in mixers if isinstance(mixer, AttentionConfig) and mixer.kv_of is None)
 
     @property
     def ropes(self) -> tuple[RopeConfig, ...]:

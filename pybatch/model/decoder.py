@@ -14,8 +14,10 @@ from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import MLP
+from pybatch.model.blocks.mlp_beside_moe import MLPBesideMoE
 from pybatch.model.blocks.moe import MoE
 from pybatch.model.blocks.step import Step
+from pybatch.model.blocks.token_inputs import TokenInput, TokenInputs
 from pybatch.model.buffers import Buffers, widest
 from pybatch.model.config import ModelConfig
 from pybatch.model.layers import DenseLinear, NormedLinear, Packed
@@ -29,8 +31,9 @@ class Layer:
     the first found it."""
 
     mixer: Attention | GatedDeltaNet
-    mlp: MLP | MoE
+    mlp: MLP | MoE | MLPBesideMoE
     parallel: bool = False
+    token: TokenInput | None = None
 
     def __call__(self, residual: Tensor, step: Step, cache: LayerCache | LayerState) -> None:
         inner: Any
@@ -42,9 +45,11 @@ class Layer:
             self.mixer.add(mixed, residual, step)
             inner = self.mlp(residual, step)
         self.mlp.add(inner, residual, step)
+        if self.token is not None:
+            self.token(residual, step)
 
 
-Parts = tuple[Packed, list[Layer], NormedLinear, DenseLinear | None]
+Parts = tuple[Packed, list[Layer], NormedLinear, DenseLinear | None, TokenInputs | None]
 
 
 class Decoder:
@@ -52,6 +57,7 @@ class Decoder:
 
     head: the projection to the vocabulary behind the last norm; its weights may be those of embedding. rotary: a table
     of equally many positions for each rotation that the layers have. score: in place of head in models that classify.
+    token_inputs: of layers that have some.
     """
 
     def __init__(
@@ -64,10 +70,12 @@ class Decoder:
         head: NormedLinear,
         rotary: Mapping[RopeConfig, Tensor],
         score: DenseLinear | None = None,
+        token_inputs: TokenInputs | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype  # of activations
         self.embedding, self.layers, self.head, self.score = embedding, layers, head, score
+        self.token_inputs = token_inputs
         self.rotary = rotary
         self.device = next(iter(rotary.values())).device
         scales = {rope: query_scale(rope, len(table)) for rope, table in rotary.items()}
@@ -79,7 +87,8 @@ class Decoder:
         """Allocates buffers for steps of up to this many tokens; a larger step makes them grow, and move. A copy of the
         decoder needs its own."""
         hidden = self.config.hidden_size
-        blocks = [block.widths for layer in self.layers for block in (layer.mixer, layer.mlp)]
+        parts = (part for layer in self.layers for part in (layer.mixer, layer.mlp, layer.token))
+        blocks = [part.widths for part in (*parts, self.token_inputs) if part is not None]
         widths = widest({"residual": hidden, "normed": hidden}, *blocks)
         self._buffers = Buffers(widths, self.dtype, self.device, rows)
         self._last_rows = Buffers({"residual": hidden, "normed": hidden}, self.dtype, self.device, rows)
@@ -101,9 +110,16 @@ class Decoder:
     def caches(
         self, attention: Sequence[LayerCache], states: Sequence[LayerState] = ()
     ) -> list[LayerCache | LayerState]:
-        """One a layer, of those of all layers of attention and those of all that have states."""
+        """One a layer, of those of all layers that have keys and values and those of all that have states."""
         of_attention, of_states = iter(attention), iter(states)
-        return [next(of_attention) if isinstance(layer.mixer, Attention) else next(of_states) for layer in self.layers]
+        caches: list[LayerCache | LayerState] = []
+        for layer in self.layers:
+            shared = layer.mixer.config.kv_of if isinstance(layer.mixer, Attention) else None
+            if shared is not None:
+                caches.append(caches[shared])
+            else:
+                caches.append(next(of_attention) if isinstance(layer.mixer, Attention) else next(of_states))
+        return caches
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache | LayerState]) -> Tensor:
         """Runs one step, writes its keys, values and states into the caches (one per layer), and returns the logits of
@@ -114,6 +130,8 @@ class Decoder:
         step = Step(batch, self._buffers, self.rotary, self.query_scales)
 
         self.embedding.embed(batch.token_ids, residual, self._embedding_scale)
+        if self.token_inputs is not None:
+            self.token_inputs(batch.token_ids, residual, self._buffers)
         for layer, cache in zip(self.layers, caches, strict=True):
             layer(residual, step, cache)
 
@@ -137,7 +155,7 @@ class Decoder:
     @property
     def parts(self) -> Parts:
         """All that has weights."""
-        return self.embedding, list(self.layers), self.head, self.score
+        return self.embedding, list(self.layers), self.head, self.score, self.token_inputs
 
     def weight_bytes(self) -> int:
         """Bytes of all weights; embeddings tied to the vocabulary projection count once."""

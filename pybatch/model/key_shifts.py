@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pybatch.model.batch import LayerCache
-from pybatch.model.calibration import cache_of, run_alone
+from pybatch.model.calibration import cache_of, run_alone, states_of
 from pybatch.model.decoder import Decoder
 
 TOKENS = 64
@@ -37,21 +36,20 @@ class KeyShift(NamedTuple):
 
 
 def key_shifts(decoder: Decoder) -> list[KeyShift]:
-    """One a layer of attention, by running the decoder on TOKENS tokens."""
+    """One a layer that has keys, by running the decoder on TOKENS tokens."""
     context = decoder.context_length
     count = min(TOKENS, context)
-    caches = [cache_of(decoder, layer.mixer, count) for layer in decoder.config.layers]
-    run_alone(decoder, torch.arange(count) * context // count, caches)
-    keys = [cache.k for cache in caches if isinstance(cache, LayerCache)]
+    caches = [cache_of(decoder, mixer, count) for mixer in decoder.config.attentions]
+    run_alone(decoder, torch.arange(count) * context // count, decoder.caches(caches, states_of(decoder)))
     return [
         _shift(
-            k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(),
+            cache.k.permute(1, 2, 0, 3).flatten(2)[:, :, :count].float().cpu(),
             attention.rope.rotary_dim,
             attention.own_head_dim,
             decoder.device,
             centred=not attention.sinks and not attention.soft_cap,
         )
-        for k, attention in zip(keys, decoder.config.attentions, strict=True)
+        for cache, attention in zip(caches, decoder.config.attentions, strict=True)
     ]
 
 

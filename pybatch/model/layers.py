@@ -149,16 +149,20 @@ class NormedLinear:
 
 @dataclass(frozen=True, slots=True)
 class ResidualLinear:
-    """A projection that is added to the residual stream: its product through a norm, if any, times factor."""
+    """A projection that is added to the residual stream: its product through a norm, if any, times factor; the sum is
+    multiplied by scale."""
 
     linear: Linear
     norm: Norm | None = None
     factor: float = 1.0
+    scale: float = 1.0
 
     def __call__(self, x: Tensor, residual: Tensor, buffers: Buffers) -> None:
-        if self.norm is None and self.factor == 1.0:
+        if self.norm is None and self.factor == self.scale == 1.0:
             self.linear(x, residual, epilogue=Epilogue.ADD)
             return
-        product = self.linear(x, buffers.of("normed", residual.shape[1]))
+        self.add(self.linear(x, buffers.of("normed", residual.shape[1])), residual)
+
+    def add(self, product: Tensor, residual: Tensor) -> None:
         weight, eps = (None, 0.0) if self.norm is None else (self.norm.weight, self.norm.eps)
-        ops.add_normed(product, residual, weight, eps, self.factor)
+        ops.add_normed(product, residual, weight, eps, self.factor, self.scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import Fields, short
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 MAX_POSITIONS = 1 << 28
 ROPE_KEYS = frozenset(
     [
@@ -48,7 +48,8 @@ class RopeConfig:
 
     kind: "default"; "linear": positions divided by factor; "dynamic": NTK-aware, the base grows with the length;
     "llama3": Llama 3.1's frequency bands; "yarn": Peng et al. 2023; "longrope": Ding et al. 2024, each frequency
-    divided by a factor of its own; NO_ROPE, which no config names: nothing turns.
+    divided by a factor of its own; "proportional": only the first of all a head's frequencies turn; NO_ROPE, which no
+    config names: nothing turns.
 
     A dynamic or longrope table is made for one length, and all its rows have that length's base, or that length's
     factors: the rotation of a token may depend on its position alone, never on how long its sequence has grown, and
@@ -70,6 +71,7 @@ class RopeConfig:
     attention_factor: float = 1.0  # yarn and longrope: multiplies cos and sin
     short_factors: tuple[float, ...] = ()  # longrope, per frequency
     long_factors: tuple[float, ...] = ()
+    turning: int = 0  # proportional: how many frequencies turn
     query_beta: float = 0.0  # of query_scale
     frequency_divisors: tuple[float, ...] = ()  # per frequency, as GGUF files give llama3 and longrope scaling
 
@@ -110,7 +112,8 @@ class RopeConfig:
                 raise ModelError(f"{rope.where}: rope_type {kind} needs a factor")
             factor = max_position / original if kind in ("yarn", "longrope") else 1.0
         partial = fields.number("partial_rotary_factor", partial, high=1.0, nullable=True)
-        rotary_dim = int(head_dim * rope.number("partial_rotary_factor", partial, high=1.0, nullable=True))
+        partial = rope.number("partial_rotary_factor", partial, high=1.0, nullable=True)
+        rotary_dim = head_dim if kind == "proportional" else int(head_dim * partial)
         long = kind == "longrope"
         theta = rope.number("rope_theta", fields.number("rope_theta", theta, above=1.0), above=1.0)
         alpha = rope.number("alpha", None, high=1e9, nullable=True)
@@ -130,6 +133,7 @@ class RopeConfig:
             attention_factor=_attention_factor(kind, rope, factor, original),
             short_factors=rope.numbers("short_factor", rotary_dim // 2) if long else (),
             long_factors=rope.numbers("long_factor", rotary_dim // 2) if long else (),
+            turning=int(partial * head_dim // 2) if kind == "proportional" else 0,
             query_beta=rope.number("llama_4_scaling_beta", 0.0, nullable=True),
         )
         found.check(rope.where)
@@ -198,6 +202,8 @@ def _frequencies(rope: RopeConfig, length: int) -> Tensor:
     match rope.kind:
         case "linear":
             return frequencies / rope.factor
+        case "proportional":
+            return torch.where(torch.arange(dim // 2) < rope.turning, frequencies / rope.factor, 0.0)
         case "llama3":
             return _llama3(rope, frequencies)
         case "yarn":

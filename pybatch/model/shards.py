@@ -67,6 +67,11 @@ def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerC
     mixer, mlp = layer.mixer, layer.mlp
     if type(mixer) is not AttentionConfig or type(mlp) is not MLPConfig:
         raise ModelError(f"tensor_parallel_size: expected 1 for {config.architecture}, got {size}")
+    if layer.token_width:
+        raise ModelError(
+            f"tensor_parallel_size: expected 1 for {config.architecture}, whose layers have inputs of tokens' own, got "
+            f"{size}"
+        )
     if mixer.sinks or (mixer.qk_norm and mixer.qk_norm_over == "all"):
         raise ModelError(
             f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention has sinks or a norm over all "

@@ -142,10 +142,7 @@ class WeightLoader:
         if not self.family.has(role):
             return None
         norm = self.config.norm
-        if norm.weight:
-            weight = self.vector(role, width, layer)
-        else:
-            weight = torch.ones(width, dtype=self.dtype, device=self.device)
+        weight = self.vector(role, width, layer) if norm.weight else self.ones(width)
         bias = self.vector(role, width, layer, ".bias") if norm.bias else None
         return Norm(weight + norm.offset if norm.offset else weight, norm.eps, norm.kind == "layer", bias)
 
@@ -201,6 +198,13 @@ class WeightLoader:
         """A small tensor in float32, whatever the activations are."""
         rows = self.tensor(self.family.tensor(role, layer) + suffix, shape)
         return rows[0 : shape[0]].to(self.device, torch.float32, copy=True)
+
+    def ones(self, width: int) -> Tensor:
+        return torch.ones(width, dtype=self.dtype, device=self.device)
+
+    def number(self, role: str, layer: int) -> float:
+        """The one that a tensor has."""
+        return float(self.tensor(self.family.tensor(role, layer), (1,))[0:1])
 
     def router(self, norm: str, role: str, count: int, columns: int, layer: int, *, bias: bool = False) -> NormedLinear:
         """A projection of few rows behind a norm whose results decide: in the checkpoint's own precision."""

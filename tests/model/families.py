@@ -48,6 +48,7 @@ from transformers import (
     Starcoder2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.gemma4 import Gemma4TextConfig
 from transformers.models.qwen3_5 import Qwen3_5TextConfig
 from transformers.models.qwen3_5_moe import Qwen3_5MoeTextConfig
 from transformers.models.qwen3_next import Qwen3NextConfig
@@ -211,6 +212,29 @@ CONFIGS = {
     "gemma3-pattern": Gemma3TextConfig(
         **SMALL, head_dim=16, sliding_window=16, sliding_window_pattern=2, final_logit_softcapping=8.0
     ),
+    "gemma4": Gemma4TextConfig(
+        **{**SMALL, "num_hidden_layers": 4}, head_dim=16, global_head_dim=32, sliding_window=24,
+        hidden_size_per_layer_input=0, layer_types=[NEAR, WHOLE, NEAR, WHOLE],
+    ),
+    "gemma4-shared": Gemma4TextConfig(
+        **{**SMALL, "num_hidden_layers": 6}, head_dim=32, global_head_dim=16, sliding_window=24,
+        hidden_size_per_layer_input=24, vocab_size_per_layer_input=230, num_kv_shared_layers=3,
+        use_double_wide_mlp=True, layer_types=[WHOLE, NEAR, WHOLE, NEAR, NEAR, WHOLE], final_logit_softcapping=8.0,
+    ),
+    "gemma4-keys-as-values": Gemma4TextConfig(
+        **SMALL, head_dim=20, global_head_dim=24, sliding_window=40, hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=211, layer_types=[NEAR, WHOLE, WHOLE], attention_k_eq_v=True,
+        num_global_key_value_heads=1, attention_bias=True, tie_word_embeddings=False,
+        rope_parameters={
+            WHOLE: {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5, "factor": 2.0},
+            NEAR: {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    ),
+    "gemma4-moe": Gemma4TextConfig(
+        **SMALL, head_dim=16, global_head_dim=32, sliding_window=24, hidden_size_per_layer_input=0,
+        attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,
+        moe_intermediate_size=48, layer_types=[NEAR, WHOLE, WHOLE],
+    ),
     "qwen3-moe": Qwen3MoeConfig(**SMALL, **EXPERTS, num_experts=8, head_dim=32, norm_topk_prob=True),
     "qwen3-moe-dense-layers": Qwen3MoeConfig(
         **{**SMALL, "num_hidden_layers": 4}, **EXPERTS, num_experts=5, attention_bias=True, decoder_sparse_step=2,
@@ -247,11 +271,13 @@ def make(name: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation="eager").eval()
     with torch.no_grad():
         for weight_name, weight in model.named_parameters():
-            if "norm" in weight_name or "bias" in weight_name:  # which transformers makes all ones and zeros
-                weight.add_(torch.randn_like(weight) * 0.2)
+            if any(part in weight_name for part in ("norm", "bias", "router.scale", "expert_scale")):
+                weight.add_(torch.randn_like(weight) * 0.2)  # which transformers makes all ones and zeros
         for buffer_name, buffer in model.named_buffers():
             if "correction_bias" in buffer_name:
                 buffer.add_(torch.randn_like(buffer) * 0.1)
+            if "layer_scalar" in buffer_name:
+                buffer.add_(torch.rand_like(buffer) - 0.5)
     return model
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pybatch.model import Decoder, ForwardBatch, LayerCache
 from pybatch.model.batch import LayerState
-from pybatch.model.config import GatedDeltaConfig
+from pybatch.model.config import AttentionConfig, GatedDeltaConfig
 from pybatch.ops import INT4_GROUP, state_width
 
 BLOCK = 16
@@ -23,6 +23,9 @@ def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) 
 
     caches: list[LayerCache | LayerState] = []
     for layer in decoder.config.layers:
+        if isinstance(layer.mixer, AttentionConfig) and layer.mixer.kv_of is not None:
+            caches.append(caches[layer.mixer.kv_of])
+            continue
         if isinstance(layer.mixer, GatedDeltaConfig):  # two slots, which are used by turns
             conv = empty(2, layer.mixer.taps - 1, layer.mixer.channels, of=decoder.dtype)
             state = layer.mixer.value_heads, layer.mixer.key_dim, state_width(layer.mixer.value_dim)

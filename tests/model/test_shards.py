@@ -56,6 +56,7 @@ FAMILIES = [
     "llama-heads-of-20",
     "qwen3-heads-of-12",
     "gemma2",
+    "gemma4",
     "phi",
     "phi3",
     "gpt_neox",
@@ -89,6 +90,8 @@ def expect_the_bits_of_one(directory: Path, quantization: str | None) -> None:
     ("family", "why"),
     [
         ("olmo2", "expected 1 for Olmo2ForCausalLM, whose attention has sinks or a norm over all heads, got 2"),
+        ("gemma4-shared", "expected 1 for Gemma4ForCausalLM, whose layers have inputs of tokens' own, got 2"),
+        ("gpt_oss", "expected 1 for GptOssForCausalLM, got 2"),
         ("mixtral", "expected 1 for MixtralForCausalLM, got 2"),
         ("qwen3_5", "expected 1 for Qwen3_5ForCausalLM, got 2"),
     ],

@@ -12,6 +12,7 @@ from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.engine.scheduling.pruning import Gathered, Turned
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.model.blocks.attention import Attention
 from pybatch.model.decoder import Decoder
 
 
@@ -60,6 +61,8 @@ class KvPruner:
 def no_pruning(decoder: Decoder) -> str | None:
     """Why this model's KV caches cannot be pruned; None if they can."""
     mixers = decoder.config.attentions
+    if any(isinstance(layer.mixer, Attention) and layer.mixer.config.kv_of is not None for layer in decoder.layers):
+        return "the model's layers read each other's keys and values"
     if len(mixers) < len(decoder.layers):
         return "the model has recurrent states, of which nothing can be dropped"
     if len({(each.num_kv_heads, each.head_dim) for each in mixers}) > 1:

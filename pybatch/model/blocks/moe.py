@@ -42,6 +42,7 @@ class MoE:
     config: MoEConfig
     router: NormedLinear
     correction: Tensor | None  # [experts] float32
+    expert_scale: Tensor | None  # [experts] float32
     gate_up: NormedLinear  # of an expert interleaved, or where no epilogue has the activation, gates and then ups
     down: Linear
     shared: SharedMLP | None
@@ -60,8 +61,9 @@ class MoE:
         config, buffers = self.config, step.buffers
         logits = self.router(residual, buffers.of("experts.logits", config.experts, torch.float32), buffers)
         routing = ops.route_experts(
-            logits, config.top_k, bias=self.correction, scoring=SCORINGS[config.scoring], groups=config.groups,
-            top_groups=config.top_groups, group_best=config.group_best, normalize=config.normalize, scale=config.scale,
+            logits, config.top_k, bias=self.correction, expert_scale=self.expert_scale,
+            scoring=SCORINGS[config.scoring], groups=config.groups, top_groups=config.top_groups,
+            group_best=config.group_best, normalize=config.normalize, scale=config.scale,
             out=routing_buffers(buffers, "experts", config.experts, config.top_k),
         )  # fmt: skip
         gated = buffers.of("experts.gated", config.top_k * config.width).view(-1, config.width)

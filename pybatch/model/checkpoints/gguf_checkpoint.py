@@ -17,7 +17,7 @@ from pybatch.model.checkpoints.gguf_file import FLOATS, GGUFFile
 from pybatch.model.checkpoints.gguf_parts import GGUFModel
 from pybatch.model.checkpoints.gguf_source import LONG, SHORT, GGUFSource
 from pybatch.model.checkpoints.requantized import BECOMES
-from pybatch.model.config import MAX_VOCAB, LayerConfig, ModelConfig, MoEConfig, without_unknown_ids
+from pybatch.model.config import MAX_VOCAB, LayerConfig, MLPConfig, ModelConfig, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.families import BY_GGUF, FAMILIES
 from pybatch.model.families.family import Family
@@ -137,6 +137,6 @@ def _with_biases(layer: LayerConfig, file: GGUFFile) -> LayerConfig:
     has = file.tensors.__contains__
     bias = has("blk.0.attn_q.bias") or has("blk.0.attn_qkv.bias")
     layer = layer.with_attention(bias=bias, out_bias=has("blk.0.attn_output.bias"))
-    if isinstance(layer.mlp, MoEConfig):
+    if not isinstance(layer.mlp, MLPConfig):
         return layer
     return replace(layer, mlp=replace(layer.mlp, bias=has("blk.0.ffn_up.bias")))

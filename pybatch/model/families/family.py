@@ -16,6 +16,9 @@ LLAMA_NAMES: Mapping[str, str] = {
     "layer": "model.layers.{}",
     "final_norm": "model.norm",
     "lm_head": "lm_head",
+    "token_embedding": "",  # of inputs of all layers; see blocks/token_inputs.py
+    "token_projection": "",
+    "token_norm": "",
     #
     "mixer_norm": "input_layernorm",
     "q": "self_attn.q_proj",
@@ -30,6 +33,10 @@ LLAMA_NAMES: Mapping[str, str] = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
     "mlp_post_norm": "",
+    "token_gate": "",
+    "token_out": "",
+    "token_post_norm": "",
+    "layer_scale": "",  # one number, by its whole name
     # Mixtures of experts: of one expert, whose number is put in; of all experts in one tensor, by its whole name; of
     # the MLP that all tokens go through.
     "router": "mlp.gate",
@@ -38,6 +45,11 @@ LLAMA_NAMES: Mapping[str, str] = {
     "expert_down": "mlp.experts.{}.down_proj",
     "experts_gate_up": "mlp.experts.gate_up_proj",
     "experts_down": "mlp.experts.down_proj",
+    "expert_norm": "",  # where experts do not read what mlp_norm gives
+    "router_scale": "router.scale",  # this and the next by their whole names
+    "expert_scale": "router.per_expert_scale",
+    "beside_mlp_norm": "",  # of an MLP beside experts, and of these, before their sum
+    "beside_moe_norm": "",
     "router_correction": "mlp.gate.e_score_correction_bias",
     "sinks": "self_attn.sinks",
     "shared_router": "mlp.shared_expert_gate",
@@ -56,6 +68,7 @@ class Shape:
     context: int  # max_position_embeddings
     tie_word_embeddings: bool
     head_bias: bool = False
+    token_vocab: int = 0
     scales: Scales = field(default_factory=Scales)
 
 

@@ -88,6 +88,7 @@ def config_of(
         scales=shape.scales,
         tie_word_embeddings=shape.tie_word_embeddings,
         head_bias=shape.head_bias,
+        token_vocab=shape.token_vocab,
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
         num_labels=num_labels,
