@@ -142,10 +142,14 @@ class Decoder:
         if len(rows) < len(residual):
             last = ops.take_rows(residual, rows, out=self._last_rows.of("residual", hidden))
         logits = self.head(last, self._logits.of("logits", self.config.vocab_size), self._last_rows)
+        self.scale_logits(logits)
+        return logits
+
+    def scale_logits(self, logits: Tensor) -> None:
+        """What the family does to logits after the projection, in place."""
         scales = self.config.scales
         if scales.logits != 1.0 or scales.logits_soft_cap:
             ops.scale_logits(logits, scales.logits, scales.logits_soft_cap)
-        return logits
 
     def hidden_states(self, rows: list[int]) -> Tensor:
         """Of these of the last step's tokens, behind the last norm: [len(rows), hidden_size]."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from engine.runs import drain, run
-from model.families import make, save, some_ids
+from model.families import make, reference_logits, save, some_ids
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
@@ -186,3 +186,15 @@ def test_states_that_are_no_numbers_are_their_requests_error(loaded: LoadedModel
     assert (bad.error, bad.pooled) == ("ArithmeticError: the model's hidden states are not finite", None)
     assert good.error is None
     engine.check_integrity()
+
+
+@pytest.mark.parametrize("family", ["phi", "cohere", "gemma2"])
+def test_words_score_by_the_logits_that_the_model_draws_by(family: str, tmp_path: Path) -> None:
+    """With the bias of the head, and scaled or capped as the family has it."""
+    model, labels = make(family), (11, 7)
+    decoder = load_model(save(model, tmp_path), skip_tokenizer=True).decoder
+    pooling = PoolingConfig(methods=(LAST,), normalize=True)
+    engine = Engine(decoder, None, EngineConfig(num_kv_blocks=64), pooling=pooling, labels=labels)
+    (output,) = run(engine, [PROMPTS[3]], PoolingParams(task="score"))
+    share = reference_logits(model, PROMPTS[3])[-1, list(labels)].softmax(0)[0]
+    assert output.pooled[0] == pytest.approx(float(share), abs=1e-5)

@@ -62,8 +62,11 @@ class Pooler:
         """Between 0 and 1: the sigmoid of one label's logit, or of two, yes and no, the softmax's share of yes."""
         decoder, head = self._decoder, self._head
         x = torch.from_numpy(vector).to(decoder.device, decoder.dtype)[None]
-        logits = head(x, x.new_empty(1, head.width, dtype=torch.float32))[0].tolist()
-        return np.array([1 / (1 + np.exp(np.float64(logits[1] if len(logits) > 1 else 0) - logits[0]))], np.float32)
+        logits = head(x, x.new_empty(1, head.width, dtype=torch.float32))
+        if decoder.score is None:
+            decoder.scale_logits(logits)
+        label, *other = logits[0].tolist()
+        return np.array([1 / (1 + np.exp(np.float64(other[0] if other else 0) - label))], np.float32)
 
     @cached_property
     def _head(self) -> DenseLinear:
@@ -73,4 +76,4 @@ class Pooler:
         head, hidden = cast(Packed, self._decoder.head.linear), self._decoder.config.hidden_size
         ids = torch.tensor(self._labels, device=self._decoder.device)
         rows = head.embed(ids, torch.empty(2, hidden, dtype=self._decoder.dtype, device=self._decoder.device))
-        return DenseLinear(ops.pack_dense(rows), 2)
+        return DenseLinear(ops.pack_dense(rows), 2, None if head.bias is None else head.bias[ids])
