@@ -110,10 +110,12 @@ class Adapter:
                 f"got {list(a.shape)}, {list(b.shape)}"
             )
         b *= self._scale(module, a.shape[0])
-        if on_embedding:
-            return LowRank(a.t().contiguous(), b.t().contiguous())
         if ("magnitude_vector" in names) != self._config.flag("use_dora"):
             raise ModelError(f"{self.directory}: {module}: expected lora_magnitude_vector where use_dora is true")
+        if on_embedding:
+            if "magnitude_vector" in names:
+                raise ModelError(f"{self.directory}: {module}: use_dora on an embedding is not known here")
+            return LowRank(a.t().contiguous(), b.t().contiguous())
         magnitude = None
         if "magnitude_vector" in names:
             magnitude = self._tensors.whole(names["magnitude_vector"], shape=(b.shape[0],)).double()[:, None]

@@ -116,6 +116,15 @@ def test_an_untied_embedding_is_changed_too(tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(decoder, IDS), reference_logits(model, IDS), rtol=2e-4, atol=2e-4)
 
 
+def test_dora_of_an_embedding_is_refused(tmp_path: Path) -> None:
+    model = make("llama3")
+    n, k = model.get_input_embeddings().weight.shape
+    roles = {"embedding_A": random(4, n), "embedding_B": random(k, 4), "magnitude_vector": random(k)}
+    adapter = save_adapter(tmp_path / "adapter", {"model.embed_tokens": roles}, use_dora=True)
+    with pytest.raises(ModelError, match="use_dora on an embedding is not known here"):
+        load_model(save(model, tmp_path / "model"), adapter=adapter, skip_tokenizer=True)
+
+
 @pytest.mark.parametrize("quantization", ["int8", "int8-weight-only"])
 def test_quantised_weights_are_those_of_the_merged_model(tmp_path: Path, quantization: str) -> None:
     model = make("llama3")
