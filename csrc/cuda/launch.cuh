@@ -26,6 +26,27 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   check_cuda(cudaGetLastError());
 }
 
+// How many blocks a cluster has of those wanted: on Hopper all. tests/simt runs blocks one by one.
+inline int cluster_blocks(int wanted) { return wanted; }
+
+// The same in clusters of so many blocks, which divide grid.x.
+template <class... Params, class... Args>
+void launch_clusters(int cluster, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                     cudaStream_t stream, Args... args) {
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   check_cuda(cudaGetDevice(&device));

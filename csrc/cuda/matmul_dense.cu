@@ -1,6 +1,7 @@
 #include "cuda/kernels.h"
 #include "cuda/matmul_kernel.cuh"
 #include "cuda/matmul_simple.cuh"
+#include "cuda/sm90/matmul.cuh"
 
 namespace pybatch::cuda {
 
@@ -9,6 +10,7 @@ void matmul_dense(const MatmulParams& p, cudaStream_t stream) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (!std::is_same_v<T, float>) {
       if (p.x.dtype == p.weight_dtype) {
+        if (for_hopper(p)) return matmul_dense_hopper(p, stream);
         return matmul<DenseWeights<T>>(p, nullptr, stream);
       }
     }

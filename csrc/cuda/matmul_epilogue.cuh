@@ -42,6 +42,11 @@ __device__ __forceinline__ void write_sum(const MatmulParams& p, DType type, int
   store_as(type, p.out.data, row * p.out.row_stride + column, rounded(type, product) + residual);
 }
 
+// Of a gate, where it and up are multiplied.
+__device__ __forceinline__ float activated(Epilogue epilogue, float gate) {
+  return epilogue == Epilogue::silu_mul ? Silu::apply(gate) : GeluTanh::apply(gate);
+}
+
 // Where gate and up are multiplied: the lanes of a warp call it together, each with one of 32 neighbouring columns of a
 // row, the first a multiple of 32. The lower lanes have gates, the upper ones the values that they multiply.
 __device__ __forceinline__ void write_gated(const MatmulParams& p, DType type, int64_t row, int64_t column,
@@ -49,8 +54,7 @@ __device__ __forceinline__ void write_gated(const MatmulParams& p, DType type, i
   const float x = rounded(type, product), up = __shfl_down_sync(kAllLanes, x, kPanel);
   const int64_t panel = column / kPanel, to = panel / 2 * kPanel + column % kPanel;
   if (panel % 2 != 0 || to >= p.width) return;
-  const float gate = p.epilogue == Epilogue::silu_mul ? Silu::apply(x) : GeluTanh::apply(x);
-  store_as(type, p.out.data, row * p.out.row_stride + to, gate * up);
+  store_as(type, p.out.data, row * p.out.row_stride + to, activated(p.epilogue, x) * up);
 }
 
 // Any epilogue; the lanes of a warp call it as they do write_gated.

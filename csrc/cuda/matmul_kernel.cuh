@@ -12,6 +12,10 @@ namespace pybatch::cuda {
 
 constexpr int kPartPitch = kWarpColumns + 4;
 
+// Where a step of a row of x lies in shared memory: two rows of four have their steps in turned order, so that lanes
+// which load eight bytes of four rows meet in no bank.
+__device__ __forceinline__ int place_of_step(int row, int step) { return row * kSlabBytes + (step ^ row / 2 % 2) * 32; }
+
 // Starts the copy of a stage's slabs of the block's rows of x: sixteen bytes a thread and turn.
 template <class Op, class Tile>
 __device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t first_row, int64_t stage, int thread,
@@ -23,12 +27,49 @@ __device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t 
     const int64_t k = (stage * kSlabs + slab) * kSlab + part * kEach, left = p.k - k;
     const bool valid = first_row + row < p.m && left > 0;
     const X* from = static_cast<const X*>(p.x.data) + (valid ? x_row(p, first_row + row) * p.x.row_stride + k : 0);
-    X* at = reinterpret_cast<X*>(to + (slab * Tile::kRows + row) * kSlabBytes + part * 16);
+    X* at = reinterpret_cast<X*>(to + place_of_step(slab * Tile::kRows + row, part / 2) + part % 2 * 16);
     if (!valid || (left >= kEach && reinterpret_cast<uintptr_t>(from) % 16 == 0)) {
       cp_async_16(at, from, valid);
     } else {
       for (int j = 0; j < kEach; ++j) at[j] = j < left ? from[j] : X(0);
     }
+  }
+}
+
+// From the sums of all warps to p.out: through shared memory, to add up the parts of K and give a warp's lanes
+// neighbouring columns.
+template <class Op, class Tile>
+__device__ __forceinline__ void write_sums(const MatmulParams& p, const float* row_scale,
+                                           const typename Op::Sum (&sum)[2][Tile::kRows / 8][4], int64_t first_row,
+                                           int64_t first_column) {
+  using Sum = typename Op::Sum;
+  constexpr bool kAlone = Tile::kWarpsN == 1;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  __syncthreads();
+  Sum* parts = dynamic_shared<Sum>();
+  constexpr int kPart = Tile::kRows * kPartPitch;
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int j = 0; j < Tile::kRows / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = 8 * j + 2 * t + e % 2, column = Op::column(tile, e / 2, g);
+        parts[warp * kPart + row * kPartPitch + column] = sum[tile][j][e];
+      }
+    }
+  }
+  __syncthreads();
+  const int64_t column = first_column + lane;
+  if (column >= p.n) return;
+  const ColumnScaling of_column = column_scaling(p, row_scale, column);
+  constexpr int kStep = kAlone ? kSplits : 1;
+  for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
+    const Sum* part = parts + (kAlone ? 0 : warp) * kPart + row * kPartPitch + lane;
+    Sum x = 0;
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) x += part[i * kPart];
+    write_product(p, first_row + row, column, of_column.apply(x, x_row(p, first_row + row)));
   }
 }
 
@@ -82,15 +123,15 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
 #pragma unroll
     for (int slab = 0; slab < kSlabs; ++slab) {
       Operand a;
-      Op::load(a, here_weights + slab * Op::kBytes, lane);
+      Op::load(a, [&](int i) { return Op::group(here_weights + slab * Op::kBytes, i, lane); });
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
-        const char* row = here + (slab * Tile::kRows + 8 * j + g) * kSlabBytes;
-        const uint4 x = reinterpret_cast<const uint4*>(row)[t];
-        const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
-          for (int tile = 0; tile < 2; ++tile) Op::multiply(sum[tile][j], a[step][tile], b[step]);
+          const char* x = here + place_of_step(slab * Tile::kRows + 8 * j + g, step);
+          const uint2 words = reinterpret_cast<const uint2*>(x)[t];
+          const uint32_t b[2] = {words.x, words.y};
+          for (int tile = 0; tile < 2; ++tile) Op::multiply(sum[tile][j], a[step][tile], b);
         }
       }
     }
@@ -104,33 +145,11 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
     }
   }
 
-  // Through shared memory, to add up the parts of K and give a warp's lanes neighbouring columns.
   cp_async_wait<0>();
-  __syncthreads();
-  Sum* parts = dynamic_shared<Sum>();
-  constexpr int kPart = Tile::kRows * kPartPitch;
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = 8 * j + 2 * t + e % 2, column = Op::column(tile, e / 2, g);
-        parts[warp * kPart + row * kPartPitch + column] = kAlone ? sum[tile][j][e] : total[tile][j][e];
-      }
-    }
-  }
-  __syncthreads();
-  const int64_t column = first_column + lane;
-  if (column >= p.n) return;
-  const ColumnScaling of_column = column_scaling(p, row_scale, column);
-  constexpr int kStep = kAlone ? kSplits : 1;
-  for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
-    const Sum* part = parts + (kAlone ? 0 : warp) * kPart + row * kPartPitch + lane;
-    Sum x = 0;
-#pragma unroll
-    for (int i = 0; i < kStep; ++i) x += part[i * kPart];
-    write_product(p, first_row + row, column, of_column.apply(x, x_row(p, first_row + row)));
+  if constexpr (kAlone) {
+    write_sums<Op, Tile>(p, row_scale, sum, first_row, first_column);
+  } else {
+    write_sums<Op, Tile>(p, row_scale, total, first_row, first_column);
   }
 }
 

@@ -1,9 +1,8 @@
 // How each kind of packed weight is copied to shared memory and loaded from it as the A operand of the mma: weights are
 // the rows, tokens the columns of the product, so that few tokens waste little.
 //
-// A slab is 64 bytes of a row of x. Lane 4 g + t holds bytes 16 t to 16 t + 15 of row g, which serve as the B operands
-// of two mma steps. This permutes a step's K, and the weights alike: step i takes the elements in registers 2 i and
-// 2 i + 1 of every lane.
+// A slab is 64 bytes of a row of x, a step its half. Lane 4 g + t holds bytes 8 t to 8 t + 7 of a step of row g as the
+// B operand of an mma. This permutes K within a step, and the weights alike.
 #pragma once
 
 #include "cuda/matmul_config.cuh"
@@ -27,10 +26,16 @@ __device__ __forceinline__ int column_of_group(int tile, int half, int g) { retu
 
 template <class W, int kGroups>  // the weights' type, and groups that a lane takes of a slab
 struct Panels {
+  static constexpr int kWeightBytes = sizeof(W);
   static constexpr size_t kBytes = kGroups * kWarp * 16;
 
   static __device__ __forceinline__ int64_t panel_bytes(int64_t k) {
     return packed_groups(k, sizeof(W)) * (kPanel * 4);
+  }
+  // Which of a slab's groups is the i-th of lane 4 g + t.
+  static __device__ __forceinline__ int group_of_lane(int i, int t) {
+    constexpr int kEach = kGroups / 2;  // of a step
+    return (i / kEach * 4 + t) * kEach + i % kEach;
   }
   static __device__ __forceinline__ void copy(char* to, const WarpWeights& w, int64_t slab, int lane) {
     const int g = lane / 4, t = lane % 4;
@@ -38,20 +43,22 @@ struct Panels {
     const char* panel = w.data + (g / 4) * panel_bytes(w.k) + g % 4 * 16;
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {
-      const int64_t group = (slab * 4 + t) * kGroups + i;
+      const int64_t group = slab * 4 * kGroups + group_of_lane(i, t);
       const bool valid = group < groups && g / 4 < w.panels;
       cp_async_16(to + (i * kWarp + lane) * 16, valid ? panel + group * (kPanel * 4) : w.data, valid);
     }
   }
+  // Group i of a lane, of those that were copied.
   static __device__ __forceinline__ uint4 group(const char* from, int i, int lane) {
     return reinterpret_cast<const uint4*>(from)[i * kWarp + lane];
   }
-  // Groups that are operands as they are: two of neighbouring lanes' K to a step.
-  static __device__ __forceinline__ void load(Operand& a, const char* from, int lane) {
+  // Groups that are operands as they are: two to a step. get(i) is the lane's group i of the slab.
+  template <class Get>
+  static __device__ __forceinline__ void load(Operand& a, const Get& get) {
     static_assert(kGroups == 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint4 words = group(from, i, lane);
+      const uint4 words = get(i);
       const int first = i % 2 * 2;
       a[i / 2][0][first] = words.x;
       a[i / 2][0][first + 1] = words.y;
@@ -68,10 +75,11 @@ struct WidenedWeights : Panels<int8_t, 2> {
   using X = T;
   using Sum = float;
 
-  static __device__ __forceinline__ void load(Operand& a, const char* from, int lane) {
+  template <class Get>
+  static __device__ __forceinline__ void load(Operand& a, const Get& get) {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      const uint4 words = group(from, step, lane);
+      const uint4 words = get(step);
       const uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {

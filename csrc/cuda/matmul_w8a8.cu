@@ -1,7 +1,7 @@
 #include "cuda/kernels.h"
 #include "cuda/matmul_kernel.cuh"
 #include "cuda/norm_rows.cuh"
-#include "cuda/sm90/matmul_w8a8.cuh"
+#include "cuda/sm90/matmul.cuh"
 
 namespace pybatch::cuda {
 namespace {
@@ -72,7 +72,7 @@ void matmul_w8a8(const MatmulParams& p, void* workspace, cudaStream_t stream) {
   p.norm != nullptr ? quantize<true>(p, to, stream) : quantize<false>(p, to, stream);
   MatmulParams quantized = p;
   quantized.x = {to.rows, to.row_stride, DType::i8};
-  if (wgmma_pays(quantized)) return matmul_w8a8_wgmma(quantized, to.scales, stream);
+  if (for_hopper(quantized)) return matmul_w8a8_hopper(quantized, to.scales, stream);
   matmul<Int8Weights>(quantized, to.scales, stream);
 }
 

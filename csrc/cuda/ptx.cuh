@@ -120,6 +120,12 @@ __device__ __forceinline__ void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t 
 
 // ---- registers ----
 
+// x, unknown to the compiler, so that what depends on it is not computed ahead and kept in registers.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Byte i of the result is byte (selector >> 4i) & 7 of the eight bytes b:a; with bit 3 set, that byte's sign, repeated.
 __device__ __forceinline__ uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t r;

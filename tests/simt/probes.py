@@ -136,19 +136,43 @@ def matmul_w8a8(ops: SimtOps) -> None:
     matmul(ops, "w8a8")
 
 
-def matmul_w8a8_hopper(ops: SimtOps) -> None:
-    """Both tiles, and remainders in every extent: the bits of mma.sync, which a few rows alone have too."""
+def matmul_hopper(ops: SimtOps, kernel: str) -> None:
+    """Few rows and many, and remainders in every extent: the bits of other chips, whose kernel is another."""
     hopper = SimtOps(ops.path, 90)
-    for n, k in ((75, 1100), (260, 700), (20, 300)):
-        x = random(270, k)
-        q, scale = ops.quantize_int8(random(n, k, seed=1))
-        packed, bias = ops.pack_int8(q), random(n, seed=3)
-        out = hopper.matmul_w8a8(x, packed, scale, bias, out=torch.full((len(x), n), torch.nan))
-        wanted = exact_int8(x, q, scale, bias)
-        torch.testing.assert_close(out.double(), wanted, rtol=1e-6, atol=1e-6)
-        for rows in (slice(0, 3), slice(266, 270)):
-            alone = ops.matmul_w8a8(x[rows], packed, scale, bias, out=torch.empty(len(x[rows]), n))
-            assert torch.equal(alone, out[rows])
+    # The last has more tiles than there are multiprocessors.
+    for m, n, k in ((270, 75, 1104), (270, 260, 704), (270, 20, 296), (1100, 260, 40)):
+        weight, x, bias = random(n, k, seed=1), random(m, k).half(), random(n, seed=3)
+        if kernel == "dense":
+            weights: tuple[Tensor, ...] = (ops.pack_dense(weight.half()),)
+            wanted, size = float_sum(x, weight.half(), bias), float_sum(x.abs(), weight.half().abs(), bias.abs())
+        else:
+            q, scale = ops.quantize_int8(weight)
+            weights, wide = (ops.pack_int8(q), scale), q.double() * scale.double()[:, None]
+            wanted = exact_int8(x, q, scale, bias) if kernel == "w8a8" else float_sum(x, wide, bias)
+            size = float_sum(x.abs(), wide.abs(), bias.abs())
+
+        def run(
+            on: SimtOps, x: Tensor, n: int = n, weights: tuple[Tensor, ...] = weights, bias: Tensor = bias
+        ) -> Tensor:
+            return getattr(on, f"matmul_{kernel}")(x, *weights, bias, out=torch.full((len(x), n), torch.nan))
+
+        out = run(hopper, x)
+        suite("test_matmul").assert_close(out, wanted, size, k)
+        for rows in (slice(0, 3), slice(3, 14), slice(240, 270)):
+            assert torch.equal(run(ops, x[rows]), out[rows])
+            assert torch.equal(run(hopper, x[rows]), out[rows])
+
+
+def matmul_dense_hopper(ops: SimtOps) -> None:
+    matmul_hopper(ops, "dense")
+
+
+def matmul_w8a16_hopper(ops: SimtOps) -> None:
+    matmul_hopper(ops, "w8a16")
+
+
+def matmul_w8a8_hopper(ops: SimtOps) -> None:
+    matmul_hopper(ops, "w8a8")
 
 
 def embedding(ops: SimtOps) -> None:

@@ -128,7 +128,7 @@ def test_a_sum_is_rubbish_before_the_wait(library: ctypes.CDLL) -> None:
 
 
 def a_place(thread: int, i: int) -> tuple[int, int]:
-    """Row and column of byte i of a thread's registers of A (PTX ISA, "Register fragments for wgmma.m64nNk32")."""
+    """Row and byte of K of byte i of a thread's registers of A (PTX ISA, "Register fragments for wgmma")."""
     row = thread // 32 * 16 + thread % 32 // 4 + (8 if i % 8 >= 4 else 0)
     return row, thread % 4 * 4 + i % 4 + (16 if i >= 8 else 0)
 
@@ -141,16 +141,24 @@ def column(thread: int, i: int) -> int:
     return i // 4 * 8 + thread % 4 * 2 + i % 2
 
 
-@pytest.mark.parametrize(("kernel", "n", "step"), [("128", 128, 0), ("128_later", 128, 3), ("256", 256, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "n", "step"), [("s8_128", 128, 3), ("s8_256", 256, 1), ("f16_128", 128, 2), ("bf16_176", 176, 0)]
+)
 def test_wgmma(library: ctypes.CDLL, kernel: str, n: int, step: int) -> None:
-    a, b = numbers(64, 32), numbers(n, 32, seed=1)
-    d = np.random.default_rng(2).integers(-(10**6), 10**6, (64, n)).astype(np.int32)
+    types = {"s8": torch.int8, "f16": torch.float16, "bf16": torch.bfloat16}
+    dtype, out_type = types[kernel.split("_")[0]], torch.int32 if kernel.startswith("s8") else torch.float32
+    depth = 32 // dtype.itemsize
+    # Whole numbers, whose sums are exact.
+    a, b = (torch.from_numpy(numbers(rows, depth, seed=seed)).to(dtype) for seed, rows in enumerate((64, n)))
+    d = torch.from_numpy(np.random.default_rng(2).integers(-(10**6), 10**6, (64, n))).to(out_type)
+    a_bytes, b_bytes = (part.view(torch.int8).numpy() for part in (a, b))
     rows = numbers(n, 128, seed=3)
-    rows[:, 32 * step : 32 * step + 32] = b
-    a_registers = np.array([[a[a_place(thread, i)] for i in range(16)] for thread in range(128)], np.int8)
+    rows[:, 32 * step : 32 * step + 32] = b_bytes
+    a_registers = np.array([[a_bytes[a_place(thread, i)] for i in range(16)] for thread in range(128)], np.int8)
     places = [[(row(thread, i), column(thread, i)) for i in range(n // 2)] for thread in range(128)]
-    d_registers = np.array([[d[place] for place in each] for each in places], np.int32)
+    bits = d.view(torch.int32).numpy()
+    d_registers = np.array([[bits[place] for place in each] for each in places], np.int32)
     memory = np.concatenate([part.view(np.int8).ravel() for part in (swizzled(rows), a_registers, d_registers)])
     out = run(library, f"multiply_{kernel}", memory, 128 * n // 2).reshape(128, n // 2)
-    wanted = (0 if kernel == "128_later" else d) + a.astype(np.int32) @ b.astype(np.int32).T
+    wanted = (d.double() + a.double() @ b.double().T).to(out_type).view(torch.int32).numpy()
     assert np.array_equal(out, [[wanted[place] for place in each] for each in places])

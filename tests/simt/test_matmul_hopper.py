@@ -1,4 +1,4 @@
-"""W8A8 by wgmma: the bits of mma.sync, and with them of the CPU, and the tests of the op with more rows."""
+"""Matmuls on Hopper: the bits of other chips, of W8A8 with them those of the CPU, and its tests with more rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from simt import compile
 from simt.device import SimtOps
 from simt.suites import OPS
 
-ROWS = 256  # from which on wgmma is chosen
+ROWS = 33  # from which on wgmma is chosen
 HOPPER = SimtOps(capability=90)
 
 
@@ -47,40 +47,73 @@ def test_a_row_that_is_not_finite_stays_alone() -> None:
     TESTS.test_a_row_that_is_not_finite_stays_alone("w8a8")
 
 
-def both(x: Tensor, n: int, bias: Tensor | None, out: Tensor, **fused: object) -> tuple[Tensor, Tensor]:
-    """By mma.sync and by wgmma."""
-    q, scale = OPS.quantize_int8(TESTS.random(n, x.shape[1], seed=1))
-    packed = OPS.pack_int8(q)
-    first, second = (ops.matmul_w8a8(x, packed, scale, bias, out=out.clone(), **fused) for ops in (OPS, HOPPER))
+KERNELS = ["dense", "w8a16", "w8a8"]
+kernels = pytest.mark.parametrize("kernel", KERNELS)
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def both(kernel: str, x: Tensor, n: int, bias: Tensor | None, out: Tensor, **fused: object) -> tuple[Tensor, Tensor]:
+    """By the kernel of other chips and by Hopper's."""
+    weight = TESTS.random(n, x.shape[1], seed=1)
+    if kernel == "dense":
+        weights: tuple[Tensor, ...] = (OPS.pack_dense(weight.to(x.dtype)),)
+    else:
+        q, scale = OPS.quantize_int8(weight)
+        weights = OPS.pack_int8(q), scale
+    first, second = (
+        getattr(ops, f"matmul_{kernel}")(x, *weights, bias, out=out.clone(), **fused) for ops in (OPS, HOPPER)
+    )
     return first, second
 
 
+@kernels
 @settings(max_examples=12, deadline=None)
 @given(
-    m=st.integers(ROWS, 400), n=st.integers(1, 200), k=st.integers(1, 400), bias=st.booleans(),
-    x_type=st.sampled_from(FLOATS), out_type=st.sampled_from(FLOATS), add=st.booleans(),
+    m=st.integers(1, 40) | st.integers(1, 400), n=st.integers(1, 200), k=st.integers(1, 400), bias=st.booleans(),
+    x_type=st.sampled_from(HALVES), out_type=st.sampled_from(FLOATS), add=st.booleans(),
 )  # fmt: skip
-def test_the_bits_are_those_of_mma_sync(
-    m: int, n: int, k: int, bias: bool, x_type: torch.dtype, out_type: torch.dtype, add: bool
+def test_the_bits_are_those_of_other_chips(
+    kernel: str, m: int, n: int, k: int, bias: bool, x_type: torch.dtype, out_type: torch.dtype, add: bool
 ) -> None:
+    if kernel != "w8a8":
+        k += -k % 8  # else the rows are not aligned, and the other kernel takes them
     x, out = TESTS.random(m, k, dtype=x_type), TESTS.random(m, n, dtype=out_type, seed=2)
     b = TESTS.random(n, seed=3) if bias else None
-    first, second = both(x, n, b, out, epilogue=Epilogue.ADD if add else Epilogue.STORE)
+    first, second = both(kernel, x, n, b, out, epilogue=Epilogue.ADD if add else Epilogue.STORE)
     assert torch.equal(first, second)
 
 
+@kernels
 @pytest.mark.parametrize("epilogue", [Epilogue.SILU_MUL, Epilogue.GELU_TANH_MUL])
-@pytest.mark.parametrize(("m", "width", "k"), [(257, 40, 130), (300, 128, 260)])  # in tiles of 128 rows, and of 256
-def test_gated_products_have_the_bits_of_mma_sync(epilogue: Epilogue, m: int, width: int, k: int) -> None:
+@pytest.mark.parametrize(("m", "width", "k"), [(1, 40, 64), (30, 72, 264), (257, 40, 136), (360, 160, 24)])
+def test_gated_products_have_the_bits_of_other_chips(
+    kernel: str, epilogue: Epilogue, m: int, width: int, k: int
+) -> None:
     x, out = TESTS.random(m, k, dtype=torch.bfloat16), torch.empty(m, width, dtype=torch.bfloat16)
-    first, second = both(x, -(-width // 16) * 32, None, out, epilogue=epilogue)
+    first, second = both(kernel, x, -(-width // 16) * 32, None, out, epilogue=epilogue)
+    assert torch.equal(first, second)
+
+
+@kernels
+@pytest.mark.parametrize(("m", "n"), [(70, 700), (400, 600), (1100, 260)])  # by every tile
+def test_more_tiles_than_multiprocessors(kernel: str, m: int, n: int) -> None:
+    x, out = TESTS.random(m, 72, dtype=torch.bfloat16), torch.empty(m, n)
+    first, second = both(kernel, x, n, None, out)
+    assert torch.equal(first, second)
+
+
+@kernels
+def test_rows_that_are_not_aligned(kernel: str) -> None:
+    x = TESTS.random(ROWS, 101, dtype=torch.bfloat16)
+    first, second = both(kernel, x, 40, None, torch.empty(ROWS, 40))
     assert torch.equal(first, second)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_ptxas_keeps_the_products_in_flight(tmp_path: Path) -> None:
+@kernels
+def test_ptxas_keeps_the_products_in_flight(kernel: str, tmp_path: Path) -> None:
     """It only mentions wgmma that it has to serialise (C7510 and on), and a setmaxnreg that it leaves out (C7508)."""
-    source = compile.CSRC / "cuda" / "sm90" / "matmul_w8a8.cu"
+    source = compile.CSRC / "cuda" / "sm90" / f"matmul_{kernel}.cu"
     flags = [
         "-std=c++20",
         "-cubin",
@@ -90,5 +123,5 @@ def test_ptxas_keeps_the_products_in_flight(tmp_path: Path) -> None:
     ]
     command = ["nvcc", *flags, "-Xptxas=-v", f"-I{compile.CSRC}", "-o", tmp_path / "cubin", source]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert report.count("0 bytes spill stores") == 2
+    assert report.count("0 bytes spill stores") == (7 if kernel == "w8a8" else 14)
     assert "(C75" not in report

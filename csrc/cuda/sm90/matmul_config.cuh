@@ -1,51 +1,64 @@
-// Sizes of the W8A8 matmul on Hopper. No result depends on them.
+// Sizes of the matmuls on Hopper. No result depends on them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "cuda/common.cuh"
+#include "cuda/matmul_config.cuh"
 #include "pybatch/matmul.h"
 
 namespace pybatch::cuda {
 
-constexpr int kWarpgroup = 128;                // threads
-constexpr int kConsumers = 2;                  // warpgroups that multiply, with 64 columns each; one more copies
-constexpr int kTileColumns = kConsumers * 64;  // four panels a warpgroup, one a warp
-constexpr int kTilePanels = kTileColumns / kPanel;
-constexpr int kStageK = 128;  // bytes of a row in a pipeline stage: the width of the swizzle
-constexpr int kStagePanelBytes = kStageK * kPanel;
+constexpr int kWarpgroup = 128;     // threads
+constexpr int kStageK = 128;        // bytes of a row of x in a pipeline stage: the width of the swizzle
 constexpr int kRowTilesAside = 16;  // blocks near each other in time share so many tiles of rows in L2
 
+// Of a block, where so many share a multiprocessor: each takes a KiB more.
+constexpr size_t hopper_shared_bytes(int blocks) { return 228 * 1024 / blocks - 1024; }
+
 // Registers of a thread once the roles are known: 64 Ki over 128 that copy and 256 that multiply.
-constexpr int kCopyRegisters = 40, kMultiplyRegisters = 232;
+constexpr int kCopyRegisters = 32, kMultiplyRegisters = 240;
 
-template <int kRows_>  // of x: the N of the wgmma
+// Rows of x: the N of the wgmma; warpgroups that multiply, with 64 columns each, beside one that copies; bytes of a
+// panel of weights in a stage.
+template <int kRows_, int kConsumers_, int kPanelBytes_>
 struct WgmmaTile {
-  static constexpr int kRows = kRows_;
+  static constexpr int kRows = kRows_, kConsumers = kConsumers_, kPanelBytes = kPanelBytes_;
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr int kStages = kRows == 256 ? 4 : 6;
-  static constexpr int kWeightBytes = kTilePanels * kStagePanelBytes, kRowBytes = kRows * kStageK;
-  static constexpr int kStageBytes = kRowBytes + kWeightBytes;  // rows first
-  static constexpr int kPitch = 64 + 4;  // of the sums of a row in shared memory: in different banks
+  static constexpr int kColumns = kConsumers * 64, kPanels = kColumns / kPanel;  // a panel a warp
+  static constexpr int kBlocks = kConsumers == 1 && kRows <= 64 ? 2 : 1;         // of a multiprocessor
+  static constexpr int kCluster = kConsumers == 2 ? 2 : 1;  // blocks that share rows, each copying its part for all
+  static constexpr int kRowBytes = kRows * kStageK;
+  static constexpr int kStageBytes = kRowBytes + kPanels * kPanelBytes;  // rows first
+  static_assert(kRowBytes / kCluster % 1024 == 0 && kStageBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
 
-  static constexpr size_t sum_bytes() { return size_t{kConsumers} * kRows * kPitch * sizeof(int32_t); }
+  // Sums go through shared memory so many rows at a time, beside their columns' scales and biases.
+  static constexpr int kTurnRows = 32;
+  static constexpr int kPitch = 64 + 4;  // of a row's sums: in different banks
+  static constexpr int kGroupSumBytes = (kTurnRows * kPitch + 2 * 64) * sizeof(float);
+  static constexpr int kSumBytes = kConsumers * kGroupSumBytes;
+  static constexpr int kStages = (hopper_shared_bytes(kBlocks) - kSumBytes) / (kStageBytes + 2 * sizeof(uint64_t));
+
   static constexpr size_t stage_bytes() { return size_t{kStages} * kStageBytes; }
-  static constexpr size_t shared_bytes() { return stage_bytes() + 2 * kStages * sizeof(uint64_t); }
-  static_assert(kRowBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
-  static_assert(sum_bytes() <= stage_bytes(), "the sums take the place of the stages");
+  static constexpr size_t shared_bytes() { return stage_bytes() + kSumBytes + 2 * kStages * sizeof(uint64_t); }
 };
 
-using LargeTile = WgmmaTile<256>;
-using SmallTile = WgmmaTile<128>;
+// Few rows: a stage of a warp, of those that a block of kSplits warps has if two blocks share a multiprocessor.
+template <int kRows_, int kPanelBytes_>
+struct FewRowsTile {
+  static constexpr int kRows = kRows_, kPanelBytes = kPanelBytes_;
+  static constexpr int kRowBytes = kRows * kStageK, kStageBytes = kRowBytes + 2 * kPanelBytes;
+  static constexpr size_t kFit = hopper_shared_bytes(2) / (kSplits * (kStageBytes + sizeof(uint64_t)));
+  static constexpr int kStages = kFit < 8 ? kFit : 8;
 
-// The fewest rows for wgmma: with fewer, most of a tile is empty.
-constexpr int64_t kWgmmaRows = 256;
+  static constexpr size_t shared_bytes() { return size_t{kSplits} * kStages * (kStageBytes + sizeof(uint64_t)); }
+};
 
-// Tiles run in waves of one a multiprocessor. The large one reads three quarters as many bytes for its work.
-constexpr bool large_tile_pays(int64_t m, int64_t n, int64_t multiprocessors) {
-  auto waves = [&](int64_t rows) { return ceil_div(ceil_div(m, rows) * ceil_div(n, kTileColumns), multiprocessors); };
-  return 3 * waves(LargeTile::kRows) <= 2 * waves(SmallTile::kRows);
+// Tiles run in waves of one a multiprocessor, each of which takes as long as its copies.
+template <class Tile>
+constexpr int64_t bytes_in_turn(int64_t m, int64_t n, int64_t multiprocessors) {
+  return ceil_div(ceil_div(m, Tile::kRows) * ceil_div(n, Tile::kColumns), multiprocessors) * Tile::kStageBytes;
 }
 
 }  // namespace pybatch::cuda

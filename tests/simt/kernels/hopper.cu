@@ -49,7 +49,7 @@ __device__ __forceinline__ void start_product(Product& p, const CUtensorMap& map
   for (int i = 0; i < 4; ++i) p.a[i] = 0x01010101;
   for (int i = 0; i < 64; ++i) p.d[i] = 0;
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
   wgmma_commit();
 }
 __device__ __forceinline__ void write_product(uint32_t* out, const Product& p) {
@@ -105,9 +105,10 @@ __global__ void right_product(const char*, uint32_t* out, const __grid_constant_
   write_product(out, p);
 }
 
-// in: shared memory as it is to be, then a [thread][4], then d [thread][kN / 2], for the step-th 32 bytes of K.
-template <int kN, int kStep, bool kAccumulate>
-__device__ __forceinline__ void multiply(const char* in, uint32_t* out) {
+// in: shared memory as it is to be, then a [thread][4], then d [thread][kN / 2], for the step-th 32 bytes of K. D is
+// int32_t or float.
+template <int kN, int kStep, class D, class Product>
+__device__ __forceinline__ void multiply(const char* in, uint32_t* out, Product product) {
   for (int i = thread(); i < kN * 128 / 4; i += kThreads) {
     reinterpret_cast<uint32_t*>(rows())[i] = reinterpret_cast<const uint32_t*>(in)[i];
   }
@@ -115,23 +116,26 @@ __device__ __forceinline__ void multiply(const char* in, uint32_t* out) {
   __syncthreads();
   const auto* registers = reinterpret_cast<const uint32_t*>(in + kN * 128);
   uint32_t a[4];
-  int32_t d[kN / 2];
+  D d[kN / 2];
   for (int i = 0; i < 4; ++i) a[i] = registers[4 * thread() + i];
-  for (int i = 0; i < kN / 2; ++i) d[i] = static_cast<int32_t>(registers[4 * kThreads + kN / 2 * thread() + i]);
+  for (int i = 0; i < kN / 2; ++i) std::memcpy(&d[i], &registers[4 * kThreads + kN / 2 * thread() + i], sizeof d[i]);
   wgmma_fence();
-  wgmma_m64k32_s8<kN>(d, a, wgmma_descriptor(rows() + 32 * kStep), kAccumulate);
+  product(d, a, wgmma_descriptor(rows() + 32 * kStep));
   wgmma_commit();
   wgmma_wait<0>();
-  for (int i = 0; i < kN / 2; ++i) out[kN / 2 * thread() + i] = static_cast<uint32_t>(d[i]);
+  for (int i = 0; i < kN / 2; ++i) std::memcpy(&out[kN / 2 * thread() + i], &d[i], sizeof d[i]);
 }
-__global__ void multiply_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<128, 0, true>(in, out);
+__global__ void multiply_s8_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<128, 3, int32_t>(in, out, [](auto& d, auto& a, uint64_t b) { wgmma_m64k32_s8<128>(d, a, b); });
 }
-__global__ void multiply_128_later(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<128, 3, false>(in, out);
+__global__ void multiply_s8_256(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<256, 1, int32_t>(in, out, [](auto& d, auto& a, uint64_t b) { wgmma_m64k32_s8<256>(d, a, b); });
 }
-__global__ void multiply_256(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<256, 1, true>(in, out);
+__global__ void multiply_f16_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<128, 2, float>(in, out, [](auto& d, auto& a, uint64_t b) { wgmma_m64k16_f16<128>(d, a, b); });
+}
+__global__ void multiply_bf16_176(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<176, 0, float>(in, out, [](auto& d, auto& a, uint64_t b) { wgmma_m64k16_bf16<176>(d, a, b); });
 }
 
 // ---- faults of copies and barriers ----
@@ -243,7 +247,7 @@ __global__ void stores_are_not_fenced(const char* in, uint32_t* out, const __gri
   __syncthreads();
   Product p = {};
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -256,7 +260,7 @@ __global__ void multiplies_before_the_copy_has_landed(const char*, uint32_t* out
   __syncthreads();
   Product p = {};
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -267,7 +271,7 @@ __global__ void group_has_no_fence(const char*, uint32_t* out, const __grid_cons
   start_product(p, map);
   wgmma_wait<0>();
   for (auto& a : p.a) a = 2;
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -311,7 +315,7 @@ __global__ void a_warp_stays_away(const char* in, uint32_t* out, const __grid_co
   if (thread() >= 96) return;
   Product p = {};
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()), true);
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows()));
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -323,7 +327,7 @@ __global__ void warps_disagree(const char* in, uint32_t* out, const __grid_const
   __syncthreads();
   Product p = {};
   wgmma_fence();
-  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows() + thread() / 96 * 32), true);
+  wgmma_m64k32_s8<128>(p.d, p.a, wgmma_descriptor(rows() + thread() / 96 * 32));
   wgmma_commit();
   wgmma_wait<0>();
   write_product(out, p);
@@ -352,9 +356,10 @@ const Case kCases[] = {
     CASE(right_copy_beyond_the_edges),
     CASE(right_ring),
     CASE(right_product),
-    CASE(multiply_128),
-    CASE(multiply_128_later),
-    CASE(multiply_256),
+    CASE(multiply_s8_128),
+    CASE(multiply_s8_256),
+    CASE(multiply_f16_128),
+    CASE(multiply_bf16_176),
     CASE(reads_before_the_copy_has_landed),
     CASE(waits_for_the_phase_before),
     CASE(one_thread_waits_for_all),

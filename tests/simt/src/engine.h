@@ -10,6 +10,7 @@
 #include "fiber.h"
 #include "registry.h"
 #include "shadow.h"
+#include "simt/numbers.h"
 #include "simt/runtime.h"
 
 namespace simt {
@@ -27,12 +28,12 @@ struct AsyncCopy {
 
 // A wgmma that has been issued and not waited for, and an accumulator that such ones add to.
 struct Wgmma {
-  int32_t* d;
+  int32_t* d;      // or floats
+  Format format;  // of A and B; of s8 no bits
   int n;
   const uint32_t* a;
   uint32_t a_at_issue[4];
   uint64_t descriptor;
-  bool accumulate;
 };
 struct Accumulator {
   int32_t* d;

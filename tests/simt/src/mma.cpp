@@ -1,5 +1,7 @@
 #include "simt/mma.h"
 
+#include <bit>
+#include <cmath>
 #include <cstring>
 
 namespace simt {
@@ -54,31 +56,57 @@ void gather(void* const operands[32], T (&a)[16][8 * kPack], T (&b)[8 * kPack][8
   }
 }
 
-// D (16 x 8): registers 0 and 1 hold row group, columns 2 member and 2 member + 1; registers 2 and 3 row group + 8.
-template <int kDepth, class T, class D>
-void multiply(void* const operands[32], const T (&a)[16][kDepth], const T (&b)[kDepth][8], D) {
-  T sum[16][8] = {};
-  for (int row = 0; row < 16; ++row) {
-    for (int k = 0; k < kDepth; ++k) {
-      for (int column = 0; column < 8; ++column) sum[row][column] += a[row][k] * b[k][column];
-    }
-  }
+// Calls f(register of D, row, column). D (16 x 8): registers 0 and 1 hold row group, columns 2 member and 2 member + 1;
+// registers 2 and 3 row group + 8.
+template <class D, class F>
+void for_each_of_d(void* const operands[32], F f) {
   for (int lane = 0; lane < 32; ++lane) {
     auto* d = static_cast<D*>(static_cast<Mma*>(operands[lane])->d);
-    for (int r = 0; r < 4; ++r) {
-      d[r] = static_cast<D>(static_cast<T>(d[r]) + sum[group(lane) + 8 * (r / 2)][2 * member(lane) + r % 2]);
-    }
+    for (int r = 0; r < 4; ++r) f(d[r], group(lane) + 8 * (r / 2), 2 * member(lane) + r % 2);
   }
 }
 
 template <class Decode>
 void apply_float(void* const operands[32], Decode decode_bits) {
-  double a[16][16], b[16][8];
+  double a[16][kSumDepth], b[kSumDepth][kSumColumns];
   gather<2>(operands, a, b, [&](uint32_t packed, int i) { return double{decode_bits(packed >> 16 * i & 0xffff)}; });
-  multiply(operands, a, b, 0.0f);
+  float sums[16][kSumColumns];
+  for_each_of_d<float>(operands, [&](float d, int row, int column) { sums[row][column] = d; });
+  for (int row = 0; row < 16; ++row) add_products(sums[row], a[row], b);
+  for_each_of_d<float>(operands, [&](float& d, int row, int column) { d = sums[row][column]; });
 }
 
 }  // namespace
+
+void add_products(float (&d)[kSumColumns], const double (&a)[kSumDepth], const double (&b)[kSumDepth][kSumColumns]) {
+  double product[kSumDepth][kSumColumns], largest[kSumColumns], plain[kSumColumns], sum[kSumColumns];
+  for (int column = 0; column < kSumColumns; ++column) {
+    plain[column] = d[column], largest[column] = std::fabs(plain[column]);
+  }
+  for (int k = 0; k < kSumDepth; ++k) {
+    for (int column = 0; column < kSumColumns; ++column) {
+      double x = product[k][column] = a[k] * b[k][column];
+      plain[column] += x;
+      largest[column] = std::fabs(x) > largest[column] ? std::fabs(x) : largest[column];
+    }
+  }
+  // Each term is rounded to one grid by a number so large that the grid is all that its fraction has room for: of the
+  // terms on it every sum is exact.
+  double large[kSumColumns];
+  for (int column = 0; column < kSumColumns; ++column) {
+    constexpr uint64_t kExponent = 0x7ffull << 52;
+    large[column] = std::bit_cast<double>(std::bit_cast<uint64_t>(largest[column]) & kExponent) * 96;  // 1.5 * 2^6
+    sum[column] = (d[column] + large[column]) - large[column];
+  }
+  for (int k = 0; k < kSumDepth; ++k) {
+    for (int column = 0; column < kSumColumns; ++column) {
+      sum[column] += (product[k][column] + large[column]) - large[column];
+    }
+  }
+  for (int column = 0; column < kSumColumns; ++column) {
+    d[column] = static_cast<float>(std::isfinite(plain[column]) ? sum[column] : plain[column]);
+  }
+}
 
 void ldmatrix(uint32_t* r, int count, bool transposed, const void* row, const char* name, Location at) {
   Ldmatrix operand{r, count, transposed, {}};
@@ -106,7 +134,13 @@ void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
   Apply apply = [](void* const operands[32], unsigned) {
     int32_t left[16][32], right[32][8];
     gather<4>(operands, left, right, [](uint32_t packed, int i) { return static_cast<int8_t>(packed >> 8 * i); });
-    multiply(operands, left, right, int32_t{});
+    int32_t sums[16][8] = {};
+    for (int row = 0; row < 16; ++row) {
+      for (int k = 0; k < 32; ++k) {
+        for (int column = 0; column < 8; ++column) sums[row][column] += left[row][k] * right[k][column];
+      }
+    }
+    for_each_of_d<int32_t>(operands, [&](int32_t& d, int row, int column) { d += sums[row][column]; });
   };
   aligned("mma.m16n8k32.s8", &operand, apply, at);
 }

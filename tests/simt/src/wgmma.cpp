@@ -1,16 +1,18 @@
 // wgmma and setmaxnreg (PTX ISA 8.5, sections 9.7.15 and 9.7.19.5).
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "engine.h"
 #include "simt/async.h"
+#include "simt/mma.h"
 
 namespace simt {
 namespace {
 
 constexpr int32_t kRubbish = 0x5badf00d;  // in a register that a wgmma is still to write
 constexpr unsigned kRegistersOfAnSm = 64 << 10;
-constexpr int kDepth = 32;  // K of an s8 product
+constexpr int kDepth = 32;  // bytes of K
 
 // Where element k (bytes) of column n of B lies, by its descriptor: K-major, rows of 128 swizzled bytes in groups of
 // eight. In units of 16 bytes: start address bits 0 to 13, stride between groups bits 32 to 45 (that of the leading
@@ -44,7 +46,54 @@ Accumulator* accumulator(Thread& t, const int32_t* d) {
   return found == t.accumulators.end() ? nullptr : &*found;
 }
 
-// The oldest wgmma of all lanes. Rows of A and D: lane / 4 and 8 more; a register of A holds four elements of K from
+using Rows = const int8_t (*)[kDepth];
+
+// Calls f(register of D, row, column).
+template <class Lane, class F>
+void for_each_of_d(Lane lane, int n, F f) {
+  for (int i = 0; i < 32; ++i) {
+    int32_t* values = accumulator(lane(i), lane(i).wgmmas.front().d)->values.data();
+    for (int r = 0; r < n / 2; ++r) f(values[r], i / 4 + 8 * (r / 2 % 2), r / 4 * 8 + 2 * (i % 4) + r % 2);
+  }
+}
+
+template <class Lane>
+void multiply_s8(Lane lane, const Wgmma& w, Rows a, Rows b) {
+  for_each_of_d(lane, w.n, [&](int32_t& d, int row, int column) {
+    int32_t sum = 0;
+    for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[column][k];
+    d += sum;
+  });
+}
+
+template <class Lane>
+void multiply_float(Lane lane, const Wgmma& w, Rows a, Rows b) {
+  auto element = [&](const int8_t* row, int k) {
+    uint16_t bits;
+    std::memcpy(&bits, row + 2 * k, sizeof bits);
+    return double{decode(w.format, bits)};
+  };
+  std::vector<float> memory(static_cast<size_t>(w.n) * 16);
+  auto* sums = reinterpret_cast<float(*)[16][kSumColumns]>(memory.data());  // [n / 8]
+  for_each_of_d(lane, w.n, [&](int32_t d, int row, int column) {
+    sums[column / kSumColumns][row][column % kSumColumns] = std::bit_cast<float>(d);
+  });
+  double rows[16][kSumDepth], columns[kSumDepth][kSumColumns];
+  for (int row = 0; row < 16; ++row) {
+    for (int k = 0; k < kSumDepth; ++k) rows[row][k] = element(a[row], k);
+  }
+  for (int tile = 0; tile < w.n / kSumColumns; ++tile) {
+    for (int k = 0; k < kSumDepth; ++k) {
+      for (int i = 0; i < kSumColumns; ++i) columns[k][i] = element(b[tile * kSumColumns + i], k);
+    }
+    for (int row = 0; row < 16; ++row) add_products(sums[tile][row], rows[row], columns);
+  }
+  for_each_of_d(lane, w.n, [&](int32_t& d, int row, int column) {
+    d = std::bit_cast<int32_t>(sums[column / kSumColumns][row][column % kSumColumns]);
+  });
+}
+
+// The oldest wgmma of all lanes. Rows of A and D: lane / 4 and 8 more; a register of A holds four bytes of K from
 // 4 (lane % 4) on, its upper two 16 further; D: columns 8 j + 2 (lane % 4) and 1 more, for registers 4 j and on.
 void multiply(void* const operands[kWarp]) {
   auto lane = [&](int i) -> Thread& { return *static_cast<Thread*>(operands[i]); };
@@ -60,15 +109,8 @@ void multiply(void* const operands[kWarp]) {
   std::vector<int8_t> memory(static_cast<size_t>(first.n) * kDepth);
   auto* b = reinterpret_cast<int8_t(*)[kDepth]>(memory.data());
   read_b(lane(0), first.descriptor, first.n, b);
-  for (int i = 0; i < 32; ++i) {
-    int32_t* values = accumulator(lane(i), lane(i).wgmmas.front().d)->values.data();
-    for (int r = 0; r < first.n / 2; ++r) {
-      const int8_t *row = a[i / 4 + 8 * (r / 2 % 2)], *column = b[r / 4 * 8 + 2 * (i % 4) + r % 2];
-      int32_t sum = 0;
-      for (int k = 0; k < kDepth; ++k) sum += row[k] * column[k];
-      values[r] = first.accumulate ? values[r] + sum : sum;
-    }
-  }
+  if (first.format.exponent_bits == 0) return multiply_s8(lane, first, a, b);
+  multiply_float(lane, first, a, b);
 }
 
 void finish_oldest(Thread& t) {
@@ -94,12 +136,14 @@ void wgmma_fence(Location at) {
   together("wgmma.fence", at);
 }
 
-void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, bool accumulate, Location at) {
+namespace {
+
+void issue(int32_t* d, Format format, int n, const uint32_t* a, uint64_t descriptor, Location at) {
   Thread& t = needs_hopper("wgmma", at);
   Worker& w = *t.worker;
   if (!t.wgmma_fenced) w.fail("wgmma: no wgmma.fence since the group before", at);
   check_descriptor(w, descriptor, at);
-  Wgmma issued{d, n, a, {}, descriptor, accumulate};
+  Wgmma issued{d, format, n, a, {}, descriptor};
   std::memcpy(issued.a_at_issue, a, sizeof issued.a_at_issue);
   t.wgmmas.push_back(issued);
   if (!accumulator(t, d)) {
@@ -108,6 +152,16 @@ void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, bool ac
   }
   // It may read B as soon as it is issued.
   w.warpgroup(t, "wgmma", descriptor, [&] { read_b(t, descriptor, n, nullptr); }, at);
+}
+
+}  // namespace
+
+void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, Location at) {
+  issue(d, {}, n, a, descriptor, at);
+}
+
+void wgmma_float(float* d, Format format, int n, const uint32_t* a, uint64_t descriptor, Location at) {
+  issue(reinterpret_cast<int32_t*>(d), format, n, a, descriptor, at);
 }
 
 void wgmma_commit(Location at) {

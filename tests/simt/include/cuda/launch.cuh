@@ -25,6 +25,13 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
                 }});
 }
 
+// This layer runs blocks one by one.
+inline int cluster_blocks(int) { return 1; }
+template <class Kernel, class... Args>
+void launch_clusters(int, Kernel kernel, Args... args) {
+  launch(kernel, args...);
+}
+
 inline int device_attribute(cudaDeviceAttr attribute) {
   int value = 0;
   check_cuda(cudaDeviceGetAttribute(&value, attribute, 0));

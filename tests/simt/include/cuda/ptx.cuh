@@ -72,6 +72,9 @@ inline void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint3
 
 // ---- registers ----
 
+// x, unknown to the compiler, so that what depends on it is not computed ahead and kept in registers.
+inline int opaque(int x) { return x; }
+
 // Selector nibbles: bits 0-2 choose a byte of b:a, bit 3 replicates its sign.
 inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   uint64_t bytes = uint64_t{b} << 32 | a;

@@ -3,6 +3,7 @@
 
 #include <cuda.h>
 
+#include "simt/numbers.h"
 #include "simt/runtime.h"
 
 namespace simt {
@@ -16,11 +17,12 @@ void fence_proxy_async();
 void bulk_copy(void* shared, const void* global, uint32_t bytes, uint64_t* barrier, Location);
 void tensor_copy(void* shared, const CUtensorMap&, int32_t x, int32_t y, uint64_t* barrier, Location);
 
-// d = a * b, plus d if `accumulate`, for 64 x n x 32, b by its descriptor. Shared memory and a are read, and d is
+// d += a * b for 64 x n and 32 bytes of K, b by its descriptor. Shared memory and a are read, and d is
 // written, when the group is waited for; till then d holds rubbish. Every group has to begin with a fence (the ISA asks
 // for one only where registers have been touched, which this layer cannot see).
 void wgmma_fence(Location);
-void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, bool accumulate, Location);
+void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, Location);
+void wgmma_float(float* d, Format, int n, const uint32_t* a, uint64_t descriptor, Location);
 void wgmma_commit(Location);
 void wgmma_wait(unsigned groups_left, Location);
 

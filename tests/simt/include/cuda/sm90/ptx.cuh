@@ -37,6 +37,20 @@ inline void cp_async_bulk_tensor_2d(void* smem, const CUtensorMap& map, int32_t 
   simt::tensor_copy(smem, map, x, y, barrier, at);
 }
 
+// ---- clusters, of one block each ----
+
+inline uint32_t cluster_rank() { return 0; }
+inline uint32_t cluster_size() { return 1; }
+inline void cluster_sync() {}
+inline void fence_mbarrier_init() {}
+inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t, Location at = Location::current()) {
+  simt::mbarrier_arrive(barrier, 0, at);
+}
+inline void cp_async_bulk_tensor_2d_multicast(void* smem, const CUtensorMap& map, int32_t x, int32_t y,
+                                              uint64_t* barrier, uint16_t, Location at = Location::current()) {
+  simt::tensor_copy(smem, map, x, y, barrier, at);
+}
+
 // ---- wgmma ----
 
 inline void wgmma_fence(Location at = Location::current()) { simt::wgmma_fence(at); }
@@ -46,9 +60,16 @@ void wgmma_wait(Location at = Location::current()) {
   simt::wgmma_wait(N, at);
 }
 template <int kN>
-void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate,
-                     Location at = Location::current()) {
-  simt::wgmma_s8(d, kN, a, b, accumulate, at);
+void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, Location at = Location::current()) {
+  simt::wgmma_s8(d, kN, a, b, at);
+}
+template <int kN>
+void wgmma_m64k16_f16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, Location at = Location::current()) {
+  simt::wgmma_float(d, simt::kHalf, kN, a, b, at);
+}
+template <int kN>
+void wgmma_m64k16_bf16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, Location at = Location::current()) {
+  simt::wgmma_float(d, simt::kBFloat16, kN, a, b, at);
 }
 
 // ---- registers ----

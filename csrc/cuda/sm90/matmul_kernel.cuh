@@ -1,0 +1,339 @@
+// The matmul of many rows. A block computes tiles of 64 or 128 columns and some rows of x. Weights are the rows of the
+// product, as in
+// ../matmul_kernel.cuh: they are copied to shared memory as packed, and from there to the registers of the warp that
+// multiplies their panel. The rows of x stay in shared memory, where wgmma reads them. One warp copies, one or two
+// warpgroups multiply; barriers tell when a stage is full and when it is empty.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/launch.cuh"
+#include "cuda/matmul_config.cuh"
+#include "cuda/matmul_epilogue.cuh"
+#include "cuda/sm90/matmul_config.cuh"
+#include "cuda/sm90/matmul_ops.cuh"
+#include "cuda/sm90/tensor_map.cuh"
+#include "cuda/sm90/wgmma.cuh"
+
+namespace pybatch::cuda {
+
+struct Pipeline {
+  char* stages;      // [stages], each the rows of x and the weights
+  uint64_t* filled;  // [stages]
+  uint64_t* emptied;
+  uint32_t cluster, rank;  // blocks of the cluster, and which this is
+};
+
+// The stage that a warp is at, and how often it has been there.
+template <int kStages>
+struct Turn {
+  uint32_t stage = 0, round = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) stage = 0, ++round;
+  }
+};
+
+__device__ __forceinline__ void wait_for(uint64_t* barrier, uint32_t phase) {
+  while (!mbarrier_try_wait_parity(barrier, phase % 2)) {
+  }
+}
+
+// The blocks of a cluster have neighbouring tiles of the same rows. Tiles that run at one time share kRowTilesAside
+// tiles of rows, and few columns.
+struct Place {
+  int64_t row, panel;  // the first ones
+};
+template <class Tile>
+__host__ __device__ __forceinline__ int64_t tiles_of_cluster(const MatmulParams& p, int cluster) {
+  return ceil_div(p.m, Tile::kRows) * ceil_div(p.n, Tile::kColumns * cluster);
+}
+template <class Tile>
+__device__ __forceinline__ Place place_of_tile(const MatmulParams& p, uint32_t tile, const Pipeline& pipeline) {
+  const auto rows = static_cast<uint32_t>(ceil_div(p.m, Tile::kRows));
+  const auto columns = static_cast<uint32_t>(ceil_div(p.n, Tile::kColumns * pipeline.cluster));
+  const uint32_t group = tile / (kRowTilesAside * columns), within = tile % (kRowTilesAside * columns);
+  const uint32_t left = rows - group * kRowTilesAside, aside = left < kRowTilesAside ? left : kRowTilesAside;
+  return {int64_t{group * kRowTilesAside + within % aside} * Tile::kRows,
+          int64_t{within / aside * pipeline.cluster + pipeline.rank} * Tile::kPanels};
+}
+
+// One warp: fills the stages in turn, as they are emptied.
+template <class Op, class Tile>
+__device__ __forceinline__ void copy_tile(const MatmulParams& p, const CUtensorMap& rows, const Pipeline& pipeline,
+                                          Turn<Tile::kStages>& turn, Place place) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t panels = ceil_div(p.n, kPanel), panel_bytes = packed_groups(p.k, Op::kWeightBytes) * kPanel * 4;
+  // A lane a panel. Beyond the last panel it is copied again.
+  const int64_t panel = place.panel + lane < panels ? place.panel + lane : panels - 1;
+  const char* weights = static_cast<const char*>(p.weight) + panel * panel_bytes;
+  int64_t left = ceil_div(p.k * Op::kWeightBytes, 4) * (kPanel * 4);  // bytes of a panel
+  for (int32_t x = 0; left > 0; x += kStageK) {
+    if (turn.round > 0) wait_for(pipeline.emptied + turn.stage, turn.round - 1);
+    char* to = pipeline.stages + turn.stage * Tile::kStageBytes;
+    char* to_weights = to + Tile::kRowBytes;
+    const uint32_t bytes = left < Tile::kPanelBytes ? static_cast<uint32_t>(left) : Tile::kPanelBytes;
+    if (bytes < Tile::kPanelBytes) {  // beyond K
+      for (uint32_t at = bytes + lane * 16; at < Tile::kPanelBytes; at += kWarp * 16) {
+        for (int i = 0; i < Tile::kPanels; ++i) {
+          *reinterpret_cast<uint4*>(to_weights + i * Tile::kPanelBytes + at) = uint4{};
+        }
+      }
+      fence_proxy_async();  // a later round copies over the zeros
+    }
+    __syncwarp();
+    if (lane == 0) {
+      mbarrier_arrive_expect_tx(pipeline.filled + turn.stage, Tile::kRowBytes + Tile::kPanels * bytes);
+      if (pipeline.cluster == 1) {
+        cp_async_bulk_tensor_2d(to, rows, x, static_cast<int32_t>(place.row), pipeline.filled + turn.stage);
+      } else {
+        const uint32_t part = pipeline.rank * (Tile::kRows / Tile::kCluster);
+        cp_async_bulk_tensor_2d_multicast(to + part * kStageK, rows, x, static_cast<int32_t>(place.row + part),
+                                          pipeline.filled + turn.stage, (1 << Tile::kCluster) - 1);
+      }
+    }
+    __syncwarp();
+    if (lane < Tile::kPanels) {
+      cp_async_bulk(to_weights + lane * Tile::kPanelBytes, weights, bytes, pipeline.filled + turn.stage);
+    }
+    weights += Tile::kPanelBytes;
+    left -= Tile::kPanelBytes;
+    turn.advance();
+  }
+}
+
+// sum = the products of the warpgroup's 64 columns and all rows of the tile, over `count` stages. It begins as zeros,
+// as that of mma.sync does.
+template <class Op, class Tile>
+__device__ __forceinline__ void multiply_stages(typename Op::Sum (&sum)[Tile::kRows / 2], const Pipeline& pipeline,
+                                                Turn<Tile::kStages>& turn, uint32_t count, int panel) {
+#pragma unroll
+  for (int i = 0; i < Tile::kRows / 2; ++i) sum[i] = 0;
+  constexpr int kSteps = kStageK / 32;
+  const uint32_t lane = threadIdx.x % kWarp;
+  uint32_t a[kSteps][4];
+  auto free_stage_before = [&](uint32_t stage) {
+    __syncwarp();
+    uint64_t* emptied = pipeline.emptied + (stage == 0 ? Tile::kStages : stage) - 1;
+    if constexpr (Tile::kCluster == 1) {
+      if (lane == 0) mbarrier_arrive(emptied);
+    } else if (lane < pipeline.cluster) {
+      mbarrier_arrive_at(emptied, lane);  // others copy to this block, too
+    }
+  };
+  for (uint32_t i = 0; i < count; ++i) {
+    wait_for(pipeline.filled + turn.stage, turn.round);
+    const char* rows = pipeline.stages + turn.stage * Tile::kStageBytes;
+    const char* weights = rows + Tile::kRowBytes + panel * Tile::kPanelBytes;
+    // Half a stage is multiplied while the weights of the next half are loaded.
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int step = half * kSteps / 2; step < (half + 1) * kSteps / 2; ++step) {
+        Op::load(a[step], weights, step, static_cast<int>(lane));
+      }
+      wgmma_fence();
+#pragma unroll
+      for (int step = half * kSteps / 2; step < (half + 1) * kSteps / 2; ++step) {
+        Op::template multiply<Tile::kRows>(sum, a[step], wgmma_descriptor(rows + step * 32));
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (half == 0 && i > 0) free_stage_before(turn.stage);
+    }
+    turn.advance();
+  }
+  wgmma_wait<0>();
+  free_stage_before(turn.stage);
+}
+
+// The same over all of K, in the parts of matmul_config.cuh if their order matters.
+template <class Op, class Tile>
+__device__ __forceinline__ void multiply_tile(typename Op::Sum (&sum)[Tile::kRows / 2], const Pipeline& pipeline,
+                                              Turn<Tile::kStages>& turn, uint32_t stages, int panel) {
+  if constexpr (Op::kInParts) {
+    typename Op::Sum part[Tile::kRows / 2];
+#pragma unroll
+    for (int i = 0; i < Tile::kRows / 2; ++i) sum[i] = 0;
+    const uint32_t split = (stages + kSplits - 1) / kSplits;
+    for (uint32_t begin = 0; begin < stages; begin += split) {
+      multiply_stages<Op, Tile>(part, pipeline, turn, stages - begin < split ? stages - begin : split, panel);
+#pragma unroll
+      for (int i = 0; i < Tile::kRows / 2; ++i) sum[i] += part[i];
+    }
+  } else {
+    multiply_stages<Op, Tile>(sum, pipeline, turn, stages, panel);
+  }
+}
+
+// Where a sum lies in shared memory: runs of eight columns are loaded without meeting in a bank.
+template <class Tile>
+__device__ __forceinline__ int place_of_sum(int row, int column) {
+  return row * Tile::kPitch + (column ^ column / 32 * 4);
+}
+
+// The products of eight columns of a row: from their sums, and their columns' scales and biases, in shared memory.
+template <class Tile, class Sum>
+__device__ __forceinline__ void load_products(const Sum* sums, const float* of_columns, int row, int column,
+                                              const float* row_scale, float (&v)[kRun]) {
+#pragma unroll
+  for (int i = 0; i < kRun; i += 4) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(sums + place_of_sum<Tile>(row, column + i));
+    const auto* four = reinterpret_cast<const Sum*>(&raw);
+    const float4 scale = *reinterpret_cast<const float4*>(of_columns + column + i);
+    const float4 bias = *reinterpret_cast<const float4*>(of_columns + 64 + column + i);
+    v[i] = ColumnScaling{scale.x, bias.x, row_scale}.apply(four[0], 0);
+    v[i + 1] = ColumnScaling{scale.y, bias.y, row_scale}.apply(four[1], 0);
+    v[i + 2] = ColumnScaling{scale.z, bias.z, row_scale}.apply(four[2], 0);
+    v[i + 3] = ColumnScaling{scale.w, bias.w, row_scale}.apply(four[3], 0);
+  }
+}
+
+// Calls f with p.out from element `at` on, as a pointer to its type.
+template <class F>
+__device__ __forceinline__ void with_out(const MatmulParams& p, int64_t at, const F& f) {
+  switch (p.out.dtype) {
+    case DType::f32: return f(static_cast<float*>(p.out.data) + at);
+    case DType::f16: return f(static_cast<f16*>(p.out.data) + at);
+    default: return f(static_cast<bf16*>(p.out.data) + at);
+  }
+}
+
+// Stores what the epilogue makes of a run of products, the first n. Of gates, `up` is what they multiply.
+__device__ __forceinline__ void write_run(const MatmulParams& p, int64_t at, int64_t n, float (&v)[kRun],
+                                          const float (&up)[kRun]) {
+  float residual[kRun];
+  if (p.epilogue == Epilogue::add) with_out(p, at, [&](auto* out) { load_run(out, n, residual); });
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    v[i] = rounded(p.out.dtype, v[i]);
+    if (p.epilogue == Epilogue::add) v[i] += residual[i];
+    if (is_gated(p.epilogue)) v[i] = activated(p.epilogue, v[i]) * rounded(p.out.dtype, up[i]);
+  }
+  with_out(p, at, [&](auto* out) { store_run(out, n, v); });
+}
+
+// Sums go through shared memory, so that a thread gets eight neighbouring columns.
+template <class Op, class Tile>
+__device__ __forceinline__ void write_tile(const MatmulParams& p, const float* row_scale, char* shared,
+                                           const typename Op::Sum (&sum)[Tile::kRows / 2], Place place) {
+  constexpr int kTurnRows = Tile::kTurnRows;
+  const int consumer = opaque(static_cast<int>(threadIdx.x) - kWarpgroup);  // registers are full till here
+  const int group = consumer / kWarpgroup, thread = consumer % kWarpgroup, panel = thread / kWarp, barrier = 1 + group;
+  const int lane = consumer % kWarp, g = lane / 4, t = lane % 4;
+  char* mine = shared + group * Tile::kGroupSumBytes;
+  auto* sums = reinterpret_cast<typename Op::Sum*>(mine);
+  float* of_columns = reinterpret_cast<float*>(mine + kTurnRows * Tile::kPitch * sizeof(float));  // [2][64]
+  const int64_t rows = p.m - place.row < Tile::kRows ? p.m - place.row : Tile::kRows;
+  const int64_t first_column = place.panel * kPanel + group * 64;
+  if (thread < 64) {
+    const int64_t column = first_column + thread < p.n ? first_column + thread : p.n - 1;
+    const ColumnScaling of_column = column_scaling(p, nullptr, column);
+    of_columns[thread] = of_column.scale;
+    of_columns[64 + thread] = of_column.bias;
+  }
+
+  // Where gate and up are multiplied, two of four runs are gates.
+  const bool gated = is_gated(p.epilogue);
+  const int runs = gated ? 4 : 8, run = thread % runs;
+  const int within = gated ? run / 2 * 2 * kPanel + run % 2 * kRun : run * kRun;
+  const int64_t column =
+      gated ? (first_column + within) / (2 * kPanel) * kPanel + run % 2 * kRun : first_column + within;
+
+#pragma unroll 1
+  for (int first = 0; first < rows; first += kTurnRows) {
+#pragma unroll
+    for (int turn = 0; turn < ceil_div(Tile::kRows, kTurnRows); ++turn) {
+      if (turn * kTurnRows != first) continue;  // registers have no index at run time
+#pragma unroll
+      for (int i = 0; i < kTurnRows / 2 && turn * kTurnRows / 2 + i < Tile::kRows / 2; ++i) {
+        const int row = i / 4 * 8 + 2 * t + i % 2, of_panel = g + i / 2 % 2 * 8;
+        sums[place_of_sum<Tile>(row, panel * kPanel + of_panel)] = sum[turn * kTurnRows / 2 + i];
+      }
+    }
+    named_barrier_sync(barrier, kWarpgroup);
+    for (int row = thread / runs; row < kTurnRows && first + row < rows && column < p.width; row += kWarpgroup / runs) {
+      const int64_t to = place.row + first + row, at = to * p.out.row_stride + column, n = p.width - column;
+      const float* scale = row_scale != nullptr ? row_scale + to : nullptr;
+      float v[kRun], up[kRun] = {};
+      load_products<Tile>(sums, of_columns, row, within, scale, v);
+      if (gated) load_products<Tile>(sums, of_columns, row, within + kPanel, scale, up);
+      write_run(p, at, n, v, up);
+    }
+    named_barrier_sync(barrier, kWarpgroup);
+  }
+}
+
+template <class Op, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    wgmma_kernel(MatmulParams p, const float* row_scale, const __grid_constant__ CUtensorMap rows) {
+  char* shared = dynamic_shared<char>();
+  auto* barriers = reinterpret_cast<uint64_t*>(shared + Tile::stage_bytes() + Tile::kSumBytes);
+  const bool alone = Tile::kCluster == 1;
+  const Pipeline pipeline = {shared, barriers, barriers + Tile::kStages, alone ? 1 : cluster_size(),
+                             alone ? 0 : cluster_rank()};
+  const int warp = threadIdx.x / kWarp;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Tile::kStages; ++i) {
+      mbarrier_init(pipeline.filled + i, 1);
+      mbarrier_init(pipeline.emptied + i, pipeline.cluster * Tile::kConsumers * kWarpgroup / kWarp);
+    }
+    fence_proxy_async();
+    if (!alone) fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (!alone) cluster_sync();
+  const auto tiles = static_cast<uint32_t>(tiles_of_cluster<Tile>(p, pipeline.cluster));
+  const uint32_t first = blockIdx.x / pipeline.cluster, aside = gridDim.x / pipeline.cluster;
+  Turn<Tile::kStages> turn;
+
+  if (threadIdx.x < kWarpgroup) {
+    if constexpr (Tile::kConsumers == 2) setmaxnreg_dec<kCopyRegisters>();
+    if (warp != 0) return;
+    for (uint32_t tile = first; tile < tiles; tile += aside) {
+      copy_tile<Op, Tile>(p, rows, pipeline, turn, place_of_tile<Tile>(p, tile, pipeline));
+    }
+    if (!alone) cluster_sync();
+    return;
+  }
+  if constexpr (Tile::kConsumers == 2) setmaxnreg_inc<kMultiplyRegisters>();
+  const int panel = warp - kWarpgroup / kWarp;
+  const auto stages = static_cast<uint32_t>(ceil_div(p.k * static_cast<int64_t>(sizeof(typename Op::X)), kStageK));
+  for (uint32_t tile = first; tile < tiles; tile += aside) {
+    typename Op::Sum sum[Tile::kRows / 2];
+    multiply_tile<Op, Tile>(sum, pipeline, turn, stages, panel);
+    write_tile<Op, Tile>(p, row_scale, shared + Tile::stage_bytes(), sum, place_of_tile<Tile>(p, tile, pipeline));
+  }
+  if (!alone) cluster_sync();  // till then others may arrive at this block's barriers
+}
+
+template <class Op, class Tile>
+void run_wgmma(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
+  const int cluster = Tile::kCluster == 1 ? 1 : cluster_blocks(Tile::kCluster);
+  const int64_t tiles = tiles_of_cluster<Tile>(p, cluster), most = Tile::kBlocks * multiprocessors() / cluster;
+  const dim3 grid(cluster * (tiles < most ? tiles : most));
+  constexpr int64_t kBytes = sizeof(typename Op::X);
+  const CUtensorMap rows = byte_matrix_map(p.x.data, p.m, p.k * kBytes, p.x.row_stride * kBytes, Tile::kRows / cluster);
+  launch_clusters(cluster, wgmma_kernel<Op, Tile>, grid, dim3(Tile::kThreads), Tile::shared_bytes(), stream, p,
+                  row_scale, rows);
+}
+
+// The tile that takes the least time; the first of those that take the same. row_scale: [p.m], may be null.
+template <class Op, class Tile, class... Others>
+void run_best_wgmma(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
+  if constexpr (sizeof...(Others) > 0) {
+    const int64_t aside = multiprocessors();
+    if (bytes_in_turn<Tile>(p.m, p.n, aside) > std::min({bytes_in_turn<Others>(p.m, p.n, aside)...})) {
+      return run_best_wgmma<Op, Others...>(p, row_scale, stream);
+    }
+  }
+  run_wgmma<Op, Tile>(p, row_scale, stream);
+}
+template <class Op>
+void wgmma_matmul(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
+  constexpr int kBytes = Op::kPanelBytes;
+  run_best_wgmma<Op, WgmmaTile<Op::kRows, 2, kBytes>, WgmmaTile<128, 2, kBytes>, WgmmaTile<128, 1, kBytes>,
+                 WgmmaTile<64, 1, kBytes>>(p, row_scale, stream);
+}
+
+}  // namespace pybatch::cuda
