@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from inspect import signature
@@ -21,12 +21,14 @@ from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.files import created, expect_all_apart
 from pybatch.jobs.preparation import OnError, Preparation, prepare
 from pybatch.jobs.record import Record
+from pybatch.jobs.report.report import JobReport, ReportFiles
 from pybatch.jobs.results.destination import STANDARD, Destination
 from pybatch.jobs.results.marks import Marks
 from pybatch.jobs.row_runner import RowRunner, RowSession
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources import open_source
 from pybatch.jobs.sources.read_ahead import ReadAhead
+from pybatch.tune.cost import Prices
 
 
 class JobError(RuntimeError):
@@ -50,6 +52,10 @@ def run_job(
     unordered: bool = False,
     cache: str | os.PathLike[str] | None = None,
     ray: str | None = None,
+    report: str | os.PathLike[str] | None = None,
+    report_json: str | os.PathLike[str] | None = None,
+    price_per_hour: float | None = None,
+    compare_price: Sequence[str] = (),
     use_tqdm: bool = True,
     **arguments: Any,
 ) -> Any:
@@ -71,6 +77,9 @@ def run_job(
     fresh: start over, and replace the output. retry_errors: run rows again that failed in an earlier run.
     unordered: write rows to the output as they finish. cache: a folder of answers that later jobs may use.
     ray: answer on the Ray cluster at this address (HOST:PORT, "auto", "local"), with an engine on each GPU or machine.
+    report: write a report of the job, one HTML file, however the job ends. report_json: write its figures as JSON.
+    price_per_hour: dollars an hour of the machine, or of all machines: the reports tell what the job cost.
+    compare_price: what APIs ask to compare with, each NAME:IN:OUT, in dollars a million tokens.
     use_tqdm: show a progress bar, if stderr is a terminal.
     arguments: those of LLM, unless model is one, and of SamplingParams, by name; ``seed`` is LLM's, and without
       ``max_tokens`` an answer may fill the context. Sampling parameters in a row go before these.
@@ -82,7 +91,8 @@ def run_job(
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error: expected one of {', '.join(get_args(OnError))}, got {on_error!r}")
     expect_type("model", model, str | os.PathLike | LLM, "a path, a name or an LLM")
-    for name, path in {"output": output, "error_file": error_file, "cache": cache}.items():
+    paths = {"output": output, "error_file": error_file, "cache": cache, "report": report, "report_json": report_json}
+    for name, path in paths.items():
         expect_type(name, path, str | os.PathLike | None, "a path")
     for name, text in {"prompt_template": prompt_template, "system": system, "ray": ray}.items():
         expect_type(name, text, str | None, "text")
@@ -90,6 +100,11 @@ def run_job(
         raise ValueError("output: expected a path or None, got '-': a program's standard output is its own")
     if ray is not None and isinstance(model, LLM):
         raise ValueError("model: expected a path or a name, which each of Ray's workers loads, got an LLM")
+    told = ReportFiles(
+        None if report is None else os.fspath(report),
+        None if report_json is None else os.fspath(report_json),
+        Prices.of(price_per_hour, compare_price),
+    )
     source = open_source(data, input_format)
     in_files = isinstance(data, str | os.PathLike)
     if output is None and in_files:
@@ -128,7 +143,7 @@ def run_job(
             raise JobError(prepared.checked.messages[0])
         if not prepared.finished:
             session = opened.enter_context(session_for(model, of_llm, ray))
-            answer(prepared, session, of_sampling, on_error, None if cache is None else Path(cache), use_tqdm)
+            answer(prepared, session, of_sampling, on_error, None if cache is None else Path(cache), told, use_tqdm)
         return os.fspath(output) if in_files and output is not None else joined(prepared, source)
 
 
@@ -152,6 +167,7 @@ def answer(
     sampling: Mapping[str, Any],
     on_error: OnError,
     cache: Path | None,
+    told: ReportFiles,
     show_progress: bool,
 ) -> None:
     params = replace(session.default_params, **sampling)
@@ -159,6 +175,7 @@ def answer(
     tokenizer = expect_tokenizer(session.tokenizer)
     job = prepared.start(tokenizer, params, progress, arithmetic=session.arithmetic, on_error=on_error)
     with (
+        JobReport(told, Path(prepared.source.name).name, session.metrics, job, session.settings) as report,
         ReadAhead(job.pending(), prepared.source.name) as pending,
         prepared.answers(session, cache) as answers,
         deferred_interrupts() as interrupts,
@@ -169,7 +186,10 @@ def answer(
         except BaseException:
             prepared.publish_what_there_is()
             raise
+        report.finished = finished
         job.results.publish(finished=finished)
+    if report.fault is not None:
+        raise report.fault
     if job.failure is not None:
         raise JobError(job.failure)
 

@@ -175,6 +175,20 @@ def test_ctrl_c_keeps_what_is_done(llm: LLM, tmp_path: Path, monkeypatch: pytest
     assert llm.session.idle
 
 
+def test_a_job_can_leave_a_report_and_its_cost(llm: LLM, tmp_path: Path) -> None:
+    pages = {"report": tmp_path / "report.html", "report_json": tmp_path / "report.json"}
+    prices = {"price_per_hour": 36.0, "compare_price": ["mini:1:4"]}
+    pybatch.run_job(ROWS, llm, fresh=True, output=tmp_path / "out.jsonl", **pages, **prices, **GREEDY)
+    told = json.loads(pages["report_json"].read_text())
+    assert (told["status"], told["rows"]) == ("finished", len(ROWS))
+    assert told["cost"]["dollars"] == pytest.approx(0.01 * told["seconds"])
+    asked = (told["prompt_tokens"] + 4 * told["output_tokens"]) / 1e6
+    assert told["cost"]["apis"] == {"mini": pytest.approx(asked)}
+    assert "cost by mini" in pages["report"].read_text()
+    with pytest.raises(ValueError, match="compare_price: expected a list"):
+        pybatch.run_job(ROWS, llm, compare_price="mini:1:4")
+
+
 def test_the_first_row_that_fails_can_end_the_job(llm: LLM) -> None:
     with pytest.raises(JobError, match="row 1: the row has neither"):
         pybatch.run_job([{"prompt": "a"}, {"no": 1}], llm, on_error="fail", **GREEDY)

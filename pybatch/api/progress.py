@@ -92,8 +92,9 @@ class BatchProgress:
         self._rows_at_work, self._rows_repeating, self._new = at_work, repeating, new
 
     def stop(self) -> None:
-        """Stops the clock, so that all that is told of the batch afterwards agrees."""
-        self._end = self._now()
+        """Stops the clock, if it runs, so that all that is told of the batch afterwards agrees."""
+        if self._end is None:
+            self._end = self._now()
 
     @property
     def seconds(self) -> float:

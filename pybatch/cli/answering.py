@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pybatch.cluster.cluster_session import ClusterSession
     from pybatch.engine import SamplingParams
     from pybatch.jobs.preparation import OnError, OtherJobError, Preparation
+    from pybatch.jobs.report.report import ReportFiles
     from pybatch.jobs.rows import Row
 
 
@@ -60,7 +61,7 @@ def answer(
     first_rows: Preview,
     grace: float,
     cache: Path | None,
-    report_path: str | None,
+    told: ReportFiles,
     model: str,
 ) -> None:
     from pybatch.api.progress import ProgressReporter
@@ -89,7 +90,7 @@ def answer(
 
         with (
             job_errors(prepared),
-            JobReport(report_path, title, session.metrics, job, {"Job": of_job, **session.settings}) as report,
+            JobReport(told, title, session.metrics, job, {"Job": of_job, **session.settings}) as report,
         ):
             finished = False
             if first_rows.agreed(job, session, pending, run_rows, stop.requested, progress.rows):
@@ -97,7 +98,7 @@ def answer(
                     finished = run_rows(pending)
             report.finished = finished
             job.results.publish(finished=finished)
-        stderr.print(summary_table(progress, session.metrics.summary(), job.failures))
+        stderr.print(summary_table(progress, session.metrics.summary(), job.failures, told.prices))
         if report.fault is not None:
             tell(f"There is no report: {of_file(report.fault)}")
         if job.failure is not None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pybatch.engine import SamplingParams
     from pybatch.jobs.estimate.estimate import Estimate
     from pybatch.jobs.preparation import Preparation
+    from pybatch.jobs.report.report import ReportFiles
+    from pybatch.tune.cost import Prices
 
 
 def show_dry_run(
@@ -28,13 +30,19 @@ def show_dry_run(
     cache: Path | None,
     sampling: SamplingFlags,
     engine: EngineFlags,
+    told: ReportFiles,
     before_it_prints: Callable[[], None],
 ) -> None:
-    """before_it_prints: frees standard output, where the estimate goes."""
+    """told: where the figures go too. before_it_prints: frees standard output, where the estimate goes."""
+    from pybatch.jobs.report.report import write_json
+
     llm, params = load(engine, sampling)
     estimate = estimate_job(llm, engine.model, prepared, params, cache)
     before_it_prints()
-    show_estimate(estimate, told=prepared.checked.bad.total())
+    show_estimate(estimate, told.prices, known_bad=prepared.checked.bad.total())
+    if told.json is not None:
+        with failures():
+            write_json(told.json, estimate.to_json(told.prices))
     raise typer.Exit(exit_codes.FAILED_ROWS if estimate.rows_failed else exit_codes.OK)
 
 
@@ -77,15 +85,15 @@ def failures() -> Iterator[None]:
         raise CommandError(f"the job cannot be estimated: {what}") from error
 
 
-def show_estimate(estimate: Estimate, told: int) -> None:
-    """On standard output. told: how many of the bad rows the user knows of."""
+def show_estimate(estimate: Estimate, prices: Prices, known_bad: int) -> None:
+    """On standard output. known_bad: how many of the bad rows the user knows of."""
     from pybatch.jobs.estimate.table import estimate_table
 
     out = Console(highlight=False, markup=False, soft_wrap=True)
-    if estimate.rows_failed > told:
+    if estimate.rows_failed > known_bad:
         for kind in estimate.errors.values():
             for message in kind.first:
                 out.print(printable(message))
-    out.print(estimate_table(estimate))
+    out.print(estimate_table(estimate, prices))
     for number, prompt in enumerate(estimate.prompts, start=1):
         out.print(f"\nPrompt {number}, as the model sees it:\n{shown(prompt)}")

@@ -9,13 +9,17 @@ from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from pybatch.api.engine_args import EngineArgs
+from pybatch.cli.command import usage_errors
 from pybatch.engine.arguments import described_fields
 from pybatch.engine.kv_policies import StreamingLLM, as_json
+
+if TYPE_CHECKING:
+    from pybatch.tune.cost import Prices
 
 G = TypeVar("G")
 
@@ -57,6 +61,7 @@ def option(panel: str, help: str, *names: str, **settings: Any) -> Any:
 
 sampling = partial(option, "Sampling")
 engine = partial(option, "Model and engine")
+cost = partial(option, "Cost")
 
 
 def token_biases(text: str) -> dict[int, float]:
@@ -99,6 +104,29 @@ class Given:
     def given(self) -> dict[str, Any]:
         """Those that were given, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None and value != []}
+
+
+@dataclass
+class CostFlags:
+    """What the machine costs, and what to compare it with."""
+
+    price_per_hour: Annotated[
+        float | None, cost("Dollars an hour of the machine, or of all machines together: what the work costs is told.")
+    ] = None
+    compare_price: Annotated[
+        list[str] | None,
+        cost(
+            "What an API asks, in dollars a million tokens, to compare with; may be repeated.",
+            metavar="NAME:IN:OUT",
+        ),
+    ] = None
+
+    def prices(self) -> Prices:
+        """Raises UsageError."""
+        from pybatch.tune.cost import Prices
+
+        with usage_errors():
+            return Prices.of(self.price_per_hour, self.compare_price or ())
 
 
 STRUCTURE = {"json_schema": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}

@@ -15,11 +15,12 @@ from pybatch.cli import exit_codes
 from pybatch.cli.answering import answer, cluster, local, show_differences, tell, tell_finished
 from pybatch.cli.command import CommandError, UsageError, usage_errors
 from pybatch.cli.dry_run import show_dry_run
-from pybatch.cli.flags import EngineFlags, SamplingFlags, option, takes
+from pybatch.cli.flags import CostFlags, EngineFlags, SamplingFlags, option, takes
 from pybatch.cli.preview import Preview
 from pybatch.cli.signals import ending_at_once
 
 if TYPE_CHECKING:
+    from pybatch.jobs.report.report import ReportFiles
     from pybatch.jobs.results.destination import Destination
 
 rows = partial(option, "Rows")
@@ -49,7 +50,7 @@ class OnError(StrEnum):
     fail = "fail"
 
 
-@takes(sampling=SamplingFlags, engine=EngineFlags)
+@takes(sampling=SamplingFlags, engine=EngineFlags, cost=CostFlags)
 def run(
     prompts: Annotated[
         str | None,
@@ -84,6 +85,10 @@ def run(
             "Write a report of the job, one HTML file with figures and charts, however the job ends.", metavar="PATH"
         ),
     ] = None,
+    json_file: Annotated[
+        str | None,
+        results("Write the summary's figures as JSON, or the dry run's.", "--json", metavar="FILE"),
+    ] = None,
     fresh: Annotated[
         bool, going_on("Start over, and replace the output file if there is one.", "--fresh", "--overwrite")
     ] = False,
@@ -116,6 +121,7 @@ def run(
     *,
     sampling: SamplingFlags,
     engine: EngineFlags,
+    cost: CostFlags,
 ) -> None:
     """Answer a file of prompts.
 
@@ -152,18 +158,19 @@ def run(
     from pybatch.jobs.checked_rows import RowOptions, check_input
     from pybatch.jobs.files import created, expect_all_apart, is_stream, open_stream, standard_streams_reserved
     from pybatch.jobs.preparation import OtherJobError, discard_unused_journals, prepare
+    from pybatch.jobs.report.report import ReportFiles
     from pybatch.jobs.results.destination import Destination
     from pybatch.jobs.sources import open_source
 
     name = prompts or input_file or ""
+    told = ReportFiles(report, json_file, cost.prices())
     with ending_at_once(discard_unused_journals), ExitStack() as opened:
         with usage_errors():
             kept = None if dry_run and output is not None and is_stream(output) else output
             to = Destination(kept, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
             expect_all_apart(to.files, rows=name, others=(engine.model, engine.given().get("tokenizer")))
             source = open_source(name, input_format and input_format.value)
-            if report is not None:
-                expect_report_apart(report, name, to)
+            expect_reports_apart(told, name, to)
             stream = None if kept is None or dry_run else open_stream(kept)
             first_rows = Preview(preview)
             opened.enter_context(standard_streams_reserved())
@@ -184,20 +191,20 @@ def run(
                 show_differences(error)
                 raise
         if job.finished:
-            tell_finished(job, report=report is not None)
+            tell_finished(job, report=bool(told.paths))
             return
         for line in job.checked.lines():
             tell(line)
         if dry_run:
-            show_dry_run(job, cache, sampling, engine, before_it_prints=opened.close)
+            show_dry_run(job, cache, sampling, engine, told, before_it_prints=opened.close)
         if job.checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
         session, params = opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
-        answer(session, params, job, on_error.value, first_rows, grace, cache, report, engine.model)
+        answer(session, params, job, on_error.value, first_rows, grace, cache, told, engine.model)
 
 
-def expect_report_apart(path: str, rows: str, to: Destination) -> None:
-    """Raises OSError if a report cannot be put there, as far as that is known before the job has run."""
+def expect_reports_apart(told: ReportFiles, rows: str, to: Destination) -> None:
+    """Raises OSError if what is told of the job cannot be put there, as far as that is known before it has run."""
     from pybatch.jobs.disk.publishing import expect_place
 
     others = {
@@ -205,6 +212,8 @@ def expect_report_apart(path: str, rows: str, to: Destination) -> None:
         for each, what in ((rows, "prompts"), (to.output, "results"), (to.errors, "errors"), (to.journal, "journal"))
         if each is not None
     }
-    if what := others.get(os.path.realpath(path)):
-        raise FileExistsError(f"--report: {path} is the file of the {what}; the report needs one of its own")
-    expect_place(path)
+    for flag, path in told.paths.items():
+        if what := others.setdefault(os.path.realpath(path), ""):
+            raise FileExistsError(f"{flag}: {path} is the file of the {what}; {flag} needs one of its own")
+        others[os.path.realpath(path)] = flag.removeprefix("--")
+        expect_place(path)

@@ -13,6 +13,7 @@ from typing import Protocol
 from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.outcomes import Answer, Failure, Outcome, first_failure, joined, outcome_of
 from pybatch.api.session import Receiver
+from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.errors import QueueFullError
@@ -58,6 +59,9 @@ class RowSession(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def settings(self) -> EngineSettings: ...
 
     def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]: ...
 

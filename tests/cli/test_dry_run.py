@@ -46,8 +46,14 @@ def test_a_dry_run_tells_what_a_job_takes_and_writes_nothing(
     cli: Cli, tiny_model: Path, prompts: Path, cache: Path
 ) -> None:
     before = sorted(prompts.parent.iterdir())
-    ran = cli("run", prompts, "--dry-run", "--model", tiny_model, "--ignore-eos", *FAST)
+    told = prompts.parent / "told.json"
+    prices = ("--price-per-hour", "2", "--json", told)
+    ran = cli("run", prompts, "--dry-run", "--model", tiny_model, "--ignore-eos", *prices, *FAST)
     assert ran.code == 0
+    assert "cost a million output tokens" in ran.out
+    fields = json.loads(told.read_text())
+    assert fields["cost"]["dollars"] == pytest.approx(2 * fields["seconds"] / 3600)
+    told.unlink()
     llm = LLM(tiny_model, num_kv_blocks=8, max_model_len=64)
     chats = [[{"role": "user", "content": f"Say {i}"}] for i in range(6)]
     tokens = sum(len(output.prompt_token_ids) for output in llm.chat(chats, use_tqdm=False))

@@ -20,6 +20,7 @@ import pytest
 from cli_command import COMMAND, FAST, Cli
 
 from pybatch.api.session import Session
+from pybatch.tune.cost import dollars
 
 Run = Callable[..., tuple[int, str]]
 ROWS = 150
@@ -50,7 +51,8 @@ def status(page: str) -> str:
 
 def test_the_report_has_the_figures_of_the_summary(run: Run, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
-    code, said = run("--report", report)
+    prices = ("--price-per-hour", "2", "--compare-price", "mini:0.15:0.60")
+    code, said = run("--report", report, "--json", tmp_path / "told.json", *prices)
     page = report.read_text()
     assert code == 1
     assert status(page) == "finished, 15 failed"
@@ -62,6 +64,13 @@ def test_the_report_has_the_figures_of_the_summary(run: Run, tmp_path: Path) -> 
     for name, value in figures.items():
         if name != "peak memory":
             assert f'<th>{html.escape(name)}</th><td class="value">{html.escape(value)}</td>' in page
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert (told["rows"], told["rows_failed"], told["rows_cached"]) == (150, 15, 27)
+    assert told["failures"] == {"invalid_value": 15}
+    assert told["cost"]["dollars"] == pytest.approx(2 * told["seconds"] / 3600)
+    assert told["cost"]["per_row"] == pytest.approx(told["cost"]["dollars"] / 150)
+    assert figures["cost a row"] == dollars(told["cost"]["per_row"])
+    assert figures["cost by mini"].startswith(dollars(told["cost"]["apis"]["mini"]))
     assert page.count("&lt;b&gt;hot&lt;/b&gt;") == 3  # the first examples
     assert "<b>hot" not in page
     for name, value in (("max_tokens", "8"), ("num_kv_blocks", "128"), ("dtype", "float32"), ("max_model_len", "512")):
@@ -118,7 +127,21 @@ def test_a_report_that_cannot_be_written_is_told_of_before_the_job_runs(run: Run
         (".", "Is a directory"),
         ("none/report.html", "No such file or directory"),
     ):
-        code, said = run("--report", tmp_path / name)
+        for flag in ("--report", "--json"):
+            code, said = run(flag, tmp_path / name)
+            assert (code, says in said) == (2, True), said
+            assert not (tmp_path / "out.jsonl").exists()
+    code, said = run("--report", tmp_path / "both", "--json", tmp_path / "both")
+    assert (code, "--json: " in said and "is the file of the report" in said) == (2, True), said
+
+
+def test_prices_that_are_none_are_refused_before_anything_runs(run: Run, tmp_path: Path) -> None:
+    for flags, says in (
+        (("--compare-price", "mini:0.15"), "compare_price: expected NAME:IN:OUT"),
+        (("--compare-price", "mini:0.15:free"), "'mini:0.15:free'"),
+        (("--price-per-hour", "-1"), "price_per_hour: expected dollars, at least 0, got -1.0"),
+    ):
+        code, said = run(*flags)
         assert (code, says in said) == (2, True), said
         assert not (tmp_path / "out.jsonl").exists()
 

@@ -19,6 +19,7 @@ from pybatch.jobs.estimate.survey import ErrorKind, SampledRow, Survey
 from pybatch.jobs.order.admission import AdmissionOrder
 from pybatch.jobs.rows import Row
 from pybatch.machine.memory import peak_memory
+from pybatch.tune.cost import Prices, Usage
 from pybatch.tune.output_lengths import OutputLengths
 from pybatch.tune.simulator import SimulatedRun, Simulator, Work
 from pybatch.tune.step_times import StepShape, StepTimes
@@ -100,8 +101,12 @@ class Estimate:
     def rows_failed(self) -> int:
         return sum(kind.rows for kind in self.errors.values())
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "rows_failed": self.rows_failed}
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.seconds, self.rows, self.prompt_tokens, self.output_tokens)
+
+    def to_json(self, prices: Prices) -> dict[str, Any]:
+        return {**asdict(self), "rows_failed": self.rows_failed, "cost": prices.to_json(self.usage)}
 
 
 def estimate(

@@ -8,13 +8,14 @@ from rich.table import Table
 
 from pybatch.api.progress import clock
 from pybatch.jobs.estimate.estimate import Estimate
+from pybatch.tune.cost import Prices
 
 
-def estimate_table(estimate: Estimate) -> Table:
+def estimate_table(estimate: Estimate, prices: Prices) -> Table:
     table = Table(title="Estimate", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, value in figures(estimate):
+    for name, value in (*figures(estimate), *prices.figures(estimate.usage).items()):
         table.add_row(name, value)
     return table
 

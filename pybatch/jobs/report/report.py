@@ -1,7 +1,8 @@
-"""A job's report: one HTML file that needs nothing else, not even a script or a network."""
+"""A job's report: one HTML file that needs nothing else, not even a script or a network, and its figures as JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -18,50 +19,87 @@ from pybatch.jobs.disk.publishing import publish
 from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.job import Job
 from pybatch.jobs.report.charts import Chart, Quantity, histogram, time_chart
-from pybatch.jobs.report.summary import duration, summary_figures
+from pybatch.jobs.report.summary import FREE, duration, summary_figures, summary_json
 from pybatch.jobs.report.timeline import Timeline
 from pybatch.machine.facts import facts, readable
+from pybatch.tune.cost import Prices
 
 Sections = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """Where a job's report goes, and its figures as JSON: None, nowhere. prices: for what it cost."""
+
+    html: str | None = None
+    json: str | None = None
+    prices: Prices = FREE
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """By the names of their flags."""
+        return {f"--{name}": path for name, path in (("report", self.html), ("json", self.json)) if path is not None}
 
 
 class JobReport:
     """A context manager that watches a job and writes its report, however the job ends.
 
-    path: None: there is no report. metrics: of the engine that runs the job. settings: beside those of the sampling.
+    metrics: of the engine that runs the job. settings: beside those of the sampling.
     """
 
-    def __init__(self, path: str | None, title: str, metrics: EngineMetrics, job: Job, settings: Sections) -> None:
-        self._path, self._title, self._metrics, self._job, self._settings = path, title, metrics, job, settings
+    def __init__(self, files: ReportFiles, title: str, metrics: EngineMetrics, job: Job, settings: Sections) -> None:
+        self._files, self._title, self._metrics, self._job, self._settings = files, title, metrics, job, settings
         self._timeline = Timeline(metrics)
         self._opened = ExitStack()
         self.finished = False  # whether every row is done
-        self.fault: OSError | None = None  # why there is no report
+        self.fault: OSError | None = None  # why a file is missing
 
     def __enter__(self) -> Self:
-        if self._path is not None:
+        if self._files.html is not None:
             self._opened.enter_context(self._timeline.sampling())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._opened.close()
-        if self._path is None:
-            return
+        self._job.progress.stop()
         failed = error is not None or self._job.failure is not None
+        status = "ended by an error" if failed else "finished" if self.finished else "interrupted"
         try:
-            write_report(
-                self._path,
-                title=self._title,
-                status="ended by an error" if failed else "finished" if self.finished else "interrupted",
-                progress=self._job.progress,
-                metrics=self._metrics,
-                timeline=self._timeline,
-                failures=self._job.failures,
-                settings={**self._settings, "Sampling": sampling_settings(self._job.params)},
-                facts=facts(),
-            )
+            if self._files.json is not None:
+                self._write_json(self._files.json, status)
+            if self._files.html is not None:
+                self._write_html(self._files.html, status)
         except OSError as fault:
             self.fault = fault
+
+    def _write_json(self, path: str, status: str) -> None:
+        job = self._job
+        figures = summary_json(job.progress, self._metrics.summary(), job.failures, self._files.prices)
+        write_json(path, {"title": self._title, "status": status, **figures})
+
+    def _write_html(self, path: str, status: str) -> None:
+        write_report(
+            path,
+            title=self._title,
+            status=status,
+            progress=self._job.progress,
+            metrics=self._metrics,
+            timeline=self._timeline,
+            failures=self._job.failures,
+            settings={**self._settings, "Sampling": sampling_settings(self._job.params)},
+            facts=facts(),
+            prices=self._files.prices,
+        )
+
+
+def write_json(path: str, figures: Mapping[str, Any]) -> None:
+    """All at once: a file that is there is replaced. Raises OSError, with the path."""
+    text = json.dumps(figures, indent=1, default=str) + "\n"
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode(errors="backslashreplace"))
+
+    publish(path, write, replace=True, tag=0)
 
 
 def sampling_settings(params: SamplingParams) -> dict[str, Any]:
@@ -84,6 +122,7 @@ def write_report(
     failures: FailureTally,
     settings: Sections,
     facts: Mapping[str, Any],
+    prices: Prices = FREE,
 ) -> None:
     """Writes the report, all at once: a file that is there is replaced.
 
@@ -99,7 +138,7 @@ def write_report(
         written=datetime.now().astimezone(),
         progress=progress,
         headlines=headlines(progress),
-        figures=summary_figures(progress, summary, failures),
+        figures=summary_figures(progress, summary, failures, prices),
         over_time=charts_over_time(timeline, metrics),
         spreads=spreads(metrics),
         failures=list(failures),

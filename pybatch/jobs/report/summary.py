@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
 from rich.table import Table
 
 from pybatch.api.progress import BatchProgress, clock
 from pybatch.engine.metrics import MetricsSummary
 from pybatch.jobs.failures import FailureTally
 from pybatch.machine.memory import peak_memory
+from pybatch.tune.cost import Prices, Usage
+
+FREE = Prices()  # which are not known
 
 
 def summary_figures(
-    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None
+    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None, prices: Prices = FREE
 ) -> dict[str, str]:
-    """The job's rows, throughput, latencies and memory, by name. metrics: of an engine that has run nothing but this
-    job."""
+    """The job's rows, throughput, latencies, memory and cost, by name. metrics: of an engine that has run nothing but
+    this job."""
     seconds = progress.seconds
     from_disk = f", {metrics.disk_tokens:,} of them from disk" if metrics.disk_tokens else ""
     failed = f" ({progress.rows_failed:,} failed)" if progress.rows_failed else ""
@@ -39,14 +47,48 @@ def summary_figures(
         "prefix hits": f"{metrics.cached_tokens / max(1, metrics.prompt_tokens):.1%} of prompt tokens{from_disk}",
         "preemptions": f"{metrics.preemptions:,}",
         "peak memory": f"{peak_memory() / 2**20:,.0f} MiB",
+        **prices.figures(usage_of(progress)),
     }
 
 
-def summary_table(progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None) -> Table:
+def usage_of(progress: BatchProgress) -> Usage:
+    """What this run has done: rows that were there before have cost it nothing."""
+    rows = progress.rows_done - progress.rows_resumed
+    return Usage(progress.seconds, rows, progress.prompt_tokens, progress.output_tokens)
+
+
+def summary_json(
+    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally, prices: Prices
+) -> dict[str, Any]:
+    """The same figures as numbers. Times in seconds, memory in bytes; null: nothing was measured."""
+    return {
+        "rows": progress.rows_done,
+        "rows_failed": progress.rows_failed,
+        "failures": {kind.code: kind.count for kind in failures},
+        "rows_cached": progress.rows_cached,
+        "rows_resumed": progress.rows_resumed,
+        "rows_retried": progress.rows_retried,
+        "seconds": progress.seconds,
+        "prompt_tokens": progress.prompt_tokens,
+        "output_tokens": progress.output_tokens,
+        "peak_memory": peak_memory(),
+        "cost": prices.to_json(usage_of(progress)),
+        "engine": without_nan(asdict(metrics)),
+    }
+
+
+def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has none."""
+    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
+
+
+def summary_table(
+    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None, prices: Prices = FREE
+) -> Table:
     table = Table(title="Summary", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, value in summary_figures(progress, metrics, failures).items():
+    for name, value in summary_figures(progress, metrics, failures, prices).items():
         table.add_row(name, value)
     return table
 

@@ -24,6 +24,7 @@ from pybatch.jobs.estimate.estimate import Estimate, estimate, in_order, rows_to
 from pybatch.jobs.estimate.survey import SampledRow
 from pybatch.jobs.estimate.table import estimate_table
 from pybatch.jobs.rows import Row
+from pybatch.tune.cost import Prices
 from pybatch.tune.output_lengths import OutputLengths
 from pybatch.tune.simulator import SimulatedRun, Simulator, Work
 from pybatch.tune.step_times import StepTimes
@@ -205,7 +206,7 @@ def test_a_job_without_a_row_that_can_run(llm: LLM, prompts: list[str]) -> None:
     told = estimated(llm, prompts)
     assert (told.rows, told.rows_failed, told.output_tokens) == (len(prompts), len(prompts), 0)
     assert told.trial.rows == 0
-    json.dumps(told.to_json())
+    json.dumps(told.to_json(Prices()))
     assert "about 0.0 s" in shown(told)
 
 
@@ -221,7 +222,7 @@ def test_as_many_rows_are_tried_as_their_prompts_leave_time_for() -> None:
 
 def shown(told: Estimate) -> str:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(estimate_table(told))
+    console.print(estimate_table(told, Prices(2.0)))
     return console.export_text()
 
 
@@ -237,7 +238,7 @@ def test_the_table_and_the_json_have_the_figures(llm: LLM) -> None:
         "MiB",
     ):
         assert words in text
-    fields = json.loads(json.dumps(told.to_json()))
+    fields = json.loads(json.dumps(told.to_json(Prices())))
     assert fields["errors"]["context_length_exceeded"]["rows"] == fields["rows_failed"] == 1
     assert fields["errors"]["context_length_exceeded"]["first"][0].startswith("line 2: ")
     assert fields["prompts"] == ["<|role|>user: Say it<|end|><|role|>assistant: ", told.prompts[1]]
