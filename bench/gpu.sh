@@ -9,7 +9,7 @@
 #
 # Needs torch with CUDA, nvcc, cmake, ninja, pybind11, pytest, hypothesis and what pybatch depends on in PYTHON (default
 # python3), and nothing from the network. WHEEL=FILE installs that wheel instead of building one; LIMIT=SECONDS is for all
-# steps together.
+# steps together; SUITES=REGEX: of the tests, those suites.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -71,7 +71,7 @@ run_tests() {
     done
     for suite in graphs matmul_hopper model pruning swap twins; do echo "$suite tests/cuda/test_$suite.py"; done
     echo "invariance tests/engine/test_invariance.py -k cuda"
-  } >"$logs/suites"
+  } | grep -E "^(${SUITES:-.*}) " >"$logs/suites"
   show=60 step tests 200 "$root/bench/gpu_tests.sh" "$logs"
 }
 run_profile() {
