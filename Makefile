@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	  --quantization int8 --temperature 0 --max-tokens 128
 
 test: $(VENV)/installed browser emulator
-	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n 2 --dist loadgroup
+	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # For the test that looks at a report; without a browser it is skipped. On Debian, where we may install one.
 browser:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,21 @@ from pybatch.cli import main
 from pybatch.model import ModelError
 from pybatch.model.checkpoints.find import find_model
 
-TOGETHER = ("simt", "serve", "cluster")  # folders whose tests share what takes long to make: kernels, a server, Ray
+TOGETHER = ("serve", "cluster")  # folders whose tests share what takes long to make: a server, Ray
+# What takes longest begins first, so that none is left for the end, when the other processes have nothing to do.
+LONGEST = ("simt/test_address_sanitizer.py", "simt/test_mutations.py", "ops/test_isas.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes (pytest-xdist, --dist loadgroup) each takes whole files, or one of these folders."""
+    groups = {}
     for item in items:
         parts = item.path.relative_to(Path(__file__).parent).parts
-        item.add_marker(pytest.mark.xdist_group(parts[0] if parts[0] in TOGETHER else "/".join(parts)))
-    items.sort(key=lambda item: "simt" not in item.path.parts)  # the longest first
+        groups[item] = parts[0] if parts[0] in TOGETHER else "/".join(parts)
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    largest = (group for group, _ in Counter(groups.values()).most_common())
+    order = list(dict.fromkeys([*LONGEST, *largest]))
+    items.sort(key=lambda item: order.index(groups[item]))
 
 
 @pytest.fixture(autouse=True, scope="session")

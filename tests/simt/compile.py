@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -20,7 +21,7 @@ KERNEL_SOURCES = sorted((CSRC / "cuda").rglob("*.cu"))
 CXX = os.environ.get("CXX", "g++")
 # As nvcc with --fmad=false: arithmetic is fused only where the source says so.
 COMMON = ["-std=c++20", "-g1", "-march=native", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-RUNTIME = [*COMMON, "-O2", "-fwrapv", "-U_FORTIFY_SOURCE"]
+RUNTIME = [*COMMON, "-O2", "-fwrapv", "-U_FORTIFY_SOURCE", "-fno-semantic-interposition", "-Wl,-Bsymbolic-functions"]
 # Which sanitizer watches the kernels' accesses; the compiler takes one at a time.
 # thread: it only puts in its calls. src/runtime.cpp answers them: an access to global or shared memory has to be in a
 # buffer that the kernel may touch so, aligned, ordered by barriers and after a write. Local arrays it does not see.
@@ -52,9 +53,10 @@ def _cached(name: str, inputs: Iterable[Path], flags: Sequence[str], make: list[
             digest.update(path.read_bytes())
     stem, suffix = os.path.splitext(name)
     result = CACHE / f"{stem}-{digest.hexdigest()[:16]}{suffix}"
-    if not result.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{result.name}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what one process of tests makes, others wait for
+        if not result.exists():
             temporary = Path(folder) / "out"
             done = subprocess.run([CXX, *make, "-o", str(temporary)], capture_output=True, text=True)
             if done.returncode:

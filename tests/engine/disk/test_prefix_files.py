@@ -7,9 +7,8 @@ import logging
 import os
 import shutil
 import stat
-import time
-from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -191,23 +190,21 @@ def test_a_full_disk_is_told_once_and_tried_again_later(
 def test_what_does_not_fit_the_writer_s_queue_is_written_when_it_is_next_found(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    written, may_write = prefix_files.write_block, Event()
+
+    def write_block(*args: Any, **kwargs: Any) -> None:
+        may_write.wait()
+        written(*args, **kwargs)
+
     monkeypatch.setattr(prefix_files, "_MOST_QUEUED", 1)
-    monkeypatch.setattr(prefix_files, "write_block", slowly(prefix_files.write_block))
+    monkeypatch.setattr(prefix_files, "write_block", write_block)
     engine = make_engine(prefix_cache_dir=tmp_path)
-    answers(engine)
-    assert len(blocks_in(engine)) == 1
-    for _ in range(3):
+    for blocks in (1, 2, 3, 4):
+        may_write.clear()
         answers(engine)
-        files_of(engine)
+        may_write.set()
+        assert len(blocks_in(engine)) == blocks
     assert num_from_disk(run(make_engine(prefix_cache_dir=tmp_path), PROMPTS[:1], PARAMS)) == [64]
-
-
-def slowly(write: Callable[..., None]) -> Callable[..., None]:
-    def write_slowly(*args: Any, **kwargs: Any) -> None:
-        time.sleep(0.1)
-        write(*args, **kwargs)
-
-    return write_slowly
 
 
 def test_a_folder_may_be_deleted_at_any_time(

@@ -77,7 +77,7 @@ void Worker::fail(const std::string& message, Location at) { fail(message + " at
 void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
   launch = &l;
   block = index;
-  last_ = {};
+  std::fill(std::begin(recent_), std::end(recent_), nullptr);
   count_ = live_ = l.block.x * l.block.y * l.block.z;
   unpoison(shared, l.shared_bytes);
   std::memset(shared, 0xff, l.shared_bytes);  // NaN in every floating-point format
@@ -290,10 +290,12 @@ std::string Worker::stuck() const {
 }
 
 void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc, const char* what) {
-  if (last_.holds(p, bytes) && (last_.writable || !write)) return;
+  auto allowed = [&](const Range* range) { return range && range->holds(p, bytes) && (range->writable || !write); };
+  if (std::any_of(std::begin(recent_), std::end(recent_), allowed)) return;
   const Range* range = find_range(p);
-  if (range && range->holds(p, bytes) && (range->writable || !write)) {
-    last_ = *range;
+  if (allowed(range)) {
+    std::copy_backward(std::begin(recent_), std::end(recent_) - 1, std::end(recent_));
+    recent_[0] = range;
     return;
   }
   Dl_info info;

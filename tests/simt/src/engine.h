@@ -159,7 +159,7 @@ class Worker {
   Context main_;
   bool failed_ = false;
   uintptr_t window_;
-  Range last_;  // the range that the last global access hit
+  const Range* recent_[8];  // what global accesses of the block have hit of late
 };
 
 extern thread_local Thread* current __attribute__((tls_model("initial-exec")));  // null outside kernels

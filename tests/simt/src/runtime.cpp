@@ -91,12 +91,15 @@ void access(const void* pointer, size_t bytes, int kind, const void* pc, const c
   }
 }
 
-void aligned_to(const void* p, size_t alignment, const void* pc, const char* what) {
-  if (reinterpret_cast<uintptr_t>(p) % alignment == 0 || !current) return;
+[[gnu::noinline, gnu::cold]] void misaligned(const void* p, size_t alignment, const void* pc, const char* what) {
   char address[32];
   std::snprintf(address, sizeof address, "%p", p);
   self().worker->fail(std::string("misaligned ") + what + ": address " + address + " is no multiple of " +
                           std::to_string(alignment), pc);
+}
+
+inline void aligned_to(const void* p, size_t alignment, const void* pc, const char* what) {
+  if (reinterpret_cast<uintptr_t>(p) % alignment != 0 && current) misaligned(p, alignment, pc, what);
 }
 
 }  // namespace
