@@ -41,6 +41,9 @@ def build_decoder(load: WeightLoader, max_model_len: int) -> Decoder:
             config,
             load.dtype,
             embedding=embedding,
+            positions=load.linear({"positions": config.learned_positions}, hidden)
+            if config.learned_positions
+            else None,
             layers=[build_layer(load, layer, index) for index, layer in enumerate(config.layers)],
             head=NormedLinear(load.norm("final_norm", hidden), load.head(embedding)),
             rotary={rope: rotary_table(rope, max_model_len).to(load.device) for rope in config.ropes},
@@ -59,17 +62,19 @@ def build_layer(load: WeightLoader, config: LayerConfig, index: int) -> Layer:
         else gated_delta_net(load, config.mixer, index)
     )
     token = token_input(load, config.token_width, index) if config.token_width else None
-    layer = Layer(mixer=mixer, mlp=inner_block(load, config.mlp, index), parallel=config.parallel, token=token)
+    norm = "mixer_norm" if config.one_norm else "mlp_norm"
+    layer = Layer(mixer=mixer, mlp=inner_block(load, config.mlp, index, norm), parallel=config.parallel, token=token)
     return scaled(layer, load.number("layer_scale", index)) if config.scaled else layer
 
 
 def inner_block(
-    load: WeightLoader, config: MLPConfig | MoEConfig | MLPBesideMoEConfig, index: int
+    load: WeightLoader, config: MLPConfig | MoEConfig | MLPBesideMoEConfig, index: int, norm: str
 ) -> MLP | MoE | MLPBesideMoE:
+    """norm: the role of what an MLP reads."""
     if isinstance(config, MoEConfig):
         return moe(load, config, index)
     if isinstance(config, MLPConfig):
-        return mlp(load, config, index)
+        return mlp(load, config, index, norm=norm)
     norms = (load.norm(role, load.config.hidden_size, index) for role in ("beside_mlp_norm", "beside_moe_norm"))
     of_mlp, of_moe = cast("Iterator[Norm]", norms)
     return MLPBesideMoE(
@@ -129,6 +134,8 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
     def head_norm(role: str, of: Heads) -> Tensor:
         """Over heads that are filled up with zeros, the mean of squares is less by what is filled: the weights make up
         for it, and the eps is less by it too."""
+        if config.qk_norm_over == "own":
+            return load.vectors(role, of, index)
         of_all = config.qk_norm_over == "all"
         width, turned = (of.stored_width, 0) if of_all else (stored, turning)
         weight = load.vector(role, width, index, turning=turned)
@@ -195,14 +202,14 @@ def gated_delta_net(load: WeightLoader, config: GatedDeltaConfig, index: int) ->
     )
 
 
-def mlp(load: WeightLoader, config: MLPConfig, index: int, role: str = "") -> MLP:
-    """role: in front of the roles of its projections."""
+def mlp(load: WeightLoader, config: MLPConfig, index: int, role: str = "", *, norm: str = "mlp_norm") -> MLP:
+    """role: in front of the roles of its projections. norm: the role of what it reads."""
     hidden, width = load.config.hidden_size, config.width
     rows = {f"{role}gate": width, f"{role}up": width} if config.gated else {f"{role}up": width}
     fused = f"{role}gate_up" if config.gated else ""
     return MLP(
         config=config,
-        gate_up=load.behind_norm("mlp_norm", rows, hidden, index, bias=config.bias, fused=fused, gated=config.gated),
+        gate_up=load.behind_norm(norm, rows, hidden, index, bias=config.bias, fused=fused, gated=config.gated),
         down=ResidualLinear(
             load.linear({f"{role}down": hidden}, width, index, bias=config.bias),
             load.norm("mlp_post_norm", hidden, index),

@@ -40,7 +40,7 @@ class AttentionConfig:
     bias: bool = False  # of the q, k and v projections
     out_bias: bool = False
     qk_norm: bool = False  # the model's norm of q and k
-    qk_norm_over: str = "head"  # what it is over; or "all" heads at once
+    qk_norm_over: str = "head"  # what it is over; "own": with weights of each head's own; "all": all heads at once
     qk_norm_last: bool = False  # after the rotation instead of before it
     v_norm: bool = False  # each head of v is divided by its root mean square
     v_is_k: bool = False  # as projected, before any norm or rotation
@@ -187,11 +187,13 @@ class LayerConfig:
 
     token_width: then x + norm(projection(gelu_tanh(gate(x)) * what the token itself has for the layer)), of so many
     elements; 0: there is none. scaled: all of it is multiplied by a number of the layer's own.
+    one_norm: the MLP reads what the mixer reads.
     """
 
     mixer: AttentionConfig | GatedDeltaConfig
     mlp: MLPConfig | MoEConfig | MLPBesideMoEConfig
     parallel: bool = False
+    one_norm: bool = False
     token_width: int = 0
     scaled: bool = False
 
@@ -235,6 +237,7 @@ class ModelConfig:
     scales: Scales = Scales()
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the projection to the vocabulary
+    learned_positions: int = 0  # of an embedding of positions that is added to that of tokens; 0: there is none
     token_vocab: int = 0  # of an embedding that has inputs of each layer (Gemma's per-layer embeddings); 0: none
     num_labels: int = 0  # that it sorts texts into by a head of its own, 0: it has none
     generates: bool = True  # False: there is no projection to the vocabulary

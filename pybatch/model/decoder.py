@@ -49,7 +49,7 @@ class Layer:
             self.token(residual, step)
 
 
-Parts = tuple[Packed, list[Layer], NormedLinear, DenseLinear | None, TokenInputs | None]
+Parts = tuple[Packed, list[Layer], NormedLinear, DenseLinear | None, TokenInputs | None, Packed | None]
 
 
 class Decoder:
@@ -57,7 +57,7 @@ class Decoder:
 
     head: the projection to the vocabulary behind the last norm; its weights may be those of embedding. rotary: a table
     of equally many positions for each rotation that the layers have. score: in place of head in models that classify.
-    token_inputs: of layers that have some.
+    token_inputs: of layers that have some. positions: an embedding of them that is added to that of tokens.
     """
 
     def __init__(
@@ -71,11 +71,12 @@ class Decoder:
         rotary: Mapping[RopeConfig, Tensor],
         score: DenseLinear | None = None,
         token_inputs: TokenInputs | None = None,
+        positions: Packed | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype  # of activations
         self.embedding, self.layers, self.head, self.score = embedding, layers, head, score
-        self.token_inputs = token_inputs
+        self.token_inputs, self.positions = token_inputs, positions
         self.rotary = rotary
         self.device = next(iter(rotary.values())).device
         scales = {rope: query_scale(rope, len(table)) for rope, table in rotary.items()}
@@ -130,6 +131,8 @@ class Decoder:
         step = Step(batch, self._buffers, self.rotary, self.query_scales)
 
         self.embedding.embed(batch.token_ids, residual, self._embedding_scale)
+        if self.positions is not None:
+            ops.add_normed(self.positions.embed(batch.positions, self._buffers.of("normed", hidden)), residual)
         if self.token_inputs is not None:
             self.token_inputs(batch.token_ids, residual, self._buffers)
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -159,7 +162,7 @@ class Decoder:
     @property
     def parts(self) -> Parts:
         """All that has weights."""
-        return self.embedding, list(self.layers), self.head, self.score, self.token_inputs
+        return self.embedding, list(self.layers), self.head, self.score, self.token_inputs, self.positions
 
     def weight_bytes(self) -> int:
         """Bytes of all weights; embeddings tied to the vocabulary projection count once."""

@@ -126,22 +126,27 @@ class Interleaved:
 
 
 class Transposed:
-    """The rows of matrices [count, N, K], one below the other, of a tensor that has them as [count, K, N]."""
+    """The rows of matrices [count, N, K], one below the other, of a tensor that has them as [count, K, N]; or of one
+    matrix, as [K, N]."""
 
     def __init__(self, stack: Rows) -> None:
         self._stack = stack
-        count, k, self._height = stack.shape
-        self.shape, self.dtype = (count * self._height, k), stack.dtype
+        *_, k, self._height = stack.shape
+        self._step = 1 if len(stack.shape) == 3 else k  # rows of stack that a matrix has
+        self.shape, self.dtype = (stack.shape[0] // self._step * self._height, k), stack.dtype
 
     def __getitem__(self, rows: slice) -> Tensor:
-        found = [self._stack[slice(i, i + 1)][0][:, wanted].t() for i, wanted in self._found(rows)]
+        found = [self._stack[self._matrix(i)].flatten(0, -2)[:, wanted].t() for i, wanted in self._found(rows)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def release(self, rows: slice) -> None:
         """Each is spread over all of its matrix, which is given back with its last."""
         for i, wanted in self._found(rows):
             if wanted.stop == self._height:
-                self._stack.release(slice(i, i + 1))
+                self._stack.release(self._matrix(i))
+
+    def _matrix(self, i: int) -> slice:
+        return slice(i * self._step, (i + 1) * self._step)
 
     def _found(self, rows: slice) -> Iterator[tuple[int, slice]]:
         for i in range(rows.start // self._height, -(-rows.stop // self._height)):

@@ -142,6 +142,8 @@ class WeightLoader:
         if not self.family.has(role):
             return None
         norm = self.config.norm
+        if f"{self.family.tensor(role, layer)}.weight" not in self.checkpoint:
+            role = self.family.other_names.get(role, role)
         weight = self.vector(role, width, layer) if norm.weight else self.ones(width)
         bias = self.vector(role, width, layer, ".bias") if norm.bias else None
         return Norm(weight + norm.offset if norm.offset else weight, norm.eps, norm.kind == "layer", bias)
@@ -152,6 +154,20 @@ class WeightLoader:
         """turning: of a vector over a head's elements, how many of them are rotated."""
         rows = self.tensor(self.family.tensor(role, layer) + suffix, (length,))
         return self._on_device(turned(rows, 1, turning) if turning and self.checkpoint.adjacent_pairs else rows)
+
+    def vectors(self, role: str, heads: Heads, layer: int) -> Tensor:
+        """[heads, elements]: one for each head, in a tensor each or in one of all."""
+        name = self.family.tensor(role, layer)
+        whole = f"{name.replace('.norms.{}', '')}.weight"
+        if whole in self.checkpoint:
+            found = self.tensor(whole, (heads.count, heads.dim))[0 : heads.count]
+        else:
+            each = [self.tensor(f"{name.format(head)}.weight", (heads.dim,)) for head in range(heads.count)]
+            found = torch.stack([one[0 : heads.dim] for one in each])
+        if self.checkpoint.adjacent_pairs:
+            pairs = found[:, : heads.rotary_dim].reshape(heads.count, -1, 2).transpose(1, 2).flatten(1)
+            found = torch.cat([pairs, found[:, heads.rotary_dim :]], dim=1)
+        return found.to(self.device, self.dtype, copy=True)
 
     def linear(
         self,
@@ -270,12 +286,19 @@ class WeightLoader:
                     found[role] = in_groups(whole, groups, (end - count) // groups, end // groups)
         if not family.has(fused):
             return [
-                found[role] if role in found else self.tensor(family.tensor(role, layer) + suffix, (n, *columns))
+                found[role]
+                if role in found
+                else self._matrix(family.tensor(role, layer) + suffix, (n, *columns), layer)
                 for role, n in rows.items()
             ]
-        whole = self.tensor(family.tensor(fused, layer) + suffix, (sum(rows.values()), *columns))
+        whole = self._matrix(family.tensor(fused, layer) + suffix, (sum(rows.values()), *columns), layer)
         ends = list(accumulate(rows.values()))
         return [sliced(whole, end - n, end) for n, end in zip(rows.values(), ends, strict=True)]
+
+    def _matrix(self, name: str, shape: tuple[int, ...], layer: int | None) -> Rows:
+        if self.family.by_input and layer is not None and len(shape) == 2:
+            return Transposed(self.tensor(name, shape[::-1]))
+        return self.tensor(name, shape)
 
     def _own_parts(
         self,

@@ -89,7 +89,7 @@ def weights_of(decoder: Decoder) -> list[Tensor]:
 
 def with_weights(decoder: Decoder, rotary: Mapping[RopeConfig, Tensor], change: Callable[[Tensor], Tensor]) -> Decoder:
     """A copy whose tensors are what `change` makes of the decoder's, one after another."""
-    embedding, layers, head, score, token_inputs = changed(decoder.parts, Tensor, change)
+    embedding, layers, head, score, token_inputs, positions = changed(decoder.parts, Tensor, change)
     return Decoder(
         decoder.config,
         decoder.dtype,
@@ -99,6 +99,7 @@ def with_weights(decoder: Decoder, rotary: Mapping[RopeConfig, Tensor], change: 
         rotary=rotary,
         score=score,
         token_inputs=token_inputs,
+        positions=positions,
     )
 
 

@@ -13,15 +13,21 @@ from transformers import (
     CohereConfig,
     Ernie4_5Config,
     Exaone4Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
     Glm4MoeConfig,
     GlmConfig,
+    GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
+    GraniteMoeHybridConfig,
+    GraniteMoeSharedConfig,
     HeliumConfig,
     HunYuanDenseV1Config,
     InternLM3Config,
@@ -83,6 +89,20 @@ LONGROPE = {
     "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0],
 }
 WITHOUT_GROUPS = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
+GPT = {
+    **{key: SMALL[key] for key in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")},
+    "n_embd": 64,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 512,
+}
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.125,
+    "logits_scaling": 8.0,
+}
+NO_MAMBA: dict[str, Any] = {"layer_types": ["full_attention"] * 3, "mamba_n_heads": 4}
 HUNYUAN_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
 NEAR, WHOLE = "sliding_attention", "full_attention"
 GEMMA3_ROPES = {
@@ -183,6 +203,7 @@ CONFIGS = {
     ),
     "cohere": CohereConfig(**SMALL, logit_scale=0.25),
     "cohere-biases": CohereConfig(**SMALL, attention_bias=True, tie_word_embeddings=False),
+    "cohere-own-norms": CohereConfig(**SMALL, use_qk_norm=True),
     "cohere2": Cohere2Config(
         **SMALL,
         sliding_window=24,
@@ -193,6 +214,8 @@ CONFIGS = {
     "nemotron": NemotronConfig(**SMALL, mlp_bias=True, partial_rotary_factor=0.5),
     "olmo": OlmoConfig(**SMALL),
     "stablelm": StableLmConfig(**SMALL, partial_rotary_factor=0.25, use_qkv_bias=True),
+    "stablelm-parallel": StableLmConfig(**SMALL, qk_layernorm=True, use_parallel_residual=True),
+    "stablelm-own-norms": StableLmConfig(**SMALL, qk_layernorm=True, partial_rotary_factor=0.5),
     "phi": PhiConfig(**SMALL, partial_rotary_factor=0.5),
     "hunyuan": HunYuanDenseV1Config(**SMALL, head_dim=32, rope_parameters=HUNYUAN_ROPE),
     "ministral3": Ministral3Config(**SMALL, head_dim=16, rope_parameters={**YARN_ROPE, "llama_4_scaling_beta": 0.5}),
@@ -234,6 +257,30 @@ CONFIGS = {
         **SMALL, head_dim=16, global_head_dim=32, sliding_window=24, hidden_size_per_layer_input=0,
         attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=6, top_k_experts=2,
         moe_intermediate_size=48, layer_types=[NEAR, WHOLE, WHOLE],
+    ),
+    "gpt2": GPT2Config(**GPT),
+    "gpt2-untied": GPT2Config(**GPT, n_inner=80, activation_function="gelu", tie_word_embeddings=False),
+    "gptj": GPTJConfig(**GPT, rotary_dim=8),
+    "gptj-whole-heads": GPTJConfig(**GPT, rotary_dim=16, n_inner=80),
+    "falcon": FalconConfig(**WITHOUT_GROUPS),
+    "falcon-grouped": FalconConfig(**WITHOUT_GROUPS, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon2": FalconConfig(
+        **WITHOUT_GROUPS, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 500042.0}, tie_word_embeddings=False,
+    ),
+    "falcon-serial": FalconConfig(
+        **WITHOUT_GROUPS, multi_query=False, parallel_attn=False, bias=True, ffn_hidden_size=88
+    ),
+    "granitemoe": GraniteMoeConfig(**SMALL, **MULTIPLIERS, num_local_experts=5, num_experts_per_tok=3),
+    "granitemoeshared": GraniteMoeSharedConfig(
+        **SMALL, **MULTIPLIERS, num_local_experts=4, shared_intermediate_size=40, tie_word_embeddings=True
+    ),
+    "granitemoehybrid-dense": GraniteMoeHybridConfig(
+        **SMALL, **MULTIPLIERS, **NO_MAMBA, num_local_experts=0, shared_intermediate_size=72,
+        position_embedding_type="rope",
+    ),
+    "granitemoehybrid": GraniteMoeHybridConfig(
+        **SMALL, **MULTIPLIERS, **NO_MAMBA, num_local_experts=4, shared_intermediate_size=40, attention_bias=True
     ),
     "qwen3-moe": Qwen3MoeConfig(**SMALL, **EXPERTS, num_experts=8, head_dim=32, norm_topk_prob=True),
     "qwen3-moe-dense-layers": Qwen3MoeConfig(

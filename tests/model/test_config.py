@@ -52,10 +52,17 @@ def test_keys_that_change_the_numbers_are_refused_by_name(kind: str) -> None:
         config_from_hf({**config, **LLAMA, "head_dim": head_dim, "hidden_act": config.get("hidden_act", "silu")})
 
 
+# By default GLM-4-MoE has heads of 42, which no model has, and Granite 4 has only Mamba's layers.
+OF_KINDS: dict[str, dict[str, Any]] = {
+    "glm4_moe": {"head_dim": 128},
+    "granitemoehybrid": {"layer_types": ["full_attention"] * 32},
+}
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_all_keys_of_the_known_families_are_known(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    of_heads = {"head_dim": 128} if kind == "glm4_moe" else {}  # whose class has 42 by default, which no model has
-    config = {**AutoConfig.for_model(kind, **of_heads).to_dict(), "architectures": [FAMILIES[kind].architecture]}
+    theirs = AutoConfig.for_model(kind, **OF_KINDS.get(kind, {}))
+    config = {**theirs.to_dict(), "architectures": [FAMILIES[kind].architecture]}
     caplog.clear()  # of what transformers says of its own defaults
     assert config_from_hf(config).architecture == FAMILIES[kind].architecture
     assert not caplog.records
@@ -143,8 +150,13 @@ def test_absent_keys_are_the_defaults_of_transformers() -> None:
     base |= {"hidden_size": 2560, "num_attention_heads": 160}  # a multiple of any number of key-value heads
     base |= {"num_hidden_layers": 4}  # of which Qwen3.5 has one of attention
     for kind, family in FAMILIES.items():
-        theirs = AutoConfig.for_model(kind, **base)
-        ours = config_from_hf({**base, "model_type": kind})
+        if kind in ("gemma4_text", "gpt2", "gptj", "falcon"):  # whose classes have it under other names; see below
+            continue
+        more: dict[str, Any] = {}
+        if kind == "granitemoehybrid":  # by default of Mamba's layers alone, and without rope
+            more = {"layer_types": ["full_attention"] * 4, "position_embedding_type": "rope"}
+        theirs = AutoConfig.for_model(kind, **base, **more)
+        ours = config_from_hf({**base, **more, "model_type": kind})
         assert ours.architecture == family.architecture
         assert {each.num_kv_heads for each in ours.attentions} == {getattr(theirs, "num_key_value_heads", None) or 160}
         assert ours.max_position == theirs.max_position_embeddings
@@ -162,6 +174,19 @@ def test_absent_keys_are_the_defaults_of_transformers() -> None:
         names = [name for name in dir(theirs) if re.fullmatch(r"(rms_|layer_)?norm_eps(ilon)?", name)]
         assert ours.norm.eps == (getattr(theirs, names[0]) if names else 1e-5)
         assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    gpt2 = config_from_hf({**base, "model_type": "gpt2"})
+    assert (gpt2.max_position, gpt2.learned_positions, gpt2.norm.eps) == (1024, 1024, 1e-5)
+    gptj = config_from_hf({**base, "model_type": "gptj", "num_attention_heads": 20})
+    assert (gptj.max_position, gptj.attentions[0].rope.rotary_dim, gptj.norm.eps) == (2048, 64, 1e-5)
+    falcon = config_from_hf({**base, "model_type": "falcon"})
+    assert (falcon.max_position, falcon.attentions[0].num_kv_heads, falcon.norm.eps) == (2048, 1, 1e-5)
+    assert [each.tie_word_embeddings for each in (gpt2, gptj, falcon)] == [True, False, True]
+    gemma4 = config_from_hf({**base, "model_type": "gemma4_text", "num_attention_heads": 8})
+    assert windows_of(gemma4) == (512, 512, 512, 0)
+    of_heads = [(each.num_kv_heads, each.head_dim, each.rope.theta) for each in gemma4.attentions]
+    assert of_heads == [(4, 256, 1e4)] * 3 + [(4, 512, 1e6)]
+    assert [each.rope.turning for each in gemma4.attentions] == [0, 0, 0, 64]
+    assert (gemma4.max_position, gemma4.token_vocab, gemma4.tie_word_embeddings) == (131072, 262144, True)
     assert windows_of(read(model_type="mistral", sliding_window=None)) == (0, 0, 0)
     windows = windows_of(read(model_type="qwen2", use_sliding_window=True, max_window_layers=2))
     theirs = Qwen2Config(**SMALL, use_sliding_window=True, max_window_layers=2)

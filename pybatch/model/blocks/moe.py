@@ -84,7 +84,11 @@ class MoE:
 
     def add(self, routed: Routed, residual: Tensor, step: Step) -> None:
         self.down(routed.gated, residual, epilogue=Epilogue.ADD, experts=routed.experts)
-        if self.shared is not None and routed.shared is not None:
+        if self.shared is None or routed.shared is None:
+            return
+        if routed.shared_experts is None:
+            self.shared.mlp.add(routed.shared, residual, step)
+        else:
             self.shared.mlp.down.linear(routed.shared, residual, epilogue=Epilogue.ADD, experts=routed.shared_experts)
 
 

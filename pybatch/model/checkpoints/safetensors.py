@@ -29,11 +29,10 @@ INDEX = "model.safetensors.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 NO_PARTS = re.compile(r"(consolidated|optimizer|adapter|training)", re.IGNORECASE)  # of a Hugging Face model
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 CHUNK = 4096  # rows compared at a time
-# Rotary tables of old checkpoints, and scales of activations and caches, which have scales of their own here.
+# Rotary tables and causal masks of old checkpoints, and scales of activations and caches, which have their own here.
 UNNEEDED = re.compile(
-    r"rotary_emb\.inv_freq$|\.(weight_format|(input|output|activation|[qkv])_(global_)?(scale|scale_ub|zero_point))$"
+    r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|\.(weight_format|(input|output|activation|[qkv])_(global_)?(scale|scale_ub|zero_point))$"
 )
 
 
@@ -55,6 +54,8 @@ class SafetensorsCheckpoint:
         quantization = take_quantization(fields, directory)
         config = config_from_hf(fields, self.generation_config, name=name)
         self.tensors = self._tensors()
+        family = FAMILIES[config.family]
+        self._embedding, self._head = (f"{family.tensor(role)}.weight" for role in ("embedding", "lm_head"))
         config = self._as_causal_lm(config)
         self.format = open_format(quantization, self.tensors, name) if quantization else None
         self.quantized = self.format is not None
@@ -62,7 +63,7 @@ class SafetensorsCheckpoint:
         if config.tie_word_embeddings and not self._is_tied():
             config = replace(config, tie_word_embeddings=False)
         self.config = without_unknown_ids(config)
-        self.adjacent_pairs = FAMILIES[config.family].adjacent_pairs
+        self.adjacent_pairs = family.adjacent_pairs
 
     def __contains__(self, name: str) -> bool:
         return self._quantized(name) is not None or name in self.tensors
@@ -80,7 +81,7 @@ class SafetensorsCheckpoint:
 
     def unread(self) -> list[str]:
         """The tensors that have not been read."""
-        tied = {HEAD} if self.config.tie_word_embeddings else set()
+        tied = {self._head} if self.config.tie_word_embeddings else set()
         names = self.tensors.keys() - self.tensors.read - tied
         return sorted(name for name in names if not UNNEEDED.search(name))
 
@@ -158,8 +159,7 @@ class SafetensorsCheckpoint:
     def _as_causal_lm(self, config: ModelConfig) -> ModelConfig:
         """Gives the tensors of a model that was saved without a projection to the vocabulary, as an encoder or with a
         head of its own, their names in one that has it."""
-        family, tensors = FAMILIES[config.family], self.tensors
-        embedding, head = (f"{family.tensor(role)}.weight" for role in ("embedding", "lm_head"))
+        tensors, embedding, head = self.tensors, self._embedding, self._head
         prefix, _, bare = embedding.partition(".")
         is_encoder = embedding not in tensors and bare in tensors
         if is_encoder:
@@ -171,17 +171,17 @@ class SafetensorsCheckpoint:
 
     def _is_tied(self) -> bool:
         """Whether embedding and head are one; where only the head is stored, it is the embedding too."""
-        if HEAD not in self:
+        if self._head not in self:
             return True
-        if EMBEDDING not in self and HEAD in self.tensors:
-            self.tensors.alias(EMBEDDING, HEAD)
+        if self._embedding not in self and self._head in self.tensors:
+            self.tensors.alias(self._embedding, self._head)
             return True
-        embedding, head = self[EMBEDDING], self[HEAD]
+        embedding, head = self[self._embedding], self[self._head]
         equal = embedding.shape == head.shape and _equal(embedding, head)
         if not equal:
             logger.warning(
                 "%s: config.json says that embeddings are tied, but %s and %s differ: both are used",
-                self.directory, EMBEDDING, HEAD,
+                self.directory, self._embedding, self._head,
             )  # fmt: skip
         return equal
 

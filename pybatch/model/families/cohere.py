@@ -1,4 +1,5 @@
-"""Command R: attention and MLP side by side behind one LayerNorm, adjacent pairs turn, logits are scaled."""
+"""Command R: attention and MLP side by side behind one LayerNorm, adjacent pairs turn, logits are scaled. In Command R+
+each head has a norm of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ KEYS = {"layer_norm_eps": "attention.layer_norm_epsilon", "logit_scale": "logit_
 
 
 def shape(source: Source) -> Shape:
-    return side_by_side(source, theta=500000.0)
+    decoder = side_by_side(source, theta=500000.0)
+    own_norms = source.flag("use_qk_norm")
+    layers = tuple(layer.with_attention(qk_norm=own_norms, qk_norm_over="own") for layer in decoder.layers)
+    return replace(decoder, layers=layers)
 
 
 def side_by_side(source: Source, theta: float) -> Shape:

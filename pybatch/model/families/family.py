@@ -16,6 +16,7 @@ LLAMA_NAMES: Mapping[str, str] = {
     "layer": "model.layers.{}",
     "final_norm": "model.norm",
     "lm_head": "lm_head",
+    "positions": "",
     "token_embedding": "",  # of inputs of all layers; see blocks/token_inputs.py
     "token_projection": "",
     "token_norm": "",
@@ -68,6 +69,7 @@ class Shape:
     context: int  # max_position_embeddings
     tie_word_embeddings: bool
     head_bias: bool = False
+    learned_positions: int = 0
     token_vocab: int = 0
     scales: Scales = field(default_factory=Scales)
 
@@ -92,8 +94,9 @@ class Family:
     ask for and would change the numbers is refused. names: of tensors that Llama calls otherwise (see LLAMA_NAMES) or
     has not; "": there is none. keys: of config.json that most families call otherwise. adjacent_pairs: rows of q and k
     have the two elements that turn together side by side. defaults: of keys of config.json that every other model's
-    has. experts_by_turns: in the tensor of all experts rows of gate and up come by turns. experts_by_input: where it is
-    not quantised, it has a row for each input.
+    has. other_names: of norms that some of its checkpoints call otherwise. by_input: matrices of layers have a row for
+    each input. experts_by_turns: in the tensor of all experts rows of gate and up come by turns. experts_by_input:
+    where it is not quantised, it has a row for each input.
     """
 
     model_type: str
@@ -103,6 +106,8 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=dict)
     adjacent_pairs: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    by_input: bool = False
     experts_by_turns: bool = False
     experts_by_input: bool = False
     gguf: GGUFFamily | None = None

@@ -33,11 +33,11 @@ def alike(
     gated: bool = True,
     norm: NormConfig | None = None,
     rope: RopeConfig | None = None,
+    mlp_width: int | None = None,
 ) -> Shape:
     """Layers that are all alike. context, kv_heads, head_dim, theta, partial (of a head that turns), eps, tied,
-    activation: where the config says nothing. norm: in place of an RMSNorm with the config's rms_norm_eps.
-    rope: in place of
-    the one that the config has for all layers."""
+    activation, mlp_width: where the config says nothing. norm: in place of an RMSNorm with the config's rms_norm_eps.
+    rope: in place of the one that the config has for all layers."""
     bias = source.flag("attention_bias")
     width = source.head_dim(head_dim)
     length = source.context(context)
@@ -51,7 +51,7 @@ def alike(
         qk_norm=qk_norm,
     )
     mlp = MLPConfig(
-        width=source.mlp_width(),
+        width=source.mlp_width(mlp_width),
         activation=source.activation(absent=activation, gated=gated),
         gated=gated,
         bias=source.flag("mlp_bias"),

@@ -18,6 +18,7 @@ from pybatch.model.unread_keys import check_unread_keys
 QUOTES = "\"'"
 CLASSIFIER = "ForSequenceClassification"
 OTHER_HEADS = (CLASSIFIER, "Model")  # ends of the names of classes that share a family's layers
+HEADS = ("ForCausalLM", "LMHeadModel")
 MAX_LABELS = 1 << 16
 
 
@@ -88,6 +89,7 @@ def config_of(
         scales=shape.scales,
         tie_word_embeddings=shape.tie_word_embeddings,
         head_bias=shape.head_bias,
+        learned_positions=shape.learned_positions,
         token_vocab=shape.token_vocab,
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
@@ -123,8 +125,11 @@ def _family(fields: Fields, name: str) -> Family:
 
 def _causal_lm(name: str) -> str:
     """The class that has these layers and a projection to the vocabulary."""
-    end = next((end for end in OTHER_HEADS if name.endswith(end)), None)
-    return name if end is None else f"{name.removesuffix(end)}ForCausalLM"
+    end = next((end for end in OTHER_HEADS if name.endswith(end) and name not in BY_CLASS), None)
+    if end is None:
+        return name
+    stem = name.removesuffix(end)
+    return next((f"{stem}{head}" for head in HEADS if f"{stem}{head}" in BY_CLASS), name)
 
 
 def _num_labels(fields: Fields) -> int:

@@ -67,7 +67,10 @@ class Source(Fields, ABC):
     def context(self, absent: int) -> int:
         return self.integer("max_position_embeddings", absent, high=MAX_POSITIONS)
 
-    def mlp_width(self) -> int:
+    def mlp_width(self, absent: int | None = None) -> int:
+        """absent: where there is none."""
+        if absent is not None and self.get("intermediate_size") is None:
+            return absent
         return self.integer("intermediate_size", high=MAX_WIDTH)
 
     def norm_eps(self, key: str = "rms_norm_eps", absent: float = 1e-6) -> float:

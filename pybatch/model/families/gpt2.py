@@ -1,0 +1,54 @@
+"""GPT-2: learned positions in place of rotated ones, LayerNorm, MLPs without gates, and matrices with a row for each
+input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pybatch.model.config import NormConfig
+from pybatch.model.errors import ModelError
+from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.gptj import KEYS
+from pybatch.model.families.llama import alike, with_biases
+from pybatch.model.families.source import Source
+from pybatch.model.rope import NO_ROPE
+
+
+def shape(source: Source) -> Shape:
+    for key, expected in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        if source.flag(key, expected) != expected:
+            raise ModelError(f"{source.where}: {key}: expected {str(expected).lower()}")
+    source.get("reorder_and_upcast_attn")  # which changes how scores are rounded
+    norm = NormConfig(kind="layer", eps=source.norm_eps("layer_norm_eps", 1e-5), bias=True)
+    decoder = alike(
+        source,
+        context=1024,
+        tied=True,
+        activation="gelu_new",
+        gated=False,
+        norm=norm,
+        rope=NO_ROPE,
+        mlp_width=4 * source.hidden_size(),
+    )
+    return replace(with_biases(decoder, qkv=True, out=True, mlp=True), learned_positions=decoder.context)
+
+
+FAMILY = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    shape=shape,
+    names={
+        "embedding": "transformer.wte",
+        "positions": "transformer.wpe",
+        "layer": "transformer.h.{}",
+        "final_norm": "transformer.ln_f",
+        "mixer_norm": "ln_1",
+        "qkv": "attn.c_attn",
+        "attention_out": "attn.c_proj",
+        "mlp_norm": "ln_2",
+        "up": "mlp.c_fc",
+        "down": "mlp.c_proj",
+    },
+    keys=KEYS,
+    by_input=True,
+)
