@@ -81,22 +81,22 @@ class Engine:
         self._tokenizer = tokenizer
         layout = kv_layout(decoder, config)
         self._draft_decoder = draft_decoder if config.speculation and config.speculation.model else None
-        self._block_bytes = layout.block_bytes
+        self.kv_block_bytes = layout.block_bytes  # with a draft model's
         if self._draft_decoder is not None:
-            self._block_bytes += kv_layout(self._draft_decoder, config).block_bytes
+            self.kv_block_bytes += kv_layout(self._draft_decoder, config).block_bytes
         states = state_layout(decoder)
-        self._num_states, self._state_bytes = 0, 0
+        self.num_states, self.state_bytes = 0, 0  # slots of recurrent states, and the bytes of all
         if states is not None:
             refuse_unsuited(config)
-            self._num_states = num_slots(states, config, decoder.device)
-            self._state_bytes = self._num_states * states.slot_bytes
+            self.num_states = num_slots(states, config, decoder.device)
+            self.state_bytes = self.num_states * states.slot_bytes
         beside = followers.beside if followers is not None else 1
-        reserved = self._state_bytes
+        reserved = self.state_bytes
         if followers is None and config.num_kv_blocks is None:
             models = [decoder] if self._draft_decoder is None else [decoder, self._draft_decoder]
             reserved += sum([step_memory(each, config) for each in models])
         self.max_model_len, self.num_kv_blocks = capacity(
-            decoder, config, self._block_bytes * beside, reserved=reserved
+            decoder, config, self.kv_block_bytes * beside, reserved=reserved
         )
         if followers is not None:
             followers.tell("make_cache", config, self.num_kv_blocks)
@@ -106,7 +106,7 @@ class Engine:
         else:
             self._kv_cache = LedKvCache(followers, layout, self.num_kv_blocks, decoder.device, shifts)
         mass = AttentionMass(len(layout.shapes), max(shape.kv_heads for shape in layout.shapes), decoder.device)
-        state_layers = [] if states is None else StateCache(states, self._num_states, decoder.device).layers
+        state_layers = [] if states is None else StateCache(states, self.num_states, decoder.device).layers
         runner = ModelRunner.of(
             config,
             decoder,
@@ -205,7 +205,7 @@ class Engine:
     def kv_cache_bytes(self) -> int:
         """Of the whole pool, of a draft model's, and of recurrent states; memory that no request has touched yet is not
         resident."""
-        return self.num_kv_blocks * self._block_bytes + self._state_bytes
+        return self.num_kv_blocks * self.kv_block_bytes + self.state_bytes
 
     def add_request(
         self,
@@ -375,9 +375,9 @@ class Engine:
         """A pool with pins alone and a new scheduler, in whose queue the unfinished sequences are, with their tokens
         alone."""
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
-        if self._num_states:
+        if self.num_states:
             self._states = StateSlots(
-                BlockPool(self._num_states, [pin.state for pin in self._pool.pins if pin.state is not None]),
+                BlockPool(self.num_states, [pin.state for pin in self._pool.pins if pin.state is not None]),
                 self.config.block_size,
                 max_num_seqs=min(self.config.max_num_seqs, self.config.max_num_batched_tokens),
                 keeps=self.config.enable_prefix_caching,

@@ -156,7 +156,7 @@ class Measurement:
         self._largest = 0  # step so far, in tokens
 
     def _beside(self, engine: Engine) -> MeasuredEngine:
-        block = engine.kv_cache_bytes // engine.num_kv_blocks
+        block = engine.kv_block_bytes
         room = int(free_memory(engine.decoder.device) * MEMORY_SHARE) // block
         wanted = max(each.blocks(engine.config.block_size) for each in self._phases)
         blocks = max(1, min(wanted, room, engine.num_kv_blocks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -11,10 +11,12 @@ from pybatch.engine.config import EngineConfig
 from pybatch.engine.intake import Intake
 from pybatch.engine.kv_policies import KvPolicy
 from pybatch.engine.make_scheduler import make_scheduler
+from pybatch.engine.metrics import Distribution, RequestMetrics
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Request
+from pybatch.engine.scheduling.state_slots import StateSlots
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.standing import ORDINARY, Standing
@@ -41,7 +43,8 @@ class Work:
 class SimulatedRun:
     """What EngineMetrics would say. decode_seconds: of the steps that only decode. sequences: summed over the steps.
     peak_kv_blocks: in a step, before those that end with it return theirs. touched_kv_blocks: that have ever been used:
-    the prefix cache keeps the contents of a block as long as there is another one."""
+    the prefix cache keeps the contents of a block as long as there is another one. ttft, tpot: as RequestMetrics has
+    them, of the requests that have ended."""
 
     seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -54,14 +57,25 @@ class SimulatedRun:
     preemptions: int = 0
     peak_kv_blocks: int = 0
     touched_kv_blocks: int = 0
+    ttft: Distribution = field(default_factory=Distribution, compare=False)
+    tpot: Distribution = field(default_factory=Distribution, compare=False)
+
+    def end(self, request: RequestMetrics, output_tokens: int) -> None:
+        """Now, with so many tokens of all samples."""
+        request.finished_time, request.num_output_tokens = self.seconds, output_tokens
+        self.prompt_tokens += request.num_prompt_tokens
+        self.cached_tokens += request.num_cached_tokens
+        for distribution, value in ((self.ttft, request.ttft), (self.tpot, request.tpot)):
+            if value is not None:
+                distribution.add(value)
 
 
 class Simulator:
     """An engine without a model.
 
     config: what it leaves open is a CPU's. step_seconds: how long a step takes, such as StepTimes.seconds.
-    max_model_len, num_kv_blocks, num_host_blocks: as the engine has them. swap_seconds: for a block to the host and
-    back.
+    max_model_len, num_kv_blocks, num_host_blocks, num_states: as the engine has them; states are the slots of recurrent
+    ones. swap_seconds: for a block to the host and back.
     """
 
     def __init__(
@@ -72,9 +86,11 @@ class Simulator:
         max_model_len: int,
         num_kv_blocks: int,
         num_host_blocks: int = 0,
+        num_states: int = 0,
         swap_seconds: float = 0.0,
     ) -> None:
         self._config = config = config.on("cpu")
+        self._num_states = num_states
         self._step_seconds, self._num_kv_blocks = step_seconds, num_kv_blocks
         self._num_host_blocks, self._swap_seconds = num_host_blocks, swap_seconds
         self._intake = Intake(
@@ -94,7 +110,9 @@ class Simulator:
         run = SimulatedRun()
         pool = BlockPool(self._num_kv_blocks)
         swap_space = SwapSpace(self._num_host_blocks, self._swap_pays) if self._num_host_blocks else None
-        scheduler = make_scheduler(config, pool, swap_space=swap_space, clock=lambda: run.seconds)
+        scheduler = make_scheduler(
+            config, pool, swap_space=swap_space, states=self._states(), clock=lambda: run.seconds
+        )
         arriving = iter(requests)
         unfinished: dict[Request, Work] = {}
         while True:
@@ -123,6 +141,14 @@ class Simulator:
             run.decode_seconds += 0.0 if shape.pairs else seconds
             self._update(scheduler, chunks, unfinished, run)
 
+    def _states(self) -> StateSlots | None:
+        if not self._num_states:
+            return None
+        config = self._config
+        most = min(config.max_num_seqs, config.max_num_batched_tokens)
+        pool = BlockPool(self._num_states)
+        return StateSlots(pool, config.block_size, max_num_seqs=most, keeps=config.enable_prefix_caching)
+
     def _swap_pays(self, num_tokens: int, num_blocks: int) -> bool:
         return num_blocks * self._swap_seconds < num_tokens / _CHUNK * self._step_seconds(StepShape(_CHUNK, 0, 0, 0))
 
@@ -146,8 +172,7 @@ class Simulator:
     def _update(scheduler: Scheduler, chunks: list[Chunk], unfinished: dict[Request, Work], run: SimulatedRun) -> None:
         """As the engine does with what a step has computed."""
         complete = [chunk.sequence for chunk in chunks if chunk.complete]
-        for chunk in chunks:
-            chunk.sequence.num_computed += chunk.num_tokens
+        scheduler.advance(chunks)
         for chunk in chunks:
             if chunk.sequence.num_computed == chunk.sequence.next_pruning:
                 scheduler.prune(chunk.sequence)
@@ -157,6 +182,8 @@ class Simulator:
             for sample in samples:
                 run.output_tokens += 1
                 sample.tokens.append(-run.output_tokens)  # a token like no other
+            if request.metrics.first_token_time is None:
+                request.metrics.first_token_time = run.seconds
             lengths = unfinished[request].output_tokens
             ended = [sample for sample in samples if sample.num_output >= lengths[sample.index]]
             if not request.forked:
@@ -166,7 +193,6 @@ class Simulator:
                 sample.finish_reason = "stop"
                 scheduler.finish(sample)
             if ended and request.finished:
-                run.prompt_tokens += request.metrics.num_prompt_tokens
-                run.cached_tokens += request.metrics.num_cached_tokens
+                run.end(request.metrics, sum(lengths))
                 del unfinished[request]
                 request.sequences.clear()  # they refer to it

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model.families import make, save
 
 from pybatch import SamplingParams
 from pybatch.engine import Engine, EngineConfig
@@ -26,10 +27,10 @@ def decoder(tiny_model: Path) -> Decoder:
 def workload(n: int = 1) -> list[Work]:
     """Shuffled prompts of which groups begin alike, and outputs of all lengths."""
     chosen = random.Random(1)
-    prefixes = [[chosen.randrange(2, 250) for _ in range(40)] for _ in range(4)]
+    prefixes = [[chosen.randrange(2, 250) % 200 for _ in range(40)] for _ in range(4)]
     return [
         Work(
-            [*chosen.choice(prefixes), *(chosen.randrange(2, 250) for _ in range(chosen.randrange(1, 60)))],
+            [*chosen.choice(prefixes), *(chosen.randrange(2, 250) % 200 for _ in range(chosen.randrange(1, 60)))],
             [chosen.randrange(1, 40)] * n,
         )
         for _ in range(40)
@@ -56,6 +57,27 @@ def workload(n: int = 1) -> list[Work]:
 def test_a_simulated_run_takes_the_steps_of_a_real_one(
     decoder: Decoder, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    expect_same_steps(decoder, config, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    path = save(make("qwen3_5"), tmp_path_factory.mktemp("qwen3_5"))
+    return load_model(path, skip_tokenizer=True).decoder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"num_kv_blocks": 24, "predict_lengths": False}, {"enable_prefix_caching": False}, {"samples": 3}],
+    ids=str,
+)
+def test_recurrent_states_are_simulated_too(
+    recurrent: Decoder, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_same_steps(recurrent, config, monkeypatch)
+
+
+def expect_same_steps(decoder: Decoder, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"num_kv_blocks": 400, "max_num_seqs": 8, **config}
     samples, policy = settings.pop("samples", 1), settings.pop("kv_policy", None)
     engine = Engine(decoder, None, EngineConfig(**settings))
@@ -80,15 +102,18 @@ def test_a_simulated_run_takes_the_steps_of_a_real_one(
     run = Simulator(
         engine.config,
         lambda shape: 0.5,
-        max_model_len=CONTEXT,
+        max_model_len=engine.max_model_len,
         num_kv_blocks=engine.num_kv_blocks,
         num_host_blocks=engine.num_host_blocks,
+        num_states=engine.num_states,
     ).run(works)
     assert (run.steps, run.tokens, run.sequences) == (metrics.steps, metrics.step_tokens, metrics.step_sequences)
     assert (run.prompt_tokens, run.output_tokens) == (metrics.prompt_tokens, metrics.output_tokens)
     assert (run.cached_tokens, run.preemptions) == (metrics.cached_tokens, metrics.preemptions)
     assert metrics.peak_kv_blocks <= run.peak_kv_blocks <= engine.num_kv_blocks
     assert run.seconds == pytest.approx(run.steps * 0.5)
+    assert (run.ttft.count, run.tpot.count) == (metrics.ttft.count, metrics.tpot.count)
+    assert run.tpot.quantile(1) >= 0.5 * 0.99  # a step, at least
     assert run.preemptions or settings.get("predict_lengths", True)
 
 

@@ -146,7 +146,7 @@ def estimate(
     chosen = rows_to_try(survey.sample, times, trial_seconds, most=engine.config.max_num_seqs)
     trial, lengths = answer_some(session, chosen, times, trial_seconds)
     times = trial.corrected(times)
-    block = engine.kv_cache_bytes // engine.num_kv_blocks
+    block = engine.kv_block_bytes
     resident = psutil.Process().memory_info().rss - engine.kv_blocks_touched * block  # with what steps need besides
     output_tokens = round(sum(lengths.expected(limit) * count for limit, count in survey.limits.items()))
 
@@ -185,11 +185,11 @@ def memory_plan(engine: Engine, run: SimulatedRun, share: float, resident: int) 
     On a CPU the pool's memory is taken block by block, and never given back: what ends stays as a cached prefix as long
     as there are blocks that have not been used."""
     weights, pool = engine.weight_bytes, engine.kv_cache_bytes
-    block = pool // engine.num_kv_blocks
+    block = engine.kv_block_bytes
     later = (run.touched_kv_blocks - run.peak_kv_blocks) * share
     touched = min(engine.num_kv_blocks, round(run.peak_kv_blocks + later)) * block
     on_gpu = engine.decoder.device.type == "cuda"
-    peak = weights + pool if on_gpu else max(peak_memory(), resident + touched)
+    peak = weights + pool if on_gpu else max(peak_memory(), resident + touched + engine.state_bytes)
     return MemoryPlan(weights, pool, run.peak_kv_blocks * block, touched, peak)
 
 
@@ -201,6 +201,7 @@ def simulator(session: Session, times: StepTimes) -> Simulator:
         max_model_len=engine.max_model_len,
         num_kv_blocks=engine.num_kv_blocks,
         num_host_blocks=engine.num_host_blocks,
+        num_states=engine.num_states,
         swap_seconds=engine.swap_seconds,
     )
 
