@@ -107,10 +107,14 @@ def finish(writer: GGUFWriter) -> None:
 
 def parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """A model's own, under the names that the converter has for them: gates and ups of experts apart."""
-    by_input = model.config.model_type == "gpt_oss"
+    kind = model.config.model_type
+    by_input = kind == "gpt_oss"
+    norms: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         path, _, last = name.rpartition(".")
-        if last == "sinks":
+        if ".norms." in name:  # of each head: one below the other
+            norms.setdefault(name.partition(".norms.")[0], []).append(parameter)
+        elif last == "sinks":
             yield f"{name}.weight", parameter
         elif by_input and ".experts." in name:  # gates and ups by turns, and a row for each input
             suffix = ".bias" if last.endswith("_bias") else ".weight"
@@ -120,11 +124,16 @@ def parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.up_proj{suffix}", rows[:, 1::2]
             else:
                 yield f"{path}.down_proj{suffix}", rows
-        elif last == "gate_up_proj":
+        elif last == "gate_up_proj" and kind != "gemma4_text":
             for part, half in zip(("gate_proj", "up_proj"), parameter.chunk(2, 1), strict=True):
                 yield f"{path}.{part}.weight", half
         else:
             yield (f"{name}.weight" if parameter.dim() == 3 else name), parameter
+    for name, each in norms.items():
+        yield f"{name}.weight", torch.stack(each)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            yield f"{name}.weight", buffer
 
 
 def write_tensors(
@@ -143,7 +152,12 @@ def write_tensors(
         data = parameter.detach().numpy().copy()
         projection = name.split(".")[-2]
         wanted = kind(name) if callable(kind) else kind
-        vector = data.ndim == 1 or projection in ("gate", "router") or name.endswith(".bias")
+        vector = (
+            data.ndim == 1
+            or projection.endswith("norm")
+            or projection in ("gate", "router", "proj")
+            or name.endswith(".bias")
+        )
         matrix_kind = GGMLQuantizationType.F32 if vector else wanted
         try:
             stored = quants.quantize(data, matrix_kind)
@@ -153,9 +167,17 @@ def write_tensors(
             stored = rows.reshape(*data.shape[:-1], -1)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(quants.dequantize(stored, matrix_kind)))
-        if arch.startswith("gemma") and data.ndim == 1:  # a norm
+        if arch in ("gemma", "gemma2", "gemma3") and data.ndim == 1:  # a norm
             stored = stored + 1
         if projection in heads:
             stored = turned(stored, heads[projection])
         raw_dtype = None if matrix_kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16) else matrix_kind
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), stored, raw_dtype=raw_dtype)
+        for end, other in (
+            (".router.scale", "ffn_gate_inp.scale"),
+            (".router.per_expert_scale", "ffn_down_exps.scale"),
+        ):
+            if name.endswith(end):
+                writer.add_tensor(f"blk.{name.split('.')[2]}.{other}", stored)
+                break
+        else:
+            writer.add_tensor(names.get_name(name, (".weight", ".bias")), stored, raw_dtype=raw_dtype)

@@ -28,6 +28,15 @@ from pybatch.model.rows import Rows
 
 MAX_NAME = 200  # characters
 POOLINGS: dict[int, str] = {PoolingType.MEAN: MEAN, PoolingType.CLS: CLS, PoolingType.LAST: LAST}
+# Of names in a layer, where the converter has others: their ends, and what they become.
+OTHER_ENDS = {
+    ".sinks": ".sinks.weight",
+    ".layer_scalar": ".layer_scalar.weight",
+    ".experts.gate_up_proj": ".experts.gate_up_proj.weight",
+    ".router.scale": ".router.proj.scale",
+    ".router.per_expert_scale": ".experts.down_proj.scale",
+}
+SUFFIXES = (".weight", ".bias", ".scale")
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +87,10 @@ class GGUFCheckpoint:
             )  # fmt: skip
 
     def _gguf_name(self, name: str) -> str:
-        name = f"{name}.weight" if name.endswith(".sinks") else name
-        return self._names.get_name(name, (".weight", ".bias")) or name
+        for end, other in OTHER_ENDS.items():
+            if name.endswith(end):
+                name = name.removesuffix(end) + other
+        return self._names.get_name(name, SUFFIXES) or name
 
 
 def _family(file: GGUFFile) -> Family:

@@ -30,9 +30,12 @@ SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 OTHERS = frozenset(
     [
         "vocab_size",
+        "use_parallel_residual",  # which the tensors tell
         "attention.value_length",
+        "attention.value_length_swa",
         "attention.temperature_scale",
         "rope.dimension_count",
+        "rope.dimension_count_swa",
         "rope.freq_base",
         "rope.freq_base_swa",
         "rope.scale_linear",
@@ -71,7 +74,16 @@ class GGUFSource(Source):
         if "attention.layer_norm_epsilon" not in fields:
             fields.number("attention.layer_norm_rms_epsilon", high=1.0)
         self._fields = fields
+        tensors = self._file.tensors
+        own_keys = [name for name in tensors if name.endswith(".attn_k.weight")]
+        of_tokens = tensors.get("per_layer_token_embd.weight")
         return {
+            "attention_k_eq_v": any(name.replace("attn_k", "attn_v") not in tensors for name in own_keys),
+            "qk_layernorm": "blk.0.attn_q_norm.weight" in tensors,
+            "use_qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+            "use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors,
+            "enable_moe_block": bool(self._own.get("expert_count")),
+            "vocab_size_per_layer_input": 0 if of_tokens is None else of_tokens.shape[0],
             "head_dim": head_dim,
             "num_key_value_heads": heads,
             "sliding_window": 0,

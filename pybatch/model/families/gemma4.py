@@ -23,7 +23,7 @@ from pybatch.model.config import (
     Scales,
 )
 from pybatch.model.errors import ModelError
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.gemma2 import NAMES, layer_kinds, soft_cap
 from pybatch.model.families.source import Source
 from pybatch.model.fields import Fields
@@ -46,7 +46,11 @@ def shape(source: Source) -> Shape:
     if source.get("use_bidirectional_attention") == "all":
         raise ModelError(f"{source.where}: use_bidirectional_attention: expected causal attention of texts, got 'all'")
     count, window = source.num_layers(), source.window(absent=512)
-    kinds = layer_kinds(source, count, window, period=6)
+    near = source.get("sliding_window_pattern")  # of GGUF files
+    if isinstance(near, list) and len(near) == count:
+        kinds = ["sliding_attention" if each else "full_attention" for each in near]
+    else:
+        kinds = layer_kinds(source, count, window, period=6)
     kinds[-1] = "full_attention"  # whatever the config says
     mixers = [_attention(source, index, kind, window) for index, kind in enumerate(kinds)]
     shared = source.integer("num_kv_shared_layers", 0, low=0, high=MAX_LAYERS)
@@ -57,19 +61,20 @@ def shape(source: Source) -> Shape:
             f"{source.where}: num_kv_shared_layers: expected a layer of each kind before the last {shared} of {count}, "
             "whose keys and values they read"
         )
-    plain = MLPConfig(width=source.mlp_width(), activation=source.activation("hidden_activation", "gelu_pytorch_tanh"))
-    wide = replace(plain, width=plain.width * (2 if source.flag("use_double_wide_mlp") else 1))
-    experts = _experts(source, plain.activation) if source.flag("enable_moe_block") else None
+    activation = source.activation("hidden_activation", "gelu_pytorch_tanh")
+    wider = 2 if source.flag("use_double_wide_mlp") else 1
+    experts = _experts(source, activation) if source.flag("enable_moe_block") else None
     token_width = source.integer("hidden_size_per_layer_input", 256, low=0, high=MAX_WIDTH, nullable=True) or 0
 
     def layer(index: int, mixer: AttentionConfig) -> LayerConfig:
-        mlp = plain
+        width = source.integer_of_layer("intermediate_size", index, 9216, MAX_WIDTH)
         if index >= first_shared:
-            mixer, mlp = replace(mixer, kv_of=first_shared - 1 - own[::-1].index(kinds[index])), wide
+            mixer, width = replace(mixer, kv_of=first_shared - 1 - own[::-1].index(kinds[index])), width * wider
+        mlp = MLPConfig(width=width, activation=activation)
         inner = mlp if experts is None else MLPBesideMoEConfig(mlp=mlp, moe=experts)
         return LayerConfig(mixer=mixer, mlp=inner, token_width=token_width, scaled=True)
 
-    vocab = source.integer("vocab_size_per_layer_input", 262144, high=MAX_VOCAB)
+    vocab = source.integer("vocab_size_per_layer_input", 262144, low=0, high=MAX_VOCAB)
     return Shape(
         layers=tuple(layer(index, kind) for index, kind in enumerate(mixers)),
         norm=NormConfig(eps=source.norm_eps()),
@@ -84,7 +89,8 @@ def shape(source: Source) -> Shape:
 
 def _attention(source: Source, index: int, kind: str, window: int) -> AttentionConfig:
     near, context, bias = kind == "sliding_attention", source.context(CONTEXT), source.flag("attention_bias")
-    head_dim, kv_heads = source.head_dim(256), source.num_kv_heads(4)
+    head_dim = source.head_dim(256)
+    kv_heads = source.integer_of_layer("num_key_value_heads", index, 4, MAX_HEADS)
     v_is_k = source.flag("attention_k_eq_v") and not near
     own = source.mapping("per_layer_config")  # as transformers saves what differs, in place of the next two
     whole_dim = source.integer("global_head_dim", 512, high=MAX_WIDTH)
@@ -146,4 +152,18 @@ FAMILY = Family(
         "beside_moe_norm": "post_feedforward_layernorm_2",
     },
     defaults=DEFAULTS,
+    gguf=GGUFFamily(
+        architecture="gemma4",
+        keys={
+            "head_dim": "attention.key_length_swa",
+            "global_head_dim": "attention.key_length",
+            "sliding_window_pattern": "attention.sliding_window_pattern",
+            "num_kv_shared_layers": "attention.shared_kv_layers",
+            "hidden_size_per_layer_input": "embedding_length_per_layer_input",
+            "final_logit_softcapping": "final_logit_softcapping",
+            "num_experts": "expert_count",
+            "top_k_experts": "expert_used_count",
+            "moe_intermediate_size": "expert_feed_forward_length",
+        },
+    ),
 )

@@ -73,6 +73,15 @@ class Source(Fields, ABC):
             return absent
         return self.integer("intermediate_size", high=MAX_WIDTH)
 
+    def integer_of_layer(self, key: str, index: int, absent: int, high: int) -> int:
+        """The one of all layers, or out of a list of them."""
+        values = self.get(key)
+        if not isinstance(values, list):
+            return self.integer(key, absent, high=high)
+        if len(values) != self.num_layers():
+            raise ModelError(f"{self.where}: {self.name(key)}: expected one a layer, got {len(values)}")
+        return Fields({key: values[index]}, f"{self.where}, layer {index}").integer(key, high=high)
+
     def norm_eps(self, key: str = "rms_norm_eps", absent: float = 1e-6) -> float:
         return self.number(key, absent, high=1.0)
 

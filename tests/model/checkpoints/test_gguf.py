@@ -85,6 +85,10 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
     "command-r": CohereConfig(**SHAPE, logit_scale=0.25),
     "cohere2": Cohere2Config(**{**SHAPE, "num_hidden_layers": 4}, sliding_window=20, logit_scale=0.25),
     "stablelm": StableLmConfig(**SHAPE, partial_rotary_factor=0.25, use_qkv_bias=True),
+    "stablelm-own-norms": StableLmConfig(
+        **SHAPE, partial_rotary_factor=0.25, qk_layernorm=True, use_parallel_residual=True
+    ),
+    "command-r-own-norms": CohereConfig(**SHAPE, use_qk_norm=True),
     "hunyuan-dense": HunYuanDenseV1Config(**SHAPE, head_dim=32),
     "mistral3": Ministral3Config(
         **SHAPE,
@@ -142,6 +146,8 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         ("command-r", Kind.Q8_0),
         ("cohere2", Kind.Q8_0),
         ("stablelm", Kind.Q8_0),
+        ("stablelm-own-norms", Kind.Q8_0),
+        ("command-r-own-norms", Kind.Q8_0),
         ("hunyuan-dense", Kind.Q8_0),
         ("mistral3", Kind.Q8_0),
         ("gemma", Kind.F16),
@@ -157,6 +163,7 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
 )  # fmt: skip
 def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(arch, monkeypatch)
+    arch = arch.removesuffix("-own-norms")
     path = tmp_path / "model.gguf"
     writer = begin(path, arch, model)
     write_tensors(writer, arch, model, kind)
