@@ -14,22 +14,24 @@ namespace pybatch::cuda {
 void paged_attention_simple(const PagedAttentionParams&, cudaStream_t);  // attention_simple.cu
 
 // By the type of the KV cache: attention_16bit.cu, attention_int8.cu, attention_e4m3.cu, attention_int4.cu.
-void attend_16bit(const PagedAttentionParams&, const WorkList&, cudaStream_t);
-void attend_int8(const PagedAttentionParams&, const WorkList&, cudaStream_t);
-void attend_e4m3(const PagedAttentionParams&, const WorkList&, cudaStream_t);
-void attend_int4(const PagedAttentionParams&, const WorkList&, cudaStream_t);
+void attend_16bit(const PagedAttentionParams&, const Workspace&, cudaStream_t);
+void attend_int8(const PagedAttentionParams&, const Workspace&, cudaStream_t);
+void attend_e4m3(const PagedAttentionParams&, const Workspace&, cudaStream_t);
+void attend_int4(const PagedAttentionParams&, const Workspace&, cudaStream_t);
 
 namespace {
 
 // Merges the pieces of one sequence and head: a thread an output element.
 template <class T>
-__global__ void __launch_bounds__(256) merge_kernel(PagedAttentionParams p, WorkList work) {
+__global__ void __launch_bounds__(256) merge_kernel(PagedAttentionParams p, Workspace work) {
   const int64_t sequence = blockIdx.x, head = blockIdx.y, dim = p.cache.head_dim, d = threadIdx.x;
-  if (work.pieces_start[sequence] < 0 || d >= dim) return;
-  const int64_t last = p.seq_lens[sequence] - 1, pieces = last / kAttentionSplit - first_split(p, last) + 1;
+  if (p.query_start[sequence + 1] - p.query_start[sequence] != 1 || d >= dim) return;
+  const int64_t start = work.pieces_start[sequence];
+  if (start < 0) return;
+  const int pieces = pieces_of(p, p.seq_lens[sequence]);
   float max = -INFINITY, sum = 0.0f, out = 0.0f;
-  for (int64_t i = 0; i < pieces; ++i) {
-    const float* part = work.partials + ((work.pieces_start[sequence] + i) * p.heads + head) * (dim + 2);
+  for (int i = 0; i < pieces; ++i) {
+    const float* part = work.partials + ((start + i) * p.heads + head) * (dim + 2);
     const MergeWeights w = merge_weights(max, part[dim]);
     max = w.max;
     sum = merge(w, sum, part[dim + 1]);
@@ -39,32 +41,33 @@ __global__ void __launch_bounds__(256) merge_kernel(PagedAttentionParams p, Work
       from_float<T>(out * inverse_sum(p, head, max, sum));
 }
 
-// Copies need aligned runs of eight elements, and of two scales; blocks of int4 always are.
-bool aligned(const KvCache& cache) {
-  const int64_t run = kRun * size_of(cache.dtype);
-  auto fits = [&](const void* data, int64_t block_stride) {
-    return reinterpret_cast<uintptr_t>(data) % run == 0 && block_stride % kRun == 0;
+// Copies need aligned runs of 16 bytes, of 8-bit types of eight where rows are not whole 16s; and strides in 32 bits.
+bool can_be_copied(const KvCache& cache) {
+  const int64_t size = size_of(cache.dtype);
+  const bool in_8s = cache.dtype != DType::i4 && size == 1 && (cache.block_size < 16 || cache.head_dim % 16 != 0);
+  auto fits = [](const void* data, int64_t stride, int64_t run) {
+    return reinterpret_cast<uintptr_t>(data) % run == 0 && stride % run == 0 && stride <= UINT32_MAX;
   };
-  auto scales_fit = [](const void* data, int64_t block_stride) {
-    return reinterpret_cast<uintptr_t>(data) % 4 == 0 && block_stride % 2 == 0;
-  };
-  return fits(cache.k, cache.k_block_stride) && fits(cache.v, cache.v_block_stride) &&
+  auto scales_fit = [&](const void* data, int64_t block_stride) { return fits(data, 2 * block_stride, 16); };
+  return fits(cache.k, size * cache.k_block_stride, in_8s ? 8 : 16) &&
+         fits(cache.v, size * cache.v_block_stride, in_8s ? 8 : 16) &&
          scales_fit(cache.k_scale, cache.k_scale_block_stride) && scales_fit(cache.v_scale, cache.v_scale_block_stride);
 }
 
 }  // namespace
 
 size_t paged_attention_workspace(const PagedAttentionParams& p) {
-  const WorkListSize size = work_list_size(p);
-  return 3 * size.list * sizeof(int32_t) + size.floats * sizeof(float);
+  const WorkspaceSize size = workspace_size(p);
+  return size.list * sizeof(int32_t) + size.floats * sizeof(float);
 }
 
 void paged_attention(const PagedAttentionParams& p, void* workspace, cudaStream_t stream) {
   if (p.tokens == 0) return;
   const bool same_type = p.cache.dtype == p.q.dtype || p.cache.has_scales();
   const bool wide = p.cache.head_dim > kAttentionMaxHeadDim;
-  if (p.q.dtype == DType::f32 || !same_type || wide || !aligned(p.cache)) return paged_attention_simple(p, stream);
-  const WorkList work = work_list(p, workspace);
+  if (p.q.dtype == DType::f32 || !same_type || wide || !can_be_copied(p.cache))
+    return paged_attention_simple(p, stream);
+  const Workspace work = workspace_at(p, workspace);
   const auto attend = p.cache.dtype == DType::i8     ? attend_int8
                       : p.cache.dtype == DType::e4m3 ? attend_e4m3
                       : p.cache.dtype == DType::i4   ? attend_int4

@@ -11,8 +11,8 @@ namespace pybatch::cuda {
 
 constexpr int kAttentionRows = 16;             // query rows of a warp: the m of mma.m16n8k16
 constexpr int kAttentionMaxHeadDim = 256;      // what registers and shared memory hold
-constexpr int kAttentionMaxWarps = 8;          // of a block
-constexpr int kAttentionStages = 2;            // K/V tiles in shared memory
+constexpr int kAttentionMaxWarps = 8;          // of a block, and of a multiprocessor: registers hold no more
+constexpr int kAttentionStages = 3;            // in shared memory, each for K or V of a tile: one is read, two come
 constexpr int64_t kAttentionMaxPieces = 4096;  // splits of decoding sequences that are separate work items
 
 struct Int4x2 {  // two elements of an int4 cache
@@ -28,23 +28,28 @@ struct AttentionConfig {
 
   static constexpr int kGroups = kInt4 ? kHeadDim / static_cast<int>(kInt4Group) : 1;
 
+  // Rows of a tile as the cache has them: of K a dimension (of int4 eight), of V a token (of int4 four).
+  static constexpr int kDimsAKRow = kInt4 ? 8 : 1, kTokensAVRow = kInt4 ? 4 : 1;
+  static constexpr int kKBytesAToken = kInt4 ? 4 : sizeof(KV), kVBytesADim = kInt4 ? 2 : sizeof(KV);
+
   // In elements, of int4 in words of four bytes. The padding keeps the rows that one instruction reads in different
-  // banks.
+  // banks; V of 8 bits would need one that copies of 16 bytes do not allow, and has two rows in a bank.
   static constexpr int kQPitch = kHeadDim + 8;
-  static constexpr int kKPitch = kTile + (kInt4 || !kScaled ? 8 : 16);      // K is [kHeadDim][kTile], of int4 / 8
-  static constexpr int kVPitch = kInt4 ? kHeadDim / 2 + 16 : kHeadDim + 8;  // V is [kTile][kHeadDim], of int4 / 4
+  static constexpr int kKPitch = kTile + (kInt4 || !kScaled ? 8 : 16);
+  static constexpr int kVPitch = kInt4 ? kHeadDim / 2 + 16 : kHeadDim + (kScaled ? 16 : 8);
 
-  // Byte offsets of shared memory: stages, then per warp its rows of Q and its output so far.
-  static constexpr size_t kKBytes = kInt4 ? kHeadDim / 8 * kKPitch * 4 : kHeadDim * kKPitch * sizeof(KV);
-  static constexpr size_t kVBytes = kInt4 ? kTile / 4 * kVPitch * 4 : kTile * kVPitch * sizeof(KV);
+  static constexpr int kKPitchBytes = kKPitch * kKBytesAToken;
+  static constexpr int kVPitchBytes = kVPitch * (kInt4 ? 4 : sizeof(KV));
+
+  // Byte offsets of shared memory: stages, each a part and its scales, then per warp its rows of Q.
+  static constexpr size_t kKBytes = kHeadDim / kDimsAKRow * kKPitchBytes;
+  static constexpr size_t kVBytes = kTile / kTokensAVRow * kVPitchBytes;
+  static constexpr size_t kPartBytes = kKBytes > kVBytes ? kKBytes : kVBytes;
   static constexpr size_t kScaleBytes = kScaled ? kGroups * kTile * sizeof(uint16_t) : 0;
-  static constexpr size_t kStageBytes = kKBytes + kVBytes + 2 * kScaleBytes;
+  static constexpr size_t kStageBytes = kPartBytes + kScaleBytes;
   static constexpr size_t kQBytes = kAttentionRows * kQPitch * sizeof(T);
-  static constexpr size_t kTotalBytes = kAttentionRows * kHeadDim * sizeof(float);
 
-  static constexpr size_t shared_bytes(int warps) {
-    return kAttentionStages * kStageBytes + warps * (kQBytes + kTotalBytes);
-  }
+  static constexpr size_t shared_bytes(int warps) { return kAttentionStages * kStageBytes + warps * kQBytes; }
 };
 
 }  // namespace pybatch::cuda

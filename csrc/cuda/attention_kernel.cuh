@@ -4,8 +4,10 @@
 // to eight warps passes over the KV tiles that its rows see.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
+#include "cuda/attention_copy.cuh"
 #include "cuda/attention_plan.cuh"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/attention_tiles.cuh"
@@ -14,38 +16,41 @@
 namespace pybatch::cuda {
 namespace {
 
+constexpr size_t kReservedShared = 1024;  // that a block takes beside its own
+
 // The bounds of a work item.
 struct Item {
-  int64_t sequence, kv_head, piece;
-  int64_t row, end_row;    // query rows: token * group + head of the group
-  int64_t begin, end;      // tokens that some row sees
-  int64_t first_position;  // of the sequence's first query
-  int64_t group;
+  int sequence, kv_head, group;
+  int local;           // its number among the sequence's items
+  int pieces_start;    // where the partial results of the sequence's splits begin; -1: not cut
+  int piece;           // where this one's goes; -1: not cut
+  int row, end_row;    // query rows: token * group + head of the group
+  int begin, end;      // tokens that some row sees
+  int first_position;  // of the sequence's first query
 };
 
-__device__ __forceinline__ Item item_of(const PagedAttentionParams& p, const WorkList& work, const int32_t* start,
-                                        int64_t sequence, int64_t index, int64_t rows) {
+__device__ __forceinline__ Item item_of(const PagedAttentionParams& p, const WorkList& list, int index, int rows) {
+  constexpr int kSplit = static_cast<int>(kAttentionSplit);
   Item item;
-  item.sequence = sequence;
-  item.group = p.heads / p.cache.kv_heads;
-  const int64_t queries = p.query_start[sequence + 1] - p.query_start[sequence];
-  const int64_t all_rows = queries * item.group, row_tiles = ceil_div(all_rows, rows);
-  const int64_t local = index - start[sequence];
+  item.sequence = list.sequence();
+  item.group = static_cast<int>(p.heads / p.cache.kv_heads);
+  const int queries = p.query_start[item.sequence + 1] - p.query_start[item.sequence];
+  const int all_rows = queries * item.group, row_tiles = (all_rows + rows - 1) / rows;
+  const int local = item.local = list.local(index), kv_heads = static_cast<int>(p.cache.kv_heads);
   item.row = (row_tiles - 1 - local % row_tiles) * rows;  // the longest first
   item.end_row = item.row + rows < all_rows ? item.row + rows : all_rows;
-  item.kv_head = local / row_tiles % p.cache.kv_heads;
-  item.first_position = p.seq_lens[sequence] - queries;
-  const int64_t first = item.first_position + item.row / item.group;
-  const int64_t last = item.first_position + (item.end_row - 1) / item.group;
-  item.begin = p.window > 0 && first >= p.window ? first - p.window + 1 : 0;
+  item.kv_head = local / row_tiles % kv_heads;
+  item.first_position = p.seq_lens[item.sequence] - queries;
+  const int first = item.first_position + item.row / item.group, window = static_cast<int>(p.window);
+  const int last = item.first_position + (item.end_row - 1) / item.group;
+  item.begin = window > 0 && first >= window ? first - window + 1 : 0;
   item.end = last + 1;
-  item.piece = -1;
-  if (work.pieces_start[sequence] >= 0) {
-    const int64_t piece = local / row_tiles / p.cache.kv_heads;
-    const int64_t split = (first_split(p, last) + piece) * kAttentionSplit;
-    item.piece = work.pieces_start[sequence] + piece;
+  item.piece = item.pieces_start = list.pieces_start();
+  if (item.piece >= 0) {
+    const int piece = local / row_tiles / kv_heads, split = (first_split(p, last) + piece) * kSplit;
+    item.piece += piece;
     item.begin = item.begin > split ? item.begin : split;
-    item.end = item.end < split + kAttentionSplit ? item.end : split + kAttentionSplit;
+    item.end = item.end < split + kSplit ? item.end : split + kSplit;
   }
   return item;
 }
@@ -67,16 +72,14 @@ struct Part {
 
 // The tokens that the lane's two rows see.
 struct Visible {
-  int64_t first[2], last[2];
+  int first[2], last[2];
 
-  __device__ __forceinline__ bool sees(int row, int64_t token) const {
-    return token >= first[row] && token <= last[row];
-  }
+  __device__ __forceinline__ bool sees(int row, int token) const { return token >= first[row] && token <= last[row]; }
   // All lanes of a warp call together.
-  __device__ __forceinline__ bool any_sees_from(int64_t token) const {
+  __device__ __forceinline__ bool any_sees_from(int token) const {
     return __any_sync(kAllLanes, token <= last[0] || token <= last[1]);
   }
-  __device__ __forceinline__ bool all_see(int64_t begin, int64_t end) const {
+  __device__ __forceinline__ bool all_see(int begin, int end) const {
     return __all_sync(kAllLanes, sees(0, begin) && sees(0, end - 1) && sees(1, begin) && sees(1, end - 1));
   }
 };
@@ -135,20 +138,36 @@ __device__ __forceinline__ void multiply_qk(float (&s)[Config::kTile / 8][4], co
 // Scales, caps and masks the logits. `first` is the tile's first token; whole: every row sees all of the tile.
 template <class T, class KV, class Config>
 __device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], const PagedAttentionParams& p,
-                                            const f16* k_scale, int64_t first, const Visible& visible, bool whole,
+                                            const f16* k_scale, int first, const Visible& visible, bool whole,
                                             int lane) {
   const float factor = p.soft_cap > 0.0f ? p.scale / p.soft_cap : p.scale * kLog2E;
 #pragma unroll
   for (int j = 0; j < Config::kTile / 8; ++j) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int column = TileReader<T, KV>::column(j, lane % 4, e % 2);
-      float x = s[j][e] * factor;
-      if constexpr (Config::kScaled && !Config::kInt4) x *= to_float(k_scale[column]);
-      if (p.soft_cap > 0.0f) {  // cap * tanh(x), in units of log2 e
-        x = p.soft_cap * kLog2E * (1.0f - 2.0f / (1.0f + exp_approx(2.0f * x)));
+    for (int half = 0; half < 2; ++half) {
+      float scale = factor;
+      if constexpr (Config::kScaled && !Config::kInt4) {
+        scale *= to_float(k_scale[TileReader<T, KV>::column(j, lane % 4, half)]);
       }
-      s[j][e] = whole || visible.sees(e / 2, first + column) ? x : -INFINITY;
+      s[j][half] *= scale;
+      s[j][half + 2] *= scale;
+    }
+  }
+  if (p.soft_cap > 0.0f) {  // cap * tanh(x), in units of log2 e
+#pragma unroll
+    for (int j = 0; j < Config::kTile / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        s[j][e] = p.soft_cap * kLog2E * (1.0f - 2.0f / (1.0f + exp_approx(2.0f * s[j][e])));
+      }
+    }
+  }
+  if (whole) return;
+#pragma unroll
+  for (int j = 0; j < Config::kTile / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (!visible.sees(e / 2, first + TileReader<T, KV>::column(j, lane % 4, e % 2))) s[j][e] = -INFINITY;
     }
   }
 }
@@ -185,7 +204,7 @@ __device__ __forceinline__ void softmax_step(float (&s)[kTile / 8][4], Part<kHea
 // part.out += weights * V for those elements of V that are inf or NaN, where the row sees them.
 template <class T, class KV, class Config>
 __device__ __forceinline__ void add_not_finite(Part<Config::kHeadDim>& part, const float (&s)[Config::kTile / 8][4],
-                                               const KV* v, int64_t first, const Visible& visible, int lane) {
+                                               const KV* v, int first, const Visible& visible, int lane) {
   float weights[Config::kTile / 8][4];  // indexed at run time, so in local memory: this hardly ever runs
   for (int j = 0; j < Config::kTile / 8; ++j) {
     for (int e = 0; e < 4; ++e) weights[j][e] = s[j][e];
@@ -229,10 +248,10 @@ __device__ __forceinline__ void load_weights(uint32_t (&a)[4], const float (&s)[
 
 // part.out += weights * V. Where a row does not see a token its weight is zero, which an inf or NaN in V would turn
 // into NaN: in a tile that is not whole they are left out, and added where they are seen.
-template <class T, class KV, class Config, class Tile>
+template <class T, class KV, class Config, bool kWhole, class Tile>
 __device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, const float (&s)[Config::kTile / 8][4],
-                                            const Tile* v, const f16* v_scale, int64_t first, const Visible& visible,
-                                            bool whole, int lane) {
+                                            const Tile* v, const f16* v_scale, int first, const Visible& visible,
+                                            int lane) {
   uint32_t not_finite = 0;
 #pragma unroll
   for (int j = 0; j < Config::kTile / 8; j += 2) {
@@ -244,74 +263,94 @@ __device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, const 
       }
       uint32_t b[4][2];
       TileReader<T, KV>::load_v(b, v, Config::kVPitch, 8 * j, dim, lane);
-      if constexpr (!Config::kScaled) {
-        if (!whole) {
+      if constexpr (!kWhole) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) not_finite |= Mma<T>::zero_not_finite(b[i / 2][i % 2]);
-        }
+        for (int i = 0; i < 8; ++i) not_finite |= Mma<T>::zero_not_finite(b[i / 2][i % 2]);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) Mma<T>::multiply(part.out[dim / 8 + i], a, b[i]);
     }
   }
-  if constexpr (!Config::kScaled) {
+  if constexpr (!kWhole) {
     if (__any_sync(kAllLanes, not_finite != 0)) add_not_finite<T, KV, Config>(part, s, v, first, visible, lane);
   }
 }
 
-// The rows' totals: maximum and sum in registers, output in shared memory, each lane its own.
+// The rows' totals over several splits. The output is volatile so that it lies in local memory: registers have no room
+// for it, and it is touched once a split.
+template <int kHeadDim>
 struct Total {
-  float* out;
-  float max[2], sum[2];
+  volatile float out[kHeadDim / 8 * 4];
+  float max[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 8 * 4; ++i) out[i] = 0.0f;
+    for (int r = 0; r < 2; ++r) max[r] = -INFINITY, sum[r] = 0.0f;
+  }
+  __device__ __forceinline__ void add(const Part<kHeadDim>& part) {
+    MergeWeights w[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      w[r] = merge_weights(max[r], part.max[r]);
+      max[r] = w[r].max;
+      sum[r] = merge(w[r], sum[r], row_sum(part.sum[r]));
+    }
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) out[4 * j + e] = merge(w[e / 2], out[4 * j + e], part.out[j][e]);
+    }
+  }
 };
 
-template <int kHeadDim>
-__device__ __forceinline__ void merge_part(Total& total, Part<kHeadDim>& part, int lane) {
-  MergeWeights w[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    w[r] = merge_weights(total.max[r], part.max[r]);
-    total.max[r] = w[r].max;
-    total.sum[r] = merge(w[r], total.sum[r], row_sum(part.sum[r]));
-  }
-#pragma unroll
-  for (int j = 0; j < kHeadDim / 8; ++j) {
-    float4* at = reinterpret_cast<float4*>(total.out) + j * kWarp + lane;
-    const float4 before = *at;
-    *at = make_float4(merge(w[0], before.x, part.out[j][0]), merge(w[0], before.y, part.out[j][1]),
-                      merge(w[1], before.z, part.out[j][2]), merge(w[1], before.w, part.out[j][3]));
-  }
-}
-
 template <class T, class KV, int kHeadDim>
-__global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
-    attention_kernel(PagedAttentionParams p, WorkList work, const int32_t* start) {
+__global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
+    attention_kernel(PagedAttentionParams p, Workspace work, Phase phase) {
   using Config = AttentionConfig<T, KV, kHeadDim>;
   using Reader = TileReader<T, KV>;
+  using Tile = std::conditional_t<Config::kInt4, uint32_t, KV>;
   constexpr int kTile = Config::kTile, kTilesASplit = kAttentionSplit / kTile;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
   const int dim = static_cast<int>(p.cache.head_dim);
 
   unsigned char* shared = dynamic_shared<unsigned char>();
   T* q = reinterpret_cast<T*>(shared + kAttentionStages * Config::kStageBytes + warp * Config::kQBytes);
-  float* total_out = reinterpret_cast<float*>(shared + kAttentionStages * Config::kStageBytes +
-                                              warps * Config::kQBytes + warp * Config::kTotalBytes);
 
-  const int64_t items = start[p.sequences];
-  int64_t sequence = 0;
-  for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
-    sequence = sequence_of(start, p.sequences, index, sequence);
-    const Item item = item_of(p, work, start, sequence, index, warps * kAttentionRows);
-    const KvSource source = {&p.cache, p.block_tables + sequence * p.block_table_stride, item.kv_head, item.begin,
-                             item.end, 31 - __clz(static_cast<int>(p.cache.block_size))};
-    const int64_t first_tile = item.begin / kTile, end_tile = ceil_div(item.end, kTile);
-    copy_tile<Config, KV>(source, first_tile * kTile, shared);
-    cp_async_commit();
+  WorkList list(p, work, phase, warps * kAttentionRows);
+  for (int index = static_cast<int>(blockIdx.x); list.find(index); index += static_cast<int>(gridDim.x)) {
+    const Item item = item_of(p, list, index, warps * kAttentionRows);
+    if (threadIdx.x == 0 && item.local == 0) work.pieces_start[item.sequence] = item.pieces_start;
+
+    // K of a tile, then V, go in turn into the stages.
+    const int first_tile = item.begin / kTile, end_tile = (item.end + kTile - 1) / kTile;
+    TileCopy<Config> copy(p.cache, p.block_tables + item.sequence * p.block_table_stride, item.kv_head, item.begin,
+                          item.end);
+    int stage = -1;
+    auto next_stage = [&] {
+      stage = stage + 1 < kAttentionStages ? stage + 1 : 0;
+      return shared + stage * Config::kStageBytes;
+    };
+    auto copy_part = [&](bool keys, int tile, unsigned char* to) {
+      if (tile < end_tile) keys ? copy.copy_k(tile * kTile, to) : copy.copy_v(tile * kTile, to);
+      cp_async_commit();
+    };
+    // K or V of a tile, when it has come. The stage of the part before it is free then, for the part two further on.
+    auto wait_for_part = [&](bool keys, int tile) -> const unsigned char* {
+      cp_async_wait<kAttentionStages - 2>();
+      __syncthreads();
+      const unsigned char* here = next_stage();
+      copy_part(keys, tile + 1, shared + (stage > 0 ? stage - 1 : kAttentionStages - 1) * Config::kStageBytes);
+      return here;
+    };
+    __syncthreads();  // the last item's stages are free
+    copy_part(true, first_tile, shared);
+    copy_part(false, first_tile, shared + Config::kStageBytes);
 
     // This warp's rows of Q, zeros where there are none.
-    const int64_t warp_row = item.row + warp * kAttentionRows;
-    auto row_offset = [&](const auto& matrix, int64_t row) {
-      const int64_t token = p.query_start[sequence] + row / item.group;
+    const int warp_row = item.row + warp * kAttentionRows;
+    auto row_offset = [&](const auto& matrix, int row) {
+      const int64_t token = p.query_start[item.sequence] + row / item.group;
       return token * matrix.row_stride + (item.kv_head * item.group + row % item.group) * dim;
     };
     for (int i = lane; i < kAttentionRows * kHeadDim / kRun; i += kWarp) {
@@ -326,41 +365,28 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
     }
 
     Visible visible;
-    Total total{total_out, {-INFINITY, -INFINITY}, {0.0f, 0.0f}};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       // Where there is no row, what the last row sees; a warp without rows sees nothing.
-      const int64_t mine = warp_row + lane / 4 + 8 * r, row = mine < item.end_row ? mine : item.end_row - 1;
-      const int64_t position = warp_row < item.end_row ? item.first_position + row / item.group : -1;
-      visible.first[r] = p.window > 0 && position >= p.window ? position - p.window + 1 : 0;
+      const int mine = warp_row + lane / 4 + 8 * r, row = mine < item.end_row ? mine : item.end_row - 1;
+      const int position = warp_row < item.end_row ? item.first_position + row / item.group : -1;
+      const int window = static_cast<int>(p.window);
+      visible.first[r] = window > 0 && position >= window ? position - window + 1 : 0;
       visible.last[r] = position < item.end ? position : item.end - 1;
     }
-#pragma unroll
-    for (int j = 0; j < kHeadDim / 8; ++j) {
-      reinterpret_cast<float4*>(total.out)[j * kWarp + lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    }
 
+    Total<kHeadDim> total;
+    total.clear();
     Part<kHeadDim> part;
     part.clear();
-    for (int64_t tile = first_tile; tile < end_tile; ++tile) {
-      const int stage = static_cast<int>((tile - first_tile) % kAttentionStages);
-      if (tile + 1 < end_tile) {
-        const int next = static_cast<int>((tile + 1 - first_tile) % kAttentionStages);
-        copy_tile<Config, KV>(source, (tile + 1) * kTile, shared + next * Config::kStageBytes);
-      }
-      cp_async_commit();
-      cp_async_wait<1>();
-      __syncthreads();
-
-      const unsigned char* here = shared + stage * Config::kStageBytes;
-      using Tile = std::conditional_t<Config::kInt4, uint32_t, KV>;
-      const Tile* k = reinterpret_cast<const Tile*>(here);
-      const Tile* v = reinterpret_cast<const Tile*>(here + Config::kKBytes);
-      const f16* scales = reinterpret_cast<const f16*>(here + Config::kKBytes + Config::kVBytes);
-      const int64_t first = tile * kTile;
-      if (visible.any_sees_from(first)) {
-        const bool whole = visible.all_see(first, first + kTile);
-        float s[kTile / 8][4];
+    for (int tile = first_tile; tile < end_tile; ++tile) {
+      const int first = tile * kTile;
+      const bool any = visible.any_sees_from(first), whole = any && visible.all_see(first, first + kTile);
+      float s[kTile / 8][4];
+      const unsigned char* here = wait_for_part(true, tile);
+      if (any) {
+        const Tile* k = reinterpret_cast<const Tile*>(here);
+        const f16* scales = reinterpret_cast<const f16*>(here + Config::kPartBytes);
         if constexpr (Config::kInt4) {
           multiply_qk<T, Config>(s, q, k, scales, lane);
         } else {
@@ -368,39 +394,45 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp)
         }
         mask_logits<T, KV, Config>(s, p, scales, first, visible, whole, lane);
         softmax_step<kTile, kHeadDim>(s, part);
-        multiply_pv<T, KV, Config>(part, s, v, scales + Config::kGroups * kTile, first, visible, whole, lane);
+      }
+      here = wait_for_part(false, tile);
+      if (any) {
+        const Tile* v = reinterpret_cast<const Tile*>(here);
+        const f16* scales = reinterpret_cast<const f16*>(here + Config::kPartBytes);
+        if (Config::kScaled || whole) {  // scales show what is not finite in V
+          multiply_pv<T, KV, Config, true>(part, s, v, scales, first, visible, lane);
+        } else if constexpr (!Config::kScaled) {
+          multiply_pv<T, KV, Config, false>(part, s, v, scales, first, visible, lane);
+        }
       }
       if ((tile + 1) % kTilesASplit == 0 || tile + 1 == end_tile) {
-        merge_part(total, part, lane);
+        total.add(part);
         part.clear();
       }
-      __syncthreads();  // the stage is free
     }
 
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t row = warp_row + lane / 4 + 8 * r;
+      const int row = warp_row + lane / 4 + 8 * r;
       if (row >= item.end_row) continue;
-      const int64_t head = item.kv_head * item.group + row % item.group;
-      const float* from = total.out + 4 * lane + 2 * r;
-      if (item.piece >= 0) {
-        float* to = work.partials + (item.piece * p.heads + head) * (dim + 2);
+      const int head = item.kv_head * item.group + row % item.group;
+      auto for_each_element = [&](auto store) {
+#pragma unroll 4
         for (int j = 0; j < kHeadDim / 8; ++j) {
           for (int half = 0; half < 2; ++half) {
             const int d = Reader::element(j, lane % 4, half, dim);
-            if (d < dim) to[d] = from[4 * kWarp * j + half];
+            if (d < dim) store(d, total.out[4 * j + 2 * r + half]);
           }
         }
+      };
+      if (item.piece >= 0) {
+        float* to = work.partials + (item.piece * p.heads + head) * (dim + 2);
+        for_each_element([&](int d, float x) { to[d] = x; });
         if (lane % 4 == 0) to[dim] = total.max[r], to[dim + 1] = total.sum[r];
       } else {
         T* to = static_cast<T*>(p.out.data) + row_offset(p.out, row);
         const float inverse = inverse_sum(p, head, total.max[r], total.sum[r]);
-        for (int j = 0; j < kHeadDim / 8; ++j) {
-          for (int half = 0; half < 2; ++half) {
-            const int d = Reader::element(j, lane % 4, half, dim);
-            if (d < dim) to[d] = from_float<T>(from[4 * kWarp * j + half] * inverse);
-          }
-        }
+        for_each_element([&](int d, float x) { to[d] = from_float<T>(x * inverse); });
       }
     }
   }
@@ -413,23 +445,22 @@ void with_head_dim(int64_t head_dim, const F& f) {
   return f(std::integral_constant<int, 256>());
 }
 
-// Plans the work and attends; partial results of what was cut are left in `work`.
+// Attends; partial results of what was cut are left in `work`.
 template <class T, class KV>
-void attend(const PagedAttentionParams& p, const WorkList& work, cudaStream_t stream) {
+void attend(const PagedAttentionParams& p, const Workspace& work, cudaStream_t stream) {
   with_head_dim(p.cache.head_dim, [&](auto head_dim) {
     using Config = AttentionConfig<T, KV, head_dim>;
+    auto run = [&](int warps, Phase phase) {
+      const size_t bytes = Config::shared_bytes(warps);
+      const size_t resident = (max_shared_bytes() + kReservedShared) / (bytes + kReservedShared);
+      const size_t blocks = std::min<size_t>(resident, kAttentionMaxWarps / warps) * multiprocessors();
+      launch(attention_kernel<T, KV, head_dim>, dim3(blocks), dim3(warps * kWarp), bytes, stream, p, work, phase);
+    };
+    run(1, Phase::decode);
+    if (p.tokens <= p.sequences) return;
     int warps = kAttentionMaxWarps;
     while (warps > 1 && Config::shared_bytes(warps) > max_shared_bytes()) warps /= 2;
-    plan_attention(p, work, kAttentionRows, warps * kAttentionRows, stream);
-
-    auto run = [&](int warps_a_block, const int32_t* start) {
-      const size_t bytes = Config::shared_bytes(warps_a_block);
-      const int64_t blocks = static_cast<int64_t>(multiprocessors()) * (max_shared_bytes() / bytes);
-      launch(attention_kernel<T, KV, head_dim>, dim3(blocks), dim3(warps_a_block * kWarp), bytes, stream, p, work,
-             start);
-    };
-    run(1, work.decode_start);
-    if (p.tokens > p.sequences) run(warps, work.prefill_start);
+    run(warps, Phase::prefill);
   });
 }
 

@@ -1,6 +1,6 @@
-// The work list of paged attention, built on the device from the sequence lengths, so that a CUDA graph captures it.
-// A sequence with one query is cut at the splits of kAttentionSplit tokens into separate pieces, as far as there is
-// room for their partial results; this does not change the bits, see attention.cu.
+// The work list of paged attention, which every block finds for itself from the sequence lengths: a CUDA graph needs no
+// plan. A sequence with one query is cut at the splits of kAttentionSplit tokens into separate pieces, as far as there
+// is room for their partial results; this does not change the bits, see attention.cu.
 #pragma once
 
 #include "cuda/attention_config.cuh"
@@ -9,51 +9,108 @@
 
 namespace pybatch::cuda {
 
-struct WorkList {
-  int32_t* decode_start;   // [sequences + 1], items for blocks of one warp
-  int32_t* prefill_start;  // [sequences + 1], items for larger blocks
-  int32_t* pieces_start;   // [sequences], where a sequence's partial results begin; -1: not cut
-  float* partials;         // [max_pieces][heads][head_dim + 2]: output, maximum, sum
+struct Workspace {
+  int32_t* pieces_start;  // [sequences], where the partial results of those with one query begin; -1: not cut
+  float* partials;        // [max_pieces][heads][head_dim + 2]: output, maximum, sum
   int64_t max_pieces;
 };
 
-struct WorkListSize {
-  int64_t list;  // numbers in each list, padded so that what follows is aligned
+struct WorkspaceSize {
+  int64_t list;  // padded so that what follows is aligned
   int64_t max_pieces, floats;
 };
 
-inline WorkListSize work_list_size(const PagedAttentionParams& p) {
-  const int64_t list = ceil_div(p.sequences + 1, 4) * 4;
+inline WorkspaceSize workspace_size(const PagedAttentionParams& p) {
   const int64_t splits = ceil_div(p.block_table_stride * p.cache.block_size, kAttentionSplit);
   const int64_t pieces = splits > 1 ? splits * p.sequences : 0;
   const int64_t max_pieces = pieces < kAttentionMaxPieces ? pieces : kAttentionMaxPieces;
-  return {list, max_pieces, max_pieces * p.heads * (p.cache.head_dim + 2)};
+  return {ceil_div(p.sequences, 4) * 4, max_pieces, max_pieces * p.heads * (p.cache.head_dim + 2)};
 }
 
-inline WorkList work_list(const PagedAttentionParams& p, void* workspace) {
-  const WorkListSize size = work_list_size(p);
-  auto* start = static_cast<int32_t*>(workspace);
-  auto* partials = reinterpret_cast<float*>(start + 3 * size.list);
-  return {start, start + size.list, start + 2 * size.list, partials, size.max_pieces};
+inline Workspace workspace_at(const PagedAttentionParams& p, void* memory) {
+  const WorkspaceSize size = workspace_size(p);
+  auto* pieces_start = static_cast<int32_t*>(memory);
+  return {pieces_start, reinterpret_cast<float*>(pieces_start + size.list), size.max_pieces};
 }
 
 // The first split that a query at this position sees.
-__device__ __forceinline__ int64_t first_split(const PagedAttentionParams& p, int64_t position) {
-  return p.window > 0 && position >= p.window ? (position - p.window + 1) / kAttentionSplit : 0;
+__device__ __forceinline__ int first_split(const PagedAttentionParams& p, int position) {
+  const int window = static_cast<int>(p.window);
+  return window > 0 && position >= window ? (position - window + 1) / static_cast<int>(kAttentionSplit) : 0;
 }
 
-// Fills the list. decode_rows, prefill_rows: query rows (tokens times heads of a group) of an item. A call with no more
-// tokens than sequences is decode only; then all items are in the first list.
-void plan_attention(const PagedAttentionParams&, const WorkList&, int decode_rows, int prefill_rows, cudaStream_t);
+// The splits that the query of a sequence with one query sees.
+__device__ __forceinline__ int pieces_of(const PagedAttentionParams& p, int length) {
+  const int last = length - 1;
+  return last / static_cast<int>(kAttentionSplit) - first_split(p, last) + 1;
+}
 
-// The sequence that an item belongs to, at or after `from`. All lanes of a warp call together.
-__device__ __forceinline__ int64_t sequence_of(const int32_t* start, int64_t sequences, int64_t item, int64_t from) {
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t base = from;; base += kWarp) {
-    const bool ends_after = base + lane < sequences && start[base + lane + 1] > item;
-    const uint32_t lanes = __ballot_sync(kAllLanes, ends_after);
-    if (lanes != 0) return base + __ffs(static_cast<int>(lanes)) - 1;
+// Whose work is in which launch: sequences with one query (all, if none has more than one) in that of small blocks.
+enum class Phase { decode, prefill };
+
+// Goes through the items of a phase: each one sequence's, of one KV head, `rows` query rows (tokens times heads of a
+// group) and, of a cut sequence, one piece. 32 sequences are looked at together, one a lane; all lanes of a warp call.
+class WorkList {
+ public:
+  __device__ __forceinline__ WorkList(const PagedAttentionParams& p, const Workspace& work, Phase phase, int rows)
+      : p_(p), max_pieces_(static_cast<int>(work.max_pieces)), phase_(phase), rows_(rows) {}
+
+  // Goes on to an item; false if there are fewer.
+  __device__ __forceinline__ bool find(int item) {
+    while (item >= end_) {
+      first_ += kWarp;
+      if (first_ >= p_.sequences) return false;
+      look();
+    }
+    owner_ = __ffs(static_cast<int>(__ballot_sync(kAllLanes, items_end_ > item))) - 1;
+    return true;
   }
-}
+
+  // Of the item found: its sequence, its number among the sequence's items, and where the partial results of the
+  // sequence's pieces begin, or -1.
+  __device__ __forceinline__ int sequence() const { return first_ + owner_; }
+  __device__ __forceinline__ int local(int item) const { return item - __shfl_sync(kAllLanes, items_start_, owner_); }
+  __device__ __forceinline__ int pieces_start() const { return __shfl_sync(kAllLanes, pieces_start_, owner_); }
+
+ private:
+  // Inclusive sum over the lanes.
+  static __device__ __forceinline__ int warp_scan(int x) {
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const int below = __shfl_up_sync(kAllLanes, x, offset);
+      if (static_cast<int>(threadIdx.x) % kWarp >= offset) x += below;
+    }
+    return x;
+  }
+
+  __device__ __forceinline__ void look() {
+    const int s = first_ + static_cast<int>(threadIdx.x) % kWarp,
+              group = static_cast<int>(p_.heads / p_.cache.kv_heads);
+    int queries = 0, pieces = 0;
+    if (s < p_.sequences) {
+      queries = p_.query_start[s + 1] - p_.query_start[s];
+      if (queries == 1) pieces = pieces_of(p_, p_.seq_lens[s]);
+    }
+    const int pieces_end = pieces_ + warp_scan(pieces);
+    const bool cut = pieces > 1 && pieces_end <= max_pieces_;
+    const Phase phase = queries == 1 || p_.tokens <= p_.sequences ? Phase::decode : Phase::prefill;
+    const int items = (queries * group + rows_ - 1) / rows_ * static_cast<int>(p_.cache.kv_heads) * (cut ? pieces : 1);
+    const int mine = phase == phase_ ? items : 0, items_end = end_ + warp_scan(mine);
+    items_start_ = items_end - mine;
+    items_end_ = items_end;
+    pieces_start_ = cut ? pieces_end - pieces : -1;
+    pieces_ = __shfl_sync(kAllLanes, pieces_end, kWarp - 1);
+    end_ = __shfl_sync(kAllLanes, items_end, kWarp - 1);
+  }
+
+  const PagedAttentionParams& p_;
+  int max_pieces_;
+  Phase phase_;
+  int rows_;
+  int first_ = -kWarp, end_ = 0;  // of the 32 sequences: the first, and the items up to their end
+  // Volatile, so in local memory: what is looked at once an item is to keep no registers.
+  volatile int pieces_ = 0;                                           // up to the end of the 32
+  volatile int items_start_ = 0, items_end_ = 0, pieces_start_ = -1;  // of the lane's sequence
+  int owner_ = 0;
+};
 
 }  // namespace pybatch::cuda

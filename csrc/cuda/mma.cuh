@@ -37,6 +37,13 @@ struct Mma<f16> {
     const __half2 pair = __hsub2(reinterpret_cast<const __half2&>(biased), reinterpret_cast<const __half2&>(kBias));
     return reinterpret_cast<const uint32_t&>(pair);
   }
+  // The same, of the lower bytes of both halves.
+  static __device__ __forceinline__ uint32_t widen_lower(uint32_t halves) {
+    constexpr uint32_t kBias = 0x64806480u;
+    const uint32_t biased = and_xor(halves, 0x00ff00ffu, kBias);
+    const __half2 pair = __hsub2(reinterpret_cast<const __half2&>(biased), reinterpret_cast<const __half2&>(kBias));
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
   // A signed nibble at the bottom of each half: with its sign bit flipped, which adds 8, under 0x6400.
   static __device__ __forceinline__ uint32_t widen_int4(uint32_t nibbles) {
     constexpr uint32_t kBias = 0x64086408u;  // 1024 + 8
@@ -46,7 +53,7 @@ struct Mma<f16> {
   }
   // e4m3 in the upper byte of each half: its exponent moved under that of a half is 8 too low.
   static __device__ __forceinline__ uint32_t widen_e4m3(uint32_t upper) {
-    const uint32_t low = (upper >> 1 & 0x3f803f80u) | (upper & 0x80008000u);
+    const uint32_t low = and_or(upper, 0x80008000u, upper >> 1 & 0x3f803f80u);
     constexpr uint32_t kFactor = 0x5c005c00u;  // 2^8
     const __half2 pair = __hmul2(reinterpret_cast<const __half2&>(low), reinterpret_cast<const __half2&>(kFactor));
     return reinterpret_cast<const uint32_t&>(pair);
@@ -73,6 +80,13 @@ struct Mma<bf16> {
         __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits), reinterpret_cast<const __nv_bfloat162&>(sign));
     return reinterpret_cast<const uint32_t&>(pair);
   }
+  // The same, of the lower bytes of both halves.
+  static __device__ __forceinline__ uint32_t widen_lower(uint32_t halves) {
+    const uint32_t bits = and_or(halves, 0x007f007fu, 0x43004300u), sign = and_or(halves, 0x00800080u, 0x43004300u);
+    const __nv_bfloat162 pair =
+        __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits), reinterpret_cast<const __nv_bfloat162&>(sign));
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
   static __device__ __forceinline__ uint32_t widen_int4(uint32_t nibbles) {
     constexpr uint32_t kBias = 0x43084308u;  // 128 + 8
     const uint32_t biased = (nibbles & 0x000f000fu) ^ kBias;
@@ -82,7 +96,7 @@ struct Mma<bf16> {
   }
   // As for a half; the exponent is 120 too low.
   static __device__ __forceinline__ uint32_t widen_e4m3(uint32_t upper) {
-    const uint32_t low = (upper >> 4 & 0x07f007f0u) | (upper & 0x80008000u);
+    const uint32_t low = and_or(upper, 0x80008000u, upper >> 4 & 0x07f007f0u);
     constexpr uint32_t kFactor = 0x7b807b80u;  // 2^120
     const __nv_bfloat162 pair =
         __hmul2(reinterpret_cast<const __nv_bfloat162&>(low), reinterpret_cast<const __nv_bfloat162&>(kFactor));
@@ -90,21 +104,31 @@ struct Mma<bf16> {
   }
 };
 
-// Two 8-bit numbers of four as a pair of T, exactly.
-template <class T, class Narrow = int8_t>
+// Two bytes of four as a pair of T, exactly.
+template <class T>
 __device__ __forceinline__ uint32_t widen_low(uint32_t bytes) {
+  return Mma<T>::widen(bytes, 0x4140);
+}
+template <class T>
+__device__ __forceinline__ uint32_t widen_high(uint32_t bytes) {
+  return Mma<T>::widen(bytes, 0x4342);
+}
+
+// The lower, or the upper, 8-bit number of each half of a word as a pair of T, exactly.
+template <class T, class Narrow>
+__device__ __forceinline__ uint32_t widen_lower(uint32_t halves) {
   if constexpr (std::is_same_v<Narrow, e4m3>) {
-    return Mma<T>::widen_e4m3(prmt(bytes, 0, 0x1404));
+    return Mma<T>::widen_e4m3(halves << 8);
   } else {
-    return Mma<T>::widen(bytes, 0x4140);
+    return Mma<T>::widen_lower(halves);
   }
 }
-template <class T, class Narrow = int8_t>
-__device__ __forceinline__ uint32_t widen_high(uint32_t bytes) {
+template <class T, class Narrow>
+__device__ __forceinline__ uint32_t widen_upper(uint32_t halves) {
   if constexpr (std::is_same_v<Narrow, e4m3>) {
-    return Mma<T>::widen_e4m3(prmt(bytes, 0, 0x3424));
+    return Mma<T>::widen_e4m3(halves);
   } else {
-    return Mma<T>::widen(bytes, 0x4342);
+    return Mma<T>::widen_lower(halves >> 8);
   }
 }
 

@@ -28,7 +28,7 @@ class Mutation:
         return self.what
 
 
-ATTENTION = ["attention.cu", "attention_plan.cu", "attention_simple.cu", "attention_int8.cu"]
+ATTENTION = ["attention.cu", "attention_simple.cu", "attention_int8.cu"]
 # The probes' heads have 64 elements; the kernels for others take most of the compiler's time.
 OTHER_HEADS = """
   if (head_dim <= 128) return f(std::integral_constant<int, 128>());
@@ -50,22 +50,39 @@ SOURCES = {
 }
 MUTATIONS = [
     Mutation(
-        "no barrier before a stage is filled again",
+        "no barrier before the stages are filled for another item",
         "attention_kernel.cuh",
-        "      __syncthreads();  // the stage is free\n",
+        "    __syncthreads();  // the last item's stages are free\n",
         "",
         probes.attention,
     ),
     Mutation(
-        "no barrier after a stage has landed",
+        "no barrier after a part has come",
         "attention_kernel.cuh",
-        "      cp_async_wait<1>();\n      __syncthreads();\n",
-        "      cp_async_wait<1>();\n",
+        "      cp_async_wait<kAttentionStages - 2>();\n      __syncthreads();\n",
+        "      cp_async_wait<kAttentionStages - 2>();\n",
         probes.attention,
     ),
-    Mutation("no wait for a stage", "attention_kernel.cuh", "      cp_async_wait<1>();\n", "", probes.attention),
     Mutation(
-        "a wait too short by one", "attention_kernel.cuh", "cp_async_wait<1>()", "cp_async_wait<2>()", probes.attention
+        "no wait for a part",
+        "attention_kernel.cuh",
+        "      cp_async_wait<kAttentionStages - 2>();\n",
+        "",
+        probes.attention,
+    ),
+    Mutation(
+        "a wait too short by one",
+        "attention_kernel.cuh",
+        "cp_async_wait<kAttentionStages - 2>()",
+        "cp_async_wait<kAttentionStages - 1>()",
+        probes.attention,
+    ),
+    Mutation(
+        "a part is copied to where the last is read",
+        "attention_kernel.cuh",
+        "(stage > 0 ? stage - 1 : kAttentionStages - 1)",
+        "stage",
+        probes.attention,
     ),
     Mutation(
         "the causal edge excludes the query itself",
@@ -84,7 +101,7 @@ MUTATIONS = [
     Mutation(
         "the last tile is left out",
         "attention_kernel.cuh",
-        "end_tile = ceil_div(item.end, kTile)",
+        "end_tile = (item.end + kTile - 1) / kTile",
         "end_tile = item.end / kTile + (item.end < kTile)",
         probes.attention,
     ),
@@ -110,24 +127,38 @@ MUTATIONS = [
         probes.attention,
     ),
     Mutation(
-        "the last token of a block is looked for in the next",
-        "attention_tiles.cuh",
-        "__shfl_sync(kAllLanes, my_block, token >> shift);",
-        "__shfl_sync(kAllLanes, my_block, (token + 1) >> shift);",
+        "whole blocks are copied from those that come before",
+        "attention_copy.cuh",
+        "head_of<true>((first >> shift) + block,",
+        "head_of<true>((first >> shift) + block - 1,",
+        probes.attention,
+    ),
+    Mutation(
+        "the blocks of the next tokens are never looked up",
+        "attention_copy.cuh",
+        "      blocks_ = next_blocks_;\n",
+        "",
+        probes.attention,
+    ),
+    Mutation(
+        "a tile at the end is copied as if it were whole",
+        "attention_copy.cuh",
+        "first >= begin_ && first + kTile <= end_",
+        "first >= begin_",
         probes.attention,
     ),
     Mutation(
         "what is not finite in V reaches rows that do not see it",
         "attention_kernel.cuh",
-        "if (!whole) {",
-        "if (!whole && dim < 0) {",
+        "if (Config::kScaled || whole) {",
+        "if (Config::kScaled || first >= 0) {",
         probes.attention,
     ),
     Mutation(
-        "the pairs of an e4m3 word are swapped",
+        "the lower e4m3 numbers of a word are taken for the upper",
         "mma.cuh",
-        "widen_e4m3(prmt(bytes, 0, 0x1404))",
-        "widen_e4m3(prmt(bytes, 0, 0x0414))",
+        "widen_e4m3(halves << 8)",
+        "widen_e4m3(halves)",
         probes.attention_e4m3,
     ),
     Mutation(

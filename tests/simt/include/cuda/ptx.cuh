@@ -31,9 +31,16 @@ __forceinline__ void store_global_16(void* p, uint4 v) {
 
 // ---- cp.async ----
 
-__forceinline__ void cp_async_16(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 16, valid ? 16 : 0); }
-__forceinline__ void cp_async_8(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 8, valid ? 8 : 0); }
-__forceinline__ void cp_async_4(void* smem, const void* gmem, bool valid) { simt::async_copy(smem, gmem, 4, valid ? 4 : 0); }
+__forceinline__ void cp_async_16(void* smem, const void* gmem) { simt::async_copy(smem, gmem, 16, 16); }
+__forceinline__ void cp_async_16(void* smem, const void* gmem, bool valid) {
+  simt::async_copy(smem, gmem, 16, valid ? 16 : 0);
+}
+__forceinline__ void cp_async_8(void* smem, const void* gmem, bool valid) {
+  simt::async_copy(smem, gmem, 8, valid ? 8 : 0);
+}
+__forceinline__ void cp_async_4(void* smem, const void* gmem, bool valid) {
+  simt::async_copy(smem, gmem, 4, valid ? 4 : 0);
+}
 inline void cp_async_commit() { simt::async_commit(); }
 template <int N>
 void cp_async_wait() {
@@ -86,6 +93,9 @@ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   }
   return r;
 }
+
+inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+inline uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) { return (a & b) ^ c; }
 
 // ex2.approx.ftz: subnormal inputs count as zero, subnormal results become zero. NaN is canonical.
 inline float ex2_approx(float x) {
