@@ -410,10 +410,10 @@ MUTATIONS = [
     ),
     Mutation("groups of eight rows overlap", "sm90/wgmma.cuh", "1024 >> 4", "512 >> 4", probes.matmul_w8a8_hopper),
     Mutation(
-        "the multiplying threads want more registers than are left",
+        "the threads want more registers than they began with",
         "sm90/matmul_config.cuh",
-        "kMultiplyRegisters = 240",
-        "kMultiplyRegisters = 248",
+        "kCopyRegisters = 24",
+        "kCopyRegisters = 32",
         probes.matmul_w8a8_hopper,
     ),
     Mutation(

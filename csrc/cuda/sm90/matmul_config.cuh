@@ -17,8 +17,9 @@ constexpr int kRowTilesAside = 16;  // blocks near each other in time share so m
 // Of a block, where so many share a multiprocessor: each takes a KiB more.
 constexpr size_t hopper_shared_bytes(int blocks) { return 228 * 1024 / blocks - 1024; }
 
-// Registers of a thread once the roles are known: 64 Ki over 128 that copy and 256 that multiply.
-constexpr int kCopyRegisters = 32, kMultiplyRegisters = 240;
+// Registers of a thread once the roles are known, of 128 that copy and 256 that multiply: no more in all than the 168
+// that each begins with, or setmaxnreg waits for ever.
+constexpr int kCopyRegisters = 24, kMultiplyRegisters = 240;
 
 // Rows of x: the N of the wgmma; warpgroups that multiply, with 64 columns each, beside one that copies; bytes of a
 // panel of weights in a stage.
