@@ -3,8 +3,8 @@
     python bench/figures.py [--check]
 
 Each run of bench/throughput.py is a table, since speeds compare within a run only; of bench/neighbours.py, the newest
-run; of GPUs, the newest folder that bench/gpu.sh left. --check writes nothing and fails if README.md is not what it
-would be.
+run; of GPUs, each folder that bench/gpu.sh left, the newest first. --check writes nothing and fails if README.md is not
+what it would be.
 """
 
 from __future__ import annotations
@@ -117,29 +117,28 @@ PRODUCT = re.compile(r"(w8a16|w8a8|dense|gguf Q4_K) (\d+) x (\d+ x \d+)")
 
 
 def gpu_figures() -> str:
+    """A table or three a run, the newest first: each run measured what was new then."""
     runs = sorted(RESULTS.glob("gpu-*/kernels.json"), key=lambda path: json.loads(path.read_text())["date"])
-    if not runs:
-        return "No run on a GPU has been made yet: the CUDA kernels are proven on a CPU alone, and not measured."
-    run = json.loads(runs[-1].read_text())
+    return "\n\n".join("\n".join(gpu_tables(path)) for path in reversed(runs))
+
+
+def gpu_tables(path: Path) -> list[str]:
+    run = json.loads(path.read_text())
     kernels = [result for result in run["results"] if "failed" not in result]
-    lines = [
-        f"{run['chip']}, {run['date'][:10]}, torch {run['torch']}, CUDA {run['cuda']}; every case is in",
-        f"`bench/results/{runs[-1].parent.name}`. Matrix products, times as fast as cuBLAS in bf16:",
-        "",
-        *product_table([k for k in kernels if PRODUCT.fullmatch(k["name"])]),
-        "",
-        row(["kernel", "us", "of copy bandwidth", "times as fast as"]),
-        row(["---"] * 4),
-    ]
+    products = [kernel for kernel in kernels if PRODUCT.fullmatch(kernel["name"])]
+    lines = [f"{run['chip']}, {run['date'][:10]}, torch {run['torch']}, CUDA {run['cuda']} (`{path.parent.name}`):", ""]
+    lines += [row(["kernel", "us", "of copy bandwidth", "times as fast as"]), row(["---"] * 4)]
     for kernel in kernels:
         if not kernel["name"].startswith(("w8a", "dense", "gguf")):
             rivals = (f"{name} {other / kernel['seconds']:.2f}" for name, other in kernel["others"].items())
             share = f"{kernel['of_copy']:.0%}" if kernel["of_copy"] else ""
             lines.append(row([kernel["name"], f"{kernel['seconds'] * 1e6:.0f}", share, ", ".join(rivals)]))
-    models = runs[-1].with_name("models.json")
+    if products:
+        lines += ["", "Matrix products, times as fast as cuBLAS in bf16:", "", *product_table(products)]
+    models = path.with_name("models.json")
     if models.exists():
         lines += ["", "Random models through the whole engine, prompts of 512 tokens:", "", *model_table(models)]
-    return "\n".join(lines)
+    return lines
 
 
 def product_table(products: list[dict]) -> list[str]:
