@@ -172,10 +172,9 @@ __device__ __forceinline__ void mask_logits(float (&s)[Config::kTile / 8][4], co
   }
 }
 
-// Turns logits into weights, and brings the part so far to their common maximum.
+// Turns logits into weights, and brings the part's maximum and sum up to date; `rescale` is for its output so far.
 template <int kTile, int kHeadDim>
-__device__ __forceinline__ void softmax_step(float (&s)[kTile / 8][4], Part<kHeadDim>& part) {
-  float rescale[2];
+__device__ __forceinline__ void softmax_weights(float (&s)[kTile / 8][4], Part<kHeadDim>& part, float (&rescale)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float max = -INFINITY;
@@ -194,6 +193,10 @@ __device__ __forceinline__ void softmax_step(float (&s)[kTile / 8][4], Part<kHea
       }
     }
   }
+}
+
+template <int kHeadDim>
+__device__ __forceinline__ void rescale_output(Part<kHeadDim>& part, const float (&rescale)[2]) {
   if (__all_sync(kAllLanes, rescale[0] == 1.0f && rescale[1] == 1.0f)) return;
 #pragma unroll
   for (int j = 0; j < kHeadDim / 8; ++j) {
@@ -393,7 +396,9 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
           multiply_qk<T, KV, Config>(s, q, k, lane);
         }
         mask_logits<T, KV, Config>(s, p, scales, first, visible, whole, lane);
-        softmax_step<kTile, kHeadDim>(s, part);
+        float rescale[2];
+        softmax_weights<kTile, kHeadDim>(s, part, rescale);
+        rescale_output(part, rescale);
       }
       here = wait_for_part(false, tile);
       if (any) {
@@ -445,23 +450,33 @@ void with_head_dim(int64_t head_dim, const F& f) {
   return f(std::integral_constant<int, 256>());
 }
 
-// Attends; partial results of what was cut are left in `work`.
+template <class T, class KV, int kHeadDim>
+void attend(const PagedAttentionParams& p, const Workspace& work, int warps, Phase phase, cudaStream_t stream) {
+  const size_t bytes = AttentionConfig<T, KV, kHeadDim>::shared_bytes(warps);
+  const size_t resident = (max_shared_bytes() + kReservedShared) / (bytes + kReservedShared);
+  const size_t blocks = std::min<size_t>(resident, kAttentionMaxWarps / warps) * multiprocessors();
+  launch(attention_kernel<T, KV, kHeadDim>, dim3(blocks), dim3(warps * kWarp), bytes, stream, p, work, phase);
+}
+
+// Partial results of what was cut are left in `work`.
+template <class T, class KV>
+void attend_decodes(const PagedAttentionParams& p, const Workspace& work, cudaStream_t stream) {
+  with_head_dim(p.cache.head_dim, [&](auto head_dim) { attend<T, KV, head_dim>(p, work, 1, Phase::decode, stream); });
+}
+
+template <class T, class KV>
+void attend_prefills(const PagedAttentionParams& p, const Workspace& work, cudaStream_t stream) {
+  with_head_dim(p.cache.head_dim, [&](auto head_dim) {
+    int warps = kAttentionMaxWarps;
+    while (warps > 1 && AttentionConfig<T, KV, head_dim>::shared_bytes(warps) > max_shared_bytes()) warps /= 2;
+    attend<T, KV, head_dim>(p, work, warps, Phase::prefill, stream);
+  });
+}
+
 template <class T, class KV>
 void attend(const PagedAttentionParams& p, const Workspace& work, cudaStream_t stream) {
-  with_head_dim(p.cache.head_dim, [&](auto head_dim) {
-    using Config = AttentionConfig<T, KV, head_dim>;
-    auto run = [&](int warps, Phase phase) {
-      const size_t bytes = Config::shared_bytes(warps);
-      const size_t resident = (max_shared_bytes() + kReservedShared) / (bytes + kReservedShared);
-      const size_t blocks = std::min<size_t>(resident, kAttentionMaxWarps / warps) * multiprocessors();
-      launch(attention_kernel<T, KV, head_dim>, dim3(blocks), dim3(warps * kWarp), bytes, stream, p, work, phase);
-    };
-    run(1, Phase::decode);
-    if (p.tokens <= p.sequences) return;
-    int warps = kAttentionMaxWarps;
-    while (warps > 1 && Config::shared_bytes(warps) > max_shared_bytes()) warps /= 2;
-    run(warps, Phase::prefill);
-  });
+  attend_decodes<T, KV>(p, work, stream);
+  if (p.tokens > p.sequences) attend_prefills<T, KV>(p, work, stream);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from simt import compile
 from simt.device import RUNTIME, SimtFault, buffers, set_schedule
@@ -146,19 +147,37 @@ def column(thread: int, i: int) -> int:
 )
 def test_wgmma(library: ctypes.CDLL, kernel: str, n: int, step: int) -> None:
     types = {"s8": torch.int8, "f16": torch.float16, "bf16": torch.bfloat16}
-    dtype, out_type = types[kernel.split("_")[0]], torch.int32 if kernel.startswith("s8") else torch.float32
-    depth = 32 // dtype.itemsize
-    # Whole numbers, whose sums are exact.
-    a, b = (torch.from_numpy(numbers(rows, depth, seed=seed)).to(dtype) for seed, rows in enumerate((64, n)))
-    d = torch.from_numpy(np.random.default_rng(2).integers(-(10**6), 10**6, (64, n))).to(out_type)
-    a_bytes, b_bytes = (part.view(torch.int8).numpy() for part in (a, b))
+    dtype = types[kernel.split("_")[0]]
+    a, b = whole_numbers(64, 32 // dtype.itemsize, dtype), whole_numbers(n, 32 // dtype.itemsize, dtype, seed=1)
     rows = numbers(n, 128, seed=3)
-    rows[:, 32 * step : 32 * step + 32] = b_bytes
+    rows[:, 32 * step : 32 * step + 32] = b.view(torch.int8).numpy()
+    check_product(library, kernel, a, b, swizzled(rows))
+
+
+@pytest.mark.parametrize(("kernel", "n", "step"), [("f16", 64, 0), ("bf16", 64, 3), ("f16", 128, 2), ("bf16", 128, 1)])
+def test_wgmma_with_columns_side_by_side(library: ctypes.CDLL, kernel: str, n: int, step: int) -> None:
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kernel]
+    a, b = whole_numbers(64, 16, dtype), whole_numbers(n, 16, dtype, seed=1)
+    memory = whole_numbers(n, 64, dtype, seed=3)  # [column][k]
+    memory[:, 16 * step : 16 * step + 16] = b
+    rows = memory.T.reshape(64, n // 64, 64).transpose(0, 1).contiguous()  # 64 columns of each k, then the next
+    check_product(library, f"n_major_{kernel}_{n}", a, b, swizzled(rows.view(torch.int8).numpy().reshape(n, 128)))
+
+
+def whole_numbers(rows: int, columns: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Whose sums are exact."""
+    return torch.from_numpy(numbers(rows, columns, seed=seed)).to(dtype)
+
+
+def check_product(library: ctypes.CDLL, kernel: str, a: Tensor, b: Tensor, memory: Bytes) -> None:
+    n, out_type = len(b), torch.int32 if kernel.startswith("s8") else torch.float32
+    d = torch.from_numpy(np.random.default_rng(2).integers(-(10**6), 10**6, (64, n))).to(out_type)
+    a_bytes = a.view(torch.int8).numpy()
     a_registers = np.array([[a_bytes[a_place(thread, i)] for i in range(16)] for thread in range(128)], np.int8)
     places = [[(row(thread, i), column(thread, i)) for i in range(n // 2)] for thread in range(128)]
     bits = d.view(torch.int32).numpy()
     d_registers = np.array([[bits[place] for place in each] for each in places], np.int32)
-    memory = np.concatenate([part.view(np.int8).ravel() for part in (swizzled(rows), a_registers, d_registers)])
+    memory = np.concatenate([part.view(np.int8).ravel() for part in (memory, a_registers, d_registers)])
     out = run(library, f"multiply_{kernel}", memory, 128 * n // 2).reshape(128, n // 2)
     wanted = (d.double() + a.double() @ b.double().T).to(out_type).view(torch.int32).numpy()
     assert np.array_equal(out, [[wanted[place] for place in each] for each in places])

@@ -28,7 +28,7 @@ class Mutation:
         return self.what
 
 
-ATTENTION = ["attention.cu", "attention_simple.cu", "attention_int8.cu"]
+ATTENTION = ["attention.cu", "attention_simple.cu", "attention_int8.cu", "sm90/attention.cu"]
 # The probes' heads have 64 elements; the kernels for others take most of the compiler's time.
 OTHER_HEADS = """
   if (head_dim <= 128) return f(std::integral_constant<int, 128>());

@@ -6,11 +6,11 @@
 
 #include "cuda/common.cuh"
 #include "cuda/matmul_config.cuh"
+#include "cuda/sm90/pipeline.cuh"
 #include "pybatch/matmul.h"
 
 namespace pybatch::cuda {
 
-constexpr int kWarpgroup = 128;     // threads
 constexpr int kStageK = 128;        // bytes of a row of x in a pipeline stage: the width of the swizzle
 constexpr int kRowTilesAside = 16;  // blocks near each other in time share so many tiles of rows in L2
 

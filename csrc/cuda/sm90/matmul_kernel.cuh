@@ -12,6 +12,7 @@
 #include "cuda/matmul_epilogue.cuh"
 #include "cuda/sm90/matmul_config.cuh"
 #include "cuda/sm90/matmul_ops.cuh"
+#include "cuda/sm90/pipeline.cuh"
 #include "cuda/sm90/tensor_map.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
@@ -23,21 +24,6 @@ struct Pipeline {
   uint64_t* emptied;
   uint32_t cluster, rank;  // blocks of the cluster, and which this is
 };
-
-// The stage that a warp is at, and how often it has been there.
-template <int kStages>
-struct Turn {
-  uint32_t stage = 0, round = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) stage = 0, ++round;
-  }
-};
-
-__device__ __forceinline__ void wait_for(uint64_t* barrier, uint32_t phase) {
-  while (!mbarrier_try_wait_parity(barrier, phase % 2)) {
-  }
-}
 
 // The blocks of a cluster have neighbouring tiles of the same rows. Tiles that run at one time share kRowTilesAside
 // tiles of rows, and few columns.

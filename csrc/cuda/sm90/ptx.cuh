@@ -118,6 +118,13 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
+// The compiler does not know that a wgmma writes d until the wait: this keeps what uses it behind.
+template <int kCount>
+__device__ __forceinline__ void wgmma_settled(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 #define PYBATCH_D8(c, i) \
   c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define PYBATCH_D32_FROM(c, i) PYBATCH_D8(c, i), PYBATCH_D8(c, i + 8), PYBATCH_D8(c, i + 16), PYBATCH_D8(c, i + 24)
@@ -149,13 +156,15 @@ __device__ __forceinline__ void wgmma_wait() {
       ";\n"                                                                                       \
       "}"                                                                                         \
       : PYBATCH_D##count(c)                                                                       \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(1))
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)))
 
-// d += a * b for 64 x kN and 32 bytes of K, b by its descriptor (wgmma.cuh). Each warp has the
-// registers of sixteen rows: a as mma.m16n8k32 (m16n8k16) takes it, d[4 j..4 j + 3] as the d of columns 8 j to 8 j + 7.
-// Neither may be touched until a wait has ended the group.
+// d += a * b (or d = a * b, if not `accumulate`) for 64 x kN and 32 bytes of K, b by its descriptor (wgmma.cuh). Each
+// warp has the registers of sixteen rows: a as mma.m16n8k32 (m16n8k16) takes it, d[4 j..4 j + 3] as the d of columns 8
+// j to 8 j + 7. Neither may be touched until a wait has ended the group. kNMajor: b's columns lie side by side (its
+// transpose bit).
 template <int kN>
-__device__ __forceinline__ void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
+                                                bool accumulate = true) {
   static_assert(kN == 64 || kN == 128 || kN == 256);
   if constexpr (kN == 64) {
     PYBATCH_WGMMA("m64n64k32.s32.s8.s8", "", PYBATCH_INT, 32, 32, 33, 34, 35, 36, 37);
@@ -165,22 +174,32 @@ __device__ __forceinline__ void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint
     PYBATCH_WGMMA("m64n256k32.s32.s8.s8", "", PYBATCH_INT, 128, 128, 129, 130, 131, 132, 133);
   }
 }
-template <int kN>
-__device__ __forceinline__ void wgmma_m64k16_f16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b) {
-  static_assert(kN == 64 || kN == 128 || kN == 176);
-  if constexpr (kN == 64) {
+template <int kN, bool kNMajor = false>
+__device__ __forceinline__ void wgmma_m64k16_f16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
+                                                 bool accumulate = true) {
+  static_assert(kN == 64 || kN == 128 || (kN == 176 && !kNMajor));
+  if constexpr (kN == 64 && kNMajor) {
+    PYBATCH_WGMMA("m64n64k16.f32.f16.f16", ", 1, 1, 1", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);
+  } else if constexpr (kN == 64) {
     PYBATCH_WGMMA("m64n64k16.f32.f16.f16", ", 1, 1, 0", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);
+  } else if constexpr (kN == 128 && kNMajor) {
+    PYBATCH_WGMMA("m64n128k16.f32.f16.f16", ", 1, 1, 1", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69);
   } else if constexpr (kN == 128) {
     PYBATCH_WGMMA("m64n128k16.f32.f16.f16", ", 1, 1, 0", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69);
   } else {
     PYBATCH_WGMMA("m64n176k16.f32.f16.f16", ", 1, 1, 0", PYBATCH_FLOAT, 88, 88, 89, 90, 91, 92, 93);
   }
 }
-template <int kN>
-__device__ __forceinline__ void wgmma_m64k16_bf16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b) {
-  static_assert(kN == 64 || kN == 128 || kN == 176);
-  if constexpr (kN == 64) {
+template <int kN, bool kNMajor = false>
+__device__ __forceinline__ void wgmma_m64k16_bf16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
+                                                  bool accumulate = true) {
+  static_assert(kN == 64 || kN == 128 || (kN == 176 && !kNMajor));
+  if constexpr (kN == 64 && kNMajor) {
+    PYBATCH_WGMMA("m64n64k16.f32.bf16.bf16", ", 1, 1, 1", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);
+  } else if constexpr (kN == 64) {
     PYBATCH_WGMMA("m64n64k16.f32.bf16.bf16", ", 1, 1, 0", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);
+  } else if constexpr (kN == 128 && kNMajor) {
+    PYBATCH_WGMMA("m64n128k16.f32.bf16.bf16", ", 1, 1, 1", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69);
   } else if constexpr (kN == 128) {
     PYBATCH_WGMMA("m64n128k16.f32.bf16.bf16", ", 1, 1, 0", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69);
   } else {

@@ -13,4 +13,10 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(const void* rows) {
   return (shared_address(rows) & 0x3ffff) >> 4 | kEightRows << 32 | kSwizzle128 << 62;
 }
 
+// The same for 16-bit types where columns are side by side (kNMajor): a row of K is 128 bytes, 64 columns. A product's
+// K is sixteen rows from `rows` on, a multiple of 1024 bytes; its next 64 columns, if any, lie `next_columns` bytes on.
+__device__ __forceinline__ uint64_t wgmma_descriptor_n_major(const void* rows, uint64_t next_columns) {
+  return wgmma_descriptor(rows) | next_columns >> 4 << 16;
+}
+
 }  // namespace pybatch::cuda

@@ -105,9 +105,9 @@ __global__ void right_product(const char*, uint32_t* out, const __grid_constant_
   write_product(out, p);
 }
 
-// in: shared memory as it is to be, then a [thread][4], then d [thread][kN / 2], for the step-th 32 bytes of K. D is
-// int32_t or float.
-template <int kN, int kStep, class D, class Product>
+// in: shared memory as it is to be, then a [thread][4], then d [thread][kN / 2]. D is int32_t or float; product(d, a)
+// multiplies with what is in rows().
+template <int kN, class D, class Product>
 __device__ __forceinline__ void multiply(const char* in, uint32_t* out, Product product) {
   for (int i = thread(); i < kN * 128 / 4; i += kThreads) {
     reinterpret_cast<uint32_t*>(rows())[i] = reinterpret_cast<const uint32_t*>(in)[i];
@@ -120,22 +120,40 @@ __device__ __forceinline__ void multiply(const char* in, uint32_t* out, Product 
   for (int i = 0; i < 4; ++i) a[i] = registers[4 * thread() + i];
   for (int i = 0; i < kN / 2; ++i) std::memcpy(&d[i], &registers[4 * kThreads + kN / 2 * thread() + i], sizeof d[i]);
   wgmma_fence();
-  product(d, a, wgmma_descriptor(rows() + 32 * kStep));
+  product(d, a);
   wgmma_commit();
   wgmma_wait<0>();
   for (int i = 0; i < kN / 2; ++i) std::memcpy(&out[kN / 2 * thread() + i], &d[i], sizeof d[i]);
 }
+// The step-th 32 bytes of K.
+__device__ __forceinline__ uint64_t columns(int step) { return wgmma_descriptor(rows() + 32 * step); }
 __global__ void multiply_s8_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<128, 3, int32_t>(in, out, [](auto& d, auto& a, uint64_t b) { wgmma_m64k32_s8<128>(d, a, b); });
+  multiply<128, int32_t>(in, out, [](auto& d, auto& a) { wgmma_m64k32_s8<128>(d, a, columns(3)); });
 }
 __global__ void multiply_s8_256(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<256, 1, int32_t>(in, out, [](auto& d, auto& a, uint64_t b) { wgmma_m64k32_s8<256>(d, a, b); });
+  multiply<256, int32_t>(in, out, [](auto& d, auto& a) { wgmma_m64k32_s8<256>(d, a, columns(1)); });
 }
 __global__ void multiply_f16_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<128, 2, float>(in, out, [](auto& d, auto& a, uint64_t b) { wgmma_m64k16_f16<128>(d, a, b); });
+  multiply<128, float>(in, out, [](auto& d, auto& a) { wgmma_m64k16_f16<128>(d, a, columns(2)); });
 }
 __global__ void multiply_bf16_176(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
-  multiply<176, 0, float>(in, out, [](auto& d, auto& a, uint64_t b) { wgmma_m64k16_bf16<176>(d, a, b); });
+  multiply<176, float>(in, out, [](auto& d, auto& a) { wgmma_m64k16_bf16<176>(d, a, columns(0)); });
+}
+// Rows of K, 64 of them, the step-th sixteen of which are multiplied.
+__device__ __forceinline__ uint64_t rows_of_k(int step) {
+  return wgmma_descriptor_n_major(rows() + 16 * 128 * step, 64 * 128);
+}
+__global__ void multiply_n_major_f16_64(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<64, float>(in, out, [](auto& d, auto& a) { wgmma_m64k16_f16<64, true>(d, a, rows_of_k(0)); });
+}
+__global__ void multiply_n_major_bf16_64(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<64, float>(in, out, [](auto& d, auto& a) { wgmma_m64k16_bf16<64, true>(d, a, rows_of_k(3)); });
+}
+__global__ void multiply_n_major_f16_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<128, float>(in, out, [](auto& d, auto& a) { wgmma_m64k16_f16<128, true>(d, a, rows_of_k(2)); });
+}
+__global__ void multiply_n_major_bf16_128(const char* in, uint32_t* out, const __grid_constant__ CUtensorMap) {
+  multiply<128, float>(in, out, [](auto& d, auto& a) { wgmma_m64k16_bf16<128, true>(d, a, rows_of_k(1)); });
 }
 
 // ---- faults of copies and barriers ----
@@ -360,6 +378,10 @@ const Case kCases[] = {
     CASE(multiply_s8_256),
     CASE(multiply_f16_128),
     CASE(multiply_bf16_176),
+    CASE(multiply_n_major_f16_64),
+    CASE(multiply_n_major_bf16_64),
+    CASE(multiply_n_major_f16_128),
+    CASE(multiply_n_major_bf16_128),
     CASE(reads_before_the_copy_has_landed),
     CASE(waits_for_the_phase_before),
     CASE(one_thread_waits_for_all),

@@ -34,6 +34,8 @@ struct Wgmma {
   const uint32_t* a;
   uint32_t a_at_issue[4];
   uint64_t descriptor;
+  bool n_major;  // b: columns side by side
+  bool accumulate;
 };
 struct Accumulator {
   int32_t* d;

@@ -14,12 +14,17 @@ constexpr int32_t kRubbish = 0x5badf00d;  // in a register that a wgmma is still
 constexpr unsigned kRegistersOfAnSm = 64 << 10;
 constexpr int kDepth = 32;  // bytes of K
 
-// Where element k (bytes) of column n of B lies, by its descriptor: K-major, rows of 128 swizzled bytes in groups of
-// eight. In units of 16 bytes: start address bits 0 to 13, stride between groups bits 32 to 45 (that of the leading
-// dimension, bits 16 to 29, is not used so), base offset bits 49 to 51, swizzle mode bits 62 and 63.
-uint32_t place_in_b(uint64_t descriptor, int n, int k) {
+// Where the 16 bytes of B that begin with row k and column n lie, by their descriptor, in units of 16 bytes: start
+// address bits 0 to 13, offset of the leading dimension bits 16 to 29, of the stride bits 32 to 45, base offset bits 49
+// to 51, swizzle mode bits 62 and 63. With the 128-byte swizzle:
+// K-major: rows of 128 bytes along K in groups of eight, a stride apart; k is in bytes. The leading offset is not used.
+// N-major: rows of 64 columns for each k, eight k's a stride apart, the next 64 columns a leading offset on.
+uint32_t place_in_b(uint64_t descriptor, bool n_major, int n, int k) {
   auto field = [&](int at) { return static_cast<uint32_t>(descriptor >> at & 0x3fff) << 4; };
-  uint32_t address = field(0) + static_cast<uint32_t>(n / 8) * field(32) + static_cast<uint32_t>(n % 8 * 128 + k);
+  auto at = [](int x) { return static_cast<uint32_t>(x); };
+  const uint32_t address =
+      field(0) + (n_major ? at(n / 64) * field(16) + at(k / 8) * field(32) + at(k % 8 * 128 + n % 64 * 2)
+                          : at(n / 8) * field(32) + at(n % 8 * 128 + k));
   return address ^ (address >> 7 & 7) << 4;
 }
 
@@ -29,14 +34,27 @@ void check_descriptor(Worker& w, uint64_t descriptor, Location at) {
 }
 
 // Reads B as the warpgroup does; the accesses are those of t.
-void read_b(Thread& t, uint64_t descriptor, int n, int8_t (*b)[kDepth]) {
+void read_b(Thread& t, uint64_t descriptor, bool n_major, int n, int8_t (*b)[kDepth]) {
   Worker& w = *t.worker;
   auto base = reinterpret_cast<uintptr_t>(w.shared) - shared_address(w.shared);
-  for (int column = 0; column < n; ++column) {
-    for (int k = 0; k < kDepth; k += 16) {
-      uintptr_t from = base + place_in_b(descriptor, column, k);
-      w.shared_access(t, from, 16, -1, nullptr, "a wgmma's read", true);
-      if (b != nullptr) std::memcpy(b[column] + k, reinterpret_cast<void*>(from), 16);
+  auto read = [&](int column, int k) {
+    uintptr_t from = base + place_in_b(descriptor, n_major, column, k);
+    w.shared_access(t, from, 16, -1, nullptr, "a wgmma's read", true);
+    return reinterpret_cast<const int8_t*>(from);
+  };
+  if (n_major) {
+    for (int k = 0; k < kDepth / 2; ++k) {
+      for (int column = 0; column < n; column += 8) {
+        const int8_t* from = read(column, k);
+        for (int i = 0; b != nullptr && i < 8; ++i) std::memcpy(b[column + i] + 2 * k, from + 2 * i, 2);
+      }
+    }
+  } else {
+    for (int column = 0; column < n; ++column) {
+      for (int k = 0; k < kDepth; k += 16) {
+        const int8_t* from = read(column, k);
+        if (b != nullptr) std::memcpy(b[column] + k, from, 16);
+      }
     }
   }
 }
@@ -62,7 +80,7 @@ void multiply_s8(Lane lane, const Wgmma& w, Rows a, Rows b) {
   for_each_of_d(lane, w.n, [&](int32_t& d, int row, int column) {
     int32_t sum = 0;
     for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[column][k];
-    d += sum;
+    d = w.accumulate ? d + sum : sum;
   });
 }
 
@@ -75,9 +93,11 @@ void multiply_float(Lane lane, const Wgmma& w, Rows a, Rows b) {
   };
   std::vector<float> memory(static_cast<size_t>(w.n) * 16);
   auto* sums = reinterpret_cast<float (*)[16][kSumColumns]>(memory.data());  // [n / 8]
-  for_each_of_d(lane, w.n, [&](int32_t d, int row, int column) {
-    sums[column / kSumColumns][row][column % kSumColumns] = std::bit_cast<float>(d);
-  });
+  if (w.accumulate) {
+    for_each_of_d(lane, w.n, [&](int32_t d, int row, int column) {
+      sums[column / kSumColumns][row][column % kSumColumns] = std::bit_cast<float>(d);
+    });
+  }
   double rows[16][kSumDepth], columns[kSumDepth][kSumColumns];
   for (int row = 0; row < 16; ++row) {
     for (int k = 0; k < kSumDepth; ++k) rows[row][k] = element(a[row], k);
@@ -108,7 +128,7 @@ void multiply(void* const operands[kWarp]) {
   }
   std::vector<int8_t> memory(static_cast<size_t>(first.n) * kDepth);
   auto* b = reinterpret_cast<int8_t (*)[kDepth]>(memory.data());
-  read_b(lane(0), first.descriptor, first.n, b);
+  read_b(lane(0), first.descriptor, first.n_major, first.n, b);
   if (first.format.exponent_bits == 0) return multiply_s8(lane, first, a, b);
   multiply_float(lane, first, a, b);
 }
@@ -138,12 +158,13 @@ void wgmma_fence(Location at) {
 
 namespace {
 
-void issue(int32_t* d, Format format, int n, const uint32_t* a, uint64_t descriptor, Location at) {
+void issue(int32_t* d, Format format, int n, const uint32_t* a, uint64_t descriptor, bool n_major, bool accumulate,
+           Location at) {
   Thread& t = needs_hopper("wgmma", at);
   Worker& w = *t.worker;
   if (!t.wgmma_fenced) w.fail("wgmma: no wgmma.fence since the group before", at);
   check_descriptor(w, descriptor, at);
-  Wgmma issued{d, format, n, a, {}, descriptor};
+  Wgmma issued{d, format, n, a, {}, descriptor, n_major, accumulate};
   std::memcpy(issued.a_at_issue, a, sizeof issued.a_at_issue);
   t.wgmmas.push_back(issued);
   if (!accumulator(t, d)) {
@@ -151,17 +172,18 @@ void issue(int32_t* d, Format format, int n, const uint32_t* a, uint64_t descrip
     std::fill_n(d, n / 2, kRubbish);
   }
   // It may read B as soon as it is issued.
-  w.warpgroup(t, "wgmma", descriptor, [&] { read_b(t, descriptor, n, nullptr); }, at);
+  w.warpgroup(t, "wgmma", descriptor, [&] { read_b(t, descriptor, n_major, n, nullptr); }, at);
 }
 
 }  // namespace
 
-void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, Location at) {
-  issue(d, {}, n, a, descriptor, at);
+void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, bool accumulate, Location at) {
+  issue(d, {}, n, a, descriptor, false, accumulate, at);
 }
 
-void wgmma_float(float* d, Format format, int n, const uint32_t* a, uint64_t descriptor, Location at) {
-  issue(reinterpret_cast<int32_t*>(d), format, n, a, descriptor, at);
+void wgmma_float(float* d, Format format, int n, const uint32_t* a, uint64_t descriptor, bool n_major, bool accumulate,
+                 Location at) {
+  issue(reinterpret_cast<int32_t*>(d), format, n, a, descriptor, n_major, accumulate, at);
 }
 
 void wgmma_commit(Location at) {

@@ -21,8 +21,9 @@ void tensor_copy(void* shared, const CUtensorMap&, int32_t x, int32_t y, uint64_
 // written, when the group is waited for; till then d holds rubbish. Every group has to begin with a fence (the ISA asks
 // for one only where registers have been touched, which this layer cannot see).
 void wgmma_fence(Location);
-void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, Location);
-void wgmma_float(float* d, Format, int n, const uint32_t* a, uint64_t descriptor, Location);
+void wgmma_s8(int32_t* d, int n, const uint32_t* a, uint64_t descriptor, bool accumulate, Location);
+void wgmma_float(float* d, Format, int n, const uint32_t* a, uint64_t descriptor, bool n_major, bool accumulate,
+                 Location);
 void wgmma_commit(Location);
 void wgmma_wait(unsigned groups_left, Location);
 

@@ -59,17 +59,22 @@ template <int N>
 void wgmma_wait(Location at = Location::current()) {
   simt::wgmma_wait(N, at);
 }
+template <int kCount>
+void wgmma_settled(float (&)[kCount]) {}
 template <int kN>
-void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, Location at = Location::current()) {
-  simt::wgmma_s8(d, kN, a, b, at);
+void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate = true,
+                     Location at = Location::current()) {
+  simt::wgmma_s8(d, kN, a, b, accumulate, at);
 }
-template <int kN>
-void wgmma_m64k16_f16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, Location at = Location::current()) {
-  simt::wgmma_float(d, simt::kHalf, kN, a, b, at);
+template <int kN, bool kNMajor = false>
+void wgmma_m64k16_f16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate = true,
+                      Location at = Location::current()) {
+  simt::wgmma_float(d, simt::kHalf, kN, a, b, kNMajor, accumulate, at);
 }
-template <int kN>
-void wgmma_m64k16_bf16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, Location at = Location::current()) {
-  simt::wgmma_float(d, simt::kBFloat16, kN, a, b, at);
+template <int kN, bool kNMajor = false>
+void wgmma_m64k16_bf16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate = true,
+                       Location at = Location::current()) {
+  simt::wgmma_float(d, simt::kBFloat16, kN, a, b, kNMajor, accumulate, at);
 }
 
 // ---- registers ----
