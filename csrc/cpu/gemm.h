@@ -32,43 +32,45 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
 struct VectorTile {
   static constexpr int64_t kBlockSteps = 512;  // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
-  static constexpr int64_t kWidenTiles = 4;    // tiles from which weights are widened once beforehand, where an Op does
   struct Use {};  // lives as long as a thread multiplies tiles: registers that have to be asked for
 };
 
-struct UnpackedTile : VectorTile {
-  static constexpr int64_t kWidenTiles = 2;
-};
-
-// What fits the registers: sums, one step's weights and one row's activations.
+// What fits the registers: sums, one step's weights and one row's activations. From kWidenRows on weights are widened
+// once beforehand, where an Op does so.
 #if defined(PYBATCH_ANY_AVX512)
 struct StepTile : VectorTile {
-  static constexpr int kMaxRows = 12, kManyRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1;
+  static constexpr int kMaxRows = 12, kManyRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1, kWidenRows = 19;
 };
-struct BlockTile : UnpackedTile {  // for steps of 32 weights a column
-  static constexpr int kMaxRows = 16, kMaxPanels = 1, kMaxSums = 16, kStepWork = 8;
+struct BlockTile : VectorTile {  // for steps of 32 weights a column
+  static constexpr int kMaxRows = 16, kMaxPanels = 1, kMaxSums = 16, kStepWork = 8, kWidenRows = 7;
 };
 #elif defined(PYBATCH_ANY_AVX2)
 struct StepTile : VectorTile {
-  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
+  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1, kWidenRows = 19;
 };
-struct BlockTile : UnpackedTile {
-  static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
+struct BlockTile : VectorTile {
+  static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8, kWidenRows = 3;
 };
 #elif defined(PYBATCH_ANY_NEON)
 struct StepTile : VectorTile {  // a sum is four of 32 registers
-  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1;
+  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxSums = 6, kStepWork = 1, kWidenRows = 19;
 };
-struct BlockTile : UnpackedTile {
-  static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8;
+struct BlockTile : VectorTile {
+  static constexpr int kMaxRows = 8, kMaxPanels = 1, kMaxSums = 8, kStepWork = 8, kWidenRows = 3;
 };
 #else
 struct StepTile : VectorTile {
-  static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 1;
+  static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 1, kWidenRows = 13;
 };
-struct BlockTile : UnpackedTile {
-  static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 8;
+struct BlockTile : VectorTile {
+  static constexpr int kMaxRows = 4, kMaxPanels = 1, kMaxSums = 4, kStepWork = 8, kWidenRows = 2;
 };
+#endif
+
+#if defined(PYBATCH_ISA_PORTABLE)
+constexpr int kUnrolledSteps = 1;  // of weights that are widened: a vector is many instructions here
+#else
+constexpr int kUnrolledSteps = 8;
 #endif
 
 constexpr int64_t kNear = 8192;              // bytes, of all panels of a tile, between what is used and what is fetched
@@ -110,6 +112,16 @@ constexpr int64_t tiles_of(int64_t rows) {
     if (rows > Tile::kMaxRows) return ceil_div(rows, Tile::kManyRows);
   }
   return ceil_div(rows, Tile::kMaxRows);
+}
+
+// The fewest rows of a tile of weights that have been widened.
+template <class Tile>
+constexpr int least_widened_rows() {
+  int64_t least = Tile::kMaxRows;
+  for (int64_t rows = Tile::kWidenRows; rows <= Tile::kWidenRows + 2 * Tile::kMaxRows; ++rows) {
+    least = min(least, rows / tiles_of<Tile>(rows));
+  }
+  return static_cast<int>(least);
 }
 
 struct Gemm {
@@ -224,14 +236,17 @@ void multiply_tile(const TileArguments& t) {
   }
 }
 
-template <class Op, int kRows = Op::Tile::kMaxRows, int kPanels = Op::Tile::kMaxPanels>
+// For kMinRows to kRows rows.
+template <class Op, int kMinRows, int kRows, int kPanels = Op::Tile::kMaxPanels>
 TileFunction tile_function(int64_t rows, int64_t panels) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_function<Op, kRows - 1, kPanels>(rows, panels);
+  if constexpr (kRows > kMinRows) {
+    if (rows < kRows) return tile_function<Op, kMinRows, kRows - 1, kPanels>(rows, panels);
   }
   constexpr int kMaxSums = Op::Tile::kMaxSums;
   if constexpr (kPanels > 1) {
-    if (panels < kPanels || kRows * kPanels > kMaxSums) return tile_function<Op, kRows, kPanels - 1>(rows, panels);
+    if (panels < kPanels || kRows * kPanels > kMaxSums) {
+      return tile_function<Op, kMinRows, kRows, kPanels - 1>(rows, panels);
+    }
   }
   if constexpr (kRows * kPanels <= kMaxSums) {
     if constexpr (requires { &Op::template multiply_tile<kRows, kPanels>; }) {
@@ -242,12 +257,33 @@ TileFunction tile_function(int64_t rows, int64_t panels) {
   }
 }
 
+// As many rows as a tile may have with weights as they are packed, or widened.
+template <class Op>
+TileFunction tile_function(int64_t rows, int64_t panels, bool widened) {
+  using Tile = typename Op::Tile;
+  constexpr int kMaxRows = Tile::kMaxRows;
+  if constexpr (Op::kWiden) {
+    constexpr int kMinWidened = least_widened_rows<Tile>();
+    if constexpr (Tile::kWidenRows == 1) {
+      return tile_function<typename Op::Widened, kMinWidened, kMaxRows>(rows, panels);
+    } else {
+      constexpr int kMaxPacked = kMaxRows < Tile::kWidenRows ? kMaxRows : Tile::kWidenRows - 1;
+      return widened ? tile_function<typename Op::Widened, kMinWidened, kMaxRows>(rows, panels)
+                     : tile_function<Op, 1, kMaxPacked>(rows, panels);
+    }
+  } else {
+    return tile_function<Op, 1, kMaxRows>(rows, panels);
+  }
+}
+
 // One panel's weights as Op::Widened takes them.
 template <class Op>
 void widen(const char* weight, int64_t steps, typename Op::W* out) {
-  for (int64_t k = 0; k < steps; ++k) {
-    out[k] = Op::weight(weight + k / Op::kSteps * Op::kGroupBytes, static_cast<int>(k % Op::kSteps));
+  for (; steps >= Op::kSteps; steps -= Op::kSteps, weight += Op::kGroupBytes, out += Op::kSteps) {
+#pragma GCC unroll kUnrolledSteps
+    for (int s = 0; s < Op::kSteps; ++s) out[s] = Op::weight(weight, s);
   }
+  for (int s = 0; s < steps; ++s) out[s] = Op::weight(weight, s);
 }
 
 // Multiplies rows by panels, on the calling thread; `more`: the panels after them are next. finish(params, panel,
@@ -259,7 +295,9 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
   constexpr int64_t kMaxRows = Op::Tile::kMaxRows;
   int64_t tiles = tiles_of<typename Op::Tile>(rows);
   constexpr int64_t kBlockSteps = Op::Tile::kBlockSteps;
-  bool park = g.steps > kBlockSteps && tiles > 1;
+  bool widened = false;
+  if constexpr (Op::kWiden) widened = rows >= Op::Tile::kWidenRows;
+  bool park = g.steps > kBlockSteps && (tiles > 1 || widened);
   // Blocks of one size: while one is multiplied, as much as it has is fetched.
   int64_t block = park ? ceil_div(ceil_div(g.steps, ceil_div(g.steps, kBlockSteps)), kMaxSteps) * kMaxSteps : g.steps;
   auto* sums =
@@ -284,9 +322,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
       t.turn = min(t.ahead / Op::kGroupBytes, t.steps / Op::kSteps);
       t.jump = more || panels > at_once ? (at_once - 1) * g.panel_stride : 0;
     }
-    bool widened = false;
     if constexpr (Op::kWiden) {
-      widened = tiles >= Op::Tile::kWidenTiles;
       if (widened) {
         using W = typename Op::W;
         auto* wide = static_cast<W*>(thread_scratch(kWidened, panels * block * static_cast<int64_t>(sizeof(W))));
@@ -308,7 +344,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
         at_once = min(panels - p, most);
         part.weight = t.weight + p * t.panel_stride;
         part.sums = tile_sums + p * count;
-        (widened ? tile_function<typename Op::Widened>(count, at_once) : tile_function<Op>(count, at_once))(part);
+        tile_function<Op>(count, at_once, widened)(part);
       }
       if (last) finish(g.p, panel, panels, row + begin, count, static_cast<const Sum*>(tile_sums));
     }

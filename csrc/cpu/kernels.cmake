@@ -24,7 +24,8 @@ add_kernels(portable SOURCES ${KERNEL_SOURCES})
 set(ISAS portable)
 set(KERNEL_DEFINITIONS)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  target_compile_options(kernels_portable PRIVATE -O2)  # few processors take it, and -O3 compiles half again as long
+  # Few processors take it, and -O3 compiles half again as long; with -fgcse matmul_gguf.cpp does again, for nothing.
+  target_compile_options(kernels_portable PRIVATE -O2 -fno-gcse)
   set(AVX2 -mavx2 -mfma -mf16c)
   add_kernels(avx2 SOURCES ${KERNEL_SOURCES} FLAGS ${AVX2})
   set(AVX512 ${AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512)

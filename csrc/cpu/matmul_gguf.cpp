@@ -31,6 +31,11 @@ struct ActivationBlock {
   }
 };
 
+// Of blocks whose scales are packed too: unpacked weights, 12 KiB, stay in the L1 cache.
+struct SuperblockTile : BlockTile {
+  static constexpr int64_t kBlockSteps = 16;
+};
+
 template <class Type>
 struct UnpackedOp;
 
@@ -40,12 +45,12 @@ struct BlockOp {
   using Sum = F32x16;
   using X = const ActivationBlock*;
   using W = Unpacked;
-  using Tile = BlockTile;
+  using Tile = std::conditional_t<(Type::kWeights > kBlock), SuperblockTile, BlockTile>;
   using Widened = std::conditional_t<(Type::kWeights > kBlock), UnpackedOp<Type>, BlockOp>;
   static constexpr int kSteps = Type::kWeights / kBlock;
   static constexpr int kGroupBytes = kPanel * Type::kBytes;
   static constexpr int kStepBytes = sizeof(ActivationBlock);
-  static constexpr bool kWiden = Type::kWeights > kBlock;  // superblocks, whose scales are packed too
+  static constexpr bool kWiden = Type::kWeights > kBlock;
   static PYBATCH_INLINE X activation(const char* p) { return reinterpret_cast<X>(p); }
   static PYBATCH_INLINE W weight(const char* group, int step) {
     constexpr int kBytes = kGroupBytes / kSteps;
@@ -108,9 +113,8 @@ struct UnpackedTilesOp {
   static constexpr int kDots = Type::kScales, kDotBytes = kBlock / kDots;  // in a step
   static constexpr int kActivationTiles = 4, kWeightTiles = 6;  // two each; four of dot products are before them
   struct Tile {
-    static constexpr int kMaxRows = 1, kMaxPanels = 1, kMaxSums = 1, kStepWork = 48;
+    static constexpr int kMaxRows = 1, kMaxPanels = 1, kMaxSums = 1, kStepWork = 48, kWidenRows = 1;
     static constexpr int64_t kBlockSteps = 32;  // whose weights, 24 KiB, stay in the L1 cache
-    static constexpr int64_t kWidenTiles = 1;
     struct Use : TilesInUse {
       static constexpr TileShapes kShapes = [] {
         TileShapes shapes;
