@@ -16,7 +16,10 @@ from pybatch.model.checkpoints.find import find_model
 
 TOGETHER = ("serve", "cluster")  # folders whose tests share what takes long to make: a server, Ray
 # What takes longest begins first, so that none is left for the end, when the other processes have nothing to do.
-LONGEST = ("simt/test_address_sanitizer.py", "simt/test_mutations.py", "ops/test_isas.py")
+LONGEST = (
+    "simt/test_address_sanitizer.py", "arm/test_arm.py", "ops/test_isas.py", "simt/test_mutations.py",
+    "api/test_real_model.py", "engine/test_stateful.py", "test_examples.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
