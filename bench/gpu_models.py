@@ -105,6 +105,7 @@ def random_decoder(config: ModelConfig, quantization: str | None, device: torch.
                 qkv=NormedLinear(norm, linear(layer.mixer.q_width + 2 * layer.mixer.kv_width, hidden)),
                 q_norm=None,
                 k_norm=None,
+                v_norm=None,
                 norm=config.norm,
                 sinks=None,
                 out=ResidualLinear(linear(hidden, layer.mixer.q_width)),

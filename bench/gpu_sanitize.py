@@ -89,6 +89,7 @@ def row_ops(dtype: torch.dtype) -> None:
     ops.silu_mul(x)
     ops.gelu_tanh_mul(x)
     ops.clamped_swiglu(x)
+    ops.xielu(x, alpha_p=0.8, alpha_n=1.1)
     ops.gelu_tanh_gate(x, x)
     ops.embedding(torch.tensor([0, 2], device="cuda"), x, x.new_empty(2, 1002), 3)
     pool = torch.zeros(4, 40000, dtype=torch.uint8, device="cuda")

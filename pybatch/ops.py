@@ -168,6 +168,16 @@ def relu2(x: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
+def xielu(
+    x: Tensor, out: Tensor | None = None, *, alpha_p: float, alpha_n: float, beta: float = 0.5, eps: float = -1e-6
+) -> Tensor:
+    """alpha_p * x^2 + beta * x above 0, else alpha_n * (exp(min(x, eps)) - 1 - x) + beta * x (Huang 2024); shapes as
+    gelu."""
+    out = torch.empty_like(x) if out is None else out
+    _ops.xielu.default(x, alpha_p, alpha_n, beta, eps, out)
+    return out
+
+
 def add_normed(
     x: Tensor,
     residual: Tensor,
@@ -498,6 +508,7 @@ def rope_kv_write(
     *,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
+    v_norm: Tensor | None = None,
     norm_eps: float = 1e-6,
     layer_norm: bool = False,
     norm_last: bool = False,
@@ -513,7 +524,8 @@ def rope_kv_write(
     rotary: [max_position, R] float32, cos in the first R/2 columns and sin in the rest, R <= D: the first R elements of
     a head are rotated, in pairs (i, i + R/2), or (2i, 2i + 1) if interleaved. q_norm, k_norm: [D], or one for each
     head, [heads, D], of q's dtype: RMSNorm of each head, or LayerNorm without a bias if layer_norm, before the
-    rotation, or if norm_last after it. query_scale: [max_position], by which the q of a position are multiplied last.
+    rotation, or if norm_last after it. v_norm: [D], likewise, of v. query_scale: [max_position], by which the q of a
+    position are multiplied last.
     k_cache: [blocks, kv_heads, D, block_size], v_cache: [blocks, kv_heads, block_size, D], F or int8, or on CUDA
     float8_e4m3fn; each block is contiguous, but there may be gaps between blocks. 8-bit: k_scale, v_scale [blocks,
     kv_heads, block_size] float16, one per token and head.
@@ -533,6 +545,7 @@ def rope_kv_write(
         rotary,
         q_norm,
         k_norm,
+        v_norm,
         norm_eps,
         layer_norm,
         norm_last,

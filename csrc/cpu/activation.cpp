@@ -6,8 +6,8 @@
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
-template <class Activation>
-void plain(const ActivationParams& p, Activation activation) {
+template <class Params, class Activation>
+void plain(const Params& p, Activation activation) {
   with_float_type(p.x.dtype, [&]<class T>(T*) {
     parallel_for(p.rows, 1 + 8192 / (p.width + 1), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
@@ -69,6 +69,16 @@ void gelu_tanh(const ActivationParams& p) {
 
 void relu2(const ActivationParams& p) {
   plain(p, [](F32x16 x) { return relu2(x); });
+}
+
+void xielu(const XieluParams& p) {
+  const F32x16 alpha_p = broadcast(p.alpha_p), alpha_n = broadcast(p.alpha_n), beta = broadcast(p.beta),
+               eps = broadcast(p.eps), one = broadcast(1.0f);
+  plain(p, [=](F32x16 x) {
+    const F32x16 above = fma(alpha_p * x, x, beta * x);
+    const F32x16 below = fma(alpha_n, exp(min(eps, x)) - one - x, beta * x);  // of eps and NaN the latter
+    return zero_where_below(x, zeros(), above) + zero_where_below(zeros() - x, zeros(), below);
+  });
 }
 
 void silu_mul(const GatedActivationParams& p) {

@@ -21,6 +21,7 @@
   X(gelu, ActivationParams)                \
   X(gelu_tanh, ActivationParams)           \
   X(relu2, ActivationParams)               \
+  X(xielu, XieluParams)                    \
   X(gated_rms_norm, GatedNormParams)       \
   X(add_normed, AddNormedParams)           \
   X(silu_mul, GatedActivationParams)       \

@@ -213,6 +213,7 @@ void rope_kv_write_token(const RopeKvWriteParams& p, int64_t token, int64_t next
     shift(head, depth, p.key_divisor ? p.key_divisor + first : nullptr, p.key_offset ? p.key_offset + first : nullptr);
     writer(true, h)(head);
     load_head(v, depth, head);
+    if (p.v_norm_weight) normalise(head, depth, static_cast<const T*>(p.v_norm_weight), p.norm_eps, p.layer_norm);
     writer(false, h)(head);
   }
 }

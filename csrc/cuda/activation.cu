@@ -8,15 +8,26 @@ namespace {
 
 constexpr int kThreads = 128;
 
-template <class T, class Activation>
-__global__ void __launch_bounds__(kThreads) activation_kernel(ActivationParams p) {
+template <class Activation>
+__device__ __forceinline__ float activated(const ActivationParams&, float x) {
+  return Activation::apply(x);
+}
+
+template <class>
+__device__ __forceinline__ float activated(const XieluParams& p, float x) {
+  if (x > 0.0f) return fmaf(p.alpha_p * x, x, p.beta * x);
+  return fmaf(p.alpha_n, expm1f(x > p.eps ? p.eps : x) - x, p.beta * x);
+}
+
+template <class T, class Activation, class Params>
+__global__ void __launch_bounds__(kThreads) activation_kernel(Params p) {
   const int64_t row = blockIdx.x;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
   if (column >= p.width) return;
   const int64_t n = p.width - column < kRun ? p.width - column : kRun;
   float x[kRun];
   load_run(static_cast<const T*>(p.x.data) + row * p.x.row_stride + column, n, x);
-  for (int i = 0; i < kRun; ++i) x[i] = Activation::apply(x[i]);
+  for (int i = 0; i < kRun; ++i) x[i] = activated<Activation>(p, x[i]);
   store_run(static_cast<T*>(p.out.data) + row * p.out.row_stride + column, n, x);
 }
 
@@ -66,12 +77,12 @@ __global__ void __launch_bounds__(kThreads) gate_kernel(GateParams p) {
   store_run(static_cast<T*>(p.out.data) + row * p.out.row_stride + column, n, x);
 }
 
-template <class Activation>
-void activation(const ActivationParams& p, cudaStream_t stream) {
+template <class Activation, class Params>
+void activation(const Params& p, cudaStream_t stream) {
   const dim3 grid(p.rows, ceil_div(p.width, kThreads * kRun));
   with_float_type(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(activation_kernel<T, Activation>, grid, dim3(kThreads), 0, stream, p);
+    launch(activation_kernel<T, Activation, Params>, grid, dim3(kThreads), 0, stream, p);
   });
 }
 
@@ -98,6 +109,7 @@ void gate(const GateParams& p, cudaStream_t stream) {
 void gelu(const ActivationParams& p, cudaStream_t stream) { activation<Gelu>(p, stream); }
 void gelu_tanh(const ActivationParams& p, cudaStream_t stream) { activation<GeluTanh>(p, stream); }
 void relu2(const ActivationParams& p, cudaStream_t stream) { activation<Relu2>(p, stream); }
+void xielu(const XieluParams& p, cudaStream_t stream) { activation<void>(p, stream); }
 void sigmoid_mul(const GateParams& p, cudaStream_t stream) { gate<SigmoidGate>(p, stream); }
 void gelu_tanh_gate(const GateParams& p, cudaStream_t stream) { gate<GeluTanhGate>(p, stream); }
 void silu_mul(const GatedActivationParams& p, cudaStream_t stream) { gated_activation<Silu>(p, stream); }

@@ -27,6 +27,7 @@ void layer_norm(const NormParams&, cudaStream_t);
 void gelu(const ActivationParams&, cudaStream_t);
 void gelu_tanh(const ActivationParams&, cudaStream_t);
 void relu2(const ActivationParams&, cudaStream_t);
+void xielu(const XieluParams&, cudaStream_t);
 void gated_rms_norm(const GatedNormParams&, cudaStream_t);
 void add_normed(const AddNormedParams&, cudaStream_t);
 void silu_mul(const GatedActivationParams&, cudaStream_t);

@@ -49,6 +49,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) rope_kv_write_kernel(RopeKvWrit
   const T* x = is_q ? q : static_cast<const T*>(from.data) + token * from.row_stride + h * dim;
   for (int i = lane; i < dim; i += kWarp) head[i] = to_float(x[i]);
   __syncwarp();
+  if (is_v && p.v_norm_weight != nullptr) {
+    normalise(head, dim, static_cast<const T*>(p.v_norm_weight), p.norm_eps, p.layer_norm, lane);
+  }
   if (!is_v) {
     const T* norm = static_cast<const T*>(is_q ? p.q_norm_weight : p.k_norm_weight);
     if (norm != nullptr) norm += h * (is_q ? p.q_norm_stride : p.k_norm_stride);

@@ -11,6 +11,15 @@ struct ActivationParams {
   int64_t rows, width;
 };
 
+// xielu: out = alpha_p * x^2 + beta * x where x is above 0, else alpha_n * (exp(min(x, eps)) - 1 - x) + beta * x (Huang
+// 2024).
+struct XieluParams {
+  ConstMatrix x;  // [rows, width]
+  Matrix out;     // [rows, width], x's dtype
+  int64_t rows, width;
+  float alpha_p, alpha_n, beta, eps;
+};
+
 // silu_mul, gelu_tanh_mul: out = act(gate) * up, where x holds gate in columns [0, width) and up in [width, 2 * width).
 struct GatedActivationParams {
   ConstMatrix x;  // [rows, 2 * width]

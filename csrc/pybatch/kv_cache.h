@@ -54,9 +54,10 @@ struct RopeKvWriteParams {
   const float* rotary;        // [max_position, rotary_dim]
   const void* q_norm_weight;  // q's dtype, may be null: a norm of each head
   const void* k_norm_weight;
-  const float* key_divisor;  // [kv_heads, head_dim], powers of two, alike in the two elements of a pair; may be null
-  const float* key_offset;   // [kv_heads, head_dim], may be null
-  const float* query_scale;  // [max_position], may be null: q is multiplied by that of its position
+  const void* v_norm_weight;  // [head_dim]: likewise, of v
+  const float* key_divisor;   // [kv_heads, head_dim], powers of two, alike in the two elements of a pair; may be null
+  const float* key_offset;    // [kv_heads, head_dim], may be null
+  const float* query_scale;   // [max_position], may be null: q is multiplied by that of its position
   float norm_eps;
   int64_t tokens, heads, rotary_dim;
   int64_t q_norm_stride, k_norm_stride;  // from a head's weights to the next one's; 0: all have the same [head_dim]

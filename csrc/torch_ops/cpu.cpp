@@ -89,6 +89,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def("gelu(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh(Tensor x, Tensor(a!) out) -> ()");
   m.def("relu2(Tensor x, Tensor(a!) out) -> ()");
+  m.def("xielu(Tensor x, float alpha_p, float alpha_n, float beta, float eps, Tensor(a!) out) -> ()");
   m.def("add_normed(Tensor x, Tensor? weight, float eps, float factor, float scale, Tensor(a!) residual) -> ()");
   m.def("silu_mul(Tensor x, Tensor(a!) out) -> ()");
   m.def("gelu_tanh_mul(Tensor x, Tensor(a!) out) -> ()");
@@ -127,7 +128,8 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "Tensor(e!) places) -> ()");
   m.def(
       "rope_kv_write(Tensor(a!) q, Tensor? k, Tensor? v, Tensor positions, Tensor? slots, Tensor rotary, "
-      "Tensor? q_norm, Tensor? k_norm, float norm_eps, bool layer_norm, bool norm_last, Tensor? query_scale, "
+      "Tensor? q_norm, Tensor? k_norm, Tensor? v_norm, float norm_eps, bool layer_norm, bool norm_last, Tensor? "
+      "query_scale, "
       "bool interleaved, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!)? k_scale, Tensor(e!)? v_scale, "
       "Tensor? key_divisor, Tensor? key_offset) -> ()");
   m.def("copy_blocks(Tensor(a!) pool, Tensor pairs) -> ()");

@@ -58,6 +58,7 @@ struct Cuda {
   PYBATCH_RUN(gelu, ActivationParams)
   PYBATCH_RUN(gelu_tanh, ActivationParams)
   PYBATCH_RUN(relu2, ActivationParams)
+  PYBATCH_RUN(xielu, XieluParams)
   PYBATCH_RUN(gated_rms_norm, GatedNormParams)
   PYBATCH_RUN(add_normed, AddNormedParams)
   PYBATCH_RUN(silu_mul, GatedActivationParams)

@@ -97,10 +97,10 @@ struct KvOps : Checks<Backend> {
 
   static void rope_kv_write(Tensor q, const OptionalTensor& k, const OptionalTensor& v, const Tensor& positions,
                             const OptionalTensor& slots, const Tensor& rotary, const OptionalTensor& q_norm,
-                            const OptionalTensor& k_norm, double norm_eps, bool layer_norm, bool norm_last,
-                            const OptionalTensor& query_scale, bool interleaved, Tensor k_cache, Tensor v_cache,
-                            OptionalTensor k_scale, OptionalTensor v_scale, const OptionalTensor& key_divisor,
-                            const OptionalTensor& key_offset) {
+                            const OptionalTensor& k_norm, const OptionalTensor& v_norm, double norm_eps,
+                            bool layer_norm, bool norm_last, const OptionalTensor& query_scale, bool interleaved,
+                            Tensor k_cache, Tensor v_cache, OptionalTensor k_scale, OptionalTensor v_scale,
+                            const OptionalTensor& key_divisor, const OptionalTensor& key_offset) {
     typename Backend::Scope scope(q);
     RopeKvWriteParams p{};
     p.cache = kv_cache(k_cache, v_cache, k_scale, v_scale);
@@ -138,6 +138,7 @@ struct KvOps : Checks<Backend> {
     };
     head_norm(q_norm, "q_norm", p.heads, p.q_norm_weight, p.q_norm_stride);
     head_norm(k_norm, "k_norm", p.cache.kv_heads, p.k_norm_weight, p.k_norm_stride);
+    if (v_norm) p.v_norm_weight = vector_like(*v_norm, "v_norm", q.scalar_type(), d);
     if (query_scale) {
       check(*query_scale, "query_scale", ScalarType::Float, {rotary.size(0)});
       p.query_scale = pointer<float>(*query_scale);

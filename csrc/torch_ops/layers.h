@@ -48,16 +48,32 @@ struct LayerOps : Checks<Backend> {
     norm<&Backend::layer_norm>(x, weight, bias, eps, residual, out);
   }
 
-  template <void (*kernel)(const ActivationParams&)>
-  static void activation(const Tensor& x, Tensor out) {
-    typename Backend::Scope scope(x);
-    ActivationParams p{};
+  template <class Params>
+  static Params plain_params(const Tensor& x, const Tensor& out) {
+    Params p{};
     p.x = input(x, "x", kAny, kAny);
     p.rows = x.size(0);
     p.width = x.size(1);
     p.out = output(out, "out", p.rows, p.width);
     expect_same_type(p.out.dtype, "out", p.x.dtype, "x");
+    return p;
+  }
+
+  template <void (*kernel)(const ActivationParams&)>
+  static void activation(const Tensor& x, Tensor out) {
+    typename Backend::Scope scope(x);
+    const auto p = plain_params<ActivationParams>(x, out);
     if (out.numel() > 0) kernel(p);
+  }
+
+  static void xielu(const Tensor& x, double alpha_p, double alpha_n, double beta, double eps, Tensor out) {
+    typename Backend::Scope scope(x);
+    auto p = plain_params<XieluParams>(x, out);
+    p.alpha_p = float32(alpha_p, "alpha_p");
+    p.alpha_n = float32(alpha_n, "alpha_n");
+    p.beta = float32(beta, "beta");
+    p.eps = float32(eps, "eps");
+    if (out.numel() > 0) Backend::xielu(p);
   }
 
   static void add_normed(const Tensor& x, const OptionalTensor& weight, double eps, double factor, double scale,

@@ -34,6 +34,7 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("gelu", TORCH_BOX(&Layers::template activation<&Backend::gelu>));
   m.impl("gelu_tanh", TORCH_BOX(&Layers::template activation<&Backend::gelu_tanh>));
   m.impl("relu2", TORCH_BOX(&Layers::template activation<&Backend::relu2>));
+  m.impl("xielu", TORCH_BOX(&Layers::xielu));
   m.impl("add_normed", TORCH_BOX(&Layers::add_normed));
   m.impl("silu_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::silu_mul>));
   m.impl("gelu_tanh_mul", TORCH_BOX(&Layers::template gated_activation<&Backend::gelu_tanh_mul>));

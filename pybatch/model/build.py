@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
-from pybatch.model.blocks.mlp import EPILOGUES, MLP
+from pybatch.model.blocks.mlp import EPILOGUES, MLP, Xielu
 from pybatch.model.blocks.mlp_beside_moe import MLPBesideMoE
 from pybatch.model.blocks.moe import MoE, SharedMLP
 from pybatch.model.blocks.token_inputs import TokenInput, TokenInputs
@@ -209,6 +210,7 @@ def mlp(load: WeightLoader, config: MLPConfig, index: int, role: str = "", *, no
     fused = f"{role}gate_up" if config.gated else ""
     return MLP(
         config=config,
+        xielu=xielu(load, index) if config.activation == "xielu" else None,
         gate_up=load.behind_norm(norm, rows, hidden, index, bias=config.bias, fused=fused, gated=config.gated),
         down=ResidualLinear(
             load.linear({f"{role}down": hidden}, width, index, bias=config.bias),
@@ -216,6 +218,11 @@ def mlp(load: WeightLoader, config: MLPConfig, index: int, role: str = "", *, no
             load.config.scales.residual,
         ),
     )
+
+
+def xielu(load: WeightLoader, index: int) -> Xielu:
+    p, n, beta, eps = (load.number(f"xielu_{name}", index) for name in ("alpha_p", "alpha_n", "beta", "eps"))
+    return Xielu(math.log1p(math.exp(p)), beta + math.log1p(math.exp(n)), beta, eps)
 
 
 def moe(load: WeightLoader, config: MoEConfig, index: int) -> MoE:

@@ -117,7 +117,7 @@ class MLPConfig:
     """down(activation(gate(x)) * up(x)), or if not gated down(activation(up(x)))."""
 
     width: int
-    activation: str = "silu"  # or "gelu_tanh"; not gated: "gelu", "gelu_tanh" or "relu2"
+    activation: str = "silu"  # or "gelu_tanh"; not gated: "gelu", "gelu_tanh", "relu2" or "xielu"
     gated: bool = True
     bias: bool = False
 

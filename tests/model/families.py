@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    ApertusConfig,
     ArceeConfig,
     Cohere2Config,
     CohereConfig,
@@ -210,6 +211,8 @@ CONFIGS = {
         logit_scale=0.25,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "apertus": ApertusConfig(**SMALL, rope_parameters=LLAMA3_ROPE),
+    "apertus-biases": ApertusConfig(**SMALL, attention_bias=True, tie_word_embeddings=True, hidden_act="xielu"),
     "arcee": ArceeConfig(**SMALL, mlp_bias=True),
     "nemotron": NemotronConfig(**SMALL, mlp_bias=True, partial_rotary_factor=0.5),
     "olmo": OlmoConfig(**SMALL),

@@ -54,6 +54,7 @@ def rows() -> Iterator[tuple[str, Tensor]]:
         yield f"add_normed-{dtype}", ops.add_normed(x, x.flip(1), w, 1e-5, 0.22)
         yield f"silu_mul-{dtype}", ops.silu_mul(x[:, 1:])
         yield f"gelu_tanh_mul-{dtype}", ops.gelu_tanh_mul(x[:, 1:])
+        yield f"xielu-{dtype}", ops.xielu(x[:, 1:], alpha_p=0.8, alpha_n=1.1)
         yield f"clamped_swiglu-{dtype}", ops.clamped_swiglu(x[:, 1:])
         yield f"sigmoid_mul-{dtype}", ops.sigmoid_mul(x[:, 1:], x[:, :-1])
         yield f"gelu_tanh_gate-{dtype}", ops.gelu_tanh_gate(x[:, 1:], x[:, :-1])

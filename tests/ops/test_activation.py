@@ -138,3 +138,42 @@ def test_rows_of_clamped_swiglu_stand_alone(dtype: torch.dtype) -> None:
 def test_a_negative_limit_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="limit: expected no negative number, got -1"):
         ops.clamped_swiglu(torch.ones(1, 2), limit=-1.0)
+
+
+# ---- xielu ----
+
+
+def xielu(x: Tensor, alpha_p: float, alpha_n: float) -> Tensor:
+    x = x.double()
+    return torch.where(x > 0, alpha_p * x * x, (torch.expm1(x.clamp(max=-1e-6)) - x) * alpha_n) + x / 2
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(0, 4),
+    width=st.one_of(st.integers(0, 70), st.sampled_from([576, 2880])),
+    dtype=st.sampled_from(FLOATS),
+    scale=st.sampled_from([0.01, 1.0, 12.0]),
+    alpha_p=st.sampled_from([0.8, 3.0]),
+    alpha_n=st.sampled_from([0.55, 1.7]),
+    seed=st.integers(0, 99),
+)
+def test_xielu(
+    rows: int, width: int, dtype: torch.dtype, scale: float, alpha_p: float, alpha_n: float, seed: int
+) -> None:
+    x = (torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+    actual = ops.xielu(x, alpha_p=alpha_p, alpha_n=alpha_n)
+    torch.testing.assert_close(actual.double(), xielu(x, alpha_p, alpha_n), rtol=RELATIVE[dtype], atol=2e-6)
+    assert same_bits(ops.xielu(x.clone(), x, alpha_p=alpha_p, alpha_n=alpha_n), actual)
+
+
+def test_xielu_of_what_is_large_or_none() -> None:
+    x = torch.tensor([[0.0, -0.0, 1e10, -1e10, -80.0, -200.0, torch.inf, torch.nan]])
+    wanted = xielu(x, 0.8, 1.1).float()
+    torch.testing.assert_close(ops.xielu(x, alpha_p=0.8, alpha_n=1.1), wanted, equal_nan=True, rtol=3e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rows_of_xielu_stand_alone(dtype: torch.dtype) -> None:
+    x = torch.randn(40, 333, generator=torch.Generator().manual_seed(0)).mul(6).to(dtype)
+    assert_rows_stand_alone(lambda x: ops.xielu(x, alpha_p=0.8, alpha_n=1.1), x)

@@ -328,6 +328,18 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_have_the_norm_of_their_heads(dtype: torch.dtype) -> None:
+    shape = Shape(dtype=dtype, cache=dtype, norm=True)
+    batch = make_batch(shape, 30)
+    weight, cache = norm_weights(shape)[1], Cache.empty(shape, 40)
+    write(batch, cache, v_norm=weight)
+    heads = batch.split()[2].reshape(-1, shape.head_dim)
+    wanted = heads.double() / (heads.double().square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    found = cache.slots()[1][batch.slots].flatten(0, 1).double()
+    torch.testing.assert_close(found, wanted, rtol=max(1e-6, 2 * EPS[dtype]), atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", VARIANTS)
 def test_queries_alone_have_their_bits_and_nothing_is_written(shape: Shape) -> None:
     batch = make_batch(shape, 30)
@@ -419,6 +431,7 @@ def test_opcheck() -> None:
         torch.ops.pybatch.rope_kv_write.default,
         (
             *inputs,
+            None,
             None,
             None,
             1e-6,

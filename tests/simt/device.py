@@ -49,6 +49,12 @@ class ActivationParams(ctypes.Structure):
     _fields_ = [("x", Matrix), ("out", Matrix), ("rows", c_int64), ("width", c_int64)]
 
 
+class XieluParams(ctypes.Structure):
+    _fields_ = [
+        *ActivationParams._fields_, ("alpha_p", c_float), ("alpha_n", c_float), ("beta", c_float), ("eps", c_float),
+    ]  # fmt: skip
+
+
 class AddNormedParams(ctypes.Structure):
     _fields_ = [
         ("x", Matrix), ("residual", Matrix), ("weight", c_void_p), ("eps", c_float), ("factor", c_float),
@@ -142,7 +148,7 @@ class KvCache(ctypes.Structure):
 class RopeKvWriteParams(ctypes.Structure):
     _fields_ = [
         ("q", Matrix), ("k", Matrix), ("v", Matrix), ("positions", c_void_p), ("slots", c_void_p),
-        ("rotary", c_void_p), ("q_norm_weight", c_void_p), ("k_norm_weight", c_void_p),
+        ("rotary", c_void_p), ("q_norm_weight", c_void_p), ("k_norm_weight", c_void_p), ("v_norm_weight", c_void_p),
         ("key_divisor", c_void_p), ("key_offset", c_void_p), ("query_scale", c_void_p), ("norm_eps", c_float),
         ("tokens", c_int64), ("heads", c_int64), ("rotary_dim", c_int64), ("q_norm_stride", c_int64),
         ("k_norm_stride", c_int64), ("layer_norm", c_bool), ("norm_last", c_bool), ("interleaved", c_bool),
@@ -222,7 +228,8 @@ PARAMS = (
     NormParams, ActivationParams, GatedActivationParams, EmbeddingParams, MatmulParams, RouteParams, RopeKvWriteParams,
     CopyBlocksParams,
     PagedAttentionParams, RotateKeysParams, GatherKvParams, AttentionMassParams, AdjustLogitsParams, SampleParams,
-    TokenLogprobsParams, ClampedSwigluParams, GateParams, GatedNormParams, CausalConvParams, GatedDeltaParams,
+    TokenLogprobsParams, XieluParams, ClampedSwigluParams, GateParams, GatedNormParams, CausalConvParams,
+    GatedDeltaParams,
 )  # fmt: skip
 
 # How many fields a struct has is the longest list of initialisers it takes.
@@ -451,10 +458,17 @@ class SimtOps:
     def relu2(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self._activation("relu2", x, out)
 
-    def _activation(self, name: str, x: Tensor, out: Tensor | None) -> Tensor:
+    def xielu(
+        self, x: Tensor, out: Tensor | None = None, *, alpha_p: float, alpha_n: float, beta: float = 0.5,
+        eps: float = -1e-6,
+    ) -> Tensor:  # fmt: skip
+        return self._activation("xielu", x, out, alpha_p, alpha_n, beta, eps)
+
+    def _activation(self, name: str, x: Tensor, out: Tensor | None, *numbers: float) -> Tensor:
         out = poisoned(*x.shape, dtype=x.dtype) if out is None else out
         with buffers() as b:
-            self._run(name, ActivationParams(b.matrix(x, "x"), b.matrix(out, "out", out=True), *x.shape))
+            kind = XieluParams if numbers else ActivationParams
+            self._run(name, kind(b.matrix(x, "x"), b.matrix(out, "out", out=True), *x.shape, *numbers))
         return out
 
     def add_normed(
@@ -572,7 +586,8 @@ class SimtOps:
     def rope_kv_write(
         self, q: Tensor, k: Tensor | None, v: Tensor | None, positions: Tensor, slots: Tensor | None, rotary: Tensor,
         k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None = None, v_scale: Tensor | None = None, *,
-        interleaved: bool = False, q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 1e-6,
+        interleaved: bool = False, q_norm: Tensor | None = None, k_norm: Tensor | None = None,
+        v_norm: Tensor | None = None, norm_eps: float = 1e-6,
         layer_norm: bool = False, norm_last: bool = False, query_scale: Tensor | None = None,
         key_divisor: Tensor | None = None, key_offset: Tensor | None = None,
     ) -> None:  # fmt: skip
@@ -584,7 +599,7 @@ class SimtOps:
                     b.matrix(q, "q", out=True), *(b.matrix(x, name) if x is not None else Matrix() for x, name in kv),
                     b.read(positions, "positions"),
                     b.read(slots, "slots"), b.read(rotary, "rotary"), b.read(q_norm, "q_norm"),
-                    b.read(k_norm, "k_norm"), b.read(key_divisor, "key_divisor"),
+                    b.read(k_norm, "k_norm"), b.read(v_norm, "v_norm"), b.read(key_divisor, "key_divisor"),
                     b.read(key_offset, "key_offset"), b.read(query_scale, "query_scale"), norm_eps, len(q),
                     q.shape[1] // head_dim(k_cache), rotary.shape[1],
                     *(0 if norm is None or norm.dim() == 1 else head_dim(k_cache) for norm in (q_norm, k_norm)),

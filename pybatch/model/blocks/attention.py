@@ -28,8 +28,7 @@ class Attention:
 
     @property
     def widths(self) -> Widths:
-        values = {"values": self.config.kv_width} if self.config.v_is_k else {}
-        return {"qkv": sum(self._split), "attended": self.config.q_width, **values}
+        return {"qkv": sum(self._split), "attended": self.config.q_width}
 
     @property
     def _split(self) -> tuple[int, int, int, int]:
@@ -42,21 +41,17 @@ class Attention:
         config, batch, split = self.config, step.batch, self._split
         qkv = self.qkv(residual, step.buffers.of("qkv", sum(split)), step.buffers)
         q, k, v, gate = qkv.split_with_sizes(split, dim=1)
-        if config.v_is_k:
-            v = step.buffers.of("values", config.kv_width)
-        if self.v_norm is not None:
-            self._norm_values(k if config.v_is_k else v, v)
         q_norm, k_norm = self.q_norm, self.k_norm
         if q_norm is not None and k_norm is not None and config.qk_norm_over == "all":
             ops.rms_norm(q, q_norm, self.norm.eps, out=q)
             ops.rms_norm(k, k_norm, self.norm.eps, out=k)
             q_norm = k_norm = None
-        written = (k, v, batch.slots) if config.kv_of is None else (None, None, None)
+        written = (k, k if config.v_is_k else v, batch.slots) if config.kv_of is None else (None, None, None)
         ops.rope_kv_write(
             q, written[0], written[1], batch.positions, written[2], step.rotary[config.rope], *cache.tensors,
-            q_norm=q_norm, k_norm=k_norm, norm_eps=self.norm.eps, layer_norm=self.norm.kind == "layer",
-            norm_last=config.qk_norm_last, query_scale=step.query_scales.get(config.rope),
-            key_divisor=cache.key_divisor, key_offset=cache.key_offset,
+            q_norm=q_norm, k_norm=k_norm, v_norm=self.v_norm, norm_eps=self.norm.eps,
+            layer_norm=self.norm.kind == "layer", norm_last=config.qk_norm_last,
+            query_scale=step.query_scales.get(config.rope), key_divisor=cache.key_divisor, key_offset=cache.key_offset,
         )  # fmt: skip
         attended = ops.paged_attention(
             q, cache.k, cache.v, batch.block_tables, batch.query_start, batch.seq_lens, config.softmax_scale,
@@ -70,12 +65,6 @@ class Attention:
                 first=first, sources=sources, rows=rows, mass=mass[:, self.index],
             )  # fmt: skip
         return ops.sigmoid_mul(attended, gate, out=attended) if config.gated else attended
-
-    def _norm_values(self, source: Tensor, out: Tensor) -> None:
-        assert self.v_norm is not None
-        heads = [self.config.head_dim] * self.config.num_kv_heads
-        for x, normed in zip(source.split_with_sizes(heads, 1), out.split_with_sizes(heads, 1), strict=True):
-            ops.rms_norm(x, self.v_norm, self.norm.eps, out=normed)
 
     def add(self, attended: Tensor, residual: Tensor, step: Step) -> None:
         self.out(attended, residual, step.buffers)

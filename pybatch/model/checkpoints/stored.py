@@ -104,7 +104,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             header = json.loads(file.read(length))
         texts = header.pop("__metadata__", {})
         stored = {
-            name: Stored(path, found["dtype"], tuple(found["shape"]), 8 + length + found["data_offsets"][0])
+            name: Stored(path, found["dtype"], tuple(found["shape"]) or (1,), 8 + length + found["data_offsets"][0])
             for name, found in header.items()
         }
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pybatch.model.families import (
+    apertus,
     arcee,
     cohere,
     cohere2,
@@ -68,6 +69,7 @@ ALL: tuple[Family, ...] = (
     qwen3_5.FAMILY,
     qwen3_5_moe.FAMILY,
     qwen3_next.FAMILY,
+    apertus.FAMILY,
     arcee.FAMILY,
     hunyuan.FAMILY,
     ministral3.FAMILY,

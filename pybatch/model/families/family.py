@@ -34,6 +34,7 @@ LLAMA_NAMES: Mapping[str, str] = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
     "mlp_post_norm": "",
+    **{f"xielu_{name}": f"mlp.act_fn.{name}" for name in ("alpha_p", "alpha_n", "beta", "eps")},  # whole names
     "token_gate": "",
     "token_out": "",
     "token_post_norm": "",

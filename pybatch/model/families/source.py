@@ -18,8 +18,9 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "relu2": "relu2",
+    "xielu": "xielu",
 }
-GATED, PLAIN = ("silu", "gelu_tanh"), ("gelu", "gelu_tanh", "relu2")
+GATED, PLAIN = ("silu", "gelu_tanh"), ("gelu", "gelu_tanh", "relu2", "xielu")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
