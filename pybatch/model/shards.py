@@ -72,10 +72,10 @@ def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerC
             f"tensor_parallel_size: expected 1 for {config.architecture}, whose layers have inputs of tokens' own, got "
             f"{size}"
         )
-    if mixer.sinks or (mixer.qk_norm and mixer.qk_norm_over == "all"):
+    if mixer.sinks or (mixer.qk_norm and mixer.qk_norm_over != "head"):
         raise ModelError(
-            f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention has sinks or a norm over all "
-            f"heads, got {size}"
+            f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention has sinks, or norms over all "
+            f"heads or of each head's own, got {size}"
         )
     for name, count in (
         ("num_heads", mixer.num_heads),

@@ -51,7 +51,7 @@ def logits_of_ranks(directory: Path, size: int, quantization: str | None) -> lis
 
 
 # Heads that are filled up, several kinds of norms, biases (of the projection to the vocabulary too), fused tensors of
-# both kinds, layers in parallel, MLPs without gates, adjacent pairs, scales and caps.
+# both kinds, layers in parallel, MLPs without gates, adjacent pairs, scales and caps, matrices by their inputs.
 FAMILIES = [
     "llama-heads-of-20",
     "qwen3-heads-of-12",
@@ -63,6 +63,11 @@ FAMILIES = [
     "glm4",
     "cohere",
     "starcoder2",
+    "gpt2",
+    "gptj",
+    "falcon-grouped",
+    "apertus",
+    "granitemoehybrid-dense",
 ]
 
 
@@ -89,7 +94,11 @@ def expect_the_bits_of_one(directory: Path, quantization: str | None) -> None:
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        ("olmo2", "expected 1 for Olmo2ForCausalLM, whose attention has sinks or a norm over all heads, got 2"),
+        (
+            "olmo2",
+            "expected 1 for Olmo2ForCausalLM, whose attention has sinks, or norms over all heads or of each head's",
+        ),
+        ("stablelm-parallel", "expected 1 for StableLmForCausalLM, whose attention has sinks, or norms over all heads"),
         ("gemma4-shared", "expected 1 for Gemma4ForCausalLM, whose layers have inputs of tokens' own, got 2"),
         ("gpt_oss", "expected 1 for GptOssForCausalLM, got 2"),
         ("mixtral", "expected 1 for MixtralForCausalLM, got 2"),
