@@ -1,5 +1,6 @@
 #include "simt/mma.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -66,45 +67,56 @@ void for_each_of_d(void* const operands[32], F f) {
   }
 }
 
-template <class Decode>
-void apply_float(void* const operands[32], Decode decode_bits) {
-  double a[16][kSumDepth], b[kSumDepth][kSumColumns];
-  gather<2>(operands, a, b, [&](uint32_t packed, int i) { return double{decode_bits(packed >> 16 * i & 0xffff)}; });
+template <Format kFormat>
+void apply_float(void* const operands[32], unsigned) {
+  uint32_t a[16][kSumDepth], b[kSumDepth][kSumColumns];
+  gather<2>(operands, a, b, [](uint32_t packed, int i) { return packed >> 16 * i & 0xffff; });
+  Columns columns;
+  for (int k = 0; k < kSumDepth; ++k) {
+    for (int column = 0; column < kSumColumns; ++column) {
+      columns.value[k][column] = decode(kFormat, b[k][column]);
+      columns.exponent[k][column] = exponent_of(kFormat, b[k][column]);
+    }
+  }
   float sums[16][kSumColumns];
   for_each_of_d<float>(operands, [&](float d, int row, int column) { sums[row][column] = d; });
-  for (int row = 0; row < 16; ++row) add_products(sums[row], a[row], b);
+  for (int row = 0; row < 16; ++row) {
+    Row of_a;
+    for (int k = 0; k < kSumDepth; ++k) {
+      of_a.value[k] = decode(kFormat, a[row][k]), of_a.exponent[k] = exponent_of(kFormat, a[row][k]);
+    }
+    add_products(sums[row], of_a, columns);
+  }
   for_each_of_d<float>(operands, [&](float& d, int row, int column) { d = sums[row][column]; });
 }
 
 }  // namespace
 
-void add_products(float (&d)[kSumColumns], const double (&a)[kSumDepth], const double (&b)[kSumDepth][kSumColumns]) {
-  double product[kSumDepth][kSumColumns], largest[kSumColumns], plain[kSumColumns], sum[kSumColumns];
+void add_products(float (&d)[kSumColumns], const Row& a, const Columns& b) {
+  double product[kSumDepth][kSumColumns], plain[kSumColumns];
+  int largest[kSumColumns];
   for (int column = 0; column < kSumColumns; ++column) {
-    plain[column] = d[column], largest[column] = std::fabs(plain[column]);
+    plain[column] = d[column];
+    largest[column] = std::max(exponent_of(kFloat, std::bit_cast<uint32_t>(d[column])), -512);
   }
   for (int k = 0; k < kSumDepth; ++k) {
     for (int column = 0; column < kSumColumns; ++column) {
-      double x = product[k][column] = a[k] * b[k][column];
-      plain[column] += x;
-      largest[column] = std::fabs(x) > largest[column] ? std::fabs(x) : largest[column];
+      plain[column] += product[k][column] = a.value[k] * b.value[k][column];
+      largest[column] = std::max(largest[column], a.exponent[k] + b.exponent[k][column]);
     }
   }
-  // Each term is rounded to one grid by a number so large that the grid is all that its fraction has room for: of the
-  // terms on it every sum is exact.
-  double large[kSumColumns];
+  auto power_of_two = [](int exponent) { return std::bit_cast<double>(static_cast<uint64_t>(1023 + exponent) << 52); };
   for (int column = 0; column < kSumColumns; ++column) {
-    constexpr uint64_t kExponent = 0x7ffull << 52;
-    large[column] = std::bit_cast<double>(std::bit_cast<uint64_t>(largest[column]) & kExponent) * 96;  // 1.5 * 2^6
-    sum[column] = (d[column] + large[column]) - large[column];
-  }
-  for (int k = 0; k < kSumDepth; ++k) {
-    for (int column = 0; column < kSumColumns; ++column) {
-      sum[column] += (product[k][column] + large[column]) - large[column];
+    if (!std::isfinite(plain[column])) {
+      d[column] = static_cast<float>(plain[column]);
+      continue;
     }
-  }
-  for (int column = 0; column < kSumColumns; ++column) {
-    d[column] = static_cast<float>(std::isfinite(plain[column]) ? sum[column] : plain[column]);
+    double scale = power_of_two(kSumBits - largest[column]);
+    auto units = static_cast<int64_t>(d[column] * scale);
+    for (int k = 0; k < kSumDepth; ++k) units += static_cast<int64_t>(product[k][column] * scale);
+    constexpr uint64_t kBelowFloat = (uint64_t{1} << 29) - 1;
+    auto sum = std::bit_cast<uint64_t>(static_cast<double>(units) * power_of_two(largest[column] - kSumBits));
+    d[column] = static_cast<float>(std::bit_cast<double>(sum & ~kBelowFloat));
   }
 }
 
@@ -120,13 +132,7 @@ void ldmatrix(uint32_t* r, int count, bool transposed, const void* row, const ch
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Format format, const char* name,
                   Location at) {
   Mma operand{d, a, b, format};
-  Apply half = [](void* const operands[32], unsigned) {
-    apply_float(operands, [](uint32_t bits) { return decode(kHalf, bits); });
-  };
-  Apply bfloat16 = [](void* const operands[32], unsigned) {
-    apply_float(operands, [](uint32_t bits) { return decode(kBFloat16, bits); });
-  };
-  aligned(name, &operand, format.exponent_bits == kHalf.exponent_bits ? half : bfloat16, at);
+  aligned(name, &operand, format.exponent_bits == kHalf.exponent_bits ? apply_float<kHalf> : apply_float<kBFloat16>, at);
 }
 
 void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Location at) {

@@ -86,10 +86,10 @@ void multiply_s8(Lane lane, const Wgmma& w, Rows a, Rows b) {
 
 template <class Lane>
 void multiply_float(Lane lane, const Wgmma& w, Rows a, Rows b) {
-  auto element = [&](const int8_t* row, int k) {
+  auto element = [](const int8_t* row, int k) {
     uint16_t bits;
     std::memcpy(&bits, row + 2 * k, sizeof bits);
-    return double{decode(w.format, bits)};
+    return uint32_t{bits};
   };
   std::vector<float> memory(static_cast<size_t>(w.n) * 16);
   auto* sums = reinterpret_cast<float (*)[16][kSumColumns]>(memory.data());  // [n / 8]
@@ -98,13 +98,20 @@ void multiply_float(Lane lane, const Wgmma& w, Rows a, Rows b) {
       sums[column / kSumColumns][row][column % kSumColumns] = std::bit_cast<float>(d);
     });
   }
-  double rows[16][kSumDepth], columns[kSumDepth][kSumColumns];
+  Row rows[16];
   for (int row = 0; row < 16; ++row) {
-    for (int k = 0; k < kSumDepth; ++k) rows[row][k] = element(a[row], k);
+    for (int k = 0; k < kSumDepth; ++k) {
+      uint32_t bits = element(a[row], k);
+      rows[row].value[k] = decode(w.format, bits), rows[row].exponent[k] = exponent_of(w.format, bits);
+    }
   }
   for (int tile = 0; tile < w.n / kSumColumns; ++tile) {
+    Columns columns;
     for (int k = 0; k < kSumDepth; ++k) {
-      for (int i = 0; i < kSumColumns; ++i) columns[k][i] = element(b[tile * kSumColumns + i], k);
+      for (int i = 0; i < kSumColumns; ++i) {
+        uint32_t bits = element(b[tile * kSumColumns + i], k);
+        columns.value[k][i] = decode(w.format, bits), columns.exponent[k][i] = exponent_of(w.format, bits);
+      }
     }
     for (int row = 0; row < 16; ++row) add_products(sums[tile][row], rows[row], columns);
   }

@@ -12,7 +12,7 @@ struct Format {
   bool has_infinity;  // else all of the largest exponent but all ones is finite (OCP 8-bit E4M3)
 };
 
-constexpr Format kHalf{5, 10, true}, kBFloat16{8, 7, true}, kE4M3{4, 3, false}, kE5M2{5, 2, true};
+constexpr Format kFloat{8, 23, true}, kHalf{5, 10, true}, kBFloat16{8, 7, true}, kE4M3{4, 3, false}, kE5M2{5, 2, true};
 
 constexpr int bias(Format f) { return (1 << (f.exponent_bits - 1)) - 1; }
 constexpr uint32_t all_ones(Format f) { return (1u << (f.exponent_bits + f.fraction_bits)) - 1; }
@@ -60,6 +60,13 @@ inline float decode(Format f, uint32_t bits) {
     value = std::ldexp(static_cast<float>(magnitude), 1 - bias(f) - f.fraction_bits);
   }
   return negative ? -value : value;
+}
+
+// The power of two that a number's first bit, which subnormal ones lack, stands for; of zero one below all others.
+constexpr int kZeroExponent = -4096;
+inline int exponent_of(Format f, uint32_t bits) {
+  uint32_t magnitude = bits & all_ones(f), stored = magnitude >> f.fraction_bits;
+  return magnitude == 0 ? kZeroExponent : static_cast<int>(stored != 0 ? stored : 1) - bias(f);
 }
 
 // a * b + c rounded once to odd in 53 bits, so that a second rounding to any small format is still correct.
