@@ -228,8 +228,8 @@ MUTATIONS = [
     Mutation(
         "the epilogue overwrites what other warps still read",
         "matmul_kernel.cuh",
-        "  cp_async_wait<0>();\n  __syncthreads();\n",
-        "  cp_async_wait<0>();\n",
+        "  __syncthreads();\n  Sum* parts = ",
+        "  Sum* parts = ",
         probes.matmul_w8a16,
     ),
     Mutation(
@@ -362,8 +362,8 @@ MUTATIONS = [
     Mutation(
         "the sums of other warps are not waited for",
         "sm90/matmul_kernel.cuh",
-        "    named_barrier_sync(barrier, kWarpgroup);\n    for (",
-        "    for (",
+        "    named_barrier_sync(barrier, kWarpgroup);\n#pragma unroll\n",
+        "#pragma unroll\n",
         probes.matmul_w8a8_hopper,
     ),
     Mutation(
@@ -433,8 +433,8 @@ MUTATIONS = [
     Mutation(
         "few rows: a stage waits for the bytes of one panel too few",
         "sm90/matmul_few_rows.cuh",
-        "Tile::kRowBytes + 2 * bytes",
-        "Tile::kRowBytes + bytes",
+        "count * Tile::kRowBytes + 2 * bytes",
+        "count * Tile::kRowBytes + bytes",
         probes.matmul_dense_hopper,
     ),
     Mutation(
@@ -447,7 +447,7 @@ MUTATIONS = [
     Mutation(
         "few rows: weights beyond K are left as they were",
         "sm90/matmul_few_rows.cuh",
-        "at < Tile::kPanelBytes; at += kWarp * 16",
+        "at < bytes; at += kWarp * 16",
         "at < 0; at += kWarp * 16",
         probes.matmul_dense_hopper,
     ),

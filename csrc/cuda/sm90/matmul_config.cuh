@@ -45,13 +45,15 @@ struct WgmmaTile {
   static constexpr size_t shared_bytes() { return stage_bytes() + kSumBytes + 2 * kStages * sizeof(uint64_t); }
 };
 
-// Few rows: a stage of a warp, of those that a block of kSplits warps has if two blocks share a multiprocessor.
+// Few rows: the ring of a warp, where two blocks of kSplits warps share a multiprocessor. A stage is one box of
+// kPanelBytes of either panel, or two if they are small.
 template <int kRows_, int kPanelBytes_>
 struct FewRowsTile {
   static constexpr int kRows = kRows_, kPanelBytes = kPanelBytes_;
-  static constexpr int kRowBytes = kRows * kStageK, kStageBytes = kRowBytes + 2 * kPanelBytes;
-  static constexpr size_t kFit = hopper_shared_bytes(2) / (kSplits * (kStageBytes + sizeof(uint64_t)));
-  static constexpr int kStages = kFit < 8 ? kFit : 8;
+  static constexpr int kBoxes = kPanelBytes <= 1024 && kRows <= 16 ? 2 : 1;
+  static constexpr int kRowBytes = kRows * kStageK, kPanelStage = kBoxes * kPanelBytes;
+  static constexpr int kStageBytes = kBoxes * kRowBytes + 2 * kPanelStage;
+  static constexpr int kStages = hopper_shared_bytes(2) / (kSplits * (kStageBytes + sizeof(uint64_t)));
 
   static constexpr size_t shared_bytes() { return size_t{kSplits} * kStages * (kStageBytes + sizeof(uint64_t)); }
 };

@@ -30,14 +30,17 @@ struct Pipeline {
 struct Place {
   int64_t row, panel;  // the first ones
 };
+struct Tiles {
+  uint32_t rows, columns;  // those of a cluster as one
+};
 template <class Tile>
-__host__ __device__ __forceinline__ int64_t tiles_of_cluster(const MatmulParams& p, int cluster) {
-  return ceil_div(p.m, Tile::kRows) * ceil_div(p.n, Tile::kColumns * cluster);
+__host__ __device__ __forceinline__ Tiles tiles_of(const MatmulParams& p, uint32_t cluster) {
+  const auto columns = static_cast<uint32_t>(ceil_div(p.n, Tile::kColumns));
+  return {static_cast<uint32_t>(ceil_div(p.m, Tile::kRows)), (columns + cluster - 1) / cluster};
 }
 template <class Tile>
 __device__ __forceinline__ Place place_of_tile(const MatmulParams& p, uint32_t tile, const Pipeline& pipeline) {
-  const auto rows = static_cast<uint32_t>(ceil_div(p.m, Tile::kRows));
-  const auto columns = static_cast<uint32_t>(ceil_div(p.n, Tile::kColumns * pipeline.cluster));
+  const auto [rows, columns] = tiles_of<Tile>(p, pipeline.cluster);
   const uint32_t group = tile / (kRowTilesAside * columns), within = tile % (kRowTilesAside * columns);
   const uint32_t left = rows - group * kRowTilesAside, aside = left < kRowTilesAside ? left : kRowTilesAside;
   return {int64_t{group * kRowTilesAside + within % aside} * Tile::kRows,
@@ -158,74 +161,49 @@ __device__ __forceinline__ int place_of_sum(int row, int column) {
   return row * Tile::kPitch + (column ^ column / 32 * 4);
 }
 
-// The products of eight columns of a row: from their sums, and their columns' scales and biases, in shared memory.
-template <class Tile, class Sum>
-__device__ __forceinline__ void load_products(const Sum* sums, const float* of_columns, int row, int column,
-                                              const float* row_scale, float (&v)[kRun]) {
+// A run of columns.
+struct RunScaling {
+  float scale[kRun], bias[kRun];
+
+  __device__ __forceinline__ void load(const float* of_columns) {  // [2][64]
 #pragma unroll
-  for (int i = 0; i < kRun; i += 4) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(sums + place_of_sum<Tile>(row, column + i));
-    const auto* four = reinterpret_cast<const Sum*>(&raw);
-    const float4 scale = *reinterpret_cast<const float4*>(of_columns + column + i);
-    const float4 bias = *reinterpret_cast<const float4*>(of_columns + 64 + column + i);
-    v[i] = ColumnScaling{scale.x, bias.x, row_scale}.apply(four[0], 0);
-    v[i + 1] = ColumnScaling{scale.y, bias.y, row_scale}.apply(four[1], 0);
-    v[i + 2] = ColumnScaling{scale.z, bias.z, row_scale}.apply(four[2], 0);
-    v[i + 3] = ColumnScaling{scale.w, bias.w, row_scale}.apply(four[3], 0);
+    for (int i = 0; i < kRun; ++i) scale[i] = of_columns[i], bias[i] = of_columns[64 + i];
   }
-}
-
-// Calls f with p.out from element `at` on, as a pointer to its type.
-template <class F>
-__device__ __forceinline__ void with_out(const MatmulParams& p, int64_t at, const F& f) {
-  switch (p.out.dtype) {
-    case DType::f32: return f(static_cast<float*>(p.out.data) + at);
-    case DType::f16: return f(static_cast<f16*>(p.out.data) + at);
-    default: return f(static_cast<bf16*>(p.out.data) + at);
-  }
-}
-
-// Stores what the epilogue makes of a run of products, the first n. Of gates, `up` is what they multiply.
-__device__ __forceinline__ void write_run(const MatmulParams& p, int64_t at, int64_t n, float (&v)[kRun],
-                                          const float (&up)[kRun]) {
-  float residual[kRun];
-  if (p.epilogue == Epilogue::add) with_out(p, at, [&](auto* out) { load_run(out, n, residual); });
+  // The products of a row, from its sums in shared memory.
+  template <class Tile, class Sum>
+  __device__ __forceinline__ void apply(const Sum* sums, int row, int column, const float* row_scale,
+                                        float (&v)[kRun]) const {
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    v[i] = rounded(p.out.dtype, v[i]);
-    if (p.epilogue == Epilogue::add) v[i] += residual[i];
-    if (is_gated(p.epilogue)) v[i] = activated(p.epilogue, v[i]) * rounded(p.out.dtype, up[i]);
+    for (int i = 0; i < kRun; i += 4) {
+      const uint4 raw = *reinterpret_cast<const uint4*>(sums + place_of_sum<Tile>(row, column + i));
+      const auto* four = reinterpret_cast<const Sum*>(&raw);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) v[i + j] = ColumnScaling{scale[i + j], bias[i + j], row_scale}.apply(four[j], 0);
+    }
   }
-  with_out(p, at, [&](auto* out) { store_run(out, n, v); });
-}
+};
 
-// Sums go through shared memory, so that a thread gets eight neighbouring columns.
-template <class Op, class Tile>
-__device__ __forceinline__ void write_tile(const MatmulParams& p, const float* row_scale, char* shared,
-                                           const typename Op::Sum (&sum)[Tile::kRows / 2], Place place) {
-  constexpr int kTurnRows = Tile::kTurnRows;
-  const int consumer = opaque(static_cast<int>(threadIdx.x) - kWarpgroup);  // registers are full till here
-  const int group = consumer / kWarpgroup, thread = consumer % kWarpgroup, panel = thread / kWarp, barrier = 1 + group;
-  const int lane = consumer % kWarp, g = lane / 4, t = lane % 4;
-  char* mine = shared + group * Tile::kGroupSumBytes;
-  auto* sums = reinterpret_cast<typename Op::Sum*>(mine);
-  float* of_columns = reinterpret_cast<float*>(mine + kTurnRows * Tile::kPitch * sizeof(float));  // [2][64]
-  const int64_t rows = p.m - place.row < Tile::kRows ? p.m - place.row : Tile::kRows;
-  const int64_t first_column = place.panel * kPanel + group * 64;
-  if (thread < 64) {
-    const int64_t column = first_column + thread < p.n ? first_column + thread : p.n - 1;
-    const ColumnScaling of_column = column_scaling(p, nullptr, column);
-    of_columns[thread] = of_column.scale;
-    of_columns[64 + thread] = of_column.bias;
-  }
+// Sums go through shared memory, so that a thread gets eight neighbouring columns of some rows; the warpgroup calls it.
+template <class Op, class Tile, class T, bool kGated>
+__device__ __forceinline__ void write_rows(const MatmulParams& p, const float* row_scale, typename Op::Sum* sums,
+                                           const typename Op::Sum (&sum)[Tile::kRows / 2], int64_t first_row,
+                                           int64_t first_column, int thread, int barrier) {
+  constexpr int kTurnRows = Tile::kTurnRows, kRuns = kGated ? 4 : 8, kAtOnce = kTurnRows * kRuns / kWarpgroup;
+  const int panel = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4, run = thread % kRuns;
+  const int64_t rows = p.m - first_row < Tile::kRows ? p.m - first_row : Tile::kRows;
 
   // Where gate and up are multiplied, two of four runs are gates.
-  const bool gated = is_gated(p.epilogue);
-  const int runs = gated ? 4 : 8, run = thread % runs;
-  const int within = gated ? run / 2 * 2 * kPanel + run % 2 * kRun : run * kRun;
+  const int within = kGated ? run / 2 * 2 * kPanel + run % 2 * kRun : run * kRun;
   const int64_t column =
-      gated ? (first_column + within) / (2 * kPanel) * kPanel + run % 2 * kRun : first_column + within;
+      kGated ? (first_column + within) / (2 * kPanel) * kPanel + run % 2 * kRun : first_column + within;
+  const int64_t n = p.width - column;
+  const float* of_columns = reinterpret_cast<const float*>(sums + kTurnRows * Tile::kPitch);
+  RunScaling of_run;
+  named_barrier_sync(barrier, kWarpgroup);
+  if constexpr (!kGated) of_run.load(of_columns + within);
 
+  T* out = static_cast<T*>(p.out.data) + first_row * p.out.row_stride + column;
+  const float* of_rows = row_scale != nullptr ? row_scale + first_row : nullptr;
 #pragma unroll 1
   for (int first = 0; first < rows; first += kTurnRows) {
 #pragma unroll
@@ -237,16 +215,67 @@ __device__ __forceinline__ void write_tile(const MatmulParams& p, const float* r
         sums[place_of_sum<Tile>(row, panel * kPanel + of_panel)] = sum[turn * kTurnRows / 2 + i];
       }
     }
-    named_barrier_sync(barrier, kWarpgroup);
-    for (int row = thread / runs; row < kTurnRows && first + row < rows && column < p.width; row += kWarpgroup / runs) {
-      const int64_t to = place.row + first + row, at = to * p.out.row_stride + column, n = p.width - column;
-      const float* scale = row_scale != nullptr ? row_scale + to : nullptr;
-      float v[kRun], up[kRun] = {};
-      load_products<Tile>(sums, of_columns, row, within, scale, v);
-      if (gated) load_products<Tile>(sums, of_columns, row, within + kPanel, scale, up);
-      write_run(p, at, n, v, up);
+    // Loaded while the others come.
+    float residual[kAtOnce][kRun], of_row[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = first + thread / kRuns + i * (kTurnRows / kAtOnce);
+      if (row >= rows || n <= 0) continue;
+      if (!Op::kInParts) of_row[i] = of_rows[row];
+      if (!kGated && p.epilogue == Epilogue::add) load_run(out + row * p.out.row_stride, n, residual[i]);
     }
     named_barrier_sync(barrier, kWarpgroup);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int of_turn = thread / kRuns + i * (kTurnRows / kAtOnce), row = first + of_turn;
+      if (row >= rows || n <= 0) continue;
+      const float* scale = Op::kInParts ? nullptr : of_row + i;
+      float v[kRun];
+      if constexpr (kGated) of_run.load(of_columns + within);
+      of_run.template apply<Tile>(sums, of_turn, within, scale, v);
+      if constexpr (kGated) {
+        float up[kRun];
+        of_run.load(of_columns + within + kPanel);
+        of_run.template apply<Tile>(sums, of_turn, within + kPanel, scale, up);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+          v[j] = activated(p.epilogue, to_float(from_float<T>(v[j]))) * to_float(from_float<T>(up[j]));
+        }
+      } else if (p.epilogue == Epilogue::add) {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) v[j] = to_float(from_float<T>(v[j])) + residual[i][j];
+      }
+      store_run(out + row * p.out.row_stride, n, v);
+    }
+    named_barrier_sync(barrier, kWarpgroup);
+  }
+}
+
+template <class Op, class Tile>
+__device__ __forceinline__ void write_tile(const MatmulParams& p, const float* row_scale, char* shared,
+                                           const typename Op::Sum (&sum)[Tile::kRows / 2], Place place) {
+  const int consumer = opaque(static_cast<int>(threadIdx.x) - kWarpgroup);  // registers are full till here
+  const int group = consumer / kWarpgroup, thread = consumer % kWarpgroup;
+  auto* sums = reinterpret_cast<typename Op::Sum*>(shared + group * Tile::kGroupSumBytes);
+  float* of_columns = reinterpret_cast<float*>(sums + Tile::kTurnRows * Tile::kPitch);  // [2][64]
+  const int64_t first_column = place.panel * kPanel + group * 64;
+  if (thread < 64) {
+    const int64_t column = first_column + thread < p.n ? first_column + thread : p.n - 1;
+    const ColumnScaling of_column = column_scaling(p, nullptr, column);
+    of_columns[thread] = of_column.scale;
+    of_columns[64 + thread] = of_column.bias;
+  }
+  auto write = [&](auto* type, auto gated) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    write_rows<Op, Tile, T, gated.value>(p, row_scale, sums, sum, place.row, first_column, thread, 1 + group);
+  };
+  auto write_as = [&](auto* type) {
+    is_gated(p.epilogue) ? write(type, std::true_type()) : write(type, std::false_type());
+  };
+  switch (p.out.dtype) {
+    case DType::f32: return write_as(static_cast<float*>(nullptr));
+    case DType::f16: return write_as(static_cast<f16*>(nullptr));
+    default: return write_as(static_cast<bf16*>(nullptr));
   }
 }
 
@@ -269,7 +298,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   }
   __syncthreads();
   if (!alone) cluster_sync();
-  const auto tiles = static_cast<uint32_t>(tiles_of_cluster<Tile>(p, pipeline.cluster));
+  const auto [tile_rows, tile_columns] = tiles_of<Tile>(p, pipeline.cluster);
+  const uint32_t tiles = tile_rows * tile_columns;
   const uint32_t first = blockIdx.x / pipeline.cluster, aside = gridDim.x / pipeline.cluster;
   Turn<Tile::kStages> turn;
 
@@ -296,7 +326,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 template <class Op, class Tile>
 void run_wgmma(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
   const int cluster = Tile::kCluster == 1 ? 1 : cluster_blocks(Tile::kCluster);
-  const int64_t tiles = tiles_of_cluster<Tile>(p, cluster), most = Tile::kBlocks * multiprocessors() / cluster;
+  const auto [tile_rows, tile_columns] = tiles_of<Tile>(p, cluster);
+  const uint32_t tiles = tile_rows * tile_columns, most = Tile::kBlocks * multiprocessors() / cluster;
   const dim3 grid(cluster * (tiles < most ? tiles : most));
   constexpr int64_t kBytes = sizeof(typename Op::X);
   const CUtensorMap rows = byte_matrix_map(p.x.data, p.m, p.k * kBytes, p.x.row_stride * kBytes, Tile::kRows / cluster);
