@@ -160,8 +160,8 @@ class Prefill {
       // The weights of the tile, while the tile before is multiplied with V.
       wgmma_wait<1>();
       wgmma_settled(s_);
-      const bool whole = tiles.whole(tile), begins = tile == tiles.first,
-                 new_split = begins || tile % kTilesASplit == 0;
+      const bool whole = tiles.whole(tile), begins = tile == tiles.first;
+      const bool new_split = begins || tile % kTilesASplit == 0;
       mask_logits<T, T, Steps>(s, p_, nullptr, tile * kTile, visible, whole, lane());
       const float max[2] = {part_.max[0], part_.max[1]}, sum[2] = {part_.sum[0], part_.sum[1]};  // of the split before
       if (new_split) {

@@ -39,12 +39,13 @@ class PrefillCopy {
  public:
   __device__ __forceinline__ PrefillCopy(const PagedAttentionParams& p, const PrefillShared<T, Config>& shared)
       : p_(p), shared_(shared), shift_(log2_at_run_time(static_cast<int>(p.cache.block_size))) {
-    // A warp copies two runs of tokens of sixteen dims. Eight lanes that follow each other write to different banks.
-    const int half = lane() % 2, dim = thread() / kWarp * 16 + lane() / 2 % 4 * 2 + lane() / 8 % 2 + lane() / 16 * 8;
+    // A copy of a warp: of K two runs of tokens of sixteen dims, of V as many tokens as there are in 32 runs. Eight
+    // lanes that follow each other write to different banks.
+    const int half = lane() % 2, dim = lane() / 2 % 4 * 2 + lane() / 8 % 2 + lane() / 16 * 8;
     from_k_ = (dim << shift_) + half * kRun;
-    to_k_ = dim * Config::kRowBytes + (half ^ dim % 8) * 16;
-    const int token = thread() / kRuns, run = thread() % kRuns;
-    to_v_ = run / 8 * Config::kHalfBytes + token * Config::kRowBytes + (run % 8 ^ token % 8) * 16;
+    to_k_ = dim * Config::kRowBytes + ((2 * page() + half) ^ dim % 8) * 16;
+    const int token = lane() / kRuns, run = lane() % kRuns;
+    to_v_ = run / 8 * Config::kHalfBytes + (page() * kPage + token) * Config::kRowBytes + (run % 8 ^ token) * 16;
   }
 
   // The count-th item of the block.
@@ -56,16 +57,22 @@ class PrefillCopy {
     const int32_t* table = p_.block_tables + item.sequence * p_.block_table_stride;
     const int head = (item.kv_head * kHeadDim) << shift_;
     keys_ = static_cast<const T*>(p_.cache.k) + head + from_k_;
-    values_ = static_cast<const T*>(p_.cache.v) + head + thread() * kRun;
-    int next_blocks = block_at(table, first / kSplit * kSplit, begin, end);
+    values_ = static_cast<const T*>(p_.cache.v) + head + lane() * kRun;
+    int blocks = 0, next_blocks = block_at(table, first / kLookup * kLookup, begin, end);
     uint64_t* begun = shared_.q_filled;
     for (int token = first; token < end; token += kTile) {
-      if (token % kSplit == 0 || token == first) {
-        blocks_ = next_blocks;
-        next_blocks = block_at(table, token / kSplit * kSplit + kSplit, begin, end);
+      if (token % kLookup == 0 || token == first) {
+        blocks = next_blocks;
+        next_blocks = block_at(table, token / kLookup * kLookup + kLookup, begin, end);
       }
+      const auto block = static_cast<uint32_t>(__shfl_sync(kAllLanes, blocks, token / kTile % kWarp));
       if (turn_.round > 0) wait_for(shared_.emptied + turn_.stage, turn_.round - 1);
-      token >= begin&& token + kTile <= end ? copy_tile<true>(token, begin, end) : copy_tile<false>(token, begin, end);
+      const int mine = token + page() * kPage;
+      if (mine < end && mine + kPage > begin) {
+        copy_page(block, mine & ((1 << shift_) - 1), [](void* to, const T* from) { cp_async_16(to, from); });
+      } else {
+        copy_page(0, 0, [](void* to, const T*) { *static_cast<uint4*>(to) = uint4{}; });
+      }
       cp_async_commit();
       cp_async_wait<1>();
       tell(begun);
@@ -86,12 +93,13 @@ class PrefillCopy {
 
  private:
   static constexpr int kTile = Config::kTile, kHeadDim = Config::kHeadDim, kRuns = kHeadDim / kRun;
-  static constexpr int kPage = 16, kPageCopies = kPage * kRuns / kWarpgroup;  // tokens copied together; by a thread
-  static constexpr int kSplit = kPage * kWarp;  // tokens whose blocks a warp holds, a page a lane
-  static_assert(kSplit % kTile == 0);
+  static constexpr int kPage = kTile / (kWarpgroup / kWarp);  // tokens of a tile that a warp copies
+  static constexpr int kLookup = kTile * kWarp;               // tokens whose blocks a warp looks up, a tile a lane
+  static_assert(kPage == 16);
 
   static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
   static __device__ __forceinline__ int lane() { return thread() % kWarp; }
+  static __device__ __forceinline__ int page() { return thread() / kWarp; }
 
   __device__ __forceinline__ void publish(const Item& item, uint32_t count) const {
     if (count > 0) wait_for(shared_.q_emptied, count - 1);
@@ -108,46 +116,37 @@ class PrefillCopy {
     const int tokens_on = kStep / group, heads_on = kStep % group;
 #pragma unroll 1
     for (; row < Config::kRows; row += kStep) {
-      copy_run(shared_.q + row * Config::kQPitch + d, q + token * p_.q.row_stride + head * kHeadDim,
-               item.row + row < item.end_row);
+      T* to = shared_.q + row * Config::kQPitch + d;
+      if (item.row + row < item.end_row) {
+        cp_async_16(to, q + token * p_.q.row_stride + head * kHeadDim);
+      } else {
+        *reinterpret_cast<uint4*>(to) = uint4{};
+      }
       head += heads_on;
       token += tokens_on + (head >= group);
       head -= head >= group ? group : 0;
     }
   }
 
-  static __device__ __forceinline__ void copy_run(void* to, const void* from, bool valid) {
-    if (valid) {
-      cp_async_16(to, from);
-    } else {
-      *static_cast<uint4*>(to) = uint4{};
-    }
-  }
-
-  // The lane's of the blocks of kSplit tokens.
+  // The blocks of the warp's pages of kLookup tokens.
   __device__ __forceinline__ int block_at(const int32_t* table, int token, int begin, int end) const {
-    token += kPage * lane();
+    token += lane() * kTile + page() * kPage;
     return token < end && token + kPage > begin ? table[token >> shift_] : 0;
   }
 
-  // kInside: all of the tile is in [begin, end). Pages outside are zeros.
-  template <bool kInside>
-  __device__ __forceinline__ void copy_tile(int first, int begin, int end) const {
+  // Calls copy(to, from) for the warp's page of a tile, which begins `in_block` tokens into a block.
+  template <class Copy>
+  __device__ __forceinline__ void copy_page(uint64_t block, int in_block, Copy copy) const {
     unsigned char *to_k = shared_.keys(turn_.stage) + to_k_, *to_v = shared_.values(turn_.stage) + to_v_;
+    const T* k = keys_ + block * static_cast<uint32_t>(p_.cache.k_block_stride) + in_block;
+    const T* v = values_ + block * static_cast<uint32_t>(p_.cache.v_block_stride) + in_block * kHeadDim;
 #pragma unroll
-    for (int page = 0; page < kTile / kPage; ++page) {
-      const int token = first + page * kPage, in_block = token & ((1 << shift_) - 1);
-      const bool valid = kInside || (token < end && token + kPage > begin);
-      const uint64_t block = static_cast<uint32_t>(__shfl_sync(kAllLanes, blocks_, token / kPage % kWarp));
-      const T* k = keys_ + block * static_cast<uint32_t>(p_.cache.k_block_stride) + in_block;
-      const T* v = values_ + block * static_cast<uint32_t>(p_.cache.v_block_stride) + in_block * kHeadDim;
-      // Its runs of tokens are 2 page and 2 page + 1 of a row.
-      auto* to_page = reinterpret_cast<unsigned char*>(reinterpret_cast<uintptr_t>(to_k) ^ page * 32);
+    for (int i = 0; i < kHeadDim / 16; ++i) copy(to_k + i * 16 * Config::kRowBytes, k + (i * 16 << shift_));
 #pragma unroll
-      for (int i = 0; i < kPageCopies; ++i) {
-        copy_run(to_page + i * 64 * Config::kRowBytes, k + (i * 64 << shift_), valid);
-        copy_run(to_v + (page * kPage + i * kWarpgroup / kRuns) * Config::kRowBytes, v + i * kWarpgroup * kRun, valid);
-      }
+    for (int i = 0; i < kPage * kRuns / kWarp; ++i) {
+      const int token = i * kWarp / kRuns;
+      auto* to = reinterpret_cast<unsigned char*>(reinterpret_cast<uintptr_t>(to_v) ^ token % 8 * 16);
+      copy(to + token * Config::kRowBytes, v + i * kWarp * kRun);
     }
   }
 
@@ -160,9 +159,8 @@ class PrefillCopy {
   const PagedAttentionParams& p_;
   const PrefillShared<T, Config>& shared_;
   int shift_;                 // log2 of the block size
-  int from_k_, to_k_, to_v_;  // of the thread's first run of a page
-  const T *keys_, *values_;   // the thread's of the item's KV head, in block 0
-  int blocks_ = 0;            // the lane's page of the kSplit tokens that are copied
+  int from_k_, to_k_, to_v_;  // of the lane's first run of its warp's page
+  const T *keys_, *values_;   // the lane's of the item's KV head, in block 0
   Turn<Config::kStages> turn_;
 };
 
