@@ -9,6 +9,7 @@ import typer
 import pybatch
 from pybatch.cli.chat import chat
 from pybatch.cli.env import env
+from pybatch.cli.plan import plan
 from pybatch.cli.run import run
 from pybatch.cli.serve import serve
 
@@ -30,5 +31,5 @@ def top(
     """Run language models over many prompts at once."""
 
 
-for command in (run, serve, chat, env):
+for command in (run, plan, serve, chat, env):
     app.command()(command)

@@ -46,6 +46,7 @@ class SimulatedRun:
     the prefix cache keeps the contents of a block as long as there is another one. ttft, tpot: as RequestMetrics has
     them, of the requests that have ended."""
 
+    ended: Callable[[RequestMetrics], None] = field(default=lambda request: None, repr=False, compare=False)
     seconds: float = 0.0
     decode_seconds: float = 0.0
     steps: int = 0
@@ -68,6 +69,7 @@ class SimulatedRun:
         for distribution, value in ((self.ttft, request.ttft), (self.tpot, request.tpot)):
             if value is not None:
                 distribution.add(value)
+        self.ended(request)
 
 
 class Simulator:
@@ -104,10 +106,13 @@ class Simulator:
             block_size=config.block_size,
         )
 
-    def run(self, requests: Iterable[Work]) -> SimulatedRun:
-        """Draws requests while there is room for them, as bulk jobs do. Raises ValueError for one that never fits."""
+    def run(
+        self, requests: Iterable[Work], ended: Callable[[RequestMetrics], None] = lambda request: None
+    ) -> SimulatedRun:
+        """Draws requests while there is room for them, as bulk jobs do. ended: called with what each was, by the
+        simulated clock. Raises ValueError for one that never fits."""
         config = self._config
-        run = SimulatedRun()
+        run = SimulatedRun(ended)
         pool = BlockPool(self._num_kv_blocks)
         swap_space = SwapSpace(self._num_host_blocks, self._swap_pays) if self._num_host_blocks else None
         scheduler = make_scheduler(

@@ -1,0 +1,141 @@
+"""Decoders of a config alone: planned, with shapes but no memory, or filled with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pybatch.model.build import build_decoder
+from pybatch.model.checkpoints.files import read_json
+from pybatch.model.checkpoints.find import SMOLLM2, find_model
+from pybatch.model.checkpoints.formats import take_quantization
+from pybatch.model.config import ModelConfig
+from pybatch.model.decoder import Decoder
+from pybatch.model.errors import ModelError
+from pybatch.model.families import FAMILIES
+from pybatch.model.families.read import config_from_hf
+from pybatch.model.pooling import LAST_TOKEN
+from pybatch.model.rows import Rows
+from pybatch.model.weights import WeightLoader, WeightPlan
+
+SPREAD = 0.02  # standard deviation of random weights
+
+
+@dataclass(frozen=True, slots=True)
+class MadeRows:
+    """A tensor of no file, whose rows are made when they are read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[tuple[int, ...], torch.dtype], Tensor]
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        count = len(range(*rows.indices(self.shape[0])))
+        return self.make((count, *self.shape[1:]), self.dtype)
+
+    def release(self, rows: slice, /) -> None:
+        pass
+
+    def flattened(self) -> Rows:
+        count, n, k = self.shape
+        return MadeRows((count * n, k), self.dtype, self.make)
+
+
+class NoCheckpoint:
+    """Of a config: it has each tensor that is asked for, in the shape in which it is."""
+
+    quantized = False
+    pooling = LAST_TOKEN
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.generation_config: dict[str, Any] = {}
+        self.adjacent_pairs = FAMILIES[config.family].adjacent_pairs
+
+    def __contains__(self, name: str) -> bool:
+        return False  # where there are several ways to store tensors, the plainest
+
+    def __getitem__(self, name: str) -> Rows:
+        raise KeyError(name)
+
+    def unread(self) -> list[str]:
+        return []
+
+    def files(self) -> list[Path]:
+        return []
+
+    def tell(self) -> None:
+        pass
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return (torch.randn(shape) * SPREAD).to(dtype)
+
+
+class ShapePlan(WeightPlan):
+    """A WeightPlan without a checkpoint."""
+
+    def number(self, role: str, layer: int) -> float:
+        return 1.0
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
+        return MadeRows(shape, torch.bfloat16, empty)
+
+
+class RandomLoader(WeightLoader):
+    """A WeightLoader without a checkpoint."""
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
+        return MadeRows(shape, torch.bfloat16, random)
+
+
+def planned_decoder(config: ModelConfig, dtype: torch.dtype, quantization: str | None) -> Decoder:
+    """What a checkpoint in bfloat16 would be loaded as: shapes, on torch's meta device."""
+    return build_decoder(ShapePlan(NoCheckpoint(config), dtype, quantization), 1)
+
+
+def random_decoder(
+    config: ModelConfig, dtype: torch.dtype, quantization: str | None, device: torch.device, max_model_len: int
+) -> Decoder:
+    """Of the same shapes and with random weights."""
+    return build_decoder(RandomLoader(NoCheckpoint(config), dtype, quantization, device), max_model_len)
+
+
+def read_config(model: str | Path) -> ModelConfig:
+    """Of a directory, for which its config.json is enough, that file itself, a GGUF file or a name on the Hugging Face
+    hub, of which no weights are loaded. Raises ModelError."""
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        path = path.parent
+    elif not path.exists() and str(model).lower() != SMOLLM2 and isinstance(model, str) and model.count("/") == 1:
+        path = _hub_config(model).parent
+    else:
+        path = find_model(model)
+    if path.is_dir():
+        fields = read_json(path / "config.json")
+        take_quantization(fields, path)
+        return config_from_hf(fields, read_json(path / "generation_config.json"), name=path.resolve().name)
+    from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint  # gguf takes a while to import
+
+    return GGUFCheckpoint(path).config
+
+
+def _hub_config(name: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(name, "config.json"))
+    except Exception as error:  # no such package, offline, no such model, no permission
+        raise ModelError(
+            f"model: {name!r} is no path here, and the Hugging Face hub did not give its config.json "
+            f"({type(error).__name__}: {error})"
+        ) from error

@@ -1,0 +1,74 @@
+"""pybatch plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_command import Cli
+
+WORK = ("--input-tokens", "40", "--output-tokens", "10", "--rows", "100", "--max-num-seqs", "8")
+CHIP = ("--chip", "L4", "--precision", "int8", "--kv-cache-dtype", "fp8")
+
+
+@pytest.fixture
+def config(tiny_model: Path, tmp_path: Path) -> Path:
+    """A directory without weights."""
+    (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
+    return tmp_path
+
+
+def test_a_plan_needs_a_config_alone(cli: Cli, config: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    prices = ("--price-per-hour", "0.8", "--compare-price", "mini:0.15:0.60", "--json", told)
+    ran = cli("plan", config, *CHIP, *WORK, *prices)
+    assert ran.code == 0
+    assert "L4 (NVIDIA L4 Tensor Core GPU Datasheet): 100 rows of 40 tokens in, 10 out" in ran.out
+    assert "Cheapest: int8, --kv-cache-dtype fp8 --max-num-seqs 8" in ran.out
+    assert "cost by mini: $0.00120" in ran.out
+    (option,) = json.loads(told.read_text())["options"]
+    assert [point["max_num_seqs"] for point in option["points"]] == [1, 2, 4, 8]
+    assert option["cost"]["dollars"] == pytest.approx(0.8 * option["usage"]["seconds"] / 3600)
+
+
+def test_a_file_of_prompts_is_a_workload(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "abcdefgh", "max_tokens": 4}\n' * 3)
+    ran = cli("plan", tiny_model, *CHIP, "--prompts", prompts)
+    assert ran.code == 0
+    assert "3 rows of 8 tokens in, 4 out" in ran.out  # by the model's tokenizer
+
+
+def test_where_nothing_meets_the_targets_the_code_says_so(cli: Cli, config: Path) -> None:
+    ran = cli("plan", config, *CHIP, *WORK, "--tpot", "1e-9")
+    assert ran.code == 1
+    assert "no batch size meets the targets" in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ((), "expected --prompts, or --input-tokens, --output-tokens and --rows"),
+        ((*WORK, "--chip", "H9000"), "chip: expected one of H100-SXM"),
+        ((*WORK, *CHIP, "--precision", "fp4"), "precision: expected one of"),
+        ((*WORK, *CHIP, "--input-tokens", "many"), "input_tokens: expected a number of tokens"),
+        ((*WORK, *CHIP, "--deadline", "-1"), "deadline: expected seconds"),
+        ((*WORK, *CHIP, "--prompts", "none.jsonl"), "--prompts: its rows have lengths of their own"),
+        ((*CHIP, "--prompts", "none.jsonl"), "none.jsonl: No such file"),
+        ((*WORK, *CHIP, "--json", "none/told.json"), "none/told.json: No such file"),
+        ((*WORK, *CHIP, "--price-per-hour", "-1"), "price_per_hour: expected dollars"),
+    ],
+)
+def test_wrong_usage_is_one_line(cli: Cli, config: Path, flags: tuple[str, ...], says: str) -> None:
+    ran = cli("plan", config, *flags)
+    assert ran.code == 2
+    assert ran.err.startswith("pybatch: ")
+    assert says in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_model_that_is_none_is_refused(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("plan", tmp_path / "none", *CHIP, *WORK)
+    assert ran.code == 2
+    assert "model: expected a directory" in ran.err
