@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from pybatch.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from pybatch.api.alerts import Alert, AlertLimits
     from pybatch.api.async_llm import AsyncLLM, AsyncLLMEngine
     from pybatch.api.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from pybatch.api.embedding import EmbeddingRequestOutput, ScoringRequestOutput
     from pybatch.api.engine_args import AsyncEngineArgs, EngineArgs
     from pybatch.api.inputs import TextPrompt, TokensPrompt
     from pybatch.api.llm import LLM, generate
+    from pybatch.api.metrics import Metrics
     from pybatch.bulk import JobError, run_job
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
     from pybatch.engine.errors import QueueFullError
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LLM",
+    "Alert",
+    "AlertLimits",
     "AsyncEngineArgs",
     "AsyncLLM",
     "AsyncLLMEngine",
@@ -42,6 +46,7 @@ __all__ = [
     "EngineArgs",
     "HeavyHitters",
     "JobError",
+    "Metrics",
     "Micro",
     "PoolingParams",
     "QueueFullError",
@@ -64,6 +69,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     globals(),
     {
+        "Alert": "pybatch.api.alerts",
+        "AlertLimits": "pybatch.api.alerts",
         "AsyncEngineArgs": "pybatch.api.engine_args",
         "AsyncLLM": "pybatch.api.async_llm",
         "AsyncLLMEngine": "pybatch.api.async_llm",
@@ -78,6 +85,7 @@ __getattr__, __dir__ = lazy_names(
         "HeavyHitters": "pybatch.engine.kv_policies",
         "JobError": "pybatch.bulk",
         "LLM": "pybatch.api.llm",
+        "Metrics": "pybatch.api.metrics",
         "Micro": "pybatch.engine.scheduling.policies",
         "PoolingParams": "pybatch.engine.pooling_params",
         "QueueFullError": "pybatch.engine.errors",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from pybatch.api.alerts import Alert, AlertLimits
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import expect_tokenizer
+from pybatch.api.metrics import Metrics
 from pybatch.api.opening import open_session
 from pybatch.api.vllm_names import METHODS, refuse
 from pybatch.engine import Engine, SamplingParams
@@ -54,6 +57,19 @@ class ModelHandle:
     def get_metrics(self) -> list[Metric]:
         """The engine's counters since it was made. Times in seconds, throughputs in tokens per second."""
         return [Metric(f"pybatch:{name}", value) for name, value in asdict(self.engine.metrics.summary()).items()]
+
+    def metrics(self) -> Metrics:
+        """The engine and the machine at this moment: counts, quantiles and throughputs since the engine was made, what
+        runs and waits now, memory, processors and GPUs. A snapshot that does not change; any thread may take one."""
+        return Metrics.of(self.engine)
+
+    def on_alert(self, callback: Callable[[Alert], object], limits: AlertLimits | None = None) -> None:
+        """Has a function called when the KV cache is nearly full, memory runs low, the engine preempts too much or the
+        queue stands still, on the thread that steps the engine. limits: for all callbacks; None: as they are. Without
+        any callback the log has each kind once all the same."""
+        if limits is not None:
+            self.session.alerts.limits = limits
+        self.session.alerts.callbacks.append(callback)
 
     if not TYPE_CHECKING:  # which would believe that every name is there
 

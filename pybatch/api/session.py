@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+from pybatch.api.alerts import Alerts
 from pybatch.api.default_params import default_params
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.fair_lock import FairLock
@@ -55,6 +56,7 @@ class Session:
         self._receivers: dict[str, Receiver] = {}
         self._aborted: deque[str] = deque()
         self._lock = FairLock()  # over the engine and the receivers
+        self.alerts = Alerts(engine)
         self.fault: BaseException | None = None  # of the step that has discarded what is being received
 
     @classmethod
@@ -214,6 +216,7 @@ class Session:
                 finally:
                     self.fault = None
                 raise
+            self.alerts.look()
             self._deliver(outputs)
 
     def _deliver(self, outputs: Sequence[RequestOutput]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
+from pybatch.api.metrics import without_nan
 from pybatch.api.progress import BatchProgress, clock
 from pybatch.engine.metrics import MetricsSummary
 from pybatch.jobs.failures import FailureTally
@@ -75,11 +74,6 @@ def summary_json(
         "cost": prices.to_json(usage_of(progress)),
         "engine": without_nan(asdict(metrics)),
     }
-
-
-def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has none."""
-    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
 
 
 def summary_table(
