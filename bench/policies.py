@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import step_profile
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +41,7 @@ from rich.table import Table
 import pybatch
 from pybatch import _C, SamplingParams
 from pybatch.engine import Engine, EngineConfig, RequestOutput
-from pybatch.engine.execution import graphs
+from pybatch.engine.step_parts import decode_step
 from pybatch.model import Decoder
 
 POLICIES = ["continuous", "static(batch_size=32)", "dynamic(max_batch=32, max_wait=0.2)", "micro(micro_batch=8)"]
@@ -235,13 +234,9 @@ def measure_speedup(decoder: Decoder, args: argparse.Namespace) -> dict[str, Any
 
 def step_milliseconds(args: argparse.Namespace) -> dict[int, dict[str, float]]:
     """Of decode steps of 1 and of 64 sequences, by what they are spent on."""
-    watch, graph = step_profile.Stopwatch(), graphs.CpuGraph
-    graphs.CpuGraph = watch.graph  # type: ignore[misc,assignment]
-    try:
-        llm = pybatch.LLM(args.model, quantization="int8", max_model_len=1024, enable_prefix_caching=False)
-        return {n: step_profile.profile(llm, watch, n) for n in (1, 64)}
-    finally:
-        graphs.CpuGraph = graph  # type: ignore[misc]
+    llm = pybatch.LLM(args.model, quantization="int8", max_model_len=1024, enable_prefix_caching=False)
+    parts = {n: decode_step(llm.engine, n, context=32, steps=58) for n in (1, 64)}
+    return {n: {name: 1e3 * seconds for name, seconds in each.items()} for n, each in parts.items()}
 
 
 # ---- shared KV blocks ----

@@ -17,7 +17,7 @@ BENCH = ROOT / "bench"
 NAMES = (
     "crash_points disconnects estimate gpu_kernels gpu_models gpu_sanitize idle_connections kernels key_biases kill "
     "load memory_bound million neighbours order policies quality random_model serve_fuzz serving sharing speculation "
-    "step_profile steps structured thrash throughput"
+    "steps structured thrash throughput"
 )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import pybatch
+from pybatch.cli.bench import bench
 from pybatch.cli.chat import chat
 from pybatch.cli.env import env
 from pybatch.cli.plan import plan
@@ -33,3 +34,4 @@ def top(
 
 for command in (run, plan, serve, chat, env):
     app.command()(command)
+app.add_typer(bench, name="bench")
