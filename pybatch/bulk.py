@@ -21,7 +21,8 @@ from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.files import created, expect_all_apart
 from pybatch.jobs.preparation import OnError, Preparation, prepare
 from pybatch.jobs.record import Record
-from pybatch.jobs.report.report import JobReport, ReportFiles
+from pybatch.jobs.report.files import ReportFiles
+from pybatch.jobs.report.report import JobReport
 from pybatch.jobs.results.destination import STANDARD, Destination
 from pybatch.jobs.results.marks import Marks
 from pybatch.jobs.row_runner import RowRunner, RowSession

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pybatch.cluster.cluster_session import ClusterSession
     from pybatch.engine import SamplingParams
     from pybatch.jobs.preparation import OnError, OtherJobError, Preparation
-    from pybatch.jobs.report.report import ReportFiles
+    from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.rows import Row
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pybatch.engine import SamplingParams
     from pybatch.jobs.estimate.estimate import Estimate
     from pybatch.jobs.preparation import Preparation
-    from pybatch.jobs.report.report import ReportFiles
+    from pybatch.jobs.report.files import ReportFiles
     from pybatch.tune.cost import Prices
 
 

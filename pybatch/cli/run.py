@@ -20,7 +20,7 @@ from pybatch.cli.preview import Preview
 from pybatch.cli.signals import ending_at_once
 
 if TYPE_CHECKING:
-    from pybatch.jobs.report.report import ReportFiles
+    from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.results.destination import Destination
 
 rows = partial(option, "Rows")
@@ -158,7 +158,7 @@ def run(
     from pybatch.jobs.checked_rows import RowOptions, check_input
     from pybatch.jobs.files import created, expect_all_apart, is_stream, open_stream, standard_streams_reserved
     from pybatch.jobs.preparation import OtherJobError, discard_unused_journals, prepare
-    from pybatch.jobs.report.report import ReportFiles
+    from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.results.destination import Destination
     from pybatch.jobs.sources import open_source
 

@@ -92,7 +92,7 @@ def decode_step(engine: Engine, sequences: int, context: int, steps: int) -> dic
     needed = sequences * -(-longest // engine.config.block_size)
     if longest > engine.max_model_len or needed > blocks:
         raise ValueError(
-            f"context: {sequences} sequences of {longest:,} tokens need {needed:,} KV blocks, and there are {blocks:,}, "
+            f"context: {sequences} sequences of {longest:,} tokens need {needed:,} KV blocks and there are {blocks:,}, "
             f"for a context of {engine.max_model_len:,}"
         )
     vocab = engine.decoder.config.vocab_size

@@ -121,6 +121,9 @@ class Prices:
         }
 
 
+UNKNOWN = Prices()
+
+
 def dollars(amount: float | None) -> str:
     """In full, with as many digits as tell something; a dash for None."""
     if amount is None:

@@ -19,26 +19,13 @@ from pybatch.jobs.disk.publishing import publish
 from pybatch.jobs.failures import FailureTally
 from pybatch.jobs.job import Job
 from pybatch.jobs.report.charts import Chart, Quantity, histogram, time_chart
-from pybatch.jobs.report.summary import FREE, duration, summary_figures, summary_json
+from pybatch.jobs.report.files import ReportFiles
+from pybatch.jobs.report.summary import duration, summary_figures, summary_json
 from pybatch.jobs.report.timeline import Timeline
 from pybatch.machine.facts import facts, readable
-from pybatch.tune.cost import Prices
+from pybatch.tune.cost import UNKNOWN, Prices
 
 Sections = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class ReportFiles:
-    """Where a job's report goes, and its figures as JSON: None, nowhere. prices: for what it cost."""
-
-    html: str | None = None
-    json: str | None = None
-    prices: Prices = FREE
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """By the names of their flags."""
-        return {f"--{name}": path for name, path in (("report", self.html), ("json", self.json)) if path is not None}
 
 
 class JobReport:
@@ -122,7 +109,7 @@ def write_report(
     failures: FailureTally,
     settings: Sections,
     facts: Mapping[str, Any],
-    prices: Prices = FREE,
+    prices: Prices = UNKNOWN,
 ) -> None:
     """Writes the report, all at once: a file that is there is replaced.
 

@@ -12,13 +12,11 @@ from pybatch.api.progress import BatchProgress, clock
 from pybatch.engine.metrics import MetricsSummary
 from pybatch.jobs.failures import FailureTally
 from pybatch.machine.memory import peak_memory
-from pybatch.tune.cost import Prices, Usage
-
-FREE = Prices()  # which are not known
+from pybatch.tune.cost import UNKNOWN, Prices, Usage
 
 
 def summary_figures(
-    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None, prices: Prices = FREE
+    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None, prices: Prices = UNKNOWN
 ) -> dict[str, str]:
     """The job's rows, throughput, latencies, memory and cost, by name. metrics: of an engine that has run nothing but
     this job."""
@@ -77,7 +75,7 @@ def summary_json(
 
 
 def summary_table(
-    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None, prices: Prices = FREE
+    progress: BatchProgress, metrics: MetricsSummary, failures: FailureTally | None = None, prices: Prices = UNKNOWN
 ) -> Table:
     table = Table(title="Summary", title_justify="left", show_header=False)
     table.add_column()
