@@ -13,7 +13,9 @@ from pybatch.cli.command import load, stderr, usage_errors
 from pybatch.cli.flags import EngineFlags, SamplingFlags, option, takes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from pybatch.tune.sweep import SweepPoint
 
 bench = typer.Typer(no_args_is_help=True, help="Measure a model on this machine.")
 measured = partial(option, "What is measured")
@@ -78,4 +80,85 @@ def step_table(model: str, parts: Mapping[int, Mapping[str, float]]) -> Table:
         cells = (f"{own * 1e3:.2f} ({own / whole:4.0%})" for own, whole in seconds)
         table.add_row(part, *cells)
     table.add_row("step", *(f"{each['step'] * 1e3:.2f}" for each in parts.values()))
+    return table
+
+
+@bench.command()
+@takes(engine=EngineFlags)
+def sweep(
+    name: Annotated[str | None, typer.Argument(help="The model, as --model.", metavar="MODEL")] = None,
+    batch_sizes: Annotated[
+        str, measured("Batch sizes, with commas. Default: 1,2,4,8,16,32,64.", metavar="N,N,...")
+    ] = "1,2,4,8,16,32,64",
+    precision: Annotated[
+        list[str] | None, measured("fp32 or a quantization; may be repeated. Default: what --quantization says.")
+    ] = None,
+    kv_type: Annotated[
+        list[str] | None, measured("A --kv-cache-dtype; may be repeated. Default: what that flag says.")
+    ] = None,
+    input_tokens: Annotated[int, measured("Of each prompt. Default: 128.", min=1)] = 128,
+    output_tokens: Annotated[int, measured("Of each answer. Default: 32.", min=2)] = 32,
+    json_file: Annotated[str | None, measured("Write the figures as JSON.", "--json", metavar="FILE")] = None,
+    *,
+    engine: EngineFlags,
+) -> None:
+    """Measure batch sizes, precisions and KV types, and find where more sequences bring nothing, and why."""
+    from dataclasses import asdict, replace
+
+    with usage_errors():
+        from pybatch.jobs.disk.publishing import expect_place
+        from pybatch.jobs.report.report import write_json
+        from pybatch.tune.sweep import Ceilings
+        from pybatch.tune.sweep import sweep as swept
+
+        sizes = numbers("batch_sizes", batch_sizes)
+        if json_file is not None:
+            expect_place(json_file)
+    if name is not None:
+        engine.model = name
+    out = Console(highlight=False, markup=False, soft_wrap=True)
+    told: list[dict[str, object]] = []
+    ceilings = None
+    given = engine.given()
+    precisions: Sequence[str | None] = precision or (given.get("quantization"),)
+    kv_types: Sequence[str | None] = kv_type or (given.get("kv_cache_dtype"),)
+    for quantization in precisions:
+        for kv in kv_types:
+            of_model = None if quantization == "fp32" else quantization
+            changed = {"quantization": of_model, "kv_cache_dtype": kv, "max_num_seqs": max(sizes)}
+            flags = replace(engine, **changed)  # type: ignore[arg-type]
+            llm, _ = load(flags, SamplingFlags())
+            with usage_errors(), stderr.status("Measuring batches"):
+                ceilings = ceilings or Ceilings.measured(llm.engine.decoder.device)
+                points = swept(llm.engine, of_model, sizes, input_tokens, output_tokens, ceilings)
+            title = f"{engine.model}, {quantization or 'as it is'}, KV {kv or 'auto'}"
+            out.print(sweep_table(title, points))
+            told.append({"precision": quantization, "kv": kv, "points": [asdict(point) for point in points]})
+    if json_file is not None:
+        fields = {"model": engine.model, "input_tokens": input_tokens, "output_tokens": output_tokens}
+        with usage_errors():
+            write_json(
+                json_file, {**fields, "ceilings": None if ceilings is None else asdict(ceilings), "sweeps": told}
+            )
+
+
+def sweep_table(title: str, points: Sequence[SweepPoint]) -> Table:
+    from pybatch.jobs.report.summary import duration
+    from pybatch.tune.sweep import knee
+
+    at, why = knee(points)
+    table = Table(title=title, title_justify="left", caption=f"Knee at {at}: {why}", caption_justify="left")
+    for column in ("batch", "output tok/s", "tok/s", "TTFT p50/p99", "TPOT p50/p99", "KV used", "bytes", "arithmetic"):
+        table.add_column(column, justify="right")
+    for each in points:
+        table.add_row(
+            str(each.max_num_seqs),
+            f"{each.output_rate:,.1f}",
+            f"{each.total_rate:,.1f}",
+            f"{duration(each.ttft_p50)} / {duration(each.ttft_p99)}",
+            f"{duration(each.tpot_p50)} / {duration(each.tpot_p99)}",
+            f"{each.peak_kv_bytes / 2**20:,.1f} MiB",
+            f"{each.of_bandwidth:.0%}",
+            f"{each.of_arithmetic:.0%}",
+        )
     return table

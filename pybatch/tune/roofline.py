@@ -92,13 +92,15 @@ class Roofline:
     ) -> None:
         config = decoder.config
         self._bandwidth, self._peak = chip.bandwidth * shares.copy, chip.bf16 * shares.bf16
-        kernel = KERNELS[quantization]
+        kernel = KERNELS.get(quantization, "w8a16")  # blocks of 2 to 8 bits too
         self._matmul = shares.matmuls[kernel]
         faster = chip.int8 / chip.bf16 if kernel == "w8a8" else 1.0  # measured where int8 is twice as fast as bf16
         self._operations = self._peak * self._matmul.arithmetic * faster / (2.0 if kernel == "w8a8" else 1.0)
-        self._weight_bytes = 2.0 if quantization is None else 1.0
         self._products = Counter(products(decoder))
         self._head = Product(config.vocab_size, config.hidden_size) if config.generates else None
+        tables = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+        weights = tables + sum(count * each.weights for each, count in self._products.items())
+        self._weight_bytes = decoder.weight_bytes() / weights  # with what scales take
         own = dict(zip(config.attentions, kv.layers, strict=True))
         mixers = [layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)]
         self._attention = Counter((own[as_own(config.layers, mixer)], mixer) for mixer in mixers)

@@ -99,7 +99,8 @@ def test_a_roofline_takes_the_bytes_and_operations_of_llama(llama: ModelConfig) 
     roofline = Roofline(chip, shares, decoder, None, kv_layout(decoder, EngineConfig()), None, "auto")
     parts = roofline.parts(StepShape(1, 1, 1000, 0))
     weights = 2 * (sum(each.weights for each in products(decoder)) + 128256 * 4096)
-    assert parts["weights"] == pytest.approx(weights / (chip.bandwidth * shares.copy * shares.matmuls["dense"].bytes))
+    bandwidth = chip.bandwidth * shares.copy * shares.matmuls["dense"].bytes
+    assert parts["weights"] == pytest.approx(weights / bandwidth, rel=1e-3)
     kv = 1000 * 32 * 2 * 8 * 128 * 2
     assert parts["KV"] == pytest.approx(kv / (chip.bandwidth * shares.copy * shares.decode_attention["bfloat16"]))
     many = roofline.parts(StepShape(2048, 1, 0, 0))
