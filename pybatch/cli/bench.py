@@ -6,10 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from pybatch.cli.command import load, stderr, usage_errors
+from pybatch.cli.command import load, stderr, stdout, usage_errors
 from pybatch.cli.flags import EngineFlags, SamplingFlags, option, takes
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def step(
             parts = {size: decode_step(llm.engine, size, context, steps) for size in sizes}
         if json_file is not None:
             write_json(json_file, {"model": engine.model, "context": context, "seconds": parts, **llm.session.settings})
-    Console(highlight=False, markup=False, soft_wrap=True).print(step_table(engine.model, parts))
+    stdout().print(step_table(engine.model, parts))
 
 
 def numbers(argument: str, text: str) -> list[int]:
@@ -116,7 +115,7 @@ def sweep(
             expect_place(json_file)
     if name is not None:
         engine.model = name
-    out = Console(highlight=False, markup=False, soft_wrap=True)
+    out = stdout()
     told: list[dict[str, object]] = []
     ceilings = None
     given = engine.given()

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from pybatch.engine import SamplingParams
 
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+WIDTH = 160  # of tables on standard output, where that is no terminal
+
+
+def stdout() -> Console:
+    """Of standard output as it now is."""
+    width = None if Console().is_terminal else WIDTH
+    return Console(highlight=False, markup=False, soft_wrap=True, width=width)
 
 
 class UsageError(typer.TyperException):

@@ -6,11 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pybatch.cli import exit_codes
-from pybatch.cli.command import UsageError, stderr, usage_errors
+from pybatch.cli.command import UsageError, stderr, stdout, usage_errors
 from pybatch.cli.flags import CostFlags, option, takes
 from pybatch.cli.streams import printable
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from pybatch.tune.cost import Prices
     from pybatch.tune.plan import Machine, Option, Plan
     from pybatch.tune.workload import Workload
-
-WIDTH = 160  # of the table, where it is not for a terminal
 
 where = partial(option, "Machine")
 work = partial(option, "Workload")
@@ -156,8 +153,7 @@ def show(made: Plan, prices: Prices) -> None:
         table.add_column("1M tokens", justify="right")
     for each in made.options:
         table.add_row(*cells(each, prices), style="bold" if each is made.chosen else None)
-    wide = None if Console().is_terminal else WIDTH
-    out = Console(highlight=False, markup=False, soft_wrap=True, width=wide)
+    out = stdout()
     out.print(table)
     for each in made.options:
         out.print(f"{each.precision}, KV {each.kv_cache_dtype}: {each.why}")
