@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 import typer
 
 from pybatch.api.engine_args import EngineArgs
-from pybatch.cli.command import usage_errors
 from pybatch.engine.arguments import described_fields
 from pybatch.engine.kv_policies import StreamingLLM, as_json
 
@@ -122,11 +121,10 @@ class CostFlags:
     ] = None
 
     def prices(self) -> Prices:
-        """Raises UsageError."""
+        """Raises ValueError."""
         from pybatch.tune.cost import Prices
 
-        with usage_errors():
-            return Prices.of(self.price_per_hour, self.compare_price or ())
+        return Prices.of(self.price_per_hour, self.compare_price or ())
 
 
 STRUCTURE = {"json_schema": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}

@@ -68,8 +68,8 @@ def plan(
 
     Exit code: 0; 1 where nothing fits the machine or meets the targets; 2, wrong usage.
     """
-    prices = cost.prices()
     with usage_errors():
+        prices = cost.prices()
         from pybatch.jobs.disk.publishing import expect_place
         from pybatch.jobs.report.report import write_json
         from pybatch.model.unweighted import read_config

@@ -163,7 +163,8 @@ def run(
     from pybatch.jobs.sources import open_source
 
     name = prompts or input_file or ""
-    told = ReportFiles(report, json_file, cost.prices())
+    with usage_errors():
+        told = ReportFiles(report, json_file, cost.prices())
     with ending_at_once(discard_unused_journals), ExitStack() as opened:
         with usage_errors():
             kept = None if dry_run and output is not None and is_stream(output) else output
