@@ -87,11 +87,12 @@ struct Visible {
 // Logits of sixteen rows against one tile of K.
 template <class T, class KV, class Config>
 __device__ __forceinline__ void multiply_qk(float (&s)[Config::kTile / 8][4], const T* q, const KV* k, int lane) {
+  [[maybe_unused]] constexpr int kUnrolled = Config::kScaled ? 2 : Config::kHeadDim / 16;  // see multiply_pv
 #pragma unroll
   for (int j = 0; j < Config::kTile / 8; ++j) {
     for (int e = 0; e < 4; ++e) s[j][e] = 0.0f;
   }
-#pragma unroll
+#pragma unroll kUnrolled
   for (int dim = 0; dim < Config::kHeadDim; dim += 16) {
     uint32_t a[4];
     ldmatrix_x4(a, q + lane % 16 * Config::kQPitch + dim + lane / 16 * 8);
@@ -249,23 +250,46 @@ __device__ __forceinline__ void load_weights(uint32_t (&a)[4], const float (&s)[
   }
 }
 
-// part.out += weights * V. Where a row does not see a token its weight is zero, which an inf or NaN in V would turn
-// into NaN: in a tile that is not whole they are left out, and added where they are seen.
-template <class T, class KV, class Config, bool kWhole, class Tile>
-__device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, const float (&s)[Config::kTile / 8][4],
-                                            const Tile* v, const f16* v_scale, int first, const Visible& visible,
-                                            int lane) {
-  uint32_t not_finite = 0;
-#pragma unroll
-  for (int j = 0; j < Config::kTile / 8; j += 2) {
+// part.out += weights * V, for scaled types: a loop of sixteen tokens a time, whose weights are those moved to the
+// front. Widening takes so many instructions that, unrolled, they would not stay in the cache next to the scheduler.
+template <class T, class KV, class Config, class Tile>
+__device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, float (&s)[Config::kTile / 8][4],
+                                            const Tile* v, const f16* v_scale, int lane) {
+#pragma unroll 1
+  for (int token = 0; token < Config::kTile; token += 16) {
+    const f16* scales = v_scale + TileReader<T, KV>::column(token / 8, 0, 0);
     uint32_t a[4];
 #pragma unroll
     for (int dim = 0; dim < Config::kHeadDim; dim += 32) {
       if (Config::kInt4 || dim == 0) {
-        load_weights<T, KV, Config>(a, s, j, v_scale + (Config::kInt4 ? dim / 32 * Config::kTile : 0), lane);
+        load_weights<T, KV, Config>(a, s, 0, scales + dim / 32 * Config::kTile, lane);
       }
       uint32_t b[4][2];
-      TileReader<T, KV>::load_v(b, v, Config::kVPitch, 8 * j, dim, lane);
+      TileReader<T, KV>::load_v(b, v, Config::kVPitch, token, dim, lane);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) Mma<T>::multiply(part.out[dim / 8 + i], a, b[i]);
+    }
+#pragma unroll
+    for (int j = 0; j + 2 < Config::kTile / 8; ++j) {
+      for (int e = 0; e < 4; ++e) s[j][e] = s[j + 2][e];
+    }
+  }
+}
+
+// The same for 16-bit types. Where a row does not see a token its weight is zero, which an inf or NaN in V would turn
+// into NaN: in a tile that is not whole they are left out, and added where they are seen.
+template <class T, class Config, bool kWhole>
+__device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, const float (&s)[Config::kTile / 8][4],
+                                            const T* v, int first, const Visible& visible, int lane) {
+  uint32_t not_finite = 0;
+#pragma unroll
+  for (int j = 0; j < Config::kTile / 8; j += 2) {
+    uint32_t a[4];
+    load_weights<T, T, Config>(a, s, j, nullptr, lane);
+#pragma unroll
+    for (int dim = 0; dim < Config::kHeadDim; dim += 32) {
+      uint32_t b[4][2];
+      TileReader<T, T>::load_v(b, v, Config::kVPitch, 8 * j, dim, lane);
       if constexpr (!kWhole) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) not_finite |= Mma<T>::zero_not_finite(b[i / 2][i % 2]);
@@ -275,7 +299,7 @@ __device__ __forceinline__ void multiply_pv(Part<Config::kHeadDim>& part, const 
     }
   }
   if constexpr (!kWhole) {
-    if (__any_sync(kAllLanes, not_finite != 0)) add_not_finite<T, KV, Config>(part, s, v, first, visible, lane);
+    if (__any_sync(kAllLanes, not_finite != 0)) add_not_finite<T, T, Config>(part, s, v, first, visible, lane);
   }
 }
 
@@ -404,10 +428,12 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
       if (any) {
         const Tile* v = reinterpret_cast<const Tile*>(here);
         const f16* scales = reinterpret_cast<const f16*>(here + Config::kPartBytes);
-        if (Config::kScaled || whole) {  // scales show what is not finite in V
-          multiply_pv<T, KV, Config, true>(part, s, v, scales, first, visible, lane);
-        } else if constexpr (!Config::kScaled) {
-          multiply_pv<T, KV, Config, false>(part, s, v, scales, first, visible, lane);
+        if constexpr (Config::kScaled) {  // scales show what is not finite in V
+          multiply_pv<T, KV, Config>(part, s, v, scales, lane);
+        } else if (whole) {
+          multiply_pv<T, Config, true>(part, s, v, first, visible, lane);
+        } else {
+          multiply_pv<T, Config, false>(part, s, v, first, visible, lane);
         }
       }
       if ((tile + 1) % kTilesASplit == 0 || tile + 1 == end_tile) {

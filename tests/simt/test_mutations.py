@@ -157,8 +157,8 @@ MUTATIONS = [
     Mutation(
         "what is not finite in V reaches rows that do not see it",
         "attention_kernel.cuh",
-        "if (Config::kScaled || whole) {",
-        "if (Config::kScaled || first >= 0) {",
+        "} else if (whole) {",
+        "} else if (first >= 0) {",
         probes.attention,
     ),
     Mutation(
