@@ -47,9 +47,8 @@ import pybatch
 from pybatch import HeavyHitters, SamplingParams, SnapKV, StreamingLLM
 from pybatch.engine import Engine, EngineConfig
 from pybatch.engine.execution.kv_cache import kv_layout
-from pybatch.engine.execution.sampler import Sampler, Samples
+from pybatch.engine.execution.sampler import Drawn, Sampler, Samples
 from pybatch.engine.kv_policies import KvPolicy
-from pybatch.engine.outputs import TokenLogprobs
 from pybatch.engine.scheduling.sequence import Sequence
 
 CONTEXTS = (2000, 4000, 7600)  # with what follows at most 8192, the context of SmolLM2
@@ -77,11 +76,12 @@ class Forced(Sampler):
 
     output: list[int]
 
-    def sample(self, logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None = None) -> Samples:
+    def sample(self, logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None = None) -> Drawn:
         assert not drafts
         tokens = [self.output[sequence.num_output] for sequence in sequences]
-        entries: list[TokenLogprobs | None] = [*self.logprobs(logits, torch.tensor(tokens), [0] * len(tokens))]
-        return Samples(tokens, entries, {})
+        drawn = torch.tensor(tokens)
+        entries = self.logprobs(logits, drawn, [0] * len(tokens))
+        return Drawn(drawn, lambda: Samples(tokens, [*entries()], {}))
 
 
 @dataclass

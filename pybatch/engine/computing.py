@@ -11,8 +11,9 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.engine.beams import Candidates
 from pybatch.engine.execution.model_runner import ModelRunner
-from pybatch.engine.execution.sampler import Sampler
-from pybatch.engine.execution.step_inputs import logit_positions, pooled_positions
+from pybatch.engine.execution.sampler import Drawn, Sampler
+from pybatch.engine.execution.step_inputs import Feed, logit_positions, pooled_positions
+from pybatch.engine.execution.upload import Upload, download
 from pybatch.engine.outputs import TokenLogprobs
 from pybatch.engine.pooled import States
 from pybatch.engine.scheduling.sequence import Request, Sequence
@@ -56,6 +57,23 @@ class Computed:
         self.run_time += other.run_time
 
 
+@dataclass(slots=True)
+class Launched:
+    """A step whose results may still be on their way. sequences: those that get a token, and tokens: theirs, on the
+    device; None if none does."""
+
+    chunks: list[Chunk]
+    sequences: list[Sequence]
+    tokens: Tensor | None
+    read: Callable[[], Computed]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether not all of them are known to end with that token."""
+        lengths = (len(each.tokens) + 1 < each.request.max_total_tokens for each in self.sequences)
+        return any(lengths) or not self.sequences
+
+
 class StepComputer:
     """A model's runner and the sampler of what it returns."""
 
@@ -70,7 +88,7 @@ class StepComputer:
         unwritten_blocks: those that a chunk is to fill, as Scheduler's.
         """
         try:
-            return self._run(chunks)
+            return self.launch(chunks).read()
         except BaseException as error:
             if not is_request_fault(error):
                 raise
@@ -85,7 +103,8 @@ class StepComputer:
             computed.extend(self.compute(rest, unwritten_blocks))
         return computed
 
-    def _run(self, chunks: list[Chunk]) -> Computed:
+    def launch(self, chunks: list[Chunk], behind: Launched | None = None) -> Launched:
+        """Queues a step on the device. behind: the step before, if its tokens are not known yet."""
         computed = Computed(chunks)
         decodes = num_decodes(chunks)  # in most steps all of them
         computed.sequences += [chunk.sequence for chunk in chunks[:decodes]]
@@ -93,9 +112,10 @@ class StepComputer:
         if any(chunk.drafts for chunk in chunks[:decodes]):
             computed.sequences = [chunk.sequence for chunk in chunks[:decodes] for _ in range(chunk.num_tokens)]
             drafts = [chunk.drafts[:i] for chunk in chunks[:decodes] for i in range(chunk.num_tokens)]
+        upload = self.sampler.upload
+        feed, between = (None, drafts) if behind is None else _feed(computed.sequences, behind, upload)
         row = len(computed.sequences)
         rows = list(range(row))
-        upload = self.sampler.upload
         told: list[tuple[Sequence, int, Tensor]] = []  # log-probabilities of the prompt: their first row, the tokens
         pooled: list[tuple[Sequence, list[int]]] = []  # rows of the step
         at = len(computed.sequences)  # the chunk's first row of the step
@@ -109,37 +129,66 @@ class StepComputer:
             if before_last:
                 told.append((sequence, row, upload.ints([sequence.tokens[i + 1] for i in before_last])))
             row += len(positions)
-            if chunk.complete and sequence.request.pooled is None:
+            drawn_before = behind is not None and sequence in behind.sequences  # it was preempted, and is back
+            if chunk.complete and sequence.request.pooled is None and not drawn_before:
                 request = sequence.request
                 samples = [sequence] if request.forked or request.beams else request.sequences
                 computed.sequences += samples
                 rows += [row - 1] * len(samples)
-        if drafts is not None:
-            drafts += [()] * (len(rows) - len(drafts))
+        if between is not None:
+            between += [()] * (len(rows) - len(between))
 
         picked = upload.ints(rows) if len(chunks) > decodes and rows != list(range(row)) else None
         begin = time.perf_counter()
-        with self.sampler.preparing(computed.sequences, drafts):
-            logits = self.runner.run(chunks)
+        with self.sampler.preparing(computed.sequences, between):
+            logits = self.runner.run(chunks) if feed is None else self.runner.run(chunks, feed)
         computed.run_time = time.perf_counter() - begin
-        for sequence, first, following in told:
-            entries = self._prompt_logprobs(sequence, logits[first : first + len(following)], following)
-            computed.prompt_logprobs.append((sequence.request, entries))
-        for sequence, of_step in pooled:
-            computed.pooled.append((sequence, self.runner.hidden_states(of_step).float().cpu().numpy()))
+        of_prompts = [
+            (sequence.request, self._prompt_logprobs(sequence, logits[first : first + len(following)], following))
+            for sequence, first, following in told
+        ]
+        states = [(sequence, download(self.runner.hidden_states(of_step).float())) for sequence, of_step in pooled]
+        drawn: Drawn | None = None
         if rows:
             if picked is not None:
                 logits = ops.take_rows(logits, picked)
-            sampled = self.sampler.sample(logits, computed.sequences, drafts)
-            computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
-            computed.candidates = {computed.sequences[row]: each for row, each in sampled.candidates.items()}
-            if drafts is not None:
-                _verify(computed, chunks[:decodes])
-        return computed
+            drawn = self.sampler.sample(logits, computed.sequences, between)
 
-    def _prompt_logprobs(self, sequence: Sequence, logits: Tensor, following: Tensor) -> list[TokenLogprobs]:
+        def read() -> Computed:
+            computed.prompt_logprobs += [(request, entries()) for request, entries in of_prompts]
+            computed.pooled += [(sequence, each()[0]) for sequence, each in states]
+            if drawn is not None:
+                sampled = drawn.read()
+                computed.tokens, computed.logprobs = sampled.tokens, sampled.logprobs
+                computed.candidates = {computed.sequences[row]: each for row, each in sampled.candidates.items()}
+                if drafts is not None:
+                    _verify(computed, chunks[:decodes])
+            return computed
+
+        return Launched(chunks, computed.sequences, None if drawn is None else drawn.tokens, read)
+
+    def _prompt_logprobs(
+        self, sequence: Sequence, logits: Tensor, following: Tensor
+    ) -> Callable[[], list[TokenLogprobs]]:
         count = sequence.request.params.prompt_logprobs or 0
         return self.sampler.logprobs(logits, following, [count] * len(following))
+
+
+def _feed(
+    sequences: list[Sequence], behind: Launched, upload: Upload
+) -> tuple[Feed | None, list[tuple[int, ...]] | None]:
+    """The tokens of the step before for these sequences, which decode, and for each of them what is between its known
+    tokens and the next: one that is counted but not known, or nothing."""
+    count, tokens = len(sequences), behind.tokens
+    if tokens is None or not sequences:
+        return None, None
+    if sequences == behind.sequences[:count]:
+        return Feed(tokens, count), [(0,)] * count
+    place = {sequence: row for row, sequence in enumerate(behind.sequences)}
+    rows = [row for row, sequence in enumerate(sequences) if sequence in place]
+    sources = [place[sequences[row]] for row in rows]
+    between: list[tuple[int, ...]] = [(0,) if sequence in place else () for sequence in sequences]
+    return Feed(tokens, len(rows), upload.ints(rows), upload.ints(sources)), between
 
 
 def _verify(computed: Computed, chunks: list[Chunk]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pybatch.engine.computing import Computed, StepComputer
+from pybatch.engine.computing import Computed, Launched, StepComputer
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.disk.fingerprint import fingerprint
 from pybatch.engine.disk.prefix_files import PrefixFiles
@@ -32,7 +32,7 @@ from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.sequence import Request, Sequence, Status
 from pybatch.engine.scheduling.state_slots import StateSlots
-from pybatch.engine.scheduling.step import Chunk
+from pybatch.engine.scheduling.step import Chunk, Step
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.target_budget import TargetBudget
 from pybatch.engine.speculation.make import make_speculator
@@ -121,6 +121,9 @@ class Engine:
         decode_token = (lambda token: None) if tokenizer is None else tokenizer.token_text
         sampler = Sampler(decode_token, decoder.config.vocab_size, decoder.device)
         self._computer = StepComputer(runner, sampler)
+        self._looks_ahead = runner.is_ahead_of_device and not (followers or states or config.speculation)
+        self._ahead: _Step | None = None  # queued behind the step whose tokens were taken last
+        self._last_end = 0.0
         self._speculator = make_speculator(
             config,
             draft_decoder,
@@ -316,6 +319,7 @@ class Engine:
         if request is not None:
             self._num_bounded -= request.bounded
             for sequence in request.sequences:
+                sequence.finish_reason = "abort"
                 self._scheduler.finish(sequence)
             request.sequences.clear()
             self._end_pin(request)
@@ -369,11 +373,13 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every KV block is accounted for: with no request left, all are free."""
-        self._scheduler.check_integrity()
+        self._scheduler.check_integrity(under_way=self._ahead is not None)
 
     def _new_schedule(self) -> None:
         """A pool with pins alone and a new scheduler, in whose queue the unfinished sequences are, with their tokens
         alone."""
+        self._ahead = None
+        self._preemptions = 0  # that are counted
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
         if self.num_states:
             self._states = StateSlots(
@@ -411,37 +417,73 @@ class Engine:
     # ---- a step ----
 
     def _step(self) -> None:
+        """Where the device works by itself the next step is queued before this one's tokens are there: see
+        docs/architecture.md."""
+        step, self._ahead = self._ahead or self._begin(), None
+        if step is None:
+            time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
+            return
+        if step.launched is None:
+            computed = self._computer.compute(step.chunks, self._scheduler.unwritten_blocks)
+            run = step.scheduled + computed.run_time
+            self._scheduler.advance(computed.chunks)
+        else:
+            self._scheduler.advance(step.chunks)
+            try:
+                if _are_foreseeable(step.chunks) and step.launched.goes_on:
+                    self._ahead = self._begin(step.launched)
+                run = time.perf_counter()
+                computed = step.launched.read()
+            except BaseException as error:
+                if not is_request_fault(error):
+                    raise
+                self._began_again = True  # and so step by step, which tells whose fault it is
+                self._new_schedule()
+                return
+        self._update(computed)
+        if not self._requests:
+            self._ahead = None
+        if self.prefix_files is not None:
+            self.prefix_files.store(self._pool)
+        now = time.perf_counter()
+        if self._speculator is not None:
+            self._speculator.learn(now - step.scheduled)
+        begin, self._last_end = max(step.begin, self._last_end), now
+        tokens = sum([chunk.num_tokens for chunk in step.chunks])
+        self._scheduler.learn(step.filled, tokens, now - begin)
+        self.metrics.step(
+            tokens=tokens,
+            sequences=len(step.chunks),
+            waiting=len(self._scheduler.waiting),
+            kv_blocks=self._pool.num_used,
+            preemptions=self._scheduler.num_preemptions - self._preemptions,
+            schedule_time=step.scheduled - step.begin,
+            run_time=computed.run_time,
+            sample_time=now - run,  # of a step that was queued ahead, what the device is waited for too
+        )
+        self._preemptions = self._scheduler.num_preemptions
+
+    def _begin(self, behind: Launched | None = None) -> _Step | None:
+        """Schedules a step, and queues it if the next may be scheduled before its tokens are known. behind: the step
+        before, whose tokens are not. None if nothing can run."""
         begin = time.perf_counter()
-        preemptions = self._scheduler.num_preemptions
         self._take_grammars()
-        chunks = self._schedule()
+        chunks = self._schedule() if behind is None else self._scheduler.schedule()
         if self._scheduler.swap_space is not None:
             _swap(self._scheduler.swap_space, self._kv_cache, self.metrics)
         if copies := self._scheduler.take_copies():
             self._kv_cache.copy_blocks(copies)
         if not chunks:
-            time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
-            return
+            return None
         self._draft(chunks)
-        scheduled = time.perf_counter()
-        tokens = sum([chunk.num_tokens for chunk in chunks])
-        computed = self._computer.compute(chunks, self._scheduler.unwritten_blocks)
-        self._update(computed)
-        if self.prefix_files is not None:
-            self.prefix_files.store(self._pool)
-        if self._speculator is not None:
-            self._speculator.learn(time.perf_counter() - scheduled)
-        self._scheduler.learn(tokens, time.perf_counter() - begin)
-        self.metrics.step(
-            tokens=tokens,
-            sequences=len(chunks),
-            waiting=len(self._scheduler.waiting),
-            kv_blocks=self._pool.num_used,
-            preemptions=self._scheduler.num_preemptions - preemptions,
-            schedule_time=scheduled - begin,
-            run_time=computed.run_time,
-            sample_time=time.perf_counter() - scheduled - computed.run_time,
-        )
+        step = _Step(chunks, self._scheduler.step, begin, time.perf_counter())
+        if behind is not None or (self._looks_ahead and not self._began_again and _are_foreseeable(chunks)):
+            try:
+                step.launched = self._computer.launch(chunks, behind)
+            except BaseException as error:
+                if behind is not None or not is_request_fault(error):
+                    raise
+        return step
 
     def _take_grammars(self) -> None:
         """Schedules the requests whose grammars have been compiled, and ends those whose have failed."""
@@ -490,7 +532,6 @@ class Engine:
 
     def _update(self, computed: Computed) -> None:
         """Takes what was computed into the requests, and outputs what there is to tell."""
-        self._scheduler.advance(computed.chunks)
         for chunk, right in computed.verified:
             chunk.sequence.num_computed -= len(chunk.drafts) - right
         for request, entries in computed.prompt_logprobs:
@@ -548,6 +589,22 @@ class Engine:
             self._end_pin(request)
             request.sequences.clear()  # they refer to it: without the cycle all are freed now
         return output
+
+
+@dataclass(slots=True)
+class _Step:
+    """One that is scheduled. filled: what the scheduler knows of it. launched: None: it has yet to be computed."""
+
+    chunks: list[Chunk]
+    filled: Step
+    begin: float
+    scheduled: float
+    launched: Launched | None = None
+
+
+def _are_foreseeable(chunks: list[Chunk]) -> bool:
+    """Whether the next step can be scheduled, and its tokens drawn, without knowing which tokens these draw."""
+    return all(chunk.sequence.request.params.foreseeable for chunk in chunks)
 
 
 def _swap(space: SwapSpace, kv_cache: KvCache, metrics: EngineMetrics) -> None:

@@ -48,6 +48,8 @@ class RequestParams:
     """A penalty is not neutral."""
     adjusts: bool
     """A penalty, bias or bad word changes the logits at every token, besides min_tokens."""
+    foreseeable: bool
+    """How the logits become a token depends on how many are before it, not on which."""
     seed: int | None
     """As an int64."""
     stop_strings: tuple[str, ...]
@@ -133,6 +135,7 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
         )
     greedy = params.temperature < GREEDY_TEMPERATURE or params.use_beam_search
     penalizes = params.presence_penalty != 0 or params.frequency_penalty != 0 or repetition != 1
+    follows = penalizes or bool(bad_words) or params.structured_outputs is not None
     return RequestParams(
         n=int(params.n),
         beam_width=int(params.best_of or params.n) if params.use_beam_search else 0,
@@ -148,6 +151,7 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
         repetition_penalty=repetition,
         penalizes=penalizes,
         adjusts=penalizes or bool(logit_bias) or bool(bad_words),
+        foreseeable=not (follows or params.use_beam_search or params.kv_policy is not None),
         seed=None if params.seed is None else as_int64(int(params.seed)),
         stop_strings=params.stop_strings,
         stop_token_ids=stop_token_ids,

@@ -71,7 +71,7 @@ class TokenUpdater:
         now = time.perf_counter()
         for sequence, token, logprobs in zip(computed.sequences, computed.tokens, computed.logprobs, strict=True):
             request, tokens = sequence.request, sequence.tokens
-            if request.error is not None or sequence.finish_reason is not None:  # by another sample, or a token before
+            if request.error is not None or sequence.finish_reason is not None:  # since the step was queued, too
                 left += 1
                 continue
             if request.metrics.first_token_time is None:
@@ -113,7 +113,7 @@ class TokenUpdater:
                     self._fail_by(request, error)
             told.append(request)
         self._metrics.output_tokens += len(computed.sequences) - left
-        self._time_tokens(computed, now)
+        self._time_tokens(computed, now, left)
         return told
 
     def pool(self, computed: Computed) -> list[Request]:
@@ -122,6 +122,8 @@ class TokenUpdater:
         for sequence, states in computed.pooled:
             request, pooled = sequence.request, sequence.request.pooled
             assert pooled is not None
+            if sequence.finish_reason is not None:
+                continue
             try:
                 pooled.add(states)
                 if sequence.num_pending:
@@ -136,13 +138,13 @@ class TokenUpdater:
             told.append(request)
         return told
 
-    def _time_tokens(self, computed: Computed, now: float) -> None:
+    def _time_tokens(self, computed: Computed, now: float, left: int) -> None:
         """All that decode had their last token in the step before, so that one number tells of them all, or of those
-        that got as many tokens. Others had one only if they have been preempted since."""
+        that got as many tokens. Others had one only if they have been preempted since. left: tokens not taken."""
         decodes = num_decodes(computed.chunks)
         elapsed, tokens = now - self._last_tokens, decodes
-        single = decodes - len(computed.verified)
-        if single:
+        single = decodes - len(computed.verified) - left
+        if single > 0:
             self._metrics.inter_token.add(elapsed, single)
         for _, right in computed.verified:
             self._metrics.inter_token.add(elapsed / (1 + right), 1 + right)

@@ -142,7 +142,7 @@ class Simulator:
             run.tokens += shape.tokens
             seconds = self._step_seconds(shape)
             run.seconds += seconds
-            scheduler.learn(shape.tokens, seconds)
+            scheduler.learn(scheduler.step, shape.tokens, seconds)
             run.decode_seconds += 0.0 if shape.pairs else seconds
             self._update(scheduler, chunks, unfinished, run)
 

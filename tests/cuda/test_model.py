@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from model.paged import logits_of
 
 from pybatch import ops
 from pybatch.engine import Engine, EngineConfig, SamplingParams
+from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.model import load_model
 
 pytestmark = pytest.mark.skipif(not ops.CUDA, reason="needs a GPU, and pybatch built with CUDA")
@@ -67,6 +69,29 @@ def test_nothing_is_captured_in_service(tiny_model: Path, monkeypatch: pytest.Mo
     tokens = [output.outputs[0].token_ids for output in run(engine, prompts, params)]
     alone = [run(engine, [prompt], params)[0].outputs[0].token_ids for prompt in prompts[::37]]
     assert tokens[::37] == alone
+
+
+def test_steps_that_are_queued_ahead_give_the_same_answers(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = load_model(tiny_model, device="cuda", skip_tokenizer=True).decoder
+    prompts = [some_prompt(3 + 7 * i % 60, seed=i, vocab=250) for i in range(40)]
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0, "logprobs": 1},
+        {"temperature": 1.0, "top_p": 0.9, "n": 2},
+        {"temperature": 0, "stop_token_ids": list(range(1, 60))},
+        {"temperature": 0.8, "min_tokens": 5, "prompt_logprobs": 1},
+    ]
+    params = [SamplingParams(**{"max_tokens": 5 + i, "seed": i, **kinds[i % 4]}) for i in range(40)]
+
+    def outputs() -> list[object]:
+        config = EngineConfig(num_kv_blocks=40, max_num_seqs=12, max_num_batched_tokens=64, predict_lengths=False)
+        engine = Engine(decoder, None, config)
+        found = [(each.prompt_logprobs, each.outputs) for each in run(engine, prompts, params)]
+        engine.check_integrity()
+        return found
+
+    ahead = outputs()
+    monkeypatch.setattr(ModelRunner, "is_ahead_of_device", False)
+    assert outputs() == ahead
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -10,7 +10,7 @@ from copy import copy
 from torch import Tensor
 
 from pybatch.engine.execution.graphs import Graph, recorder_for
-from pybatch.engine.execution.step_inputs import StepInputs
+from pybatch.engine.execution.step_inputs import Feed, StepInputs
 from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.decoder import Decoder
@@ -68,12 +68,12 @@ class DecodeGraphs:
             return tokens <= self._sizes[-1]
         return not self._recorder.at_start and tokens <= self._max_tokens
 
-    def run(self, chunks: list[Chunk]) -> Tensor:
+    def run(self, chunks: list[Chunk], feed: Feed | None = None) -> Tensor:
         """The logits, [T, vocab] float32, valid until the next call."""
         if any(chunk.drafts for chunk in chunks):
             return self._verify(chunks)
         size = self._sizes[bisect_left(self._sizes, len(chunks))]
-        batch = self._inputs.fill(chunks, size)
+        batch = self._inputs.fill(chunks, size, feed)
         if size not in self._graphs:
             self._graphs[size] = self._record(batch)
         graph, logits = self._graphs[size]

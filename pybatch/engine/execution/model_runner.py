@@ -12,7 +12,7 @@ from pybatch.engine.config import EngineConfig
 from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.decode_graphs import DecodeGraphs
 from pybatch.engine.execution.parallel.followers import Followers
-from pybatch.engine.execution.step_inputs import StepInputs
+from pybatch.engine.execution.step_inputs import Feed, StepInputs
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.machine.faults import describe
 from pybatch.machine.progress_bar import progress_bar
@@ -81,14 +81,20 @@ class ModelRunner:
         with progress_bar("Recording decode steps", self._graphs.num_at_start, show) as advance:
             self._graphs.record_all(advance)
 
-    def run(self, chunks: list[Chunk]) -> Tensor:
-        """One forward pass. Returns logits, [L, vocab] float32: the rows of each chunk's logit_positions."""
+    @property
+    def is_ahead_of_device(self) -> bool:
+        """Whether `run` returns before its logits are there."""
+        return self._decoder.device.type != "cpu"
+
+    def run(self, chunks: list[Chunk], feed: Feed | None = None) -> Tensor:
+        """One forward pass. Returns logits, [L, vocab] float32: the rows of each chunk's logit_positions. feed: of
+        chunks that decode."""
         if self._followers is not None:
             return self._lead(self._inputs.fill(chunks), self._followers)
         observed = None if self._mass is None else self._mass.observed(chunks)
         if observed is None and self._graphs.takes(chunks):
-            return self._graphs.run(chunks)
-        batch = self._inputs.fill(chunks)
+            return self._graphs.run(chunks, feed)
+        batch = self._inputs.fill(chunks, feed=feed)
         if observed is not None:
             batch = replace(batch, observed=observed)
         return self._decoder.forward(batch, self._caches)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.engine.beams import Candidates
 from pybatch.engine.execution.masks import BatchMasks
-from pybatch.engine.execution.upload import Upload
+from pybatch.engine.execution.upload import Upload, download
 from pybatch.engine.outputs import TokenLogprobs, logprobs_entry
 from pybatch.engine.request_params import as_int64
 from pybatch.engine.scheduling.sequence import Sequence
@@ -34,6 +34,13 @@ class Samples:
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
     candidates: dict[int, Candidates]
+
+
+class Drawn(NamedTuple):
+    """What `sample` has drawn. tokens: on the device. read: waits for all of it."""
+
+    tokens: Tensor
+    read: Callable[[], Samples]
 
 
 class Sampler:
@@ -72,7 +79,7 @@ class Sampler:
             wait([filled])
         filled.result()
 
-    def sample(self, logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None = None) -> Samples:
+    def sample(self, logits: Tensor, sequences: list[Sequence], drafts: list[tuple[int, ...]] | None = None) -> Drawn:
         """One token a row, after `preparing`. logits: [rows, vocab] float32, changed where a sequence asks for
         it. drafts: of each row, those between the sequence's tokens and the token that is drawn; None: none of any.
         """
@@ -84,23 +91,35 @@ class Sampler:
             ops.adjust_logits(logits, *inputs.adjustments)
         masks = batch.masks.on_device() if batch.masks else None
         tokens = ops.sample(logits, *inputs.settings, masks=masks, mask_rows=inputs.mask_rows)
-        logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
+        entries: Callable[[], list[TokenLogprobs]] | None = None
         if wanted:
             counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
             drawn = (tokens if reported is None else tokens[reported]).clamp(min=0)
-            for i, entry in zip(wanted, self.logprobs(raw, drawn, counts), strict=True):
-                logprobs[i] = entry
-        return Samples(tokens.tolist(), logprobs, candidates)
+            entries = self.logprobs(raw, drawn, counts)
+        on_host = download(tokens)
 
-    def logprobs(self, logits: Tensor, tokens: Tensor, counts: list[int]) -> list[TokenLogprobs]:
-        """Per row of logits: the token's log-probability, and those of the counts[row] likeliest tokens."""
-        most = min(max(counts), logits.shape[1])
-        columns = ops.token_logprobs(logits, tokens, most)
-        rows = zip(tokens.tolist(), counts, *(column.tolist() for column in columns), strict=True)
-        return [
-            logprobs_entry(self._decode_token, token, logprob, rank, top_ids[:count], top_logprobs[:count])
-            for token, count, logprob, rank, top_ids, top_logprobs in rows
-        ]
+        def read() -> Samples:
+            logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
+            if entries is not None:
+                for i, entry in zip(wanted, entries(), strict=True):
+                    logprobs[i] = entry
+            return Samples(on_host()[0].tolist(), logprobs, candidates)
+
+        return Drawn(tokens, read)
+
+    def logprobs(self, logits: Tensor, tokens: Tensor, counts: list[int]) -> Callable[[], list[TokenLogprobs]]:
+        """Per row of logits, when they are asked for: the token's log-probability, and those of the counts[row]
+        likeliest tokens."""
+        on_host = download(tokens, *ops.token_logprobs(logits, tokens, min(max(counts), logits.shape[1])))
+
+        def read() -> list[TokenLogprobs]:
+            drawn, *columns = (column.tolist() for column in on_host())
+            return [
+                logprobs_entry(self._decode_token, token, logprob, rank, top_ids[:count], top_logprobs[:count])
+                for token, count, logprob, rank, top_ids, top_logprobs in zip(drawn, counts, *columns, strict=True)
+            ]
+
+        return read
 
 
 def derived_seed(engine_seed: int, index: int, prompt: array[int]) -> int:

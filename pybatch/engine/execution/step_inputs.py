@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain, repeat
 
 import numpy as np
@@ -14,6 +15,24 @@ from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.model.batch import ForwardBatch
 
 Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """The last tokens of sequences, where the host does not know them yet. rows: of the step that they are for, whose
+    first they are if it is None; sources: where they are in tokens."""
+
+    tokens: Tensor
+    count: int
+    rows: Tensor | None = None
+    sources: Tensor | None = None
+
+    def write(self, token_ids: Tensor) -> None:
+        """-1, which is no token, ends its sequence when it is known; until then any other stands for it."""
+        if self.rows is None or self.sources is None:
+            torch.clamp(self.tokens[: self.count], min=0, out=token_ids[: self.count])
+        else:
+            token_ids.index_copy_(0, self.rows, self.tokens[self.sources].clamp_(min=0))
 
 
 class StepInputs:
@@ -61,7 +80,7 @@ class StepInputs:
         self._filled: list[Chunk] = []  # row by row, what the block tables hold
         self._decode_batches: dict[int, ForwardBatch] = {}  # by the number of sequences, since most steps only decode
 
-    def fill(self, chunks: list[Chunk], size: int = 0) -> ForwardBatch:
+    def fill(self, chunks: list[Chunk], size: int = 0, feed: Feed | None = None) -> ForwardBatch:
         """Copies a step to the device and returns its batch, as views. If all chunks decode, they are padded to `size`
         sequences; a padding row is a sequence of one token that is written to no slot."""
         self._mirror.wait()
@@ -104,6 +123,8 @@ class StepInputs:
             self._query_start[count + 1 : size + 1] = self._every[count + 1 : size + 1]
             count = total = rows = size
         self._mirror.send(self._tables_at + int(count * self._table_words + 1))
+        if feed is not None:
+            feed.write(self._views.token_ids)
         if not total == count == rows:
             return self._batch(total, count, rows)
         if count not in self._decode_batches:

@@ -1,8 +1,8 @@
-"""What the host writes for a device: memory of both, and one copy from pinned memory, which nobody waits for."""
+"""What goes to a device and comes back, by way of pinned memory: copies that only those wait for who need them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,3 +78,20 @@ class Upload:
         if not self._is_sent:
             self._mirror.send(self._used)
             self._is_sent = True
+
+
+def download(*tensors: Tensor) -> Callable[[], list[npt.NDArray[Any]]]:
+    """Starts copies to the host. The function waits for these, and for nothing that is queued behind them."""
+    if not tensors[0].is_cuda:
+        return lambda: [tensor.numpy() for tensor in tensors]
+    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def read() -> list[npt.NDArray[Any]]:
+        arrived.synchronize()
+        return [copy.numpy() for copy in copies]
+
+    return read

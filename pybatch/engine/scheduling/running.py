@@ -112,13 +112,13 @@ class Running:
             self._mass_rows.append((min(sequence.mass_rows), max(sequence.mass_rows)))
             sequence.mass_rows = None
 
-    def check_integrity(self) -> None:
-        """Raises IntegrityError unless the parts agree."""
+    def check_integrity(self, step: int) -> None:
+        """Raises IntegrityError unless the parts agree. step: the next to be advanced."""
         rows = [min(each.mass_rows) // 2 for each in self if each.mass_rows]
         if sorted([*rows, *(first // 2 for first, _ in self._mass_rows)]) != list(range(self.max_seqs)):
             raise IntegrityError("rows of sums of attention are lost, or taken twice")
         if self._priorities != Counter(sequence.priority for sequence in self):
             raise IntegrityError("the numbers of running sequences by priority are wrong")
-        self.turns.check_integrity([chunk.sequence for chunk in self.decodes], self.now + 1)
+        self.turns.check_integrity([chunk.sequence for chunk in self.decodes], step)
         if self._rows != {chunk.sequence: row for row, chunk in enumerate(self.decodes)}:
             raise IntegrityError("the rows of sequences that decode are wrong")

@@ -129,7 +129,7 @@ class Scheduler:
         self._max_tokens = max_num_batched_tokens
         self._max_background = max_background_tokens
         self._targets = targets or TargetBudget(max_num_batched_tokens)
-        self._step = Step()
+        self.step = Step()  # the last one that was scheduled
         self._clock = clock
         self._short: Sequence | None = None  # the prompt that runs without a promise
         self._several_users = False
@@ -153,7 +153,7 @@ class Scheduler:
         self.at = None
         self.running.next_step()
         self._pool.settle()
-        self._step = step = Step()
+        self.step = step = Step()
         preempted = self._grow_decodes()
         self._targets.begin(len(self.running.decodes), self.running.paced, self._clock())
         if preempted is not None:  # only better ones may join
@@ -176,9 +176,9 @@ class Scheduler:
             for chunk in chunks:
                 self._states.advance(chunk.sequence)
 
-    def learn(self, tokens: int, seconds: float) -> None:
+    def learn(self, step: Step, tokens: int, seconds: float) -> None:
         """To be called when a step has been computed. tokens: in it, drafts too. seconds: that it has taken."""
-        self._targets.observe(tokens - self._step.tokens, self._step, seconds)
+        self._targets.observe(tokens - step.tokens, step, seconds)
 
     def take_copies(self) -> list[tuple[int, int]]:
         """The (source, destination) pairs of the blocks to copy before the step is computed."""
@@ -546,20 +546,20 @@ class Scheduler:
             self.swap_space.drop(sequence)
         sequence.status = Status.FINISHED
 
-    def check_integrity(self) -> None:
-        """Raises IntegrityError unless sequences and blocks agree."""
+    def check_integrity(self, *, under_way: bool = False) -> None:
+        """Raises IntegrityError unless sequences and blocks agree. under_way: a step is scheduled, and not advanced."""
         owners = [*self.running, *self.waiting]
         if self._tables.num_promised != sum([sequence.num_promised for sequence in self.running.prefills]):
             raise IntegrityError("blocks are promised to others than those in their prompts")
         self._pool.check_integrity([sequence.blocks + sequence.held for sequence in owners])
         if self._states is not None:
             self._states.check_integrity(owners)
-        for sequence in self.running:
+        for sequence in () if under_way else self.running:  # what one is about to fill others may share already
             last = sequence.num_cached // self._block_size
             if any(self._pool.references(block) != 1 for block in sequence.blocks[last:]):
                 raise IntegrityError(f"{sequence.request.request_id}: it shares a block that it will write to")
         self.waiting.check_integrity()
-        self.running.check_integrity()
+        self.running.check_integrity(self.running.now + (not under_way))
         if self.swap_space is not None:
             self.swap_space.check_integrity((*self.running, *self.waiting))
 

@@ -91,7 +91,7 @@ class Simulation:
         chunks = self.scheduler.schedule()
         if seconds is not None and chunks:
             took = seconds(chunks)
-            self.scheduler.learn(sum(chunk.num_tokens for chunk in chunks), took)
+            self.scheduler.learn(self.scheduler.step, sum(chunk.num_tokens for chunk in chunks), took)
             self.now += took
         self.copy(self.scheduler.take_copies())
         assert sum(chunk.num_tokens for chunk in chunks) <= self.max_num_batched_tokens
