@@ -155,8 +155,8 @@ def matmul_w8a8(ops: SimtOps) -> None:
 def matmul_hopper(ops: SimtOps, kernel: str) -> None:
     """Few rows and many, and remainders in every extent: the bits of other chips, whose kernel is another."""
     hopper = SimtOps(ops.path, 90)
-    # The last has more tiles than there are multiprocessors.
-    for m, n, k in ((270, 75, 1104), (270, 260, 704), (270, 20, 296), (1100, 260, 40)):
+    # The last has more tiles than there are multiprocessors, whose last stages come to lie where whole ones did.
+    for m, n, k in ((270, 75, 1104), (270, 260, 704), (270, 20, 296), (1100, 260, 296)):
         weight, x, bias = random(n, k, seed=1), random(m, k).half(), random(n, seed=3)
         if kernel == "dense":
             weights: tuple[Tensor, ...] = (ops.pack_dense(weight.half()),)
