@@ -1,7 +1,8 @@
 #!/bin/bash
 # Tests and measures the CUDA kernels on this machine's GPU, within ten minutes.
 #
-#   bench/gpu.sh [STEP...]      all steps, in this order: install bits tests kernels models profile fuzz memcheck racecheck
+#   bench/gpu.sh [STEP...]      all steps, in this order: install bits tests kernels untried models profile fuzz memcheck
+#                               racecheck
 #
 # Results go to OUT (default bench/results/gpu-CHIP-DATE): summary.json, bits.json, kernels.json, models.json,
 # logs.tar.gz. A step that fails or takes too long is told of at the end, with the end of its log; the others go on. What
@@ -15,7 +16,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 root=$PWD site=$PWD/build/gpu/site limit=${LIMIT:-580}
 steps=("$@")
-((${#steps[@]})) || steps=(install bits tests kernels models profile fuzz memcheck racecheck)
+((${#steps[@]})) || steps=(install bits tests kernels untried models profile fuzz memcheck racecheck)
 
 chip=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))') || exit
 out=${OUT:-bench/results/gpu-$chip-$(date +%Y-%m-%d)}
@@ -72,7 +73,7 @@ run_tests() {
     for suite in graphs matmul_hopper model pruning swap twins; do echo "$suite tests/cuda/test_$suite.py"; done
     echo "invariance tests/engine/test_invariance.py -k cuda"
   } | grep -E "^(${SUITES:-.*}) " >"$logs/suites"
-  show=60 step tests 200 "$root/bench/gpu_tests.sh" "$logs"
+  show=60 step "${1:-tests}" 200 "$root/bench/gpu_tests.sh" "$logs"
 }
 run_profile() {
   local ncu
@@ -83,6 +84,13 @@ run_profile() {
   done
 }
 run_kernels() { step kernels 150 "$PYTHON" "$root/bench/gpu_kernels.py" --json "$out/kernels.json"; }
+# What PYBATCH_UNTRIED=1 takes besides: a step of its own, for it may never end.
+run_untried() {
+  export PYBATCH_UNTRIED=1
+  SUITES="test_attention|matmul_hopper" run_tests tests_untried
+  step kernels_untried 90 "$PYTHON" "$root/bench/gpu_kernels.py" --only "^prefill|^(dense|w8a).* [0-9]{3,} x .* x " --json "$out/kernels-untried.json"
+  unset PYBATCH_UNTRIED
+}
 run_models() { step models 200 "$PYTHON" "$root/bench/gpu_models.py" --json "$out/models.json"; }
 run_fuzz() { step fuzz 60 "$PYTHON" "$root/tests/fuzz.py" cuda --batches 100000 --seconds 45 --jobs 4; }
 run_memcheck() { sanitize memcheck 100; }

@@ -14,11 +14,11 @@ import re
 import statistics
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -428,30 +428,64 @@ def measure(case: Case, timer: Timer, ceiling: dict[str, float]) -> dict:
     return result
 
 
-def results_of(cases: Iterator[Case], only: str, timer: Timer, ceiling: dict[str, float]) -> Iterator[dict]:
-    """One a case; what goes wrong in a case is its result."""
-    while True:
-        name = "the next case"
-        try:
-            case = next(cases, None)
-            if case is None:
-                return
-            name = case.name
-            if re.search(only, name):
-                yield measure(case, timer, ceiling)
-        except Exception:
-            yield {"name": name, "failed": traceback.format_exc(limit=-4)}
-            if name == "the next case":
-                return  # a generator that has raised is at its end
-
-
 FAMILIES = {"decode": decode, "prefill": prefill, "matmuls": matmuls, "rows": rows, "copies": copies}
 
 
-def family_results(family: str, quick: bool, only: str, ceiling: dict[str, float]) -> list[dict]:
-    """Run in a process of its own: after one bad access CUDA does nothing more for a process."""
+CASE_SECONDS = 30.0  # that a case may take, and the making of its tensors
+SPAWN = get_context("spawn")
+
+
+def send_results(
+    to: Connection, family: str, quick: bool, only: str, ceiling: dict[str, float], done: list[str]
+) -> None:
+    """Of a family's cases that are not done: (name, None) as one begins, (name, its result), and (None, None) at the
+    end. What goes wrong in a case is its result."""
     torch.manual_seed(0)
-    return list(results_of(FAMILIES[family](quick), only, Timer(11 if quick else 31), ceiling))
+    timer, name = Timer(11 if quick else 31), "the next case"
+    try:
+        for case in FAMILIES[family](quick):
+            name = case.name
+            if name in done or not re.search(only, name):
+                continue
+            to.send((name, None))
+            try:
+                to.send((name, measure(case, timer, ceiling)))
+            except Exception:
+                to.send((name, {"name": name, "failed": traceback.format_exc(limit=-4)}))
+    except Exception:  # a generator that has raised is at its end
+        to.send((name, {"name": f"after {name}", "failed": traceback.format_exc(limit=-4)}))
+    to.send((None, None))
+
+
+def results_of(family: str, quick: bool, only: str, ceiling: dict[str, float]) -> Iterator[dict]:
+    """Measured in a process of its own, for after one bad access CUDA does nothing more for a process. If it ends, or a
+    case does not, another goes on behind that case."""
+    done: list[str] = []
+    while True:
+        results, to = SPAWN.Pipe(duplex=False)
+        process = SPAWN.Process(target=send_results, args=(to, family, quick, only, ceiling, done), daemon=True)
+        process.start()
+        to.close()
+        under_way = None
+        try:
+            while results.poll(CASE_SECONDS):
+                name, result = results.recv()
+                if name is None:
+                    return
+                under_way = name if result is None else None
+                if result is None:
+                    done.append(name)
+                else:
+                    yield result
+            why = f"no result in {CASE_SECONDS:.0f} s"
+        except EOFError:
+            why = "its process has ended"
+        finally:
+            process.kill()
+            process.join()
+        yield {"name": under_way or family, "failed": why}
+        if under_way is None:
+            return
 
 
 def facts() -> dict[str, str | None]:
@@ -492,14 +526,11 @@ def main() -> None:
     torch.cuda.empty_cache()  # the memory is the families' now
     results: list[dict] = []
     for family in FAMILIES:
-        try:
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                results += process.submit(family_results, family, arguments.quick, arguments.only, ceiling).result()
-        except Exception as error:
-            results.append({"name": family, "failed": repr(error)})
-        if arguments.json:  # after each, lest a later one ends it all
-            content = {**facts(), "ceilings": ceiling, "results": results}
-            arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+        for result in results_of(family, arguments.quick, arguments.only, ceiling):
+            results.append(result)
+            if arguments.json:  # after each, lest a later one ends it all
+                content = {**facts(), "ceilings": ceiling, "results": results}
+                arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     show(results)
     for result in results:
         if "failed" in result:

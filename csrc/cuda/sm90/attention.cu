@@ -360,7 +360,7 @@ bool prefills_by_wgmma(const PagedAttentionParams& p) {
   const KvCache& cache = p.cache;
   const bool aligned = reinterpret_cast<uintptr_t>(p.q.data) % 16 == 0 && p.q.row_stride % kRun == 0 &&
                        reinterpret_cast<uintptr_t>(p.out.data) % 4 == 0 && p.out.row_stride % 2 == 0;
-  return aligned && (cache.head_dim == 64 || cache.head_dim == 128) && cache.block_size >= 16 &&
+  return takes_untried() && aligned && (cache.head_dim == 64 || cache.head_dim == 128) && cache.block_size >= 16 &&
          device_attribute(cudaDevAttrComputeCapabilityMajor) == 9;
 }
 

@@ -25,6 +25,8 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
                 }});
 }
 
+inline bool takes_untried() { return true; }
+
 // This layer runs blocks one by one.
 inline int cluster_blocks(int) { return 1; }
 template <class Kernel, class... Args>
