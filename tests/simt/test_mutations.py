@@ -101,8 +101,8 @@ MUTATIONS = [
     Mutation(
         "the window is one too wide",
         "attention_kernel.cuh",
-        "position >= p.window ? position - p.window + 1 : 0;",
-        "position >= p.window ? position - p.window : 0;",
+        "position >= window ? position - window + 1 : 0;",
+        "position >= window ? position - window : 0;",
         probes.attention,
     ),
     Mutation(
@@ -145,13 +145,6 @@ MUTATIONS = [
         "attention_copy.cuh",
         "      blocks_ = next_blocks_;\n",
         "",
-        probes.attention,
-    ),
-    Mutation(
-        "a tile at the end is copied as if it were whole",
-        "attention_copy.cuh",
-        "first >= begin_ && first + kTile <= end_",
-        "first >= begin_",
         probes.attention,
     ),
     Mutation(
