@@ -22,6 +22,7 @@ from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.standing import BACKGROUND, Standing
 from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.preparation import prepare
+from pybatch.jobs.report.files import ReportFiles
 from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.row_runner import RowSession
 from pybatch.jobs.sources import open_source
@@ -64,7 +65,7 @@ def test_jobs_on_a_shared_engine_give_what_they_give_alone(llm: AsyncLLM, tiny_m
         source = open_source(str(data), None)
         checked = check_input(source, RowOptions(), sampling=sampling, created=0)
         with prepare(checked, Destination(str(output)), model=tiny_model, engine={}, sampling=sampling) as prepared:
-            answer(prepared, session, sampling, "skip", None, show_progress=False)
+            answer(prepared, session, sampling, "skip", None, ReportFiles(), show_progress=False)
         return [json.loads(line) for line in output.read_text().splitlines()]
 
     expected = run(LLM(tiny_model, **ENGINE).session, tmp_path / "alone.jsonl")
