@@ -43,7 +43,8 @@ class OnCuda:
                     return tuple(map(to_cpu, x))
                 return next((cpu for cpu, gpu in moved if gpu is x), x.cpu()) if isinstance(x, Tensor) else x
 
-            result = op(*map(to_gpu, args), **{name: to_gpu(x) for name, x in kwargs.items()})
+            positional = list(map(to_gpu, args))  # before the keywords: an out that is one of these comes back after it
+            result = op(*positional, **{name: to_gpu(x) for name, x in kwargs.items()})
             for cpu, gpu in moved:
                 cpu.copy_(gpu)
             return to_cpu(result)
