@@ -135,6 +135,7 @@ def test_rows_of_clamped_swiglu_stand_alone(dtype: torch.dtype) -> None:
     assert same_bits(ops.clamped_swiglu(x, apart(torch.zeros(40, 333)).to(dtype)), ops.clamped_swiglu(x))
 
 
+@pytest.mark.host
 def test_a_negative_limit_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="limit: expected no negative number, got -1"):
         ops.clamped_swiglu(torch.ones(1, 2), limit=-1.0)

@@ -362,7 +362,7 @@ MUTATIONS = [
         "weights beyond K are left as they were",
         "sm90/matmul_kernel.cuh",
         "at < Tile::kPanelBytes; at += kWarp * 16",
-        "at < 0; at += kWarp * 16",
+        "at < bytes; at += kWarp * 16",
         probes.matmul_dense_hopper,
     ),
     Mutation(
