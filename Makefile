@@ -2,6 +2,7 @@
 # make test    run the tests
 # Both do all the set-up themselves, on a machine that has Python 3.11 or later, a C++ compiler and PyPI.
 # make cuda    a wheel with the CUDA kernels too, in dist/: by the system's nvcc or PyPI's; no GPU is needed
+# make hopper  build/gpu/site for bench/gpu.sh, to be carried to a machine with a Hopper GPU and a Python like HOPPER_PYTHON
 # make build   compile the native parts into the source tree, for work on pybatch itself; make lint checks the style
 PYTHON ?= python3
 VENV ?= .venv
@@ -67,7 +68,18 @@ build:  # with the packages of $(VENV), which may be any virtual environment tha
 	  -DTORCH_DIR=$$packages/torch -DPYBATCH_VERSION=dev >/dev/null && \
 	cmake --build build/dev --target install
 
+HOPPER_PYTHON ?= python3
+hopper: $(VENV)/packages
+	@packages=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])') && \
+	$(VENV)/bin/cmake -G Ninja -S . -B build/hopper -DCMAKE_INSTALL_PREFIX=$(CURDIR)/build/gpu/site -DPYBATCH_SM90A_ALONE=ON \
+	  -DCMAKE_MAKE_PROGRAM=$$(realpath -s $(VENV)/bin/ninja) \
+	  -DCMAKE_CUDA_COMPILER=$$(command -v nvcc || echo /usr/local/cuda/bin/nvcc) -DPYBATCH_VERSION=dev \
+	  -DPython_EXECUTABLE=$$(realpath -s $$(command -v $(HOPPER_PYTHON))) -DTORCH_DIR=$$packages/torch \
+	  -Dpybind11_DIR=$$packages/pybind11/share/cmake/pybind11 >/dev/null && \
+	$(VENV)/bin/cmake --build build/hopper --target install && \
+	tar --exclude='*.so' --exclude=__pycache__ -cf - pybatch | tar -xf - -C build/gpu/site
+
 clean:
 	rm -rf build dist $(VENV) pybatch/*.so
 
-.PHONY: demo test browser emulator lint cuda build clean
+.PHONY: demo test browser emulator lint cuda build hopper clean

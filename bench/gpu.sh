@@ -9,8 +9,9 @@
 # install has built stays in build/gpu/site, for later calls with other steps, and on machines like this one.
 #
 # Needs torch with CUDA, nvcc, cmake, ninja, pybind11, pytest, hypothesis and what pybatch depends on in PYTHON (default
-# python3), and nothing from the network. WHEEL=FILE installs that wheel instead of building one; LIMIT=SECONDS is for all
-# steps together; SUITES=REGEX: of the tests, those suites.
+# python3), and nothing from the network. WHEEL=FILE installs that wheel instead of building one; without the step install
+# a build/gpu/site that `make hopper` built elsewhere is used. LIMIT=SECONDS is for all steps together; SUITES=REGEX: of
+# the tests, those suites.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
