@@ -1,8 +1,7 @@
 // The matmul of many rows. A block computes tiles of 64 or 128 columns and some rows of x. Weights are the rows of the
-// product, as in
-// ../matmul_kernel.cuh: they are copied to shared memory as packed, and from there to the registers of the warp that
-// multiplies their panel. The rows of x stay in shared memory, where wgmma reads them. One warp copies, one or two
-// warpgroups multiply; barriers tell when a stage is full and when it is empty.
+// product, as in ../matmul_kernel.cuh: they are copied to shared memory as packed, and from there to the registers of
+// the warp that multiplies their panel. The rows of x stay in shared memory, where wgmma reads them. One warp copies,
+// one or two warpgroups multiply; barriers tell when a stage is full and when it is empty.
 #pragma once
 
 #include <algorithm>

@@ -174,39 +174,27 @@ __device__ __forceinline__ void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint
     PYBATCH_WGMMA("m64n256k32.s32.s8.s8", "", PYBATCH_INT, 128, 128, 129, 130, 131, 132, 133);
   }
 }
-template <int kN, bool kNMajor = false>
-__device__ __forceinline__ void wgmma_m64k16_f16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
-                                                 bool accumulate = true) {
-  static_assert(kN == 64 || kN == 128 || (kN == 176 && !kNMajor));
-  if constexpr (kN == 64 && kNMajor) {
-    PYBATCH_WGMMA("m64n64k16.f32.f16.f16", ", 1, 1, 1", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);
-  } else if constexpr (kN == 64) {
-    PYBATCH_WGMMA("m64n64k16.f32.f16.f16", ", 1, 1, 0", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);
-  } else if constexpr (kN == 128 && kNMajor) {
-    PYBATCH_WGMMA("m64n128k16.f32.f16.f16", ", 1, 1, 1", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69);
-  } else if constexpr (kN == 128) {
-    PYBATCH_WGMMA("m64n128k16.f32.f16.f16", ", 1, 1, 0", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69);
-  } else {
-    PYBATCH_WGMMA("m64n176k16.f32.f16.f16", ", 1, 1, 0", PYBATCH_FLOAT, 88, 88, 89, 90, 91, 92, 93);
+#define PYBATCH_WGMMA_OF_FLOATS(name, type)                                                                   \
+  template <int kN, bool kNMajor = false>                                                                     \
+  __device__ __forceinline__ void name(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,                \
+                                       bool accumulate = true) {                                              \
+    static_assert(kN == 64 || kN == 128 || (kN == 176 && !kNMajor));                                          \
+    if constexpr (kN == 64 && kNMajor) {                                                                      \
+      PYBATCH_WGMMA("m64n64k16.f32." type "." type, ", 1, 1, 1", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);  \
+    } else if constexpr (kN == 64) {                                                                          \
+      PYBATCH_WGMMA("m64n64k16.f32." type "." type, ", 1, 1, 0", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);  \
+    } else if constexpr (kN == 128 && kNMajor) {                                                              \
+      PYBATCH_WGMMA("m64n128k16.f32." type "." type, ", 1, 1, 1", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69); \
+    } else if constexpr (kN == 128) {                                                                         \
+      PYBATCH_WGMMA("m64n128k16.f32." type "." type, ", 1, 1, 0", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69); \
+    } else {                                                                                                  \
+      PYBATCH_WGMMA("m64n176k16.f32." type "." type, ", 1, 1, 0", PYBATCH_FLOAT, 88, 88, 89, 90, 91, 92, 93); \
+    }                                                                                                         \
   }
-}
-template <int kN, bool kNMajor = false>
-__device__ __forceinline__ void wgmma_m64k16_bf16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
-                                                  bool accumulate = true) {
-  static_assert(kN == 64 || kN == 128 || (kN == 176 && !kNMajor));
-  if constexpr (kN == 64 && kNMajor) {
-    PYBATCH_WGMMA("m64n64k16.f32.bf16.bf16", ", 1, 1, 1", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);
-  } else if constexpr (kN == 64) {
-    PYBATCH_WGMMA("m64n64k16.f32.bf16.bf16", ", 1, 1, 0", PYBATCH_FLOAT, 32, 32, 33, 34, 35, 36, 37);
-  } else if constexpr (kN == 128 && kNMajor) {
-    PYBATCH_WGMMA("m64n128k16.f32.bf16.bf16", ", 1, 1, 1", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69);
-  } else if constexpr (kN == 128) {
-    PYBATCH_WGMMA("m64n128k16.f32.bf16.bf16", ", 1, 1, 0", PYBATCH_FLOAT, 64, 64, 65, 66, 67, 68, 69);
-  } else {
-    PYBATCH_WGMMA("m64n176k16.f32.bf16.bf16", ", 1, 1, 0", PYBATCH_FLOAT, 88, 88, 89, 90, 91, 92, 93);
-  }
-}
+PYBATCH_WGMMA_OF_FLOATS(wgmma_m64k16_f16, "f16")
+PYBATCH_WGMMA_OF_FLOATS(wgmma_m64k16_bf16, "bf16")
 
+#undef PYBATCH_WGMMA_OF_FLOATS
 #undef PYBATCH_WGMMA
 #undef PYBATCH_FLOAT
 #undef PYBATCH_INT
