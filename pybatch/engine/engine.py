@@ -84,14 +84,14 @@ class Engine:
         self.kv_block_bytes = layout.block_bytes  # with a draft model's
         if self._draft_decoder is not None:
             self.kv_block_bytes += kv_layout(self._draft_decoder, config).block_bytes
+        beside = followers.beside if followers is not None else 1
         states = state_layout(decoder)
         self.num_states, self.state_bytes = 0, 0  # slots of recurrent states, and the bytes of all
         if states is not None:
             refuse_unsuited(config)
-            self.num_states = num_slots(states, config, decoder.device)
+            self.num_states = num_slots(states, config, decoder.device, beside)
             self.state_bytes = self.num_states * states.slot_bytes
-        beside = followers.beside if followers is not None else 1
-        reserved = self.state_bytes
+        reserved = self.state_bytes * beside
         if followers is None and config.num_kv_blocks is None:
             models = [decoder] if self._draft_decoder is None else [decoder, self._draft_decoder]
             reserved += sum([step_memory(each, config) for each in models])
@@ -99,7 +99,7 @@ class Engine:
             decoder, config, self.kv_block_bytes * beside, reserved=reserved
         )
         if followers is not None:
-            followers.tell("make_cache", config, self.num_kv_blocks)
+            followers.tell("make_caches", config, self.num_kv_blocks, self.num_states)
         shifts = key_shifts(decoder) if layout.quantised else ()
         if followers is None:
             self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device, shifts)

@@ -26,7 +26,7 @@ from pybatch.model.config import (
     MoEConfig,
 )
 from pybatch.model.decoder import Decoder, Layer
-from pybatch.model.layers import Norm, NormedLinear, Packed, ResidualLinear, as_stack
+from pybatch.model.layers import Norm, NormedLinear, ResidualLinear
 from pybatch.model.rope import NO_ROPE, rotary_table
 from pybatch.model.rows import Heads
 from pybatch.model.weights import Grouped, WeightLoader
@@ -167,7 +167,7 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
         k_norm=head_norm("k_norm", heads["k"]) if config.qk_norm and own_keys else None,
         v_norm=load.ones(dim) * (stored / dim) ** 0.5 if config.v_norm and own_keys else None,
         norm=replace(load.config.norm, eps=load.config.norm.eps * stored / dim),
-        sinks=load.exact("sinks", (config.num_heads,), index, "") if config.sinks else None,
+        sinks=load.exact_of_heads("sinks", [config.num_heads], index) if config.sinks else None,
         out=ResidualLinear(
             load.linear({"attention_out": hidden}, heads["q"], index, bias=config.out_bias),
             load.norm("mixer_post_norm", hidden, index),
@@ -177,7 +177,7 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
 
 
 def gated_delta_net(load: WeightLoader, config: GatedDeltaConfig, index: int) -> GatedDeltaNet:
-    hidden, heads = load.config.hidden_size, (config.value_heads,)
+    hidden, heads = load.config.hidden_size, [config.value_heads]
     keys, values = config.key_width, config.value_width
     rows = {"delta_q": keys, "delta_k": keys, "delta_v": values, "delta_gate": values}
     rows |= {"delta_b": config.value_heads, "delta_a": config.value_heads}
@@ -189,14 +189,17 @@ def gated_delta_net(load: WeightLoader, config: GatedDeltaConfig, index: int) ->
             hidden,
             index,
             grouped={
-                "delta_qkv": Grouped(("delta_q", "delta_k", "delta_v"), 1),
+                "delta_qkv": Grouped(("delta_q", "delta_k", "delta_v"), None),
                 "delta_qkvz": Grouped(("delta_q", "delta_k", "delta_v", "delta_gate"), config.key_heads),
                 "delta_ba": Grouped(("delta_b", "delta_a"), config.key_heads),
             },
         ),
-        conv=load.exact("delta_conv", (config.channels, 1, config.taps), index)[:, 0].t().to(load.dtype).contiguous(),
-        rate=load.exact("delta_rate", heads, index, "").exp(),
-        dt_bias=load.exact("delta_bias", heads, index, ""),
+        conv=load.exact_of_heads("delta_conv", [keys, keys, values], index, ".weight", rest=(1, config.taps))[:, 0]
+        .t()
+        .to(load.dtype)
+        .contiguous(),
+        rate=load.exact_of_heads("delta_rate", heads, index).exp(),
+        dt_bias=load.exact_of_heads("delta_bias", heads, index),
         norm=load.vector("delta_norm", config.value_dim, index),
         norm_eps=load.config.norm.eps,
         out=ResidualLinear(load.linear({"delta_out": hidden}, values, index)),
@@ -256,5 +259,5 @@ def shared_mlp(load: WeightLoader, config: MoEConfig, index: int) -> SharedMLP:
     hidden, shared = load.config.hidden_size, mlp(load, config.shared, index, "shared_")
     if not config.shared_gate:
         return SharedMLP(mlp=shared, gate=None)
-    stack = ResidualLinear(as_stack(cast("Packed", shared.down.linear), 1, hidden))
+    stack = ResidualLinear(load.one_expert(shared.down.linear, hidden))
     return SharedMLP(mlp=replace(shared, down=stack), gate=load.router("mlp_norm", "shared_router", 1, hidden, index))

@@ -1,4 +1,4 @@
-"""Tensor parallelism: ranks that share the heads of attention, the width of MLPs and the vocabulary.
+"""Tensor parallelism: ranks that share the heads of attention, the width of MLPs and of experts, and the vocabulary.
 
 Megatron-LM (Shoeybi et al. 2019) splits the second projection of a block along its inputs and adds up what the ranks
 have. Here every projection is split along its outputs, and ranks exchange outputs: each element is one rank's sum over
@@ -7,16 +7,17 @@ all inputs in the kernel's own order, so that any number of ranks gives the bits
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor
 
 from pybatch import ops
 from pybatch.machine.ranks import Ranks
-from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig
+from pybatch.model.config import GatedDeltaConfig, LayerConfig, MLPBesideMoEConfig, ModelConfig, MoEConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Packed
 from pybatch.model.rows import Heads, Rows, Stacked, sliced
@@ -28,13 +29,13 @@ from pybatch.ops import Epilogue
 class ShardedLinear:
     """This rank's columns of a projection whose input the ranks have in parts; out gets all columns."""
 
-    linear: Packed
+    linear: Packed  # or of experts a stack
     width: int  # of this rank's columns
     ranks: Ranks
 
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
         epilogue = fused.pop("epilogue", ops.STORE)
-        part = self.linear(self.ranks.gather(x), x.new_empty(x.shape[0], self.width), **fused)
+        part = self.linear(self.ranks.gather(x), x.new_empty(out.shape[0], self.width), **fused)
         product = self.ranks.gather(part)
         return out.add_(product) if epilogue == Epilogue.ADD else out.copy_(product)
 
@@ -64,31 +65,38 @@ def of_rank(config: ModelConfig, ranks: Ranks) -> ModelConfig:
 
 
 def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerConfig:
-    mixer, mlp = layer.mixer, layer.mlp
-    if type(mixer) is not AttentionConfig or type(mlp) is not MLPConfig:
-        raise ModelError(f"tensor_parallel_size: expected 1 for {config.architecture}, got {size}")
     if layer.token_width:
         raise ModelError(
             f"tensor_parallel_size: expected 1 for {config.architecture}, whose layers have inputs of tokens' own, got "
             f"{size}"
         )
-    if mixer.sinks or (mixer.qk_norm and mixer.qk_norm_over != "head"):
+
+    def share(block: Any, **counts: str) -> Any:
+        """The block with a share of these fields, named as the model's config has them."""
+        for name, field in counts.items():
+            if getattr(block, field) % size:
+                raise _indivisible(name, getattr(block, field), config, size)
+        return replace(block, **{field: getattr(block, field) // size for field in counts.values()})
+
+    def share_inner(block: Any) -> Any:
+        if isinstance(block, MLPBesideMoEConfig):
+            return replace(block, mlp=share_inner(block.mlp), moe=share_inner(block.moe))
+        if isinstance(block, MoEConfig):
+            shared = {"shared_expert_intermediate_size": "shared_width"} if block.shared_width else {}
+            return share(block, moe_intermediate_size="width", **shared)
+        return share(block, intermediate_size="width")
+
+    mixer = layer.mixer
+    if isinstance(mixer, GatedDeltaConfig):
+        mixer = share(mixer, linear_num_key_heads="key_heads", linear_num_value_heads="value_heads")
+    elif mixer.qk_norm and mixer.qk_norm_over == "all":
         raise ModelError(
-            f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention has sinks, or norms over all "
-            f"heads or of each head's own, got {size}"
+            f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention has norms over all heads, "
+            f"got {size}"
         )
-    for name, count in (
-        ("num_heads", mixer.num_heads),
-        ("num_kv_heads", mixer.num_kv_heads),
-        ("intermediate_size", mlp.width),
-    ):
-        if count % size:
-            raise _indivisible(name, count, config, size)
-    return replace(
-        layer,
-        mixer=replace(mixer, num_heads=mixer.num_heads // size, num_kv_heads=mixer.num_kv_heads // size),
-        mlp=replace(mlp, width=mlp.width // size),
-    )
+    else:
+        mixer = share(mixer, num_heads="num_heads", num_kv_heads="num_kv_heads")
+    return replace(layer, mixer=mixer, mlp=share_inner(layer.mlp))
 
 
 def _indivisible(name: str, count: int, config: ModelConfig, size: int) -> ModelError:
@@ -116,6 +124,31 @@ class _Shards(WeightLoader):
         own = Stacked([self._own(part) for part in weights])
         return ShardedLinear(self._pack(own, self._bias_of(list(map(self._own, biases)))), own.shape[0], self.ranks)
 
+    def one_expert(self, linear: Any, width: int) -> Any:
+        return replace(linear, linear=super().one_expert(linear.linear, width // self.ranks.size))
+
+    def experts(
+        self, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str, bias: bool = False
+    ) -> Any:
+        """As linear: their input is what the ranks have in parts."""
+        size = self.ranks.size
+        biases = self._expert_biases(count, roles, layer, whole) if bias else []
+        rows = self._expert_rows(count, roles, columns * size, layer, whole)
+        own = self._pack_experts(self._own_rows(rows), self._own_columns(biases))
+        return ShardedLinear(own, sum(roles.values()) // size, self.ranks)
+
+    def vectors(self, role: str, heads: Heads, layer: int) -> Tensor:
+        whole = super().vectors(role, replace(heads, count=heads.count * self.ranks.size), layer)
+        return whole.tensor_split(self.ranks.size)[self.ranks.rank].contiguous()
+
+    def exact_of_heads(
+        self, role: str, counts: Sequence[int], layer: int, suffix: str = "", *, rest: tuple[int, ...] = ()
+    ) -> Tensor:
+        size, rank = self.ranks.size, self.ranks.rank
+        whole = super().exact_of_heads(role, [count * size for count in counts], layer, suffix, rest=rest)
+        parts = whole.split_with_sizes([count * size for count in counts])
+        return torch.cat([part.tensor_split(size)[rank] for part in parts])
+
     def head(self, embedding: Packed) -> Any:
         config, ranks = self.config, self.ranks
         panels = ceil(ceil(config.vocab_size / ops.PANEL) / ranks.size)
@@ -141,8 +174,24 @@ class _Shards(WeightLoader):
         grouped: Mapping[str, Grouped] | None,
     ) -> list[Rows]:
         whole = {role: count * self.ranks.size for role, count in rows.items()}
-        groups = {name: Grouped(each.roles, each.groups * self.ranks.size) for name, each in (grouped or {}).items()}
+        groups = {
+            name: Grouped(each.roles, each.groups and each.groups * self.ranks.size)
+            for name, each in (grouped or {}).items()
+        }
         return [self._own(part) for part in self._parts(whole, layer, suffix, columns, fused, groups)]
+
+    def _own_experts(
+        self, count: int, roles: Mapping[str, int], columns: int, layer: int, whole: str, *, bias: bool
+    ) -> tuple[list[list[Rows]], list[Tensor]]:
+        of_all = {role: n * self.ranks.size for role, n in roles.items()}
+        rows, biases = super()._own_experts(count, of_all, columns, layer, whole, bias=bias)
+        return self._own_rows(rows), self._own_columns(biases)
+
+    def _own_rows(self, experts: list[list[Rows]]) -> list[list[Rows]]:
+        return [[self._own(part) for part in parts] for parts in experts]
+
+    def _own_columns(self, biases: list[Tensor]) -> list[Tensor]:
+        return [part.tensor_split(self.ranks.size, dim=1)[self.ranks.rank] for part in biases]
 
     def _own(self, rows: Rows) -> Rows:
         count = rows.shape[0] // self.ranks.size

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -59,10 +59,11 @@ CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its ca
 
 
 class Grouped(NamedTuple):
-    """A tensor with the rows of several roles: those of all roles for the first group, then for the next."""
+    """A tensor with the rows of several roles: those of all roles for the first group, then for the next. groups: None
+    where it has all rows of a role one below the other, whoever shares them."""
 
     roles: tuple[str, ...]
-    groups: int
+    groups: int | None
 
 
 class Checkpoint(Protocol):
@@ -215,6 +216,12 @@ class WeightLoader:
         rows = self.tensor(self.family.tensor(role, layer) + suffix, shape)
         return rows[0 : shape[0]].to(self.device, torch.float32, copy=True)
 
+    def exact_of_heads(
+        self, role: str, counts: Sequence[int], layer: int, suffix: str = "", *, rest: tuple[int, ...] = ()
+    ) -> Tensor:
+        """As exact, of a tensor [sum(counts), *rest] of what belongs to heads, so many rows of each kind."""
+        return self.exact(role, (sum(counts), *rest), layer, suffix)
+
     def ones(self, width: int) -> Tensor:
         return torch.ones(width, dtype=self.dtype, device=self.device)
 
@@ -228,11 +235,15 @@ class WeightLoader:
         added = self.exact(role, (count,), layer, ".bias") if bias else None
         return NormedLinear(self.norm(norm, columns, layer), self._dense(rows, added, rows.dtype))
 
+    def one_expert(self, linear: Linear, width: int) -> Linear:
+        """The projection as a stack of one expert; width: of all that share the model."""
+        return as_stack(cast("Packed", linear), 1, width)
+
     def experts(
         self, count: int, roles: Mapping[str, int], columns: int, layer: int, *, whole: str, bias: bool = False
-    ) -> Packed:
+    ) -> Linear:
         """A stack of the projections of a role of each expert. whole: the role of one tensor of them all."""
-        biases = self._expert_biases(count, roles, layer, whole) if bias else None
+        biases = self._expert_biases(count, roles, layer, whole) if bias else []
         return self._pack_experts(self._expert_rows(count, roles, columns, layer, whole), biases)
 
     def experts_behind_norm(
@@ -249,8 +260,7 @@ class WeightLoader:
     ) -> NormedLinear:
         """As experts, of the output of a norm; for W8A8 its packing waits for activations. gated: the roles are gate
         and up, and the product's epilogue multiplies them; such have no biases."""
-        rows = self._expert_rows(count, roles, columns, layer, whole)
-        biases = self._expert_biases(count, roles, layer, whole) if bias else None
+        rows, biases = self._own_experts(count, roles, columns, layer, whole, bias=bias)
         before = self.norm(norm, columns, layer)
         if self.smooths and before is not None:
             packed = PackedWhenCalled(lambda scale: self._pack_experts(rows, biases, scale, gated=gated))
@@ -282,6 +292,7 @@ class WeightLoader:
             if family.has(name) and all(role in rows for role in roles):
                 counts = [rows[role] for role in roles]
                 whole = self.tensor(family.tensor(name, layer) + suffix, (sum(counts), *columns))
+                groups = groups or 1
                 for role, count, end in zip(roles, counts, accumulate(counts), strict=True):
                     found[role] = in_groups(whole, groups, (end - count) // groups, end // groups)
         if not family.has(fused):
@@ -322,6 +333,13 @@ class WeightLoader:
         stored = self._parts(rows, layer, ".weight", (columns.stored_width,), fused)
         return [filled_columns(part, columns) for part in stored], biases
 
+    def _own_experts(
+        self, count: int, roles: Mapping[str, int], columns: int, layer: int, whole: str, *, bias: bool
+    ) -> tuple[list[list[Rows]], list[Tensor]]:
+        """The rows and the biases of experts whose outputs stay in this process."""
+        biases = self._expert_biases(count, roles, layer, whole) if bias else []
+        return self._expert_rows(count, roles, columns, layer, whole), biases
+
     def _expert_rows(
         self, count: int, roles: Mapping[str, int], columns: int, layer: int, whole: str
     ) -> list[list[Rows]]:
@@ -350,15 +368,16 @@ class WeightLoader:
             return [sliced(rows, e * n, (e + 1) * n) for e in range(count)]
         return [self.tensor(name.format(e), (n, columns)) for e in range(count)]
 
-    def _expert_biases(self, count: int, roles: Mapping[str, int], layer: int, whole: str) -> Tensor:
-        """[count, outputs]: of each expert the biases of the roles one behind the other."""
+    def _expert_biases(self, count: int, roles: Mapping[str, int], layer: int, whole: str) -> list[Tensor]:
+        """[count, outputs] of each role."""
         name, total = f"{self.family.tensor(whole, layer)}_bias", sum(roles.values())
         if name in self.checkpoint:
             biases = self._on_device(self.tensor(name, (count, total)))
-            turns = len(roles) if self.family.experts_by_turns else 1
-            return torch.cat([biases[:, turn::turns] for turn in range(turns)], dim=1)
+            if self.family.experts_by_turns:
+                return [biases[:, turn :: len(roles)] for turn in range(len(roles))]
+            return list(biases.split_with_sizes(list(roles.values()), dim=1))
         names = {f"{self.family.tensor(role, layer)}.bias".replace(".{}", ""): n for role, n in roles.items()}
-        return torch.cat([self._on_device(self.tensor(name, (count, n))) for name, n in names.items()], dim=1)
+        return [self._on_device(self.tensor(name, (count, n))) for name, n in names.items()]
 
     def _stack(self, name: str, shape: tuple[int, int, int], *, by_input: bool = False) -> Rows:
         """by_input: of a tensor that is not quantised, the matrices are transposed."""
@@ -376,7 +395,7 @@ class WeightLoader:
     def _pack_experts(
         self,
         parts: list[list[Rows]],
-        biases: Tensor | None,
+        biases: Sequence[Tensor],
         column_scale: Tensor | None = None,
         *,
         gated: bool = False,
@@ -385,7 +404,7 @@ class WeightLoader:
         width = each[0].shape[0] if gated else sum(part.shape[0] for part in parts[0])
         rows, mixed = Stacked(each), len(set(map(_bits, each))) > 1  # one kernel call takes one kind
         packed = self._dense(rows, None) if self.keeps_bits and mixed else self._pack(rows, None, column_scale)
-        return replace(as_stack(packed, len(parts), width), bias=biases)
+        return replace(as_stack(packed, len(parts), width), bias=torch.cat(list(biases), dim=1) if biases else None)
 
     def _bias_of(self, parts: Sequence[Rows], gated: bool = False) -> Tensor | None:
         """None of no parts."""

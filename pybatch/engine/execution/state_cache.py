@@ -78,11 +78,11 @@ def state_layout(decoder: Decoder) -> StateLayout | None:
     return StateLayout(recurrent, decoder.dtype) if recurrent else None
 
 
-def num_slots(layout: StateLayout, config: EngineConfig, device: torch.device) -> int:
+def num_slots(layout: StateLayout, config: EngineConfig, device: torch.device, beside: int = 1) -> int:
     """Three for each sequence that may run, of which it uses two and the prefix cache one, as far as half of the memory
-    goes. Raises ValueError if that is not enough for one sequence."""
+    goes. beside: ranks that share the memory. Raises ValueError if that is not enough for one sequence."""
     wanted = 3 * min(config.max_num_seqs, config.max_num_batched_tokens)
-    memory = int(free_memory(device) * config.memory_utilization * _MOST_OF_MEMORY)
+    memory = int(free_memory(device) * config.memory_utilization * _MOST_OF_MEMORY) // beside
     count = min(wanted, memory // layout.slot_bytes)
     if count < 2:
         raise ValueError(

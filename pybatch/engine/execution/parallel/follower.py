@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from pybatch.engine.execution.kv_cache import KvCache, kv_layout
+from pybatch.engine.execution.state_cache import StateCache, state_layout
 from pybatch.machine.ranks import RankError, Ranks
 from pybatch.machine.threads import set_threads
-from pybatch.model.batch import ForwardBatch
+from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.decoder import Decoder
 from pybatch.model.key_shifts import key_shifts
 from pybatch.model.loader import load_model
@@ -42,17 +43,20 @@ def main() -> int:
 
 def follow(decoder: Decoder, connection: Any) -> None:
     cache: KvCache | None = None
+    caches: list[LayerCache | LayerState] = []
     while True:
         what, arguments = pickle.loads(connection.recv_bytes())
         if what == "forward":
-            assert cache is not None
             tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arguments[0].items()}
             batch = ForwardBatch(**tensors)
-            decoder.forward(batch.to(decoder.device), cache.layers)
-        elif what == "make_cache":
-            config, num_blocks = arguments
+            decoder.forward(batch.to(decoder.device), caches)
+        elif what == "make_caches":
+            config, num_blocks, num_states = arguments
             layout = kv_layout(decoder, config)
             cache = KvCache(layout, num_blocks, decoder.device, key_shifts(decoder) if layout.quantised else ())
+            states = state_layout(decoder)
+            of_states = [] if states is None else StateCache(states, num_states, decoder.device).layers
+            caches = decoder.caches(cache.layers, of_states)
         else:
             getattr(cache, what)(*arguments)
 
