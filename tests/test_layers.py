@@ -16,7 +16,7 @@ LAYERS = (
     ("cli",),
     ("__init__",),
     ("bulk",),
-    ("serve", "cluster"),
+    ("serve", "cluster", "prompts"),
     ("jobs",),
     ("tune", "api"),
     ("engine",),

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import json
-import string
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pybatch.api.protocols.request_error import RequestError
 
+BRACES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
+FIELD = re.compile(r"\{\s*[^{}!:\s][^{}!:]*\}")
+
+
+class TemplateError(ValueError):
+    """Text that is no template. offset: of the character at fault."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(f"{message}; write {{{{ and }}}} for braces that are text")
+        self.offset = offset
+
 
 class Template:
     """Text with {field} where a row's field goes; {{ and }} stand for braces.
 
-    Raises ValueError if the text is not such a template.
+    Raises TemplateError if the text is not such a template.
     """
 
     def __init__(self, text: str) -> None:
         self.parts: list[tuple[str, str | None]] = []
-        try:
-            for literal, field, spec, conversion in string.Formatter().parse(text):
-                if field is not None and (spec or conversion or not field.strip()):
-                    raise ValueError("only {field} is known")
-                self.parts.append((literal, field))
-        except ValueError as error:
-            raise ValueError(f"{error}; write {{{{ and }}}} for braces that are text") from None
+        literal, start = "", 0
+        for brace in BRACES.finditer(text):
+            literal += text[start : brace.start()]
+            start, found = brace.end(), brace[0]
+            if found in ("{{", "}}"):
+                literal += found[0]
+            elif len(found) == 1:
+                raise TemplateError(f"a single {found!r}", brace.start())
+            elif not FIELD.fullmatch(found):
+                raise TemplateError("only {field} is known", brace.start())
+            else:
+                self.parts.append((literal, found[1:-1]))
+                literal = ""
+        literal += text[start:]
+        if literal or not self.parts:
+            self.parts.append((literal, None))
 
     def fill(self, fields: Mapping[str, Any]) -> str:
         """Puts in the fields: text as it is, everything else as JSON. Raises RequestError if one is missing."""
