@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
@@ -19,6 +20,7 @@ from pybatch.engine import SamplingParams
 from pybatch.engine.arguments import expect_known
 from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.files import created, expect_all_apart
+from pybatch.jobs.job import Job
 from pybatch.jobs.preparation import OnError, Preparation, prepare
 from pybatch.jobs.record import Record
 from pybatch.jobs.report.files import ReportFiles
@@ -29,7 +31,11 @@ from pybatch.jobs.row_runner import RowRunner, RowSession
 from pybatch.jobs.rows import Source
 from pybatch.jobs.sources import open_source
 from pybatch.jobs.sources.read_ahead import ReadAhead
+from pybatch.jobs.traced import traced
+from pybatch.latitude.tracing import Tracing
 from pybatch.tune.cost import Prices
+
+log = logging.getLogger(__name__)
 
 
 class JobError(RuntimeError):
@@ -57,6 +63,7 @@ def run_job(
     report_json: str | os.PathLike[str] | None = None,
     price_per_hour: float | None = None,
     compare_price: Sequence[str] = (),
+    latitude: str | Tracing | None = None,
     use_tqdm: bool = True,
     **arguments: Any,
 ) -> Any:
@@ -81,6 +88,7 @@ def run_job(
     report: write a report of the job, one HTML file, however the job ends. report_json: write its figures as JSON.
     price_per_hour: dollars an hour of the machine, or of all machines: the reports tell what the job cost.
     compare_price: what APIs ask to compare with, each NAME:IN:OUT, in dollars a million tokens.
+    latitude: a project of Latitude, or a Tracing that names one and says more: a trace of each row goes there.
     use_tqdm: show a progress bar, if stderr is a terminal.
     arguments: those of LLM, unless model is one, and of SamplingParams, by name; ``seed`` is LLM's, and without
       ``max_tokens`` an answer may fill the context. Sampling parameters in a row go before these.
@@ -106,6 +114,8 @@ def run_job(
         None if report_json is None else os.fspath(report_json),
         Prices.of(price_per_hour, compare_price),
     )
+    expect_type("latitude", latitude, str | Tracing | None, "the slug of a project or a Tracing")
+    tracing = Tracing(latitude) if isinstance(latitude, str) else latitude
     source = open_source(data, input_format)
     in_files = isinstance(data, str | os.PathLike)
     if output is None and in_files:
@@ -119,6 +129,7 @@ def run_job(
         retry_errors=retry_errors,
     )
     engine = given_to(model) if isinstance(model, LLM) else of_llm
+    trace = None if tracing is None else traced(tracing, engine.get("model", model), price_per_hour, log.warning)
     if in_files:
         expect_all_apart(
             to.files, rows=os.fspath(data), others=(str(engine.get("model", model)), engine.get("tokenizer"))
@@ -144,7 +155,8 @@ def run_job(
             raise JobError(prepared.checked.messages[0])
         if not prepared.finished:
             session = opened.enter_context(session_for(model, of_llm, ray))
-            answer(prepared, session, of_sampling, on_error, None if cache is None else Path(cache), told, use_tqdm)
+            kept = None if cache is None else Path(cache)
+            answer(prepared, session, of_sampling, on_error, kept, told, use_tqdm, trace)
         return os.fspath(output) if in_files and output is not None else joined(prepared, source)
 
 
@@ -170,6 +182,7 @@ def answer(
     cache: Path | None,
     told: ReportFiles,
     show_progress: bool,
+    trace: Callable[[Job], AbstractContextManager[object]] | None,
 ) -> None:
     params = replace(session.default_params, **sampling)
     progress = prepared.progress(session, params)
@@ -179,6 +192,7 @@ def answer(
         JobReport(told, Path(prepared.source.name).name, session.metrics, job, session.settings) as report,
         ReadAhead(job.pending(), prepared.source.name) as pending,
         prepared.answers(session, cache) as answers,
+        nullcontext() if trace is None else trace(job),
         deferred_interrupts() as interrupts,
         ProgressReporter("Answering", progress, lines=False) if show_progress else nullcontext(),
     ):

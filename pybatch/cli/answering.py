@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pybatch.cli.flags import EngineFlags, SamplingFlags
     from pybatch.cluster.cluster_session import ClusterSession
     from pybatch.engine import SamplingParams
+    from pybatch.jobs.job import Job
     from pybatch.jobs.preparation import OnError, OtherJobError, Preparation
     from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.rows import Row
@@ -63,7 +64,9 @@ def answer(
     cache: Path | None,
     told: ReportFiles,
     model: str,
+    traced: Callable[[Job], AbstractContextManager[object]],
 ) -> None:
+    """traced: what is to be entered with the job while its rows run."""
     from pybatch.api.progress import ProgressReporter
     from pybatch.jobs.report.report import JobReport
     from pybatch.jobs.report.summary import summary_table
@@ -78,6 +81,7 @@ def answer(
         if job.journal.done or progress.rows_retried:
             again = f", {progress.rows_retried:,} that failed run again" if progress.rows_retried else ""
             tell(f"Going on: {job.journal.done:,} rows are done{again}.")
+        opened.enter_context(traced(job))
         pending = job.pending()
         answers = opened.enter_context(prepared.answers(session, cache))
         bar = not prepared.shows_on_terminal  # which would be in the rows' way

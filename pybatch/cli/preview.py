@@ -13,7 +13,7 @@ from pybatch.cli.streams import printable, shortened
 
 if TYPE_CHECKING:
     from pybatch.api.outcomes import Outcome
-    from pybatch.jobs.job import Job
+    from pybatch.jobs.job import Job, Saved
     from pybatch.jobs.row_runner import RowSession
     from pybatch.jobs.rows import Row
 
@@ -45,11 +45,15 @@ class Preview:
         came to their end. all_rows: of the job, where that is known: there is nothing to ask after the last."""
         if self._rows is None:
             return True
-        job.watch = lambda row, outcome: show(job, session, row, outcome)
+
+        def watch(saved: Saved) -> None:
+            show(job, session, saved.row, saved.outcome)
+
+        job.watchers.append(watch)
         try:
             finished = run(islice(pending, self._rows))
         finally:
-            job.watch = None
+            job.watchers.remove(watch)
         if not finished or job.journal.done == all_rows:
             return finished
         return self._asker.agrees("Go on with the other rows?", stopped)

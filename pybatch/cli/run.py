@@ -16,6 +16,7 @@ from pybatch.cli.answering import answer, cluster, local, show_differences, tell
 from pybatch.cli.command import CommandError, UsageError, usage_errors
 from pybatch.cli.dry_run import show_dry_run
 from pybatch.cli.flags import CostFlags, EngineFlags, SamplingFlags, option, takes
+from pybatch.cli.latitude_flags import LatitudeFlags
 from pybatch.cli.preview import Preview
 from pybatch.cli.signals import ending_at_once
 
@@ -50,7 +51,7 @@ class OnError(StrEnum):
     fail = "fail"
 
 
-@takes(sampling=SamplingFlags, engine=EngineFlags, cost=CostFlags)
+@takes(sampling=SamplingFlags, engine=EngineFlags, cost=CostFlags, latitude=LatitudeFlags)
 def run(
     prompts: Annotated[
         str | None,
@@ -122,6 +123,7 @@ def run(
     sampling: SamplingFlags,
     engine: EngineFlags,
     cost: CostFlags,
+    latitude: LatitudeFlags,
 ) -> None:
     """Answer a file of prompts.
 
@@ -165,6 +167,7 @@ def run(
     name = prompts or input_file or ""
     with usage_errors():
         told = ReportFiles(report, json_file, cost.prices())
+    traced = latitude.traced(engine.model, told.prices)
     with ending_at_once(discard_unused_journals), ExitStack() as opened:
         with usage_errors():
             kept = None if dry_run and output is not None and is_stream(output) else output
@@ -201,7 +204,7 @@ def run(
         if job.checked.bad and on_error is OnError.fail:
             raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
         session, params = opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
-        answer(session, params, job, on_error.value, first_rows, grace, cache, told, engine.model)
+        answer(session, params, job, on_error.value, first_rows, grace, cache, told, engine.model, traced)
 
 
 def expect_reports_apart(told: ReportFiles, rows: str, to: Destination) -> None:

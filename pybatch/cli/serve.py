@@ -14,6 +14,7 @@ from pybatch.cli.command import CommandError, UsageError, leave_deleted_folder, 
 from pybatch.cli.flags import EngineFlags, Given, flags_of, option, takes
 from pybatch.cli.signals import ending_in_order
 from pybatch.engine.user_weights import read_weights
+from pybatch.latitude.access import Access
 from pybatch.serve.guard.binding import bind
 from pybatch.serve.guard.keys import load_keys
 from pybatch.serve.settings import ServerSettings
@@ -41,6 +42,8 @@ def serve(
         arguments["model"] = model_tag
     with usage_errors():
         settings = ServerSettings(**server.given())
+        if settings.latitude is not None:
+            Access.from_environment(settings.latitude)
         keys = load_keys(settings.api_key or (), settings.api_key_file, os.environ, settings.limits)
         arguments["user_weights"] = {**keys.weights, **read_weights(arguments.get("user_weights") or {})} or None
         with bind(settings, keys) as bound:
@@ -48,10 +51,10 @@ def serve(
                 from pybatch.serve import run
                 from pybatch.serve.store import open_storage
 
-                if settings.otlp_traces_endpoint is not None:
+                if settings.sends_traces:
                     import pybatch.serve.monitoring.traces  # noqa: F401
             except ModuleNotFoundError as error:
-                extra = "traces" if str(error.name).startswith("opentelemetry") else "serve"
+                extra = "traces" if str(error.name).startswith(("opentelemetry", "requests")) else "serve"
                 raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[{extra}]'") from None
             with open_storage(settings) as storage:
                 with loading_errors(arguments["model"]):

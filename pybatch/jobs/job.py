@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pybatch.api.outcomes import Answer, Failure, Outcome
@@ -20,7 +20,18 @@ from pybatch.jobs.rows import Row, Source
 if TYPE_CHECKING:
     from pybatch.api.progress import BatchProgress
     from pybatch.engine import SamplingParams
+    from pybatch.engine.metrics import RequestMetrics
     from pybatch.engine.pooling_params import Params
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A row that has just been saved. metrics: of the requests that have run for it. cached: as Job.save's."""
+
+    row: Row
+    outcome: Outcome
+    metrics: tuple[RequestMetrics, ...]
+    cached: bool
 
 
 class Job:
@@ -29,10 +40,8 @@ class Job:
     params: for the rows' own to change. checked: what is known of the rows. fail_fast: the first row that fails ends
     the job, and stays without a record. with_fields: result rows hold the row's own fields.
 
-    watch: called with each row that is saved, and its outcome.
+    watchers: each is called with every row that is saved.
     """
-
-    watch: Callable[[Row, Outcome], object] | None = None
 
     def __init__(
         self,
@@ -51,6 +60,7 @@ class Job:
         self.journal, self.results, self.progress = journal, results, progress
         self._checked = checked
         self._fail_fast, self._with_fields = fail_fast, with_fields
+        self.watchers: list[Callable[[Saved], object]] = []
         self.failures = FailureTally()  # of this run
         self.failure: str | None = None  # of the row that ended the job
 
@@ -92,9 +102,17 @@ class Job:
         return self._checked.request(row, self.dialect, self.params)
 
     def save(
-        self, row: Row, outcome: Outcome, *, key: int = 0, cached: bool = False, from_other_job: bool = False
+        self,
+        row: Row,
+        outcome: Outcome,
+        *,
+        key: int = 0,
+        cached: bool = False,
+        from_other_job: bool = False,
+        metrics: Sequence[RequestMetrics] = (),
     ) -> None:
-        """key, from_other_job: as Record's. cached: the answer was not computed for this row.
+        """key, from_other_job: as Record's. cached: the answer was not computed for this row. metrics: of the requests
+        that were.
 
         Raises OSError, with the file's name, if the row cannot be saved."""
         failed = isinstance(outcome, Failure)
@@ -121,8 +139,8 @@ class Job:
         if isinstance(outcome, Failure):
             self.failures.add(outcome.code, row.place, outcome.message)
         self.progress.finish(row.size, record.prompt_tokens, failed=failed, cached=cached)
-        if self.watch is not None:
-            self.watch(row, outcome)
+        for watch in self.watchers:
+            watch(Saved(row, outcome, tuple(metrics), cached))
 
     def fail_rest(self, failure: Failure) -> None:
         """Saves the failure for every row of a source that can be read again which has no record, so that none is

@@ -6,7 +6,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.errors import QueueFullError
-from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.pooling_params import Params
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.answers.duplicates import InFlight
@@ -78,7 +78,7 @@ class RowSession(Protocol):
 class RowAtWork:
     """A row that has not been saved. outcomes: of its prompts; None of those that have none yet, as many as `missing`.
     key: of the answer, as Record's. cached, from_other_job: of all outcomes. begun: some of its prompts are running or
-    have run."""
+    have run. metrics: of those that have."""
 
     row: Row
     outcomes: list[Outcome | None]
@@ -88,6 +88,7 @@ class RowAtWork:
     cached: bool = True
     from_other_job: bool = True
     begun: bool = False
+    metrics: list[RequestMetrics] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -269,20 +270,18 @@ class RowRunner:
         except BaseException:
             for output in self._inbox:
                 if output.error is None:  # not of those that the step has discarded
-                    self._save(self._running[output.request_id], self._outcome(output))
+                    self._save(self._running[output.request_id], output)
             raise
         self._save_finished()
 
     def _save_finished(self) -> None:
         while self._inbox:
             output = self._inbox.popleft()
-            self._save(self._running.pop(output.request_id), self._outcome(output))
+            self._save(self._running.pop(output.request_id), output)
 
-    def _outcome(self, output: RequestOutput) -> Outcome:
-        return outcome_of(output, self._session.tokenizer)
-
-    def _save(self, work: Work, outcome: Outcome) -> None:
-        key = work.key
+    def _save(self, work: Work, output: RequestOutput) -> None:
+        key, outcome = work.key, outcome_of(output, self._session.tokenizer)
+        work.row.metrics.append(output.metrics)
         self._finish(work, outcome)
         if key is None:
             return
@@ -310,6 +309,7 @@ class RowRunner:
             key=row.key,
             cached=row.cached,
             from_other_job=row.from_other_job,
+            metrics=row.metrics,
         )
 
 

@@ -69,6 +69,10 @@ class ServerSettings:
         "Where OpenTelemetry traces go, by OTLP over HTTP, such as http://localhost:4318/v1/traces; needs the extra "
         "traces.",
     ] = None
+    latitude: Annotated[
+        str | None,
+        "A project of Latitude where traces go; needs the extra latitude, and a key in LATITUDE_API_KEY.",
+    ] = None
     profile: Annotated[
         str | Path | None,
         "A folder for profiles of the engine's steps: POST /start_profile and /stop_profile record them.",
@@ -92,6 +96,10 @@ class ServerSettings:
         if endpoint is not None and not endpoint.startswith(("http://", "https://")):
             raise ValueError(f"otlp_traces_endpoint: expected an http or https address, got {endpoint!r:.200}")
         _ = self.limits
+
+    @property
+    def sends_traces(self) -> bool:
+        return self.otlp_traces_endpoint is not None or self.latitude is not None
 
     @property
     def limits(self) -> Limits:

@@ -32,10 +32,10 @@ class Monitoring:
         self.history = History(service.llm)
         self.ended: list[Callable[[Watched], object]] = [log_request]
         self.traces = None
-        if service.settings.otlp_traces_endpoint is not None:
-            from pybatch.serve.monitoring.traces import Traces
+        if service.settings.sends_traces:
+            from pybatch.serve.monitoring.traces import Traces, senders
 
-            self.traces = Traces(service.settings.otlp_traces_endpoint)
+            self.traces = Traces(senders(service.settings))
             self.ended.append(self.traces.record)
         folder = service.settings.profile
         self.profiler = None if folder is None else Profiler(service.llm, Path(folder))

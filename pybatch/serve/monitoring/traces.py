@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import pybatch
+from pybatch.latitude.access import Access, trace_sender
+from pybatch.serve.settings import ServerSettings
 from pybatch.serve.watched import Watched
+from pybatch.telemetry.attributes import known, latency_attributes, model_attributes
+from pybatch.telemetry.resource import resource
+from pybatch.telemetry.sender import SpanSender
 
-# Of SamplingParams, by the semantic conventions' names. Stop sequences are the client's text, so they are left out.
-PARAMS = {
-    "max_tokens": "max_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "seed": "seed",
-    "n": "choice.count",
-}
+log = logging.getLogger(__name__)
+
+
+def senders(settings: ServerSettings) -> list[SpanSender]:
+    """To wherever the settings say that traces go. Raises ValueError, naming the variable, if what the environment says
+    of Latitude is wrong."""
+    made = []
+    if settings.otlp_traces_endpoint is not None:
+        made.append(SpanSender(settings.otlp_traces_endpoint, None, log.warning))
+    if settings.latitude is not None:
+        made.append(trace_sender(Access.from_environment(settings.latitude), log.warning))
+    return made
 
 
 class Traces:
-    """Sends spans to an OTLP endpoint over HTTP, on a thread of its own. OTEL_EXPORTER_OTLP_HEADERS and the like hold.
+    """Sends spans by OTLP over HTTP, on threads of its own. OTEL_EXPORTER_OTLP_HEADERS and the like hold.
 
     No text of prompts or answers is in them.
     """
 
-    def __init__(self, endpoint: str) -> None:
-        resource = Resource.create({"service.name": "pybatch", "service.version": pybatch.__version__})
-        self.provider = TracerProvider(resource=resource)
-        self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    def __init__(self, to: Sequence[SpanProcessor]) -> None:
+        self.provider = TracerProvider(resource=resource(), shutdown_on_exit=False)
+        for each in to:
+            self.provider.add_span_processor(each)
         self.tracer = self.provider.get_tracer("pybatch", pybatch.__version__)
 
     def record(self, request: Watched) -> None:
@@ -67,21 +72,17 @@ def operation_of(request: Watched) -> str:
 
 
 def attributes(request: Watched, operation: str) -> dict[str, Any]:
-    known = {
-        "gen_ai.operation.name": operation,
-        "gen_ai.provider.name": "pybatch",
-        "gen_ai.request.model": request.model,
-        "gen_ai.response.model": request.model,
-        "gen_ai.request.id": request.id,
-        "gen_ai.response.finish_reasons": request.reasons or None,
-        "gen_ai.usage.input_tokens": request.prompt_tokens,
-        "gen_ai.usage.output_tokens": request.output_tokens,
-        "gen_ai.usage.cache_read.input_tokens": request.cached_tokens,
-        "gen_ai.latency.time_to_first_token": request.ttft,  # seconds; this and the next by vLLM's name
-        "gen_ai.latency.e2e": request.seconds,
-        "http.request.method": request.method,
-        "http.route": request.route,
-        "http.response.status_code": request.status,
-        **{f"gen_ai.request.{name}": getattr(request.params, field, None) for field, name in PARAMS.items()},
-    }
-    return {name: value for name, value in known.items() if value is not None}
+    return known(
+        {
+            **model_attributes(operation, request.model, request.params),
+            **latency_attributes(request.ttft, request.seconds),
+            "gen_ai.request.id": request.id,
+            "gen_ai.response.finish_reasons": request.reasons or None,
+            "gen_ai.usage.input_tokens": request.prompt_tokens,
+            "gen_ai.usage.output_tokens": request.output_tokens,
+            "gen_ai.usage.cache_read.input_tokens": request.cached_tokens,
+            "http.request.method": request.method,
+            "http.route": request.route,
+            "http.response.status_code": request.status,
+        }
+    )

@@ -1,0 +1,1 @@
+"""OpenTelemetry: what is told of work on a model, and how it is sent."""
