@@ -33,6 +33,9 @@ from pybatch.jobs.sources import open_source
 from pybatch.jobs.sources.read_ahead import ReadAhead
 from pybatch.jobs.traced import traced
 from pybatch.latitude.tracing import Tracing
+from pybatch.prompts import Prompt, load
+from pybatch.prompts.chain import step_jobs
+from pybatch.prompts.rows import PromptOptions
 from pybatch.tune.cost import Prices
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ def run_job(
     *,
     input_format: str | None = None,
     format: str | None = None,
+    prompt: str | os.PathLike[str] | Prompt | None = None,
     prompt_template: str | None = None,
     system: str | None = None,
     raw: bool = False,
@@ -78,6 +82,9 @@ def run_job(
       that goes on after a crash: beside it a journal keeps what is done, and the same call again runs the rest only.
     input_format: of files: jsonl, json, csv, tsv, text or parquet; None: by their names' endings.
     format: rows, openai-batch or anthropic-batch; None: what the first row is.
+    prompt: that the rows fill in: a file, a name in the folder prompts, or one that pybatch.prompts has read. Its
+      sampling parameters hold where none are given here; its model is not looked at. Of a chain the steps' results are
+      beside the output, so that each goes on after a crash.
     prompt_template: the prompt, with {field} where a row's field goes. system: a system message in front of every
       conversation. raw: complete prompts as they are, without the model's chat template.
     error_file: where rows that failed go too; None: beside the output, with the ending .errors.jsonl.
@@ -103,6 +110,7 @@ def run_job(
     paths = {"output": output, "error_file": error_file, "cache": cache, "report": report, "report_json": report_json}
     for name, path in paths.items():
         expect_type(name, path, str | os.PathLike | None, "a path")
+    expect_type("prompt", prompt, str | os.PathLike | Prompt | None, "a path, a name or a Prompt")
     for name, text in {"prompt_template": prompt_template, "system": system, "ray": ray}.items():
         expect_type(name, text, str | None, "text")
     if output == STANDARD:
@@ -121,6 +129,11 @@ def run_job(
     if output is None and in_files:
         raise ValueError("output: expected a path for the results, since the data is in files")
     of_llm, of_sampling = split_arguments(arguments, isinstance(model, LLM))
+    options = RowOptions(format, prompt_template, system, raw)
+    if prompt is not None:
+        loaded = prompt if isinstance(prompt, Prompt) else load(prompt)
+        options = PromptOptions(format, prompt_template, system, raw, prompt=loaded)
+        of_sampling = {**loaded.config.sampling, **of_sampling}
     to = Destination(
         None if output is None else os.fspath(output),
         None if error_file is None else os.fspath(error_file),
@@ -136,27 +149,30 @@ def run_job(
         )
     rows = check_input(
         source,
-        RowOptions(format, prompt_template, system, raw),
+        options,
         sampling=of_sampling,
         created=created(os.fspath(data)) if in_files else 0,
     )
     with ExitStack() as opened:
-        prepared = opened.enter_context(
-            prepare(
-                rows,
-                to,
-                model=engine.get("model", model),
-                engine=engine,
-                sampling=of_sampling,
-                keep_records=not in_files,
+        session: RowSession | None = None
+        for step in step_jobs(rows, to, opened, of_sampling):
+            prepared = opened.enter_context(
+                prepare(
+                    step.rows,
+                    step.destination,
+                    model=engine.get("model", model),
+                    engine=engine,
+                    sampling=of_sampling,
+                    keep_records=not in_files and step.last,
+                )
             )
-        )
-        if on_error == "fail" and prepared.checked.bad:
-            raise JobError(prepared.checked.messages[0])
-        if not prepared.finished:
-            session = opened.enter_context(session_for(model, of_llm, ray))
-            kept = None if cache is None else Path(cache)
-            answer(prepared, session, of_sampling, on_error, kept, told, use_tqdm, trace)
+            if on_error == "fail" and prepared.checked.bad:
+                raise JobError(prepared.checked.messages[0])
+            if not prepared.finished:
+                session = session or opened.enter_context(session_for(model, of_llm, ray))
+                kept = None if cache is None else Path(cache)
+                of_step = told if step.last else ReportFiles(None, None, told.prices)
+                answer(prepared, session, of_sampling, on_error, kept, of_step, use_tqdm, trace)
         return os.fspath(output) if in_files and output is not None else joined(prepared, source)
 
 

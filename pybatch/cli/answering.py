@@ -65,8 +65,11 @@ def answer(
     told: ReportFiles,
     model: str,
     traced: Callable[[Job], AbstractContextManager[object]],
+    *,
+    last: bool = True,
 ) -> None:
-    """traced: what is to be entered with the job while its rows run."""
+    """traced: what is to be entered with the job while its rows run. last: nothing comes behind the job, whose failed
+    rows then are the command's exit code."""
     from pybatch.api.progress import ProgressReporter
     from pybatch.jobs.report.report import JobReport
     from pybatch.jobs.report.summary import summary_table
@@ -114,7 +117,7 @@ def answer(
         tell(f"{job.journal.failed:,} of {job.journal.done:,} rows failed: what is wrong with each is in {where}.")
     if report.fault is not None:
         raise typer.Exit(exit_codes.FAILED)
-    if job.journal.failed:
+    if job.journal.failed and last:
         raise typer.Exit(exit_codes.FAILED_ROWS)
 
 

@@ -11,6 +11,7 @@ from pybatch.cli.bench import bench
 from pybatch.cli.chat import chat
 from pybatch.cli.env import env
 from pybatch.cli.plan import plan
+from pybatch.cli.prompts import prompts
 from pybatch.cli.run import run
 from pybatch.cli.serve import serve
 
@@ -35,3 +36,4 @@ def top(
 for command in (run, plan, serve, chat, env):
     app.command()(command)
 app.add_typer(bench, name="bench")
+app.add_typer(prompts, name="prompts")

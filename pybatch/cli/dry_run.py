@@ -65,7 +65,7 @@ def estimate_job(llm: LLM, model: str, prepared: Preparation, params: SamplingPa
         with stderr.status("Reading the rows, and answering some of them"):
             return estimate(
                 llm,
-                prepared.source.rows(),
+                dialect.prepared(prepared.source.rows(), wait=True),
                 dialect,
                 params,
                 times,

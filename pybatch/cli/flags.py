@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import MISSING, asdict, dataclass, fields, make_dataclass
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -35,9 +36,10 @@ def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]
             if name not in groups
         ]
         options = [
-            Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
+            Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=of_group[field.name])
             for group in groups.values()
-            for field, hint in zip(fields(group), get_type_hints(group, include_extras=True).values(), strict=True)
+            for of_group in (get_type_hints(group, include_extras=True),)
+            for field in fields(group)
         ]
 
         @wraps(command)
@@ -206,11 +208,19 @@ class SamplingFlags(Given):
         sampling("File with a grammar, Lark's or GBNF's, that answers follow.", parser=schema_file, metavar="FILE"),
     ] = None
 
+    prompts: ClassVar[Mapping[str, Any]] = {}
+
+    def over(self, prompts: Mapping[str, Any]) -> SamplingFlags:
+        """The same flags over what a prompt sets, by the names of SamplingParams."""
+        flags = copy(self)
+        flags.prompts = prompts  # type: ignore[misc]
+        return flags
+
     def given(self) -> dict[str, Any]:
         """Those that were given, by the names of SamplingParams."""
         given = Given.given(self)
         constraint = {ours: given.pop(flag) for flag, ours in STRUCTURE.items() if flag in given}
-        return {**given, "structured_outputs": constraint} if constraint else given
+        return {**self.prompts, **given, **({"structured_outputs": constraint} if constraint else {})}
 
 
 def flags_of(

@@ -18,9 +18,13 @@ from pybatch.cli.dry_run import show_dry_run
 from pybatch.cli.flags import CostFlags, EngineFlags, SamplingFlags, option, takes
 from pybatch.cli.latitude_flags import LatitudeFlags
 from pybatch.cli.preview import Preview
+from pybatch.cli.prompt_flag import expect_some_good, with_prompt
 from pybatch.cli.signals import ending_at_once
 
 if TYPE_CHECKING:
+    from pybatch.api.session import Session
+    from pybatch.cluster.cluster_session import ClusterSession
+    from pybatch.engine import SamplingParams
     from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.results.destination import Destination
 
@@ -53,6 +57,7 @@ class OnError(StrEnum):
 
 @takes(sampling=SamplingFlags, engine=EngineFlags, cost=CostFlags, latitude=LatitudeFlags)
 def run(
+    context: typer.Context,
     prompts: Annotated[
         str | None,
         typer.Argument(
@@ -68,6 +73,13 @@ def run(
     format: Annotated[RowFormat | None, rows("What a row holds. Default: what the first one does.")] = None,
     prompt_template: Annotated[
         str | None, rows("The prompt, with {field} where a row's field goes; {{ and }} are braces.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        rows(
+            "A prompt that rows fill in: a file, or a name in the folder prompts. It may set model and sampling.",
+            metavar="FILE-OR-NAME",
+        ),
     ] = None,
     system: Annotated[str | None, rows("A system message in front of every conversation.")] = None,
     raw: Annotated[bool, rows("Complete prompts as they are, without the model's chat template.", "--raw")] = False,
@@ -163,8 +175,12 @@ def run(
     from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.results.destination import Destination
     from pybatch.jobs.sources import open_source
+    from pybatch.prompts.chain import step_jobs
 
     name = prompts or input_file or ""
+    options = RowOptions(format and format.value, prompt_template, system, raw)
+    if prompt is not None:
+        options, engine, sampling = with_prompt(prompt, options, engine, sampling, context)
     with usage_errors():
         told = ReportFiles(report, json_file, cost.prices())
     traced = latitude.traced(engine.model, told.prices)
@@ -180,31 +196,63 @@ def run(
             opened.enter_context(standard_streams_reserved())
             checked = check_input(
                 source,
-                RowOptions(format and format.value, prompt_template, system, raw),
+                options,
                 sampling=sampling.given(),
                 created=created(name),
             )
-        with usage_errors():
-            try:
-                job = opened.enter_context(
-                    prepare(
-                        checked, to, model=engine.model, engine=engine.given(), sampling=sampling.given(), stream=stream
-                    )
+            steps = step_jobs(checked, to, opened, sampling.given())
+            for step in steps[:-1]:
+                expect_all_apart(step.destination.files, rows=name)
+        if prompt is not None:
+            expect_some_good(checked)
+        if dry_run and len(steps) > 1:
+            raise UsageError("--dry-run: what a chain's later steps take depends on the answers of the first")
+        answering: tuple[Session | ClusterSession, SamplingParams] | None = None
+        for step in steps:
+            with ExitStack() as of_step:
+                with usage_errors():
+                    try:
+                        job = of_step.enter_context(
+                            prepare(
+                                step.rows,
+                                step.destination,
+                                model=engine.model,
+                                engine=engine.given(),
+                                sampling=sampling.given(),
+                                stream=stream if step.last else None,
+                            )
+                        )
+                    except OtherJobError as error:
+                        show_differences(error)
+                        raise
+                if job.finished:
+                    if step.last:
+                        tell_finished(job, report=bool(told.paths))
+                    continue
+                if step is steps[0]:
+                    for line in job.checked.lines():
+                        tell(line)
+                if dry_run:
+                    show_dry_run(job, cache, sampling, engine, told, before_it_prints=opened.close)
+                if job.checked.bad and on_error is OnError.fail:
+                    raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
+                answering = answering or (
+                    opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
                 )
-            except OtherJobError as error:
-                show_differences(error)
-                raise
-        if job.finished:
-            tell_finished(job, report=bool(told.paths))
-            return
-        for line in job.checked.lines():
-            tell(line)
-        if dry_run:
-            show_dry_run(job, cache, sampling, engine, told, before_it_prints=opened.close)
-        if job.checked.bad and on_error is OnError.fail:
-            raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
-        session, params = opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
-        answer(session, params, job, on_error.value, first_rows, grace, cache, told, engine.model, traced)
+                if step.name is not None:
+                    tell(f"Step {steps.index(step) + 1} of {len(steps)}: {step.name}")
+                answer(
+                    *answering,
+                    job,
+                    on_error.value,
+                    first_rows if step is steps[0] else Preview(None),
+                    grace,
+                    cache,
+                    told if step.last else ReportFiles(None, None, told.prices),
+                    engine.model,
+                    traced,
+                    last=step.last,
+                )
 
 
 def expect_reports_apart(told: ReportFiles, rows: str, to: Destination) -> None:

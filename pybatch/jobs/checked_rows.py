@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pybatch.jobs.check import Checked, CheckedAsRead, check_rows
@@ -51,6 +51,10 @@ class RowOptions:
             output=output,
         )
         return made, source
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Of what answers depend on."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
 
 
 @dataclass(frozen=True)

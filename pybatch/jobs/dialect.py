@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -42,6 +42,10 @@ class Dialect(Protocol):
 
     def request(self, row: Row) -> RowRequest:
         """Raises ValueError (a RequestError where it has a code) for a row that does not ask properly."""
+
+    def prepared(self, rows: Iterator[Row], *, wait: bool) -> Iterator[Row]:
+        """Rows that are about to be answered, in their order, with what takes long done for several at once: it is
+        called where rows are read ahead, beside the model. wait: rows may wait for those behind them."""
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         """The result row, in types that JSON has. outcome: of several prompts as `joined` has it. fields: with those of

@@ -70,6 +70,9 @@ class Job:
         Of a stream none comes before all rows that have a record are there again, since it might be another stream.
         Raises JournalMismatchError if it is.
         """
+        return self.dialect.prepared(self._pending(), wait=self.source.rereadable)
+
+    def _pending(self) -> Iterator[Row]:
         known = 0 if self.source.rereadable else self.journal.end
         held: list[Row] = []
         count = 0

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -102,7 +101,7 @@ def prepare(
         },
         **sampling,
         **({"kv_policy": as_json(sampling["kv_policy"])} if sampling.get("kv_policy") is not None else {}),
-        **{name: value for name, value in asdict(rows.options).items() if value not in (None, False)},
+        **rows.options.fingerprint(),
         "format": rows.dialect.name,
         **({"unordered": True} if destination.unordered else {}),
         "input": rows.source.digest(),

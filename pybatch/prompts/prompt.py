@@ -99,26 +99,31 @@ class Prompt:
         rendered = self.steps[step].template.render([self._filled(row) for row in rows])
         return [each if isinstance(each, PromptError) else self._finished(each) for each in rendered]
 
-    def check(self, row: Row) -> None:
-        """Raises PromptError for a row that lacks a variable, or, where the prompt is strict, has others. Of a chain
-        whatever does not depend on an answer is looked at."""
-        for name in self.answers:
-            if name in row:
-                raise PromptError(f"the row has {name!r}, which is an answer of the prompt's own", variable=name)
-        filled = self._filled(row)
+    def check(self, row: Row, step: int = 0) -> None:
+        """Raises PromptError for a row that the step cannot be filled in with, as far as that can be told without
+        taking long, and as expect_fields does."""
+        self.expect_fields(row, step)
         if not self.is_chain:
-            self.steps[0].template.check(filled)
+            self.steps[0].template.check(self._filled(row))
+
+    def expect_fields(self, row: Row, step: int = 0) -> None:
+        """Raises PromptError for a row that lacks a variable of any step, or has a field that is an answer of this step
+        or a later one, or, where the prompt is strict, fields that are no variables."""
+        filled = self._filled(row)
         for name in self.variables:
             if name not in filled:
                 there = ", ".join(map(repr, row)) or "nothing"
                 raise PromptError(f"the prompt asks for {name!r}; the row has {there:.200}", variable=name)
+        for name in self.answers[step:]:
+            if name in row:
+                raise PromptError(f"the row has {name!r}, which is an answer of the prompt's own", variable=name)
         if self.config.strict and (others := self.surplus(row)):
             known = ", ".join(map(repr, (*self.variables, *self.optional))) or "none"
             raise PromptError(f"the prompt has no variable {others[0]!r}; its variables: {known}", variable=others[0])
 
     def surplus(self, row: Row) -> list[str]:
         """The row's fields that are no variables, no sampling parameters and no names of the row itself."""
-        known = {*self.variables, *self.optional, *OF_ROWS}
+        known = {*self.variables, *self.optional, *self.answers, *OF_ROWS}
         return [name for name in row if name not in known]
 
     def _named(self, which: str) -> list[str]:

@@ -5,6 +5,7 @@ A call takes some 20 ms, whatever it holds: about 1 ms a row where 200 rows shar
 
 from __future__ import annotations
 
+import atexit
 import functools
 import tempfile
 import threading
@@ -96,4 +97,5 @@ def runtime() -> Runtime:
         raise PromptError("PromptL needs the package promptl-ai: pip install 'pybatch[promptl]'") from None
     module = DEFAULT_PROMPTL_OPTIONS.module_path
     assert module is not None
+    atexit.register(runtime.cache_clear)  # while wasmtime can still free it
     return Runtime(Client(ClientOptions(module_path=module, working_dir=tempfile.gettempdir())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -43,6 +44,9 @@ class AnthropicBatch:
         expect_served(expect_type("model", expect_given(params, "model"), str, "text"), self.served)
         tools = tool_use(as_chat(params, asked), None)
         return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id, asked.standing)
+
+    def prepared(self, rows: Iterator[Row], *, wait: bool) -> Iterator[Row]:
+        return rows
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         id, params = row_id(row), row.fields.get("params")

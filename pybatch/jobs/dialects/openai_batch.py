@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -87,6 +87,9 @@ class OpenAIBatch:
         expect_served(expect_type("model", model, str, "text"), self.served)
         if self.model is not None and model != self.model:
             raise RequestError(f"model: expected {self.model!r} as in the first row, got {model!r}", "mismatched_model")
+
+    def prepared(self, rows: Iterator[Row], *, wait: bool) -> Iterator[Row]:
+        return rows
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         id = row_id(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,17 @@ from pybatch.jobs.dialects.row_params import from_json, row_params, row_standing
 from pybatch.jobs.dialects.template import Template
 from pybatch.jobs.rows import Row
 
-RESULT_FIELDS = ("row", "response", "finish_reason", "usage", "logprobs", "prompt_logprobs", "error", "cached")
+RESULT_FIELDS = (
+    "row",
+    "response",
+    "finish_reason",
+    "usage",
+    "logprobs",
+    "prompt_logprobs",
+    "error",
+    "cached",
+    "prompt_version",
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,9 @@ class PlainDialect:
     def conversation(self, messages: list[Any]) -> Conversation:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return Conversation([*system, *messages])
+
+    def prepared(self, rows: Iterator[Row], *, wait: bool) -> Iterator[Row]:
+        return rows
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
         """The row's own fields, then its number and the answer. With n > 1 what belongs to one sample becomes a list,
