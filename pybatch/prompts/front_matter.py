@@ -59,7 +59,8 @@ class Entry:
 @dataclass(frozen=True)
 class Config:
     """What the front matter says. sampling: fields of SamplingParams. defaults: values of variables that a row lacks.
-    strict: a row may have no fields but the variables. steps: those before the text's own."""
+    strict: a row may have no fields but the variables. steps: those before the text's own. tools: for the chat
+    template, as OpenAI's requests have them."""
 
     model: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class Config:
     strict: bool = False
     language: str | None = None
     steps: tuple[Mapping[str, Entry], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -106,12 +108,22 @@ def read(text: Text, *, latitude: bool) -> Config:
                 raise text.error("steps: expected a list of mappings, each with name and prompt", entry.value_at)
         elif latitude and name == "schema":
             sampling["structured_outputs"] = {"json": entry.value}, entry.value_at
+        elif latitude and name == "tools":
+            own[name] = tools_of(text, entry)
         elif not (latitude and name in NO_EFFECT):
             sampling[sampling_name(text, name, entry, latitude=latitude)] = entry.value, entry.value_at
     own.pop("description", None)
     if any(not isinstance(name, str) for name in own.get("defaults", ())):
         raise text.error("defaults: expected names as keys", entries["defaults"].value_at)
     return Config(sampling=checked(text, sampling), **own)
+
+
+def tools_of(text: Text, entry: Entry) -> tuple[Mapping[str, Any], ...]:
+    """Latitude's tools, a mapping of names to descriptions and parameters, as OpenAI's. Raises PromptError."""
+    given = entry.value
+    if not isinstance(given, dict) or not all(isinstance(each, dict) for each in given.values()):
+        raise text.error("tools: expected names, each with description and parameters", entry.value_at)
+    return tuple({"type": "function", "function": {"name": str(name), **tool}} for name, tool in given.items())
 
 
 def sampling_name(text: Text, name: str, entry: Entry, *, latitude: bool, others: Collection[str] = OWN) -> str:

@@ -111,10 +111,13 @@ def build(text: Text, name: str, language: str, path: str, read: Read) -> Prompt
         before = tuple(_step(each, said, language, path, read) for each in config.steps if said is not None)
         steps = (*before, Step("response", _template(language, body, path, read)))
     made = Prompt(name, language, text.text, config, steps, text.file)
-    for number, step in enumerate(steps[:-1]):
-        if step.name in (*OF_ROWS, *RESULT_FIELDS, *made.answers[:number]):
-            raise PromptError(f"step {step.name!r}: expected a name that is neither a result's field nor a parameter "
-                              "nor another step's", file=text.file)  # fmt: skip
+    for number, step in enumerate(steps):
+        if step.name in (*OF_ROWS, *RESULT_FIELDS, *made.answers[:number]) and number < len(steps) - 1:
+            expected = "a name that is neither a result's field, nor a parameter, nor another step's"
+            raise PromptError(f"step {step.name!r}: expected {expected}", file=text.file)
+        for later in made.answers[number:]:
+            if later in step.template.variables:
+                raise PromptError(f"step {step.name!r} asks for {later!r}, an answer that comes later", file=text.file)
     return made
 
 

@@ -25,24 +25,22 @@ Parameters = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Fault:
-    """What PromptL says against a prompt, or one row. start: the line and column, from 1."""
+    """What PromptL says against a prompt, or one row. start: the character of the text at fault, where it is known."""
 
     message: str
-    start: tuple[int, int] | None = None
-    code: str | None = None
+    start: int | None = None
 
     def error(self, text: Text) -> PromptError:
         if self.start is None:
             return PromptError(self.message, file=text.file)
-        line, column = self.start
-        return PromptError(self.message, file=text.file, line=text.line + line - 1, column=column)
+        return text.error(self.message, min(self.start, len(text.text)))
 
     @classmethod
     def of(cls, details: Mapping[str, Any]) -> Fault:
-        start = details.get("start") or details.get("end") or {}
-        place = (start["line"], max(1, start["column"])) if start else None
-        message = str(details.get("message", "")).strip().partition("\n")[0]
-        return cls(message, place, details.get("code"))
+        start = details.get("startIndex")
+        if start is not None and details.get("code") == "unexpected-tag-close":
+            start += 1  # which it gives one too low
+        return cls(str(details.get("message", "")).strip().partition("\n")[0], start)
 
 
 class Runtime:

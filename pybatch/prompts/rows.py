@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -76,7 +76,9 @@ class PromptRows(PlainDialect):
     def _prompt(self, asked: Rendered) -> Asked:
         if isinstance(asked.messages, str):
             return self.text(asked.messages)
-        return self.conversation(expect_messages(asked.messages, roles=ROLES))
+        asks = self.conversation(expect_messages(asked.messages, roles=ROLES))
+        tools = self._of.config.tools
+        return replace(asks, options={"tools": list(tools)}) if tools else asks
 
     def _check(self, row: Row) -> None:
         try:
