@@ -54,6 +54,7 @@ class Model:
 
 MODELS = [
     Model("smollm2-135m", 576, 1536, 9, 3, 64, 49152),
+    Model("llama-3.2-1b", 2048, 8192, 32, 8, 64, 128256),
     Model("llama-3-8b", 4096, 14336, 32, 8, 128, 128256),
 ]
 
@@ -83,8 +84,8 @@ def size(*tensors: Tensor) -> int:
 class Copies:
     """The same tensors, enough times to be out of the caches when their turn comes again."""
 
-    def __init__(self, *tensors: Tensor) -> None:
-        count = 1 + CACHE_BYTES // size(*tensors)
+    def __init__(self, *tensors: Tensor, cache_bytes: int = CACHE_BYTES) -> None:
+        count = 1 + cache_bytes // size(*tensors)
         self.sets = [tensors] + [tuple(t.clone() for t in tensors) for _ in range(count - 1)]
 
     def __len__(self) -> int:
@@ -106,46 +107,62 @@ def gguf_weights(kind: str, n: int, k: int) -> tuple[Tensor, Tensor]:
     return packed, ops.embedding(torch.arange(n), packed, torch.empty(n, k), n)
 
 
-def matmuls(model: Model, quick: bool) -> Iterator[Case]:
+def matmul_weights(kind: str, n: int, k: int) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], Tensor]:
+    """The op, the weights that it takes, and what they stand for [n, k]."""
+    if kind in ops.GGUF_BLOCKS:
+        blocks, plain = gguf_weights(kind, n, k)
+        return ops.matmul_gguf, (blocks,), plain
+    w = rand(n, k)
+    if kind.startswith("dense"):
+        w = w.to(torch.bfloat16 if kind == "dense bf16" else torch.float32)
+        return ops.matmul_dense, (ops.pack_dense(w),), w
+    q, scale = ops.quantize_int8(w)
+    return getattr(ops, f"matmul_{kind}"), (ops.pack_int8(q), scale), q * scale[:, None]
+
+
+def matmuls(model: Model, quick: bool, only: str = "") -> Iterator[Case]:
     shapes = {"gate_up": (2 * model.intermediate, model.hidden), "down": (model.hidden, model.intermediate)}
     if quick:
         del shapes["down"]
+    cache_bytes = CACHE_BYTES if model is MODELS[0] else LARGE_CACHE_BYTES
     for layer, (n, k) in shapes.items():
-        w = rand(n, k)
-        q, scale = ops.quantize_int8(w)
-        packed_int8, half = ops.pack_int8(q), w.to(torch.bfloat16)
-        kinds = {
-            "matmul_dense f32": (ops.matmul_dense, (ops.pack_dense(w),), w, 1e-4, False),
-            "matmul_dense bf16": (ops.matmul_dense, (ops.pack_dense(half),), half, 1e-4, False),
-            "matmul_w8a16": (ops.matmul_w8a16, (packed_int8, scale), q * scale[:, None], 1e-4, False),
-            "matmul_w8a8": (ops.matmul_w8a8, (packed_int8, scale), q * scale[:, None], 2e-2, True),
-        }
-        for kind, block in ops.GGUF_BLOCKS.items():
-            if k % block.weights == 0:
-                blocks, plain = gguf_weights(kind, n, k)
-                kinds[f"matmul_gguf {kind}"] = (ops.matmul_gguf, (blocks,), plain, 2e-2, True)
-        for kind, (op, weights, plain, tolerance, int8) in kinds.items():
-            copies = Copies(*weights)
-            dense = Copies(plain) if kind == "matmul_dense f32" else None
-            int8_weights = Copies(q) if kind in ("matmul_w8a16", "matmul_w8a8") else None
-            for m in (1, 32) if quick else (1, 8, 32, 64, 512):
+        for kind in ("dense f32", "dense bf16", "w8a16", "w8a8", *ops.GGUF_BLOCKS):
+            if kind in ops.GGUF_BLOCKS and k % ops.GGUF_BLOCKS[kind].weights != 0:
+                continue
+            prefix = "matmul_gguf " if kind in ops.GGUF_BLOCKS else "matmul_"
+            names = {
+                m: f"{prefix}{kind} {model.name} {layer} M={m}" for m in ((1, 32) if quick else (1, 8, 32, 64, 512))
+            }
+            wanted = [m for m, name in names.items() if re.search(only, name)]
+            if not wanted:  # its weights would take long to make
+                continue
+            op, weights, plain = matmul_weights(kind, n, k)
+            int8 = kind == "w8a8" or kind in ops.GGUF_BLOCKS
+            copies = Copies(*weights, cache_bytes=cache_bytes)
+            peer: Copies | None = None
+            if kind == "dense f32":
+                peer = Copies(plain, cache_bytes=cache_bytes)
+            elif kind in ("w8a16", "w8a8"):
+                q, scale = ops.quantize_int8(plain)
+                peer = Copies(q, scale.to(torch.bfloat16), cache_bytes=cache_bytes)
+            for m in wanted:
                 x, out = rand(m, k, seed=1), torch.empty(m, n)
+                xb = x.to(torch.bfloat16)
                 peers: dict[str, Callable[[int], Call]] = {}
-                if dense is not None:
-                    peers["mm"] = lambda i, x=x, dense=dense: lambda: torch.mm(x, dense[i][0].t())
-                if int8_weights is not None:
-                    xb, sb = x.to(torch.bfloat16), scale.to(torch.bfloat16)
-                    peers["_weight_int8pack_mm"] = lambda i, xb=xb, sb=sb, w=int8_weights: (
-                        lambda: torch._weight_int8pack_mm(xb, w[i][0], sb)
+                if peer is not None and kind == "dense f32":
+                    peers["mm"] = lambda i, x=x, peer=peer: lambda: torch.mm(x, peer[i][0].t())
+                elif peer is not None:
+                    peers["_weight_int8pack_mm"] = lambda i, x=xb, peer=peer: (
+                        lambda: torch._weight_int8pack_mm(x, *peer[i])
                     )
                 yield Case(
-                    f"{kind} {model.name} {layer} M={m}",
+                    names[m],
                     lambda i, op=op, x=x, out=out, copies=copies: lambda: op(x, *copies[i], out=out),
                     size(*weights, x, out),
                     2 * m * n * k,
                     int8,
                     lambda x=x, plain=plain: x.double() @ plain.double().t(),
-                    tolerance,
+                    2e-2 if int8 else 1e-4,
                     peers,
                     rotation=len(copies),
                 )
@@ -580,7 +597,7 @@ def main() -> None:
     results: list[dict] = []
     with torch.inference_mode():
         for model in MODELS[:1] if args.quick else MODELS:
-            for family in (matmuls, partial(attention, only=args.only), small_ops):
+            for family in (partial(matmuls, only=args.only), partial(attention, only=args.only), small_ops):
                 for case in family(model, args.quick):
                     if re.search(args.only, case.name):
                         print(case.name, file=sys.stderr, flush=True)
