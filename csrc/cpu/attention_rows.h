@@ -1,6 +1,7 @@
 // Calls the products of attention for as many rows and columns as there are.
 #pragma once
 
+#include "cpu/attention_bytes.h"
 #include "cpu/attention_int4.h"
 #include "cpu/attention_tile.h"
 

@@ -55,7 +55,8 @@ struct Unpacked {
 
 // A thread's buffers.
 struct Workspace {
-  float* q;        // [rows, padded depth]; of a quantised cache as words in the first half of a row, or in panels
+  float* q;        // [rows, padded depth]; of a quantised cache as words in the first half of a row, as bytes
+                   // (attention_bytes.h), or in panels
   float* q_scale;  // [rows], quantised caches only
   float* score;    // of one block, [rows, kScoreStride], then probabilities; of an int8 cache in words as q
   float* p_scale;  // [rows, groups], quantised caches only
@@ -158,6 +159,12 @@ inline void SplitAttention::load_queries(const Tile& tile) const {
 #endif
   for (int64_t row = 0; row < rows(tile); ++row) {
     float* q = work.q + row * padded_depth;
+#if defined(PYBATCH_ANY_AVX512)
+    if (p.cache.dtype == DType::i8) {
+      work.q_scale[row] = narrow_to_bytes(q, padded_depth);
+      continue;
+    }
+#endif
     auto* words = reinterpret_cast<int16_t*>(q);
     work.q_scale[row] =
         narrow(q, padded_depth, [&](int64_t i, I32x16 x) PYBATCH_INLINE_LAMBDA { store_words(words + i, x); });
@@ -172,11 +179,11 @@ void SplitAttention::locate(const Tile& tile, int64_t split, Range columns, cons
   struct Place {
     int64_t block, offset;
   };
-  auto place_of = [&](const Tile& tile, int64_t split, int64_t granule) -> Place {
+  auto place_of = [&](const Tile& tile, int64_t split, int64_t granule) PYBATCH_INLINE_LAMBDA {
     const int64_t wanted = split * kAttentionSplit + granule * kGranule;
     const int64_t token = smaller(wanted, p.seq_lens[tile.sequence] - 1);
-    return {p.block_tables[tile.sequence * p.block_table_stride + (token >> block_shift)],
-            token & (cache.block_size - 1) & -kGranule};
+    return Place{p.block_tables[tile.sequence * p.block_table_stride + (token >> block_shift)],
+                 token & (cache.block_size - 1) & -kGranule};
   };
   auto key = [&](const Tile& tile, Place at) {
     return static_cast<const T*>(cache.k) + at.block * cache.k_block_stride + tile.kv_head * head_stride / kElements<T>;
@@ -184,21 +191,31 @@ void SplitAttention::locate(const Tile& tile, int64_t split, Range columns, cons
   const int64_t first = columns.begin * kColumnGranules, end = columns.end * kColumnGranules;
   const T** pieces = out.pieces + end;
   out.v = pieces - first;
+  const T *keys = nullptr, *values = nullptr;  // of the block that a granule is in
+  [[maybe_unused]] const f16 *k_scales = nullptr, *v_scales = nullptr;
   for (int64_t g = first; g < end; ++g) {
     const Place at = place_of(tile, split, g);
-    out.k[g] = key(tile, at) + at.offset * kKeyRun<T>;
-    out.pieces[g] = key(tile, at) + at.offset * depth / kElements<T>;
-    *pieces++ = static_cast<const T*>(cache.v) + at.block * cache.v_block_stride +
-                (tile.kv_head * head_stride + at.offset * depth) / kElements<T>;
-    if constexpr (sizeof(T) == 1) {
-      const int64_t scale = tile.kv_head * scale_stride + at.offset;
-      out.k_scale[g] = static_cast<const f16*>(cache.k_scale) + at.block * cache.k_scale_block_stride + scale;
-      out.v_scale[g] = static_cast<const f16*>(cache.v_scale) + at.block * cache.v_scale_block_stride + scale;
-      if (g > first && at.offset > 0) continue;
-      for (int64_t i = 0; i < tile.kv_heads * scale_stride; i += 64 / static_cast<int64_t>(sizeof(f16))) {
-        fetch<64>(out.k_scale[g] + i);
-        fetch<64>(out.v_scale[g] + i);
+    if (g == first || at.offset == 0) {
+      keys = key(tile, at);
+      values =
+          static_cast<const T*>(cache.v) + at.block * cache.v_block_stride + tile.kv_head * head_stride / kElements<T>;
+      if constexpr (sizeof(T) == 1) {
+        const int64_t scale = tile.kv_head * scale_stride;
+        k_scales = static_cast<const f16*>(cache.k_scale) + at.block * cache.k_scale_block_stride + scale;
+        v_scales = static_cast<const f16*>(cache.v_scale) + at.block * cache.v_scale_block_stride + scale;
+        for (int64_t i = 0; i < tile.kv_heads * scale_stride; i += 64 / static_cast<int64_t>(sizeof(f16))) {
+          fetch<64>(k_scales + i);
+          fetch<64>(v_scales + i);
+        }
       }
+    }
+    const int64_t piece = at.offset * depth / kElements<T>;
+    out.k[g] = keys + at.offset * kKeyRun<T>;
+    out.pieces[g] = keys + piece;
+    *pieces++ = values + piece;
+    if constexpr (sizeof(T) == 1) {
+      out.k_scale[g] = k_scales + at.offset;
+      out.v_scale[g] = v_scales + at.offset;
     }
   }
   const int64_t then_first = range_of(then, 0, then_split).begin / kGranule;
