@@ -10,7 +10,7 @@
 // memory 1.3 to 1.4 times as fast as by the whole next block, bf16 1.2, int8 1.05; from the L3 cache 1 to 1.06.)
 //
 // An Op says what a step is:
-//   Tile            the largest tile; kManyRows: its rows where there are more than one has, if fewer are quicker then
+//   Tile            the largest tile, and the blocks that are cut for it
 //   Sum, X, W       registers: 16 running sums; one row's activations of a step, broadcast; one panel's weights of it
 //   kSteps          steps in one group of packed weights
 //   kGroupBytes     bytes of a group; a panel's groups are contiguous
@@ -32,6 +32,7 @@ namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
 struct VectorTile {
   static constexpr int64_t kBlockSteps = 512;  // of K in one block: its weights, at most 128 KiB, stay in the L2 cache
+  static constexpr int64_t kBlockRows = 256;   // whose sums are stored between blocks
   struct Use {};  // lives as long as a thread multiplies tiles: registers that have to be asked for
 };
 
@@ -39,7 +40,9 @@ struct VectorTile {
 // once beforehand, where an Op does so.
 #if defined(PYBATCH_ANY_AVX512)
 struct StepTile : VectorTile {
-  static constexpr int kMaxRows = 12, kManyRows = 6, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1, kWidenRows = 19;
+  static constexpr int kMaxRows = 12, kMaxPanels = 4, kMaxSums = 24, kStepWork = 1, kWidenRows = 19;
+  // Tiles of 12 rows and 2 panels, whose weights, 32 KiB, stay in the L1 cache, and rows and sums in the L2 cache.
+  static constexpr int64_t kBlockSteps = 256, kBlockRows = 96;
 };
 struct BlockTile : VectorTile {  // for steps of 32 weights a column
   static constexpr int kMaxRows = 16, kMaxPanels = 1, kMaxSums = 16, kStepWork = 8, kWidenRows = 7;
@@ -75,7 +78,6 @@ constexpr int kUnrolledSteps = 8;
 
 constexpr int64_t kNear = 8192;              // bytes, of all panels of a tile, between what is used and what is fetched
 constexpr int64_t kMaxSteps = 16;            // of a group of weights, in which blocks are cut
-constexpr int64_t kBlockRows = 256;          // rows whose sums are stored between blocks
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
 constexpr int64_t kRowWorkPerThread = 8192;  // activations to prepare that are worth waking a thread for
 constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that are worth waking a thread for
@@ -108,9 +110,6 @@ inline int64_t rows_together(const MatmulParams& p) {
 // Tiles for so many rows. Weights pass from memory to the core once for each.
 template <class Tile>
 constexpr int64_t tiles_of(int64_t rows) {
-  if constexpr (requires { Tile::kManyRows; }) {
-    if (rows > Tile::kMaxRows) return ceil_div(rows, Tile::kManyRows);
-  }
   return ceil_div(rows, Tile::kMaxRows);
 }
 
@@ -361,7 +360,7 @@ void gemm(const Gemm& g, const Finish& finish) {
   int64_t groups = panels / together, block_groups = max(tile_panels / together, 1);
   // Ranges of rows: small enough to store their sums, and more of them where there are too few panels for the threads.
   int64_t wanted = ceil_div(4 * num_threads(), groups);
-  int64_t ranges = max(ceil_div(m * g.row_size, kBlockRows), min(wanted, m * g.row_size / kMinRows));
+  int64_t ranges = max(ceil_div(m * g.row_size, Op::Tile::kBlockRows), min(wanted, m * g.row_size / kMinRows));
   int64_t work = together * (g.steps * Op::Tile::kStepWork + 1) * (m / ranges + 3);
   parallel_for(ranges * groups, ceil_div(kWorkPerThread, work), block_groups, [&](const Piece& piece) {
     [[maybe_unused]] const typename Op::Tile::Use use;

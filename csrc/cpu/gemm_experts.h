@@ -45,18 +45,18 @@ struct Parts {
   }
 };
 
-// groups: of panels, that are multiplied.
-inline Parts cut_into_parts(const Gemm& g, int64_t groups) {
+// groups: of panels, that are multiplied. block_rows: the most rows of a part.
+inline Parts cut_into_parts(const Gemm& g, int64_t groups, int64_t block_rows) {
   const Experts& experts = g.p.experts;
   const int64_t used = ceil_div(g.p.m, rows_together(g.p)), wanted = ceil_div(4 * num_threads(), groups * used);
   auto* parts = static_cast<Part*>(
-      thread_scratch(kParts, (experts.count * (wanted + 1) + g.p.m / kBlockRows) * static_cast<int64_t>(sizeof(Part))));
+      thread_scratch(kParts, (experts.count * (wanted + 1) + g.p.m / block_rows) * static_cast<int64_t>(sizeof(Part))));
   int64_t count = 0, work = 0;
   for (int64_t e = 0; e < experts.count; ++e) {
     const int64_t m = experts.starts[e + 1] - experts.starts[e];
     if (m == 0) continue;
     const int64_t first = first_row(experts, e, g.row_size) / g.row_size, rows = ceil_div(m, g.row_size);
-    const int64_t ranges = max(ceil_div(m, kBlockRows), min(wanted, m / kMinRows));
+    const int64_t ranges = max(ceil_div(m, block_rows), min(wanted, m / kMinRows));
     for (int64_t i = 0; i < ranges; ++i) {
       const int64_t begin = rows * i / ranges, end = rows * (i + 1) / ranges;
       if (begin == end) continue;
@@ -71,7 +71,7 @@ inline Parts cut_into_parts(const Gemm& g, int64_t groups) {
 template <class Op, class Finish>
 void multiply_parts(const Gemm& g, int64_t first_group, int64_t groups, const Finish& finish) {
   using Tile = typename Op::Tile;
-  const Parts parts = cut_into_parts(g, groups);
+  const Parts parts = cut_into_parts(g, groups, Tile::kBlockRows);
   const int64_t together = g.together(), all = parts.end()[-1].begin + parts.end()[-1].work * groups;
   const int64_t grain = ceil_div(kWorkPerThread, together * (g.steps * Tile::kStepWork + 1));
   auto groups_at_once = [&](const Part& part) {

@@ -16,7 +16,7 @@ struct TileOp {
   static constexpr bool kWiden = false;
   struct Tile {
     static constexpr int kMaxRows = 2, kMaxPanels = 4, kMaxSums = 4, kStepWork = 2;
-    static constexpr int64_t kBlockSteps = 256;  // whose weights, 32 KiB, stay in the L1 cache
+    static constexpr int64_t kBlockSteps = 256, kBlockRows = 256;  // the weights, 32 KiB, stay in the L1 cache
     struct Use : TilesInUse {
       static constexpr TileShapes kShapes{};
       Use() : TilesInUse(kShapes) {}

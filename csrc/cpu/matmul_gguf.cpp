@@ -114,7 +114,7 @@ struct UnpackedTilesOp {
   static constexpr int kActivationTiles = 4, kWeightTiles = 6;  // two each; four of dot products are before them
   struct Tile {
     static constexpr int kMaxRows = 1, kMaxPanels = 1, kMaxSums = 1, kStepWork = 48, kWidenRows = 1;
-    static constexpr int64_t kBlockSteps = 32;  // whose weights, 24 KiB, stay in the L1 cache
+    static constexpr int64_t kBlockSteps = 32, kBlockRows = 256;  // the weights, 24 KiB, stay in the L1 cache
     struct Use : TilesInUse {
       static constexpr TileShapes kShapes = [] {
         TileShapes shapes;
