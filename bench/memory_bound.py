@@ -72,6 +72,7 @@ def work(model: str, precision: str, cache: str | None, rounds: int, draft: bool
     from pybatch import _C, ops
     from pybatch.engine.execution.kv_cache import kv_layout
     from pybatch.model import load_model
+    from pybatch.model.tensors import tensors_of
 
     arguments = {
         "dtype": TYPES.get(precision, "auto"),
@@ -87,7 +88,8 @@ def work(model: str, precision: str, cache: str | None, rounds: int, draft: bool
     if not rounds:
         return result
     decoder = loaded.decoder
-    read = decoder.weight_bytes() - (0 if decoder.lm_head is decoder.embedding else decoder.embedding.nbytes())
+    embedding = 0 if decoder.config.tie_word_embeddings else sum(t.nbytes for t in tensors_of(decoder.embedding))
+    read = decoder.weight_bytes() - embedding
     del loaded, decoder
 
     def speed(llm: pybatch.LLM, sequences: int) -> dict:
