@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, MISSING, InitVar, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pybatch.api.vllm_names import ARGUMENTS, QUANTIZATIONS
 from pybatch.engine.arguments import list_fields, suggest_names
@@ -54,6 +54,15 @@ class EngineArgs(EngineConfig):
         "Processes that hold the model together: each has a share of every layer and of the KV cache, on a GPU of its "
         "own or with a share of the cores. Answers are those of one process, bit for bit.",
     ] = 1
+    pipeline_parallel_size: Annotated[
+        int,
+        "Stages of tensor_parallel_size processes each that have the model's layers one behind the other. Answers are "
+        "those of one process, bit for bit.",
+    ] = 1
+    distributed_executor_backend: Annotated[
+        Literal["mp", "ray"],
+        "Where these processes are: mp on this machine, ray on the machines of the Ray cluster that it is part of.",
+    ] = "mp"
     bind_threads: Annotated[
         str | None,
         "Binds each of the kernels' threads to a processor: all, or a list such as 0-7,16. For a machine with nothing "
@@ -85,11 +94,15 @@ class EngineArgs(EngineConfig):
                 f"quantization: {self.quantization!r} is known in vLLM, not here; expected None, 'int8', "
                 "'int8-weight-only' or 'gguf'"
             )
-        self._expect_integer("tensor_parallel_size", 1, 64, "an integer from 1 to 64")
-        if self.tensor_parallel_size > 1:
+        for size in ("tensor_parallel_size", "pipeline_parallel_size"):
+            self._expect_integer(size, 1, 64, "an integer from 1 to 64")
             for name in ("weights_cache_dir", "prefix_cache_dir", "bind_threads"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name}: expected None where tensor_parallel_size is above 1")
+                if getattr(self, size) > 1 and getattr(self, name) is not None:
+                    raise ValueError(f"{name}: expected None where {size} is above 1")
+        if self.distributed_executor_backend not in (None, "mp", "ray"):
+            raise ValueError(
+                f"distributed_executor_backend: expected 'mp' or 'ray', got {self.distributed_executor_backend!r}"
+            )
         folder = self.weights_cache_dir
         if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
             raise ValueError(f"weights_cache_dir: expected a folder's path, got {folder!r}")

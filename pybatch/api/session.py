@@ -28,12 +28,14 @@ from pybatch.api.settings import EngineSettings, engine_settings
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.errors import QueueFullError
-from pybatch.engine.execution.parallel.followers import Followers
+from pybatch.engine.execution.parallel.followers import Followers, Host
+from pybatch.engine.execution.parallel.local import ThisMachine
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import FinishReason
 from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.engine.scheduling.block_pool import Pin
 from pybatch.engine.standing import ORDINARY, Standing
+from pybatch.machine.device import find_device
 from pybatch.machine.facts import arithmetic
 from pybatch.machine.threads import bind_threads, set_threads
 from pybatch.model.decoder import Decoder
@@ -73,17 +75,14 @@ class Session:
             "max_model_len": arguments.max_model_len,
             "adapter": arguments.adapter,
         }
-        followers = None
-        if arguments.tensor_parallel_size > 1:
-            if arguments.threads is None:
-                threads = set_threads(max(1, threads // arguments.tensor_parallel_size))
-            followers = Followers(arguments.tensor_parallel_size, load, threads)
+        followers = _followers(arguments, load, threads)
         loaded = load_model(
             **load,
             tokenizer=arguments.tokenizer,
             skip_tokenizer=arguments.skip_tokenizer_init,
             weights_cache_dir=arguments.weights_cache_dir,
             ranks=None if followers is None else followers.ranks,
+            stages=None if followers is None else followers.stages,
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
         engine = Engine(
@@ -260,6 +259,23 @@ class Session:
                     self.engine.abort(self._aborted.popleft())
             finally:
                 self._lock.release()
+
+
+def _followers(arguments: EngineArgs, load: dict[str, Any], threads: int) -> Followers | None:
+    """The processes beside this one that hold the model with it, if any do."""
+    ranks, stages = arguments.tensor_parallel_size, arguments.pipeline_parallel_size
+    size, device = ranks * stages, find_device(arguments.device)
+    if size == 1:
+        return None
+    host: Host
+    if arguments.distributed_executor_backend == "ray":
+        from pybatch.engine.execution.parallel.on_ray import RayCluster
+
+        host = RayCluster(size, arguments.threads, device)
+    else:
+        host = ThisMachine(size, threads if arguments.threads is not None else max(1, threads // size), device)
+    set_threads(host.threads(0))
+    return Followers(ranks, stages, load, host)
 
 
 def _draft_decoder(arguments: EngineArgs) -> Decoder | None:

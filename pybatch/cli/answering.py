@@ -42,7 +42,7 @@ def cluster(
 ) -> Iterator[tuple[ClusterSession, SamplingParams]]:
     """Of models that a cluster's workers load."""
     from pybatch.cluster.cluster_session import cluster_session
-    from pybatch.cluster.ray_cluster import ClusterError
+    from pybatch.machine.ray_cluster import ClusterError
 
     with ExitStack() as opened:
         try:

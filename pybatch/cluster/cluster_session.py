@@ -12,7 +12,6 @@ from typing import Any
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Encoded, Prompt, encode
 from pybatch.api.session import Receiver, empty_output
-from pybatch.cluster.ray_cluster import connected
 from pybatch.cluster.worker import Loaded, Request
 from pybatch.cluster.worker_pool import WorkerPool
 from pybatch.engine.config import EngineConfig
@@ -20,6 +19,7 @@ from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.pooling_params import Params
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.fingerprint import model_fingerprint
+from pybatch.machine.ray_cluster import connected
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.loader import load_tokenizer
 from pybatch.model.text.tokenizer import Tokenizer

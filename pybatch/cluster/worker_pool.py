@@ -15,11 +15,11 @@ import pybatch
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.session import empty_output
 from pybatch.cluster.process import Process, wait_for_ends, watch
-from pybatch.cluster.ray_cluster import ClusterError, Slot, find_slots
 from pybatch.cluster.worker import Loaded, Request
 from pybatch.cluster.worker_actor import WorkerActor
 from pybatch.engine import RequestOutput
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.machine.ray_cluster import ClusterError, Slot, find_slots
 
 logger = logging.getLogger(__name__)
 

@@ -84,21 +84,26 @@ class Engine:
         self.kv_block_bytes = layout.block_bytes  # with a draft model's
         if self._draft_decoder is not None:
             self.kv_block_bytes += kv_layout(self._draft_decoder, config).block_bytes
-        beside = followers.beside if followers is not None else 1
+        sharing = followers.sharing if followers is not None else 1
         states = state_layout(decoder)
         self.num_states, self.state_bytes = 0, 0  # slots of recurrent states, and the bytes of all
         if states is not None:
             refuse_unsuited(config)
-            self.num_states = num_slots(states, config, decoder.device, beside)
+            self.num_states = num_slots(states, config, decoder.device, sharing)
+            if followers is not None:
+                self.num_states = min(self.num_states, *(slots for _, slots in followers.ask("capacity", config)))
             self.state_bytes = self.num_states * states.slot_bytes
-        reserved = self.state_bytes * beside
+        reserved = self.state_bytes * sharing
         if followers is None and config.num_kv_blocks is None:
             models = [decoder] if self._draft_decoder is None else [decoder, self._draft_decoder]
             reserved += sum([step_memory(each, config) for each in models])
         self.max_model_len, self.num_kv_blocks = capacity(
-            decoder, config, self.kv_block_bytes * beside, reserved=reserved
+            decoder, config, self.kv_block_bytes * sharing, reserved=reserved
         )
         if followers is not None:
+            blocks = min(self.num_kv_blocks, *(count for count, _ in followers.ask("capacity", config)))
+            least = replace(config, num_kv_blocks=blocks)
+            self.max_model_len, self.num_kv_blocks = capacity(decoder, least, self.kv_block_bytes)
             followers.tell("make_caches", config, self.num_kv_blocks, self.num_states)
         shifts = key_shifts(decoder) if layout.quantised else ()
         if followers is None:

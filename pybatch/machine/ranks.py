@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,40 +17,110 @@ class RankError(RuntimeError):
     """Another rank has ended or does not answer: nothing can be computed any more."""
 
 
-class Ranks:
-    """This process among `size` of them, numbered from 0. gloo carries what they exchange, on GPUs NCCL.
+class World:
+    """All ranks. why: what is known of an end, for the error."""
 
-    store: a torch.distributed store that all have open. why: what is known of an end, for the error.
-    """
-
-    def __init__(self, store: Any, rank: int, size: int, device: torch.device) -> None:
-        from torch import distributed
-
-        self.rank, self.size = rank, size
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.why: Callable[[], str] = lambda: ""
         self._broken = ""
-        self._group: Any
-        if device.type == "cuda":
-            self._group = distributed.ProcessGroupNCCL(store, rank, size, distributed.ProcessGroupNCCL.Options())
-        else:
-            self._group = distributed.ProcessGroupGloo(store, rank, size, TIMEOUT)
 
-    def gather(self, part: Tensor) -> Tensor:
-        """[rows, width] of each rank as [rows, size * width], rank 0's first. Raises RankError."""
+    def run(self, exchange: Callable[[], Any]) -> None:
+        """Starts an exchange and waits for it. Raises RankError."""
         if self._broken:
             raise RankError(self._broken)
-        rows, width = part.shape
-        parts = part.new_empty(self.size, rows, width)
         try:
-            sent = part.contiguous().view(torch.uint8)
-            self._group.allgather([list(parts.view(torch.uint8))], [sent]).wait()
+            exchange().wait()
         except RuntimeError as error:
             raise RankError(self.end(str(error))) from error
-        return parts.transpose(0, 1).reshape(rows, self.size * width)
 
     def end(self, reason: str) -> str:
         """Refuses what is asked from now on, and returns in which words: the ranks are no longer in step."""
         if not self._broken:
             told = self.why() or reason.splitlines()[0]
-            self._broken = f"tensor_parallel_size: the {self.size} ranks no longer work together: {told}"
+            self._broken = f"the {self.size} ranks no longer work together: {told}"
         return self._broken
+
+
+class Ranks:
+    """This process among `size` that share each layer, numbered from 0."""
+
+    def __init__(self, world: World, rank: int, size: int, group: Any) -> None:
+        self.rank, self.size = rank, size
+        self._world, self._group = world, group
+
+    def gather(self, part: Tensor) -> Tensor:
+        """[rows, width] of each rank as [rows, size * width], rank 0's first. Raises RankError."""
+        rows, width = part.shape
+        parts = part.new_empty(self.size, rows, width)
+        sent = part.contiguous().view(torch.uint8)
+        self._world.run(lambda: self._group.allgather([list(parts.view(torch.uint8))], [sent]))
+        return parts.transpose(0, 1).reshape(rows, self.size * width)
+
+
+class Stages:
+    """This process among `count` that have the layers one behind the other, numbered from 0, which has the first."""
+
+    def __init__(self, world: World, stage: int, count: int, group: Any) -> None:
+        self.stage, self.count = stage, count
+        self._world, self._group = world, group
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.count - 1
+
+    def send(self, rows: Tensor) -> None:
+        """To the stage behind. Raises RankError."""
+        self._world.run(lambda: self._group.send([rows.view(torch.uint8)], self.stage + 1, 0))
+
+    def receive(self, out: Tensor) -> None:
+        """From the stage before. Raises RankError."""
+        self._world.run(lambda: self._group.recv([out.view(torch.uint8)], self.stage - 1, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A process's places in a world of stages of ranks: rank 0 of the last stage leads, as it has the logits."""
+
+    number: int
+    ranks: int
+    stages: int
+
+    @property
+    def rank(self) -> int:
+        return self.number % self.ranks
+
+    @property
+    def stage(self) -> int:
+        return self.stages - 1 - self.number // self.ranks
+
+    def join(self, world: World, store: Any, device: torch.device, host: str) -> tuple[Ranks | None, Stages | None]:
+        """Waits until all are there. gloo carries what they exchange, on GPUs NCCL.
+
+        store: a torch.distributed store that all have open. host: this machine's name or address for the others.
+        """
+        from torch._C._distributed_c10d import PrefixStore
+
+        ranks = stages = None
+        if self.ranks > 1:
+            inner = PrefixStore(f"stage {self.stage}", store)
+            ranks = Ranks(world, self.rank, self.ranks, _group(inner, self.rank, self.ranks, device, host))
+        if self.stages > 1:
+            inner = PrefixStore(f"rank {self.rank}", store)
+            stages = Stages(world, self.stage, self.stages, _group(inner, self.stage, self.stages, device, host))
+        return ranks, stages
+
+
+def _group(store: Any, rank: int, size: int, device: torch.device, host: str) -> Any:
+    from torch import distributed
+
+    if device.type == "cuda":
+        return distributed.ProcessGroupNCCL(store, rank, size, distributed.ProcessGroupNCCL.Options())
+    gloo: Any = distributed.ProcessGroupGloo
+    options = gloo._Options()
+    options._devices, options._timeout = [gloo.create_device(hostname=host)], TIMEOUT
+    return gloo(store, rank, size, options)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 from torch import Tensor
 from torch.nn import functional
 
+from pybatch.machine.ranks import Stages
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.blocks.mlp import EPILOGUES, MLP, Xielu
@@ -29,26 +31,34 @@ from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.layers import Norm, NormedLinear, ResidualLinear
 from pybatch.model.rope import NO_ROPE, rotary_table
 from pybatch.model.rows import Heads
+from pybatch.model.stage import StageDecoder
 from pybatch.model.weights import Grouped, WeightLoader
 
 
-def build_decoder(load: WeightLoader, max_model_len: int) -> Decoder:
-    """The decoder, with rotary tables of max_model_len positions. Raises ModelError as WeightLoader does."""
+def build_decoder(load: WeightLoader, max_model_len: int, stages: Stages | None = None) -> Decoder:
+    """The decoder, with rotary tables of max_model_len positions. stages: of which the config is one's.
+    Raises ModelError as WeightLoader does."""
     config = load.config
+    is_first, is_last = stages is None or stages.is_first, stages is None or stages.is_last
+    kind = Decoder if stages is None else partial(StageDecoder, stages=stages)
     with load.working():
         vocab, hidden = config.vocab_size, config.hidden_size
-        embedding = load.linear({"embedding": vocab}, hidden)
-        decoder = Decoder(
+        embedding = head = None
+        if is_first or (is_last and config.tie_word_embeddings):
+            embedding = load.linear({"embedding": vocab}, hidden)
+        if is_last:
+            head = NormedLinear(load.norm("final_norm", hidden), load.head(embedding))
+        decoder = kind(
             config,
             load.dtype,
-            embedding=embedding,
+            embedding=embedding if is_first else None,
             positions=load.linear({"positions": config.learned_positions}, hidden)
-            if config.learned_positions
+            if config.learned_positions and is_first
             else None,
-            layers=[build_layer(load, layer, index) for index, layer in enumerate(config.layers)],
-            head=NormedLinear(load.norm("final_norm", hidden), load.head(embedding)),
+            layers=[build_layer(load, layer, index) for index, layer in enumerate(config.layers, config.first_layer)],
+            head=head,
             rotary={rope: rotary_table(rope, max_model_len).to(load.device) for rope in config.ropes},
-            score=load.score() if config.num_labels else None,
+            score=load.score() if config.num_labels and is_last else None,
             token_inputs=token_inputs(load) if config.token_vocab else None,
         )
         if load.smooths:

@@ -238,6 +238,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the projection to the vocabulary
     learned_positions: int = 0  # of an embedding of positions that is added to that of tokens; 0: there is none
+    first_layer: int = 0  # the number of the first of layers, of a stage that has some of a model's
     token_vocab: int = 0  # of an embedding that has inputs of each layer (Gemma's per-layer embeddings); 0: none
     num_labels: int = 0  # that it sorts texts into by a head of its own, 0: it has none
     generates: bool = True  # False: there is no projection to the vocabulary

@@ -49,7 +49,7 @@ class Layer:
             self.token(residual, step)
 
 
-Parts = tuple[Packed, list[Layer], NormedLinear, DenseLinear | None, TokenInputs | None, Packed | None]
+Parts = tuple[Packed | None, list[Layer], NormedLinear | None, DenseLinear | None, TokenInputs | None, Packed | None]
 
 
 class Decoder:
@@ -57,7 +57,8 @@ class Decoder:
 
     head: the projection to the vocabulary behind the last norm; its weights may be those of embedding. rotary: a table
     of equally many positions for each rotation that the layers have. score: in place of head in models that classify.
-    token_inputs: of layers that have some. positions: an embedding of them that is added to that of tokens.
+    token_inputs: of layers that have some. positions: an embedding of them that is added to that of tokens. A stage
+    (stage.py) has no embedding unless it is the first, and no head unless it is the last.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class Decoder:
         config: ModelConfig,
         dtype: torch.dtype,
         *,
-        embedding: Packed,
+        embedding: Packed | None,
         layers: Sequence[Layer],
-        head: NormedLinear,
+        head: NormedLinear | None,
         rotary: Mapping[RopeConfig, Tensor],
         score: DenseLinear | None = None,
         token_inputs: TokenInputs | None = None,
@@ -125,20 +126,30 @@ class Decoder:
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache | LayerState]) -> Tensor:
         """Runs one step, writes its keys, values and states into the caches (one per layer), and returns the logits of
         batch.logits_rows: [L, vocab_size] float32, valid until the next call."""
-        hidden = self.config.hidden_size
         self._buffers.resize(batch.token_ids.shape[0])
-        residual = self._buffers.of("residual", hidden)
-        step = Step(batch, self._buffers, self.rotary, self.query_scales)
+        self._residual = self._buffers.of("residual", self.config.hidden_size)
+        self._embed(batch, self._residual)
+        self._run_layers(batch, self._residual, caches)
+        return self._project(self._residual, batch.logits_rows)
 
+    def _embed(self, batch: ForwardBatch, residual: Tensor) -> None:
+        assert self.embedding is not None
         self.embedding.embed(batch.token_ids, residual, self._embedding_scale)
         if self.positions is not None:
-            ops.add_normed(self.positions.embed(batch.positions, self._buffers.of("normed", hidden)), residual)
+            added = self.positions.embed(batch.positions, self._buffers.of("normed", residual.shape[1]))
+            ops.add_normed(added, residual)
         if self.token_inputs is not None:
             self.token_inputs(batch.token_ids, residual, self._buffers)
+
+    def _run_layers(self, batch: ForwardBatch, residual: Tensor, caches: Sequence[LayerCache | LayerState]) -> None:
+        step = Step(batch, self._buffers, self.rotary, self.query_scales)
         for layer, cache in zip(self.layers, caches, strict=True):
             layer(residual, step, cache)
 
-        rows = batch.logits_rows
+    def _project(self, residual: Tensor, rows: Tensor) -> Tensor:
+        """The logits of these rows."""
+        assert self.head is not None
+        hidden = residual.shape[1]
         self._last_rows.resize(rows.shape[0])
         self._logits.resize(rows.shape[0])
         last = residual
@@ -156,8 +167,8 @@ class Decoder:
 
     def hidden_states(self, rows: list[int]) -> Tensor:
         """Of these of the last step's tokens, behind the last norm: [len(rows), hidden_size]."""
-        states = ops.take_rows(self._buffers.of("residual", self.config.hidden_size), rows)
-        return states if self.head.norm is None else self.head.norm(states)
+        states = ops.take_rows(self._residual, rows)
+        return states if self.head is None or self.head.norm is None else self.head.norm(states)
 
     @property
     def parts(self) -> Parts:

@@ -17,7 +17,7 @@ from pybatch.machine.device import find_device
 from pybatch.machine.faults import is_machine_fault
 from pybatch.machine.memory import advice, free_memory, trim_memory
 from pybatch.machine.progress_bar import progress_bar
-from pybatch.machine.ranks import Ranks
+from pybatch.machine.ranks import Ranks, Stages
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.build import build_decoder
 from pybatch.model.calibration import TOKENS
@@ -31,6 +31,7 @@ from pybatch.model.fields import short
 from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rope import RopeConfig, rotary_table
 from pybatch.model.shards import ShardLoader, ShardPlan, of_rank
+from pybatch.model.stage import of_stage
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan
 from pybatch.model.weights_cache import WeightsCache
@@ -64,6 +65,7 @@ def load_model(
     adapter: str | Path | None = None,
     progress: bool | None = None,
     ranks: Ranks | None = None,
+    stages: Stages | None = None,
 ) -> LoadedModel:
     """Loads a model into memory.
 
@@ -82,7 +84,8 @@ def load_model(
     weights_cache_dir: a folder for the weights as they are packed for a CPU: later loads map them from there.
     adapter: a LoRA adapter in peft's directory, or its name on the hub, merged into the weights as they are loaded.
     progress: whether to show a bar on stderr; None: if it is a terminal.
-    ranks: the processes that load the model together, a share each; all of them call this with the same arguments.
+    ranks, stages: the processes that load the model together, a share of each layer, or some of its layers; all of
+      them call this with the same arguments.
 
     Raises ModelError (a ValueError) that says what was expected, and MemoryError where memory runs out all the same.
     """
@@ -118,11 +121,14 @@ def load_model(
             config = without_unknown_ids(replace(config, eos_token_ids=ends))
             loaded_tokenizer.eos_token_ids = tuple(i for i in loaded_tokenizer.eos_token_ids if i < config.vocab_size)
             checkpoint.config = config
+        arguments = checkpoint, compute, quantization
+        if stages is not None:
+            build_decoder(WeightPlan(*arguments), 1)  # so that no tensor of another stage counts as left over
+            checkpoint.config = config = of_stage(config, stages)
         if ranks is not None:
             checkpoint.config = config = of_rank(config, ranks)
-        arguments = checkpoint, compute, quantization
         plan = WeightPlan(*arguments) if ranks is None else ShardPlan(ranks, *arguments)
-        planned = build_decoder(plan, 1)
+        planned = build_decoder(plan, 1, stages)
         _check(planned, checkpoint, length, quantization, place)
         if plan.keeps_bits:
             checkpoint.tell()
@@ -130,10 +136,10 @@ def load_model(
         def load() -> Decoder:
             with progress_bar(f"Loading {config.name}", plan.count, progress) as advance:
                 if ranks is not None:
-                    return build_decoder(ShardLoader(ranks, *arguments, place, advance), length)
-                return build_decoder(WeightLoader(*arguments, place, advance), length)
+                    return build_decoder(ShardLoader(ranks, *arguments, place, advance), length, stages)
+                return build_decoder(WeightLoader(*arguments, place, advance), length, stages)
 
-        if weights_cache_dir is None or place.type != "cpu" or ranks is not None:
+        if weights_cache_dir is None or place.type != "cpu" or ranks or stages:
             decoder = load()
         else:
             of_all = any(rope.depends_on_length for rope in config.ropes)

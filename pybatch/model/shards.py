@@ -149,13 +149,14 @@ class _Shards(WeightLoader):
         parts = whole.split_with_sizes([count * size for count in counts])
         return torch.cat([part.tensor_split(size)[rank] for part in parts])
 
-    def head(self, embedding: Packed) -> Any:
+    def head(self, embedding: Packed | None) -> Any:
         config, ranks = self.config, self.ranks
         panels = ceil(ceil(config.vocab_size / ops.PANEL) / ranks.size)
         first = ranks.rank * panels * ops.PANEL
         last = min(first + panels * ops.PANEL, config.vocab_size)
         linear: Packed | None = None
         if first < last and config.tie_word_embeddings:
+            assert embedding is not None
             linear = _columns(embedding, first, last)
         elif first < last:
             rows = {"lm_head": config.vocab_size}

@@ -126,9 +126,10 @@ class WeightLoader:
             yield
         trim_memory()
 
-    def head(self, embedding: Packed) -> Linear:
+    def head(self, embedding: Packed | None) -> Linear:
         """The projection to the vocabulary."""
         if self.config.tie_word_embeddings:
+            assert embedding is not None
             return embedding
         config = self.config
         return self.linear({"lm_head": config.vocab_size}, config.hidden_size, bias=config.head_bias)

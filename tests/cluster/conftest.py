@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import pybatch
-from pybatch.cluster.ray_cluster import OBJECT_STORE
+from pybatch.machine.ray_cluster import OBJECT_STORE
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from pybatch.cluster.ray_cluster import ClusterError, connected, running_cluster
+from pybatch.machine.ray_cluster import ClusterError, connected, running_cluster
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pybatch[ray]'")
 

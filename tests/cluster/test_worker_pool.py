@@ -20,11 +20,11 @@ import pybatch
 from pybatch.api.inputs import Encoded
 from pybatch.api.outcomes import Failure, Outcome, outcome_of
 from pybatch.cluster.process import wait_for_ends, watch
-from pybatch.cluster.ray_cluster import OBJECT_STORE, ClusterError, Slot, connected, find_slots
 from pybatch.cluster.worker import Request
 from pybatch.cluster.worker_pool import DEATHS, Member, WorkerPool, absolute_paths
 from pybatch.engine import SamplingParams
 from pybatch.jobs.fingerprint import model_fingerprint
+from pybatch.machine.ray_cluster import OBJECT_STORE, ClusterError, Slot, connected, find_slots
 
 ROWS = 200
 SECONDS = 120  # after which a test gives up

@@ -141,7 +141,7 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
     "qwen3_5": Qwen3_5TextConfig(**HYBRID),
     "qwen3_5-moe": Qwen3_5MoeTextConfig(**HYBRID, **EXPERTS, **SHARED),
-    "qwen3_next": Qwen3NextConfig(**HYBRID, **EXPERTS, **SHARED),
+    "qwen3_next": Qwen3NextConfig(**HYBRID | EXPERTS | SHARED | {"num_hidden_layers": 4}),
     "qwen3_next-sparse": Qwen3NextConfig(
         **HYBRID, **EXPERTS, **SHARED, mlp_only_layers=[2], norm_topk_prob=False, linear_conv_kernel_dim=3
     ),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from threading import Barrier
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from model.checkpoints.test_quantized import CASES, made
 from model.families import make, save, some_ids
 from model.paged import logits_of
 from torch import Tensor
 
-from pybatch.machine.ranks import Ranks
+from pybatch.machine.ranks import Place, Ranks, Stages
 from pybatch.model import Decoder, ModelError, load_model
+from pybatch.model.batch import ForwardBatch
+from pybatch.model.stage import in_parts
 
 IDS = some_ids(40)
 
@@ -34,20 +39,40 @@ class Thread(Ranks):
         return whole
 
 
-def logits_of_ranks(directory: Path, size: int, quantization: str | None) -> list[Tensor]:
-    barrier, parts = Barrier(size), list[Tensor | None]([None] * size)
+class ThreadStage(Stages):
+    """A stage that is a thread of this process."""
 
-    def run(rank: int) -> Tensor:
+    def __init__(self, stage: int, queues: list[Queue[Tensor]]) -> None:
+        self.stage, self.count = stage, len(queues) + 1
+        self._queues = queues
+
+    def send(self, rows: Tensor) -> None:
+        self._queues[self.stage].put(rows.clone())
+
+    def receive(self, out: Tensor) -> None:
+        out.copy_(self._queues[self.stage - 1].get(timeout=60))
+
+
+def logits_of_ranks(directory: Path, size: int, quantization: str | None, stages: int = 1) -> list[Tensor]:
+    """Of those ranks that have logits."""
+    barriers = [Barrier(size) for _ in range(stages)]
+    parts = [list[Tensor | None]([None] * size) for _ in range(stages)]
+    queues = [[Queue[Tensor]() for _ in range(stages - 1)] for _ in range(size)]
+
+    def run(number: int) -> Tensor:
+        place = Place(number, size, stages)
+        rank, stage = place.rank, place.stage
         try:
-            ranks = Thread(rank, barrier, parts)
-            loaded = load_model(directory, quantization=quantization, skip_tokenizer=True, ranks=ranks)
+            ranks = Thread(rank, barriers[stage], parts[stage]) if size > 1 else None
+            own = ThreadStage(stage, queues[rank]) if stages > 1 else None
+            loaded = load_model(directory, quantization=quantization, skip_tokenizer=True, ranks=ranks, stages=own)
             return logits_of(loaded.decoder, IDS, [17, 1, 22])
         except BaseException:
-            barrier.abort()
+            barriers[stage].abort()
             raise
 
-    with ThreadPoolExecutor(size) as threads:
-        return list(threads.map(run, range(size)))
+    with ThreadPoolExecutor(size * stages) as threads:
+        return list(threads.map(run, range(size * stages)))[:size]
 
 
 # Heads that are filled up, several kinds of norms, biases (of the projection to the vocabulary too), fused tensors of
@@ -87,16 +112,48 @@ def test_two_ranks_have_the_bits_of_one(family: str, quantization: str | None, t
     expect_the_bits_of_one(directory, quantization)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2", "phi", "mixtral", "qwen3_next"])
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_stages_have_the_bits_of_one(family: str, quantization: str | None, tmp_path: Path) -> None:
+    directory = save(make(family), tmp_path)
+    expect_the_bits_of_one(directory, quantization, ranks=1, stages=2)
+
+
+def test_stages_of_ranks_have_the_bits_of_one(tmp_path: Path) -> None:
+    expect_the_bits_of_one(save(make("qwen2"), tmp_path), None, ranks=2, stages=2)
+
+
+@given(st.data())
+def test_a_step_goes_in_parts_of_whole_sequences(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=30))
+    most, tokens = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 64))
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    total = int(starts[-1])
+    batch = ForwardBatch(
+        token_ids=torch.arange(total), positions=torch.arange(total), slots=torch.arange(total),
+        block_tables=torch.arange(len(lengths))[:, None], query_start=starts, seq_lens=torch.tensor(lengths),
+        logits_rows=torch.arange(total),
+    )  # fmt: skip
+    parts = in_parts(batch, most, tokens)
+    assert len(parts) <= max(1, min(most, total // tokens))
+    assert torch.equal(torch.cat([part.token_ids for *_, part in parts]), batch.token_ids)
+    assert torch.equal(torch.cat([part.query_start[:-1] + first for first, _, part in parts]), starts[:-1])
+    for name in ("seq_lens", "block_tables"):
+        assert torch.equal(torch.cat([getattr(part, name) for *_, part in parts]), getattr(batch, name))
+    for first, last, part in parts:
+        assert len(part.token_ids) == last - first == part.query_start[-1] == part.seq_lens.sum()
+
+
 @pytest.mark.parametrize("kind", ["gptq-64", "awq", "w8a8", "fp8-blocks"])
 def test_two_ranks_share_a_quantised_checkpoint(kind: str, tmp_path: Path) -> None:
     made(tmp_path, CASES[kind])
     expect_the_bits_of_one(tmp_path, None)
 
 
-def expect_the_bits_of_one(directory: Path, quantization: str | None) -> None:
+def expect_the_bits_of_one(directory: Path, quantization: str | None, ranks: int = 2, stages: int = 1) -> None:
     alone: Decoder = load_model(directory, quantization=quantization, skip_tokenizer=True).decoder
     expected = logits_of(alone, IDS)
-    for logits in logits_of_ranks(directory, 2, quantization):
+    for logits in logits_of_ranks(directory, ranks, quantization, stages):
         assert torch.equal(logits, expected)
 
 

@@ -114,4 +114,4 @@ class ModelRunner:
         except RankError:
             raise
         except BaseException as error:
-            raise RankError(followers.ranks.end(describe(error))) from error
+            raise RankError(followers.world.end(describe(error))) from error

@@ -73,7 +73,9 @@ class Pooler:
         if self._decoder.score is not None:
             return self._decoder.score
         assert self._labels is not None
-        head, hidden = cast(Packed, self._decoder.head.linear), self._decoder.config.hidden_size
+        decoder = self._decoder
+        assert decoder.head is not None
+        head, hidden = cast(Packed, decoder.head.linear), decoder.config.hidden_size
         ids = torch.tensor(self._labels, device=self._decoder.device)
         rows = head.embed(ids, torch.empty(2, hidden, dtype=self._decoder.dtype, device=self._decoder.device))
         return DenseLinear(ops.pack_dense(rows), 2, None if head.bias is None else head.bias[ids])

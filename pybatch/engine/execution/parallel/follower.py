@@ -1,5 +1,4 @@
-"""A rank from 1 on, as Followers starts it: `python -m` this module. It loads its share of the model, and does what it
-is told until the leader is gone."""
+"""A process beside the leader: it loads its share of the model, and does what it is told until the leader is gone."""
 
 from __future__ import annotations
 
@@ -7,14 +6,16 @@ import logging
 import pickle
 import signal
 import sys
-from multiprocessing.connection import Client
+from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection
 from typing import Any
 
 import torch
 
-from pybatch.engine.execution.kv_cache import KvCache, kv_layout
-from pybatch.engine.execution.state_cache import StateCache, state_layout
-from pybatch.machine.ranks import RankError, Ranks
+from pybatch.engine.config import EngineConfig
+from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
+from pybatch.engine.execution.state_cache import StateCache, num_slots, state_layout
+from pybatch.machine.ranks import Place, RankError, World
 from pybatch.machine.threads import set_threads
 from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
 from pybatch.model.decoder import Decoder
@@ -24,24 +25,42 @@ from pybatch.model.loader import load_model
 logger = logging.getLogger(__name__)
 
 
-def main() -> int:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a follower has to know. leader, port, store_port: where the leader and its store listen. sharing: how many
+    processes share its memory, with itself. load: the arguments of load_model."""
+
+    place: Place
+    leader: str
+    port: int
+    store_port: int
+    key: bytes
+    threads: int
+    sharing: int
+    load: dict[str, Any]
+
+
+def run(start: Start, host: str) -> None:
+    """host: this machine's address for the others."""
     from torch._C._distributed_c10d import TCPStore
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides when to stop
-    address, port, key, store_port, rank, size, threads, load = pickle.load(sys.stdin.buffer)
-    set_threads(threads)
-    device = torch.device(load["device"])
-    with torch.accelerator.device_index(device.index), Client((address, port), authkey=key) as connection:
-        ranks = Ranks(TCPStore(address, store_port, size, False), rank, size, device)
+    place = start.place
+    set_threads(start.threads)
+    device = torch.device(start.load["device"])
+    with (
+        torch.accelerator.device_index(device.index),
+        Client((start.leader, start.port), authkey=start.key) as connection,
+    ):
         try:
-            decoder = load_model(**load, skip_tokenizer=True, progress=False, ranks=ranks).decoder
-            follow(decoder, connection)
+            store = TCPStore(start.leader, start.store_port, place.ranks * place.stages, False)
+            ranks, stages = place.join(World(place.ranks * place.stages), store, device, host)
+            decoder = load_model(**start.load, skip_tokenizer=True, progress=False, ranks=ranks, stages=stages).decoder
+            follow(decoder, connection, start.sharing)
         except (EOFError, RankError, ConnectionError):
-            logger.info("rank %d: the leader is gone", rank)
-    return 0
+            logger.info("rank %d: the leader is gone", place.number)
 
 
-def follow(decoder: Decoder, connection: Any) -> None:
+def follow(decoder: Decoder, connection: Connection, sharing: int) -> None:
     cache: KvCache | None = None
     caches: list[LayerCache | LayerState] = []
     while True:
@@ -50,6 +69,8 @@ def follow(decoder: Decoder, connection: Any) -> None:
             tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arguments[0].items()}
             batch = ForwardBatch(**tensors)
             decoder.forward(batch.to(decoder.device), caches)
+        elif what == "capacity":
+            connection.send(_capacity(decoder, arguments[0], sharing))
         elif what == "make_caches":
             config, num_blocks, num_states = arguments
             layout = kv_layout(decoder, config)
@@ -59,6 +80,26 @@ def follow(decoder: Decoder, connection: Any) -> None:
             caches = decoder.caches(cache.layers, of_states)
         else:
             getattr(cache, what)(*arguments)
+
+
+def _capacity(decoder: Decoder, config: EngineConfig, sharing: int) -> tuple[int, int] | ValueError:
+    """How many KV blocks and recurrent states it has room for."""
+    try:
+        states = state_layout(decoder)
+        slots = 0 if states is None else num_slots(states, config, decoder.device, sharing)
+        reserved = 0 if states is None else slots * states.slot_bytes * sharing
+        block_bytes = kv_layout(decoder, config).block_bytes * sharing
+        return capacity(decoder, config, block_bytes, reserved=reserved)[1], slots
+    except ValueError as error:
+        return error
+
+
+def main() -> int:
+    """As `python -m` this module, with a Start on its standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides when to stop
+    start: Start = pickle.load(sys.stdin.buffer)
+    run(start, start.leader)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,115 +1,143 @@
-"""The processes of the ranks from 1 on, as rank 0's engine sees them."""
+"""The processes that hold a model together with the engine's own, as the engine sees them."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import secrets
-import subprocess
-import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection, Listener
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pybatch.engine.execution.kv_cache import KvCache
+from pybatch.engine.execution.parallel.follower import Start
 from pybatch.machine.device import find_device
-from pybatch.machine.ranks import RankError, Ranks
+from pybatch.machine.ranks import Place, RankError, Ranks, Stages, World
 from pybatch.model.batch import ForwardBatch
 
-START = 120.0  # seconds in which a follower has to be there
-PATIENCE = 5.0  # seconds until one that does not end is killed
-HOST = "127.0.0.1"
+T = TypeVar("T")
+START = 120.0  # seconds in which all followers have to be there
+
+
+class Process(Protocol):
+    """A follower that has been started."""
+
+    def ended(self) -> str | None: ...  # how it has ended; None: it has not
+
+    def end(self) -> None: ...  # waits a little for its end, and ends it
+
+
+class Host(Protocol):
+    """Where followers are started, each in turn: this machine (local.py), or those of a Ray cluster (on_ray.py)."""
+
+    address: str  # of this machine, for the others
+
+    def threads(self, number: int) -> int: ...  # of a process, from 0, which is the leader
+
+    def sharing(self, number: int) -> int: ...  # how many processes share its memory, with itself
+
+    def start(self, start: Start) -> Process: ...
+
+    def close(self) -> None: ...  # when all have ended
 
 
 class Followers:
-    """Starts the other ranks on this machine, and tells them what to do; they end with this process.
+    """Starts the others, and tells them what to do; they end with this process.
 
-    load: the arguments of load_model. threads: of each rank. Raises RankError if one does not start.
+    ranks: that share each layer. stages: that have the layers one behind the other. load: the arguments of load_model.
+    Raises RankError if one does not start.
     """
 
-    def __init__(self, size: int, load: Mapping[str, Any], threads: int) -> None:
+    def __init__(self, ranks: int, stages: int, load: Mapping[str, Any], host: Host) -> None:
         from torch._C._distributed_c10d import TCPStore
 
-        device = find_device(load["device"])
-        self.beside = size if device.type == "cpu" else 1  # ranks that share this one's memory
-        store = TCPStore(HOST, 0, size, True, wait_for_workers=False)
+        device, size = find_device(load["device"]), ranks * stages
+        self.world, self.sharing = World(size), host.sharing(0)
+        store = TCPStore(host.address, 0, size, True, wait_for_workers=False)
         key = secrets.token_bytes(32)
-        command = [sys.executable, "-m", "pybatch.engine.execution.parallel.follower"]
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Process] = []
         self._connections: list[Connection] = []
-        with Listener((HOST, 0), authkey=key) as listener:
+        self.world.why = partial(_why, self._processes)
+        with Listener((host.address, 0), authkey=key) as listener:
             address, port = listener.address
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            for rank in range(1, size):
-                process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, env=environment, start_new_session=True, close_fds=True
-                )
-                self._processes.append(process)
-                assert process.stdin is not None
-                with process.stdin as start:
-                    own = {**load, "device": "cpu" if device.type == "cpu" else f"cuda:{rank}"}
-                    pickle.dump((address, port, key, store.port, rank, size, threads, own), start)
-                self._connections.append(self._accept(listener, process, rank))
-        self.ranks = Ranks(store, 0, size, device)
-        self.ranks.why = partial(_why, self._processes)
-        weakref.finalize(self, _end, self._connections, self._processes)
+            for number in range(1, size):
+                start = Start(
+                    Place(number, ranks, stages), address, port, store.port, key, host.threads(number),
+                    host.sharing(number), dict(load),
+                )  # fmt: skip
+                self._processes.append(host.start(start))
+            weakref.finalize(self, _end, self._connections, self._processes, host)
+            self._accept_all(listener)
+        self.ranks: Ranks | None
+        self.stages: Stages | None
+        self.ranks, self.stages = Place(0, ranks, stages).join(self.world, store, device, host.address)
 
     def tell(self, what: str, *arguments: Any) -> None:
         message = pickle.dumps((what, arguments))
-        try:
-            for connection in self._connections:
-                connection.send_bytes(message)
-        except OSError as error:
-            raise RankError(self.ranks.end(str(error))) from error
+        for connection in self._connections:
+            self._do(partial(connection.send_bytes, message))
+
+    def ask(self, what: str, *arguments: Any) -> list[Any]:
+        """What each answers. Raises ValueError with the words of one that refuses."""
+        self.tell(what, *arguments)
+        answers = [self._do(connection.recv) for connection in self._connections]
+        for answer in answers:
+            if isinstance(answer, ValueError):
+                raise answer
+        return answers
 
     def forward(self, batch: ForwardBatch) -> None:
         """Has them run a step beside this process's own."""
         self.tell("forward", {name: tensor.cpu().numpy() for name, tensor in batch.tensors().items()})
 
-    def _accept(self, listener: Listener, process: subprocess.Popen[bytes], rank: int) -> Connection:
+    def _do(self, exchange: Callable[[], T]) -> T:
+        try:
+            return exchange()
+        except (OSError, EOFError) as error:
+            raise RankError(self.world.end(str(error))) from error
+
+    def _accept_all(self, listener: Listener) -> None:
         waits = listener._listener._socket  # type: ignore[attr-defined]
         waits.settimeout(0.5)
         deadline = time.monotonic() + START
-        while time.monotonic() < deadline and process.poll() is None:
+        while len(self._connections) < len(self._processes):
             try:
-                return listener.accept()
+                self._connections.append(listener.accept())
             except TimeoutError:
-                continue
-        _end(self._connections, self._processes)
-        ended = "did not start in time" if process.poll() is None else f"ended with status {process.returncode}"
-        raise RankError(f"tensor_parallel_size: rank {rank} {ended}")
+                told = _ended(self._processes) or ("they did not start in time" if time.monotonic() > deadline else "")
+                if told:
+                    raise RankError(f"the {self.world.size} ranks cannot work together: {told}") from None
 
 
-def _end(connections: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
+def _end(connections: list[Connection], processes: list[Process], host: Host) -> None:
     """They end by themselves when nobody tells them anything any more."""
     for connection in connections:
         connection.close()
     for process in processes:
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.end()
+    host.close()
 
 
-def _why(processes: list[subprocess.Popen[bytes]]) -> str:
-    """Which rank has ended, and how, once the system knows."""
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline:
-        for rank, process in enumerate(processes, 1):
-            status = process.poll()
-            if status is not None:
-                how = f"signal {-status}" if status < 0 else f"status {status}"
-                return f"rank {rank}, process {process.pid}, has ended with {how}"
-        time.sleep(0.02)
+def _ended(processes: list[Process]) -> str:
+    for number, process in enumerate(processes, 1):
+        how = process.ended()
+        if how is not None:
+            return f"rank {number}, {how}"
     return ""
 
 
+def _why(processes: list[Process]) -> str:
+    """Which rank has ended, and how, once the system knows."""
+    deadline = time.monotonic() + 2
+    while not (told := _ended(processes)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return told
+
+
 class LedKvCache(KvCache):
-    """A rank's pool, whose blocks the followers move as this one does."""
+    """The leader's pool, whose blocks the followers move as it does."""
 
     def __init__(self, followers: Followers, *arguments: Any) -> None:
         super().__init__(*arguments)
