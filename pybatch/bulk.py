@@ -6,18 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import fields, replace
-from inspect import signature
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import expect_tokenizer
 from pybatch.api.interrupts import deferred_interrupts
-from pybatch.api.llm import LLM
+from pybatch.api.llm import LLM, given_to, split_arguments
 from pybatch.api.progress import ProgressReporter
-from pybatch.engine import SamplingParams
-from pybatch.engine.arguments import expect_known
 from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.files import created, expect_all_apart
 from pybatch.jobs.job import Job
@@ -128,7 +124,7 @@ def run_job(
     in_files = isinstance(data, str | os.PathLike)
     if output is None and in_files:
         raise ValueError("output: expected a path for the results, since the data is in files")
-    of_llm, of_sampling = split_arguments(arguments, isinstance(model, LLM))
+    of_llm, of_sampling = split_arguments("run_job", arguments, isinstance(model, LLM))
     options = RowOptions(format, prompt_template, system, raw)
     if prompt is not None:
         loaded = prompt if isinstance(prompt, Prompt) else load(prompt)
@@ -245,20 +241,3 @@ def joined(prepared: Preparation, source: Source) -> Any:
 def expect_type(name: str, value: object, types: Any, expected: str) -> None:
     if not isinstance(value, types):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
-
-
-def split_arguments(arguments: Mapping[str, Any], loaded: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of LLM and those of SamplingParams. Raises TypeError for others."""
-    of_llm = set() if loaded else {*signature(LLM).parameters, *EngineArgs.VLLM_ONLY} - {"model"}
-    of_sampling = {field.name for field in fields(SamplingParams)}
-    expect_known("run_job", arguments, of_llm | of_sampling)
-    return (
-        {name: value for name, value in arguments.items() if name in of_llm},
-        {name: value for name, value in arguments.items() if name not in of_llm},
-    )
-
-
-def given_to(llm: LLM) -> dict[str, Any]:
-    """The arguments of a loaded model that are not the defaults."""
-    config = llm.engine.config
-    return {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}

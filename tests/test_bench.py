@@ -15,9 +15,9 @@ import pybatch
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 NAMES = (
-    "crash_points disconnects estimate gpu_kernels gpu_models gpu_sanitize idle_connections kernels key_biases kill "
-    "load memory_bound million neighbours order policies quality random_model serve_fuzz serving sharing speculation "
-    "steps structured thrash throughput"
+    "compare_statistics crash_points disconnects estimate gpu_kernels gpu_models gpu_sanitize idle_connections "
+    "kernels key_biases kill load memory_bound million neighbours order policies quality random_model serve_fuzz "
+    "serving sharing speculation steps structured thrash throughput"
 )
 
 

@@ -356,3 +356,20 @@ def _embedding(params: Pooling, truncate: int | None) -> Pooling:
         params = params or PoolingParams()
         return params if truncate is None else replace(params, truncate_prompt_tokens=truncate)
     return params if truncate is None else [replace(each, truncate_prompt_tokens=truncate) for each in params]
+
+
+def given_to(llm: LLM) -> dict[str, Any]:
+    """The arguments of a loaded model that are not the defaults."""
+    config = llm.engine.config
+    return {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}
+
+
+def split_arguments(caller: str, arguments: Mapping[str, Any], loaded: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of LLM, unless a loaded one is given, and those of SamplingParams. Raises TypeError for others."""
+    of_llm = set() if loaded else {*signature(LLM).parameters, *EngineArgs.VLLM_ONLY} - {"model"}
+    of_sampling = {field.name for field in fields(SamplingParams)}
+    expect_known(caller, arguments, of_llm | of_sampling)
+    return (
+        {name: value for name, value in arguments.items() if name in of_llm},
+        {name: value for name, value in arguments.items() if name not in of_llm},
+    )

@@ -9,6 +9,7 @@ import typer
 import pybatch
 from pybatch.cli.bench import bench
 from pybatch.cli.chat import chat
+from pybatch.cli.compare import compare
 from pybatch.cli.env import env
 from pybatch.cli.plan import plan
 from pybatch.cli.prompts import prompts
@@ -33,7 +34,7 @@ def top(
     """Run language models over many prompts at once."""
 
 
-for command in (run, plan, serve, chat, env):
+for command in (run, compare, plan, serve, chat, env):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(prompts, name="prompts")

@@ -258,11 +258,16 @@ def flag_type(hint: Any) -> Any:
     return kind
 
 
-@flags_of(
-    EngineArgs,
-    without=("skip_tokenizer_init",),
-    names={"memory_utilization": ("--memory-utilization", "--gpu-memory-utilization")},
-)
+ENGINE_NAMES = {"memory_utilization": ("--memory-utilization", "--gpu-memory-utilization")}
+
+
+@flags_of(EngineArgs, without=("skip_tokenizer_init", "model"), names=ENGINE_NAMES)
+@dataclass
+class SharedEngineFlags(Given):
+    """The arguments of LLM that several models have."""
+
+
+@flags_of(EngineArgs, without=("skip_tokenizer_init",), names=ENGINE_NAMES)
 @dataclass
 class EngineFlags(Given):
     """The arguments of LLM."""

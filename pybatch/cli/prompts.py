@@ -13,6 +13,7 @@ from pybatch.cli import exit_codes
 from pybatch.cli.command import CommandError, load, stdout, usage_errors
 from pybatch.cli.flags import EngineFlags, SamplingFlags, option, takes
 from pybatch.cli.prompt_flag import with_model
+from pybatch.cli.prompt_history import history
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pybatch.prompts.trying import TriedStep
 
 prompts = typer.Typer(no_args_is_help=True, help="Look at prompts in files, and try them.")
+prompts.command()(history)
 what = partial(option, "Prompt and rows")
 
 FILE = typer.Argument(help="A file, or a name in the folder prompts.", metavar="FILE-OR-NAME")

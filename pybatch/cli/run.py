@@ -19,6 +19,7 @@ from pybatch.cli.flags import CostFlags, EngineFlags, SamplingFlags, option, tak
 from pybatch.cli.latitude_flags import LatitudeFlags
 from pybatch.cli.preview import Preview
 from pybatch.cli.prompt_flag import expect_some_good, with_prompt
+from pybatch.cli.prompt_history import recording
 from pybatch.cli.signals import ending_at_once
 
 if TYPE_CHECKING:
@@ -101,6 +102,14 @@ def run(
     json_file: Annotated[
         str | None,
         results("Write the summary's figures as JSON, or the dry run's.", "--json", metavar="FILE"),
+    ] = None,
+    history: Annotated[
+        str | None,
+        results(
+            "The SQLite file in which the prompt's runs are recorded; off: nowhere. Default: history.sqlite in the "
+            "prompt's folder.",
+            metavar="FILE",
+        ),
     ] = None,
     fresh: Annotated[
         bool, going_on("Start over, and replace the output file if there is one.", "--fresh", "--overwrite")
@@ -185,6 +194,7 @@ def run(
         told = ReportFiles(report, json_file, cost.prices())
     traced = latitude.traced(engine.model, told.prices)
     with ending_at_once(discard_unused_journals), ExitStack() as opened:
+        traced = opened.enter_context(recording(options, engine.model, name, told.prices, history, traced))
         with usage_errors():
             kept = None if dry_run and output is not None and is_stream(output) else output
             to = Destination(kept, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)

@@ -119,7 +119,7 @@ def write_report(
     Raises OSError, with the path, if it cannot be written.
     """
     summary = metrics.summary()
-    page = template().render(
+    page = template("report.html").render(
         title=title,
         status=status,
         written=datetime.now().astimezone(),
@@ -132,22 +132,30 @@ def write_report(
         settings={group: readable_settings(values) for group, values in settings.items()},
         facts=readable(facts),
     )
-
-    def write(file: BinaryIO) -> None:
-        file.write(page.encode(errors="replace"))
-
-    publish(path, write, replace=True, tag=0)
+    write_page(path, page)
 
 
-def template() -> jinja2.Template:
+def template(name: str, package: str = "pybatch.jobs.report") -> jinja2.Template:
+    """A page's. package: whose templates it is among; what it includes may be here too."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pybatch.jobs.report"),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(each) for each in dict.fromkeys((package, "pybatch.jobs.report"))]
+        ),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)
+
+
+def write_page(path: str, page: str) -> None:
+    """All at once: a file that is there is replaced. Raises OSError, with the path."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(page.encode(errors="replace"))
+
+    publish(path, write, replace=True, tag=0)
 
 
 @dataclass(frozen=True, slots=True)
