@@ -28,6 +28,7 @@ from pybatch.jobs.rows import Source
 from pybatch.jobs.sources import open_source
 from pybatch.jobs.sources.read_ahead import ReadAhead
 from pybatch.jobs.traced import traced
+from pybatch.latitude.addresses import resolved
 from pybatch.latitude.tracing import Tracing
 from pybatch.prompts import Prompt, load
 from pybatch.prompts.chain import step_jobs
@@ -72,10 +73,12 @@ def run_job(
     data: a list of dicts or of prompts (texts, lists of token ids or of messages), a pandas or polars DataFrame, a
       pyarrow Table or a Hugging Face Dataset: a new one comes back, with the columns row, response, finish_reason,
       usage and error beside its own (of a list, each dict has those that it needs). Or the path of a file (JSON Lines,
-      JSON, CSV, TSV, text, Parquet, also compressed), a folder or a glob: the path of the output comes back.
+      JSON, CSV, TSV, text, Parquet, also compressed), a folder or a glob, or a data set of Latitude as
+      "latitude:DATASET" or "latitude:PROJECT/DATASET": the path of the output comes back.
     model: as LLM's, or an LLM that is loaded.
-    output: a path for the results, whose ending says the format. It is needed for data in files, and makes any job one
-      that goes on after a crash: beside it a journal keeps what is done, and the same call again runs the rest only.
+    output: a path for the results, whose ending says the format, or a data set of Latitude. It is needed for data in
+      files, and makes any job one that goes on after a crash: beside it a journal keeps what is done, and the same call
+      again runs the rest only.
     input_format: of files: jsonl, json, csv, tsv, text or parquet; None: by their names' endings.
     format: rows, openai-batch or anthropic-batch; None: what the first row is.
     prompt: that the rows fill in: a file, a name in the folder prompts, or one that pybatch.prompts has read. Its
@@ -120,6 +123,9 @@ def run_job(
     )
     expect_type("latitude", latitude, str | Tracing | None, "the slug of a project or a Tracing")
     tracing = Tracing(latitude) if isinstance(latitude, str) else latitude
+    project = None if tracing is None else tracing.project
+    data = resolved(data, project) if isinstance(data, str) else data
+    output = resolved(output, project) if isinstance(output, str) else output
     source = open_source(data, input_format)
     in_files = isinstance(data, str | os.PathLike)
     if output is None and in_files:
@@ -129,6 +135,8 @@ def run_job(
     if prompt is not None:
         loaded = prompt if isinstance(prompt, Prompt) else load(prompt)
         options = PromptOptions(format, prompt_template, system, raw, prompt=loaded)
+        if tracing is not None and tracing.prompt is None:
+            tracing = replace(tracing, prompt=loaded.name, prompt_version=loaded.version)
         of_sampling = {**loaded.config.sampling, **of_sampling}
     to = Destination(
         None if output is None else os.fspath(output),

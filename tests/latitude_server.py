@@ -24,6 +24,12 @@ CELLS = ("input", "output", "expectedOutput", "metadata")
 FILTER_OPS = {"eq", "neq", "gt", "gte", "lt", "lte", "in", "notIn", "contains", "notContains", "gtePercentile"}
 
 
+def open_gate() -> threading.Event:
+    gate = threading.Event()
+    gate.set()
+    return gate
+
+
 @dataclass
 class Trouble:
     """What the next requests get in place of an answer. path: a pattern of theirs. times: how many of them."""
@@ -33,6 +39,7 @@ class Trouble:
     times: int = 1_000_000
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0  # before it answers
+    gate: threading.Event = field(default_factory=open_gate)  # what it waits for, too
     largest: int = -1  # bytes of a body that is let through
 
 
@@ -129,6 +136,7 @@ class Handler(BaseHTTPRequestHandler):
             trouble = self.trouble(len(body))
         if trouble is not None:
             time.sleep(trouble.seconds)
+            trouble.gate.wait(60)
             if trouble.status:
                 self.reply(trouble.status, {"error": f"trouble with {KEY}"}, trouble.headers)
                 return
@@ -203,6 +211,8 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             match self.command, path:
+                case "GET", ["datasets"]:
+                    return 200, {"items": [dataset(slug, slug) for slug in server.datasets][:1], "hasMore": False}
                 case "POST", ["datasets"]:
                     slug = re.sub(r"[^a-z0-9]+", "-", body["name"].lower()).strip("-")
                     server.datasets[slug] = {}

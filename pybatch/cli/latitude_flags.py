@@ -14,6 +14,7 @@ from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
     from pybatch.jobs.job import Job
+    from pybatch.prompts.prompt import Prompt
     from pybatch.tune.cost import Prices
 
 latitude = partial(option, "Latitude")
@@ -43,8 +44,10 @@ class LatitudeFlags(Given):
         latitude("Send what prompts and answers say, too. Default: counts, times and labels.", "--latitude-content"),
     ] = None
 
-    def traced(self, model: str, prices: Prices) -> Callable[[Job], AbstractContextManager[object]]:
-        """What sends a job's traces, if that was asked for. Raises UsageError."""
+    def traced(
+        self, model: str, prices: Prices, prompt: Prompt | None = None
+    ) -> Callable[[Job], AbstractContextManager[object]]:
+        """What sends a job's traces, if that was asked for. prompt: that its rows fill in. Raises UsageError."""
         if self.latitude is None:
             with usage_errors():
                 for flag in self.given():
@@ -59,6 +62,8 @@ class LatitudeFlags(Given):
                 session=self.latitude_session,
                 tags=self.latitude_tag or (),
                 metadata=Tracing.parse_metadata(self.latitude_metadata or ()),
+                prompt=None if prompt is None else prompt.name,
+                prompt_version=None if prompt is None else prompt.version,
                 content=bool(self.latitude_content),
             )
             return traced(tracing, model, prices.per_hour, tell)

@@ -21,6 +21,7 @@ from pybatch.cli.preview import Preview
 from pybatch.cli.prompt_flag import expect_some_good, with_prompt
 from pybatch.cli.prompt_history import recording
 from pybatch.cli.signals import ending_at_once
+from pybatch.latitude.addresses import resolved
 
 if TYPE_CHECKING:
     from pybatch.api.session import Session
@@ -62,7 +63,8 @@ def run(
     prompts: Annotated[
         str | None,
         typer.Argument(
-            help="The rows: a file, a folder, a glob in quotes, or - for standard input.", metavar="PROMPTS"
+            help="The rows: a file, a folder, a glob in quotes, - for standard input, or latitude:DATASET.",
+            metavar="PROMPTS",
         ),
     ] = None,
     input_file: Annotated[
@@ -85,7 +87,8 @@ def run(
     system: Annotated[str | None, rows("A system message in front of every conversation.")] = None,
     raw: Annotated[bool, rows("Complete prompts as they are, without the model's chat template.", "--raw")] = False,
     output: Annotated[
-        str | None, results("The results: a file, or - for standard output.", "--output", "-o", "--output-file")
+        str | None,
+        results("The results: a file, - for standard output, or latitude:DATASET.", "--output", "-o", "--output-file"),
     ] = None,
     unordered: Annotated[
         bool, results("Write each result as its row finishes, not all in input order.", "--unordered")
@@ -192,10 +195,12 @@ def run(
         options, engine, sampling = with_prompt(prompt, options, engine, sampling, context)
     with usage_errors():
         told = ReportFiles(report, json_file, cost.prices())
-    traced = latitude.traced(engine.model, told.prices)
+    traced = latitude.traced(engine.model, told.prices, getattr(options, "prompt", None))
     with ending_at_once(discard_unused_journals), ExitStack() as opened:
         traced = opened.enter_context(recording(options, engine.model, name, told.prices, history, traced))
         with usage_errors():
+            name = resolved(name, latitude.latitude)
+            output = None if output is None else resolved(output, latitude.latitude)
             kept = None if dry_run and output is not None and is_stream(output) else output
             to = Destination(kept, error_file, unordered=unordered, fresh=fresh, retry_errors=retry_errors)
             expect_all_apart(to.files, rows=name, others=(engine.model, engine.given().get("tokenizer")))

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.sources import would_read
 from pybatch.jobs.sources.paths import files_of
+from pybatch.latitude.addresses import is_dataset
 
 STANDARD = "-"
 
@@ -25,6 +26,10 @@ def expect_all_apart(written: Iterable[str], *, rows: str, others: Sequence[str 
 def expect_apart(results: str, *, rows: str, others: Iterable[str | None] = ()) -> None:
     """Raises FileExistsError if the results would go into the file or folder that the rows, or others, are read from,
     by whatever name or stream it is reached."""
+    if is_dataset(results):
+        if results == rows:
+            raise FileExistsError(f"{results} holds the prompts; the results need a data set of their own")
+        return
     output = status(results, stream=1)
     for path in (rows, *others):
         read = None if path is None else status(path, stream=0)
@@ -64,10 +69,12 @@ def is_stream(path: str) -> bool:
 
 def open_stream(path: str) -> LineFile | None:
     """Standard output, a pipe or a device to which results are written as they come; None if the path is, or is to be,
-    a file.
+    a file or a data set.
 
     Raises FileNotFoundError if there is no such folder, OSError if the stream takes no bytes.
     """
+    if is_dataset(path):
+        return None
     try:
         if is_standard_output(path):
             fd = os.dup(1)

@@ -22,7 +22,7 @@ from pybatch.jobs.dialects.template import Template
 from pybatch.jobs.job import Job, Saved
 from pybatch.latitude.trace_ids import trace_number
 from pybatch.latitude.tracing import Tracing, cost_attributes
-from pybatch.telemetry.attributes import known, latency_attributes, model_attributes
+from pybatch.telemetry.attributes import first_token_attributes, known, model_attributes
 from pybatch.telemetry.resource import resource
 from pybatch.telemetry.sender import SpanSender
 
@@ -116,7 +116,7 @@ class RowSpan:
         metrics, outcome = self.saved.metrics, self.saved.outcome
         seconds = max((each.e2e_time or 0.0 for each in metrics), default=0.0)
         ttft = min((each.ttft for each in metrics if each.ttft is not None), default=None)
-        attributes = self.of.attributes(self.saved) | latency_attributes(ttft, seconds) | cost_attributes(self.cost)
+        attributes = self.of.attributes(self.saved) | first_token_attributes(ttft) | cost_attributes(self.cost)
         status = Status()
         if isinstance(outcome, Failure):
             status = Status(StatusCode.ERROR, plain(outcome.message) if self.of.content else outcome.code)

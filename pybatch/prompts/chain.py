@@ -45,8 +45,8 @@ def step_jobs(rows: CheckedRows, to: Destination, opened: ExitStack, sampling: M
     if sampling.get("n", 1) != 1:
         raise ValueError("n: a chain takes one answer a step")
     steps = options.prompt.steps
-    beside = to.output
-    if beside is None or beside == STANDARD:
+    beside = to.stem
+    if to.output is None or to.output == STANDARD:
         beside = f"{opened.enter_context(TemporaryDirectory(prefix='pybatch-chain-'))}/answers"
     jobs: list[StepJob] = []
     for number, step in enumerate(steps):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pybatch.engine.sampling_params import SamplingParams
+
 PROVIDER = "pybatch"
 
 # Of SamplingParams, by the conventions' names. Stop sequences are the client's text, so they are left out.
@@ -20,23 +22,30 @@ PARAMS = {
 }
 
 
+DEFAULTS = {
+    name: None if field in ("max_tokens", "temperature") else getattr(SamplingParams(), field)
+    for field, name in PARAMS.items()
+}
+
+
 def model_attributes(operation: str, model: str | None, params: object) -> dict[str, Any]:
-    """operation: chat, text_completion or embeddings. params: those of the request, sampling or pooling."""
+    """operation: chat, text_completion or embeddings. params: those of the request, sampling or pooling; what is the
+    default is left out, but for temperature and limit."""
+    asked = {name: getattr(params, field, None) for field, name in PARAMS.items()}
     return {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": model,
         "gen_ai.response.model": model,
-        **{f"gen_ai.request.{name}": getattr(params, field, None) for field, name in PARAMS.items()},
+        **{f"gen_ai.request.{name}": value for name, value in asked.items() if value != DEFAULTS[name]},
     }
 
 
-def latency_attributes(ttft: float | None, seconds: float) -> dict[str, Any]:
-    """ttft: to the first token. Both in seconds."""
+def first_token_attributes(seconds: float | None) -> dict[str, Any]:
+    """seconds: to the first token."""
     return {
-        "gen_ai.latency.time_to_first_token": ttft,  # seconds; this and the next by vLLM's name
-        "gen_ai.latency.e2e": seconds,
-        "gen_ai.server.time_to_first_token": None if ttft is None else int(ttft * 1e9),  # as Latitude reads it
+        "gen_ai.latency.time_to_first_token": seconds,  # by vLLM's name
+        "gen_ai.server.time_to_first_token": None if seconds is None else int(seconds * 1e9),  # as Latitude reads it
     }
 
 

@@ -12,11 +12,14 @@ from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.disk.line_file import LineFile
 from pybatch.jobs.journal import Journal
 from pybatch.jobs.results.growing_file import GrowingFile
+from pybatch.jobs.results.latitude import DatasetResults
 from pybatch.jobs.results.results import NoResults, Results
 from pybatch.jobs.results.stream import StreamResults
 from pybatch.jobs.results.tables import TableFormat, table_format, write_joined, write_table
 from pybatch.jobs.results.whole_file import OwnFiles, WholeFile, WriteLines, write_lines
 from pybatch.jobs.rows import Source
+from pybatch.latitude.addresses import DatasetAddress, is_dataset
+from pybatch.latitude.project import Project
 
 STANDARD = "-"
 
@@ -25,11 +28,11 @@ STANDARD = "-"
 class Destination:
     """Where results go, and what is done with those of an earlier run.
 
-    output: a path, "-" for standard output, None if the caller takes the results from the journal, which then is a
-    temporary file. error_file: of the rows that failed; None: out.errors.jsonl beside out.jsonl, out.csv.errors.jsonl
-    beside out.csv, so that outputs of several formats have error files of their own. unordered: rows are written as
-    they finish. fresh: an earlier run is forgotten, and other files are replaced. retry_errors: rows that failed in an
-    earlier run are run again.
+    output: a path, "-" for standard output, latitude:PROJECT/DATASET, None if the caller takes the results from the
+    journal, which then is a temporary file. error_file: of the rows that failed; None: out.errors.jsonl beside
+    out.jsonl, out.csv.errors.jsonl beside out.csv, so that outputs of several formats have error files of their own.
+    unordered: rows are written as they finish. fresh: an earlier run is forgotten, and other files are replaced.
+    retry_errors: rows that failed in an earlier run are run again.
     """
 
     output: str | None
@@ -39,12 +42,22 @@ class Destination:
     retry_errors: bool = False
 
     @property
+    def dataset(self) -> DatasetAddress | None:
+        """Of Latitude, if the output is one."""
+        return DatasetAddress.parse(self.output) if self.output is not None and is_dataset(self.output) else None
+
+    @property
+    def stem(self) -> str:
+        """What files beside the output are called after, with its folder."""
+        return (self.output or "") if self.dataset is None else self.dataset.local_name
+
+    @property
     def errors(self) -> str:
-        return self.error_file or f"{(self.output or '').removesuffix('.jsonl')}.errors.jsonl"
+        return self.error_file or f"{self.stem.removesuffix('.jsonl')}.errors.jsonl"
 
     @property
     def journal(self) -> str:
-        return f"{self.output}.journal"
+        return f"{self.stem}.journal"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -63,6 +76,12 @@ class Destination:
             if self.error_file is not None:
                 own.expect(self.error_file, fresh=self.fresh)
             return
+        if self.dataset is not None:
+            if self.unordered:
+                raise ValueError(f"unordered: expected an output of JSON Lines, got {self.output}")
+            own.expect(self.errors, fresh=self.fresh)
+            Project(self.dataset.project).expect()
+            return
         output = self.output
         for other, what in ((output, "results"), (self.journal, "journal")):
             if os.path.realpath(self.errors) == os.path.realpath(other):
@@ -76,12 +95,14 @@ class Destination:
 
     def has_results(self, journal: Journal) -> bool:
         """Whether the results of a finished job are where it put them."""
-        return OwnFiles(journal).has(self.output or "")
+        return self.dataset is not None or OwnFiles(journal).has(self.output or "")
 
     def joins(self, source: Source, dialect: Dialect, stream: LineFile | None) -> bool:
         """Whether results become columns beside those of the source, so that they need not hold its fields."""
         if self.output is None:
             return source.rereadable  # or its rows are gone
+        if self.dataset is not None:
+            return False
         typed = source.typed and stream is None and not self.unordered and dialect.extends_rows
         return typed and table_format(self.output).format == "parquet"
 
@@ -90,6 +111,9 @@ class Destination:
         marked = dialect.extends_rows
         if self.output is None:
             return NoResults()
+        if self.dataset is not None:
+            from_dataset = getattr(source, "keeps_row_ids", False)  # of a LatitudeSource, or what is around one
+            return DatasetResults(self.dataset, self.errors, journal, extends=marked, from_dataset=from_dataset)
         if stream is not None:
             return StreamResults(stream, journal, self.error_file, unordered=self.unordered, marked=marked)
         if self.unordered:

@@ -14,15 +14,18 @@ from pybatch.jobs.sources.file_source import FileSource, ParquetSource, Part
 from pybatch.jobs.sources.formats import INPUT_FORMATS, compression_of, format_of
 from pybatch.jobs.sources.frames import ArrowSource, DatasetSource, PandasSource, PolarsSource
 from pybatch.jobs.sources.in_memory import ListSource
+from pybatch.jobs.sources.latitude import LatitudeSource
 from pybatch.jobs.sources.paths import files_of
+from pybatch.latitude.addresses import DatasetAddress, is_dataset
 
 
 def open_source(data: Any, format: str | None = None) -> Source:
     """Opens what a job reads.
 
-    data: the path of a file, a folder or a glob (`files_of` says which files these stand for), or "-" for standard
-    input; or what is in memory: a list or column of dicts or prompts, a pandas or polars DataFrame, a pyarrow Table or
-    a Hugging Face Dataset. Anything else that yields dicts or prompts is read once, as a stream is.
+    data: the path of a file, a folder or a glob (`files_of` says which files these stand for), "-" for standard input,
+    or latitude:PROJECT/DATASET; or what is in memory: a list or column of dicts or prompts, a pandas or polars
+    DataFrame, a pyarrow Table or a Hugging Face Dataset. Anything else that yields dicts or prompts is read once, as a
+    stream is.
 
     format: one of INPUT_FORMATS, for all files; None goes by the endings of their names (before .gz or .zst), and takes
     an unknown one as jsonl. Raises OSError, with the path, for a file that cannot be read, ValueError for another
@@ -30,6 +33,10 @@ def open_source(data: Any, format: str | None = None) -> Source:
     """
     if format is not None and format not in INPUT_FORMATS:
         raise ValueError(f"format: expected one of {', '.join(INPUT_FORMATS)}, got {format!r}")
+    if isinstance(data, str) and is_dataset(data):
+        if format is not None:
+            raise ValueError(f"format: is for files; got it with {data}")
+        return LatitudeSource(DatasetAddress.parse(data))
     if isinstance(data, str | os.PathLike):
         return open_files(os.fspath(data), format)
     if format is not None:

@@ -14,7 +14,7 @@ import pybatch
 from pybatch.latitude.access import Access, trace_sender
 from pybatch.serve.settings import ServerSettings
 from pybatch.serve.watched import Watched
-from pybatch.telemetry.attributes import known, latency_attributes, model_attributes
+from pybatch.telemetry.attributes import first_token_attributes, known, model_attributes
 from pybatch.telemetry.resource import resource
 from pybatch.telemetry.sender import SpanSender
 
@@ -75,7 +75,8 @@ def attributes(request: Watched, operation: str) -> dict[str, Any]:
     return known(
         {
             **model_attributes(operation, request.model, request.params),
-            **latency_attributes(request.ttft, request.seconds),
+            **first_token_attributes(request.ttft),
+            "gen_ai.latency.e2e": request.seconds,  # by vLLM's name
             "gen_ai.request.id": request.id,
             "gen_ai.response.finish_reasons": request.reasons or None,
             "gen_ai.usage.input_tokens": request.prompt_tokens,
