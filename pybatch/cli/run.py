@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pybatch.cli import exit_codes
-from pybatch.cli.answering import answer, cluster, local, show_differences, tell, tell_finished
+from pybatch.cli.answering import answer, cluster, local, tell
 from pybatch.cli.command import CommandError, UsageError, usage_errors
 from pybatch.cli.dry_run import show_dry_run
 from pybatch.cli.flags import CostFlags, EngineFlags, SamplingFlags, option, takes
+from pybatch.cli.job_steps import open_jobs
 from pybatch.cli.latitude_flags import LatitudeFlags
 from pybatch.cli.preview import Preview
 from pybatch.cli.prompt_flag import expect_some_good, with_prompt
@@ -151,8 +152,8 @@ def run(
 ) -> None:
     """Answer a file of prompts.
 
-    A row is a JSON object with "messages" (a conversation) or "prompt" (text), or with the fields that
-    --prompt-template names; in a text file it is a line; in CSV and Parquet files columns are fields. Folders and
+    A row is a JSON object with "messages" (a conversation) or "prompt" (text), or with the fields that --prompt-
+    template or a --prompt names; in a text file it is a line; in CSV and Parquet files columns are fields. Folders and
     globs stand for their files, which may be compressed (.gz, .zst). Batch files of OpenAI and Anthropic are known by
     their first row, and get results in their own format. Text becomes a user's message where the model has a chat
     template; with --raw the model completes it as it is. Sampling parameters in a row go before those of the command.
@@ -183,7 +184,7 @@ def run(
 
     from pybatch.jobs.checked_rows import RowOptions, check_input
     from pybatch.jobs.files import created, expect_all_apart, is_stream, open_stream, standard_streams_reserved
-    from pybatch.jobs.preparation import OtherJobError, discard_unused_journals, prepare
+    from pybatch.jobs.preparation import discard_unused_journals
     from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.results.destination import Destination
     from pybatch.jobs.sources import open_source
@@ -223,51 +224,22 @@ def run(
         if dry_run and len(steps) > 1:
             raise UsageError("--dry-run: what a chain's later steps take depends on the answers of the first")
         answering: tuple[Session | ClusterSession, SamplingParams] | None = None
-        for step in steps:
-            with ExitStack() as of_step:
-                with usage_errors():
-                    try:
-                        job = of_step.enter_context(
-                            prepare(
-                                step.rows,
-                                step.destination,
-                                model=engine.model,
-                                engine=engine.given(),
-                                sampling=sampling.given(),
-                                stream=stream if step.last else None,
-                            )
-                        )
-                    except OtherJobError as error:
-                        show_differences(error)
-                        raise
-                if job.finished:
-                    if step.last:
-                        tell_finished(job, report=bool(told.paths))
-                    continue
-                if step is steps[0]:
-                    for line in job.checked.lines():
-                        tell(line)
-                if dry_run:
-                    show_dry_run(job, cache, sampling, engine, told, before_it_prints=opened.close)
-                if job.checked.bad and on_error is OnError.fail:
-                    raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
-                answering = answering or (
-                    opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
-                )
-                if step.name is not None:
-                    tell(f"Step {steps.index(step) + 1} of {len(steps)}: {step.name}")
-                answer(
-                    *answering,
-                    job,
-                    on_error.value,
-                    first_rows if step is steps[0] else Preview(None),
-                    grace,
-                    cache,
-                    told if step.last else ReportFiles(None, None, told.prices),
-                    engine.model,
-                    traced,
-                    last=step.last,
-                )
+        for step, job in opened.enter_context(closing(open_jobs(steps, engine, sampling, stream, told))):
+            if step is steps[0]:
+                for line in job.checked.lines():
+                    tell(line)
+            if dry_run:
+                show_dry_run(job, cache, sampling, engine, told, before_it_prints=opened.close)
+            if job.checked.bad and on_error is OnError.fail:
+                raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
+            answering = answering or (
+                opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
+            )
+            if step.name is not None:
+                tell(f"Step {steps.index(step) + 1} of {len(steps)}: {step.name}")
+            shown = first_rows if step is steps[0] else Preview(None)
+            reports = told if step.last else ReportFiles(None, None, told.prices)
+            answer(*answering, job, on_error.value, shown, grace, cache, reports, engine.model, traced, last=step.last)
 
 
 def expect_reports_apart(told: ReportFiles, rows: str, to: Destination) -> None:

@@ -57,6 +57,12 @@ class Runtime:
             values += self._batch(procedure, calls[start : start + BATCH])
         return values
 
+    def close(self) -> None:
+        """As the process ends, and wasmtime can still free what it has made; later it would complain."""
+        with self._lock:
+            for each in (self._client.store, self._client.linker, self._client.module, self._client.engine):
+                each.close()
+
     def _batch(self, procedure: str, calls: Sequence[Parameters]) -> list[Any | Fault]:
         try:
             return self._call(procedure, calls)
@@ -95,5 +101,6 @@ def runtime() -> Runtime:
         raise PromptError("PromptL needs the package promptl-ai: pip install 'pybatch[promptl]'") from None
     module = DEFAULT_PROMPTL_OPTIONS.module_path
     assert module is not None
-    atexit.register(runtime.cache_clear)  # while wasmtime can still free it
-    return Runtime(Client(ClientOptions(module_path=module, working_dir=tempfile.gettempdir())))
+    made = Runtime(Client(ClientOptions(module_path=module, working_dir=tempfile.gettempdir())))
+    atexit.register(made.close)
+    return made

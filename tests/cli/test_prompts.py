@@ -93,6 +93,9 @@ def test_a_chain_runs_step_by_step_over_all_rows(cli: Cli, tiny_model: Path, fol
     whole = (folder / "out.jsonl").read_bytes()
 
     assert cli(*run).err.startswith("Done already")
+    (folder / "out.jsonl.1-short.jsonl").rename(folder / "kept.jsonl")
+    assert cli(*run).err.startswith("Done already")  # whoever tidies up runs nothing again
+    (folder / "kept.jsonl").rename(folder / "out.jsonl.1-short.jsonl")
     for name in ("out.jsonl", "out.errors.jsonl", "out.jsonl.journal"):  # as if it had been killed between the steps
         (folder / name).unlink()
     ran = cli(*run)
