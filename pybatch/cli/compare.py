@@ -95,6 +95,13 @@ def compare(
             metavar="FILE",
         ),
     ] = None,
+    latitude: Annotated[
+        str | None,
+        results(
+            "Send traces, scores and an experiment to this project of Latitude; the key is in LATITUDE_API_KEY.",
+            metavar="PROJECT",
+        ),
+    ] = None,
     grace: Annotated[
         float, results("Seconds that running rows have to finish after Ctrl-C or SIGTERM. Default: 10.", min=0)
     ] = 10.0,
@@ -122,7 +129,7 @@ def compare(
     from pybatch.jobs.report.files import ReportFiles
     from pybatch.prompts.comparison.jobs import ComparisonStoppedError, Engines, JobFolder, Running
     from pybatch.prompts.comparison.tables import notes, tables
-    from pybatch.prompts.comparison.task import run, tell_of
+    from pybatch.prompts.comparison.task import at_latitude, run, tell_of
     from pybatch.prompts.history.recording import record, runs_of
 
     with ending_at_once(discard_unused_journals), usage_errors():
@@ -132,8 +139,9 @@ def compare(
                        (effect, power, confidence), sampling, engine, told)  # fmt: skip
         path = Path(output or f"{FOLDER}/{task.key}")
         path.mkdir(parents=True, exist_ok=True)
+        at = at_latitude(task, latitude, path, tell)
     with ending_in_order() as stop, comparing_errors():
-        running = Running(stop.requested, grace, tell, show_progress=True, lines=True)
+        running = Running(stop.requested, grace, tell, show_progress=True, lines=True, latitude=at)
         folder = JobFolder(path, engine.given(), Engines(partial(load, engine)), running, fresh, retry_errors)
         try:
             comparison = run(task, folder)

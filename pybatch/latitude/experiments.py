@@ -41,11 +41,20 @@ def post_comparison(
     comparison: its name, which the traces have too. Returns the experiment's slug. Raises LatitudeError; the scores
     that are posted by then stay.
     """
-    names = set(variants)
+    scored = list(scored)
+    for row in scored:
+        if row.variant not in variants:
+            raise ValueError(f"scored: expected a variant of {', '.join(variants)}, got {row.variant!r}")
+    post_scores(project, comparison, scored)
+    return project.create_experiment(
+        comparison, {name: labels(comparison, name) for name in variants}, description=description
+    )
+
+
+def post_scores(project: Project, comparison: str, scored: Iterable[ScoredRow]) -> None:
+    """Some at a time. Raises LatitudeError."""
 
     def post(row: ScoredRow) -> None:
-        if row.variant not in names:
-            raise ValueError(f"scored: expected a variant of {', '.join(variants)}, got {row.variant!r}")
         project.score(
             row.trace_id,
             row.value,
@@ -61,6 +70,3 @@ def post_comparison(
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(post, scored):
             pass
-    return project.create_experiment(
-        comparison, {name: labels(comparison, name) for name in variants}, description=description
-    )

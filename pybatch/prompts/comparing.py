@@ -18,7 +18,7 @@ from pybatch.jobs.sources import open_source
 from pybatch.prompts.comparison.figures import Comparison, Plan
 from pybatch.prompts.comparison.jobs import ComparisonStoppedError, Engines, JobFolder, Running
 from pybatch.prompts.comparison.scorers.parse import Given, scorers_of
-from pybatch.prompts.comparison.task import DEFAULT_MODEL, Task, run, tell_of
+from pybatch.prompts.comparison.task import DEFAULT_MODEL, Task, at_latitude, run, tell_of
 from pybatch.prompts.comparison.variants import GivenPrompt, Model, variants_of
 from pybatch.prompts.history.recording import OFF, record, runs_of
 from pybatch.prompts.loading import FOLDER
@@ -47,6 +47,7 @@ def compare(
     report_json: str | os.PathLike[str] | None = None,
     price_per_hour: float | None = None,
     compare_price: Sequence[str] = (),
+    latitude: str | None = None,
     use_tqdm: bool = True,
     **arguments: Any,
 ) -> Comparison:
@@ -65,6 +66,8 @@ def compare(
     effect: the least difference of mean scores that matters; power: with which probability it is to be found;
       confidence: of the intervals, and 1 - confidence the tests' level.
     history: a file of SQLite in which the prompts' runs are recorded; None: nowhere.
+    latitude: a project of Latitude: each answer is a trace there, its scores are the trace's, and an experiment has a
+      variant for each of these. None of what is asked or said goes there.
     fresh, retry_errors, report, report_json, price_per_hour, compare_price, use_tqdm: as run_job's.
     arguments: those of LLM, unless models are given as such, and of SamplingParams; they go before a prompt's own.
 
@@ -95,7 +98,8 @@ def compare(
         path = Path(opened.enter_context(tempfile.TemporaryDirectory()) if output is None else output)
         path.mkdir(parents=True, exist_ok=True)
         interrupts = opened.enter_context(deferred_interrupts())
-        running = Running(lambda: bool(interrupts), show_progress=use_tqdm)
+        at = at_latitude(task, latitude, path)
+        running = Running(lambda: bool(interrupts), show_progress=use_tqdm, latitude=at)
         folder = JobFolder(path, engine, Engines(partial(LLM, **engine)), running, fresh, retry_errors)
         try:
             comparison = run(task, folder)

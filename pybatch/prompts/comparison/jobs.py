@@ -22,6 +22,7 @@ from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.row_runner import RowRunner
 from pybatch.jobs.sources.read_ahead import ReadAhead
 from pybatch.prompts.comparison.asking import AskingDialect, AskingRows
+from pybatch.prompts.comparison.latitude import AtLatitude
 from pybatch.prompts.comparison.timings import Timings
 from pybatch.prompts.comparison.variants import Model
 
@@ -51,13 +52,15 @@ class Engines:
 @dataclass(frozen=True)
 class Running:
     """How jobs run. stopped: asked between two steps. grace: seconds that running rows have then. tell: prints a line.
-    show_progress: a bar, where standard error is a terminal; lines: else a line now and then."""
+    show_progress: a bar, where standard error is a terminal; lines: else a line now and then. latitude: where answers
+    are traces, too."""
 
     stopped: Callable[[], bool] = lambda: False
     grace: float = 0.0
     tell: Callable[[str], object] = lambda line: None
     show_progress: bool = False
     lines: bool = False
+    latitude: AtLatitude | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,9 @@ class JobFolder:
             answers = opened.enter_context(prepared.answers(session, None))
             if timed is not None:
                 opened.enter_context(self.timings.of(job, timed))
+                if running.latitude is not None:
+                    name = str(given_to(model)["model"] if isinstance(model, LLM) else model)
+                    opened.enter_context(running.latitude.traced(job, name))
             if running.show_progress:
                 opened.enter_context(ProgressReporter(title, progress, lines=running.lines))
             try:

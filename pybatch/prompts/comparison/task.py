@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from pybatch.prompts.comparison.asking import digest
 from pybatch.prompts.comparison.figures import AS_USUAL, Comparison, Plan, compared
 from pybatch.prompts.comparison.jobs import JobFolder
 from pybatch.prompts.comparison.judge import Judge, by_place, marks
+from pybatch.prompts.comparison.latitude import POSTED, AtLatitude, log
 from pybatch.prompts.comparison.report import write_report
 from pybatch.prompts.comparison.score import Mark, Score, Scorer
 from pybatch.prompts.comparison.statistics import expect_scipy
@@ -107,6 +108,7 @@ def run(task: Task, folder: JobFolder) -> Comparison:
     judge_model = task.judge_model or task.variants[0].model
     if folder.fresh:
         folder.timings.forget()
+        (folder.path / POSTED).unlink(missing_ok=True)
     answered = answer_variants(
         folder, task.variants, task.data, task.sampling, repeats=task.repeats, seed=task.seed, last=judge_model
     )
@@ -116,6 +118,8 @@ def run(task: Task, folder: JobFolder) -> Comparison:
     }
     scores = list(scores_of(task, answered, verdicts))
     write_scores(folder.path / "scores.jsonl", scores)
+    if folder.running.latitude is not None:
+        folder.running.latitude.post([each.name for each in task.variants], scores)
     return compared(
         measured(folder, task.variants, answered),
         [each.name for each in task.scorers],
@@ -128,6 +132,18 @@ def run(task: Task, folder: JobFolder) -> Comparison:
         places={name: places(of) for name, of in verdicts.items()},
         prices=task.prices,
     )
+
+
+def at_latitude(
+    task: Task, project: str | None, folder: Path, tell: Callable[[str], object] = log.warning
+) -> AtLatitude | None:
+    """project: None for nowhere. folder: of the comparison. Raises what AtLatitude.expect raises."""
+    if project is None:
+        return None
+    name = f"{' or '.join(each.name for each in task.variants)}, {task.key}"
+    made = AtLatitude(project, name, folder, task.prices.per_hour, tell)
+    made.expect()
+    return made
 
 
 def scores_of(task: Task, answered: Answered, verdicts: Mapping[str, Verdicts]) -> Iterator[Score]:
