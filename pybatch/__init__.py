@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pybatch.engine import CompletionOutput, RequestOutput, RequestOutputKind, SamplingParams
     from pybatch.engine.errors import QueueFullError
     from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
+    from pybatch.engine.lora_request import LoRARequest
     from pybatch.engine.pooling_params import PoolingParams
     from pybatch.engine.scheduling.policies import Continuous, Dynamic, Micro, Static
     from pybatch.engine.structured.params import StructuredOutputsParams
@@ -46,6 +47,7 @@ __all__ = [
     "EngineArgs",
     "HeavyHitters",
     "JobError",
+    "LoRARequest",
     "Metrics",
     "Micro",
     "PoolingParams",
@@ -85,6 +87,7 @@ __getattr__, __dir__ = lazy_names(
         "HeavyHitters": "pybatch.engine.kv_policies",
         "JobError": "pybatch.bulk",
         "LLM": "pybatch.api.llm",
+        "LoRARequest": "pybatch.engine.lora_request",
         "Metrics": "pybatch.api.metrics",
         "Micro": "pybatch.engine.scheduling.policies",
         "PoolingParams": "pybatch.engine.pooling_params",

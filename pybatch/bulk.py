@@ -131,10 +131,12 @@ def run_job(
     if output is None and in_files:
         raise ValueError("output: expected a path for the results, since the data is in files")
     of_llm, of_sampling = split_arguments("run_job", arguments, isinstance(model, LLM))
-    options = RowOptions(format, prompt_template, system, raw)
+    engine = given_to(model) if isinstance(model, LLM) else of_llm
+    modules = engine.get("lora_modules")
+    options = RowOptions(format, prompt_template, system, raw, lora_modules=modules)
     if prompt is not None:
         loaded = prompt if isinstance(prompt, Prompt) else load(prompt)
-        options = PromptOptions(format, prompt_template, system, raw, prompt=loaded)
+        options = PromptOptions(format, prompt_template, system, raw, lora_modules=modules, prompt=loaded)
         if tracing is not None and tracing.prompt is None:
             tracing = replace(tracing, prompt=loaded.name, prompt_version=loaded.version)
         of_sampling = {**loaded.config.sampling, **of_sampling}
@@ -145,7 +147,6 @@ def run_job(
         fresh=fresh,
         retry_errors=retry_errors,
     )
-    engine = given_to(model) if isinstance(model, LLM) else of_llm
     trace = None if tracing is None else traced(tracing, engine.get("model", model), price_per_hour, log.warning)
     if in_files:
         expect_all_apart(

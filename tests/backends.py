@@ -17,8 +17,8 @@ import pybatch.ops
 
 SUITES = (
     "e4m3_cache", "test_activation", "test_attention", "test_copy_blocks", "test_embedding", "test_experts",
-    "test_int4_cache", "test_kv_pruning", "test_linear_attention", "test_matmul", "test_matmul_gguf", "test_norm",
-    "test_rope_kv_write", "test_sampling",
+    "test_int4_cache", "test_kv_pruning", "test_linear_attention", "test_lora", "test_matmul", "test_matmul_gguf",
+    "test_norm", "test_rope_kv_write", "test_sampling",
 )  # fmt: skip
 # The tensor cores take the weights of the softmax in the type of V, where the CPU keeps fp32.
 ATTENTION_TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2.4e-2}

@@ -10,6 +10,7 @@
 #include "pybatch/kv_cache.h"
 #include "pybatch/kv_pruning.h"
 #include "pybatch/linear_attention.h"
+#include "pybatch/lora.h"
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
 #include "pybatch/routing.h"
@@ -34,6 +35,7 @@
   X(matmul_w8a16, MatmulParams)            \
   X(matmul_w8a8, MatmulParams)             \
   X(matmul_gguf, MatmulParams)             \
+  X(add_lora, LoraParams)                  \
   X(route_experts, RouteParams)            \
   X(rope_kv_write, RopeKvWriteParams)      \
   X(copy_blocks, CopyBlocksParams)         \

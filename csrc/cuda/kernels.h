@@ -15,6 +15,7 @@
 #include "pybatch/kv_cache.h"
 #include "pybatch/kv_pruning.h"
 #include "pybatch/linear_attention.h"
+#include "pybatch/lora.h"
 #include "pybatch/matmul.h"
 #include "pybatch/norm.h"
 #include "pybatch/routing.h"
@@ -57,6 +58,9 @@ size_t matmul_w8a8_workspace(const MatmulParams&);
 void matmul_w8a8(const MatmulParams&, void* workspace, cudaStream_t);
 size_t matmul_gguf_workspace(const MatmulParams&);
 void matmul_gguf(const MatmulParams&, void* workspace, cudaStream_t);
+
+size_t add_lora_workspace(const LoraParams&);
+void add_lora(const LoraParams&, void* workspace, cudaStream_t);
 
 void route_experts(const RouteParams&, cudaStream_t);
 // Where p has places: out from the product's rows, [m, width] of out's dtype. The matmuls themselves sum nothing.

@@ -122,6 +122,9 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "experts_gguf(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, float norm_eps, int epilogue, "
       "Tensor starts, Tensor? tokens, Tensor? places, Tensor? weights, Tensor(a!) out) -> ()");
   m.def(
+      "add_lora(Tensor x, Tensor slots, Tensor a, Tensor b, Tensor ranks, Tensor panels, int epilogue, "
+      "Tensor(a!) product, Tensor(b!)? out) -> ()");
+  m.def(
       "route_experts(Tensor logits, Tensor? bias, Tensor? expert_scale, int scoring, int groups, int top_groups, "
       "int group_best, bool normalize, float scale, Tensor(a!) ids, Tensor(b!) weights, Tensor(c!) starts, Tensor(d!) "
       "order, "

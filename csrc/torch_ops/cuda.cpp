@@ -93,6 +93,7 @@ struct Cuda {
   PYBATCH_RUN_WITH_WORKSPACE(paged_attention, PagedAttentionParams)
   PYBATCH_RUN_WITH_WORKSPACE(attention_mass, AttentionMassParams)
   PYBATCH_RUN_WITH_WORKSPACE(adjust_logits, AdjustLogitsParams)
+  PYBATCH_RUN_WITH_WORKSPACE(add_lora, LoraParams)
 #undef PYBATCH_RUN_WITH_WORKSPACE
 
   // Runs f with x normalised, if the matmul has a norm.

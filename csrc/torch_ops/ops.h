@@ -18,6 +18,7 @@
 #include "torch_ops/kv_pruning.h"
 #include "torch_ops/layers.h"
 #include "torch_ops/linear_attention.h"
+#include "torch_ops/lora.h"
 #include "torch_ops/sampling.h"
 
 namespace pybatch {
@@ -50,6 +51,7 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("experts_w8a16", TORCH_BOX(&Layers::template experts_int8<&Backend::matmul_w8a16>));
   m.impl("experts_w8a8", TORCH_BOX(&Layers::template experts_int8<&Backend::matmul_w8a8>));
   m.impl("experts_gguf", TORCH_BOX(&Layers::experts_gguf));
+  m.impl("add_lora", TORCH_BOX(&LoraOps<Backend>::add_lora));
   m.impl("route_experts", TORCH_BOX(&Layers::route_experts));
   m.impl("rope_kv_write", TORCH_BOX(&Kv::rope_kv_write));
   m.impl("copy_blocks", TORCH_BOX(&Kv::copy_blocks));

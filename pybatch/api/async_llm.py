@@ -21,6 +21,7 @@ from pybatch.api.session import empty_output
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.arguments import takes_fields_of
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.pooling_params import Params
 from pybatch.engine.scheduling.block_pool import Pin
 from pybatch.engine.standing import Standing
@@ -50,7 +51,7 @@ class AsyncLLM(ModelHandle):
         sampling_params: Params | None = None,
         request_id: str | None = None,
         *,
-        lora_request: None = None,
+        lora_request: LoRARequest | None = None,
         priority: int = 0,
         user: str | None = None,
         ttft_target: float | None = None,
@@ -65,6 +66,7 @@ class AsyncLLM(ModelHandle):
         task, aborts the request. A prompt or parameters that cannot be run yield one output with ``error`` set, as LLM
         does.
 
+        lora_request: the LoRA adapter to answer with, where enable_lora is on; it is loaded with its first request.
         request_id: for abort(), and unlike those of all unfinished requests; None: a number. priority: requests with a
         lower one run first. user: in whose name; users of one priority are served fairly, by tokens. ttft_target:
         seconds in which the first token is wanted; of one user's requests those that are due first run first.
@@ -73,11 +75,12 @@ class AsyncLLM(ModelHandle):
         AsyncLLM is closed.
         """
         refuse(
-            lora_request=lora_request,
             trace_headers=trace_headers,
             tokenization_kwargs=tokenization_kwargs,
         )
         params = self.get_default_sampling_params() if sampling_params is None else copy(sampling_params)
+        if lora_request is not None and isinstance(params, SamplingParams):
+            params.lora_request = lora_request
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
         mailbox = Mailbox(asyncio.get_running_loop(), deltas=deltas)
         try:
@@ -107,6 +110,7 @@ class AsyncLLM(ModelHandle):
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora_request: LoRARequest | None = None,
         priority: int = 0,
         user: str | None = None,
         ttft_target: float | None = None,
@@ -120,6 +124,7 @@ class AsyncLLM(ModelHandle):
             Conversation(messages, options),
             sampling_params,
             request_id,
+            lora_request=lora_request,
             priority=priority,
             user=user,
             ttft_target=ttft_target,

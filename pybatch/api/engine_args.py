@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, MISSING, InitVar, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from pybatch.api.lora_names import lora_modules
 from pybatch.api.vllm_names import ARGUMENTS, QUANTIZATIONS
 from pybatch.engine.arguments import list_fields, suggest_names
 from pybatch.engine.config import EngineConfig
@@ -39,6 +40,21 @@ class EngineArgs(EngineConfig):
     adapter: Annotated[
         str | Path | None, "A LoRA adapter, as peft saves it, or its name on the hub: merged into the weights."
     ] = None
+    enable_lora: Annotated[
+        bool, "Let requests name LoRA adapters, which are kept beside the weights and mixed in a batch."
+    ] = False
+    lora_modules: Annotated[
+        list[str] | Mapping[str, str | Path] | None,
+        "Adapters by name, which a request's or a row's model may be: name=path, as peft saves it or from the hub. "
+        "They enable LoRA.",
+    ] = None
+    max_loras: Annotated[
+        int | None, "Adapters in memory, and so in a batch. Default: 1, or as many as lora_modules has."
+    ] = None
+    max_lora_rank: Annotated[int, "The largest rank of an adapter that requests name."] = 16
+    lora_dtype: Annotated[
+        str, "In which such adapters are kept: auto (the activations' type), float32, bfloat16 or float16."
+    ] = "auto"
     weights_cache_dir: Annotated[
         str | Path | None,
         "A folder for weights as they are packed for a CPU: a later start maps them from there, and processes that "
@@ -103,6 +119,7 @@ class EngineArgs(EngineConfig):
             raise ValueError(
                 f"distributed_executor_backend: expected 'mp' or 'ray', got {self.distributed_executor_backend!r}"
             )
+        self._check_loras()
         folder = self.weights_cache_dir
         if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
             raise ValueError(f"weights_cache_dir: expected a folder's path, got {folder!r}")
@@ -112,6 +129,25 @@ class EngineArgs(EngineConfig):
             if getattr(self, field.name) is None and field.default is not MISSING:
                 object.__setattr__(self, field.name, field.default)
         super().__post_init__()
+
+    def _check_loras(self) -> None:
+        if not isinstance(self.enable_lora, bool):
+            raise ValueError(f"enable_lora: expected True or False, got {self.enable_lora!r}")
+        modules = lora_modules(self.lora_modules)
+        object.__setattr__(self, "lora_modules", tuple(f"{name}={path}" for name, path in modules.items()) or None)
+        enabled = self.enable_lora or bool(modules)
+        for size in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if enabled and getattr(self, size) > 1:
+                raise ValueError(f"enable_lora: expected False where {size} is above 1")
+        if self.max_loras is not None:
+            self._expect_integer("max_loras", 1, 1024, "an integer from 1 to 1024")
+        self._expect_integer("max_lora_rank", 1, 1024, "an integer from 1 to 1024")
+        object.__setattr__(self, "enable_lora", enabled)
+
+    @property
+    def num_loras(self) -> int:
+        """Places for adapters."""
+        return (self.max_loras or max(1, len(self.lora_modules or ()))) if self.enable_lora else 0
 
 
 AsyncEngineArgs = EngineArgs  # vLLM's name of AsyncLLM's

@@ -27,6 +27,7 @@ from pybatch.api.inputs import (
     size_of,
 )
 from pybatch.api.interrupts import deferred_interrupts
+from pybatch.api.lora_names import Adapters, adapters_of, with_adapters
 from pybatch.api.model_handle import ModelHandle
 from pybatch.api.pinned_prefix import PinnedPrefix, pin_prefix
 from pybatch.api.progress import BatchProgress, ProgressReporter
@@ -82,7 +83,7 @@ class LLM(ModelHandle):
         prompts: Prompt | Iterable[Prompt] | None = None,
         sampling_params: Sampling = None,
         use_tqdm: bool | Callable[..., Any] = True,
-        lora_request: None = None,
+        lora_request: Adapters = None,
         priority: ForEach[int] = None,
         *,
         user: ForEach[str] = None,
@@ -96,6 +97,8 @@ class LLM(ModelHandle):
         prompts: one or several of: text, a list of token ids, {"prompt": text}, {"prompt_token_ids": ids}.
         sampling_params: one for all or one for each; None: get_default_sampling_params().
         use_tqdm: show a progress bar, if stderr is a terminal.
+        lora_request: the LoRA adapter to answer with, of LLMs with enable_lora: one for all prompts or one for each,
+            None among them for the model alone. It is loaded with its first prompt.
         priority: one for all prompts or one for each, as the three below; those with a lower one run first. None: 0.
         user: in whose name; users of one priority, of other calls too, are served fairly, by tokens.
         ttft_target: seconds in which the first token is wanted; of one user's prompts those that are due first run
@@ -104,7 +107,7 @@ class LLM(ModelHandle):
 
         Raises TypeError or ValueError for arguments that are wrong as a whole, never for one prompt of several.
         """
-        refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
+        refuse(tokenization_kwargs=tokenization_kwargs)
         if prompts is None:
             prompts, prompt_token_ids = prompt_token_ids, None
         if prompts is None or prompt_token_ids is not None:
@@ -113,14 +116,16 @@ class LLM(ModelHandle):
         standing = standings(
             len(listed), priority=priority, user=user, ttft_target=ttft_target, tpot_target=tpot_target
         )
-        return self._collect(listed, sampling_params, bool(use_tqdm), standing)
+        return self._collect(
+            listed, self._adapted(sampling_params, lora_request, len(listed)), bool(use_tqdm), standing
+        )
 
     def chat(
         self,
         messages: Sequence[Message] | Iterable[Sequence[Message]],
         sampling_params: Sampling = None,
         use_tqdm: bool | Callable[..., Any] = True,
-        lora_request: None = None,
+        lora_request: Adapters = None,
         chat_template: str | None = None,
         chat_template_content_format: Literal["auto", "string"] = "auto",
         add_generation_prompt: bool | None = None,
@@ -142,7 +147,7 @@ class LLM(ModelHandle):
             continue_final_message, which has the model go on with the last message.
         tools: JSON schemas of functions, for the template.
         """
-        refuse(lora_request=lora_request, mm_processor_kwargs=mm_processor_kwargs or None)
+        refuse(mm_processor_kwargs=mm_processor_kwargs or None)
         if chat_template_content_format not in ("auto", "string"):
             refuse(chat_template_content_format=chat_template_content_format)
         options = chat_options(
@@ -152,7 +157,8 @@ class LLM(ModelHandle):
         standing = standings(
             len(conversations), priority=priority, user=user, ttft_target=ttft_target, tpot_target=tpot_target
         )
-        return self._collect(conversations, sampling_params, bool(use_tqdm), standing)
+        params = self._adapted(sampling_params, lora_request, len(conversations))
+        return self._collect(conversations, params, bool(use_tqdm), standing)
 
     def embed(
         self,
@@ -216,7 +222,7 @@ class LLM(ModelHandle):
         self,
         prompts: Prompt | Iterable[Prompt],
         params: BeamSearchParams,
-        lora_request: None = None,
+        lora_request: Adapters = None,
         use_tqdm: bool | Callable[..., Any] = False,
         concurrency_limit: int | None = None,
     ) -> list[BeamSearchOutput]:
@@ -226,8 +232,7 @@ class LLM(ModelHandle):
         requests of other threads run in the same batches. concurrency_limit: changes nothing here, since the engine
         runs as many prompts at a time as it has room for.
         """
-        refuse(lora_request=lora_request)
-        outputs = self.generate(prompts, params.sampling_params(), use_tqdm)
+        outputs = self.generate(prompts, params.sampling_params(), use_tqdm, lora_request)
         tokenizer = self.session.tokenizer
         return [BeamSearchOutput.of(output, params, tokenizer) for output in outputs]
 
@@ -287,6 +292,18 @@ class LLM(ModelHandle):
                 if output.error is not None:
                     logger.warning("prompt %d: %s", index, output.error)
         return [outputs[index] for index in range(len(prompts))]
+
+    def _adapted(self, params: Sampling, lora_request: Adapters, count: int) -> Sampling:
+        """With the adapters of so many prompts. Raises ValueError for one that cannot be had."""
+        if lora_request is None:
+            return params
+        adapters = adapters_of(lora_request, count)
+        for each in dict.fromkeys(adapters):
+            if each is not None:
+                self.engine.adapters.find(each)
+        if params is None or isinstance(params, SamplingParams):
+            params = itertools.repeat(params or self.get_default_sampling_params(), count)
+        return list(with_adapters(params, adapters))
 
     def _pair(self, prompts: Iterable[Prompt], params: Sampling | Pooling) -> Iterator[tuple[Prompt, Params]]:
         if params is None or isinstance(params, SamplingParams | PoolingParams):

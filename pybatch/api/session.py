@@ -23,6 +23,7 @@ from pybatch.api.inputs import (
     fault_of,
     is_conversation,
 )
+from pybatch.api.lora_names import named_adapters
 from pybatch.api.scoring import label_tokens
 from pybatch.api.settings import EngineSettings, engine_settings
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
@@ -30,6 +31,7 @@ from pybatch.engine.config import EngineConfig
 from pybatch.engine.errors import QueueFullError
 from pybatch.engine.execution.parallel.followers import Followers, Host
 from pybatch.engine.execution.parallel.local import ThisMachine
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import FinishReason
 from pybatch.engine.pooling_params import Params, PoolingParams
@@ -83,6 +85,9 @@ class Session:
             weights_cache_dir=arguments.weights_cache_dir,
             ranks=None if followers is None else followers.ranks,
             stages=None if followers is None else followers.stages,
+            max_loras=arguments.num_loras,
+            max_lora_rank=arguments.max_lora_rank,
+            lora_dtype=arguments.lora_dtype,
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
         engine = Engine(
@@ -93,8 +98,17 @@ class Session:
             followers,
             pooling=loaded.pooling,
             labels=loaded.pooling.labels or label_tokens(loaded.tokenizer),
+            adapter_slots=loaded.adapters,
         )
-        return cls(engine, loaded.tokenizer, params)
+        session = cls(engine, loaded.tokenizer, params)
+        for request in named_adapters(arguments.lora_modules).values():
+            engine.adapters.find(request)  # raises for what cannot be had
+        return session
+
+    @property
+    def adapters(self) -> dict[str, LoRARequest]:
+        """By the names that requests and rows call them."""
+        return named_adapters(getattr(self.config, "lora_modules", None))
 
     @property
     def metrics(self) -> EngineMetrics:

@@ -103,12 +103,10 @@ ARGUMENTS: dict[str, Collection[Any]] = {  # by name, the values that ask for no
     "kv_events_config": (None,),
     "ec_transfer_config": (None,),
     # adapters, drafts, structure, other inputs and outputs
-    "enable_lora": (False,),
     "enable_lora_bias": (False,),
     "default_mm_loras": (None,),
     "long_lora_scaling_factors": (None,),
-    **dict.fromkeys(("max_loras", "max_lora_rank", "max_cpu_loras", "lora_dtype"), ANYTHING),
-    **dict.fromkeys(("lora_extra_vocab_size", "fully_sharded_loras"), ANYTHING),
+    **dict.fromkeys(("max_cpu_loras", "lora_extra_vocab_size", "fully_sharded_loras"), ANYTHING),
     "enable_prompt_adapter": (False,),
     **dict.fromkeys(("max_prompt_adapters", "max_prompt_adapter_token"), ANYTHING),
     "speculative_model": (None,),

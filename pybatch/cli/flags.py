@@ -251,8 +251,9 @@ def flags_of(
 
 def flag_type(hint: Any) -> Any:
     """The type of an argument that is given. Paths, names to choose from and whatever may be text besides
-    other types are text here."""
+    other types are text here; what may be a list or a mapping is a list."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = tuple(each for each in kinds if get_origin(each) is not Mapping)
     given = {str if each is Path or get_origin(each) is Literal else each for each in kinds} - {NoneType}
     (kind,) = {str} if str in given else given
     return kind

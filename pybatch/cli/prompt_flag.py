@@ -27,7 +27,8 @@ def with_prompt(
     with usage_errors():
         loaded = load(prompt)
     engine = with_model(loaded, engine, context)
-    own = PromptOptions(options.format, options.prompt_template, options.system, options.raw, prompt=loaded)
+    given = options.format, options.prompt_template, options.system, options.raw
+    own = PromptOptions(*given, lora_modules=options.lora_modules, prompt=loaded)
     return own, engine, sampling.over(loaded.config.sampling)
 
 

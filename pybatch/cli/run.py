@@ -191,7 +191,8 @@ def run(
     from pybatch.prompts.chain import step_jobs
 
     name = prompts or input_file or ""
-    options = RowOptions(format and format.value, prompt_template, system, raw)
+    modules = engine.given().get("lora_modules")
+    options = RowOptions(format and format.value, prompt_template, system, raw, lora_modules=modules)
     if prompt is not None:
         options, engine, sampling = with_prompt(prompt, options, engine, sampling, context)
     with usage_errors():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from pybatch.engine.adapters import Adapters
 from pybatch.engine.computing import Computed, Launched, StepComputer
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.disk.fingerprint import fingerprint
@@ -43,6 +44,7 @@ from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import in_neutral_torch, on_device
 from pybatch.model.decoder import Decoder
 from pybatch.model.key_shifts import key_shifts
+from pybatch.model.lora.slots import AdapterSlots
 from pybatch.model.pooling import LAST_TOKEN, PoolingConfig
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -56,7 +58,7 @@ class Engine:
 
     tokenizer may be None: then outputs have no text, and stop strings are refused. draft_decoder: the draft model of
     config's speculative_config, where that names one. followers: the other ranks, where several hold the decoder.
-    pooling: how the model embeds. labels: as Pooler's.
+    pooling: how the model embeds. labels: as Pooler's. adapter_slots: of the decoder, where requests may name adapters.
 
     A request that fails comes out with finish_reason "error" and disturbs no other: a step that raises is tried again
     without the request at fault. A step raises only for a fault of the machine (out of memory, a broken device) or an
@@ -75,6 +77,7 @@ class Engine:
         *,
         pooling: PoolingConfig = LAST_TOKEN,
         labels: tuple[int, int] | None = None,
+        adapter_slots: AdapterSlots | None = None,
     ) -> None:
         self.config = config = config.on(decoder.device.type)
         self._decoder = decoder
@@ -120,6 +123,7 @@ class Engine:
             mass=mass,
             followers=followers,
             max_drafts=0 if config.speculation is None else config.speculation.num_speculative_tokens,
+            adapters=adapter_slots is not None,
         )
         if followers is None:
             runner.record_graphs()
@@ -142,6 +146,7 @@ class Engine:
         model = decoder.config
         self.pooling = pooling
         self._pooler = Pooler(decoder, pooling, labels if followers is None else None)
+        self.adapters = Adapters(adapter_slots)
         self._intake = Intake(
             tokenizer,
             eos_ids=self._eos_ids,
@@ -154,6 +159,7 @@ class Engine:
             no_pruning=no_pruning(decoder) if followers is None else "several ranks hold the model",
             no_text=None if model.generates else f"{model.name} has no projection to the vocabulary",
             pooling=self._pooler.pooling,
+            adapters=self.adapters,
         )
         self._room = self._intake.room
         self._pruner = KvPruner(self._kv_cache, decoder, mass)
@@ -254,10 +260,15 @@ class Engine:
             raise ValueError(f"request_id: {request.request_id!r} is in use by a request that has not finished")
         if request.awaits_grammar:
             self._grammars.add(request)
-        else:
+        elif self._admits(request):
             self._scheduler.add(request.sequences[0])
         self._requests[request.request_id] = request
         self._num_bounded += request.bounded
+
+    def _admits(self, request: Request) -> bool:
+        """Whether the request need not wait for a place for its adapter. Raises ValueError if that cannot be read any
+        more."""
+        return request.adapter is None or self.adapters.admit(request)
 
     def pin_prefix(self, request_id: str, prompt_token_ids: list[int]) -> Pin:
         """Queues a request that computes a prefix, and keeps its KV blocks when it has finished. Its output has a token
@@ -306,6 +317,8 @@ class Engine:
             try:
                 self._ready += [self._output(request) for request in list(self._requests.values()) if request.finished]
             finally:
+                for request in self._requests.values():
+                    self.adapters.leave(request)
                 self._requests.clear()
                 self._num_bounded = 0
                 self._room.pins = self._pool.pins
@@ -328,6 +341,7 @@ class Engine:
                 self._scheduler.finish(sequence)
             request.sequences.clear()
             self._end_pin(request)
+            self.adapters.leave(request)
             self.metrics.finish_reasons["abort"] += 1
 
     def reset_prefix_cache(self) -> bool:
@@ -353,7 +367,7 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         """Samples that wait for a place in the batch, or for their grammar: new ones, and those that were preempted."""
-        return len(self._scheduler.waiting) + len(self._grammars)
+        return len(self._scheduler.waiting) + len(self._grammars) + len(self.adapters)
 
     @property
     def num_kv_blocks_used(self) -> int:
@@ -408,7 +422,7 @@ class Engine:
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids, self._pooler
         )
         for request in self._requests.values():
-            if request.awaits_grammar:
+            if request.awaits_grammar or (request.adapter is not None and request not in request.adapter.users):
                 continue
             if request.beams is not None:
                 request.gather(shares=self._states is None)
@@ -473,6 +487,11 @@ class Engine:
         before, whose tokens are not. None if nothing can run."""
         begin = time.perf_counter()
         self._take_grammars()
+        for request, error in self.adapters.take():
+            if error is None:
+                self._scheduler.add(request.sequences[0])
+            else:
+                self._fail(request, error)
         chunks = self._schedule() if behind is None else self._scheduler.schedule()
         if self._scheduler.swap_space is not None:
             _swap(self._scheduler.swap_space, self._kv_cache, self.metrics)
@@ -495,11 +514,18 @@ class Engine:
         for request, error in self._grammars.take():
             if self._requests.get(request.request_id) is not request:  # aborted meanwhile
                 continue
-            if error is None:
-                self._scheduler.add(request.sequences[0])
-            else:
-                self._updater.fail(request, error, "invalid_request")
-                self._ready.append(self._output(request))
+            try:
+                if error is None and self._admits(request):
+                    self._scheduler.add(request.sequences[0])
+            except ValueError as fault:
+                error = str(fault)
+            if error is not None:
+                self._fail(request, error)
+
+    def _fail(self, request: Request, error: str) -> None:
+        """Ends a request that has not been scheduled."""
+        self._updater.fail(request, error, "invalid_request")
+        self._ready.append(self._output(request))
 
     def _schedule(self) -> list[Chunk]:
         """The next step's chunks. A request that makes the scheduler raise ends with that error. Scheduling may have
@@ -592,6 +618,7 @@ class Engine:
         )
         if finished:
             self._end_pin(request)
+            self.adapters.leave(request)
             request.sequences.clear()  # they refer to it: without the cycle all are freed now
         return output
 

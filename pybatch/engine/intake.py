@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pybatch.engine.adapters import Adapters
 from pybatch.engine.beams import BeamSearch
 from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution.sampler import derived_seed, sample_seed
@@ -31,6 +32,7 @@ class Intake:
 
     seed: of the draws of requests that have none. no_pruning: why KV caches cannot be pruned; None if they can.
     no_text: why nothing can be generated; None if it can. pooling: what PoolingParams come to; it raises ValueError.
+    adapters: that requests may name; None: there are none.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Intake:
         no_pruning: str | None = None,
         no_text: str | None = None,
         pooling: Callable[[PoolingParams], Pooling] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
@@ -58,6 +61,7 @@ class Intake:
         self._block_size = block_size
         self.room = Room(num_kv_blocks, block_size, max_model_len)
         self._pool = f"{num_kv_blocks} KV blocks of {block_size} tokens"
+        self._adapters = Adapters(None) if adapters is None else adapters
         self._no_pruning, self._no_text, self._pooling_of = no_pruning, no_text, pooling
         self._known: dict[tuple[object, ...], RequestParams] = {}  # by their plain_values
 
@@ -97,6 +101,7 @@ class Intake:
             standing=standing,
             beams=beams,
             pruning=self._pruning(len(tokens), most, resolved),
+            adapter=None if resolved.lora_request is None else self._adapters.find(resolved.lora_request),
         )
         if resolved.pooling is not None:
             request.pooled = Pooled(resolved.pooling)
@@ -116,6 +121,8 @@ class Intake:
         else:
             tokens = self._first_tokens(tokens, resolved.truncate_prompt_tokens)
         self._pruning(len(tokens), self._longest(tokens, resolved), resolved)
+        if resolved.lora_request is not None:
+            self._adapters.find(resolved.lora_request)
         return tokens, resolved
 
     def _longest(self, tokens: array[int], params: RequestParams) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pybatch.engine.beams import EarlyStopping
 from pybatch.engine.kv_policies import POLICIES, HeavyHitters, KvPolicy, SnapKV, kv_policy
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.pooling_params import Pooling
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE, RequestOutputKind, SamplingParams
 from pybatch.engine.structured.params import StructuredOutputsParams
@@ -22,7 +23,9 @@ Encode = Callable[[str], list[int]]
 """Text to token ids, without special tokens."""
 
 _FIELDS = [field.name for field in fields(SamplingParams)]
-_PLAIN = frozenset({bool, int, float, str, type(None), RequestOutputKind, StructuredOutputsParams, *POLICIES.values()})
+_PLAIN = frozenset(
+    {bool, int, float, str, type(None), RequestOutputKind, StructuredOutputsParams, LoRARequest, *POLICIES.values()}
+)
 _values: Callable[[SamplingParams], tuple[object, ...]] = attrgetter(*_FIELDS)
 
 
@@ -73,6 +76,7 @@ class RequestParams:
     speculate: bool
     kv_policy: KvPolicy | None
     structured_outputs: StructuredOutputsParams | None
+    lora_request: LoRARequest | None = None
     pooling: Pooling | None = None
     """Of a request that generates nothing."""
 
@@ -87,7 +91,7 @@ class RequestParams:
         which something is wanted at every token is computed whole, and what is kept of one that is pruned is gathered
         in the places of its first tokens."""
         of_all = self.prompt_logprobs is not None or (self.pooling is not None and self.pooling.of_all_tokens)
-        return of_all or isinstance(self.kv_policy, SnapKV | HeavyHitters)
+        return of_all or isinstance(self.kv_policy, SnapKV | HeavyHitters) or self.lora_request is not None
 
 
 def plain_values(params: SamplingParams) -> tuple[object, ...] | None:
@@ -171,6 +175,7 @@ def resolve(params: SamplingParams, *, max_model_len: int, vocab_size: int, enco
         speculate=bool(params.speculate),
         kv_policy=kv_policy(params.kv_policy),
         structured_outputs=params.structured_outputs,
+        lora_request=params.lora_request,
     )
 
 

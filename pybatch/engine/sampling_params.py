@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pybatch.engine.arguments import suggest_names
 from pybatch.engine.kv_policies import KvPolicy, kv_policy
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.structured.params import StructuredOutputsParams
 
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is greedy
@@ -64,6 +65,7 @@ class SamplingParams:
         {"type": "streaming_llm", ...}.
     structured_outputs: what the output has to look like; a dict of its fields will do. A sequence ends with reason
         "stop" where nothing can follow, without an end-of-sequence token and whatever min_tokens.
+    lora_request: the LoRA adapter to answer with, as generate's argument of this name; None: the model alone.
     """
 
     n: int = 1
@@ -97,6 +99,7 @@ class SamplingParams:
     speculate: bool = True
     kv_policy: KvPolicy | dict[str, Any] | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    lora_request: LoRARequest | None = None
 
     VLLM_ONLY: ClassVar[dict[str, tuple[Any, ...]]] = {  # by name, the values that ask for nothing
         "extra_args": (None, {}),
@@ -153,6 +156,8 @@ class SamplingParams:
             self.structured_outputs = StructuredOutputsParams(**self.structured_outputs)
         if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
             self._fail("structured_outputs", "StructuredOutputsParams or a dict of them", self.structured_outputs)
+        if not isinstance(self.lora_request, LoRARequest | None):
+            self._fail("lora_request", "a LoRARequest", self.lora_request)
         self._check_beams()
         try:
             self.kv_policy = kv_policy(self.kv_policy)

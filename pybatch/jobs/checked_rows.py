@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pybatch.api.lora_names import Modules, named_adapters
 from pybatch.jobs.check import Checked, CheckedAsRead, check_rows
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.dialects.choose import dialect_of
@@ -25,7 +26,7 @@ class RowOptions:
     format: one of DIALECTS; None: what the first row is. prompt_template: text with {field} where a row's field goes.
     system: a system message in front of every conversation. raw: the model completes text as it is, without its chat
     template. output: the fields of a result, each with a template that is filled in with the row's fields and those of
-    its answer; None: all of these.
+    its answer; None: all of these. lora_modules: as EngineArgs', whose names a row's model may be.
     """
 
     format: str | None = None
@@ -33,6 +34,7 @@ class RowOptions:
     system: str | None = None
     raw: bool = False
     output: Mapping[str, str] | None = None
+    lora_modules: Modules = None
 
     def dialect(self, source: Source, created: int) -> tuple[Dialect, Source]:
         """And the source, of which a stream's first row has been looked at. created: as of dialect_of."""
@@ -49,12 +51,14 @@ class RowOptions:
             system=self.system,
             chat=not self.raw,
             output=output,
+            adapters=named_adapters(self.lora_modules),
         )
         return made, source
 
     def fingerprint(self) -> dict[str, Any]:
-        """Of what answers depend on."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        """Of what answers depend on; lora_modules are the engine's too, and are told of by what is in them."""
+        given = asdict(replace(self, lora_modules=None))
+        return {name: value for name, value in given.items() if value not in (None, False)}
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ def argument_fingerprint(name: str, value: Any) -> str:
         from pybatch.model.checkpoints.find import find_adapter
 
         return model_fingerprint(find_adapter(value))
+    if name == "lora_modules":
+        from pybatch.api.lora_names import lora_modules
+
+        return "; ".join(f"{each} {adapter_fingerprint(path)}" for each, path in lora_modules(value).items())
     if name == "tokenizer":
         from pybatch.model.checkpoints.find import find_model
 
@@ -51,6 +55,13 @@ def argument_fingerprint(name: str, value: Any) -> str:
     if name == "generation_config" and (file := Path(value) / "generation_config.json").is_file():
         return file_digest(file)
     return str(value)
+
+
+def adapter_fingerprint(path: str) -> str:
+    """Of a LoRA adapter's content. Raises ModelError for one that is not to be found."""
+    from pybatch.model.checkpoints.find import find_adapter
+
+    return model_fingerprint(find_adapter(path))
 
 
 def file_digest(path: Path) -> str:

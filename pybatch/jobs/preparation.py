@@ -46,6 +46,8 @@ ANSWERS_DEPEND_ON = (
     "dtype",
     "quantization",
     "adapter",
+    "lora_modules",
+    "lora_dtype",
     "kv_cache_dtype",
     "max_model_len",
     "device",

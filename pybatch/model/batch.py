@@ -31,6 +31,8 @@ class ForwardBatch:
     logits_rows: Tensor  # [L] int64, the rows of T whose logits are wanted
     state_source: Tensor | None = None  # [S] int32, see ops.causal_conv; where the model has recurrent states
     state_destination: Tensor | None = None  # [S] int32
+    adapters: Tensor | None = None  # [T] int32, see ops.add_lora; None: no token has an adapter
+    last_adapters: Tensor | None = None  # [L] int32, of the rows whose logits are wanted
     observed: Observed | None = None
 
     def tensors(self) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from pybatch.model.blocks.token_inputs import TokenInput, TokenInputs
 from pybatch.model.buffers import Buffers, widest
 from pybatch.model.config import ModelConfig
 from pybatch.model.layers import DenseLinear, NormedLinear, Packed
+from pybatch.model.lora_linear import StepAdapters, without_adapters
 from pybatch.model.rope import RopeConfig, query_scale
 from pybatch.model.tensors import tensors_of
 
@@ -78,6 +79,7 @@ class Decoder:
         self.dtype = dtype  # of activations
         self.embedding, self.layers, self.head, self.score = embedding, layers, head, score
         self.token_inputs, self.positions = token_inputs, positions
+        self.adapters, self.last_adapters = StepAdapters(), StepAdapters()  # of all rows, and of those with logits
         self.rotary = rotary
         self.device = next(iter(rotary.values())).device
         scales = {rope: query_scale(rope, len(table)) for rope, table in rotary.items()}
@@ -106,7 +108,7 @@ class Decoder:
         """The KV cache's dtype by default. Beside quantised weights it is float16, which loses less than they do:
         decode attention takes as long as its bytes take to read."""
         projection = next(layer.mixer.qkv for layer in self.layers if isinstance(layer.mixer, Attention))
-        quantized = not isinstance(projection.linear, DenseLinear)
+        quantized = not isinstance(without_adapters(projection.linear), DenseLinear)
         return torch.float16 if quantized and self.dtype == torch.float32 else self.dtype
 
     def caches(
@@ -127,6 +129,7 @@ class Decoder:
         """Runs one step, writes its keys, values and states into the caches (one per layer), and returns the logits of
         batch.logits_rows: [L, vocab_size] float32, valid until the next call."""
         self._buffers.resize(batch.token_ids.shape[0])
+        self.adapters.slots, self.last_adapters.slots = batch.adapters, batch.last_adapters
         self._residual = self._buffers.of("residual", self.config.hidden_size)
         self._embed(batch, self._residual)
         self._run_layers(batch, self._residual, caches)

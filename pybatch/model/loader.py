@@ -28,6 +28,7 @@ from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
+from pybatch.model.lora.slots import AdapterSlots
 from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rope import RopeConfig, rotary_table
 from pybatch.model.shards import ShardLoader, ShardPlan, of_rank
@@ -49,6 +50,7 @@ class LoadedModel:
     config: ModelConfig
     generation_config: dict[str, Any]  # of generation_config.json: the defaults that the model's makers give
     pooling: PoolingConfig
+    adapters: AdapterSlots | None = None
 
 
 @in_neutral_torch
@@ -63,6 +65,9 @@ def load_model(
     skip_tokenizer: bool = False,
     weights_cache_dir: str | Path | None = None,
     adapter: str | Path | None = None,
+    max_loras: int = 0,
+    max_lora_rank: int = 16,
+    lora_dtype: str = "auto",
     progress: bool | None = None,
     ranks: Ranks | None = None,
     stages: Stages | None = None,
@@ -83,6 +88,8 @@ def load_model(
     tokenizer: where to take it from; None: from the model. skip_tokenizer: load none.
     weights_cache_dir: a folder for the weights as they are packed for a CPU: later loads map them from there.
     adapter: a LoRA adapter in peft's directory, or its name on the hub, merged into the weights as they are loaded.
+    max_loras: LoRA adapters beside the weights, for requests that choose one; of ranks up to max_lora_rank, kept in
+      lora_dtype: one of dtype's, "auto": that of activations.
     progress: whether to show a bar on stderr; None: if it is a terminal.
     ranks, stages: the processes that load the model together, a share of each layer, or some of its layers; all of
       them call this with the same arguments.
@@ -91,6 +98,10 @@ def load_model(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
+    if lora_dtype != "auto" and lora_dtype not in DTYPES:
+        raise ModelError(f"lora_dtype: expected one of auto, {', '.join(DTYPES)}, got {lora_dtype!r}")
+    if max_loras and (ranks or stages):
+        raise ModelError("max_loras: expected 0 where several processes hold the model")
     place = find_device(device)
     compute = DTYPES[dtype] if dtype != "auto" else torch.float32 if place.type == "cpu" else torch.bfloat16
     if quantization is not None and quantization not in (*QUANTIZATIONS, *METHODS):
@@ -147,7 +158,11 @@ def load_model(
             cache = WeightsCache(Path(weights_cache_dir).expanduser(), checkpoint, compute, quantization, context)
             rotary = {rope: rotary_table(rope, length) for rope in config.ropes}
             decoder = _through_cache(cache, planned, rotary, load)
-    return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config, checkpoint.pooling)
+        adapters = None
+        if max_loras:
+            kept = DTYPES.get(lora_dtype, compute)
+            adapters = AdapterSlots(decoder, checkpoint, count=max_loras, max_rank=max_lora_rank, dtype=kept)
+    return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config, checkpoint.pooling, adapters)
 
 
 def _through_cache(

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from pybatch.api.inputs import Prompt as Asked
+from pybatch.api.lora_names import adapter_params, named_adapters
 from pybatch.api.outcomes import Failure, Outcome
 from pybatch.api.protocols.messages import ROLES, expect_messages
 from pybatch.api.protocols.request_error import RequestError
@@ -46,7 +47,8 @@ class PromptRows(PlainDialect):
         if row.error is not None:
             raise RequestError(row.error, "invalid_json_line")
         name = row.fields.get("custom_id")
-        id, own, standing = name if isinstance(name, str) else None, row_params(row.fields), row_standing(row.fields)
+        id, standing = name if isinstance(name, str) else None, row_standing(row.fields)
+        own = {**row_params(row.fields), **adapter_params(row.fields.get("model"), self.adapters)}
         asked = row.asked if isinstance(row, PromptRow) else None
         if isinstance(asked, Failure):
             raise RequestError(asked.message, asked.code, asked.param)
@@ -127,7 +129,8 @@ class PromptOptions(RowOptions):
         for name, given in (("prompt_template", self.prompt_template), ("system", self.system)):
             if given is not None:
                 raise ValueError(f"{name}: the prompt says it already; expected one of both")
-        return PromptRows(chat=not self.raw, of=self.prompt, step=self.step), source
+        adapters = named_adapters(self.lora_modules)
+        return PromptRows(chat=not self.raw, adapters=adapters, of=self.prompt, step=self.step), source
 
     def fingerprint(self) -> dict[str, Any]:
         assert self.prompt is not None

@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from pybatch.api.async_llm import AsyncLLM
 from pybatch.api.embedding import ScoringRequestOutput
 from pybatch.api.inputs import Conversation, Prompt, fault_of
+from pybatch.api.lora_names import adapter_params
 from pybatch.api.outcomes import Answer, Failure, outcome_of
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
@@ -46,13 +47,17 @@ MOST_LOGPROBS = 20  # at each position, as in vLLM
 class Service:
     """Answers what the routes have read from requests.
 
-    names: what requests may call the model; the first one is reported. created: when the server began, in seconds since
-    1970.
+    names: what requests may call the model; the first one is reported. adapters: by the names that requests may give in
+    its place. created: when the server began, in seconds since 1970.
     """
 
     def __init__(self, llm: AsyncLLM, settings: ServerSettings, storage: Storage) -> None:
         self.llm, self.settings, self.storage = llm, settings, storage
         self.names = settings.served_model_name or [str(vars(llm.engine.config)["model"])]
+        self.adapters = llm.session.adapters
+        for name in self.adapters:
+            if name in self.names:
+                raise ValueError(f"lora_modules: {name!r} is the model's own name")
         self.created = int(time.time())
         self.requests = OpenRequests()
         self.at_shutdown: list[Callable[[], Awaitable[object]]] = []  # called when the server begins to stop
@@ -69,14 +74,19 @@ class Service:
     def tokenizer(self) -> Tokenizer | None:
         return self.llm.session.tokenizer
 
-    def expect_model(self, name: object) -> str:
-        """The name to report. Raises NotFoundError for another model than the one that is served."""
+    def expect_model(self, name: object, *, adapters: bool = False) -> str:
+        """The name to report. adapters: it may be one's. Raises NotFoundError for another model than those served."""
         if name is None:
             raise RequestError("model: missing", "missing_required_parameter", "model")
-        if name not in self.names:
-            known = " or ".join(map(repr, self.names))
+        names = [*self.names, *(self.adapters if adapters else ())]
+        if name not in names:
+            known = " or ".join(map(repr, names))
             raise NotFoundError(f"model: expected {known}, got {name!r:.80}", "model_not_found", "model")
         return str(name)
+
+    def adapted(self, asked: Generation, model: str) -> Generation:
+        """With the adapter that the request names as its model, if it does."""
+        return replace(asked, params={**asked.params, **adapter_params(model, self.adapters)})
 
     async def stream(self, asked: Generation) -> Outputs:
         """What is new of each prompt's output, with the prompt's number, as it comes. Leaving the loop aborts.
@@ -138,7 +148,8 @@ class Service:
         watched, unique = CURRENT.get(), uuid.uuid4().hex
         ids = [f"{unique}-{number}" for number in range(len(asked.prompts))]
         if watched is not None:
-            watched.asks(ids, params, self.names[0])
+            adapter = asked.params.get("lora_request")
+            watched.asks(ids, params, self.names[0] if adapter is None else adapter.lora_name)
         self.prompts += len(asked.prompts)
         account = payer.get()
         counted = account.tokens is not None

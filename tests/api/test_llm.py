@@ -212,7 +212,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     nothing: dict[str, Any] = {
         "pipeline_parallel_size": 1, "trust_remote_code": True, "enforce_eager": False,
         "cpu_offload_gb": 0, "load_format": "auto", "disable_log_stats": True, "revision": None,
-        "tokenizer_mode": "auto", "enable_lora": False, "kv_transfer_config": None, "hf_overrides": {},
+        "tokenizer_mode": "auto", "enable_prompt_adapter": False, "kv_transfer_config": None, "hf_overrides": {},
     }  # fmt: skip
     warn_of_vllm_only.cache_clear()
     for _ in range(2):
@@ -221,7 +221,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     assert sorted(warned) == sorted(f"EngineArgs: {name} is vLLM's and changes nothing here" for name in nothing)
     for name, value in (
         ("pipeline_parallel_size", 2),
-        ("enable_lora", True),
+        ("enable_prompt_adapter", True),
         ("kv_transfer_config", {"kv_connector": "x"}),
         ("cpu_offload_gb", 4),
         ("tokenizer_mode", "slow"),
@@ -249,8 +249,6 @@ def test_methods_that_only_vllm_has(llm: LLM, tiny_model: Path) -> None:
     with pytest.raises(AttributeError, match="'LLM' object has no attribute 'generat'"):
         llm.generat  # type: ignore[attr-defined]  # noqa: B018
     for call in (
-        lambda: llm.generate("x", GREEDY, lora_request="adapter"),  # type: ignore[arg-type]
-        lambda: llm.chat(CHAT, GREEDY, lora_request="adapter"),  # type: ignore[arg-type]
         lambda: llm.chat(CHAT, GREEDY, chat_template_content_format="openai"),  # type: ignore[arg-type]
         lambda: llm.get_tokenizer("adapter"),  # type: ignore[arg-type]
     ):

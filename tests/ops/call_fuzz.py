@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
+from ops.low_rank import random_adapters
 from torch import Tensor
 
 from pybatch import ops
@@ -182,6 +183,24 @@ class Calls:
             "weights": None if gathers else torch.rand(tokens, top_k),
             "out": self.rows(rows if gathers else tokens, width, self.r.choice(FLOATS)),
         }  # fmt: skip
+
+    def add_lora(self) -> Arguments:
+        gated, rows, k = self.r.random() < 0.3, self.size(), self.r.choice((1, 5, 40, 1100))
+        widths = (
+            [self.r.choice((1, 16, 40))] * 2 if gated else [self.r.randint(1, 40) for _ in range(self.r.randint(1, 3))]
+        )
+        adapters = random_adapters(widths, k, [self.r.choice((0, 1, 20)) for _ in range(self.r.randint(1, 3))],
+                                   dtype=self.r.choice(FLOATS), gated=gated)  # fmt: skip
+        columns = -(-widths[0] // 16) * 32 if gated else sum(widths)
+        dtype = self.r.choice(FLOATS)
+        return {
+            "x": self.rows(rows, k),
+            "slots": torch.randint(-1, len(adapters.matrices), (rows,), dtype=torch.int32),
+            **adapters.packed._asdict(),
+            "epilogue": self.r.choice((2, 3)) if gated else 0,
+            "product": self.rows(rows, columns, dtype),
+            "out": self.rows(rows, widths[0], dtype) if gated else None,
+        }
 
     def route_experts(self) -> Arguments:
         tokens, groups, size = self.size(), self.r.choice((1, 1, 2, 4)), self.r.choice((1, 3, 8, 20))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from gguf_blocks import largest_blocks, random_blocks
 from ops.int4_packing import pack_k, pack_v
+from ops.low_rank import random_adapters
 from ops.rows import FLOATS
 from torch import Tensor
 
@@ -59,6 +60,14 @@ def rows() -> Iterator[tuple[str, Tensor]]:
         yield f"sigmoid_mul-{dtype}", ops.sigmoid_mul(x[:, 1:], x[:, :-1])
         yield f"gelu_tanh_gate-{dtype}", ops.gelu_tanh_gate(x[:, 1:], x[:, :-1])
         yield f"gated_rms_norm-{dtype}", ops.gated_rms_norm(x[:, 1:], x[:, :-1], w[:100], 1e-5)
+
+
+def low_rank() -> Iterator[tuple[str, Tensor]]:
+    for dtype in FLOATS:
+        for m, k in ((1, 37), (40, 2100)):
+            lora = random_adapters([50, 33], k, [16, 40], dtype=dtype).packed
+            slots = torch.arange(m, dtype=torch.int32) % 3 - 1
+            yield f"add_lora-{dtype}-{m}", ops.add_lora(random(m, k), slots, lora, random(m, 83, seed=1).to(dtype))
 
 
 def linear_attention() -> Iterator[tuple[str, Tensor]]:
@@ -132,6 +141,6 @@ def sampling() -> Iterator[tuple[str, Tensor]]:
 
 
 if __name__ == "__main__":
-    of_rows = {**dict(matmuls()), **dict(gguf_matmuls()), **dict(rows())}
+    of_rows = {**dict(matmuls()), **dict(gguf_matmuls()), **dict(rows()), **dict(low_rank())}
     outputs = {**of_rows, **dict(attention()), **dict(linear_attention()), **dict(sampling())}
     torch.save({"isa": ops.ISA, "outputs": outputs}, sys.argv[1])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ops.low_rank import random_adapters
 from torch import Tensor
 
 from pybatch import ops
@@ -137,6 +138,13 @@ def experts(matmul: Callable[[], Arguments], gathers: bool) -> Arguments:
         "weights": None if gathers else normal(3, 2),
         "out": torch.empty(6 if gathers else 3, 32),
     }  # fmt: skip
+
+
+def add_lora(gated: bool) -> Arguments:
+    lora = random_adapters([20, 20], 8, [4, 2], gated=gated).packed
+    out = {"epilogue": 2, "product": normal(3, 64), "out": torch.empty(3, 20)} if gated else {"epilogue": 0}
+    slots = torch.tensor([0, -1, 1], dtype=torch.int32)
+    return {"x": normal(3, 8), "slots": slots, **lora._asdict(), "product": normal(3, 40), "out": None, **out}
 
 
 def route_experts() -> Arguments:
@@ -294,6 +302,7 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
             ("gguf", matmul_gguf),
         )
     },
+    "add_lora": [lambda: add_lora(False), lambda: add_lora(True)],
     "route_experts": [route_experts],
     "rope_kv_write": [
         lambda: rope_kv_write(False),
@@ -397,6 +406,7 @@ def test_a_storage_that_has_been_cut_is_an_error_that_names_the_argument(
 
 # More columns of these are no mistake.
 FREE = {
+    ("add_lora", "product"),
     ("adjust_logits", "logits"),
     ("scale_logits", "logits"),
     ("attention_mass", "block_tables"),

@@ -127,6 +127,15 @@ class MatmulParams(ctypes.Structure):
     ]  # fmt: skip
 
 
+class LoraParams(ctypes.Structure):
+    _fields_ = [
+        ("x", Matrix), ("slots", c_void_p), ("a", c_void_p), ("b", c_void_p), ("dtype", c_int32), ("ranks", c_void_p),
+        ("panels", c_void_p), ("product", Matrix), ("out", Matrix), ("epilogue", c_int32), ("m", c_int64),
+        ("k", c_int64), ("adapters", c_int64), ("parts", c_int64), ("rank", c_int64), ("num_panels", c_int64),
+        ("width", c_int64),
+    ]  # fmt: skip
+
+
 class RouteParams(ctypes.Structure):
     _fields_ = [
         ("logits", c_void_p), ("row_stride", c_int64), ("bias", c_void_p), ("expert_scale", c_void_p),
@@ -229,7 +238,7 @@ PARAMS = (
     CopyBlocksParams,
     PagedAttentionParams, RotateKeysParams, GatherKvParams, AttentionMassParams, AdjustLogitsParams, SampleParams,
     TokenLogprobsParams, XieluParams, ClampedSwigluParams, GateParams, GatedNormParams, CausalConvParams,
-    GatedDeltaParams,
+    GatedDeltaParams, LoraParams,
 )  # fmt: skip
 
 # How many fields a struct has is the longest list of initialisers it takes.
@@ -566,6 +575,26 @@ class SimtOps:
                 ),
             )  # fmt: skip
         return out
+
+    def add_lora(
+        self, x: Tensor, slots: Tensor, lora: ops.Lora, product: Tensor, out: Tensor | None = None, *,
+        epilogue: ops.Epilogue = ops.STORE,
+    ) -> Tensor:  # fmt: skip
+        if not len(x):
+            return product if out is None else out
+        adapters, parts, runs, k, _ = lora.a.shape
+        with buffers() as b:
+            self._run_with_workspace(
+                b,
+                "add_lora",
+                LoraParams(
+                    b.matrix(x, "x"), b.read(slots, "slots"), b.read(lora.a, "a"), b.read(lora.b, "b"),
+                    DTYPES[lora.a.dtype], b.read(lora.ranks, "ranks"), b.read(lora.panels, "panels"),
+                    b.matrix(product, "product", out=True), b.matrix(out, "out", out=True), epilogue, len(x), k,
+                    adapters, parts, runs * ops.PANEL, len(lora.panels), 0 if out is None else out.shape[1],
+                ),
+            )  # fmt: skip
+        return product if out is None else out
 
     def embedding(
         self, ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None, multiplier: float = 1.0

@@ -9,7 +9,11 @@ from typing import Any
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.engine.sampling_params import SamplingParams
 
-TYPES = {field.name: str(field.type) for field in fields(SamplingParams) if field.name != "output_kind"}
+TYPES = {
+    field.name: str(field.type)
+    for field in fields(SamplingParams)
+    if field.name not in ("output_kind", "lora_request")  # the latter is a path, which the request's model stands for
+}
 NAMES = TYPES.keys()
 """Of what a request may set."""
 

@@ -16,6 +16,8 @@ from pybatch.engine.disk.block_file import FORMAT
 from pybatch.engine.execution.kv_cache import KvLayout
 from pybatch.machine.facts import arithmetic
 from pybatch.model.decoder import Decoder
+from pybatch.model.lora_linear import LoraLinear, without_adapters
+from pybatch.model.tensors import changed
 
 _POSITIONS = 64  # of the rotary table: the others follow from them
 
@@ -26,7 +28,8 @@ def fingerprint(decoder: Decoder, layout: KvLayout) -> str:
     shape = replace(decoder.config, name="", eos_token_ids=(), bos_token_id=None, max_position=0)
     about = [f"{FORMAT} {layout} {shape} {decoder.dtype} {arithmetic(decoder.device, decoder.dtype)}"]
     tables = [table[:_POSITIONS] for table in decoder.rotary.values()]
-    parts = [decoder.embedding, list(decoder.layers), tables]
+    layers = changed(list(decoder.layers), LoraLinear, without_adapters)  # blocks of those that have one say so
+    parts = [decoder.embedding, layers, tables]
     tensors: list[Tensor] = []
     for each in _contents(parts):
         if isinstance(each, Tensor):

@@ -46,19 +46,26 @@ class DecodeGraphs:
         self._decoder.make_buffers(self._max_tokens)  # of its own, which never move: their addresses are in the graphs
         self._caches = caches
         self._inputs = inputs
-        self._graphs: dict[int, tuple[Graph, Tensor]] = {}
-        self._verifying: OrderedDict[tuple[int, int], tuple[Graph, Tensor]] = OrderedDict()
+        # By the number of sequences, of tokens where there are drafts, and whether some have adapters.
+        self._graphs: dict[tuple[int, bool], tuple[Graph, Tensor]] = {}
+        self._verifying: OrderedDict[tuple[int, int, bool], tuple[Graph, Tensor]] = OrderedDict()
 
     @property
     def num_at_start(self) -> int:
         """How many graphs record_all records."""
-        return len(self._sizes) if self._recorder.at_start else 0
+        return len(self._sizes) * len(self._kinds) if self._recorder.at_start else 0
+
+    @property
+    def _kinds(self) -> tuple[bool, ...]:
+        """Of graphs: without adapters, and with."""
+        return (False, True) if self._inputs.adapters else (False,)
 
     def record_all(self, advance: Callable[[int], None]) -> None:
         """Of batches that are all padding; the largest first, in whose memory the others find room."""
-        for size in reversed(self._sizes[: self.num_at_start]):
-            self._graphs[size] = self._record(self._inputs.fill([], size))
-            advance(1)
+        for size in reversed(self._sizes if self._recorder.at_start else []):
+            for adapted in self._kinds:
+                self._graphs[size, adapted] = self._record(self._inputs.fill([], size, adapted=adapted))
+                advance(1)
 
     def takes(self, chunks: list[Chunk]) -> bool:
         if num_decodes(chunks) < len(chunks):
@@ -74,15 +81,16 @@ class DecodeGraphs:
             return self._verify(chunks)
         size = self._sizes[bisect_left(self._sizes, len(chunks))]
         batch = self._inputs.fill(chunks, size, feed)
-        if size not in self._graphs:
-            self._graphs[size] = self._record(batch)
-        graph, logits = self._graphs[size]
+        key = size, batch.adapters is not None
+        if key not in self._graphs:
+            self._graphs[key] = self._record(batch)
+        graph, logits = self._graphs[key]
         graph.replay()
         return logits[: len(chunks)]
 
     def _verify(self, chunks: list[Chunk]) -> Tensor:
         batch = self._inputs.fill(chunks)
-        key = len(chunks), len(batch.token_ids)
+        key = len(chunks), len(batch.token_ids), batch.adapters is not None
         if key not in self._verifying:
             if len(self._verifying) == _VERIFYING_GRAPHS:
                 self._verifying.popitem(last=False)

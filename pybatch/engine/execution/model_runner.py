@@ -27,6 +27,7 @@ class ModelRunner:
 
     caches: one a layer. max_drafts: of one sequence in a step. mass: to which the attention of sequences that are
     pruned by it is added; such steps do not run as graphs. followers: the other ranks, where several hold the model.
+    adapters: whether sequences may have some.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ModelRunner:
         max_drafts: int = 0,
         mass: AttentionMass | None = None,
         followers: Followers | None = None,
+        adapters: bool = False,
     ) -> None:
         self._decoder = decoder
         self._caches = caches
@@ -53,6 +55,7 @@ class ModelRunner:
             max_blocks=max_blocks,
             block_size=block_size,
             device=decoder.device,
+            adapters=adapters,
         )
         drafted = min(max_tokens, max_seqs * (1 + max_drafts))
         self._graphs = DecodeGraphs(decoder, caches, self._inputs, max_seqs=max_seqs, max_tokens=drafted)

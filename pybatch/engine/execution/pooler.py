@@ -13,6 +13,7 @@ from pybatch.engine.pooled import Vector
 from pybatch.engine.pooling_params import Pooling, PoolingParams
 from pybatch.model.decoder import Decoder
 from pybatch.model.layers import DenseLinear, Packed
+from pybatch.model.lora_linear import without_adapters
 from pybatch.model.pooling import LAST, PoolingConfig
 
 
@@ -75,7 +76,7 @@ class Pooler:
         assert self._labels is not None
         decoder = self._decoder
         assert decoder.head is not None
-        head, hidden = cast(Packed, decoder.head.linear), decoder.config.hidden_size
+        head, hidden = cast(Packed, without_adapters(decoder.head.linear)), decoder.config.hidden_size
         ids = torch.tensor(self._labels, device=self._decoder.device)
         rows = head.embed(ids, torch.empty(2, hidden, dtype=self._decoder.dtype, device=self._decoder.device))
         return DenseLinear(ops.pack_dense(rows), 2, None if head.bias is None else head.bias[ids])

@@ -14,6 +14,8 @@ from pybatch.engine.scheduling.sequence import NO_STATE, Sequence
 from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.model.batch import ForwardBatch
 
+NO_ADAPTER = -1  # in place of a slot
+
 Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -43,17 +45,27 @@ class StepInputs:
     """
 
     def __init__(
-        self, *, max_tokens: int, max_seqs: int, max_blocks: int, block_size: int, device: torch.device
+        self,
+        *,
+        max_tokens: int,
+        max_seqs: int,
+        max_blocks: int,
+        block_size: int,
+        device: torch.device,
+        adapters: bool = False,
     ) -> None:
         self._block_size = block_size
-        self._tables_at = 4 * max_tokens + 2 * (max_seqs + 1)  # in int64 words, as all of the memory is counted
+        self.adapters = adapters
+        sequences_at = (5 if adapters else 4) * max_tokens  # in int64 words, as all of the memory is counted
+        self._tables_at = sequences_at + 2 * (max_seqs + 1)
         self._table_words = max_blocks / 2
         words = self._tables_at + -(-max_seqs * max_blocks // 2)
         self._mirror = Mirror(words, device)
 
         def views(memory: Tensor) -> ForwardBatch:
             tokens = memory[: 4 * max_tokens].view(4, max_tokens)
-            of_sequences = memory[4 * max_tokens : self._tables_at].view(torch.int32).view(4, max_seqs + 1)
+            of_sequences = memory[sequences_at : self._tables_at].view(torch.int32).view(4, max_seqs + 1)
+            chosen = memory[4 * max_tokens : sequences_at].view(torch.int32).view(2, -1) if adapters else None
             tables = memory[self._tables_at :].view(torch.int32)[: max_seqs * max_blocks]
             return ForwardBatch(
                 token_ids=tokens[0],
@@ -65,6 +77,8 @@ class StepInputs:
                 state_source=of_sequences[2],
                 state_destination=of_sequences[3],
                 block_tables=tables.view(max_seqs, max_blocks),
+                adapters=None if chosen is None else chosen[0],
+                last_adapters=None if chosen is None else chosen[1],
             )
 
         self._views = views(self._mirror.there)
@@ -76,13 +90,20 @@ class StepInputs:
         assert host.state_destination is not None
         self._state_source, self._state_destination = host.state_source.numpy(), host.state_destination.numpy()
         self._tables = host.block_tables.numpy()
+        self._adapters = None if host.adapters is None else host.adapters.numpy()
+        self._last_adapters = None if host.last_adapters is None else host.last_adapters.numpy()
         self._every = np.arange(max_seqs + 1)
         self._filled: list[Chunk] = []  # row by row, what the block tables hold
-        self._decode_batches: dict[int, ForwardBatch] = {}  # by the number of sequences, since most steps only decode
+        # By the number of sequences and whether some have adapters, since most steps only decode.
+        self._decode_batches: dict[tuple[int, bool], ForwardBatch] = {}
 
-    def fill(self, chunks: list[Chunk], size: int = 0, feed: Feed | None = None) -> ForwardBatch:
+    def fill(
+        self, chunks: list[Chunk], size: int = 0, feed: Feed | None = None, *, adapted: bool | None = None
+    ) -> ForwardBatch:
         """Copies a step to the device and returns its batch, as views. If all chunks decode, they are padded to `size`
-        sequences; a padding row is a sequence of one token that is written to no slot."""
+        sequences; a padding row is a sequence of one token that is written to no slot. adapted: whether the batch says
+        which adapters its tokens have; None: if one has some."""
+        adapted = self.has_adapters(chunks) if adapted is None else adapted
         self._mirror.wait()
         count, decodes = len(chunks), _num_single(chunks)
         computed = np.array([chunk.sequence.num_computed for chunk in chunks], np.int64)
@@ -109,6 +130,8 @@ class StepInputs:
             places = np.divmod(positions - pruned[owner], self._block_size)
             cached = cached + lengths - 1
         self._seq_lens[:count] = cached + 1
+        if adapted:
+            self._fill_adapters(chunks, owner, self._logits_rows[:rows])
         blocks = self._tables[owner, places[0]]
         self._positions[:total] = positions
         self._slots[:total] = blocks * np.int64(self._block_size) + places[1]
@@ -121,19 +144,35 @@ class StepInputs:
             self._state_source[padding] = self._state_destination[padding] = NO_STATE
             self._logits_rows[padding] = self._every[padding]
             self._query_start[count + 1 : size + 1] = self._every[count + 1 : size + 1]
+            if self._adapters is not None and self._last_adapters is not None:
+                self._adapters[padding] = self._last_adapters[padding] = NO_ADAPTER
             count = total = rows = size
         self._mirror.send(self._tables_at + int(count * self._table_words + 1))
         if feed is not None:
             feed.write(self._views.token_ids)
         if not total == count == rows:
-            return self._batch(total, count, rows)
-        if count not in self._decode_batches:
-            self._decode_batches[count] = self._batch(count, count, count)
-        return self._decode_batches[count]
+            return self._batch(total, count, rows, adapted)
+        key = count, adapted
+        if key not in self._decode_batches:
+            self._decode_batches[key] = self._batch(count, count, count, adapted)
+        return self._decode_batches[key]
 
-    def _batch(self, tokens: int, sequences: int, rows: int) -> ForwardBatch:
+    def has_adapters(self, chunks: list[Chunk]) -> bool:
+        return self.adapters and any(chunk.sequence.request.adapter is not None for chunk in chunks)
+
+    def _fill_adapters(self, chunks: list[Chunk], owner: Integers, rows: Integers) -> None:
+        """owner: of each token the chunk that it is in. rows: of logits."""
+        assert self._adapters is not None
+        assert self._last_adapters is not None
+        slots = [_slot(chunk.sequence) for chunk in chunks]
+        of_tokens = np.array(slots or [NO_ADAPTER], np.int32)[owner]
+        self._adapters[: len(owner)] = of_tokens
+        self._last_adapters[: len(rows)] = of_tokens[rows]
+
+    def _batch(self, tokens: int, sequences: int, rows: int, adapted: bool) -> ForwardBatch:
         """The views of a step of that size."""
         views = self._views
+        adapters, last_adapters = (views.adapters, views.last_adapters) if adapted else (None, None)
         assert views.state_source is not None
         assert views.state_destination is not None
         return ForwardBatch(
@@ -146,6 +185,8 @@ class StepInputs:
             state_source=views.state_source[:sequences],
             state_destination=views.state_destination[:sequences],
             block_tables=views.block_tables[:sequences],
+            adapters=None if adapters is None else adapters[:tokens],
+            last_adapters=None if last_adapters is None else last_adapters[:rows],
         )
 
     def _fill_tables(self, chunks: list[Chunk], blocks: Integers, offsets: Integers, *, longer: int) -> None:
@@ -178,6 +219,14 @@ class StepInputs:
                 self._logits_rows[rows] = start + position - begin
                 rows += 1
         return rows
+
+
+def _slot(sequence: Sequence) -> int:
+    adapter = sequence.request.adapter
+    if adapter is None:
+        return NO_ADAPTER
+    assert adapter.slot is not None  # as long as it has unfinished requests
+    return adapter.slot
 
 
 def _num_single(chunks: list[Chunk]) -> int:

@@ -125,7 +125,7 @@ class BlockTables:
         full = sequence.num_computed // self.block_size
         last = min((full + 1) * self.block_size, len(sequence.tokens) - 1, sequence.request.most_shared)
         wanted = sequence.tokens[sequence.num_computed : last]
-        source, shared = self.pool.begins_like(sequence.keys[full - 1] if full else None, wanted.tobytes())
+        source, shared = self.pool.begins_like(sequence.key_before(full), wanted.tobytes())
         if shared >= wanted.itemsize and (self.pool.references(source) or self.pool.num_free > self.num_promised):
             self.pool.share(source)  # until it has been copied
             self._copies[sequence] = source, sequence.blocks[full]
@@ -181,7 +181,7 @@ class BlockTables:
             sequence.num_registered = full
         if begun := sequence.tokens[full * self.block_size : end]:
             sequence.make_keys(full, self.block_size)
-            key = BlockKey.begun(sequence.keys[full - 1] if full else None, begun.tobytes())
+            key = BlockKey.begun(sequence.key_before(full), begun.tobytes())
             self.pool.register_begun(sequence.blocks[full], key)
 
     def register_filled(self, sequence: Sequence) -> None:
@@ -213,7 +213,7 @@ class BlockTables:
         sequence.make_keys(full, self.block_size)
         keys = sequence.keys[:full]
         if begun := pin.tokens[full * self.block_size :]:
-            keys.append(BlockKey.begun(keys[-1] if keys else None, begun.tobytes()))
+            keys.append(BlockKey.begun(sequence.key_before(full), begun.tobytes()))
         self.pool.pin(pin, sequence.blocks[: len(keys)], keys)
         if self._states is not None:
             self._states.pin(pin)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from array import array
 from enum import Enum, auto
+from pathlib import Path
 
 from pybatch.engine.beams import BeamSearch
 from pybatch.engine.detokenizer import Detokenizer
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.metrics import RequestMetrics
 from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.pooled import Pooled
@@ -18,6 +20,19 @@ from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.engine.structured.matcher import Matcher
 
 NO_STATE = -1  # in place of a slot
+
+
+class LoadedAdapter:
+    """A LoRA adapter that requests name, and its place in memory. root: what its blocks' keys begin with, so that
+    prefixes are shared by requests of the same adapter alone."""
+
+    __slots__ = ("directory", "request", "root", "slot", "used", "users")
+
+    def __init__(self, request: LoRARequest, root: BlockKey, directory: Path) -> None:
+        self.request, self.root, self.directory = request, root, directory
+        self.slot: int | None = None  # where it is, if it is loaded
+        self.users: set[Request] = set()  # unfinished requests, but for those that wait for a place
+        self.used = 0  # when its last ended, on Adapters' clock
 
 
 class Status(Enum):
@@ -171,7 +186,14 @@ class Sequence:
         """Extends keys to at least num_blocks blocks, all of which must be full of known tokens."""
         for i in range(len(self.keys), num_blocks):
             tokens = self.tokens[i * block_size : (i + 1) * block_size].tobytes()
-            self.keys.append(BlockKey.chained(self.keys[-1] if self.keys else None, tokens))
+            self.keys.append(BlockKey.chained(self.key_before(i), tokens))
+
+    def key_before(self, block: int) -> BlockKey | None:
+        """What the key of this block of its table is chained to."""
+        if block:
+            return self.keys[block - 1]
+        adapter = self.request.adapter
+        return None if adapter is None else adapter.root
 
 
 class Request:
@@ -182,6 +204,7 @@ class Request:
     """
 
     __slots__ = (
+        "adapter",
         "beams",
         "delivered",
         "error",
@@ -219,8 +242,10 @@ class Request:
         standing: Standing = ORDINARY,
         beams: BeamSearch[Sequence] | None = None,
         pruning: Pruning | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> None:
         self.request_id = request_id
+        self.adapter = adapter
         self.prompt = prompt
         self.prompt_token_ids = prompt_token_ids
         self.params = params

@@ -12,10 +12,12 @@ from typing import Any
 
 from pybatch.engine import SamplingParams
 from pybatch.engine.kv_policies import KvPolicy, as_json
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.engine.request_params import as_int64
 from pybatch.engine.sampling_params import GREEDY_TEMPERATURE
 from pybatch.engine.structured.params import StructuredOutputsParams
+from pybatch.jobs.fingerprint import adapter_fingerprint
 
 _DRAWS = {"temperature", "top_p", "top_k", "min_p"}  # without effect where greedy
 _IN_COMMON = [  # mostly, by many rows; the others have no effect on an answer or are looked at for each row
@@ -92,6 +94,8 @@ def _plain(value: Any, default: object) -> Any:
         return as_json(value)
     if isinstance(value, StructuredOutputsParams):
         return asdict(value)
+    if isinstance(value, LoRARequest):
+        return adapter_fingerprint(value.lora_path)
     if isinstance(value, dict):
         return sorted((int(token), float(bias)) for token, bias in value.items())
     if isinstance(value, (list, tuple)):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from pybatch.api.lora_names import adapter_params
 from pybatch.api.outcomes import Answer, Outcome
 from pybatch.api.protocols.anthropic_requests import as_chat, message_request
 from pybatch.api.protocols.anthropic_responses import error_response, message_response
 from pybatch.api.protocols.fields import expect_given, expect_type, flag
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.tool_calls.use import tool_use
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.dialects.openai_batch import CANCELLED, EXPIRED, expect_served, row_id, status
 from pybatch.jobs.rows import Row
@@ -24,7 +26,7 @@ class AnthropicBatch:
     """Rows of custom_id and params. A row that fails has its result among the others, of type "errored", or "canceled"
     and "expired" where its batch ended without it.
 
-    served: as OpenAIBatch's.
+    served, adapters: as OpenAIBatch's.
     """
 
     name: ClassVar[str] = "anthropic-batch"
@@ -32,6 +34,7 @@ class AnthropicBatch:
     extends_rows: ClassVar[bool] = False
 
     served: tuple[str, ...] | None = None
+    adapters: Mapping[str, LoRARequest] = field(default_factory=dict)
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
@@ -41,9 +44,11 @@ class AnthropicBatch:
         asked = message_request(params)
         if flag(params, "stream"):
             raise RequestError("stream: not supported in a batch; expected false", "unsupported_parameter", "stream")
-        expect_served(expect_type("model", expect_given(params, "model"), str, "text"), self.served)
+        model = expect_type("model", expect_given(params, "model"), str, "text")
+        expect_served(model, self.served, self.adapters)
         tools = tool_use(as_chat(params, asked), None)
-        return RowRequest(asked.prompts, {**asked.params, **(tools.params if tools else {})}, custom_id, asked.standing)
+        given = {**asked.params, **(tools.params if tools else {}), **adapter_params(model, self.adapters)}
+        return RowRequest(asked.prompts, given, custom_id, asked.standing)
 
     def prepared(self, rows: Iterator[Row], *, wait: bool) -> Iterator[Row]:
         return rows

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from pybatch.api.inputs import Prompt
+from pybatch.api.lora_names import adapter_params
 from pybatch.api.outcomes import Answer, Failure, JoinedAnswer, Outcome
 from pybatch.api.protocols.embeddings import embedding_request, embedding_response
 from pybatch.api.protocols.fields import expect_given, expect_type
@@ -16,6 +17,7 @@ from pybatch.api.protocols.openai_requests import chat_request, completion_reque
 from pybatch.api.protocols.openai_responses import chat_completion, error_body, text_completion
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.tool_calls.use import tool_use
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.rows import Row
 
@@ -60,6 +62,7 @@ class OpenAIBatch:
     model: str | None = None
     url: str | None = None
     served: tuple[str, ...] | None = None
+    adapters: Mapping[str, LoRARequest] = field(default_factory=dict)
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
@@ -78,13 +81,16 @@ class OpenAIBatch:
         if body.get("echo"):
             expect_plain_echo(asked.prompts, body)
         tools = tool_use(body, None) if url == CHAT_URL else None
-        params = {**asked.params, **(tools.params if tools else {})}
+        adapter = adapter_params(body["model"], self.adapters)
+        params = {**asked.params, **(tools.params if tools else {}), **adapter}
         return RowRequest(asked.prompts, params, custom_id, asked.standing, asked.pooling)
 
     def expect_model(self, model: Any) -> None:
         if model is None:
             raise RequestError("model: missing", "missing_required_parameter", "model")
-        expect_served(expect_type("model", model, str, "text"), self.served)
+        expect_served(expect_type("model", model, str, "text"), self.served, self.adapters)
+        if model in self.adapters:
+            return
         if self.model is not None and model != self.model:
             raise RequestError(f"model: expected {self.model!r} as in the first row, got {model!r}", "mismatched_model")
 
@@ -125,10 +131,10 @@ def expect_plain_echo(prompts: Sequence[Prompt], body: Mapping[str, Any]) -> Non
         raise RequestError("echo: not supported in batches with logprobs", "unsupported_parameter", "echo")
 
 
-def expect_served(model: str, served: tuple[str, ...] | None) -> None:
-    """served: as OpenAIBatch's."""
-    if served is not None and model not in served:
-        known = " or ".join(map(repr, served))
+def expect_served(model: str, served: tuple[str, ...] | None, adapters: Mapping[str, LoRARequest]) -> None:
+    """served, adapters: as OpenAIBatch's."""
+    if served is not None and model not in served and model not in adapters:
+        known = " or ".join(map(repr, (*served, *adapters)))
         raise RequestError(f"model: expected {known}, got {model!r:.80}", "model_not_found", "model")
 
 

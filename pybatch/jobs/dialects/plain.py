@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pybatch.api.inputs import Conversation, Prompt, is_token_ids
+from pybatch.api.lora_names import adapter_params
 from pybatch.api.outcomes import Answer, Failure, Outcome
 from pybatch.api.protocols.messages import ROLES, TEMPLATE_ROLES, expect_messages, expect_unicode
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.dialects.row_params import from_json, row_params, row_standing
 from pybatch.jobs.dialects.template import Template
@@ -33,6 +35,7 @@ class PlainDialect:
     """Rows with "messages", a "prompt" or "prompt_token_ids", or with the fields of a template, and with sampling
     parameters.
 
+    adapters: LoRA adapters by the names that a row's "model" may be; of a template's row any other is its own data.
     template: filled in with the row's fields; None takes the row's "messages" or "prompt". system: the text of a system
     message to put in front. chat: text becomes a user's message; if False, the model completes it as it is.
     """
@@ -44,13 +47,21 @@ class PlainDialect:
     template: Template | None = None
     system: str | None = None
     chat: bool = True
+    adapters: Mapping[str, LoRARequest] = field(default_factory=dict, kw_only=True)
 
     def request(self, row: Row) -> RowRequest:
         if row.error is not None:
             raise RequestError(row.error, "invalid_json_line")
         name = row.fields.get("custom_id")  # which no two rows of a batch may share; an "id" is the row's own affair
         id = name if isinstance(name, str) else None
-        return RowRequest((self.prompt(row.fields),), row_params(row.fields), id, row_standing(row.fields))
+        params = {**row_params(row.fields), **self.adapter(row.fields.get("model"))}
+        return RowRequest((self.prompt(row.fields),), params, id, row_standing(row.fields))
+
+    def adapter(self, model: Any) -> dict[str, LoRARequest]:
+        if self.adapters and self.template is None and model not in (None, "", *self.adapters):
+            known = " or ".join(map(repr, self.adapters))
+            raise RequestError(f"model: expected {known}, or none, got {model!r:.80}", "model_not_found", "model")
+        return adapter_params(model, self.adapters)
 
     def prompt(self, fields: dict[str, Any]) -> Prompt:
         if self.template is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pybatch.api.lora_names import Modules
 from pybatch.api.outcomes import Failure
 from pybatch.api.protocols.sampling import merged
 from pybatch.engine import SamplingParams
@@ -44,11 +45,13 @@ def mapping_of(batch: Batch) -> Mapping | None:
     return None if batch.mapping is None else Mapping.from_body(batch.mapping)
 
 
-def read_rows(batch: Batch, path: Path, served: tuple[str, ...]) -> CheckedRows:
-    """The rows of a batch that has been checked. served: the model's names. Raises OSError and ValueError."""
+def read_rows(batch: Batch, path: Path, served: tuple[str, ...], lora_modules: Modules) -> CheckedRows:
+    """The rows of a batch that has been checked. served: the model's names. lora_modules: as EngineArgs'. Raises
+    OSError and ValueError."""
     mapping = mapping_of(batch)
     source = open_source(path, input_format(mapping, batch.filename))
     options = RowOptions(batch.format) if mapping is None else mapping.options(raw=batch.endpoint == COMPLETIONS_URL)
+    options = replace(options, lora_modules=lora_modules)
     dialect, source = options.dialect(source, batch.created_at)
     if isinstance(dialect, OpenAIBatch):
         dialect = replace(dialect, url=batch.endpoint, served=served)
@@ -80,7 +83,13 @@ class PacedSource:
 
 
 def check_batch(
-    batch: Batch, path: Path, served: tuple[str, ...], *, most: int, pace: Callable[[], object]
+    batch: Batch,
+    path: Path,
+    served: tuple[str, ...],
+    lora_modules: Modules,
+    *,
+    most: int,
+    pace: Callable[[], object],
 ) -> tuple[int, str | None]:
     """Reads every row. Returns how many there are, and the model that they name.
 
@@ -98,7 +107,7 @@ def check_batch(
             found.append(fault(failure.code, failure.message, number_of(row.place), failure.param))
 
     try:
-        rows = read_rows(batch, path, served)
+        rows = read_rows(batch, path, served, lora_modules)
         params = merged(SamplingParams(max_tokens=None), params_of(batch))
         checked = check_rows(PacedSource(rows.source, pace), rows.dialect, params, watch)
     except OSError as error:
@@ -112,7 +121,8 @@ def check_batch(
         raise BatchFaultError([fault("too_many_requests", message)])
     if fatal or (batch.format != OPENAI and checked.bad.total() == checked.rows):
         raise BatchFaultError(fatal or others)
-    return checked.rows, rows.dialect.model if isinstance(rows.dialect, OpenAIBatch) else served[0]
+    of_rows = rows.dialect.model if isinstance(rows.dialect, OpenAIBatch) else None
+    return checked.rows, of_rows or served[0]
 
 
 def number_of(place: str) -> int | None:

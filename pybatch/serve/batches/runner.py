@@ -191,7 +191,12 @@ class BatchRunner:
 
     def _check(self, batch: Batch) -> None:
         total, model = check_batch(
-            batch, self._batches.input(batch.id), self._served, most=self._most_rows, pace=self._pace
+            batch,
+            self._batches.input(batch.id),
+            self._served,
+            vars(self._llm.engine.config).get("lora_modules"),
+            most=self._most_rows,
+            pace=self._pace,
         )
         self._batches.update(batch.id, total=total, model=model)
         self._batches.move(batch.id, ["validating"], "in_progress")

@@ -37,7 +37,9 @@ EXAMPLE = {"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}
 async def create_chat_completion(request: Request, service: Served) -> Response:
     options, body = split_stream(await read_json(request))
     asked = chat_request(body)
-    about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": service.expect_model(body.get("model"))}
+    model = service.expect_model(body.get("model"), adapters=True)
+    asked = service.adapted(asked, model)
+    about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": model}
     tools = tool_use(body, service.tokenizer)
     if tools is not None:
         asked = replace(asked, params={**asked.params, **tools.params})

@@ -37,7 +37,9 @@ EXAMPLE = {"model": "MODEL", "prompt": "Once upon a time", "max_tokens": 16}
 async def create_completion(request: Request, service: Served) -> Response:
     options, body = split_stream(await read_json(request))
     asked = completion_request(body)
-    about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": service.expect_model(body.get("model"))}
+    model = service.expect_model(body.get("model"), adapters=True)
+    asked = service.adapted(asked, model)
+    about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": model}
     if options is not None:
         return await stream(
             request, service, asked, CompletionChunks(body, asked.prompts, options, service.tokenizer, **about)

@@ -43,7 +43,8 @@ EXAMPLE = {**PROMPT_EXAMPLE, "max_tokens": 64}
 async def create_message(request: Request, service: Served) -> Response:
     body = await read_json(request)
     asked = message_request(body)
-    model = service.expect_model(body.get("model"))
+    model = service.expect_model(body.get("model"), adapters=True)
+    asked = service.adapted(asked, model)
     id = uuid.uuid4().hex
     tools = tool_use(as_chat(body, asked), service.tokenizer)
     if tools is not None:
@@ -67,7 +68,7 @@ async def create_message(request: Request, service: Served) -> Response:
 async def count_tokens(request: Request, service: Served) -> Response:
     body = await read_json(request)
     asked = count_request(body)
-    service.expect_model(body.get("model"))
+    service.expect_model(body.get("model"), adapters=True)
     return JSONResponse({"input_tokens": await asyncio.to_thread(service.count_tokens, asked)})
 
 

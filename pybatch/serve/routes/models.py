@@ -14,7 +14,7 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(service: Served) -> dict[str, Any]:
-    names = service.names
+    names = [*service.names, *service.adapters]
     return {
         "object": "list",
         "data": [model(service, name) for name in names],
@@ -27,7 +27,7 @@ async def list_models(service: Served) -> dict[str, Any]:
 
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, service: Served) -> dict[str, Any]:
-    return model(service, service.expect_model(name))
+    return model(service, service.expect_model(name, adapters=True))
 
 
 def model(service: Service, name: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def model(service: Service, name: str) -> dict[str, Any]:
         "owned_by": "pybatch",
         # vLLM's
         "root": service.names[0],
-        "parent": None,
+        "parent": service.names[0] if name in service.adapters else None,
         "max_model_len": length,
         # Anthropic's
         "type": "model",

@@ -1,0 +1,1 @@
+"""LoRA adapters that requests choose: beside the weights, mixed in a batch."""
