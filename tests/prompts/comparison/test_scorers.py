@@ -131,6 +131,7 @@ def test_what_is_no_scorer(spec: Any) -> None:
         ("numeric:{a}:-1", "expected a tolerance such as"),
         ("numeric:{a}:much", "expected a tolerance such as"),
         ("exact:{", "braces"),
+        ("exat:{a}", "exat cannot be imported: .*; did you mean 'exact'\\?"),
     ],
 )
 def test_what_is_wrong_with_a_scorer(spec: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from pybatch.prompts.comparison.judge import Judge
@@ -68,5 +69,6 @@ def of_text(spec: str) -> Scorer | Judge:
         if colon and argument and kind not in KINDS:
             return Function(spec, function_of(spec))
     except ValueError as error:
-        raise ValueError(f"score {spec!r}: {error}") from None
+        near = get_close_matches(kind, ("judge", *KINDS), n=1) if kind not in KINDS else []
+        raise ValueError(f"score {spec!r}: {error}" + (f"; did you mean {near[0]!r}?" if near else "")) from None
     raise ValueError(f"score {spec!r}: {EXPECTED}")
