@@ -79,6 +79,11 @@ class EngineArgs(EngineConfig):
         Literal["mp", "ray"],
         "Where these processes are: mp on this machine, ray on the machines of the Ray cluster that it is part of.",
     ] = "mp"
+    tune: Annotated[
+        bool,
+        "Choose max_num_seqs, max_num_batched_tokens, threads and speculation by steps that are measured at the start, "
+        "for ten seconds at most; kept for each machine, model and version. What is given is left as it is.",
+    ] = False
     bind_threads: Annotated[
         str | None,
         "Binds each of the kernels' threads to a processor: all, or a list such as 0-7,16. For a machine with nothing "
@@ -115,6 +120,10 @@ class EngineArgs(EngineConfig):
             for name in ("weights_cache_dir", "prefix_cache_dir", "bind_threads"):
                 if getattr(self, size) > 1 and getattr(self, name) is not None:
                     raise ValueError(f"{name}: expected None where {size} is above 1")
+            if getattr(self, size) > 1 and self.tune:
+                raise ValueError(f"tune: expected False where {size} is above 1")
+        if not isinstance(self.tune, bool):
+            raise ValueError(f"tune: expected True or False, got {self.tune!r}")
         if self.distributed_executor_backend not in (None, "mp", "ray"):
             raise ValueError(
                 f"distributed_executor_backend: expected 'mp' or 'ray', got {self.distributed_executor_backend!r}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from pybatch.api.alerts import Alerts
 from pybatch.api.default_params import default_params
@@ -45,6 +47,11 @@ from pybatch.model.loader import load_model
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.model.weights import INT8_MATMULS
 
+if TYPE_CHECKING:
+    from pybatch.tune.autotune import Tuned
+
+logger = logging.getLogger(__name__)
+
 Receiver = Callable[[RequestOutput], None]
 
 
@@ -61,6 +68,7 @@ class Session:
         self._aborted: deque[str] = deque()
         self._lock = FairLock()  # over the engine and the receivers
         self.alerts = Alerts(engine)
+        self.tuned: Tuned | None = None  # what was chosen, and why, where that was asked for
         self.fault: BaseException | None = None  # of the step that has discarded what is being received
 
     @classmethod
@@ -90,6 +98,13 @@ class Session:
             lora_dtype=arguments.lora_dtype,
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
+        choice = None
+        if arguments.tune:
+            from pybatch.tune.autotune import tuned
+
+            choice = tuned(loaded.decoder, arguments, arguments.threads)
+            arguments = replace(arguments, **choice.settings())
+            logger.info("%s", choice)
         engine = Engine(
             loaded.decoder,
             loaded.tokenizer,
@@ -101,6 +116,7 @@ class Session:
             adapter_slots=loaded.adapters,
         )
         session = cls(engine, loaded.tokenizer, params)
+        session.tuned = choice
         for request in named_adapters(arguments.lora_modules).values():
             engine.adapters.find(request)  # raises for what cannot be had
         return session

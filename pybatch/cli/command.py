@@ -67,6 +67,8 @@ def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingPar
             **{"max_tokens": None, **sampling.given()}
         )  # what is wrong with them shows before the model loads
         llm = LLM(**engine.given())
+        if llm.session.tuned is not None:
+            stderr.print(str(llm.session.tuned))
         params = replace(llm.get_default_sampling_params(), **sampling.given())
         # Parameters that this model can run with no prompt (a token id outside its vocabulary) are refused here.
         llm.engine.add_request("flags", [0], params)

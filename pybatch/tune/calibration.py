@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +17,13 @@ from pybatch.engine.scheduling.step import Chunk
 from pybatch.machine.cache_folder import cache_folder
 from pybatch.machine.facts import facts
 from pybatch.machine.memory import free_memory
+from pybatch.tune.kept import find_kept
+from pybatch.tune.kept import keep as keep_fields
 from pybatch.tune.step_times import StepShape, StepTimes
 
 SECONDS = 9.0
 ROUNDS = 3  # so that a pause of the machine in one of them does not count
 MEMORY_SHARE = 0.25  # of the memory that is free, for the KV cache of the measurement
-KEPT = 64  # calibrations in the file
 FILE = "calibration.json"
 
 NO_MATTER = {  # settings that a step's time does not depend on
@@ -70,35 +67,15 @@ def key_of(engine: Engine, model: str) -> dict[str, Any]:
     }
 
 
-# ---- the file ----
-
-
 def kept_in(path: Path, key: Mapping[str, Any]) -> StepTimes | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return StepTimes.from_json(json.loads(path.read_bytes())[digest(key)]["step_times"])
+    with suppress(ValueError, KeyError):
+        return StepTimes.from_json((find_kept(path, key) or {})["step_times"])
     return None
 
 
 def keep(path: Path, key: Mapping[str, Any], times: StepTimes) -> None:
-    """Adds to the file, in one piece for whoever reads it meanwhile. Raises OSError if it cannot be written."""
-    kept: dict[str, Any] = {}
-    with suppress(OSError, ValueError, TypeError):
-        kept = dict(json.loads(path.read_bytes()))
-    kept.pop(digest(key), None)
-    kept[digest(key)] = {"of": key, "step_times": times.to_json()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with open(handle, "w") as file:
-            json.dump(dict(list(kept.items())[-KEPT:]), file, indent=1, default=str)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    return blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    """Raises OSError if it cannot be written."""
+    keep_fields(path, key, {"step_times": times.to_json()})
 
 
 # ---- the measurement ----

@@ -86,7 +86,7 @@ class ThisMachine:
     """Times are measured, on a CPU, with random weights: no checkpoint is needed."""
 
     kv_cache_dtypes = ("auto", "int8", "int4")
-    precisions = ("float32", *QUANTIZED)
+    precisions = ("float32", "bfloat16", *QUANTIZED)
     max_num_batched_tokens = DEFAULTS["cpu"]["max_num_batched_tokens"]
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class ThisMachine:
         self._known: dict[str, MeasuredSteps] = {}
 
     def decoder(self, model: ModelConfig, precision: str) -> Decoder:
-        return planned_decoder(model, torch.float32, precision if precision in QUANTIZED else None)
+        return planned_decoder(model, dtype_of(precision), precision if precision in QUANTIZED else None)
 
     def cache_bytes(self, decoder: Decoder, max_num_seqs: int) -> int:
         free = free_memory(torch.device("cpu")) - decoder.weight_bytes()
@@ -139,6 +139,11 @@ def measured(model: ModelConfig, precision: str, kv_cache_dtype: str) -> StepTim
     return StepTimes([max(0.0, low + times * (high - low)) for low, high in costs], max(few.error, more.error))
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """Of the activations on a CPU."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
 def tensor_weights(model: ModelConfig) -> Sequence[int]:
     """Of the layers' projections."""
     return [each.weights for each in products(planned_decoder(model, torch.float32, None))]
@@ -155,6 +160,6 @@ def cut(model: ModelConfig, layers: int) -> ModelConfig:
 def times_of(model: ModelConfig, precision: str, kv_cache_dtype: str) -> StepTimes:
     length = min(LENGTH, model.plain_context)
     quantization = precision if precision in QUANTIZED else None
-    decoder = random_decoder(model, torch.float32, quantization, torch.device("cpu"), length)
+    decoder = random_decoder(model, dtype_of(precision), quantization, torch.device("cpu"), length)
     config = EngineConfig(kv_cache_dtype=kv_cache_dtype, max_model_len=length)  # type: ignore[arg-type]
     return measure(Engine(decoder, None, config), SECONDS)

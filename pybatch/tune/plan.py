@@ -16,6 +16,7 @@ from pybatch.engine.execution.state_cache import state_layout
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
 from pybatch.tune.cost import Prices, Usage
+from pybatch.tune.precisions import ALIASES
 from pybatch.tune.step_times import StepShape
 from pybatch.tune.trace import Traces
 from pybatch.tune.workload import Workload
@@ -165,6 +166,7 @@ def plan(
             f"input_tokens, output_tokens: a row has {workload.longest:,} tokens, and the context of {model.name} is "
             f"{model.max_position:,}"
         )
+    precisions = [ALIASES.get(each, each) for each in precisions]
     for name, given, known in (
         ("precision", precisions, machine.precisions),
         ("kv_cache_dtype", kv_cache_dtypes, machine.kv_cache_dtypes),

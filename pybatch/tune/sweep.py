@@ -2,68 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import torch
-
 from pybatch.engine import Engine, SamplingParams
-from pybatch.engine.config import EngineConfig
-from pybatch.engine.execution.kv_cache import kv_layout
-from pybatch.engine.execution.state_cache import state_layout
 from pybatch.engine.metrics import EngineMetrics
 from pybatch.engine.scheduling.step import Chunk
-from pybatch.model.decoder import Decoder
-from pybatch.tune.chips import Chip, MatmulShares, Shares
-from pybatch.tune.roofline import Roofline
+from pybatch.machine.gpus import gpu_loads
+from pybatch.machine.load import energy
+from pybatch.tune.ceilings import Ceilings
+from pybatch.tune.simulator import Work
 from pybatch.tune.step_times import StepShape
+from pybatch.tune.workload import Workload
 
 ROUNDS = 2  # batches of rows that each size runs
 KNEE = 1.1  # times the throughput that twice the size has to bring
-COPIED, SIDE, REPEATS = 1 << 28, 1024, 5  # bytes, and rows and columns, of what measures the ceilings
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """Of this machine, measured. bandwidth: bytes a second that a copy reads and writes. arithmetic: operations a
-    second of torch's product of two float32 matrices, on a GPU of bfloat16."""
-
-    bandwidth: float
-    arithmetic: float
-
-    @classmethod
-    def measured(cls, device: torch.device) -> Ceilings:
-        def best(call: Callable[[], object]) -> float:
-            times = []
-            for _ in range(REPEATS):
-                begin = time.perf_counter()
-                call()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                times.append(time.perf_counter() - begin)
-            return min(times)
-
-        source = torch.ones(COPIED, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        matrix = torch.ones(SIDE, SIDE, dtype=dtype, device=device)
-        return cls(2 * COPIED / best(lambda: target.copy_(source)), 2 * SIDE**3 / best(lambda: matrix @ matrix))
-
-    def roofline(self, decoder: Decoder, quantization: str | None, config: EngineConfig) -> Roofline:
-        """What the bytes and operations of a step take at the ceilings."""
-        most = MatmulShares(0.0, 1.0, 1.0)
-        shares = Shares("", "", 1.0, 1.0, dict.fromkeys(("dense", "w8a16", "w8a8"), most), {"bfloat16": 1.0}, 1.0, 0.0)
-        chip = Chip("this machine", 0, self.bandwidth, self.arithmetic, 2 * self.arithmetic, 0, "measured")
-        layout = kv_layout(decoder, config)
-        return Roofline(chip, shares, decoder, quantization, layout, state_layout(decoder), config.kv_cache_dtype)
+RANGES = {"1-16": (1, 16), "32-64": (32, 64), "above 64": (65, math.inf)}  # small, middle and large batches
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
     """One batch size. Times in seconds, rates in tokens a second, sizes in bytes. of_bandwidth, of_arithmetic: what the
-    steps' bytes and operations take at the ceilings, as a share of the time that was measured."""
+    steps' bytes and operations take at the ceilings, as a share of the time that was measured. joules: of the whole
+    run, by the counters of processors (RAPL) and GPUs (NVML); None where the machine does not tell."""
 
     max_num_seqs: int
     seconds: float
@@ -79,10 +43,66 @@ class SweepPoint:
     preemptions: int
     of_bandwidth: float
     of_arithmetic: float
+    joules: float | None = None
+
+    @property
+    def tokens_per_joule(self) -> float | None:
+        return None if not self.joules else self.total_rate * self.seconds / self.joules
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """All batch sizes of one precision, KV type and policy."""
+
+    precision: str
+    kv: str
+    policy: str
+    points: Sequence[SweepPoint]
+
+    @property
+    def name(self) -> str:
+        parts = [self.precision, "" if self.kv == "auto" else f"KV {self.kv}"]
+        return ", ".join(filter(None, [*parts, "" if self.policy == "continuous" else self.policy]))
+
+    @property
+    def knee(self) -> tuple[int, str]:
+        """The size from which on twice as much brings hardly anything, and why."""
+        for point, larger in pairwise(self.points):
+            if larger.total_rate < point.total_rate * KNEE ** math.log2(larger.max_num_seqs / point.max_num_seqs):
+                return point.max_num_seqs, bound(larger)
+        return self.points[-1].max_num_seqs, "none found: the largest size is the fastest"
+
+    def ranges(self) -> dict[str, dict[str, float]]:
+        """Of the small, middle and large batches: which share of the most throughput the slowest and fastest of them
+        have, and the seconds for each later token."""
+        most = max(point.total_rate for point in self.points)
+        told = {}
+        for name, (low, high) in RANGES.items():
+            if some := [point for point in self.points if low <= point.max_num_seqs <= high]:
+                rates, tpot = [point.total_rate / most for point in some], [point.tpot_p50 for point in some]
+                told[name] = {
+                    "least": min(rates),
+                    "most": max(rates),
+                    "tpot_least": min(tpot),
+                    "tpot_most": max(tpot),
+                }
+        return told
+
+
+def bound(point: SweepPoint) -> str:
+    if point.preemptions or point.sequences < 0.6 * point.max_num_seqs:
+        return "the KV cache holds no more"
+    if max(point.of_bandwidth, point.of_arithmetic) < 0.3:
+        return (
+            f"overhead: bytes are {point.of_bandwidth:.0%} and arithmetic {point.of_arithmetic:.0%} of their ceilings"
+        )
+    if point.of_arithmetic > point.of_bandwidth:
+        return f"arithmetic, at {point.of_arithmetic:.0%} of its ceiling"
+    return f"bytes, at {point.of_bandwidth:.0%} of the bandwidth"
 
 
 class WatchedEngine(Engine):
-    """Notes what its steps compute."""
+    """Notes the shapes of its steps."""
 
     shapes: list[StepShape]
 
@@ -93,33 +113,35 @@ class WatchedEngine(Engine):
         return chunks
 
 
-def sweep(
-    engine: Engine, quantization: str | None, sizes: Iterable[int], prompt: int, output: int, ceilings: Ceilings
-) -> list[SweepPoint]:
-    """Runs rows of so many tokens in batches of each size, on engines of their own with the given one's weights. A KV
-    pool holds what the given one's holds."""
-    return [measure(engine, quantization, size, prompt, output, ceilings) for size in sizes]
-
-
 def measure(
-    engine: Engine, quantization: str | None, size: int, prompt: int, output: int, ceilings: Ceilings
+    engine: Engine,
+    quantization: str | None,
+    size: int,
+    workload: Workload,
+    ceilings: Ceilings,
+    policy: str = "continuous",
+    rounds: int = ROUNDS,
 ) -> SweepPoint:
+    """Runs rows of the workload in batches of that size, on an engine of its own with the given one's weights and a KV
+    pool that holds what the given one's holds. rounds: batches of rows."""
     config = replace(
         engine.config,
         max_num_seqs=size,
         max_num_batched_tokens=max(size, engine.config.max_num_batched_tokens),
         num_kv_blocks=engine.num_kv_blocks,
         max_model_len=engine.max_model_len,
-        enable_prefix_caching=False,
+        policy=policy,
     )
     of_size = WatchedEngine(engine.decoder, None, config)
-    run(of_size, size, prompt, 2, first=0)  # what is made once is made before
+    rows = list(workload.take((rounds + 1) * size))
+    run(of_size, rows[:size], most=2)  # what is made once is made before
     of_size.shapes = []
     of_size.metrics = EngineMetrics(of_size.num_kv_blocks)
     of_size._new_schedule()
-    begin = time.perf_counter()
-    run(of_size, ROUNDS * size, prompt, output, first=size)
+    joules, begin = joules_used(), time.perf_counter()
+    run(of_size, rows[size:])
     seconds = time.perf_counter() - begin
+    after = joules_used()
     told = of_size.metrics.summary()
     roofline = ceilings.roofline(engine.decoder, quantization, config)
     parts = [roofline.parts(shape) for shape in of_size.shapes]
@@ -138,37 +160,26 @@ def measure(
         told.preemptions,
         sum(part["weights"] + part["KV"] for part in parts) / seconds,
         sum(part["arithmetic"] for part in parts) / seconds,
+        None if joules is None or after is None else after - joules,
     )
 
 
-def run(engine: WatchedEngine, rows: int, prompt: int, output: int, *, first: int) -> None:
-    """As many at a time as the batch holds."""
+def joules_used() -> float | None:
+    """Since some time, by all processors and GPUs that tell."""
+    packages = [joules for name, joules in energy().items() if name.startswith("package")]
+    told = [*packages, *(each.energy for each in gpu_loads() if each.energy is not None)]
+    return sum(told) if told else None
+
+
+def run(engine: WatchedEngine, rows: Iterable[Work], most: int = 1 << 30) -> None:
+    """As many at a time as the policy may choose from. most: tokens of an answer."""
     engine.shapes = []
-    params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True, detokenize=False)
-    vocab, added = engine.decoder.config.vocab_size, 0
-    while added < rows or engine.has_unfinished():
-        while added < rows and engine.num_unfinished() < engine.config.max_num_seqs:
-            ids = [((first + added) * 7919 + i * 31) % vocab for i in range(prompt)]
-            engine.add_request(f"{first}-{added}", ids, params)
-            added += 1
+    vocab, pending = engine.decoder.config.vocab_size, list(enumerate(rows))[::-1]
+    while pending or engine.has_unfinished():
+        while pending and engine.num_unfinished() < engine.config.requests_ahead:
+            number, work = pending.pop()
+            outputs = min(work.output_tokens[0], most)
+            params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True, detokenize=False)
+            ids = [(token * 7919 + (token >> 20) * 31) % vocab for token in work.prompt_token_ids]
+            engine.add_request(f"{number}", ids, params)
         engine.step()
-
-
-def knee(points: Sequence[SweepPoint]) -> tuple[int, str]:
-    """The size from which on twice as much brings hardly anything, and why."""
-    for point, larger in pairwise(points):
-        if larger.total_rate < point.total_rate * KNEE:
-            return point.max_num_seqs, bound(larger)
-    return points[-1].max_num_seqs, "none found: the largest size is the fastest"
-
-
-def bound(point: SweepPoint) -> str:
-    if point.preemptions or point.sequences < 0.6 * point.max_num_seqs:
-        return "the KV cache holds no more"
-    if max(point.of_bandwidth, point.of_arithmetic) < 0.3:
-        return (
-            f"overhead: bytes are {point.of_bandwidth:.0%} and arithmetic {point.of_arithmetic:.0%} of their ceilings"
-        )
-    if point.of_arithmetic > point.of_bandwidth:
-        return f"arithmetic, at {point.of_arithmetic:.0%} of its ceiling"
-    return f"bytes, at {point.of_bandwidth:.0%} of the bandwidth"

@@ -11,7 +11,8 @@ import pytest
 from pybatch import LLM, SamplingParams
 from pybatch.machine.cache_folder import cache_folder
 from pybatch.tune import calibration
-from pybatch.tune.calibration import KEPT, MeasuredEngine, calibrated, keep, kept_in, key_of, measure
+from pybatch.tune.calibration import MeasuredEngine, calibrated, keep, kept_in, key_of, measure
+from pybatch.tune.kept import KEPT
 from pybatch.tune.step_times import StepShape, StepTimes
 
 FAST = StepTimes([1e-3, 1e-5, 0.0, 3e-5, 5e-6, 1e-7, 0.0])
