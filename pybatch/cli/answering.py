@@ -30,10 +30,26 @@ if TYPE_CHECKING:
     from pybatch.jobs.rows import Row
 
 
-def local(engine: EngineFlags, sampling: SamplingFlags) -> tuple[Session, SamplingParams]:
-    """Of a model that this process loads."""
+@contextmanager
+def local(
+    engine: EngineFlags, sampling: SamplingFlags, profile: str | None = None, steps: int | None = None
+) -> Iterator[tuple[Session, SamplingParams]]:
+    """Of a model that this process loads. profile: the file for a trace of so many steps, or those that there are."""
     llm, params = load(engine, sampling)
-    return llm.session, params
+    if profile is None:
+        yield llm.session, params
+        return
+    from pybatch.engine.profile import StepProfile
+
+    trace = StepProfile(llm.engine, Path(profile), steps)
+    trace.begin()
+    try:
+        yield llm.session, params
+    finally:
+        try:
+            trace.end()
+        except (OSError, RuntimeError) as error:
+            tell(f"There is no profile: {one_line(error)}")
 
 
 @contextmanager

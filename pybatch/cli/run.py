@@ -115,6 +115,11 @@ def run(
             metavar="FILE",
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        results("Write a trace of the first steps, for chrome://tracing or Perfetto.", metavar="FILE"),
+    ] = None,
+    profile_steps: Annotated[int, results("Steps in the trace. Default: 100.", min=1)] = 100,
     fresh: Annotated[
         bool, going_on("Start over, and replace the output file if there is one.", "--fresh", "--overwrite")
     ] = False,
@@ -179,6 +184,8 @@ def run(
         raise UsageError("--preview: a dry run answers no rows")
     if dry_run and ray:
         raise UsageError("--ray: a dry run measures this machine alone")
+    if profile is not None and (dry_run or ray):
+        raise UsageError("--profile: traces the steps of this process; expected no --dry-run and no --ray")
     if raw and system is not None:
         raise UsageError("--system: a system message needs the chat template that --raw does without")
 
@@ -196,7 +203,7 @@ def run(
     if prompt is not None:
         options, engine, sampling = with_prompt(prompt, options, engine, sampling, context)
     with usage_errors():
-        told = ReportFiles(report, json_file, cost.prices())
+        told = ReportFiles(report, json_file, cost.prices(), profile)
     traced = latitude.traced(engine.model, told.prices, getattr(options, "prompt", None))
     with ending_at_once(discard_unused_journals), ExitStack() as opened:
         traced = opened.enter_context(recording(options, engine.model, name, told.prices, history, traced))
@@ -233,9 +240,10 @@ def run(
                 show_dry_run(job, cache, sampling, engine, told, before_it_prints=opened.close)
             if job.checked.bad and on_error is OnError.fail:
                 raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
-            answering = answering or (
-                opened.enter_context(cluster(ray, engine, sampling)) if ray else local(engine, sampling)
-            )
+            if answering is None and ray:
+                answering = opened.enter_context(cluster(ray, engine, sampling))
+            elif answering is None:
+                answering = opened.enter_context(local(engine, sampling, profile, profile_steps))
             if step.name is not None:
                 tell(f"Step {steps.index(step) + 1} of {len(steps)}: {step.name}")
             shown = first_rows if step is steps[0] else Preview(None)

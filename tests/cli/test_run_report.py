@@ -187,3 +187,22 @@ def test_a_terminal_shows_what_goes_on(tiny_model: Path, tmp_path: Path) -> None
     text = shown.decode()
     assert re.search(r"\d+/150 rows \(15 failed, 27 cached\)", text)
     assert re.search(r"[\d,]+ tokens · [\d,]+ tok/s · KV \d+% · \d:\d\d left", text)
+
+
+def test_a_profile_has_the_parts_of_the_steps(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    rows, trace = tmp_path / "rows.jsonl", tmp_path / "trace.json"
+    write_rows(rows)
+    flags = ("run", rows, "-o", tmp_path / "out.jsonl", "--model", tiny_model, "--profile", trace, *FAST)
+    assert cli(*flags, "--profile-steps", "3").code == 1  # every tenth row is bad
+    named = [
+        each["name"] for each in json.loads(trace.read_text())["traceEvents"] if each.get("cat") == "user_annotation"
+    ]
+    assert {name: named.count(name) for name in ("step", "schedule", "run", "sample", "update")} == dict.fromkeys(
+        ("step", "schedule", "run", "sample", "update"), 3
+    )
+    for wrong, says in (
+        (("--dry-run",), "--profile: traces the steps of this process"),
+        (("--json", trace), "--profile needs one of its own"),
+    ):
+        ran = cli(*flags, *wrong)
+        assert (ran.code, says in ran.err) == (2, True), ran.err
