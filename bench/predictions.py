@@ -29,7 +29,7 @@ from pybatch import SamplingParams
 from pybatch.engine import Engine, EngineConfig
 from pybatch.machine.facts import facts
 from pybatch.model.loader import load_model
-from pybatch.model.unweighted import read_config
+from pybatch.model.unweighted import read_config, stored_dtype
 from pybatch.tune.machines import ThisMachine
 from pybatch.tune.precisions import arguments
 from pybatch.tune.simulator import Simulator, Work
@@ -105,10 +105,11 @@ def works(case: Case, vocab: int, share: float) -> list[Work]:
 
 
 def predictions(cases: list[Case], folder: Path, share: float) -> Iterator[dict[str, object]]:
-    machine, loaded, known = ThisMachine(), None, None
+    machines, loaded, known = {}, None, None
     for case in cases:
         path = path_of(case.model, folder)
         model = read_config(path)
+        machine = machines.setdefault(stored_dtype(path), ThisMachine(stored_dtype(path)))
         rows = works(case, model.vocab_size, share)
         tokens = sum(len(work.prompt_token_ids) + work.output_tokens[0] for work in rows)
         config = EngineConfig(

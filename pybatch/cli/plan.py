@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,15 +15,17 @@ from pybatch.cli.flags import CostFlags, option, takes
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pybatch.tune.cost import Prices
+    from pybatch.tune.fleet import FleetPlan, FleetRun
     from pybatch.tune.plan import Machine, Option, Plan
     from pybatch.tune.workload import Workload
 
 where = partial(option, "Machine")
 work = partial(option, "Workload")
 wanted = partial(option, "Targets")
+many = partial(option, "Many machines")
 
 
 @takes(cost=CostFlags)
@@ -56,6 +59,13 @@ def plan(
     ttft: Annotated[float | None, wanted("Seconds to the first token, at most, for 99 in 100.")] = None,
     tpot: Annotated[float | None, wanted("Seconds for each later token, at most, for 99 in 100.")] = None,
     deadline: Annotated[float | None, wanted("Seconds for the whole job: says how many machines.")] = None,
+    machines: Annotated[int | None, many("So many machines share the rows.", min=1)] = None,
+    startup: Annotated[float, many("Seconds until a machine computes. Default: 60.", min=0)] = 60.0,
+    stragglers: Annotated[
+        str | None,
+        many("A share of the machines takes so many times as long, such as 0.05:2.", metavar="SHARE:FACTOR"),
+    ] = None,
+    mtbf: Annotated[float | None, many("Hours between two failures of a machine. Default: none fails.")] = None,
     json_file: Annotated[str | None, work("Write the plan as JSON.", "--json", metavar="FILE")] = None,
     *,
     cost: CostFlags,
@@ -73,12 +83,14 @@ def plan(
         from pybatch.jobs.disk.publishing import expect_place
         from pybatch.jobs.report.report import write_json
         from pybatch.model.unweighted import read_config
+        from pybatch.tune.fleet import Fleet
         from pybatch.tune.plan import Targets, plan
 
         if json_file is not None:
             expect_place(json_file)
         targets = Targets(ttft, tpot, deadline)
-        machine = find_machine(chip)
+        fleet = None if machines is None else Fleet.parse(machines, startup, stragglers, mtbf)
+        machine = find_machine(chip, model)
         config = read_config(model)
         workload = find_workload(model, prompts, input_tokens, output_tokens, shared_prefix, rows)
         with stderr.status("Planning") as status:
@@ -92,18 +104,23 @@ def plan(
                 max_num_seqs=max_num_seqs,
                 tell=lambda what: status.update(f"Planning: {what}"),
             )
+        planned = [] if fleet is None else made.fleets(fleet)
         if json_file is not None:
-            write_json(json_file, made.to_json(prices))
+            of_fleets = [{**asdict(each), "cost": cost_of(each.typical, prices)} for each in planned]
+            write_json(json_file, {**made.to_json(prices), "fleets": of_fleets})
     show(made, prices)
+    if planned:
+        stdout().print(fleet_table(made, planned, prices))
     if made.chosen is None:
         raise typer.Exit(exit_codes.FAILED_ROWS)
 
 
-def find_machine(chip: str | None) -> Machine:
+def find_machine(chip: str | None, model: str) -> Machine:
+    from pybatch.model.unweighted import stored_dtype
     from pybatch.tune.chips import find_chip
     from pybatch.tune.machines import OnChip, ThisMachine
 
-    return ThisMachine() if chip is None else OnChip(find_chip(chip))
+    return ThisMachine(stored_dtype(model)) if chip is None else OnChip(find_chip(chip))
 
 
 def find_workload(
@@ -167,6 +184,43 @@ def show(made: Plan, prices: Prices) -> None:
     out.print(f"Cheapest: {chosen.precision}, {flags}")
     for name, value in prices.figures(chosen.usage).items():
         out.print(f"{name}: {value}")
+
+
+def fleet_table(made: Plan, planned: Sequence[FleetPlan], prices: Prices) -> Table:
+    from pybatch.api.progress import clock
+    from pybatch.tune.cost import dollars
+
+    last, chosen = planned[-1].fleet, made.chosen
+    assert chosen is not None
+    faults = [f"{last.startup:g} s to start"]
+    if last.stragglers:
+        faults.append(f"{last.stragglers:.0%} of them {last.slowdown:g} times as slow")
+    if last.mtbf is not None:
+        faults.append(f"a failure in {last.mtbf:g} hours of each")
+    title = f"{made.rows:,} rows on many machines, {chosen.precision}: {', '.join(faults)}"
+    table = Table(title=title, title_justify="left")
+    for name in ("machines", "time", "9 in 10", "machine hours", "efficiency", "failures", "rows again"):
+        table.add_column(name, justify="right")
+    if prices.per_hour is not None:
+        table.add_column("job", justify="right")
+    for each in planned:
+        run, cost = each.typical, cost_of(each.typical, prices)
+        table.add_row(
+            f"{each.fleet.machines:,}",
+            clock(run.seconds),
+            clock(each.late.seconds),
+            f"{run.machine_seconds / 3600:,.1f}",
+            f"{run.efficiency:.1%}",
+            f"{run.failures:,}",
+            f"{run.repeated:,}",
+            *([] if cost is None else [dollars(cost)]),
+        )
+    return table
+
+
+def cost_of(run: FleetRun, prices: Prices) -> float | None:
+    """Dollars, of all machines."""
+    return None if prices.per_hour is None else prices.per_hour * run.machine_seconds / 3600
 
 
 def cells(each: Option, prices: Prices) -> list[str]:

@@ -52,8 +52,8 @@ class NoCheckpoint:
     quantized = False
     pooling = LAST_TOKEN
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    def __init__(self, config: ModelConfig, stored: torch.dtype) -> None:
+        self.config, self.stored = config, stored
         self.generation_config: dict[str, Any] = {}
         self.adjacent_pairs = FAMILIES[config.family].adjacent_pairs
 
@@ -88,38 +88,52 @@ class ShapePlan(WeightPlan):
         return 1.0
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
-        return MadeRows(shape, torch.bfloat16, empty)
+        assert isinstance(self.checkpoint, NoCheckpoint)
+        return MadeRows(shape, self.checkpoint.stored, empty)
 
 
 class RandomLoader(WeightLoader):
     """A WeightLoader without a checkpoint."""
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
-        return MadeRows(shape, torch.bfloat16, random)
+        assert isinstance(self.checkpoint, NoCheckpoint)
+        return MadeRows(shape, self.checkpoint.stored, random)
 
 
-def planned_decoder(config: ModelConfig, dtype: torch.dtype, quantization: str | None) -> Decoder:
-    """What a checkpoint in bfloat16 would be loaded as: shapes, on torch's meta device."""
-    return build_decoder(ShapePlan(NoCheckpoint(config), dtype, quantization), 1)
+def planned_decoder(
+    config: ModelConfig, dtype: torch.dtype, quantization: str | None, stored: torch.dtype = torch.bfloat16
+) -> Decoder:
+    """What a checkpoint of that type would be loaded as: shapes, on torch's meta device."""
+    return build_decoder(ShapePlan(NoCheckpoint(config, stored), dtype, quantization), 1)
 
 
 def random_decoder(
-    config: ModelConfig, dtype: torch.dtype, quantization: str | None, device: torch.device, max_model_len: int
+    config: ModelConfig,
+    dtype: torch.dtype,
+    quantization: str | None,
+    device: torch.device,
+    max_model_len: int,
+    stored: torch.dtype = torch.bfloat16,
 ) -> Decoder:
     """Of the same shapes and with random weights."""
-    return build_decoder(RandomLoader(NoCheckpoint(config), dtype, quantization, device), max_model_len)
+    return build_decoder(RandomLoader(NoCheckpoint(config, stored), dtype, quantization, device), max_model_len)
+
+
+def stored_dtype(model: str | Path) -> torch.dtype:
+    """Of the weights of what read_config takes, as they are read: of a narrow type they stay so in any precision. A
+    GGUF file's blocks are read as float32. Raises ModelError."""
+    path = _config_path(model)
+    if not path.is_dir():
+        return torch.float32
+    fields = read_json(path / "config.json")
+    named = fields.get("dtype") or fields.get("torch_dtype")
+    return {"float32": torch.float32, "float16": torch.float16}.get(str(named), torch.bfloat16)
 
 
 def read_config(model: str | Path) -> ModelConfig:
     """Of a directory, for which its config.json is enough, that file itself, a GGUF file or a name on the Hugging Face
     hub, of which no weights are loaded. Raises ModelError."""
-    path = Path(model).expanduser()
-    if path.is_file() and path.suffix == ".json":
-        path = path.parent
-    elif not path.exists() and str(model).lower() != SMOLLM2 and isinstance(model, str) and model.count("/") == 1:
-        path = _hub_config(model).parent
-    else:
-        path = find_model(model)
+    path = _config_path(model)
     if path.is_dir():
         fields = read_json(path / "config.json")
         take_quantization(fields, path)
@@ -127,6 +141,16 @@ def read_config(model: str | Path) -> ModelConfig:
     from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint  # gguf takes a while to import
 
     return GGUFCheckpoint(path).config
+
+
+def _config_path(model: str | Path) -> Path:
+    """The directory, or the GGUF file."""
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        return path.parent
+    if not path.exists() and str(model).lower() != SMOLLM2 and isinstance(model, str) and model.count("/") == 1:
+        return _hub_config(model).parent
+    return find_model(model)
 
 
 def _hub_config(name: str) -> Path:

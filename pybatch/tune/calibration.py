@@ -102,6 +102,7 @@ def phases(engine: Engine) -> list[Phase]:
     few, longest = min(8, most), engine.max_model_len
     wanted = [Phase(1, 1, 3), Phase(1, 8, 3), Phase(1, 32, 3), Phase(few, 8, 6), Phase(1, 128, 3)]
     wanted += [Phase(count, 4, 6 + 4 * count // chunk) for count in (32, 64, most) if count <= most]
+    wanted += [Phase(count, 64, 4 + 64 * count // chunk) for count in (4, 16) if count <= most]
     wanted += [Phase(1, chunk, 3), Phase(few, 256, 4 + 256 * few // chunk), Phase(1, 1024, 4)]
     return list(dict.fromkeys(each for each in wanted if each.prompt + each.outputs <= longest)) or [Phase(1, 1, 1)]
 
@@ -147,8 +148,8 @@ class Measurement:
             for phase in self._phases:
                 if not self._steps or self._may_run(phase):
                     self._run(phase)
-        # The lower quartile: what else the machine does only ever adds to a time.
-        usual = [sorted(steps, key=lambda step: step[0])[len(steps) // 4] for steps in self._steps.values()]
+        # The median: a run has slow steps too, and one that the machine was busy in counts for no more than another.
+        usual = [sorted(steps, key=lambda step: step[0])[len(steps) // 2] for steps in self._steps.values()]
         return StepTimes.fit([shape for _, shape in usual], [seconds for seconds, _ in usual])
 
     def _may_run(self, phase: Phase) -> bool:

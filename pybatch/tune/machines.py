@@ -89,14 +89,16 @@ class ThisMachine:
     precisions = ("float32", "bfloat16", *QUANTIZED)
     max_num_batched_tokens = DEFAULTS["cpu"]["max_num_batched_tokens"]
 
-    def __init__(self) -> None:
+    def __init__(self, stored: torch.dtype = torch.bfloat16) -> None:
+        """stored: the type of the checkpoint's weights."""
+        self._stored = stored
         known = facts()
         self.name = f"{known['cpu']}, {torch.get_num_threads()} threads"
         self._facts = {name: known[name] for name in ("pybatch", "torch", "cpu", "physical_cores", "isa_chosen")}
         self._known: dict[str, MeasuredSteps] = {}
 
     def decoder(self, model: ModelConfig, precision: str) -> Decoder:
-        return planned_decoder(model, dtype_of(precision), precision if precision in QUANTIZED else None)
+        return planned_decoder(model, dtype_of(precision), precision if precision in QUANTIZED else None, self._stored)
 
     def cache_bytes(self, decoder: Decoder, max_num_seqs: int) -> int:
         free = free_memory(torch.device("cpu")) - decoder.weight_bytes()
@@ -106,6 +108,7 @@ class ThisMachine:
     def steps(self, decoder: Decoder, precision: str, config: EngineConfig) -> MeasuredSteps:
         key = {
             "shape": repr(decoder.config),
+            "stored": str(self._stored),
             "precision": precision,
             "kv_cache_dtype": config.kv_cache_dtype,
             "block_size": config.block_size,
@@ -121,19 +124,19 @@ class ThisMachine:
         folder = cache_folder()
         times = None if folder is None else kept_in(folder / FILE, key)
         if times is None:
-            times = measured(decoder.config, precision, config.kv_cache_dtype)
+            times = measured(decoder.config, precision, config.kv_cache_dtype, self._stored)
             if folder is not None:
                 with suppress(OSError):
                     keep(folder / FILE, key, times)
         return times
 
 
-def measured(model: ModelConfig, precision: str, kv_cache_dtype: str) -> StepTimes:
+def measured(model: ModelConfig, precision: str, kv_cache_dtype: str, stored: torch.dtype) -> StepTimes:
     """Of a model with random weights; of a large one two cuts are measured, with few layers each."""
     shares_kv = any(getattr(layer.mixer, "kv_of", None) is not None for layer in model.layers)
     if sum(tensor_weights(model)) <= MEASURED or model.num_layers <= MORE or shares_kv:
-        return times_of(model, precision, kv_cache_dtype)
-    few, more = (times_of(cut(model, layers), precision, kv_cache_dtype) for layers in (FEW, MORE))
+        return times_of(model, precision, kv_cache_dtype, stored)
+    few, more = (times_of(cut(model, layers), precision, kv_cache_dtype, stored) for layers in (FEW, MORE))
     times = (model.num_layers - FEW) / (MORE - FEW)
     costs = zip(few.coefficients, more.coefficients, strict=True)
     return StepTimes([max(0.0, low + times * (high - low)) for low, high in costs], max(few.error, more.error))
@@ -157,9 +160,9 @@ def cut(model: ModelConfig, layers: int) -> ModelConfig:
     return replace(model, layers=tuple(chosen))
 
 
-def times_of(model: ModelConfig, precision: str, kv_cache_dtype: str) -> StepTimes:
+def times_of(model: ModelConfig, precision: str, kv_cache_dtype: str, stored: torch.dtype) -> StepTimes:
     length = min(LENGTH, model.plain_context)
     quantization = precision if precision in QUANTIZED else None
-    decoder = random_decoder(model, dtype_of(precision), quantization, torch.device("cpu"), length)
+    decoder = random_decoder(model, dtype_of(precision), quantization, torch.device("cpu"), length, stored)
     config = EngineConfig(kv_cache_dtype=kv_cache_dtype, max_model_len=length)  # type: ignore[arg-type]
     return measure(Engine(decoder, None, config), SECONDS)

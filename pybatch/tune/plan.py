@@ -16,6 +16,7 @@ from pybatch.engine.execution.state_cache import state_layout
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
 from pybatch.tune.cost import Prices, Usage
+from pybatch.tune.fleet import Fleet, FleetPlan, OneMachine, fleets
 from pybatch.tune.precisions import ALIASES
 from pybatch.tune.step_times import StepShape
 from pybatch.tune.trace import Traces
@@ -131,6 +132,14 @@ class Plan:
         """That which costs least, by the machines' time."""
         able = [each for each in self.options if each.usage is not None]
         return min(able, key=lambda each: each.usage.seconds, default=None)  # type: ignore[union-attr]
+
+    def fleets(self, largest: Fleet) -> Sequence[FleetPlan]:
+        """What so many machines of the chosen option take, and fewer of them; none where there is no such option."""
+        if self.chosen is None or self.chosen.best is None:
+            return []
+        best = self.chosen.best
+        ramp = max(0.0, best.seconds - best.row_seconds * self.rows)
+        return fleets(largest, self.rows, OneMachine(best.row_seconds, best.max_num_seqs, ramp))
 
     def to_json(self, prices: Prices) -> dict[str, Any]:
         chosen = self.chosen

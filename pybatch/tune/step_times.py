@@ -50,10 +50,20 @@ class StepTimes:
     """A model of a step's time: a sum of a few costs, each a coefficient that is not negative.
 
     A token costs more from the 9th and the 65th in a step on: few tokens wait for the weights to come from memory, many
-    for the arithmetic. The model is so convex in the number of tokens.
+    for the arithmetic. The model is so convex in the number of tokens. A step with prompts in it runs op by op, and one
+    that only decodes is a replay of a graph.
     """
 
-    COSTS = ("step", "token", "token_from_9th", "token_from_65th", "sequence", "context_token", "attention_pair")
+    COSTS = (
+        "step",
+        "token",
+        "token_from_9th",
+        "token_from_65th",
+        "sequence",
+        "context_token",
+        "attention_pair",
+        "prompt_step",
+    )
 
     def __init__(
         self, seconds: Sequence[float], error: float = 0.0, *, decodes: float = 1.0, prompts: float = 1.0
@@ -67,7 +77,8 @@ class StepTimes:
     @staticmethod
     def _counts(shape: StepShape) -> tuple[float, ...]:
         tokens = shape.tokens
-        return 1, tokens, max(0, tokens - 8), max(0, tokens - 64), shape.sequences, shape.context, shape.pairs
+        beyond = max(0, tokens - 8), max(0, tokens - 64)
+        return 1, tokens, *beyond, shape.sequences, shape.context, shape.pairs, min(1, shape.pairs)
 
     def seconds(self, shape: StepShape) -> float:
         factor = self._prompts if shape.pairs else self._decodes

@@ -32,6 +32,19 @@ def test_a_plan_needs_a_config_alone(cli: Cli, config: Path, tmp_path: Path) -> 
     assert option["cost"]["dollars"] == pytest.approx(0.8 * option["usage"]["seconds"] / 3600)
 
 
+def test_many_machines_are_planned_with_their_faults(cli: Cli, config: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    many = ("--machines", "100", "--startup", "30", "--stragglers", "0.1:3", "--mtbf", "50")
+    ran = cli("plan", config, *CHIP, *WORK, "--rows", "1000000", *many, "--price-per-hour", "2", "--json", told)
+    assert ran.code == 0, ran.err
+    assert "10% of them 3 times as slow" in ran.out
+    made = json.loads(told.read_text())["fleets"]
+    assert [each["fleet"]["machines"] for each in made] == [12, 25, 50, 100]
+    assert made[0]["cost"] == pytest.approx(2 * made[0]["typical"]["machine_seconds"] / 3600)
+    ran = cli("plan", config, *CHIP, *WORK, "--machines", "2", "--stragglers", "many")
+    assert (ran.code, "stragglers: expected SHARE:FACTOR" in ran.err) == (2, True)
+
+
 def test_a_file_of_prompts_is_a_workload(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "abcdefgh", "max_tokens": 4}\n' * 3)

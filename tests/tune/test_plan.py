@@ -262,13 +262,13 @@ def test_a_large_model_is_told_from_two_cuts(tmp_path: Path, monkeypatch: pytest
     assert cut(deep, 2).attentions
     monkeypatch.setattr(machines, "MEASURED", 0)
 
-    def times_of(model: ModelConfig, *of: str) -> StepTimes:
-        return StepTimes([0.1 + model.num_layers, 0, 0, 0, 0, 0, 1.0 * model.num_layers])
+    def times_of(model: ModelConfig, *of: object) -> StepTimes:
+        return StepTimes([0.1 + model.num_layers, 0, 0, 0, 0, 0, 1.0 * model.num_layers, 0.0])
 
     monkeypatch.setattr(machines, "times_of", times_of)
-    times = machines.measured(deep, "float32", "auto")
+    times = machines.measured(deep, "float32", "auto", torch.float32)
     assert times.coefficients[0] == pytest.approx(0.1 + deep.num_layers)
-    assert times.coefficients[-1] == pytest.approx(deep.num_layers)
+    assert times.coefficients[-2] == pytest.approx(deep.num_layers)
 
 
 @pytest.mark.parametrize(

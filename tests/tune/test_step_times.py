@@ -14,7 +14,7 @@ from pybatch.engine.scheduling.step import Chunk
 from pybatch.model import load_model
 from pybatch.tune.step_times import StepShape, StepTimes, non_negative_least_squares
 
-MADE = StepTimes([4e-3, 1e-5, 0.0, 3e-4, 5e-5, 1e-7, 2e-9])
+MADE = StepTimes([4e-3, 1e-5, 0.0, 3e-4, 5e-5, 1e-7, 2e-9, 0.0])
 
 
 def shapes() -> list[StepShape]:
