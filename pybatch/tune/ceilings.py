@@ -51,10 +51,11 @@ class Ceilings:
         return cls(2 * COPIED / best(lambda: target.copy_(source)), arithmetic, int8)
 
     def roofline(self, decoder: Decoder, quantization: str | None, config: EngineConfig) -> Roofline:
-        """What the bytes and operations of a step take at the ceilings."""
+        """What the bytes and operations of a step take at the ceilings. GGUF's blocks are multiplied as int8."""
+        kernel = "int8" if quantization == "gguf" else quantization
         most = MatmulShares(0.0, 1.0, 1.0)
         matmuls = {"dense": most, "w8a16": most, "w8a8": MatmulShares(0.0, 1.0, 2.0)}
         shares = Shares("", "", 1.0, 1.0, matmuls, {"bfloat16": 1.0}, 1.0, 0.0)
         chip = Chip("this machine", 0, self.bandwidth, self.arithmetic, self.int8, 0, "measured")
         layout = kv_layout(decoder, config)
-        return Roofline(chip, shares, decoder, quantization, layout, state_layout(decoder), config.kv_cache_dtype)
+        return Roofline(chip, shares, decoder, kernel, layout, state_layout(decoder), config.kv_cache_dtype)
