@@ -22,7 +22,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 import pybatch
-from pybatch.cluster.ray_cluster import OBJECT_STORE
+from pybatch.machine.ray_cluster import OBJECT_STORE
 from pybatch.model.unweighted import read_config, stored_dtype
 from pybatch.tune.fleet import Fleet, OneMachine, plan_fleet
 from pybatch.tune.machines import ThisMachine

@@ -31,7 +31,7 @@ NO_MATTER = {  # settings that a step's time does not depend on
     *("max_model_len", "memory_utilization", "num_kv_blocks", "policy"),
     "weights_cache_dir",
     "adapter",  # is merged
-    "threads",  # what came of it counts
+    *("threads", "tune"),  # what came of them counts
 }
 
 
