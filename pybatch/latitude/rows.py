@@ -53,10 +53,8 @@ def row_of(result: Mapping[str, Any], id: str, trace_id: str, *, extends: bool, 
     told = {name: result[name] for name in TOLD if name in result} | told
     kept: dict[str, Any] = {}
     if from_dataset:
-        id = fields.pop("row_id", id)
-        kept = {
-            name: fields.pop(name) for name in ("expected_output", "metadata", "custom", "output") if name in fields
-        }
+        id = taken(fields, "row_id") or id
+        kept = {name: taken(fields, name) for name in ("expected_output", "metadata", "custom", "output")}
     metadata = kept.get("metadata")
     row = {
         "id": id,
@@ -65,9 +63,14 @@ def row_of(result: Mapping[str, Any], id: str, trace_id: str, *, extends: bool, 
         "expectedOutput": kept.get("expected_output"),
         "metadata": {
             **(metadata if isinstance(metadata, dict) else {} if metadata is None else {"metadata": metadata}),
-            **({"custom": kept["custom"]} if "custom" in kept else {}),
-            **({"earlier_output": kept["output"]} if "output" in kept else {}),
+            **({} if kept.get("custom") is None else {"custom": kept["custom"]}),
+            **({} if kept.get("output") is None else {"earlier_output": kept["output"]}),
             "pybatch": told,
         },
     }
     return {name: value for name, value in row.items() if value is not None}
+
+
+def taken(fields: dict[str, Any], name: str) -> Any:
+    """Takes out what fields_of has put there, and not the input's own field of that name."""
+    return fields.pop(f"dataset_{name}" if f"dataset_{name}" in fields else name, None)

@@ -33,7 +33,7 @@ ROWS: list[dict[str, Any]] = [
     {"id": "object", "input": {"prompt": "Say two", "temperature": 0.5}, "output": "two", "custom": {"k": True}},
     {"id": "list", "input": [{"role": "user", "content": "Say three"}], "metadata": "m"},
     {"id": "bad", "input": 7},
-    {"id": "clash", "input": {"prompt": "Say four", "metadata": "own"}, "metadata": "other"},
+    {"id": "clash", "input": {"prompt": "Say four", "metadata": "own", "row_id": "text"}, "metadata": "other"},
 ]
 
 
@@ -55,12 +55,12 @@ def test_a_dataset_in_and_a_dataset_out(cli: Cli, tiny_model: Path, server: Lati
     assert list(results) == [row["id"] for row in ROWS]
     inputs = [
         "Say one", {"prompt": "Say two", "temperature": 0.5}, {"messages": ROWS[2]["input"]}, {"input": 7},
-        {"prompt": "Say four", "metadata": "own", "dataset_metadata": "other"},
+        ROWS[4]["input"],
     ]  # fmt: skip
     for number, (row, asked) in enumerate(zip(results.values(), inputs, strict=True)):
         told = row["metadata"]["pybatch"]
         assert (told["row"], told["trace_id"]) == (number, trace_id(job, number))
-        assert number == 4 or row["input"] == asked
+        assert row["input"] == asked
         assert (row["output"] is None) == (number == 3)
         assert number == 3 or told["usage"]["completion_tokens"] == 8
     assert results["text"]["expectedOutput"] == 5
@@ -68,6 +68,7 @@ def test_a_dataset_in_and_a_dataset_out(cli: Cli, tiny_model: Path, server: Lati
     assert results["object"]["metadata"]["custom"] == {"k": True}
     assert results["object"]["metadata"]["earlier_output"] == "two"
     assert results["list"]["metadata"]["metadata"] == "m"
+    assert results["clash"]["metadata"]["metadata"] == "other"
     assert "row bad" in results["bad"]["metadata"]["pybatch"]["error"]
 
     code, _, err = cli(*run)
