@@ -33,6 +33,7 @@ if CUDA:
 CpuGraph = _C.Graph  # `with graph:` records CPU ops instead of running them; graph.replay() runs them
 
 PANEL = 16  # columns in one panel of packed weights
+LATENT_STEP = 16  # that the width of a cache of latents is a multiple of
 INT4_GROUP = 32  # elements of a head that share a scale in an int4 KV cache
 
 
@@ -642,6 +643,51 @@ def paged_attention(
     _ops.paged_attention.default(
         q, k_cache, v_cache, k_scale, v_scale, block_tables, query_start, seq_lens, scale, window, soft_cap, sinks, out
     )
+    return out
+
+
+def latent_write(
+    q: Tensor,
+    kv: Tensor,
+    norm: Tensor,
+    norm_eps: float,
+    positions: Tensor,
+    slots: Tensor,
+    rotary: Tensor,
+    cache: Tensor,
+    out: Tensor,
+    *,
+    interleaved: bool,
+) -> None:
+    """Writes what a token keeps for latent attention, and the rotated part of its queries. CPU only.
+
+    q: [T, heads * D] F, of which the last R elements of a head are rotated; kv: [T, L + R], q's dtype, of which the
+    last R are; norm: [L], q's dtype, RMSNorm's weight of the first L. positions: [T] int64; slots: [T] int64, block *
+    block_size + offset, negative: not written; rotary: [max_position, R] as in rope_kv_write; interleaved: pairs are
+    (2i, 2i + 1) instead of (i, i + R/2). cache: [blocks, block_size, W] F, W >= L + R a multiple of LATENT_STEP; each
+    block is contiguous; it gets L + R elements and zeros. out: [T, heads * W], q's dtype, gets of each head the R
+    elements behind the first L, and zeros behind.
+    """
+    _ops.latent_write.default(q, kv, norm, norm_eps, positions, slots, rotary, interleaved, cache, out)
+
+
+def latent_attention(
+    q: Tensor,
+    cache: Tensor,
+    block_tables: Tensor,
+    query_start: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    *,
+    out: Tensor,
+) -> Tensor:
+    """Multi-head latent attention in its absorbed form (DeepSeek-V2, 2024): causal attention of all heads to the same
+    keys, which are the values too. CPU only.
+
+    q: [T, heads * W] F; cache: as in latent_write; out: [T, heads * L], q's dtype: the first L elements of the sums.
+    block_tables, query_start, seq_lens: as in paged_attention.
+    """
+    _ops.latent_attention.default(q, cache, block_tables, query_start, seq_lens, scale, out)
     return out
 
 

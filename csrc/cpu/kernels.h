@@ -9,6 +9,7 @@
 #include "pybatch/embedding.h"
 #include "pybatch/kv_cache.h"
 #include "pybatch/kv_pruning.h"
+#include "pybatch/latent_attention.h"
 #include "pybatch/linear_attention.h"
 #include "pybatch/lora.h"
 #include "pybatch/matmul.h"
@@ -43,6 +44,8 @@
   X(rotate_keys, RotateKeysParams)         \
   X(gather_kv, GatherKvParams)             \
   X(attention_mass, AttentionMassParams)   \
+  X(latent_write, LatentWriteParams)       \
+  X(latent_attention, LatentParams)        \
   X(causal_conv, CausalConvParams)         \
   X(gated_delta_rule, GatedDeltaParams)    \
   X(scale_logits, ScaleLogitsParams)       \

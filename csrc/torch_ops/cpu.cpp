@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "pybatch/graph.h"
 #include "pybatch/parallel.h"
+#include "torch_ops/latent_attention.h"
 #include "torch_ops/ops.h"
 
 namespace {
@@ -151,6 +152,12 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "attention_mass(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? k_scale, Tensor? v_scale, "
       "Tensor block_tables, Tensor query_start, Tensor seq_lens, float scale, Tensor first, Tensor sources, "
       "Tensor rows, Tensor(a!) mass) -> ()");
+  m.def(
+      "latent_write(Tensor q, Tensor kv, Tensor norm, float norm_eps, Tensor positions, Tensor slots, Tensor rotary, "
+      "bool interleaved, Tensor(a!) cache, Tensor(b!) out) -> ()");
+  m.def(
+      "latent_attention(Tensor q, Tensor cache, Tensor block_tables, Tensor query_start, Tensor seq_lens, float scale, "
+      "Tensor(a!) out) -> ()");
   m.def("scale_logits(Tensor(a!) logits, float scale, float soft_cap) -> ()");
   m.def(
       "causal_conv(Tensor x, Tensor weight, Tensor(a!) state, Tensor query_start, Tensor source, Tensor destination, "
@@ -170,4 +177,8 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
       "Tensor(d!) top_logprobs) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) { implement_ops<Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(pybatch, CPU, m) {
+  implement_ops<Cpu>(m);
+  m.impl("latent_write", TORCH_BOX(&LatentOps<Cpu>::latent_write));
+  m.impl("latent_attention", TORCH_BOX(&LatentOps<Cpu>::latent_attention));
+}

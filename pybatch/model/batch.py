@@ -64,8 +64,17 @@ class LayerCache(NamedTuple):
         return self[:4]
 
 
+class LatentCache(NamedTuple):
+    """One layer's view of the KV pool, of latent attention, in the layout of ops.latent_write."""
+
+    latents: Tensor  # [blocks, block_size, width]
+
+
 class LayerState(NamedTuple):
     """One layer's view of the pool of recurrent states, in the layouts of ops.causal_conv and ops.gated_delta_rule."""
 
     conv: Tensor  # [slots, taps - 1, channels] of the activations' dtype
     recurrent: Tensor  # [slots, value_heads, key_dim, state_width(value_dim)] float32
+
+
+AnyCache = LayerCache | LatentCache | LayerState

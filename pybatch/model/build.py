@@ -14,14 +14,17 @@ from torch.nn import functional
 from pybatch.machine.ranks import Stages
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
+from pybatch.model.blocks.latent_attention import LatentAttention
 from pybatch.model.blocks.mlp import EPILOGUES, MLP, Xielu
 from pybatch.model.blocks.mlp_beside_moe import MLPBesideMoE
 from pybatch.model.blocks.moe import MoE, SharedMLP
 from pybatch.model.blocks.token_inputs import TokenInput, TokenInputs
+from pybatch.model.build_latent import latent_attention
 from pybatch.model.calibration import pack_by_running
 from pybatch.model.config import (
     AttentionConfig,
     GatedDeltaConfig,
+    LatentAttentionConfig,
     LayerConfig,
     MLPBesideMoEConfig,
     MLPConfig,
@@ -67,15 +70,25 @@ def build_decoder(load: WeightLoader, max_model_len: int, stages: Stages | None 
 
 
 def build_layer(load: WeightLoader, config: LayerConfig, index: int) -> Layer:
-    mixer = (
-        attention(load, config.mixer, index)
-        if isinstance(config.mixer, AttentionConfig)
-        else gated_delta_net(load, config.mixer, index)
-    )
     token = token_input(load, config.token_width, index) if config.token_width else None
     norm = "mixer_norm" if config.one_norm else "mlp_norm"
-    layer = Layer(mixer=mixer, mlp=inner_block(load, config.mlp, index, norm), parallel=config.parallel, token=token)
+    layer = Layer(
+        mixer=mixer(load, config.mixer, index),
+        mlp=inner_block(load, config.mlp, index, norm),
+        parallel=config.parallel,
+        token=token,
+    )
     return scaled(layer, load.number("layer_scale", index)) if config.scaled else layer
+
+
+def mixer(
+    load: WeightLoader, config: AttentionConfig | LatentAttentionConfig | GatedDeltaConfig, index: int
+) -> Attention | LatentAttention | GatedDeltaNet:
+    if isinstance(config, AttentionConfig):
+        return attention(load, config, index)
+    if isinstance(config, LatentAttentionConfig):
+        return latent_attention(load, config, index)
+    return gated_delta_net(load, config, index)
 
 
 def inner_block(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
-from pybatch.model.config import AttentionConfig, GatedDeltaConfig
+from pybatch.model.batch import AnyCache, ForwardBatch, LatentCache, LayerCache, LayerState
+from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LatentAttentionConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.layers import Fused, NormedLinear, Packed
 from pybatch.model.smoothquant import channel_scale
@@ -42,7 +42,7 @@ def pack_by_running(decoder: Decoder) -> None:
     count = min(TOKENS, decoder.context_length)
     positions = torch.arange(count)
     # Layers run one after another, so that those that are alike can have one cache.
-    made = {kind: cache_of(decoder, kind, count) for kind in set(decoder.config.attentions)}
+    made = {kind: any_cache_of(decoder, kind, count) for kind in set(decoder.config.attentions)}
     attention = [made[kind] for kind in decoder.config.attentions]
     run_alone(decoder, positions, decoder.caches(attention, states_of(decoder)))
     decoder.layers = changed(decoder.layers, NormedLinear, _settled)
@@ -59,14 +59,23 @@ def states_of(decoder: Decoder) -> list[LayerState]:
     return states
 
 
-def cache_of(decoder: Decoder, mixer: AttentionConfig, tokens: int) -> LayerCache:
+def any_cache_of(
+    decoder: Decoder, mixer: AttentionConfig | LatentAttentionConfig, tokens: int
+) -> LayerCache | LatentCache:
     """Of one sequence."""
+    if isinstance(mixer, AttentionConfig):
+        return cache_of(decoder, mixer, tokens)
+    shape = -(-tokens // BLOCK_SIZE), BLOCK_SIZE, mixer.head_dim
+    return LatentCache(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device))
+
+
+def cache_of(decoder: Decoder, mixer: AttentionConfig, tokens: int) -> LayerCache:
     shape = -(-tokens // BLOCK_SIZE), mixer.num_kv_heads, mixer.head_dim, BLOCK_SIZE
     k = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
     return LayerCache(k, k.transpose(2, 3).contiguous())
 
 
-def run_alone(decoder: Decoder, positions: Tensor, caches: Sequence[LayerCache | LayerState]) -> None:
+def run_alone(decoder: Decoder, positions: Tensor, caches: Sequence[AnyCache]) -> None:
     """Runs fixed token ids at these positions."""
     count = len(positions)
     batch = ForwardBatch(

@@ -22,6 +22,7 @@ MAX_EXPERTS = 1024
 
 MAX_HEAD_DIM = 512  # that the kernels of attention take
 MAX_KEY_DIM, MAX_TAPS = 256, 8  # that the kernels of linear attention take
+MAX_LATENT_WIDTH, LATENT_STEP = 2048, 16  # of caches of latents: the most, and what they are a multiple of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,55 @@ class AttentionConfig:
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
                 f"num_heads: expected a multiple of num_kv_heads ({self.num_kv_heads}), got {self.num_heads} in {name}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttentionConfig:
+    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads are made of one latent vector a
+    token, which is what the cache keeps, beside a rotated part of the keys that all heads share."""
+
+    num_heads: int
+    key_dim: int  # of a head, which does not turn
+    value_dim: int
+    latent: int
+    query_latent: int = 0  # of which queries are made likewise; 0: of the residual stream itself
+    rope: RopeConfig  # its rotary_dim is the rest of a key
+    interleaved: bool = True  # elements that turn together lie side by side
+    scale: float | None = None  # of scores before the softmax; None: (key_dim + rotary_dim) ** -0.5
+    norm_eps: float = 1e-6  # of latents
+    bias: bool = False  # of the projections of the residual stream, where queries have a latent
+    out_bias: bool = False
+
+    # What attention of every kind has.
+    num_kv_heads = 1
+    window = 0
+    soft_cap = 0.0
+    sinks = False
+    kv_of = None
+
+    @property
+    def own_head_dim(self) -> int:
+        return self.key_dim + self.rope.rotary_dim
+
+    @property
+    def head_dim(self) -> int:
+        """Of the cache."""
+        return -(-(self.latent + self.rope.rotary_dim) // LATENT_STEP) * LATENT_STEP
+
+    @property
+    def softmax_scale(self) -> float:
+        return self.own_head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def q_width(self) -> int:
+        return self.num_heads * self.own_head_dim
+
+    def check(self, name: str) -> None:
+        if self.head_dim > MAX_LATENT_WIDTH:
+            raise ModelError(
+                f"kv_lora_rank, qk_rope_head_dim: expected at most {MAX_LATENT_WIDTH} in sum, got {self.latent} and "
+                f"{self.rope.rotary_dim} in {name}"
             )
 
 
@@ -190,7 +240,7 @@ class LayerConfig:
     one_norm: the MLP reads what the mixer reads.
     """
 
-    mixer: AttentionConfig | GatedDeltaConfig
+    mixer: AttentionConfig | LatentAttentionConfig | GatedDeltaConfig
     mlp: MLPConfig | MoEConfig | MLPBesideMoEConfig
     parallel: bool = False
     one_norm: bool = False
@@ -249,7 +299,8 @@ class ModelConfig:
         for layer in set(self.layers):
             layer.mixer.check(self.name)
             layer.mlp.check(self.name)
-        if self.norm.kind == "layer" and any(each.qk_norm and each.stored_head_dim for each in self.attentions):
+        heads = [each for each in self.attentions if isinstance(each, AttentionConfig)]
+        if self.norm.kind == "layer" and any(each.qk_norm and each.stored_head_dim for each in heads):
             raise ModelError(f"head_dim: expected a multiple of 8 beside LayerNorm of q and k in {self.name}")
         if self.token_vocab and self.token_vocab < self.vocab_size:
             raise ModelError(
@@ -264,10 +315,10 @@ class ModelConfig:
         return len(self.layers)
 
     @property
-    def attentions(self) -> tuple[AttentionConfig, ...]:
+    def attentions(self) -> tuple[AttentionConfig | LatentAttentionConfig, ...]:
         """Of the layers that have keys and values of their own, in order."""
         mixers = (layer.mixer for layer in self.layers)
-        return tuple(mixer for mixer in mixers if isinstance(mixer, AttentionConfig) and mixer.kv_of is None)
+        return tuple(mixer for mixer in mixers if not isinstance(mixer, GatedDeltaConfig) and mixer.kv_of is None)
 
     @property
     def ropes(self) -> tuple[RopeConfig, ...]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
+from pybatch.model.batch import AnyCache, ForwardBatch, LatentCache, LayerCache, LayerState
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
+from pybatch.model.blocks.latent_attention import LatentAttention
 from pybatch.model.blocks.mlp import MLP
 from pybatch.model.blocks.mlp_beside_moe import MLPBesideMoE
 from pybatch.model.blocks.moe import MoE
@@ -31,12 +32,12 @@ class Layer:
     """Each block reads the residual stream through a norm of its own, and adds to it. parallel: the second reads it as
     the first found it."""
 
-    mixer: Attention | GatedDeltaNet
+    mixer: Attention | LatentAttention | GatedDeltaNet
     mlp: MLP | MoE | MLPBesideMoE
     parallel: bool = False
     token: TokenInput | None = None
 
-    def __call__(self, residual: Tensor, step: Step, cache: LayerCache | LayerState) -> None:
+    def __call__(self, residual: Tensor, step: Step, cache: AnyCache) -> None:
         inner: Any
         mixed = self.mixer(residual, step, cache)  # type: ignore[arg-type]  # each kind has its own
         if self.parallel:
@@ -107,25 +108,26 @@ class Decoder:
     def cache_dtype(self) -> torch.dtype:
         """The KV cache's dtype by default. Beside quantised weights it is float16, which loses less than they do:
         decode attention takes as long as its bytes take to read."""
-        projection = next(layer.mixer.qkv for layer in self.layers if isinstance(layer.mixer, Attention))
+        mixer = next(layer.mixer for layer in self.layers if not isinstance(layer.mixer, GatedDeltaNet))
+        projection = mixer.qkv if isinstance(mixer, Attention) else mixer.projection
         quantized = not isinstance(without_adapters(projection.linear), DenseLinear)
         return torch.float16 if quantized and self.dtype == torch.float32 else self.dtype
 
     def caches(
-        self, attention: Sequence[LayerCache], states: Sequence[LayerState] = ()
-    ) -> list[LayerCache | LayerState]:
+        self, attention: Sequence[LayerCache | LatentCache], states: Sequence[LayerState] = ()
+    ) -> list[AnyCache]:
         """One a layer, of those of all layers that have keys and values and those of all that have states."""
         of_attention, of_states = iter(attention), iter(states)
-        caches: list[LayerCache | LayerState] = []
+        caches: list[AnyCache] = []
         for layer in self.layers:
             shared = layer.mixer.config.kv_of if isinstance(layer.mixer, Attention) else None
             if shared is not None:
                 caches.append(caches[shared])
             else:
-                caches.append(next(of_attention) if isinstance(layer.mixer, Attention) else next(of_states))
+                caches.append(next(of_states) if isinstance(layer.mixer, GatedDeltaNet) else next(of_attention))
         return caches
 
-    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache | LayerState]) -> Tensor:
+    def forward(self, batch: ForwardBatch, caches: Sequence[AnyCache]) -> Tensor:
         """Runs one step, writes its keys, values and states into the caches (one per layer), and returns the logits of
         batch.logits_rows: [L, vocab_size] float32, valid until the next call."""
         self._buffers.resize(batch.token_ids.shape[0])

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pybatch.model.calibration import cache_of, run_alone, states_of
+from pybatch.model.config import AttentionConfig
 from pybatch.model.decoder import Decoder
 
 TOKENS = 64
@@ -39,7 +40,8 @@ def key_shifts(decoder: Decoder) -> list[KeyShift]:
     """One a layer that has keys, by running the decoder on TOKENS tokens."""
     context = decoder.context_length
     count = min(TOKENS, context)
-    caches = [cache_of(decoder, mixer, count) for mixer in decoder.config.attentions]
+    mixers = [mixer for mixer in decoder.config.attentions if isinstance(mixer, AttentionConfig)]
+    caches = [cache_of(decoder, mixer, count) for mixer in mixers]
     run_alone(decoder, torch.arange(count) * context // count, decoder.caches(caches, states_of(decoder)))
     return [
         _shift(
@@ -49,7 +51,7 @@ def key_shifts(decoder: Decoder) -> list[KeyShift]:
             decoder.device,
             centred=not attention.sinks and not attention.soft_cap,
         )
-        for cache, attention in zip(caches, decoder.config.attentions, strict=True)
+        for cache, attention in zip(caches, mixers, strict=True)
     ]
 
 

@@ -77,6 +77,17 @@ ACTIVATIONS = {Epilogue.SILU_MUL: ops.silu_mul, Epilogue.GELU_TANH_MUL: ops.gelu
 Packed = DenseLinear | Int8Linear | GGUFLinear  # each also serves as an embedding
 
 
+@dataclass(frozen=True, slots=True)
+class OfHeads:
+    """A projection of its own for each head: x [T, heads, K] to out [T, heads, N]."""
+
+    linears: Sequence[Packed]
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        for linear, of_x, of_out in zip(self.linears, x.unbind(1), out.unbind(1), strict=True):
+            linear(of_x, of_out)
+
+
 def as_stack(linear: Packed, count: int, width: int) -> Packed:
     """The projections of `count` experts, of so many rows each, packed one below the other from whole panels on."""
     weight = linear.weight.view(count, -1, *linear.weight.shape[1:])

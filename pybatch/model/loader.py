@@ -24,7 +24,7 @@ from pybatch.model.calibration import TOKENS
 from pybatch.model.checkpoints.find import find_model
 from pybatch.model.checkpoints.formats import METHODS
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
-from pybatch.model.config import ModelConfig, merge_ids, without_unknown_ids
+from pybatch.model.config import LatentAttentionConfig, ModelConfig, merge_ids, without_unknown_ids
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
@@ -132,6 +132,11 @@ def load_model(
             config = without_unknown_ids(replace(config, eos_token_ids=ends))
             loaded_tokenizer.eos_token_ids = tuple(i for i in loaded_tokenizer.eos_token_ids if i < config.vocab_size)
             checkpoint.config = config
+        if place.type != "cpu" and any(isinstance(each, LatentAttentionConfig) for each in config.attentions):
+            raise ModelError(
+                f"device: expected 'cpu' for {config.architecture}, whose latent attention has no kernel for GPUs, got "
+                f"{device!r}"
+            )
         arguments = checkpoint, compute, quantization
         if stages is not None:
             build_decoder(WeightPlan(*arguments), 1)  # so that no tensor of another stage counts as left over

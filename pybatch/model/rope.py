@@ -246,8 +246,10 @@ def _attention_factor(kind: str, rope: Fields, factor: float, original: int) -> 
     if kind == "longrope":
         return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
-    def scale(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     mscale, of_all = (rope.number(key, 0.0, above=-1.0, nullable=True) for key in ("mscale", "mscale_all_dim"))
-    return scale(mscale) / scale(of_all) if mscale and of_all else scale(1.0)
+    return yarn_scale(factor, mscale) / yarn_scale(factor, of_all) if mscale and of_all else yarn_scale(factor, 1.0)
+
+
+def yarn_scale(factor: float, weight: float) -> float:
+    """By which YaRN multiplies queries and keys, times a weight of the logarithm."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

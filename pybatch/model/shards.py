@@ -17,7 +17,14 @@ from torch import Tensor
 
 from pybatch import ops
 from pybatch.machine.ranks import Ranks
-from pybatch.model.config import GatedDeltaConfig, LayerConfig, MLPBesideMoEConfig, ModelConfig, MoEConfig
+from pybatch.model.config import (
+    GatedDeltaConfig,
+    LatentAttentionConfig,
+    LayerConfig,
+    MLPBesideMoEConfig,
+    ModelConfig,
+    MoEConfig,
+)
 from pybatch.model.errors import ModelError
 from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Packed
 from pybatch.model.rows import Heads, Rows, Stacked, sliced
@@ -89,6 +96,10 @@ def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerC
     mixer = layer.mixer
     if isinstance(mixer, GatedDeltaConfig):
         mixer = share(mixer, linear_num_key_heads="key_heads", linear_num_value_heads="value_heads")
+    elif isinstance(mixer, LatentAttentionConfig):
+        raise ModelError(
+            f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention is over latents, got {size}"
+        )
     elif mixer.qk_norm and mixer.qk_norm_over == "all":
         raise ModelError(
             f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention has norms over all heads, "

@@ -212,6 +212,14 @@ class WeightLoader:
             return NormedLinear(before, PackedWhenCalled(lambda scale: self._pack(together, biases, scale)))
         return NormedLinear(before, self._pack(together, biases))
 
+    def stack(self, role: str, shape: tuple[int, int, int], layer: int) -> Rows:
+        """The rows of matrices that lie in one tensor, one below the other."""
+        return self._stack(f"{self.family.tensor(role, layer)}.weight", shape)
+
+    def matrix(self, rows: Rows) -> Packed:
+        """A projection of these rows."""
+        return self._pack(Stacked([rows]), None)
+
     def exact(self, role: str, shape: tuple[int, ...], layer: int, suffix: str = ".weight") -> Tensor:
         """A small tensor in float32, whatever the activations are."""
         rows = self.tensor(self.family.tensor(role, layer) + suffix, shape)

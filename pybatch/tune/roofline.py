@@ -6,9 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pybatch.engine.execution.kv_cache import KvLayout, LayerLayout
+from pybatch.engine.execution.kv_cache import KvLayout, LatentLayout, LayerLayout
 from pybatch.engine.execution.state_cache import StateLayout
-from pybatch.model.config import AttentionConfig, LayerConfig, MLPBesideMoEConfig, MLPConfig, MoEConfig
+from pybatch.model.config import (
+    AttentionConfig,
+    GatedDeltaConfig,
+    LatentAttentionConfig,
+    LayerConfig,
+    MLPBesideMoEConfig,
+    MLPConfig,
+    MoEConfig,
+)
 from pybatch.model.decoder import Decoder
 from pybatch.tune.chips import KERNELS, Chip, Shares
 from pybatch.tune.step_times import StepShape
@@ -46,6 +54,14 @@ def products(decoder: Decoder) -> Iterator[Product]:
             of_kv = 0 if mixer.kv_of is not None else 2 * mixer.kv_width
             yield Product(mixer.q_width + of_kv + gate, hidden)
             yield Product(hidden, mixer.q_width)
+        elif isinstance(mixer, LatentAttentionConfig):
+            heads, latents = mixer.num_heads, mixer.latent + mixer.rope.rotary_dim
+            yield Product((mixer.query_latent or mixer.q_width) + latents, hidden)
+            if mixer.query_latent:
+                yield Product(mixer.q_width, mixer.query_latent)
+            yield Product(heads * mixer.latent, mixer.key_dim)
+            yield Product(heads * mixer.value_dim, mixer.latent)
+            yield Product(hidden, heads * mixer.value_dim)
         else:
             yield Product(mixer.channels + mixer.value_width + 2 * mixer.value_heads, hidden)
             yield Product(hidden, mixer.value_width)
@@ -68,7 +84,10 @@ def of_mlp(mlp: MLPConfig | MoEConfig | MLPBesideMoEConfig, hidden: int) -> Iter
         yield from of_mlp(mlp.shared, hidden)
 
 
-def as_own(layers: Sequence[LayerConfig], mixer: AttentionConfig) -> AttentionConfig:
+AnyAttention = AttentionConfig | LatentAttentionConfig
+
+
+def as_own(layers: Sequence[LayerConfig], mixer: AnyAttention) -> AnyAttention:
     """The attention whose keys and values it reads."""
     if mixer.kv_of is None:
         return mixer
@@ -102,7 +121,7 @@ class Roofline:
         weights = tables + sum(count * each.weights for each, count in self._products.items())
         self._weight_bytes = decoder.weight_bytes() / weights  # with what scales take
         own = dict(zip(config.attentions, kv.layers, strict=True))
-        mixers = [layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)]
+        mixers = [layer.mixer for layer in config.layers if not isinstance(layer.mixer, GatedDeltaConfig)]
         self._attention = Counter((own[as_own(config.layers, mixer)], mixer) for mixer in mixers)
         self._decode_bandwidth = self._bandwidth * shares.decode_attention.get(
             kv_name, shares.decode_attention["bfloat16"]
@@ -132,17 +151,17 @@ class Roofline:
         overhead += self._layers_seconds + STEP_SECONDS + SEQUENCE_SECONDS * shape.sequences
         return dict(zip(PARTS, (weights, arithmetic, kv, overhead), strict=True))
 
-    def _read(self, layer: LayerLayout, mixer: AttentionConfig, shape: StepShape) -> float:
+    def _read(self, layer: LayerLayout | LatentLayout, mixer: AnyAttention, shape: StepShape) -> float:
         """Bytes of keys and values that the sequences which decode attend to."""
         context = shape.context
         if mixer.window and shape.sequences:
             context = min(context, mixer.window * shape.sequences)
         return context * layer.num_bytes / layer.block_size
 
-    def _pairs(self, mixer: AttentionConfig, shape: StepShape) -> float:
+    def _pairs(self, mixer: AnyAttention, shape: StepShape) -> float:
         """Operations of prompts' attention."""
         pairs = min(shape.pairs, mixer.window * shape.tokens) if mixer.window else shape.pairs
-        return 4.0 * mixer.q_width * pairs
+        return 4.0 * mixer.num_heads * mixer.head_dim * pairs
 
 
 def step_bytes(decoder: Decoder, tokens: int, sequences: int) -> int:

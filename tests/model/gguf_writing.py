@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, RopeScalingType, get_tensor_name_map, quants
+from gguf import (
+    MODEL_ARCH_NAMES,
+    ExpertGatingFuncType,
+    GGMLQuantizationType,
+    GGUFWriter,
+    RopeScalingType,
+    get_tensor_name_map,
+    quants,
+)
 from gguf_blocks import other_blocks, random_blocks
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pybatch import ops
 
@@ -34,7 +42,7 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(1 if arch == "deepseek2" else config.num_key_value_heads)
     layer_norm = [getattr(config, name) for name in ("layer_norm_eps", "norm_epsilon") if hasattr(config, name)]
     if layer_norm or arch == "olmo":
         writer.add_layer_norm_eps(layer_norm[0] if layer_norm else 1e-5)
@@ -64,7 +72,9 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
             add(width)
     if arch == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
-    if getattr(config, "head_dim", None):
+    if arch == "deepseek2":
+        begin_latents(writer, config)
+    elif getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     if getattr(config, "sliding_window", None):
@@ -98,6 +108,31 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
     return writer
 
 
+def begin_latents(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    if log_multiplier := config.rope_parameters.get("mscale_all_dim"):
+        writer.add_rope_scaling_yarn_log_mul(0.1 * log_multiplier)
+    if config.model_type == "deepseek_v3":
+        writer.add_expert_count(config.n_routed_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.model_type == "deepseek_v3" and config.norm_topk_prob)
+    sigmoid = config.model_type == "deepseek_v3"
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID if sigmoid else ExpertGatingFuncType.SOFTMAX)
+    if config.n_group:
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+
+
 def finish(writer: GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -107,13 +142,18 @@ def finish(writer: GGUFWriter) -> None:
 
 def parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """A model's own, under the names that the converter has for them: gates and ups of experts apart."""
-    kind = model.config.model_type
+    config, kind = model.config, model.config.model_type
     by_input = kind == "gpt_oss"
     norms: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         path, _, last = name.rpartition(".")
         if ".norms." in name:  # of each head: one below the other
             norms.setdefault(name.partition(".norms.")[0], []).append(parameter)
+        elif path.endswith("kv_b_proj"):  # keys transposed, and values
+            of_heads = parameter.view(config.num_attention_heads, -1, config.kv_lora_rank)
+            keys, values = of_heads.split([config.qk_nope_head_dim, config.v_head_dim], 1)
+            yield name.replace("kv_b_proj", "k_b_proj"), keys.transpose(1, 2)
+            yield name.replace("kv_b_proj", "v_b_proj"), values
         elif last == "sinks":
             yield f"{name}.weight", parameter
         elif by_input and ".experts." in name:  # gates and ups by turns, and a row for each input
@@ -134,6 +174,8 @@ def parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     for name, buffer in model.named_buffers():
         if name.endswith("layer_scalar"):
             yield f"{name}.weight", buffer
+        elif name.endswith("correction_bias"):
+            yield f"{name.removesuffix('_bias')}.bias", buffer
 
 
 def write_tensors(

@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from pybatch.model import Decoder, ForwardBatch, LayerCache
-from pybatch.model.batch import LayerState
-from pybatch.model.config import AttentionConfig, GatedDeltaConfig
+from pybatch.model.batch import AnyCache, LatentCache, LayerState
+from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LatentAttentionConfig
 from pybatch.ops import INT4_GROUP, state_width
 
 BLOCK = 16
 INT4 = torch.uint8  # the type of an int4 cache's bytes
 
 
-def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) -> list[LayerCache | LayerState]:
+def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) -> list[AnyCache]:
     """Caches full of NaN, so that a read of what was never written shows."""
     dtype = dtype or decoder.dtype
 
     def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
         return torch.full(shape, 77 if of in (torch.int8, INT4) else float("nan"), dtype=of, device=decoder.device)
 
-    caches: list[LayerCache | LayerState] = []
+    caches: list[AnyCache] = []
     for layer in decoder.config.layers:
         if isinstance(layer.mixer, AttentionConfig) and layer.mixer.kv_of is not None:
             caches.append(caches[layer.mixer.kv_of])
@@ -30,6 +30,9 @@ def caches_for(decoder: Decoder, blocks: int, dtype: torch.dtype | None = None) 
             conv = empty(2, layer.mixer.taps - 1, layer.mixer.channels, of=decoder.dtype)
             state = layer.mixer.value_heads, layer.mixer.key_dim, state_width(layer.mixer.value_dim)
             caches.append(LayerState(conv, empty(2, *state, of=torch.float32)))
+            continue
+        if isinstance(layer.mixer, LatentAttentionConfig):
+            caches.append(LatentCache(empty(blocks, BLOCK, layer.mixer.head_dim)))
             continue
         heads, dim = layer.mixer.num_kv_heads, layer.mixer.head_dim
         width, groups = (dim // 2, [-(-dim // INT4_GROUP)]) if dtype == INT4 else (dim, [])
@@ -44,7 +47,7 @@ def logits_of(
     ids: list[int],
     steps: list[int] | None = None,
     kv: torch.dtype | None = None,
-    caches: list[LayerCache | LayerState] | None = None,
+    caches: list[AnyCache] | None = None,
 ) -> Tensor:
     """[len(ids), vocab] logits; steps: tokens of each forward pass (one pass over all if None)."""
     blocks = -(-len(ids) // BLOCK)

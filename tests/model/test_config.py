@@ -52,8 +52,10 @@ def test_keys_that_change_the_numbers_are_refused_by_name(kind: str) -> None:
         config_from_hf({**config, **LLAMA, "head_dim": head_dim, "hidden_act": config.get("hidden_act", "silu")})
 
 
-# By default GLM-4-MoE has heads of 42, which no model has, and Granite 4 has only Mamba's layers.
+# By default GLM-4-MoE has heads of 42 and DeepSeek-V2 no experts for a token, which no model has, and Granite 4 only
+# Mamba's layers.
 OF_KINDS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 6},
     "glm4_moe": {"head_dim": 128},
     "granitemoehybrid": {"layer_types": ["full_attention"] * 32},
 }
@@ -155,12 +157,17 @@ def test_absent_keys_are_the_defaults_of_transformers() -> None:
         more: dict[str, Any] = {}
         if kind == "granitemoehybrid":  # by default of Mamba's layers alone, and without rope
             more = {"layer_types": ["full_attention"] * 4, "position_embedding_type": "rope"}
+        if kind == "deepseek_v2":  # by default with no experts for a token
+            more = {"num_experts_per_tok": 6}
         theirs = AutoConfig.for_model(kind, **base, **more)
         ours = config_from_hf({**base, **more, "model_type": kind})
         assert ours.architecture == family.architecture
-        assert {each.num_kv_heads for each in ours.attentions} == {getattr(theirs, "num_key_value_heads", None) or 160}
+        kv_heads, head_dim = getattr(theirs, "num_key_value_heads", None), getattr(theirs, "head_dim", None) or 16
+        latent = hasattr(theirs, "kv_lora_rank")
+        if latent:  # all heads have one latent
+            kv_heads, head_dim = 1, theirs.qk_nope_head_dim + theirs.qk_rope_head_dim
+        assert {each.num_kv_heads for each in ours.attentions} == {kv_heads or 160}
         assert ours.max_position == theirs.max_position_embeddings
-        head_dim = getattr(theirs, "head_dim", None) or 16
         assert {each.own_head_dim for each in ours.attentions} == {head_dim}
         of_all = "sliding_attention" if kind in ("mistral", "ministral") else "full_attention"
         kinds = [each for each in getattr(theirs, "layer_types", None) or [of_all] * 4 if each != "linear_attention"]
@@ -169,7 +176,7 @@ def test_absent_keys_are_the_defaults_of_transformers() -> None:
         rope = theirs.rope_parameters
         of_kinds = [rope[each] for each in set(kinds)] if "full_attention" in rope else [rope]
         assert {rope.theta for rope in ours.ropes if rope != NO_ROPE} == {each["rope_theta"] for each in of_kinds}
-        turning = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+        turning = int((theirs.qk_rope_head_dim if latent else head_dim) * rope.get("partial_rotary_factor", 1.0))
         assert {rope.rotary_dim for rope in ours.ropes if rope != NO_ROPE} == {turning}
         names = [name for name in dir(theirs) if re.fullmatch(r"(rms_|layer_)?norm_eps(ilon)?", name)]
         assert ours.norm.eps == (getattr(theirs, names[0]) if names else 1e-5)

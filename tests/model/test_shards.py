@@ -164,6 +164,7 @@ def expect_the_bits_of_one(directory: Path, quantization: str | None, ranks: int
             "olmo2",
             "expected 1 for Olmo2ForCausalLM, whose attention has norms over all heads, got 2",
         ),
+        ("deepseek-v3", "expected 1 for DeepseekV3ForCausalLM, whose attention is over latents, got 2"),
         ("gemma4-shared", "expected 1 for Gemma4ForCausalLM, whose layers have inputs of tokens' own, got 2"),
     ],
 )

@@ -270,21 +270,57 @@ class Calls:
             "key_offset": self.maybe(lambda: torch.randn(kv_heads, depth)),
         }
 
-    def paged_attention(self) -> Arguments:
-        cache = self.cache()
-        blocks, kv_heads, depth, block_size = extents(cache["k_cache"])
-        heads, sequences = kv_heads * self.r.choice((1, 2, 5)), self.r.randint(0, 4)
-        columns = self.r.randint(0, 40) if blocks else 0
+    def attention_batch(self, blocks: int, block_size: int) -> Arguments:
+        sequences, columns = self.r.randint(0, 4), self.r.randint(0, 40) if blocks else 0
         lengths = [self.r.randint(0, columns * block_size) for _ in range(sequences)]
         queries = [self.r.randint(0, min(length, 60)) for length in lengths]
-        tokens = sum(queries)
         return {
-            "q": self.rows(tokens, heads * depth),
-            **cache,
             "block_tables": torch.randint(max(blocks, 1), (sequences, columns), dtype=torch.int32),
             "query_start": torch.tensor([0, *queries], dtype=torch.int32).cumsum(0, dtype=torch.int32),
             "seq_lens": torch.tensor(lengths, dtype=torch.int32),
             "scale": 0.2,
+        }
+
+    def latent_cache(self) -> Tensor:
+        blocks, block_size, width = self.r.randint(0, 6), self.r.choice((8, 16, 32)), self.r.choice((16, 32, 80))
+        return torch.randn(blocks, 2, block_size, width).to(self.r.choice(FLOATS))[:, 1]
+
+    def latent_write(self) -> Arguments:
+        cache = self.latent_cache()
+        blocks, block_size, width = cache.shape
+        rotary_dim, tokens, heads = self.r.choice((0, 2, 8)), self.r.randint(0, 6), self.r.randint(1, 3)
+        latent, most = self.r.randint(1, width - rotary_dim), self.r.randint(1, 20)
+        return {
+            "q": self.rows(tokens, heads * (rotary_dim + self.r.randint(0, 20))),
+            "kv": self.rows(tokens, latent + rotary_dim),
+            "norm": self.floats(latent),
+            "norm_eps": 1e-6,
+            "positions": self.ids(tokens, most),
+            "slots": torch.randperm(blocks * block_size + 8)[:tokens] - 8,
+            "rotary": torch.randn(most, rotary_dim),
+            "interleaved": self.r.random() < 0.5,
+            "cache": cache,
+            "out": self.rows(tokens, heads * width),
+        }
+
+    def latent_attention(self) -> Arguments:
+        cache = self.latent_cache()
+        blocks, block_size, width = cache.shape
+        heads, batch = self.r.randint(1, 9), self.attention_batch(blocks, block_size)
+        tokens = int(batch["query_start"][-1])
+        out = self.rows(tokens, heads * self.r.randint(1, width))
+        return {"q": self.rows(tokens, heads * width), "cache": cache, **batch, "out": out}
+
+    def paged_attention(self) -> Arguments:
+        cache = self.cache()
+        blocks, kv_heads, depth, block_size = extents(cache["k_cache"])
+        heads = kv_heads * self.r.choice((1, 2, 5))
+        batch = self.attention_batch(blocks, block_size)
+        tokens = int(batch["query_start"][-1])
+        return {
+            "q": self.rows(tokens, heads * depth),
+            **cache,
+            **batch,
             "window": self.r.choice((0, 0, 1, 9, 2**62)),
             "soft_cap": self.r.choice((0.0, 5.0)),
             "sinks": self.maybe(lambda: torch.randn(heads)),

@@ -126,6 +126,14 @@ def attention() -> Iterator[tuple[str, Tensor]]:
             yield f"mass-{dtype}-{depth}", mass
 
 
+def latent_attention() -> Iterator[tuple[str, Tensor]]:
+    starts, lengths = torch.tensor([0, 90, 91], dtype=torch.int32), torch.tensor([90, 600], dtype=torch.int32)
+    tables = torch.stack([torch.arange(38), torch.arange(38).flip(0)]).int()
+    for dtype in FLOATS:
+        q, cache, out = random(91, 13 * 112), random(38, 16, 112, seed=1).to(dtype), torch.empty(91, 13 * 100)
+        yield f"latents-{dtype}", ops.latent_attention(q, cache, tables, starts, lengths, 0.1, out=out)
+
+
 def sampling() -> Iterator[tuple[str, Tensor]]:
     n = 500
     logits, index = random(n, 3001).mul(3), torch.arange(n)
@@ -142,5 +150,11 @@ def sampling() -> Iterator[tuple[str, Tensor]]:
 
 if __name__ == "__main__":
     of_rows = {**dict(matmuls()), **dict(gguf_matmuls()), **dict(rows()), **dict(low_rank())}
-    outputs = {**of_rows, **dict(attention()), **dict(linear_attention()), **dict(sampling())}
+    outputs = {
+        **of_rows,
+        **dict(attention()),
+        **dict(latent_attention()),
+        **dict(linear_attention()),
+        **dict(sampling()),
+    }
     torch.save({"isa": ops.ISA, "outputs": outputs}, sys.argv[1])

@@ -199,6 +199,27 @@ def paged_attention(int8: bool) -> Arguments:
     }
 
 
+def latent_write() -> Arguments:
+    return {
+        "q": normal(3, 2 * 20),
+        "kv": normal(3, 28),
+        "norm": normal(20),
+        "norm_eps": 1e-6,
+        "positions": integers(0, 1, 9),
+        "slots": integers(0, 1, -1),
+        "rotary": normal(10, 8),
+        "interleaved": True,
+        "cache": normal(5, 8, 32),
+        "out": normal(3, 2 * 32),
+    }
+
+
+def latent_attention() -> Arguments:
+    given = paged_attention(False)
+    batch = {name: given[name] for name in ("block_tables", "query_start", "seq_lens", "scale")}
+    return {"q": normal(4, 3 * 32), "cache": normal(5, 8, 32), **batch, "out": torch.empty(4, 3 * 20)}
+
+
 def rotate_keys(int8: bool) -> Arguments:
     offset = normal(2, 16) if int8 else None
     return {**kv_cache(int8), "blocks": integers(3, 0), "rotary": normal(2, 16), "key_offset": offset}
@@ -312,6 +333,8 @@ EXAMPLES: dict[str, list[Callable[[], Arguments]]] = {
     "copy_blocks": [lambda: {"pool": pool(5), "pairs": torch.tensor([[0, 1], [0, 2]])}],
     "swap_blocks": [lambda: {"src": pool(5), "dst": pool(3), "pairs": torch.tensor([[4, 0], [1, 2]])}],
     "paged_attention": [lambda: paged_attention(False), lambda: paged_attention(True)],
+    "latent_write": [latent_write],
+    "latent_attention": [latent_attention],
     "rotate_keys": [lambda: rotate_keys(False), lambda: rotate_keys(True)],
     "gather_kv": [lambda: gather_kv(False), lambda: gather_kv(True)],
     "attention_mass": [lambda: attention_mass(False), lambda: attention_mass(True)],
@@ -412,6 +435,7 @@ FREE = {
     ("attention_mass", "block_tables"),
     ("copy_blocks", "pool"),
     ("gather_kv", "source"),
+    ("latent_attention", "block_tables"),
     ("paged_attention", "block_tables"),
     ("sample", "logits"),
     ("token_logprobs", "logits"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from pybatch.engine.execution.graphs import Graph, recorder_for
 from pybatch.engine.execution.step_inputs import Feed, StepInputs
 from pybatch.engine.scheduling.step import Chunk, num_decodes
-from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
+from pybatch.model.batch import AnyCache, ForwardBatch
 from pybatch.model.decoder import Decoder
 
 _VERIFYING_TOKENS = 128  # of steps with drafts: for more, what a graph saves is little beside the kernels
@@ -30,7 +30,7 @@ class DecodeGraphs:
     def __init__(
         self,
         decoder: Decoder,
-        caches: Sequence[LayerCache | LayerState],
+        caches: Sequence[AnyCache],
         inputs: StepInputs,
         *,
         max_seqs: int,

@@ -16,7 +16,8 @@ from pybatch import ops
 from pybatch.engine.config import EngineConfig
 from pybatch.machine.huge_pages import empty_bytes
 from pybatch.machine.memory import advice, free_memory
-from pybatch.model.batch import LayerCache
+from pybatch.model.batch import LatentCache, LayerCache
+from pybatch.model.config import LatentAttentionConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.key_shifts import KeyShift
 
@@ -29,6 +30,7 @@ class KvShape(NamedTuple):
 
     kv_heads: int
     head_dim: int
+    latent: bool = False  # no keys and values, but latents that are both
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,23 @@ class LayerLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentLayout:
+    """One layer's part of a block, of latent attention: [block_size, width]."""
+
+    width: int
+    block_size: int
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return aligned(self.block_size * self.width * self.dtype.itemsize)
+
+    def cache(self, pool: Tensor, at: int) -> LatentCache:
+        """A view of the layer's piece, likewise."""
+        return LatentCache(piece(pool, at, (self.block_size, self.width), self.dtype))
+
+
+@dataclass(frozen=True, slots=True)
 class KvLayout:
     """The layout of a block: the parts of the layers that have keys and values of their own, in order."""
 
@@ -91,8 +110,12 @@ class KvLayout:
     dtype: torch.dtype
 
     @property
-    def layers(self) -> list[LayerLayout]:
-        return [LayerLayout(*shape, self.block_size, self.dtype) for shape in self.shapes]
+    def layers(self) -> list[LayerLayout | LatentLayout]:
+        rest = self.block_size, self.dtype
+        return [
+            LatentLayout(shape.head_dim, *rest) if shape.latent else LayerLayout(shape.kv_heads, shape.head_dim, *rest)
+            for shape in self.shapes
+        ]
 
     @property
     def quantised(self) -> bool:
@@ -102,7 +125,7 @@ class KvLayout:
     def block_bytes(self) -> int:
         return sum(layer.num_bytes for layer in self.layers)
 
-    def caches(self, pool: Tensor) -> list[LayerCache]:
+    def caches(self, pool: Tensor) -> list[LayerCache | LatentCache]:
         """Each layer's views of pool, [num_blocks, block_bytes] uint8."""
         ends = accumulate(layer.num_bytes for layer in self.layers)
         return [layer.cache(pool, end - layer.num_bytes) for layer, end in zip(self.layers, ends, strict=True)]
@@ -131,10 +154,7 @@ class KvCache:
         self.host_pool: Tensor | None = None
         self.layers = layout.caches(self.pool)
         if shifts:
-            self.layers = [
-                cache._replace(key_divisor=shift.divisor, key_offset=shift.offset)
-                for cache, shift in zip(self.layers, shifts, strict=True)
-            ]
+            self.layers = [_shifted(cache, shift) for cache, shift in zip(self.layers, shifts, strict=True)]
 
     def make_host_pool(self, size: int) -> int:
         """For swap_out and swap_in, of at most so many bytes. Returns the number of its blocks. On a CPU it takes no
@@ -201,6 +221,11 @@ class KvCache:
             ops.copy_blocks(self.pool, torch.tensor(pairs, dtype=torch.int64, device=self.pool.device))
 
 
+def _shifted(cache: LayerCache | LatentCache, shift: KeyShift) -> LayerCache:
+    assert isinstance(cache, LayerCache)
+    return cache._replace(key_divisor=shift.divisor, key_offset=shift.offset)
+
+
 def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
     """The layout of this model's blocks. Raises ValueError for a dtype that the device does not support."""
     model = decoder.config
@@ -209,7 +234,14 @@ def kv_layout(decoder: Decoder, config: EngineConfig) -> KvLayout:
         raise ValueError("kv_cache_dtype: 'fp8' runs on GPUs only; expected another on the CPU, such as 'int8'")
     named = {"auto": decoder.cache_dtype, "fp8": torch.float8_e4m3fn, "int4": INT4}
     dtype: torch.dtype = named[name] if name in named else getattr(torch, name)
-    shapes = tuple(KvShape(each.num_kv_heads, each.head_dim) for each in model.attentions)
+    shapes = tuple(
+        KvShape(each.num_kv_heads, each.head_dim, isinstance(each, LatentAttentionConfig)) for each in model.attentions
+    )
+    if dtype.itemsize == 1 and any(shape.latent for shape in shapes):
+        raise ValueError(
+            f"kv_cache_dtype: {name!r} is not for {model.architecture}, whose cache keeps latents; expected auto or a "
+            f"type of 16 or 32 bits"
+        )
     return KvLayout(shapes, config.block_size, dtype)
 
 

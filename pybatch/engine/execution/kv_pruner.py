@@ -12,7 +12,9 @@ from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.engine.scheduling.pruning import Gathered, Turned
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.model.batch import LayerCache
 from pybatch.model.blocks.attention import Attention
+from pybatch.model.config import AttentionConfig
 from pybatch.model.decoder import Decoder
 
 
@@ -39,6 +41,7 @@ class KvPruner:
         self._kv_cache.copy_blocks(turned.copies)
         blocks = torch.tensor([copy for _, copy in turned.copies], device=self._device)
         for cache, table in zip(self._kv_cache.layers, self._rotary, strict=True):
+            assert isinstance(cache, LayerCache)
             # The table's entries may be scaled (YaRN's attention factor), as the keys are already.
             angles = (table[turned.distance] / table[0, 0]).expand(len(blocks), -1).contiguous()
             ops.rotate_keys(*cache.tensors, blocks, angles, cache.key_offset)
@@ -55,12 +58,15 @@ class KvPruner:
             for blocks in (gathered.source, gathered.destination)
         )
         for cache, indices in zip(self._kv_cache.layers, tokens.int(), strict=True):
+            assert isinstance(cache, LayerCache)
             ops.gather_kv(*cache.tensors, source, indices, destination)
 
 
 def no_pruning(decoder: Decoder) -> str | None:
     """Why this model's KV caches cannot be pruned; None if they can."""
     mixers = decoder.config.attentions
+    if not all(isinstance(mixer, AttentionConfig) for mixer in mixers):
+        return "the model keeps one latent vector a token for all heads"
     if any(isinstance(layer.mixer, Attention) and layer.mixer.config.kv_of is not None for layer in decoder.layers):
         return "the model's layers read each other's keys and values"
     if len(mixers) < len(decoder.layers):

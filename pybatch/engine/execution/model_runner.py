@@ -18,7 +18,7 @@ from pybatch.engine.scheduling.step import Chunk
 from pybatch.machine.faults import describe
 from pybatch.machine.progress_bar import progress_bar
 from pybatch.machine.ranks import RankError
-from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
+from pybatch.model.batch import AnyCache, ForwardBatch
 from pybatch.model.decoder import Decoder
 
 
@@ -33,7 +33,7 @@ class ModelRunner:
     def __init__(
         self,
         decoder: Decoder,
-        caches: Sequence[LayerCache | LayerState],
+        caches: Sequence[AnyCache],
         *,
         block_size: int,
         max_tokens: int,
@@ -65,7 +65,7 @@ class ModelRunner:
         cls,
         config: EngineConfig,
         decoder: Decoder,
-        caches: Sequence[LayerCache | LayerState],
+        caches: Sequence[AnyCache],
         max_model_len: int,
         **more: Any,
     ) -> ModelRunner:

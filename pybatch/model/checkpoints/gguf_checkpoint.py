@@ -17,7 +17,7 @@ from pybatch.model.checkpoints.gguf_file import FLOATS, GGUFFile
 from pybatch.model.checkpoints.gguf_parts import GGUFModel
 from pybatch.model.checkpoints.gguf_source import LONG, SHORT, GGUFSource
 from pybatch.model.checkpoints.requantized import BECOMES
-from pybatch.model.config import MAX_VOCAB, LayerConfig, MLPConfig, ModelConfig, without_unknown_ids
+from pybatch.model.config import MAX_VOCAB, AttentionConfig, LayerConfig, MLPConfig, ModelConfig, without_unknown_ids
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.families import BY_GGUF, FAMILIES
 from pybatch.model.families.family import Family
@@ -31,6 +31,7 @@ POOLINGS: dict[int, str] = {PoolingType.MEAN: MEAN, PoolingType.CLS: CLS, Poolin
 # Of names in a layer, where the converter has others: their ends, and what they become.
 OTHER_ENDS = {
     ".sinks": ".sinks.weight",
+    ".e_score_correction_bias": ".e_score_correction.bias",
     ".layer_scalar": ".layer_scalar.weight",
     ".experts.gate_up_proj": ".experts.gate_up_proj.weight",
     ".router.scale": ".router.proj.scale",
@@ -145,6 +146,8 @@ def _config(file: GGUFFile, family: Family) -> ModelConfig:
 
 def _with_biases(layer: LayerConfig, file: GGUFFile) -> LayerConfig:
     """Which projections have biases, the tensors alone tell."""
+    if not isinstance(layer.mixer, AttentionConfig):
+        return layer
     has = file.tensors.__contains__
     bias = has("blk.0.attn_q.bias") or has("blk.0.attn_qkv.bias")
     layer = layer.with_attention(bias=bias, out_bias=has("blk.0.attn_output.bias"))

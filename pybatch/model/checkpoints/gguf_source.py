@@ -11,7 +11,7 @@ from pybatch.model.errors import ModelError
 from pybatch.model.families.family import GGUFFamily
 from pybatch.model.families.source import Source
 from pybatch.model.fields import Fields, short
-from pybatch.model.rope import MAX_POSITIONS, RopeConfig
+from pybatch.model.rope import MAX_POSITIONS, RopeConfig, yarn_scale
 from pybatch.model.unread_keys import check_unread_keys
 
 # Names in config.json, and what GGUF calls them behind the architecture's name.
@@ -68,7 +68,8 @@ class GGUFSource(Source):
         hidden = fields.integer("embedding_length", high=MAX_WIDTH)
         heads = fields.integer("attention.head_count", high=MAX_HEADS)
         head_dim = fields.integer("attention.key_length", hidden // heads, high=MAX_WIDTH)
-        if fields.integer("attention.value_length", head_dim, high=MAX_WIDTH) != head_dim:
+        latent = "attention.kv_lora_rank" in self._own
+        if not latent and fields.integer("attention.value_length", head_dim, high=MAX_WIDTH) != head_dim:
             raise ModelError(f"{self._file.path}: expected attention.value_length to be that of keys, {head_dim}")
         fields.integer("context_length", high=MAX_POSITIONS)
         if "attention.layer_norm_epsilon" not in fields:
@@ -135,7 +136,9 @@ class GGUFSource(Source):
         stretch = fields.number("rope.scaling.attn_factor", 1.0)
         if kind == "yarn":
             weight = fields.number("rope.scaling.yarn_log_multiplier", 0.0, above=-1.0)
-            stretch *= _yarn_scale(factor, 1.0) / (_yarn_scale(factor, weight) if weight else 1.0)
+            stretch *= yarn_scale(factor, 1.0) / (yarn_scale(factor, weight) if weight else 1.0)
+        if self._family.architecture == "deepseek2":  # whose scale is of scores
+            stretch = 1.0
         original = fields.integer("rope.scaling.original_context_length", default_context, low=0, high=MAX_POSITIONS)
         rope = RopeConfig(
             kind="default" if factor == 1.0 and kind not in ("yarn", "longrope") else kind,
@@ -155,9 +158,10 @@ class GGUFSource(Source):
         rope.check(where)
         return rope
 
-
-def _yarn_scale(factor: float, weight: float) -> float:
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+    def yarn_scale(self) -> float:
+        """The file has a tenth of the weight."""
+        weight = 10 * self._fields.number("rope.scaling.yarn_log_multiplier", 0.0, above=-1.0)
+        return yarn_scale(self._fields.number("rope.scaling.factor", 1.0), weight)
 
 
 def _frequency_factors(file: GGUFFile, name: str, rotary_dim: int) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from pybatch.model.families import (
     arcee,
     cohere,
     cohere2,
+    deepseek,
     ernie4_5,
     exaone4,
     falcon,
@@ -17,6 +18,7 @@ from pybatch.model.families import (
     glm,
     glm4,
     glm4_moe,
+    glm4_moe_lite,
     gpt2,
     gpt_neox,
     gpt_oss,
@@ -50,6 +52,7 @@ from pybatch.model.families import (
     smollm3,
     stablelm,
     starcoder2,
+    youtu,
 )
 from pybatch.model.families.family import Family
 
@@ -98,12 +101,17 @@ ALL: tuple[Family, ...] = (
     qwen3_moe.FAMILY,
     olmoe.FAMILY,
     glm4_moe.FAMILY,
+    glm4_moe_lite.FAMILY,
+    deepseek.V2,
+    deepseek.V3,
+    youtu.FAMILY,
     gpt_oss.FAMILY,
     granitemoe.FAMILY,
     granitemoe.SHARED,
     granitemoehybrid.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
+SAME = {"kimi_k2": "deepseek_v3"}  # other names that a config.json has for a family
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}
 BY_GGUF: dict[str, Family] = {}
 for _family in ALL:

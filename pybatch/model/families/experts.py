@@ -16,6 +16,12 @@ GGUF_KEYS = {
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
 }
+GGUF_SCORINGS = {1: "softmax", 2: "sigmoid"}
+SHARED_NAMES = {
+    "shared_gate": "mlp.shared_experts.gate_proj",
+    "shared_up": "mlp.shared_experts.up_proj",
+    "shared_down": "mlp.shared_experts.down_proj",
+}
 
 
 def softmax_experts(source: Source, *, count: int, top_k: int, width: int) -> MoEConfig:
@@ -27,6 +33,48 @@ def softmax_experts(source: Source, *, count: int, top_k: int, width: int) -> Mo
         activation=source.activation(),
         normalize=source.flag("norm_topk_prob"),
     )
+
+
+def sigmoid_experts(
+    source: Source,
+    *,
+    count: int,
+    top_k: int,
+    width: int,
+    groups: int = 1,
+    top_groups: int = 1,
+    normalize: bool = False,
+    scale: float = 1.0,
+) -> MoEConfig:
+    """Experts chosen by their sigmoids plus a correction, in groups, beside an MLP that all tokens go through
+    (DeepSeek-V3). What is given is for where the config says nothing."""
+    experts = softmax_experts(source, count=count, top_k=top_k, width=width)
+    return replace(
+        experts,
+        scoring="sigmoid",
+        correction=True,
+        groups=source.integer("n_group", groups, high=MAX_EXPERTS, nullable=True),
+        top_groups=source.integer("topk_group", top_groups, high=MAX_EXPERTS, nullable=True),
+        group_best=2,
+        normalize=source.flag("norm_topk_prob", normalize),
+        scale=source.number("routed_scaling_factor", scale),
+        shared_width=experts.width * source.integer("n_shared_experts", 1, low=0, high=MAX_EXPERTS),
+    )
+
+
+def gguf_scoring(source: Source) -> str | None:
+    """What a GGUF file says of how experts are chosen; None where nothing does."""
+    return GGUF_SCORINGS[source.choice("scoring", tuple(GGUF_SCORINGS))] if "scoring" in source else None
+
+
+def dense_or_sparse(source: Source, count: int) -> list[bool] | None:
+    """Which layers have experts, as mlp_layer_types says; None if it is not there."""
+    kinds = source.get("mlp_layer_types")
+    if kinds is None:
+        return None
+    if not isinstance(kinds, list) or len(kinds) != count or not all(kind in ("dense", "sparse") for kind in kinds):
+        raise ModelError(f"{source.where}: mlp_layer_types: expected dense or sparse for each of {count} layers")
+    return [kind == "sparse" for kind in kinds]
 
 
 def num_experts(source: Source, absent: int) -> int:

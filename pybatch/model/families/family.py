@@ -28,6 +28,14 @@ LLAMA_NAMES: Mapping[str, str] = {
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
     "attention_out": "self_attn.o_proj",
+    "q_a": "self_attn.q_a_proj",  # of latent attention, from here
+    "q_a_norm": "self_attn.q_a_layernorm",
+    "q_b": "self_attn.q_b_proj",
+    "kv_a": "self_attn.kv_a_proj_with_mqa",
+    "kv_a_norm": "self_attn.kv_a_layernorm",
+    "kv_b": "self_attn.kv_b_proj",
+    "k_b": "self_attn.k_b_proj",  # these two in place of kv_b, in GGUF files
+    "v_b": "self_attn.v_b_proj",
     "mixer_post_norm": "",  # of what the attention adds to the residual stream
     "mlp_norm": "post_attention_layernorm",
     "gate": "mlp.gate_proj",

@@ -3,10 +3,8 @@ beside an MLP that all tokens go through."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from pybatch.model.config import MAX_EXPERTS, MAX_LAYERS
-from pybatch.model.families.experts import softmax_experts, with_experts
+from pybatch.model.config import MAX_LAYERS
+from pybatch.model.families.experts import SHARED_NAMES, sigmoid_experts, with_experts
 from pybatch.model.families.family import Family, Shape
 from pybatch.model.families.llama import alike, with_biases
 from pybatch.model.families.source import Source
@@ -15,29 +13,9 @@ from pybatch.model.families.source import Source
 def shape(source: Source) -> Shape:
     decoder = alike(source, context=131072, kv_heads=8, partial=0.5, eps=1e-5, qk_norm=source.flag("use_qk_norm"))
     decoder = with_biases(decoder, qkv=source.flag("attention_bias"), out=False, mlp=False)
-    experts = softmax_experts(source, count=128, top_k=8, width=1408)
-    experts = replace(
-        experts,
-        scoring="sigmoid",
-        correction=True,
-        groups=source.integer("n_group", 1, high=MAX_EXPERTS),
-        top_groups=source.integer("topk_group", 1, high=MAX_EXPERTS),
-        group_best=2,
-        normalize=source.flag("norm_topk_prob", True),
-        scale=source.number("routed_scaling_factor", 1.0),
-        shared_width=experts.width * source.integer("n_shared_experts", 1, low=0, high=MAX_EXPERTS),
-    )
+    experts = sigmoid_experts(source, count=128, top_k=8, width=1408)
     first = source.integer("first_k_dense_replace", 1, low=0, high=MAX_LAYERS)
     return with_experts(decoder, experts, [layer >= first for layer in range(len(decoder.layers))])
 
 
-FAMILY = Family(
-    model_type="glm4_moe",
-    architecture="Glm4MoeForCausalLM",
-    shape=shape,
-    names={
-        "shared_gate": "mlp.shared_experts.gate_proj",
-        "shared_up": "mlp.shared_experts.up_proj",
-        "shared_down": "mlp.shared_experts.down_proj",
-    },
-)
+FAMILY = Family(model_type="glm4_moe", architecture="Glm4MoeForCausalLM", shape=shape, names=SHARED_NAMES)

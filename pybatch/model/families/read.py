@@ -8,7 +8,7 @@ from typing import Any
 
 from pybatch.model.config import MAX_VOCAB, AttentionConfig, LayerConfig, ModelConfig, merge_ids
 from pybatch.model.errors import ModelError
-from pybatch.model.families import BY_CLASS, FAMILIES
+from pybatch.model.families import BY_CLASS, FAMILIES, SAME
 from pybatch.model.families.family import Family
 from pybatch.model.families.source import HFSource, Source
 from pybatch.model.fields import Fields, short
@@ -60,7 +60,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_known(config: Mapping[str, Any]) -> bool:
     kind = config.get("model_type")
-    return isinstance(kind, str) and kind in FAMILIES
+    return isinstance(kind, str) and SAME.get(kind, kind) in FAMILIES
 
 
 def config_of(
@@ -110,6 +110,7 @@ def _family(fields: Fields, name: str) -> Family:
     """The family that `model_type` names, as transformers itself has it: people rename classes. The class in
     `architectures` decides alone where there is no model_type, and must be a known one where there is."""
     kind = fields.text("model_type", None)
+    kind = None if kind is None else SAME.get(kind, kind)
     classes = fields.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
         raise ModelError(f"{fields.where}: architectures: expected a list of names, got {short(classes)}")

@@ -9,7 +9,7 @@ from typing import Any
 from pybatch.model.config import MAX_HEADS, MAX_LAYERS, MAX_WIDTH
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import Fields, short
-from pybatch.model.rope import MAX_POSITIONS, RopeConfig
+from pybatch.model.rope import MAX_POSITIONS, RopeConfig, yarn_scale
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -44,6 +44,10 @@ class Source(Fields, ABC):
     def rope_of_kind(self, kind: str, head_dim: int, default_context: int, theta: float) -> RopeConfig:
         """Of layers of this one of LAYER_TYPES, in families whose kinds rotate differently. theta: where there is no
         base."""
+
+    @abstractmethod
+    def yarn_scale(self) -> float:
+        """By which queries and keys are multiplied beside YaRN, in models that say so (DeepSeek's mscale_all_dim)."""
 
     def num_layers(self) -> int:
         return self.integer("num_hidden_layers", high=MAX_LAYERS)
@@ -158,3 +162,7 @@ class HFSource(Source):
         scaling = self.mapping("rope_scaling")
         fields = Fields({"rope_parameters": {**rope, **scaling} if sees_all else rope}, f"{kind} in {self.where}")
         return RopeConfig.from_hf(fields, head_dim, default_context)
+
+    def yarn_scale(self) -> float:
+        rope = Fields(self.mapping("rope_scaling") or self.mapping("rope_parameters"), self.where)
+        return yarn_scale(rope.number("factor", 1.0), rope.number("mscale_all_dim", 0.0, above=-1.0, nullable=True))

@@ -17,6 +17,8 @@ from transformers import (
     ArceeConfig,
     Cohere2Config,
     CohereConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Ernie4_5Config,
     Exaone4Config,
     Gemma2Config,
@@ -52,6 +54,14 @@ from pybatch.model.pooling import PoolingConfig
 
 SHAPE = {**SMALL, "intermediate_size": 96}  # quantisation blocks are 32 long
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SHAPE_OF_LATENTS = {
+    **{key: value for key, value in SHAPE.items() if key != "num_key_value_heads"},
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 40,
+}
 CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SHAPE),
     "qwen2": Qwen2Config(**SHAPE),
@@ -116,6 +126,14 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
         **SHAPE, head_dim=16, num_local_experts=5, num_experts_per_tok=3, sliding_window=20,
         rope_parameters={**YARN_ROPE, "truncate": False, "original_max_position_embeddings": 16},
     ),
+    "deepseek2-v2": DeepseekV2Config(
+        **SHAPE_OF_LATENTS | {"q_lora_rank": None}, **MOE, n_routed_experts=6, first_k_dense_replace=1,
+        rope_parameters={**YARN_ROPE, "mscale": 0.7, "mscale_all_dim": 0.7},
+    ),
+    "deepseek2-v3": DeepseekV3Config(
+        **SHAPE_OF_LATENTS, **MOE, n_routed_experts=8, n_group=4, topk_group=2, first_k_dense_replace=1,
+        num_key_value_heads=4,
+    ),
     "olmoe": OlmoeConfig(**SHAPE, num_experts=7, num_experts_per_tok=3),
 }  # fmt: skip
 
@@ -153,6 +171,8 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         ("gemma", Kind.F16),
         ("gemma2", Kind.Q8_0),
         ("gemma3", Kind.F32),
+        ("deepseek2-v2", Kind.F16),
+        ("deepseek2-v3", Kind.Q8_0),
         ("qwen3moe", Kind.Q8_0),
         ("qwen3moe", Kind.F16),
         ("qwen2moe", Kind.Q4_0),
@@ -163,7 +183,7 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
 )  # fmt: skip
 def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(arch, monkeypatch)
-    arch = arch.removesuffix("-own-norms")
+    arch = arch.partition("-own-norms")[0].partition("-v")[0]
     path = tmp_path / "model.gguf"
     writer = begin(path, arch, model)
     write_tensors(writer, arch, model, kind)

@@ -17,7 +17,7 @@ from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.state_cache import StateCache, num_slots, state_layout
 from pybatch.machine.ranks import Place, RankError, World
 from pybatch.machine.threads import set_threads
-from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
+from pybatch.model.batch import AnyCache, ForwardBatch
 from pybatch.model.decoder import Decoder
 from pybatch.model.key_shifts import key_shifts
 from pybatch.model.loader import load_model
@@ -62,7 +62,7 @@ def run(start: Start, host: str) -> None:
 
 def follow(decoder: Decoder, connection: Connection, sharing: int) -> None:
     cache: KvCache | None = None
-    caches: list[LayerCache | LayerState] = []
+    caches: list[AnyCache] = []
     while True:
         what, arguments = pickle.loads(connection.recv_bytes())
         if what == "forward":
