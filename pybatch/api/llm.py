@@ -211,7 +211,7 @@ class LLM(ModelHandle):
             self.engine,
             self.session.tokenizer,
             list(zip(*paired(data_1, data_2), strict=True)),
-            pooling_params or PoolingParams(),
+            _pooling(pooling_params),
             instruction=instruction,
             chat_template=chat_template,
             truncate=truncate_prompt_tokens,
@@ -368,11 +368,20 @@ class LLM(ModelHandle):
 
 
 def _embedding(params: Pooling, truncate: int | None) -> Pooling:
-    """With the truncation, if there is one."""
-    if params is None or isinstance(params, PoolingParams):
-        params = params or PoolingParams()
-        return params if truncate is None else replace(params, truncate_prompt_tokens=truncate)
-    return params if truncate is None else [replace(each, truncate_prompt_tokens=truncate) for each in params]
+    """With the truncation, if there is one. Raises TypeError for anything but PoolingParams."""
+    several = isinstance(params, Iterable) and not isinstance(params, str | bytes | Mapping)
+    each = [_pooling(one) for one in params] if several else [_pooling(params)]  # type: ignore[union-attr]
+    if truncate is not None:
+        each = [replace(one, truncate_prompt_tokens=truncate) for one in each]
+    return each if several else each[0]
+
+
+def _pooling(params: object) -> PoolingParams:
+    if params is None:
+        return PoolingParams()
+    if not isinstance(params, PoolingParams):
+        raise TypeError(f"pooling_params: expected PoolingParams, or one for each prompt, got {params!r:.80}")
+    return params
 
 
 def given_to(llm: LLM) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class Decoder:
         if self.token_inputs is not None:
             self.token_inputs(batch.token_ids, residual, self._buffers)
 
-    def _run_layers(self, batch: ForwardBatch, residual: Tensor, caches: Sequence[LayerCache | LayerState]) -> None:
+    def _run_layers(self, batch: ForwardBatch, residual: Tensor, caches: Sequence[AnyCache]) -> None:
         step = Step(batch, self._buffers, self.rotary, self.query_scales)
         for layer, cache in zip(self.layers, caches, strict=True):
             layer(residual, step, cache)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pybatch.machine.ranks import Stages
-from pybatch.model.batch import ForwardBatch, LayerCache, LayerState
+from pybatch.model.batch import AnyCache, ForwardBatch
 from pybatch.model.buffers import Buffers
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
@@ -37,7 +37,7 @@ class StageDecoder(Decoder):
         super().make_buffers(rows)
         self._whole = Buffers({"residual": self.config.hidden_size}, self.dtype, self.device, rows)
 
-    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache | LayerState]) -> Tensor:
+    def forward(self, batch: ForwardBatch, caches: Sequence[AnyCache]) -> Tensor:
         self._whole.resize(batch.token_ids.shape[0])
         self._residual = self._whole.of("residual", self.config.hidden_size)
         for first, last, part in in_parts(batch, 2 * self.stages.count, PART_TOKENS[self.device.type]):

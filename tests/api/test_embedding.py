@@ -218,3 +218,13 @@ def test_a_head_that_is_not_there_is_missed(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"has no tensor 'score\.weight'"):
         LLM(tmp_path, num_kv_blocks=32)
+
+
+def test_sampling_params_are_refused_by_name(plain: LLM) -> None:
+    wrong: Any = SamplingParams(max_tokens=3)
+    message = "pooling_params: expected PoolingParams, or one for each prompt, got "
+    for params in (wrong, [wrong, wrong], "mean", 3, {"dimensions": 8}):
+        with pytest.raises(TypeError, match=message):
+            plain.embed(TEXTS[:2], pooling_params=params)
+    with pytest.raises(TypeError, match=message):
+        plain.score(TEXTS[0], TEXTS[1], pooling_params=wrong)

@@ -77,6 +77,11 @@ class StoredTensors(Mapping[str, Stored]):
             raise ModelError(f"{self.directory}: expected the tensor {name!r}, which is not there")
         stored = self[name]
         self.read.add(name)
+        if 0 in stored.shape:
+            raise ModelError(
+                f"{self.directory}: tensor {name!r} is empty, of shape {list(stored.shape)}: the checkpoint was saved "
+                "without it, as ranks save what others hold; expected one with all its weights"
+            )
         if stored.dtype not in dtypes:
             raise ModelError(
                 f"{self.directory}: tensor {name!r} is {stored.dtype}; expected one of {', '.join(dtypes)}"

@@ -192,6 +192,14 @@ def test_tensors_of_other_types_are_refused(untied: Path) -> None:
         ours(untied)
 
 
+@pytest.mark.parametrize("name", [HEAD, EMBEDDING, "model.layers.1.mlp.up_proj.weight"])
+def test_empty_tensors_are_refused_by_name(untied: Path, name: str) -> None:
+    """As a rank of DeepSpeed's ZeRO-3 saves weights that others hold."""
+    rewrite(untied, lambda tensors: {**tensors, name: torch.empty(0)})
+    with pytest.raises(ModelError, match=rf"tensor '{name}' is empty, of shape \[0\]: the checkpoint was saved"):
+        ours(untied)
+
+
 def test_generation_config_is_kept(untied: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = {"eos_token_id": [2, 9999], "temperature": 0.6, "top_p": 0.95}
     (untied / "generation_config.json").write_text(json.dumps(values))
