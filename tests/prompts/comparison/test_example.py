@@ -13,7 +13,8 @@ from browser import chromium, requested
 
 from pybatch.prompts import Comparison
 
-FOLDER = Path(__file__).resolve().parents[3] / "examples" / "compare"
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "examples" / "compare"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,18 @@ def test_the_example_compares_all_reviews_that_have_stars(report: tuple[Path, Co
         assert pair.difference.wins + pair.difference.ties + pair.difference.losses == found.rows
         assert pair.difference.estimate.low <= pair.difference.estimate.mean <= pair.difference.estimate.high
     assert found.apart
+
+
+def test_the_documents_example_runs(smollm2_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compare.md").read_text(), flags=re.DOTALL)
+    exec(compile(text, "docs/compare.md", "exec"), {})
+    first, *scores = capsys.readouterr().out.splitlines()
+    mean, p = map(float, first.split())
+    assert 0 <= mean <= 1
+    assert 0 < p <= 1
+    assert [line.split()[:2] for line in scores] == [
+        [name, str(row)] for row in (0, 1) for name in ("question", "form")
+    ]
 
 
 def test_a_browser_shows_the_report(report: tuple[Path, Comparison], tmp_path: Path) -> None:
