@@ -163,9 +163,9 @@ def test_a_report_that_cannot_be_written_in_the_end_costs_no_result(run: Run, tm
 def removing_first(folder: Path) -> Callable[..., None]:
     from pybatch.cli.run import answer
 
-    def answering(*arguments: object) -> None:
+    def answering(*arguments: object, **named: object) -> None:
         folder.rmdir()
-        answer(*arguments)  # type: ignore[arg-type]
+        answer(*arguments, **named)  # type: ignore[arg-type]
 
     return answering
 
