@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -191,3 +192,9 @@ def test_latitudes_names_of_parameters_and_tools_are_known() -> None:
     assert prompt.config.sampling == {"max_tokens": 7, "top_p": 0.5, "stop": ["a"], "structured_outputs": schema}
     tool = {"name": "find", "description": "Finds.", "parameters": {"type": "object"}}
     assert prompt.config.tools == ({"type": "function", "function": tool},)
+
+
+def test_without_promptl_ai_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "promptl_ai.bindings.promptl", None)
+    with pytest.raises(PromptError, match=r"PromptL needs the package promptl-ai: pip install 'pybatch\[promptl\]'"):
+        runtime.__wrapped__()
