@@ -96,6 +96,22 @@ def row_ops(dtype: torch.dtype) -> None:
     ops.copy_blocks(pool, torch.tensor([[0, 1], [2, 3]], device="cuda"))
 
 
+def low_rank(dtype: torch.dtype) -> None:
+    """Rows of two adapters and of none, few and many."""
+    for rows in (3, 80):
+        slots = torch.arange(rows, dtype=torch.int32, device="cuda") % 3 - 1
+        x, product = torch.randn(rows, 301, device="cuda").to(dtype), torch.zeros(rows, 64, device="cuda").to(dtype)
+        panels = torch.tensor([[0, 16, 0], [16, 16, 1], [32, 8, 0], [48, 8, 1]], dtype=torch.int32, device="cuda")
+        a, b = (
+            torch.randn(2, 2, 2, 301, 16, device="cuda").to(dtype),
+            torch.randn(2, 4, 32, 16, device="cuda").to(dtype),
+        )
+        ranks = torch.tensor([[32, 5], [0, 17]], dtype=torch.int32, device="cuda")
+        out = torch.empty(rows, 24, device="cuda").to(dtype)
+        ops.add_lora(x, slots, ops.Lora(a, b, ranks, panels), product)
+        ops.add_lora(x, slots, ops.Lora(a, b, ranks, panels), product, out, epilogue=ops.Epilogue.SILU_MUL)
+
+
 def sampling() -> None:
     rows, vocab = 3, 5000
     logits = torch.randn(rows, vocab, device="cuda")
@@ -122,6 +138,7 @@ def main() -> None:
                 attention_and_kv(dtype, cache, head_dim)
         matmuls(dtype)
         row_ops(dtype)
+        low_rank(dtype)
     large_matmul()
     sampling()
     torch.cuda.synchronize()

@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 
 from pybatch import LLM, LoRARequest, SamplingParams
 
-PROMPT, OUTPUT = 96, 40  # tokens
+PROMPT, OUTPUT = 32, 24  # tokens
+ROUNDS = 3
 
 
 def write_adapter(folder: Path, config: dict[str, Any], rank: int, seed: int) -> Path:
@@ -52,30 +53,42 @@ def write_adapter(folder: Path, config: dict[str, Any], rank: int, seed: int) ->
     return folder
 
 
-def measure(llm: LLM, batch: int, adapters: Sequence[LoRARequest | None]) -> dict[str, float]:
-    """Twice, of which the first loads adapters and records graphs."""
+def measure(llm: LLM, batch: int, cases: Sequence[Sequence[LoRARequest | None]]) -> list[dict[str, float]]:
+    """Of each case, whose requests have these adapters by turns. Cases run by turns too, as no machine stays the same
+    for long; their first runs, which load adapters and record graphs, do not count."""
+    decodes: list[list[float]] = [[] for _ in cases]
+    prompts: list[list[float]] = [[] for _ in cases]
+    for turn in range(ROUNDS + 1):
+        for case, adapters in enumerate(cases):
+            steps, before_them = run(llm, batch, adapters)
+            if turn:
+                decodes[case] += steps
+                prompts[case].append(before_them)
+    found = [(median(steps), median(times)) for steps, times in zip(decodes, prompts, strict=True)]
+    return [
+        {"step_ms": step * 1e3, "tokens_per_second": batch / step, "prompt_tokens_per_second": batch * PROMPT / prompt}
+        for step, prompt in found
+    ]
+
+
+def run(llm: LLM, batch: int, adapters: Sequence[LoRARequest | None]) -> tuple[list[float], float]:
+    """Seconds of each step in which all decode, and of all steps before."""
     engine, vocab = llm.engine, llm.engine.decoder.config.vocab_size
-    for _ in range(2):
-        for i in range(batch):
-            chosen = adapters[i % len(adapters)]
-            params = SamplingParams(temperature=0, max_tokens=OUTPUT, ignore_eos=True, lora_request=chosen)
-            engine.add_request(str(i), [(7 * i + 3 * j) % vocab for j in range(PROMPT)], params)
-        decodes, prompts = [], 0.0
-        while engine.has_unfinished():
-            before, begin = engine.metrics.step_tokens, time.perf_counter()
-            engine.step()
-            seconds, tokens = time.perf_counter() - begin, engine.metrics.step_tokens - before
-            if tokens == batch and engine.num_waiting == 0:
-                decodes.append(seconds)
-            elif tokens > batch:
-                prompts += seconds
-        engine.reset_prefix_cache()
-    step = median(decodes)
-    return {
-        "step_ms": step * 1e3,
-        "tokens_per_second": batch / step,
-        "prompt_tokens_per_second": batch * PROMPT / prompts,
-    }
+    for i in range(batch):
+        chosen = adapters[i % len(adapters)]
+        params = SamplingParams(temperature=0, max_tokens=OUTPUT, ignore_eos=True, lora_request=chosen)
+        engine.add_request(str(i), [(7 * i + 3 * j) % vocab for j in range(PROMPT)], params)
+    decodes, prompts = [], 0.0
+    while engine.has_unfinished():
+        before, begin = engine.metrics.step_tokens, time.perf_counter()
+        engine.step()
+        seconds, tokens = time.perf_counter() - begin, engine.metrics.step_tokens - before
+        if tokens == batch and engine.num_waiting == 0:
+            decodes.append(seconds)
+        elif tokens > batch:
+            prompts += seconds
+    engine.reset_prefix_cache()
+    return decodes, prompts
 
 
 def main() -> None:
@@ -103,20 +116,20 @@ def main() -> None:
         for name, more in loads.items():
             llm = LLM(args.model, **settings, **more)
             if name == "lora":
-                figures["none of the requests"] = measure(llm, args.batch, [None])
-                figures["one adapter"] = measure(llm, args.batch, requests[:1])
-                figures[f"{args.adapters} adapters"] = measure(llm, args.batch, requests)
+                names = "none of the requests", "one adapter", f"{args.adapters} adapters"
+                cases = [[None], requests[:1], requests]
             else:
-                figures["no LoRA" if name == "plain" else "one merged"] = measure(llm, args.batch, [None])
+                names, cases = (("no LoRA" if name == "plain" else "one merged"),), [[None]]
+            figures |= zip(names, measure(llm, args.batch, cases), strict=True)
             del llm
             gc.collect()
 
     table = Table(
         title=f"{args.model.name}, {args.quantization or 'as it is'}: {args.batch} requests, rank {args.rank}"
     )
-    for name in ("", "decode step, ms", "of no LoRA", "tokens/s", "prompt tokens/s"):
+    for name in ("", "decode step, ms", "of none", "tokens/s", "prompt tokens/s"):
         table.add_column(name, justify="right")
-    first = figures["no LoRA"]["step_ms"]
+    first = figures["none of the requests"]["step_ms"]
     for name, each in figures.items():
         table.add_row(
             name, f"{each['step_ms']:.1f}", f"{each['step_ms'] / first:.2f}", f"{each['tokens_per_second']:,.0f}",

@@ -18,14 +18,12 @@ ANYTHING: Any = Anything()
 
 ARGUMENTS: dict[str, Collection[Any]] = {  # by name, the values that ask for nothing
     # one process, one device
-    "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
     "decode_context_parallel_size": (1,),
     "prefill_context_parallel_size": (1,),
     "enable_expert_parallel": (False,),
     "enable_eplb": (False,),
     "enable_dbo": (False,),
-    "distributed_executor_backend": ANYTHING,
     "disable_custom_all_reduce": ANYTHING,
     "max_parallel_loading_workers": ANYTHING,
     "ray_workers_use_nsight": ANYTHING,

@@ -210,7 +210,7 @@ def test_engine_arguments_are_written_once() -> None:
 def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Those that ask for nothing pass, with one warning; those that ask for something are refused by name."""
     nothing: dict[str, Any] = {
-        "pipeline_parallel_size": 1, "trust_remote_code": True, "enforce_eager": False,
+        "data_parallel_size": 1, "trust_remote_code": True, "enforce_eager": False,
         "cpu_offload_gb": 0, "load_format": "auto", "disable_log_stats": True, "revision": None,
         "tokenizer_mode": "auto", "enable_prompt_adapter": False, "kv_transfer_config": None, "hf_overrides": {},
     }  # fmt: skip
@@ -220,7 +220,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     warned = [record.getMessage() for record in caplog.records]
     assert sorted(warned) == sorted(f"EngineArgs: {name} is vLLM's and changes nothing here" for name in nothing)
     for name, value in (
-        ("pipeline_parallel_size", 2),
+        ("data_parallel_size", 2),
         ("enable_prompt_adapter", True),
         ("kv_transfer_config", {"kv_connector": "x"}),
         ("cpu_offload_gb", 4),
