@@ -17,7 +17,9 @@ from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.engine.speculative_config import SpeculativeConfig
 from pybatch.machine import device as devices
 from pybatch.model import Decoder, ModelError, load_model, loader
+from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.config import LatentAttentionConfig
+from pybatch.model.lora.layout import layouts
 
 SHARED = some_prompt(40, 99, vocab=200)
 PROMPTS = [(SHARED if i % 2 else []) + some_prompt(1 + 9 * i % 90, i, vocab=200) for i in range(12)]
@@ -84,3 +86,11 @@ def test_a_gpu_is_refused_by_name(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert devices.find_device("cpu").type == "cpu"
     with pytest.raises(ModelError, match="device: expected 'cpu' for DeepseekV3ForCausalLM, whose latent attention"):
         load_model(path, device="cuda", skip_tokenizer=True)
+
+
+def test_adapters_may_change_what_is_multiplied_as_it_is_stored(path: Path) -> None:
+    """All but the heads' own projections, which are no products of their own."""
+    decoder = load_model(path, skip_tokenizer=True).decoder
+    modules = {name for _, layout in layouts(decoder, SafetensorsCheckpoint(path)) for name in layout.modules}
+    of_attention = {name.rpartition(".")[2] for name in modules if name.startswith("model.layers.1.self_attn.")}
+    assert of_attention == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"}

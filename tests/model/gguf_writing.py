@@ -72,6 +72,8 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
             add(width)
     if arch == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
+    if arch in ("deepseek2", "glm4moe"):
+        begin_sigmoids(writer, config)
     if arch == "deepseek2":
         begin_latents(writer, config)
     elif getattr(config, "head_dim", None):
@@ -81,7 +83,7 @@ def begin(path: Path, arch: str, model: PreTrainedModel, **options: Any) -> GGUF
         writer.add_sliding_window(config.sliding_window)
     rope = config.rope_parameters
     if "partial_rotary_factor" in rope:
-        head_dim = config.hidden_size // config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
     if "llama_4_scaling_beta" in rope:
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
@@ -119,15 +121,19 @@ def begin_latents(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_rope_dimension_count(config.qk_rope_head_dim)
     if log_multiplier := config.rope_parameters.get("mscale_all_dim"):
         writer.add_rope_scaling_yarn_log_mul(0.1 * log_multiplier)
-    if config.model_type == "deepseek_v3":
+
+
+def begin_sigmoids(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Of experts that DeepSeek-V3's way of choosing, or V2's, is for."""
+    v2 = config.model_type == "deepseek_v2"
+    if not v2:
         writer.add_expert_count(config.n_routed_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
     writer.add_leading_dense_block_count(config.first_k_dense_replace)
     writer.add_expert_shared_count(config.n_shared_experts)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
-    writer.add_expert_weights_norm(config.model_type == "deepseek_v3" and config.norm_topk_prob)
-    sigmoid = config.model_type == "deepseek_v3"
-    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID if sigmoid else ExpertGatingFuncType.SOFTMAX)
+    writer.add_expert_weights_norm(not v2 and config.norm_topk_prob)
+    writer.add_expert_gating_func(ExpertGatingFuncType.SOFTMAX if v2 else ExpertGatingFuncType.SIGMOID)
     if config.n_group:
         writer.add_expert_group_count(config.n_group)
         writer.add_expert_group_used_count(config.topk_group)

@@ -96,6 +96,11 @@ class GGUFSource(Source):
         read = {self._keys[key] for key in self.asked if key in self._keys} | OTHERS
         check_unread_keys(self._own, read, head_dim, self.where)
 
+    def num_layers(self) -> int:
+        """Without those at the end that draft tokens (multi-token prediction)."""
+        drafting = self._fields.integer("nextn_predict_layers", 0, low=0, high=super().num_layers() - 1)
+        return super().num_layers() - drafting
+
     def longest(self, rope: RopeConfig, context: int) -> int:
         return context
 

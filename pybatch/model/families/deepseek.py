@@ -8,8 +8,8 @@ from dataclasses import replace
 from pybatch.model.config import MAX_EXPERTS, MAX_LAYERS
 from pybatch.model.errors import ModelError
 from pybatch.model.families.experts import (
-    GGUF_KEYS,
     SHARED_NAMES,
+    SIGMOID_GGUF_KEYS,
     gguf_scoring,
     sigmoid_experts,
     softmax_experts,
@@ -69,17 +69,7 @@ V2 = Family(
     names=SHARED_NAMES,
     gguf=GGUFFamily(
         architecture="deepseek2",
-        keys={
-            **GGUF_KEYS,
-            **LATENT_KEYS,
-            "first_k_dense_replace": "leading_dense_block_count",
-            "n_shared_experts": "expert_shared_count",
-            "routed_scaling_factor": "expert_weights_scale",
-            "norm_topk_prob": "expert_weights_norm",
-            "scoring": "expert_gating_func",
-            "n_group": "expert_group_count",
-            "topk_group": "expert_group_used_count",
-        },
+        keys={**SIGMOID_GGUF_KEYS, **LATENT_KEYS},
         constants={"topk_method": "group_limited_greedy", "q_lora_rank": None},
     ),
 )

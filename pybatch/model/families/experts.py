@@ -16,6 +16,16 @@ GGUF_KEYS = {
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
 }
+SIGMOID_GGUF_KEYS = {
+    **GGUF_KEYS,
+    "first_k_dense_replace": "leading_dense_block_count",
+    "n_shared_experts": "expert_shared_count",
+    "routed_scaling_factor": "expert_weights_scale",
+    "norm_topk_prob": "expert_weights_norm",
+    "scoring": "expert_gating_func",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+}
 GGUF_SCORINGS = {1: "softmax", 2: "sigmoid"}
 SHARED_NAMES = {
     "shared_gate": "mlp.shared_experts.gate_proj",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pybatch.model.config import NormConfig
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike, with_biases
 from pybatch.model.families.source import Source
 
@@ -28,4 +28,5 @@ FAMILY = Family(
         "up": "mlp.fc1",
         "down": "mlp.fc2",
     },
+    gguf=GGUFFamily(architecture="phi2", keys={"layer_norm_eps": "attention.layer_norm_epsilon"}),
 )

@@ -138,6 +138,9 @@ class _LayoutLoader(WeightLoader):
     def experts_behind_norm(self, *arguments: object, **named: object) -> NormedLinear:
         return NormedLinear(None, _nothing())
 
+    def matrix(self, rows: Rows) -> Packed:
+        return _nothing()  # of latent attention's heads
+
     def vectors(self, role: str, heads: Heads, layer: int) -> Tensor:
         return torch.zeros(heads.count, heads.dim)
 

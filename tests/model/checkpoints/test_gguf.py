@@ -25,6 +25,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
     GlmConfig,
     GptOssConfig,
     GraniteConfig,
@@ -35,6 +36,7 @@ from transformers import (
     OlmoConfig,
     OlmoeConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -134,6 +136,11 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
         **SHAPE_OF_LATENTS, **MOE, n_routed_experts=8, n_group=4, topk_group=2, first_k_dense_replace=1,
         num_key_value_heads=4,
     ),
+    "glm4moe": Glm4MoeConfig(
+        **SHAPE, **MOE, head_dim=32, n_routed_experts=6, n_group=2, topk_group=1, use_qk_norm=True, attention_bias=True,
+        first_k_dense_replace=1, routed_scaling_factor=1.5,
+    ),
+    "phi2": PhiConfig(**SHAPE, partial_rotary_factor=0.5),
     "olmoe": OlmoeConfig(**SHAPE, num_experts=7, num_experts_per_tok=3),
 }  # fmt: skip
 
@@ -173,6 +180,8 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         ("gemma3", Kind.F32),
         ("deepseek2-v2", Kind.F16),
         ("deepseek2-v3", Kind.Q8_0),
+        ("glm4moe", Kind.Q8_0),
+        ("phi2", Kind.Q8_0),
         ("qwen3moe", Kind.Q8_0),
         ("qwen3moe", Kind.F16),
         ("qwen2moe", Kind.Q4_0),
