@@ -192,6 +192,7 @@ void check_matmuls();
 void check_kv_cache();
 void check_attention();
 void check_linear_attention();
+void check_low_rank();
 void check_sampling();
 
 }  // namespace check

@@ -17,6 +17,7 @@ int main() {
     check_kv_cache();
     check_attention();
     check_linear_attention();
+    check_low_rank();
     check_sampling();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
