@@ -65,7 +65,7 @@ def test_jobs_on_a_shared_engine_give_what_they_give_alone(llm: AsyncLLM, tiny_m
         source = open_source(str(data), None)
         checked = check_input(source, RowOptions(), sampling=sampling, created=0)
         with prepare(checked, Destination(str(output)), model=tiny_model, engine={}, sampling=sampling) as prepared:
-            answer(prepared, session, sampling, "skip", None, ReportFiles(), show_progress=False)
+            answer(prepared, session, sampling, "skip", None, ReportFiles(), show_progress=False, trace=None)
         return [json.loads(line) for line in output.read_text().splitlines()]
 
     expected = run(LLM(tiny_model, **ENGINE).session, tmp_path / "alone.jsonl")

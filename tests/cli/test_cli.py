@@ -163,7 +163,7 @@ def test_there_is_a_flag_for_every_argument() -> None:
     def names(group: Any) -> set[str]:
         return {field.name for field in fields(group)}
 
-    without = {"seed", "detokenize", "output_kind", "structured_outputs"}
+    without = {"seed", "detokenize", "output_kind", "structured_outputs", "lora_request"}
     assert names(SamplingFlags) - STRUCTURE.keys() == names(SamplingParams) - without
     assert names(EngineFlags) == names(EngineArgs) - {"skip_tokenizer_init"}
 

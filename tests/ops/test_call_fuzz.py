@@ -18,6 +18,7 @@ CALLS = 1500
 def test_random_calls(isa: str, tmp_path: Path) -> None:
     progress = tmp_path / "progress"
     command = [sys.executable, Path(__file__).with_name("call_fuzz.py"), progress, str(CALLS)]
-    environment = os.environ | {"PYBATCH_ISA": isa}
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = os.environ | {"PYBATCH_ISA": isa, "PYTHONPATH": path}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (result.returncode, progress.read_text().strip()) == (0, "done"), result.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from pybatch import SamplingParams
 from pybatch.engine.kv_policies import StreamingLLM
+from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.sampling_params import RequestOutputKind
 from pybatch.jobs.answers.cache_keys import CacheKeys
 
@@ -55,9 +57,11 @@ def key(tokens: list[int] = TOKENS, index: int = 0, **params: Any) -> bytes:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(SamplingParams)])
-def test_every_parameter_that_an_answer_depends_on_is_in_the_key(name: str) -> None:
+def test_every_parameter_that_an_answer_depends_on_is_in_the_key(name: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     others = {"use_beam_search": True} if name == "best_of" else {}
-    other = {**others, name: OTHER[name]}
+    other = {**others, name: LoRARequest("a", 1, str(tmp_path)) if name == "lora_request" else OTHER[name]}
     assert (key(seed=1, **others) == key(**{"seed": 1, **other})) == (name in NO_ANSWER_DEPENDS_ON)
     if name != "temperature":
         same = name in DRAWS | NO_ANSWER_DEPENDS_ON
