@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ WORD = re.compile(r"\w+")
 SHOWN = 80  # characters of a text in a feedback
 
 
-class TextScorer:
+class TextScorer(ABC):
     """expected: text with {field} where a row's field goes, as in prompt templates."""
 
     form: ClassVar[str]
@@ -27,8 +28,9 @@ class TextScorer:
         score = self.score(answer.strip(), expected)
         return Mark(score, "" if score == 1 else f"expected {self.form} {shown(expected)}")
 
+    @abstractmethod
     def score(self, answer: str, expected: str) -> float:
-        raise NotImplementedError
+        """Of an answer and a text without blanks around them."""
 
 
 class Exact(TextScorer):
