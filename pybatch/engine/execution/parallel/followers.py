@@ -68,7 +68,7 @@ class Followers:
                     host.sharing(number), dict(load),
                 )  # fmt: skip
                 self._processes.append(host.start(start))
-            weakref.finalize(self, _end, self._connections, self._processes, host)
+            self._close = weakref.finalize(self, _end, self._connections, self._processes, host)
             self._accept_all(listener)
         self.ranks: Ranks | None
         self.stages: Stages | None
@@ -108,6 +108,7 @@ class Followers:
             except TimeoutError:
                 told = _ended(self._processes) or ("they did not start in time" if time.monotonic() > deadline else "")
                 if told:
+                    self._close()
                     raise RankError(f"the {self.world.size} ranks cannot work together: {told}") from None
 
 
