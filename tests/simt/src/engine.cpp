@@ -298,8 +298,10 @@ void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc
     recent_[0] = range;
     return;
   }
-  Dl_info info;
-  if (!write && dladdr(reinterpret_cast<void*>(p), &info)) return;  // a constant of the kernel's own module
+  Dl_info target, kernel;
+  if (!write && dladdr(reinterpret_cast<void*>(p), &target) && dladdr(pc, &kernel) &&
+      target.dli_fbase == kernel.dli_fbase)
+    return;  // a constant of the kernel's own module
   std::string message = std::string(what) + " of " + std::to_string(bytes) + " bytes ";
   std::string at = locate(p);
   if (at.empty()) {
