@@ -2,7 +2,8 @@
 # make test    run the tests
 # Both do all the set-up themselves, on a machine that has Python 3.11 or later, a C++ compiler and PyPI.
 # make cuda    a wheel with the CUDA kernels too, in dist/: by the system's nvcc or PyPI's; no GPU is needed
-# make hopper  build/gpu/site for bench/gpu.sh, to be carried to a machine with a Hopper GPU and a Python like HOPPER_PYTHON
+# make hopper  build/gpu/site for bench/gpu.sh, to be carried to a machine with a Hopper GPU
+# Both serve the Pythons that are named: make cuda PYTHONS="python3.11 python3.12", each with its headers.
 # make build   compile the native parts into the source tree, for work on pybatch itself; make lint checks the style
 PYTHON ?= python3
 VENV ?= .venv
@@ -70,23 +71,22 @@ $(VENV)/lint: $(VENV)/installed
 
 cuda: $(VENV)/packages
 	command -v nvcc || test -x /usr/local/cuda/bin/nvcc || { $(call requirements,cuda-build) >$(VENV)/cuda.txt && $(PIP) install -q -r $(VENV)/cuda.txt; }
-	PYBATCH_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .
+	PYBATCH_CUDA=1 PYBATCH_PYTHONS="$(PYTHONS)" $(PIP) wheel --no-build-isolation --no-deps -w dist .
 	$(VENV)/bin/python -m zipfile -l dist/pybatch-*.whl | grep libpybatch_cuda.so
 
 build:  # with the packages of $(VENV), which may be any virtual environment that has torch, pybind11, cmake and ninja
 	@packages=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])') && \
 	cmake -G Ninja -S . -B build/dev -DCMAKE_INSTALL_PREFIX=$(CURDIR) -DPYBATCH_WERROR=ON \
-	  -DPython_EXECUTABLE=$$(realpath -s $(VENV)/bin/python) -Dpybind11_DIR=$$packages/pybind11/share/cmake/pybind11 \
+	  -DPYBATCH_PYTHONS=$$(realpath -s $(VENV)/bin/python) -Dpybind11_DIR=$$packages/pybind11/share/cmake/pybind11 \
 	  -DTORCH_DIR=$$packages/torch -DPYBATCH_VERSION=dev >/dev/null && \
 	cmake --build build/dev --target install
 
-HOPPER_PYTHON ?= python3
 hopper: $(VENV)/packages
 	@packages=$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])') && \
 	$(VENV)/bin/cmake -G Ninja -S . -B build/hopper -DCMAKE_INSTALL_PREFIX=$(CURDIR)/build/gpu/site -DPYBATCH_SM90A_ALONE=ON \
 	  -DCMAKE_MAKE_PROGRAM=$$(realpath -s $(VENV)/bin/ninja) \
 	  -DCMAKE_CUDA_COMPILER=$$(command -v nvcc || echo /usr/local/cuda/bin/nvcc) -DPYBATCH_VERSION=dev \
-	  -DPython_EXECUTABLE=$$(realpath -s $$(command -v $(HOPPER_PYTHON))) -DTORCH_DIR=$$packages/torch \
+	  -DPYBATCH_PYTHONS="$$(echo $(or $(PYTHONS),python3) | tr ' ' ';')" -DTORCH_DIR=$$packages/torch \
 	  -Dpybind11_DIR=$$packages/pybind11/share/cmake/pybind11 >/dev/null && \
 	$(VENV)/bin/cmake --build build/hopper --target install && \
 	tar --exclude='*.so' --exclude=__pycache__ -cf - pybatch | tar -xf - -C build/gpu/site

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 
@@ -48,17 +49,27 @@ def cuda_definitions() -> dict[str, object]:
     return {"CMAKE_CUDA_COMPILER": nvcc}
 
 
+PYTHONS = os.environ.get("PYBATCH_PYTHONS", "").split()  # that the wheel is for, where it is for several
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        """A Python takes its own of several modules, and the op libraries have nothing of Python in them."""
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if PYTHONS else (python, abi, platform)
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         source = Path(__file__).resolve().parent
-        # The extension is called pybatch._C; CMake installs it and the op library into the same package folder.
+        # The extension is called pybatch._C; CMake installs it, for each Python, and the op libraries into one folder.
         prefix = Path(self.get_ext_fullpath(ext.name)).resolve().parent.parent
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         definitions = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_INSTALL_PREFIX": prefix,
-            "Python_EXECUTABLE": sys.executable,
+            "PYBATCH_PYTHONS": ";".join(PYTHONS or [sys.executable]),
             "pybind11_DIR": package_dir("pybind11") / "share/cmake/pybind11",
             "TORCH_DIR": package_dir("torch"),
             "PYBATCH_VERSION": self.distribution.get_version(),
@@ -72,4 +83,4 @@ class CMakeBuild(build_ext):
         subprocess.run([*cmake, "--build", ".", "--target", "install"], cwd=build, check=True)
 
 
-setup(ext_modules=[Extension("pybatch._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(ext_modules=[Extension("pybatch._C", sources=[])], cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel})

@@ -1,21 +1,43 @@
 // pybatch._C: everything that is not a tensor op.
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "pybatch/binding.h"
 #include "pybatch/ceilings.h"
 #include "pybatch/graph.h"
 #include "pybatch/isa.h"
 
+namespace pybatch {
+
+// The CUDA runtime is linked statically: it runs on drivers of its major version and later ones.
+std::string why_no_cuda() {
+  constexpr std::string_view kReason = PYBATCH_NO_CUDA, kBuilt = PYBATCH_CUDA_VERSION;
+  if (!kReason.empty()) return "this pybatch was built without CUDA kernels: " + std::string(kReason);
+  const std::string needed(kBuilt.substr(0, kBuilt.find('.')));
+  void* driver = dlopen("libcuda.so.1", RTLD_NOW);
+  auto* get_version =
+      driver == nullptr ? nullptr : reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDriverGetVersion"));
+  int version = 0;  // of 12.4: 12040
+  if (get_version == nullptr || get_version(&version) != 0) return "there is no NVIDIA driver (libcuda.so.1)";
+  if (version / 1000 >= std::stoi(needed)) return "";
+  return "the NVIDIA driver is too old: it is one for CUDA " + std::to_string(version / 1000) + "." +
+         std::to_string(version % 1000 / 10) + ", and pybatch's kernels need one for CUDA " + needed + " or later";
+}
+
+}  // namespace pybatch
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and CPU capabilities.";
   m.attr("version") = PYBATCH_VERSION;
   m.attr("compiler") = __VERSION__;
-  m.attr("why_no_cuda") = PYBATCH_NO_CUDA;  // empty: libpybatch_cuda is built
+  m.def("why_no_cuda", &pybatch::why_no_cuda,
+        "Why libpybatch_cuda cannot be used: it is not built, or the driver is too old for it; else empty.");
   m.def("possible_isas", &pybatch::possible_isas,
         "Instruction sets compiled in that this processor can run, best first.");
   m.def("chosen_isa", &pybatch::chosen_isa,

@@ -26,7 +26,7 @@ from pybatch import _C  # noqa: E402  (links against the library above)
 
 ISA: str = _C.chosen_isa()  # raises ValueError if PYBATCH_ISA cannot run here
 
-CUDA: bool = not _C.why_no_cuda and torch.cuda.is_available()  # the ops take CUDA tensors too
+CUDA: bool = not _C.why_no_cuda() and torch.cuda.is_available()  # the ops take CUDA tensors too
 if CUDA:
     torch.ops.load_library(Path(__file__).with_name("libpybatch_cuda.so"))  # type: ignore[no-untyped-call]
 

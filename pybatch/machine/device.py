@@ -9,8 +9,8 @@ from pybatch import _C
 
 def why_no_cuda() -> str:
     """Why the CUDA kernels are not in use; empty where they are."""
-    if _C.why_no_cuda:
-        return f"this pybatch was built without CUDA kernels: {_C.why_no_cuda}"
+    if reason := _C.why_no_cuda():
+        return reason
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA"
     return "" if torch.cuda.is_available() else "torch sees no CUDA device"
