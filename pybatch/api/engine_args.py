@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, MISSING, InitVar, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -60,6 +62,11 @@ class EngineArgs(EngineConfig):
         "A folder for weights as they are packed for a CPU: a later start maps them from there, and processes that "
         "run the same model share them.",
     ] = None
+    cpu_offload_gb: Annotated[
+        float,
+        "GiB of weights that stay in the host's memory, in each process, and are copied to the GPU layer by layer, "
+        "each while the one before computes.",
+    ] = 0.0
     device: Annotated[str, "cpu, cuda, cuda:N, or auto: a GPU if there is one that pybatch was built for."] = "auto"
     threads: Annotated[
         int | None,
@@ -129,6 +136,9 @@ class EngineArgs(EngineConfig):
                 f"distributed_executor_backend: expected 'mp' or 'ray', got {self.distributed_executor_backend!r}"
             )
         self._check_loras()
+        gib = self.cpu_offload_gb
+        if not isinstance(gib, Real) or isinstance(gib, bool) or not 0 <= gib < math.inf:
+            raise ValueError(f"cpu_offload_gb: expected a number of GiB, at least 0, got {gib!r}")
         folder = self.weights_cache_dir
         if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
             raise ValueError(f"weights_cache_dir: expected a folder's path, got {folder!r}")

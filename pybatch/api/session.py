@@ -74,6 +74,11 @@ class Session:
     @classmethod
     def open(cls, arguments: EngineArgs) -> Session:
         """Loads the model and makes its engine."""
+        if arguments.cpu_offload_gb and find_device(arguments.device).type == "cpu":
+            raise ValueError(
+                "cpu_offload_gb: expected 0 on the CPU, whose memory has all weights (weights_cache_dir maps them from "
+                f"a file), got {arguments.cpu_offload_gb}"
+            )
         threads = set_threads(arguments.threads)
         if arguments.bind_threads is not None:
             bind_threads(arguments.bind_threads)
@@ -84,6 +89,7 @@ class Session:
             "device": arguments.device,
             "max_model_len": arguments.max_model_len,
             "adapter": arguments.adapter,
+            "cpu_offload_gb": arguments.cpu_offload_gb,
         }
         followers = _followers(arguments, load, threads)
         loaded = load_model(

@@ -88,7 +88,6 @@ ARGUMENTS: dict[str, Collection[Any]] = {  # by name, the values that ask for no
     "logits_processors": (None, []),
     "logits_processor_pattern": (None,),
     # memory
-    "cpu_offload_gb": (0,),
     "kv_offloading_size": (None,),
     "kv_cache_memory_bytes": (None,),
     "num_gpu_blocks_override": (None,),

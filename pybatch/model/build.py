@@ -32,15 +32,23 @@ from pybatch.model.config import (
 )
 from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.layers import Norm, NormedLinear, ResidualLinear
+from pybatch.model.offload import HostLayers
 from pybatch.model.rope import NO_ROPE, rotary_table
 from pybatch.model.rows import Heads
 from pybatch.model.stage import StageDecoder
 from pybatch.model.weights import Grouped, WeightLoader
 
 
-def build_decoder(load: WeightLoader, max_model_len: int, stages: Stages | None = None) -> Decoder:
-    """The decoder, with rotary tables of max_model_len positions. stages: of which the config is one's.
-    Raises ModelError as WeightLoader does."""
+def build_decoder(
+    load: WeightLoader, max_model_len: int, stages: Stages | None = None, host: HostLayers | None = None
+) -> Decoder:
+    """The decoder, with rotary tables of max_model_len positions. stages: of which the config is one's. host: layers
+    whose weights are to be there. Raises ModelError as WeightLoader does."""
+
+    def layer(index: int, config: LayerConfig) -> Layer:
+        made = build_layer(load, config, load.config.first_layer + index)
+        return made if host is None else host.keep(index, made)
+
     config = load.config
     is_first, is_last = stages is None or stages.is_first, stages is None or stages.is_last
     kind = Decoder if stages is None else partial(StageDecoder, stages=stages)
@@ -58,11 +66,12 @@ def build_decoder(load: WeightLoader, max_model_len: int, stages: Stages | None 
             positions=load.linear({"positions": config.learned_positions}, hidden)
             if config.learned_positions and is_first
             else None,
-            layers=[build_layer(load, layer, index) for index, layer in enumerate(config.layers, config.first_layer)],
+            layers=[layer(index, each) for index, each in enumerate(config.layers)],
             head=head,
             rotary={rope: rotary_table(rope, max_model_len).to(load.device) for rope in config.ropes},
             score=load.score() if config.num_labels and is_last else None,
             token_inputs=token_inputs(load) if config.token_vocab else None,
+            host=host,
         )
         if load.smooths:
             pack_by_running(decoder)

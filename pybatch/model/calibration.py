@@ -3,8 +3,7 @@ a norm is packed when its input is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Unpack
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,28 +12,12 @@ from pybatch import ops
 from pybatch.model.batch import AnyCache, ForwardBatch, LatentCache, LayerCache, LayerState
 from pybatch.model.config import AttentionConfig, GatedDeltaConfig, LatentAttentionConfig
 from pybatch.model.decoder import Decoder
-from pybatch.model.layers import Fused, NormedLinear, Packed
-from pybatch.model.smoothquant import channel_scale
+from pybatch.model.layers import NormedLinear
+from pybatch.model.smoothquant import PackedWhenCalled
 from pybatch.model.tensors import changed
 
 TOKENS = 128  # a multiple of BLOCK_SIZE
 BLOCK_SIZE = 32
-
-
-class PackedWhenCalled:
-    """A projection behind a norm whose weights are packed at the first call, by its input."""
-
-    def __init__(self, pack: Callable[[Tensor], Packed]) -> None:
-        self._pack: Callable[[Tensor], Packed] | None = pack
-
-    def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
-        norm = fused.pop("norm", None)
-        normed = x if norm is None else ops.rms_norm(x, norm, fused.pop("norm_eps"))
-        assert self._pack is not None
-        self.scale = channel_scale(normed)
-        self.linear = self._pack(self.scale.cpu())
-        self._pack = None  # which holds the checkpoint's tensors
-        return self.linear((normed / self.scale).to(x.dtype), out, **fused)
 
 
 def pack_by_running(decoder: Decoder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from pybatch.model.buffers import Buffers, widest
 from pybatch.model.config import ModelConfig
 from pybatch.model.layers import DenseLinear, NormedLinear, Packed
 from pybatch.model.lora_linear import StepAdapters, without_adapters
+from pybatch.model.offload import HostLayers
 from pybatch.model.rope import RopeConfig, query_scale
 from pybatch.model.tensors import tensors_of
 
@@ -59,8 +60,9 @@ class Decoder:
 
     head: the projection to the vocabulary behind the last norm; its weights may be those of embedding. rotary: a table
     of equally many positions for each rotation that the layers have. score: in place of head in models that classify.
-    token_inputs: of layers that have some. positions: an embedding of them that is added to that of tokens. A stage
-    (stage.py) has no embedding unless it is the first, and no head unless it is the last.
+    token_inputs: of layers that have some. positions: an embedding of them that is added to that of tokens. host: the
+    layers whose weights are there. A stage (stage.py) has no embedding unless it is the first, and no head unless it is
+    the last.
     """
 
     def __init__(
@@ -75,11 +77,12 @@ class Decoder:
         score: DenseLinear | None = None,
         token_inputs: TokenInputs | None = None,
         positions: Packed | None = None,
+        host: HostLayers | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype  # of activations
         self.embedding, self.layers, self.head, self.score = embedding, layers, head, score
-        self.token_inputs, self.positions = token_inputs, positions
+        self.token_inputs, self.positions, self._host = token_inputs, positions, host
         self.adapters, self.last_adapters = StepAdapters(), StepAdapters()  # of all rows, and of those with logits
         self.rotary = rotary
         self.device = next(iter(rotary.values())).device
@@ -148,8 +151,12 @@ class Decoder:
 
     def _run_layers(self, batch: ForwardBatch, residual: Tensor, caches: Sequence[AnyCache]) -> None:
         step = Step(batch, self._buffers, self.rotary, self.query_scales)
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for layer, cache in zip(self.layers_in_turn(), caches, strict=True):
             layer(residual, step, cache)
+
+    def layers_in_turn(self) -> Iterable[Layer]:
+        """Each with its weights on the device for what is queued until the next is asked for."""
+        return self.layers if self._host is None else self._host.in_turn(self.layers)
 
     def _project(self, residual: Tensor, rows: Tensor) -> Tensor:
         """The logits of these rows."""

@@ -29,6 +29,7 @@ from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
 from pybatch.model.lora.slots import AdapterSlots
+from pybatch.model.offload import BUFFERS, HostLayers, choose_layers
 from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rope import RopeConfig, rotary_table
 from pybatch.model.shards import ShardLoader, ShardPlan, of_rank
@@ -71,6 +72,7 @@ def load_model(
     progress: bool | None = None,
     ranks: Ranks | None = None,
     stages: Stages | None = None,
+    cpu_offload_gb: float = 0,
 ) -> LoadedModel:
     """Loads a model into memory.
 
@@ -93,6 +95,7 @@ def load_model(
     progress: whether to show a bar on stderr; None: if it is a terminal.
     ranks, stages: the processes that load the model together, a share of each layer, or some of its layers; all of
       them call this with the same arguments.
+    cpu_offload_gb: GiB of the layers' weights that stay on the host, at most, in each of these processes (offload.py).
 
     Raises ModelError (a ValueError) that says what was expected, and MemoryError where memory runs out all the same.
     """
@@ -145,17 +148,19 @@ def load_model(
             checkpoint.config = config = of_rank(config, ranks)
         plan = WeightPlan(*arguments) if ranks is None else ShardPlan(ranks, *arguments)
         planned = build_decoder(plan, 1, stages)
-        _check(planned, checkpoint, length, quantization, place)
+        on_host = choose_layers(planned.layers, cpu_offload_gb)
+        _check(planned, checkpoint, length, quantization, place, on_host)
         if plan.keeps_bits:
             checkpoint.tell()
 
         def load() -> Decoder:
+            host = HostLayers(on_host, place) if on_host else None
             with progress_bar(f"Loading {config.name}", plan.count, progress) as advance:
                 if ranks is not None:
-                    return build_decoder(ShardLoader(ranks, *arguments, place, advance), length, stages)
-                return build_decoder(WeightLoader(*arguments, place, advance), length, stages)
+                    return build_decoder(ShardLoader(ranks, *arguments, place, advance), length, stages, host)
+                return build_decoder(WeightLoader(*arguments, place, advance), length, stages, host)
 
-        if weights_cache_dir is None or place.type != "cpu" or ranks or stages:
+        if weights_cache_dir is None or place.type != "cpu" or ranks or stages or on_host:
             decoder = load()
         else:
             of_all = any(rope.depends_on_length for rope in config.ropes)
@@ -219,10 +224,17 @@ def _check_method(checkpoint: Checkpoint, quantization: str) -> None:
         raise ModelError(f"quantization: {quantization!r} asks for a checkpoint of it, and {name} {found}")
 
 
-def _check(plan: Decoder, checkpoint: Checkpoint, length: int, quantization: str | None, device: torch.device) -> None:
+def _check(
+    plan: Decoder,
+    checkpoint: Checkpoint,
+    length: int,
+    quantization: str | None,
+    device: torch.device,
+    on_host: Mapping[int, int],
+) -> None:
     """Raises ModelError unless there is room for all of the planned decoder; tells which tensors are left over."""
-    config = checkpoint.config
-    weights = plan.weight_bytes()
+    config, moved = checkpoint.config, sum(on_host.values())
+    weights = plan.weight_bytes() - moved + BUFFERS * max(on_host.values(), default=0)
     unread = checkpoint.unread()
     if unread:
         logger.warning(
@@ -230,6 +242,12 @@ def _check(plan: Decoder, checkpoint: Checkpoint, length: int, quantization: str
             config.name, len(unread), config.architecture, short(", ".join(unread), 200),
         )  # fmt: skip
     table = length * sum(rope.rotary_dim for rope in config.ropes) * TABLE_COPIES * 4
+    cpu = torch.device("cpu")
+    if device != cpu and moved > (free := free_memory(cpu)):
+        raise ModelError(
+            f"cpu_offload_gb: {config.name}: {moved / 1e6:,.1f} MB of weights are for the host, and "
+            f"{free / 1e6:,.1f} MB of its memory are free{advice(cpu)}"
+        )
     available = free_memory(device)
     if weights + table <= available:
         return

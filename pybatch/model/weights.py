@@ -17,7 +17,6 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.machine.huge_pages import WeightMemory
 from pybatch.machine.memory import trim_memory
-from pybatch.model.calibration import PackedWhenCalled
 from pybatch.model.config import ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
@@ -51,6 +50,7 @@ from pybatch.model.rows import (
     turned,
 )
 from pybatch.model.rows import grouped as in_groups
+from pybatch.model.smoothquant import PackedWhenCalled
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")

@@ -211,7 +211,7 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     """Those that ask for nothing pass, with one warning; those that ask for something are refused by name."""
     nothing: dict[str, Any] = {
         "data_parallel_size": 1, "trust_remote_code": True, "enforce_eager": False,
-        "cpu_offload_gb": 0, "load_format": "auto", "disable_log_stats": True, "revision": None,
+        "load_format": "auto", "disable_log_stats": True, "revision": None,
         "tokenizer_mode": "auto", "enable_prompt_adapter": False, "kv_transfer_config": None, "hf_overrides": {},
     }  # fmt: skip
     warn_of_vllm_only.cache_clear()
@@ -223,7 +223,6 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
         ("data_parallel_size", 2),
         ("enable_prompt_adapter", True),
         ("kv_transfer_config", {"kv_connector": "x"}),
-        ("cpu_offload_gb", 4),
         ("tokenizer_mode", "slow"),
         ("revision", "main"),
         ("task", "classify"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -28,17 +29,18 @@ def fingerprint(decoder: Decoder, layout: KvLayout) -> str:
     shape = replace(decoder.config, name="", eos_token_ids=(), bos_token_id=None, max_position=0)
     about = [f"{FORMAT} {layout} {shape} {decoder.dtype} {arithmetic(decoder.device, decoder.dtype)}"]
     tables = [table[:_POSITIONS] for table in decoder.rotary.values()]
-    layers = changed(list(decoder.layers), LoraLinear, without_adapters)  # blocks of those that have one say so
-    parts = [decoder.embedding, layers, tables]
-    tensors: list[Tensor] = []
-    for each in _contents(parts):
-        if isinstance(each, Tensor):
-            tensors.append(each)
-        else:
-            about.append(each)
     libraries = sorted(Path(ops.__file__).parent.glob("*.so"))
+    digests: list[bytes] = []
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        digests = [*threads.map(_of_tensor, tensors), *threads.map(_of_file, libraries)]
+        for part in chain([decoder.embedding], decoder.layers_in_turn(), [tables]):
+            tensors: list[Tensor] = []
+            for each in _contents(changed(part, LoraLinear, without_adapters)):  # blocks of those that have one say so
+                if isinstance(each, Tensor):
+                    tensors.append(each)
+                else:
+                    about.append(each)
+            digests += threads.map(_of_tensor, tensors)
+        digests += threads.map(_of_file, libraries)
     return blake2b("\n".join(about).encode() + b"".join(digests), digest_size=16).hexdigest()
 
 
