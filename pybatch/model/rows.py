@@ -130,20 +130,20 @@ class Transposed:
     matrix, as [K, N]."""
 
     def __init__(self, stack: Rows) -> None:
-        self._stack = stack
+        self.stack = stack
         *_, k, self._height = stack.shape
         self._step = 1 if len(stack.shape) == 3 else k  # rows of stack that a matrix has
         self.shape, self.dtype = (stack.shape[0] // self._step * self._height, k), stack.dtype
 
     def __getitem__(self, rows: slice) -> Tensor:
-        found = [self._stack[self._matrix(i)].flatten(0, -2)[:, wanted].t() for i, wanted in self._found(rows)]
+        found = [self.stack[self._matrix(i)].flatten(0, -2)[:, wanted].t() for i, wanted in self._found(rows)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def release(self, rows: slice) -> None:
         """Each is spread over all of its matrix, which is given back with its last."""
         for i, wanted in self._found(rows):
             if wanted.stop == self._height:
-                self._stack.release(self._matrix(i))
+                self.stack.release(self._matrix(i))
 
     def _matrix(self, i: int) -> slice:
         return slice(i * self._step, (i + 1) * self._step)
@@ -285,6 +285,75 @@ class _ViewOfInt8:
 
     def release(self, rows: slice) -> None:
         self._view.release(rows)
+
+
+class Held:
+    """A small tensor that is in memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self.shape, self.dtype = tensor, tuple(tensor.shape), tensor.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._tensor[rows]
+
+    def release(self, rows: slice) -> None:
+        pass
+
+
+class _Reordered:
+    def __init__(self, rows: Rows, order: Tensor) -> None:
+        self._rows, self._order, self.dtype = rows, order, rows.dtype
+        self.shape = (len(order), *rows.shape[1:])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        found = [self._rows[run] for run in self._runs(rows)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def release(self, rows: slice) -> None:
+        for run in self._runs(rows):
+            self._rows.release(run)
+
+    def _runs(self, rows: slice) -> Iterator[slice]:
+        """Of rows that lie one after another."""
+        places = self._order[rows]
+        ends = [*((places.diff() != 1).nonzero().flatten() + 1).tolist(), len(places)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            yield slice(int(places[start]), int(places[end - 1]) + 1)
+
+
+class _ReorderedColumns:
+    def __init__(self, rows: Rows, order: Tensor) -> None:
+        self._rows, self._order, self.shape, self.dtype = rows, order, rows.shape, rows.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._rows[rows][:, self._order]
+
+    def release(self, rows: slice) -> None:
+        self._rows.release(rows)
+
+
+def transposed(rows: Rows) -> Rows:
+    """A matrix transposed; of one that is transposed already itself, in its own bits."""
+    return rows.stack if isinstance(rows, Transposed) else Transposed(rows)
+
+
+def reordered(rows: Rows, order: Tensor) -> Rows:
+    """The rows of these numbers, unread."""
+    return _viewed(rows, lambda part: _Reordered(part, order))
+
+
+def reordered_columns(rows: Rows, groups: Tensor, size: int) -> Rows:
+    """The columns of these groups of so many, unread; as blocks where none is longer than a group."""
+
+    def view(part: Rows, width: int) -> Rows:
+        return _ReorderedColumns(part, (groups[:, None] * width + torch.arange(width)).flatten())
+
+    if not isinstance(rows, BlockRows):
+        return view(rows, size)
+    block = ops.GGUF_BLOCKS[rows.block_type]
+    if size % block.weights:
+        return view(rows, size)
+    return _ViewOfBlocks(view(rows, size), view(rows.blocks, size // block.weights * block.bytes), rows.block_type)
 
 
 def sliced(rows: Rows, start: int, stop: int) -> Rows:

@@ -17,7 +17,6 @@ from pybatch.model.checkpoints.formats import take_quantization
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
-from pybatch.model.families import FAMILIES
 from pybatch.model.families.read import config_from_hf
 from pybatch.model.pooling import LAST_TOKEN
 from pybatch.model.rows import Rows
@@ -55,7 +54,6 @@ class NoCheckpoint:
     def __init__(self, config: ModelConfig, stored: torch.dtype) -> None:
         self.config, self.stored = config, stored
         self.generation_config: dict[str, Any] = {}
-        self.adjacent_pairs = FAMILIES[config.family].adjacent_pairs
 
     def __contains__(self, name: str) -> bool:
         return False  # where there are several ways to store tensors, the plainest

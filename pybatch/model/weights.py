@@ -47,6 +47,7 @@ from pybatch.model.rows import (
     padded,
     sliced,
     stacked,
+    transposed,
     turned,
 )
 from pybatch.model.rows import grouped as in_groups
@@ -83,9 +84,6 @@ class Checkpoint(Protocol):
 
     @property
     def quantized(self) -> bool: ...  # matrices are kept in their own bits where nothing else is asked for
-
-    @property
-    def adjacent_pairs(self) -> bool: ...  # rows of q and k have the two elements that turn together side by side
 
     def files(self) -> list[Path]: ...  # that weights, or how to read them, come from
 
@@ -144,8 +142,9 @@ class WeightLoader:
         if not self.family.has(role):
             return None
         norm = self.config.norm
-        if f"{self.family.tensor(role, layer)}.weight" not in self.checkpoint:
-            role = self.family.other_names.get(role, role)
+        other = self.family.other_names.get(role, role)
+        if f"{self.family.tensor(other, layer)}.weight" in self.checkpoint:
+            role = other
         weight = self.vector(role, width, layer) if norm.weight else self.ones(width)
         bias = self.vector(role, width, layer, ".bias") if norm.bias else None
         return Norm(weight + norm.offset if norm.offset else weight, norm.eps, norm.kind == "layer", bias)
@@ -155,7 +154,7 @@ class WeightLoader:
     ) -> Tensor:
         """turning: of a vector over a head's elements, how many of them are rotated."""
         rows = self.tensor(self.family.tensor(role, layer) + suffix, (length,))
-        return self._on_device(turned(rows, 1, turning) if turning and self.checkpoint.adjacent_pairs else rows)
+        return self._on_device(turned(rows, 1, turning) if turning and self.family.adjacent_pairs else rows)
 
     def vectors(self, role: str, heads: Heads, layer: int) -> Tensor:
         """[heads, elements]: one for each head, in a tensor each or in one of all."""
@@ -166,7 +165,7 @@ class WeightLoader:
         else:
             each = [self.tensor(f"{name.format(head)}.weight", (heads.dim,)) for head in range(heads.count)]
             found = torch.stack([one[0 : heads.dim] for one in each])
-        if self.checkpoint.adjacent_pairs:
+        if self.family.adjacent_pairs:
             pairs = found[:, : heads.rotary_dim].reshape(heads.count, -1, 2).transpose(1, 2).flatten(1)
             found = torch.cat([pairs, found[:, heads.rotary_dim :]], dim=1)
         return found.to(self.device, self.dtype, copy=True)
@@ -317,7 +316,7 @@ class WeightLoader:
 
     def _matrix(self, name: str, shape: tuple[int, ...], layer: int | None) -> Rows:
         if self.family.by_input and layer is not None and len(shape) == 2:
-            return Transposed(self.tensor(name, shape[::-1]))
+            return transposed(self.tensor(name, shape[::-1]))
         return self.tensor(name, shape)
 
     def _own_parts(
@@ -430,7 +429,7 @@ class WeightLoader:
         def arranged(rows: Rows, of: Heads | None) -> Rows:
             if of is None:
                 return rows
-            if of.rotary_dim and self.checkpoint.adjacent_pairs:
+            if of.rotary_dim and self.family.adjacent_pairs:
                 rows = turned(rows, of.count, of.rotary_dim)
             return filled(rows, of)
 

@@ -83,7 +83,7 @@ def line_of(family: str, results: Sequence[Result]) -> str:
         f"{max(each.difference for each in results):.0e}",
         f"{max(each.int8 for each in results):.0e}",
         says[all(each.bits for each in results)],
-        gguf.architecture if (gguf := FAMILIES[family].gguf) else "",
+        gguf.architecture if (gguf := FAMILIES[family].gguf) else "none",
     )
     return f"| {' | '.join(cells)} |\n"
 

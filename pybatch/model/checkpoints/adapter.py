@@ -158,7 +158,7 @@ class MergedCheckpoint:
         self._base, self._adapter = base, adapter
         self.config: ModelConfig = base.config
         self.generation_config, self.pooling = base.generation_config, base.pooling
-        self.adjacent_pairs, self.quantized = base.adjacent_pairs, base.quantized
+        self.quantized = base.quantized
         self._changes: dict[str, LowRank] = {}
         self._merged: set[str] = set()
         family = FAMILIES[base.config.family]

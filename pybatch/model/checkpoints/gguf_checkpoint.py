@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-from gguf import PoolingType
+from gguf import GGMLQuantizationType, PoolingType
 
-from pybatch import ops
 from pybatch.model.checkpoints.gguf_ends import end_of_generation_ids
-from pybatch.model.checkpoints.gguf_file import FLOATS, GGUFFile
+from pybatch.model.checkpoints.gguf_file import GGUFFile
+from pybatch.model.checkpoints.gguf_layout import layouts, numbers
 from pybatch.model.checkpoints.gguf_parts import GGUFModel
 from pybatch.model.checkpoints.gguf_source import LONG, SHORT, GGUFSource
 from pybatch.model.checkpoints.requantized import BECOMES
@@ -24,19 +24,21 @@ from pybatch.model.families.family import Family
 from pybatch.model.families.read import config_of, unknown_architecture
 from pybatch.model.fields import Fields, short
 from pybatch.model.pooling import CLS, LAST, MEAN, PoolingConfig
-from pybatch.model.rows import Rows
+from pybatch.model.rows import BlockRows, Rows, stacked
 
 MAX_NAME = 200  # characters
 POOLINGS: dict[int, str] = {PoolingType.MEAN: MEAN, PoolingType.CLS: CLS, PoolingType.LAST: LAST}
 # Of names in a layer, where the converter has others: their ends, and what they become.
 OTHER_ENDS = {
     ".sinks": ".sinks.weight",
+    ".dt_bias": ".dt_proj.bias",
     ".e_score_correction_bias": ".e_score_correction.bias",
     ".layer_scalar": ".layer_scalar.weight",
     ".experts.gate_up_proj": ".experts.gate_up_proj.weight",
     ".router.scale": ".router.proj.scale",
     ".router.per_expert_scale": ".experts.down_proj.scale",
 }
+WITH_WINDOWS = {"llama": "mistral", "olmo2": "olmo3"}  # families that have another's name in files
 SUFFIXES = (".weight", ".bias", ".scale")
 
 logger = logging.getLogger(__name__)
@@ -55,16 +57,35 @@ class GGUFCheckpoint:
         self.pooling = _pooling(self.file, arch)
         number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
         self._names = gguf.get_tensor_name_map(number, self.config.num_layers)
-        self.adjacent_pairs = family.gguf.adjacent_pairs
+        family = FAMILIES[self.config.family]
+        self._layouts = layouts(family, self.config)
+        self._numbers = numbers(family, self.file.metadata, self.config.num_layers)
+        self._requantized: dict[str, GGMLQuantizationType] = {}  # the block types of matrices that do not keep them
         self._read = {"rope_freqs.weight", SHORT, LONG}
 
     def __contains__(self, name: str) -> bool:
-        return self._gguf_name(name) in self.file.tensors
+        return name in self._numbers or all(part in self.file.tensors for part in self._parts(name))
 
     def __getitem__(self, name: str) -> Rows:
-        name = self._gguf_name(name)
-        self._read.add(name)
-        return self.file.rows(name)
+        if name in self._numbers:
+            return self._numbers[name]
+        parts = self._parts(name)
+        self._read.update(parts)
+        rows = stacked([self.file.rows(part) for part in parts])
+        if self._is_laid_out(name):
+            rows = self._layouts[name].view(rows)
+        kind = self.file.tensors[parts[0]].kind
+        if isinstance(rows, BlockRows) and rows.block_type != kind.name:
+            self._requantized[name] = kind
+        return rows
+
+    def _parts(self, name: str) -> list[str]:
+        """The file's names of what it has in the tensor's place."""
+        return [self._gguf_name(part) for part in (self._layouts[name].parts if self._is_laid_out(name) else (name,))]
+
+    def _is_laid_out(self, name: str) -> bool:
+        """Otherwise than Hugging Face's; of early files some are not."""
+        return name in self._layouts and self._gguf_name(self._layouts[name].parts[0]) in self.file.tensors
 
     def unread(self) -> list[str]:
         """The tensors that have not been read."""
@@ -75,12 +96,7 @@ class GGUFCheckpoint:
 
     def tell(self) -> None:
         """Logs which of the matrices that were read do not run from their own bits."""
-        kinds = Counter(self.file.tensors[name].kind for name in self._read if name in self.file.tensors)
-        others = [
-            f"{count} of {kind.name}"
-            for kind, count in sorted(kinds.items())
-            if kind not in FLOATS and kind.name not in ops.GGUF_BLOCKS
-        ]
+        others = [f"{count} of {kind.name}" for kind, count in sorted(Counter(self._requantized.values()).items())]
         if others:
             logger.warning(
                 "%s: no kernel multiplies these matrices as they are, so they become %s: %s",
@@ -119,8 +135,8 @@ def _config(file: GGUFFile, family: Family) -> ModelConfig:
     metadata, tensors, where = file.metadata, file.tensors, str(file.path)
     assert family.gguf is not None
     source = GGUFSource(file, family.gguf)
-    if family.model_type == "llama" and source.window():
-        family = FAMILIES["mistral"]
+    if family.model_type in WITH_WINDOWS and source.window():
+        family = FAMILIES[WITH_WINDOWS[family.model_type]]
     if "token_embd.weight" not in tensors:
         raise ModelError(f"{where}: expected the tensor token_embd.weight, which is not there")
     vocab = tensors["token_embd.weight"].shape[0]
@@ -140,17 +156,17 @@ def _config(file: GGUFFile, family: Family) -> ModelConfig:
     return replace(
         config,
         norm=replace(config.norm, offset=0.0),  # which the weights have in them
-        layers=tuple(_with_biases(layer, file) for layer in config.layers),
+        layers=tuple(_with_biases(layer, f"blk.{index}", file) for index, layer in enumerate(config.layers)),
     )
 
 
-def _with_biases(layer: LayerConfig, file: GGUFFile) -> LayerConfig:
+def _with_biases(layer: LayerConfig, name: str, file: GGUFFile) -> LayerConfig:
     """Which projections have biases, the tensors alone tell."""
     if not isinstance(layer.mixer, AttentionConfig):
         return layer
     has = file.tensors.__contains__
-    bias = has("blk.0.attn_q.bias") or has("blk.0.attn_qkv.bias")
-    layer = layer.with_attention(bias=bias, out_bias=has("blk.0.attn_output.bias"))
+    bias = has(f"{name}.attn_q.bias") or has(f"{name}.attn_qkv.bias")
+    layer = layer.with_attention(bias=bias, out_bias=has(f"{name}.attn_output.bias"))
     if not isinstance(layer.mlp, MLPConfig):
         return layer
-    return replace(layer, mlp=replace(layer.mlp, bias=has("blk.0.ffn_up.bias")))
+    return replace(layer, mlp=replace(layer.mlp, bias=has(f"{name}.ffn_up.bias")))

@@ -26,6 +26,7 @@ KEYS = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "sliding_window": "attention.sliding_window",
 }
+PATTERN = "attention.sliding_window_pattern"  # of each layer whether it has a window, or a period
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 OTHERS = frozenset(
     [
@@ -35,6 +36,7 @@ OTHERS = frozenset(
         "attention.value_length_swa",
         "attention.temperature_scale",
         "rope.dimension_count",
+        "rope.dimension_sections",  # of positions of images
         "rope.dimension_count_swa",
         "rope.freq_base",
         "rope.freq_base_swa",
@@ -44,6 +46,7 @@ OTHERS = frozenset(
         "rope.scaling.attn_factor",
         "rope.scaling.original_context_length",
         "rope.scaling.finetuned",
+        "ssm.inner_size",
         "rope.scaling.yarn_log_multiplier",
         "rope.scaling.yarn_beta_fast",
         "rope.scaling.yarn_beta_slow",
@@ -55,15 +58,23 @@ class GGUFSource(Source):
     def __init__(self, file: GGUFFile, family: GGUFFamily) -> None:
         self._file, self._family = file, family
         own = f"{family.architecture}."
-        self._own = {key.removeprefix(own): value for key, value in file.metadata.items() if key.startswith(own)}
-        self._keys = {**KEYS, **family.keys}
+        self._own = {
+            key.removeprefix(own): _of_all_layers(value) for key, value in file.metadata.items() if key.startswith(own)
+        }
+        near = self._own.get(PATTERN)
+        pattern = "layer_types" if isinstance(near, list) else "sliding_window_pattern"
+        self._keys = {**KEYS, **family.keys, pattern: PATTERN}
         values: dict[str, Any] = {**family.constants, **self._shape()}
         values |= {key: self._own[name] for key, name in self._keys.items() if name in self._own}
+        if isinstance(near, list):
+            values["layer_types"] = ["sliding_attention" if window else "full_attention" for window in near]
         super().__init__(values, str(file.path), names={key: own + name for key, name in self._keys.items()})
 
     def _shape(self) -> dict[str, Any]:
         """What always is there, or follows from it, checked; and what only the tensors tell."""
-        fields = Fields(self._file.metadata, str(self._file.path), f"{self._family.architecture}.")
+        own = f"{self._family.architecture}."
+        alike = {f"{own}{key}": value for key, value in self._own.items()}
+        fields = Fields({**self._file.metadata, **alike}, str(self._file.path), own)
         fields.integer("block_count", high=MAX_LAYERS)
         hidden = fields.integer("embedding_length", high=MAX_WIDTH)
         heads = fields.integer("attention.head_count", high=MAX_HEADS)
@@ -78,11 +89,14 @@ class GGUFSource(Source):
         tensors = self._file.tensors
         own_keys = [name for name in tensors if name.endswith(".attn_k.weight")]
         of_tokens = tensors.get("per_layer_token_embd.weight")
+        value_heads = fields.integer("ssm.time_step_rank", 1, high=MAX_HEADS)  # of gated delta nets
         return {
             "attention_k_eq_v": any(name.replace("attn_k", "attn_v") not in tensors for name in own_keys),
             "qk_layernorm": "blk.0.attn_q_norm.weight" in tensors,
             "use_qk_norm": "blk.0.attn_q_norm.weight" in tensors,
             "use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors,
+            "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensors else 1,
+            "linear_value_head_dim": fields.integer("ssm.inner_size", 0, low=0, high=MAX_WIDTH) // value_heads,
             "enable_moe_block": bool(self._own.get("expert_count")),
             "vocab_size_per_layer_input": 0 if of_tokens is None else of_tokens.shape[0],
             "head_dim": head_dim,
@@ -167,6 +181,12 @@ class GGUFSource(Source):
         """The file has a tenth of the weight."""
         weight = 10 * self._fields.number("rope.scaling.yarn_log_multiplier", 0.0, above=-1.0)
         return yarn_scale(self._fields.number("rope.scaling.factor", 1.0), weight)
+
+
+def _of_all_layers(value: Any) -> Any:
+    """The one number of a list that has it for every layer."""
+    is_list = isinstance(value, list) and len(value) > 0 and type(value[0]) is int
+    return value[0] if is_list and value == value[:1] * len(value) else value
 
 
 def _frequency_factors(file: GGUFFile, name: str, rotary_dim: int) -> tuple[float, ...]:

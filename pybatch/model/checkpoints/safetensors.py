@@ -63,7 +63,6 @@ class SafetensorsCheckpoint:
         if config.tie_word_embeddings and not self._is_tied():
             config = replace(config, tie_word_embeddings=False)
         self.config = without_unknown_ids(config)
-        self.adjacent_pairs = family.adjacent_pairs
 
     def __contains__(self, name: str) -> bool:
         return self._quantized(name) is not None or name in self.tensors

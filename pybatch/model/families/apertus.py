@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike
 from pybatch.model.families.source import Source
 
@@ -26,4 +26,5 @@ FAMILY = Family(
             "high_freq_factor": 4.0,
         }
     },
+    gguf=GGUFFamily(architecture="apertus"),
 )

@@ -62,15 +62,16 @@ def behind_first(source: Source, count: int, absent: int) -> list[bool]:
     return [layer >= first for layer in range(count)]
 
 
+GGUF = GGUFFamily(
+    architecture="deepseek2",
+    keys={**SIGMOID_GGUF_KEYS, **LATENT_KEYS},
+    constants={"topk_method": "group_limited_greedy", "q_lora_rank": None},
+)
 V2 = Family(
     model_type="deepseek_v2",
     architecture="DeepseekV2ForCausalLM",
     shape=v2,
     names=SHARED_NAMES,
-    gguf=GGUFFamily(
-        architecture="deepseek2",
-        keys={**SIGMOID_GGUF_KEYS, **LATENT_KEYS},
-        constants={"topk_method": "group_limited_greedy", "q_lora_rank": None},
-    ),
+    gguf=GGUF,
 )
-V3 = Family(model_type="deepseek_v3", architecture="DeepseekV3ForCausalLM", shape=v3, names=SHARED_NAMES)
+V3 = Family(model_type="deepseek_v3", architecture="DeepseekV3ForCausalLM", shape=v3, names=SHARED_NAMES, gguf=GGUF)

@@ -16,6 +16,7 @@ GGUF_KEYS = {
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
 }
+SHARED_GGUF_KEYS = {**GGUF_KEYS, "shared_expert_intermediate_size": "expert_shared_feed_forward_length"}
 SIGMOID_GGUF_KEYS = {
     **GGUF_KEYS,
     "first_k_dense_replace": "leading_dense_block_count",

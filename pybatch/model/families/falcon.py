@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pybatch.model.config import MAX_HEADS, NormConfig
 from pybatch.model.errors import ModelError
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike, with_biases
 from pybatch.model.families.source import Source
 
@@ -57,5 +57,10 @@ FAMILY = Family(
         "mlp_norm_of_two": "ln_mlp",
     },
     keys={"hidden_act": "activation", "intermediate_size": "ffn_hidden_size"},
+    gguf=GGUFFamily(
+        architecture="falcon",
+        keys={"layer_norm_epsilon": "attention.layer_norm_epsilon", "num_kv_heads": "attention.head_count_kv"},
+        constants={"new_decoder_architecture": True},  # of which the others are special cases
+    ),
     other_names={"mixer_norm": "mixer_norm_of_two", "mlp_norm": "mlp_norm_of_two"},
 )

@@ -88,13 +88,17 @@ class GGUFFamily:
     """How the family is in GGUF files.
 
     keys: GGUF's names of keys of config.json besides those that all have (see gguf_source.py), without the
-    architecture in front. constants: keys that the architecture implies.
+    architecture in front. constants: keys that the architecture implies. adjacent_pairs: as in Family. stacked: roles
+    of tensors that it has in parts, and the roles of these. tiled_value_heads: of gated delta nets it has the first
+    value head of every key head, then the second of each, and so on.
     """
 
     architecture: str
     keys: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
-    adjacent_pairs: bool = False  # as in Family
+    adjacent_pairs: bool = False
+    stacked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tiled_value_heads: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

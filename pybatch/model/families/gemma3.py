@@ -51,7 +51,6 @@ FAMILY = Family(
         architecture="gemma3",
         keys={
             "final_logit_softcapping": "final_logit_softcapping",
-            "sliding_window_pattern": "attention.sliding_window_pattern",
         },
         constants={"query_pre_attn_scalar": None},
     ),

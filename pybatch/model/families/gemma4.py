@@ -46,11 +46,7 @@ def shape(source: Source) -> Shape:
     if source.get("use_bidirectional_attention") == "all":
         raise ModelError(f"{source.where}: use_bidirectional_attention: expected causal attention of texts, got 'all'")
     count, window = source.num_layers(), source.window(absent=512)
-    near = source.get("sliding_window_pattern")  # of GGUF files
-    if isinstance(near, list) and len(near) == count:
-        kinds = ["sliding_attention" if each else "full_attention" for each in near]
-    else:
-        kinds = layer_kinds(source, count, window, period=6)
+    kinds = layer_kinds(source, count, window, period=6)
     kinds[-1] = "full_attention"  # whatever the config says
     mixers = [_attention(source, index, kind, window) for index, kind in enumerate(kinds)]
     shared = source.integer("num_kv_shared_layers", 0, low=0, high=MAX_LAYERS)
@@ -157,7 +153,6 @@ FAMILY = Family(
         keys={
             "head_dim": "attention.key_length_swa",
             "global_head_dim": "attention.key_length",
-            "sliding_window_pattern": "attention.sliding_window_pattern",
             "num_kv_shared_layers": "attention.shared_kv_layers",
             "hidden_size_per_layer_input": "embedding_length_per_layer_input",
             "final_logit_softcapping": "final_logit_softcapping",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pybatch.model.families.deepseek import behind_first
+from pybatch.model.families.deepseek import GGUF, behind_first
 from pybatch.model.families.experts import SHARED_NAMES, dense_or_sparse, sigmoid_experts, with_experts
 from pybatch.model.families.family import Family, Shape
 from pybatch.model.families.latent import latent_decoder
@@ -17,4 +17,10 @@ def shape(source: Source) -> Shape:
     return with_experts(decoder, experts, dense_or_sparse(source, count) or behind_first(source, count, 1))
 
 
-FAMILY = Family(model_type="glm4_moe_lite", architecture="Glm4MoeLiteForCausalLM", shape=shape, names=SHARED_NAMES)
+FAMILY = Family(
+    model_type="glm4_moe_lite",
+    architecture="Glm4MoeLiteForCausalLM",
+    shape=shape,
+    names=SHARED_NAMES,
+    gguf=GGUF,
+)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pybatch.model.config import NormConfig
 from pybatch.model.errors import ModelError
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.gptj import KEYS
 from pybatch.model.families.llama import alike, with_biases
 from pybatch.model.families.source import Source
@@ -51,4 +51,5 @@ FAMILY = Family(
     },
     keys=KEYS,
     by_input=True,
+    gguf=GGUFFamily(architecture="gpt2", keys={"layer_norm_eps": "attention.layer_norm_epsilon"}),
 )

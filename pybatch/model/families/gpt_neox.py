@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pybatch.model.config import NormConfig
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike, with_biases
 from pybatch.model.families.source import Source
 
@@ -33,4 +33,11 @@ FAMILY = Family(
         "down": "mlp.dense_4h_to_h",
     },
     keys={"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"},
+    gguf=GGUFFamily(
+        architecture="gptneox",
+        keys={
+            "layer_norm_eps": "attention.layer_norm_epsilon",
+            "use_parallel_residual": "use_parallel_residual",
+        },
+    ),
 )

@@ -1,10 +1,12 @@
-"""Granite 3 with experts: a Granite whose MLPs are mixtures of experts."""
+"""Granite 3 with experts: a Granite whose MLPs are mixtures of experts, or such beside an MLP that all tokens go
+through."""
 
 from __future__ import annotations
 
 from pybatch.model.config import MAX_EXPERTS, MAX_WIDTH, MoEConfig
 from pybatch.model.families.experts import num_experts, with_experts
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
+from pybatch.model.families.granite import GGUF_KEYS as GRANITE_KEYS
 from pybatch.model.families.granite import with_multipliers
 from pybatch.model.families.llama import alike
 from pybatch.model.families.source import Source
@@ -19,15 +21,6 @@ NAMES = {
 
 
 def shape(source: Source) -> Shape:
-    return _shape(source, shared_width=0)
-
-
-def shape_with_shared(source: Source) -> Shape:
-    """Beside an MLP that all tokens go through."""
-    return _shape(source, shared_width=source.integer("shared_intermediate_size", 0, low=0, high=MAX_WIDTH))
-
-
-def _shape(source: Source, shared_width: int) -> Shape:
     decoder = with_multipliers(source, alike(source, context=2048))
     experts = MoEConfig(
         experts=num_experts(source, 8),
@@ -36,12 +29,22 @@ def _shape(source: Source, shared_width: int) -> Shape:
         activation=source.activation(),
         scoring="top_k_softmax",
         scale=decoder.scales.residual,
-        shared_width=shared_width,
+        shared_width=source.integer("shared_intermediate_size", 0, low=0, high=MAX_WIDTH),
     )
     return with_experts(decoder, experts, [True] * len(decoder.layers))
 
 
-FAMILY = Family(model_type="granitemoe", architecture="GraniteMoeForCausalLM", shape=shape, names=NAMES)
+GGUF = GGUFFamily(
+    architecture="granitemoe",
+    keys={
+        "num_experts": "expert_count",
+        "num_experts_per_tok": "expert_used_count",
+        **GRANITE_KEYS,
+    },
+    adjacent_pairs=True,
+    stacked={"shared_gate_up": ("shared_gate", "shared_up")},
+)
+FAMILY = Family(model_type="granitemoe", architecture="GraniteMoeForCausalLM", shape=shape, names=NAMES, gguf=GGUF)
 SHARED = Family(
-    model_type="granitemoeshared", architecture="GraniteMoeSharedForCausalLM", shape=shape_with_shared, names=NAMES
+    model_type="granitemoeshared", architecture="GraniteMoeSharedForCausalLM", shape=shape, names=NAMES, gguf=GGUF
 )

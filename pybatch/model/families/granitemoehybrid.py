@@ -9,7 +9,8 @@ from pybatch.model.config import MAX_WIDTH, MLPConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.families.family import Family, Shape
 from pybatch.model.families.granite import with_multipliers
-from pybatch.model.families.granitemoe import NAMES, shape_with_shared
+from pybatch.model.families.granitemoe import GGUF, NAMES
+from pybatch.model.families.granitemoe import shape as with_shared
 from pybatch.model.families.llama import alike, without_rope
 from pybatch.model.families.source import Source
 
@@ -23,7 +24,7 @@ def shape(source: Source) -> Shape:
     kinds = source.get("layer_types") or source.get("layers_block_type")
     if not isinstance(kinds, list) or not all(kind in ATTENTION for kind in kinds):
         raise ModelError(f"{source.where}: layer_types: expected attention in every layer; Mamba is not known here")
-    decoder = _dense(source) if source.get("num_local_experts") == 0 else shape_with_shared(source)
+    decoder = _dense(source) if source.get("num_local_experts") == 0 else with_shared(source)
     if len(kinds) != len(decoder.layers):
         raise ModelError(f"{source.where}: layer_types: expected {len(decoder.layers)}, one a layer, got {len(kinds)}")
     has_rope = source.get("position_embedding_type") == "rope"
@@ -43,4 +44,5 @@ FAMILY = Family(
     architecture="GraniteMoeHybridForCausalLM",
     shape=shape,
     names={**NAMES, "gate_up": "shared_mlp.input_linear", "down": "shared_mlp.output_linear"},
+    gguf=GGUF,  # dense ones are called granite there
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike, with_biases
 from pybatch.model.families.source import Source
 
@@ -13,4 +13,9 @@ def shape(source: Source) -> Shape:
     return with_biases(decoder, qkv=attention, out=attention, mlp=source.flag("bias", source.flag("mlp_bias")))
 
 
-FAMILY = Family(model_type="internlm3", architecture="InternLM3ForCausalLM", shape=shape)
+FAMILY = Family(
+    model_type="internlm3",
+    architecture="InternLM3ForCausalLM",
+    shape=shape,
+    gguf=GGUFFamily(architecture="llama", adjacent_pairs=True),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike, with_windows
 from pybatch.model.families.source import Source
 
@@ -14,4 +14,9 @@ def shape(source: Source) -> Shape:
     return with_windows(decoder, windows)
 
 
-FAMILY = Family(model_type="mistral", architecture="MistralForCausalLM", shape=shape)
+FAMILY = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    shape=shape,
+    gguf=GGUFFamily(architecture="llama", adjacent_pairs=True),
+)

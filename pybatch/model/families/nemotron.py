@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pybatch.model.config import NormConfig
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike
 from pybatch.model.families.source import Source
 
@@ -13,4 +13,9 @@ def shape(source: Source) -> Shape:
     return alike(source, context=4096, partial=0.5, activation="relu2", gated=False, norm=norm)
 
 
-FAMILY = Family(model_type="nemotron", architecture="NemotronForCausalLM", shape=shape)
+FAMILY = Family(
+    model_type="nemotron",
+    architecture="NemotronForCausalLM",
+    shape=shape,
+    gguf=GGUFFamily(architecture="nemotron", keys={"norm_eps": "attention.layer_norm_epsilon"}),
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike
 from pybatch.model.families.olmo2 import NAMES
 from pybatch.model.families.source import Source
@@ -14,9 +14,8 @@ THETA = 500000.0
 
 def shape(source: Source) -> Shape:
     head_dim, context = source.head_dim(), source.context(2048)
-    whole, near = (
-        source.rope_of_kind(kind, head_dim, context, theta=THETA) for kind in ("full_attention", "sliding_attention")
-    )
+    whole = source.rope_of_kind("full_attention", head_dim, context, theta=THETA)
+    near = source.rope_of_kind("sliding_attention", head_dim, context, theta=whole.theta)
     decoder = alike(source, context=2048, eps=1e-5, qk_norm=True, rope=whole)
     plain = decoder.layers[0].with_attention(qk_norm_over="all")
     count, window = len(decoder.layers), source.window(absent=4096)
@@ -27,4 +26,10 @@ def shape(source: Source) -> Shape:
     return replace(decoder, layers=tuple(layers[kind] for kind in kinds))
 
 
-FAMILY = Family(model_type="olmo3", architecture="Olmo3ForCausalLM", shape=shape, names=NAMES)
+FAMILY = Family(
+    model_type="olmo3",
+    architecture="Olmo3ForCausalLM",
+    shape=shape,
+    names=NAMES,
+    gguf=GGUFFamily(architecture="olmo2"),
+)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pybatch.model.config import MAX_LAYERS, MAX_WIDTH
-from pybatch.model.families.experts import GGUF_KEYS, chosen_layers, softmax_experts, with_experts
+from pybatch.model.families.experts import SHARED_GGUF_KEYS, chosen_layers, softmax_experts, with_experts
 from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike, with_biases, with_windows
 from pybatch.model.families.source import Source
@@ -39,8 +39,5 @@ FAMILY = Family(
     model_type="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",
     shape=shape,
-    gguf=GGUFFamily(
-        architecture="qwen2moe",
-        keys={**GGUF_KEYS, "shared_expert_intermediate_size": "expert_shared_feed_forward_length"},
-    ),
+    gguf=GGUFFamily(architecture="qwen2moe", keys=SHARED_GGUF_KEYS),
 )

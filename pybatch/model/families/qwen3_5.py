@@ -16,7 +16,7 @@ from pybatch.model.config import (
     NormConfig,
 )
 from pybatch.model.errors import ModelError
-from pybatch.model.families.family import Family, Shape
+from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.source import Source
 
 LINEAR, FULL = LAYER_TYPES = ("linear_attention", "full_attention")
@@ -27,6 +27,13 @@ NAMES: Mapping[str, str] = {
     "delta_bias": "linear_attn.dt_bias",
     "delta_norm": "linear_attn.norm",
     "delta_out": "linear_attn.out_proj",
+}
+DELTA_KEYS: Mapping[str, str] = {
+    "linear_conv_kernel_dim": "ssm.conv_kernel",
+    "linear_key_head_dim": "ssm.state_size",
+    "linear_num_key_heads": "ssm.group_count",
+    "linear_num_value_heads": "ssm.time_step_rank",
+    "full_attention_interval": "full_attention_interval",
 }
 
 
@@ -88,4 +95,10 @@ SINGLE_NAMES: Mapping[str, str] = {
     "delta_b": "linear_attn.in_proj_b",
     "delta_a": "linear_attn.in_proj_a",
 }
-FAMILY = Family(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", shape=shape, names=SINGLE_NAMES)
+FAMILY = Family(
+    model_type="qwen3_5_text",
+    architecture="Qwen3_5ForCausalLM",
+    shape=shape,
+    names=SINGLE_NAMES,
+    gguf=GGUFFamily(architecture="qwen35", keys=DELTA_KEYS, tiled_value_heads=True),
+)

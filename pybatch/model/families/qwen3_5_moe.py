@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pybatch.model.config import MAX_WIDTH
-from pybatch.model.families.experts import softmax_experts
-from pybatch.model.families.family import Family, Shape
-from pybatch.model.families.qwen3_5 import SINGLE_NAMES, hybrid
+from pybatch.model.families.experts import SHARED_GGUF_KEYS, softmax_experts
+from pybatch.model.families.family import Family, GGUFFamily, Shape
+from pybatch.model.families.qwen3_5 import DELTA_KEYS, SINGLE_NAMES, hybrid
 from pybatch.model.families.source import Source
 
 
@@ -27,4 +27,5 @@ FAMILY = Family(
     architecture="Qwen3_5MoeForCausalLM",
     shape=shape,
     names=SINGLE_NAMES,
+    gguf=GGUFFamily(architecture="qwen35moe", keys={**DELTA_KEYS, **SHARED_GGUF_KEYS}, tiled_value_heads=True),
 )

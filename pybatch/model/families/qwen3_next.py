@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pybatch.model.config import MAX_WIDTH
-from pybatch.model.families.experts import chosen_layers, softmax_experts
-from pybatch.model.families.family import Family, Shape
-from pybatch.model.families.qwen3_5 import NAMES, hybrid, mlp
+from pybatch.model.families.experts import SHARED_GGUF_KEYS, chosen_layers, softmax_experts
+from pybatch.model.families.family import Family, GGUFFamily, Shape
+from pybatch.model.families.qwen3_5 import DELTA_KEYS, NAMES, hybrid, mlp
 from pybatch.model.families.source import Source
 
 
@@ -38,5 +38,6 @@ FAMILY = Family(
     model_type="qwen3_next",
     architecture="Qwen3NextForCausalLM",
     shape=shape,
+    gguf=GGUFFamily(architecture="qwen3next", keys={**DELTA_KEYS, **SHARED_GGUF_KEYS}),
     names={**NAMES, "delta_qkvz": "linear_attn.in_proj_qkvz", "delta_ba": "linear_attn.in_proj_ba"},
 )

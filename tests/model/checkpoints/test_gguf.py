@@ -10,10 +10,25 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter, PoolingType
-from model.families import CONFIGS, LLAMA3_ROPE, LONGROPE, SMALL, YARN_ROPE, make, reference_logits, save, some_ids
+from model.families import (
+    CONFIGS,
+    GPT,
+    HYBRID,
+    LLAMA3_ROPE,
+    LONGROPE,
+    MULTIPLIERS,
+    NO_MAMBA,
+    SMALL,
+    YARN_ROPE,
+    make,
+    reference_logits,
+    save,
+    some_ids,
+)
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
 from transformers import (
+    ApertusConfig,
     ArceeConfig,
     Cohere2Config,
     CohereConfig,
@@ -21,18 +36,29 @@ from transformers import (
     DeepseekV3Config,
     Ernie4_5Config,
     Exaone4Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
     Glm4MoeConfig,
     GlmConfig,
+    GPT2Config,
+    GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
+    GraniteMoeHybridConfig,
+    GraniteMoeSharedConfig,
     HunYuanDenseV1Config,
+    InternLM3Config,
     LlamaConfig,
     Ministral3Config,
+    MistralConfig,
+    MixtralConfig,
+    NemotronConfig,
     Olmo2Config,
+    Olmo3Config,
     OlmoConfig,
     OlmoeConfig,
     Phi3Config,
@@ -49,6 +75,11 @@ from transformers import (
     Starcoder2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.glm4_moe_lite import Glm4MoeLiteConfig
+from transformers.models.qwen3_5 import Qwen3_5TextConfig
+from transformers.models.qwen3_5_moe import Qwen3_5MoeTextConfig
+from transformers.models.qwen3_next import Qwen3NextConfig
+from transformers.models.youtu import YoutuConfig
 
 from pybatch.model import LoadedModel, ModelError, load_model
 from pybatch.model.checkpoints.gguf_file import GGUFFile
@@ -64,6 +95,8 @@ SHAPE_OF_LATENTS = {
     "qk_nope_head_dim": 32,
     "v_head_dim": 40,
 }
+WITHOUT_GROUPS = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+DELTA = {**HYBRID, "intermediate_size": 96, "linear_key_head_dim": 16, "num_hidden_layers": 4}
 CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SHAPE),
     "qwen2": Qwen2Config(**SHAPE),
@@ -97,10 +130,10 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
     "command-r": CohereConfig(**SHAPE, logit_scale=0.25),
     "cohere2": Cohere2Config(**{**SHAPE, "num_hidden_layers": 4}, sliding_window=20, logit_scale=0.25),
     "stablelm": StableLmConfig(**SHAPE, partial_rotary_factor=0.25, use_qkv_bias=True),
-    "stablelm-own-norms": StableLmConfig(
+    "stablelm/own-norms": StableLmConfig(
         **SHAPE, partial_rotary_factor=0.25, qk_layernorm=True, use_parallel_residual=True
     ),
-    "command-r-own-norms": CohereConfig(**SHAPE, use_qk_norm=True),
+    "command-r/own-norms": CohereConfig(**SHAPE, use_qk_norm=True),
     "hunyuan-dense": HunYuanDenseV1Config(**SHAPE, head_dim=32),
     "mistral3": Ministral3Config(
         **SHAPE,
@@ -128,11 +161,11 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
         **SHAPE, head_dim=16, num_local_experts=5, num_experts_per_tok=3, sliding_window=20,
         rope_parameters={**YARN_ROPE, "truncate": False, "original_max_position_embeddings": 16},
     ),
-    "deepseek2-v2": DeepseekV2Config(
+    "deepseek2/v2": DeepseekV2Config(
         **SHAPE_OF_LATENTS | {"q_lora_rank": None}, **MOE, n_routed_experts=6, first_k_dense_replace=1,
         rope_parameters={**YARN_ROPE, "mscale": 0.7, "mscale_all_dim": 0.7},
     ),
-    "deepseek2-v3": DeepseekV3Config(
+    "deepseek2/v3": DeepseekV3Config(
         **SHAPE_OF_LATENTS, **MOE, n_routed_experts=8, n_group=4, topk_group=2, first_k_dense_replace=1,
         num_key_value_heads=4,
     ),
@@ -141,8 +174,55 @@ CONFIGS_BY_ARCH: dict[str, PreTrainedConfig] = {
         first_k_dense_replace=1, routed_scaling_factor=1.5,
     ),
     "phi2": PhiConfig(**SHAPE, partial_rotary_factor=0.5),
+    "gpt2": GPT2Config(**GPT),
+    "gptneox": GPTNeoXConfig(**WITHOUT_GROUPS),
+    "gptneox/serial": GPTNeoXConfig(**WITHOUT_GROUPS, use_parallel_residual=False, attention_bias=False),
+    "falcon": FalconConfig(**WITHOUT_GROUPS),
+    "falcon/grouped": FalconConfig(**WITHOUT_GROUPS, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon/one-norm": FalconConfig(
+        **WITHOUT_GROUPS, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 500042.0}, tie_word_embeddings=False,
+    ),
+    "nemotron": NemotronConfig(**SHAPE, mlp_bias=True, partial_rotary_factor=0.5),
+    "apertus": ApertusConfig(**SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 12e6}),
+    "olmo2/windows": Olmo3Config(
+        **SHAPE, sliding_window=24, layer_types=["full_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": {**YARN_ROPE, "rope_theta": 2e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+        },
+    ),
+    "llama/windows": MistralConfig(**SHAPE, sliding_window=24),
+    "llama/mixtral": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    "llama/internlm3": InternLM3Config(**SHAPE, head_dim=16, attention_bias=True, mlp_bias=True),
+    "granitemoe": GraniteMoeConfig(**SHAPE, **MULTIPLIERS, num_local_experts=5, num_experts_per_tok=3),
+    "granitemoe/shared": GraniteMoeSharedConfig(
+        **SHAPE, **MULTIPLIERS, num_local_experts=4, shared_intermediate_size=32, tie_word_embeddings=True
+    ),
+    "granitemoe/hybrid": GraniteMoeHybridConfig(
+        **SHAPE, **MULTIPLIERS, **NO_MAMBA, num_local_experts=4, shared_intermediate_size=32,
+        position_embedding_type="rope",
+    ),
+    "granite/hybrid": GraniteMoeHybridConfig(
+        **SHAPE, **MULTIPLIERS, **NO_MAMBA, num_local_experts=0, shared_intermediate_size=64,
+        position_embedding_type="rope",
+    ),
+    "granite/without-rope": GraniteMoeHybridConfig(
+        **SHAPE, **MULTIPLIERS, **NO_MAMBA, num_local_experts=0, shared_intermediate_size=64
+    ),
+    "qwen3next": Qwen3NextConfig(**DELTA, **MOE, num_experts=6, shared_expert_intermediate_size=64),
+    "qwen35": Qwen3_5TextConfig(**DELTA),
+    "qwen35/alike-heads": Qwen3_5TextConfig(**DELTA | {"linear_num_value_heads": 2}, tie_word_embeddings=True),
+    "qwen35moe": Qwen3_5MoeTextConfig(**DELTA, **MOE, num_experts=6, shared_expert_intermediate_size=64),
+    "deepseek2/glm4-lite": Glm4MoeLiteConfig(
+        **SHAPE_OF_LATENTS, **MOE, n_routed_experts=8, num_key_value_heads=4,
+    ),
+    "deepseek2/youtu": YoutuConfig(**SHAPE_OF_LATENTS, num_key_value_heads=4, embedding_initializer_range=0.2),
     "olmoe": OlmoeConfig(**SHAPE, num_experts=7, num_experts_per_tok=3),
 }  # fmt: skip
+
+
+NEWER = list(CONFIGS_BY_ARCH)[list(CONFIGS_BY_ARCH).index("gpt2") :]
 
 
 def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
@@ -171,17 +251,18 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         ("command-r", Kind.Q8_0),
         ("cohere2", Kind.Q8_0),
         ("stablelm", Kind.Q8_0),
-        ("stablelm-own-norms", Kind.Q8_0),
-        ("command-r-own-norms", Kind.Q8_0),
+        ("stablelm/own-norms", Kind.Q8_0),
+        ("command-r/own-norms", Kind.Q8_0),
         ("hunyuan-dense", Kind.Q8_0),
         ("mistral3", Kind.Q8_0),
         ("gemma", Kind.F16),
         ("gemma2", Kind.Q8_0),
         ("gemma3", Kind.F32),
-        ("deepseek2-v2", Kind.F16),
-        ("deepseek2-v3", Kind.Q8_0),
+        ("deepseek2/v2", Kind.F16),
+        ("deepseek2/v3", Kind.Q8_0),
         ("glm4moe", Kind.Q8_0),
         ("phi2", Kind.Q8_0),
+        *((arch, Kind.Q8_0) for arch in NEWER),
         ("qwen3moe", Kind.Q8_0),
         ("qwen3moe", Kind.F16),
         ("qwen2moe", Kind.Q4_0),
@@ -192,7 +273,7 @@ def small_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
 )  # fmt: skip
 def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(arch, monkeypatch)
-    arch = arch.partition("-own-norms")[0].partition("-v")[0]
+    arch = arch.partition("/")[0]
     path = tmp_path / "model.gguf"
     writer = begin(path, arch, model)
     write_tensors(writer, arch, model, kind)

@@ -9,23 +9,40 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_blocks import OTHERS
-from model.families import SMALL, some_ids
+from model.families import GPT, HYBRID, SMALL, some_ids
 from model.gguf_writing import begin, finish, write_tensors
 from model.paged import logits_of
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    FalconConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.qwen3_5 import Qwen3_5TextConfig
 
 from pybatch import ops
 from pybatch.model import Decoder, load_model
+from pybatch.model.blocks.gated_delta_net import GatedDeltaNet
 from pybatch.model.layers import GGUFLinear, Linear, SideBySide
 
 SHAPE = {**SMALL, "hidden_size": 256, "intermediate_size": 512}  # K-quants have blocks of 256
+WITHOUT_GROUPS = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SHAPE),
     "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, head_dim=64, tie_word_embeddings=True),
+    "gpt2": GPT2Config(**GPT | {"n_embd": 256}),
+    "gptneox": GPTNeoXConfig(**WITHOUT_GROUPS),
+    "falcon": FalconConfig(**WITHOUT_GROUPS, new_decoder_architecture=True, num_kv_heads=2),
+    "qwen35": Qwen3_5TextConfig(**HYBRID | SHAPE | {"head_dim": 64, "linear_value_head_dim": 64}),
 }
+OTHERWISE = ("gpt2", "gptneox", "falcon", "qwen35")  # than Hugging Face's tensors lie those of the file
 KINDS = [Kind[name] for name in ops.GGUF_BLOCKS]
 
 
@@ -47,7 +64,9 @@ def write(path: Path, arch: str, kind: object) -> PreTrainedModel:
 def linears(decoder: Decoder) -> Iterator[Linear]:
     yield from (decoder.embedding, decoder.head.linear)
     for layer in decoder.layers:
-        yield from (layer.mixer.qkv.linear, layer.mixer.out.linear, layer.mlp.gate_up.linear, layer.mlp.down.linear)
+        mixer, mlp = layer.mixer, layer.mlp
+        inner = mixer.projection if isinstance(mixer, GatedDeltaNet) else mixer.qkv
+        yield from (inner.linear, mixer.out.linear, mlp.gate_up.linear, mlp.down.linear)
 
 
 def weights_of(linear: Linear, k: int) -> Tensor:
@@ -59,7 +78,12 @@ def weights_of(linear: Linear, k: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("arch", "kind"), [*(("llama", kind) for kind in (*KINDS, mixed)), ("qwen2", mixed), ("qwen3", Kind.Q4_K)]
+    ("arch", "kind"),
+    [
+        *(("llama", kind) for kind in (*KINDS, mixed)),
+        *(("qwen2", mixed), ("qwen3", Kind.Q4_K)),
+        *((arch, Kind.Q8_0) for arch in OTHERWISE),
+    ],
 )
 def test_the_weights_are_those_of_the_file(arch: str, kind: object, tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", arch, kind)
@@ -99,6 +123,21 @@ def test_parts_of_several_types_write_side_by_side(tmp_path: Path) -> None:
     fused = gate_up(x, torch.empty(5, 512), norm=norm, norm_eps=1e-5, epilogue=ops.Epilogue.SILU_MUL)
     normed = ops.rms_norm(x, norm, 1e-5)
     assert torch.equal(fused, ops.silu_mul(torch.cat([part(normed, torch.empty(5, 512)) for part in gate_up.parts], 1)))
+
+
+def test_heads_in_another_order_become_eight_bits_where_blocks_are_longer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "model.gguf", "qwen35", Kind.Q4_K)
+    with caplog.at_level("WARNING"):
+        packed = load_model(tmp_path / "model.gguf", quantization="gguf", skip_tokenizer=True).decoder
+    assert "as they are, so they become Q8_0: 2 of Q4_K" in caplog.text
+    plain = load_model(tmp_path / "model.gguf", skip_tokenizer=True).decoder
+    for ours, theirs in zip(linears(packed), linears(plain), strict=True):
+        exact, found = (weights_of(each, theirs.weight[0].numel() // ops.PANEL) for each in (theirs, ours))
+        assert isinstance(ours, GGUFLinear)
+        assert (found - exact).abs().max() <= exact.abs().max() / 220
+    assert torch.cosine_similarity(logits_of(packed, some_ids(50)), logits_of(plain, some_ids(50))).mean() > 0.99
 
 
 def test_it_takes_the_memory_of_the_file(tmp_path: Path) -> None:
