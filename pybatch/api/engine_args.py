@@ -155,9 +155,6 @@ class EngineArgs(EngineConfig):
         modules = lora_modules(self.lora_modules)
         object.__setattr__(self, "lora_modules", tuple(f"{name}={path}" for name, path in modules.items()) or None)
         enabled = self.enable_lora or bool(modules)
-        for size in ("tensor_parallel_size", "pipeline_parallel_size"):
-            if enabled and getattr(self, size) > 1:
-                raise ValueError(f"enable_lora: expected False where {size} is above 1")
         if self.max_loras is not None:
             self._expect_integer("max_loras", 1, 1024, "an integer from 1 to 1024")
         self._expect_integer("max_lora_rank", 1, 1024, "an integer from 1 to 1024")

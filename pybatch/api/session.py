@@ -90,6 +90,9 @@ class Session:
             "max_model_len": arguments.max_model_len,
             "adapter": arguments.adapter,
             "cpu_offload_gb": arguments.cpu_offload_gb,
+            "max_loras": arguments.num_loras,
+            "max_lora_rank": arguments.max_lora_rank,
+            "lora_dtype": arguments.lora_dtype,
         }
         followers = _followers(arguments, load, threads)
         loaded = load_model(
@@ -99,9 +102,6 @@ class Session:
             weights_cache_dir=arguments.weights_cache_dir,
             ranks=None if followers is None else followers.ranks,
             stages=None if followers is None else followers.stages,
-            max_loras=arguments.num_loras,
-            max_lora_rank=arguments.max_lora_rank,
-            lora_dtype=arguments.lora_dtype,
         )
         params = default_params(loaded.generation_config, arguments.generation_config)
         choice = None

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from hashlib import blake2b
 
+from pybatch.engine.execution.parallel.followers import LedAdapterSlots
 from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.scheduling.block_pool import BlockKey
 from pybatch.engine.scheduling.sequence import LoadedAdapter, Request
@@ -24,7 +25,7 @@ class Adapters:
     been without a request for longest goes. Any thread may call `find`.
     """
 
-    def __init__(self, slots: AdapterSlots | None) -> None:
+    def __init__(self, slots: AdapterSlots | LedAdapterSlots | None) -> None:
         self._slots = slots
         self._known: dict[int, LoadedAdapter] = {}  # by lora_int_id
         self._lock = threading.Lock()  # over them

@@ -17,7 +17,7 @@ from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
 from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
 from pybatch.engine.execution.model_runner import ModelRunner
-from pybatch.engine.execution.parallel.followers import Followers, LedKvCache
+from pybatch.engine.execution.parallel.followers import Followers, LedAdapterSlots, LedKvCache
 from pybatch.engine.execution.pooler import Pooler
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.state_cache import StateCache, num_slots, refuse_unsuited, state_layout
@@ -146,7 +146,10 @@ class Engine:
         model = decoder.config
         self.pooling = pooling
         self._pooler = Pooler(decoder, pooling, labels if followers is None else None)
-        self.adapters = Adapters(adapter_slots)
+        if followers is None or adapter_slots is None:
+            self.adapters = Adapters(adapter_slots)
+        else:
+            self.adapters = Adapters(LedAdapterSlots(followers, adapter_slots))
         self._intake = Intake(
             tokenizer,
             eos_ids=self._eos_ids,

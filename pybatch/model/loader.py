@@ -103,8 +103,6 @@ def load_model(
         raise ModelError(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
     if lora_dtype != "auto" and lora_dtype not in DTYPES:
         raise ModelError(f"lora_dtype: expected one of auto, {', '.join(DTYPES)}, got {lora_dtype!r}")
-    if max_loras and (ranks or stages):
-        raise ModelError("max_loras: expected 0 where several processes hold the model")
     place = find_device(device)
     compute = DTYPES[dtype] if dtype != "auto" else torch.float32 if place.type == "cpu" else torch.bfloat16
     if quantization is not None and quantization not in (*QUANTIZATIONS, *METHODS):
@@ -171,7 +169,8 @@ def load_model(
         adapters = None
         if max_loras:
             kept = DTYPES.get(lora_dtype, compute)
-            adapters = AdapterSlots(decoder, checkpoint, count=max_loras, max_rank=max_lora_rank, dtype=kept)
+            sizes: dict[str, Any] = {"count": max_loras, "max_rank": max_lora_rank, "dtype": kept}
+            adapters = AdapterSlots(decoder, checkpoint, ranks, stages, **sizes)
     return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config, checkpoint.pooling, adapters)
 
 

@@ -26,32 +26,30 @@ from pybatch.model.config import (
     MoEConfig,
 )
 from pybatch.model.errors import ModelError
-from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Packed
+from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Linear, Packed
 from pybatch.model.rows import Heads, Rows, Stacked, sliced
 from pybatch.model.weights import Grouped, WeightLoader, WeightPlan
-from pybatch.ops import Epilogue
 
 
 @dataclass(frozen=True, slots=True)
 class ShardedLinear:
     """This rank's columns of a projection whose input the ranks have in parts; out gets all columns."""
 
-    linear: Packed  # or of experts a stack
+    linear: Linear  # packed, or of experts a stack; behind it adapters' changes
     width: int  # of this rank's columns
     ranks: Ranks
 
     def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
-        epilogue = fused.pop("epilogue", ops.STORE)
-        part = self.linear(self.ranks.gather(x), x.new_empty(out.shape[0], self.width), **fused)
-        product = self.ranks.gather(part)
-        return out.add_(product) if epilogue == Epilogue.ADD else out.copy_(product)
+        first = self.ranks.rank * self.width
+        part = out[:, first : first + self.width].clone()  # what is added to is there already
+        return out.copy_(self.ranks.gather(self.linear(self.ranks.gather(x), part, **fused)))
 
 
 @dataclass(frozen=True, slots=True)
 class ShardedHead:
     """This rank's tokens of the vocabulary; out gets all logits."""
 
-    linear: Packed | None  # None: of a small vocabulary there is nothing left for this one
+    linear: Linear | None  # None: of a small vocabulary there is nothing left for this one
     width: int  # of this rank's tokens
     padded: int  # of each rank's
     ranks: Ranks
@@ -114,7 +112,9 @@ def _indivisible(name: str, count: int, config: ModelConfig, size: int) -> Model
     return ModelError(f"tensor_parallel_size: expected a divisor of {name}, {count} in {config.name}, got {size}")
 
 
-class _Shards(WeightLoader):
+class Shards(WeightLoader):
+    """What is this rank's; the checkpoint's config is that of its layers."""
+
     ranks: Ranks
 
     def linear(
@@ -129,10 +129,8 @@ class _Shards(WeightLoader):
         """Behind an embedding all of it; in a layer the projections of what ranks have in parts."""
         if layer is None:
             return super().linear(rows, columns, layer, bias=bias, fused=fused)
-        size = self.ranks.size
-        whole_input = replace(columns, count=columns.count * size) if isinstance(columns, Heads) else columns * size
-        weights, biases = self._outputs(rows, whole_input, layer, bias=bias, fused=fused)
-        own = Stacked([self._own(part) for part in weights])
+        weights, biases = self._outputs(rows, self._whole(columns), layer, bias=bias, fused=fused)
+        own = Stacked(list(map(self._own, weights)))
         return ShardedLinear(self._pack(own, self._bias_of(list(map(self._own, biases)))), own.shape[0], self.ranks)
 
     def one_expert(self, linear: Any, width: int) -> Any:
@@ -161,10 +159,8 @@ class _Shards(WeightLoader):
         return torch.cat([part.tensor_split(size)[rank] for part in parts])
 
     def head(self, embedding: Packed | None) -> Any:
-        config, ranks = self.config, self.ranks
-        panels = ceil(ceil(config.vocab_size / ops.PANEL) / ranks.size)
-        first = ranks.rank * panels * ops.PANEL
-        last = min(first + panels * ops.PANEL, config.vocab_size)
+        config = self.config
+        first, last = self.own_tokens
         linear: Packed | None = None
         if first < last and config.tie_word_embeddings:
             assert embedding is not None
@@ -174,7 +170,18 @@ class _Shards(WeightLoader):
             weights, biases = self._outputs(rows, config.hidden_size, None, bias=config.head_bias)
             own = [sliced(part, first, last) for part in weights]
             linear = self._pack(Stacked(own), self._bias_of([sliced(part, first, last) for part in biases]))
-        return ShardedHead(linear, max(last - first, 0), panels * ops.PANEL, ranks)
+        return ShardedHead(linear, last - first, self._tokens_each, self.ranks)
+
+    @property
+    def own_tokens(self) -> tuple[int, int]:
+        """The first of the vocabulary whose logits this rank has, and the one behind its last; of a small one none."""
+        first = min(self.ranks.rank * self._tokens_each, self.config.vocab_size)
+        return first, min(first + self._tokens_each, self.config.vocab_size)
+
+    @property
+    def _tokens_each(self) -> int:
+        """Of whole panels."""
+        return ceil(ceil(self.config.vocab_size / ops.PANEL) / self.ranks.size) * ops.PANEL
 
     def _own_parts(
         self,
@@ -209,16 +216,20 @@ class _Shards(WeightLoader):
         count = rows.shape[0] // self.ranks.size
         return sliced(rows, self.ranks.rank * count, (self.ranks.rank + 1) * count)
 
+    def _whole(self, columns: int | Heads) -> int | Heads:
+        size = self.ranks.size
+        return replace(columns, count=columns.count * size) if isinstance(columns, Heads) else columns * size
 
-class ShardLoader(_Shards):
-    """A WeightLoader of this rank's share; the checkpoint's config is that of the rank's layers."""
+
+class ShardLoader(Shards):
+    """A WeightLoader of this rank's share."""
 
     def __init__(self, ranks: Ranks, *arguments: Any) -> None:
         self.ranks = ranks
         super().__init__(*arguments)
 
 
-class ShardPlan(_Shards, WeightPlan):
+class ShardPlan(Shards, WeightPlan):
     """Likewise a WeightPlan."""
 
     def __init__(self, ranks: Ranks, *arguments: Any) -> None:

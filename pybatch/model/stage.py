@@ -43,6 +43,7 @@ class StageDecoder(Decoder):
         for first, last, part in in_parts(batch, 2 * self.stages.count, PART_TOKENS[self.device.type]):
             residual = self._residual[first:last]
             self._buffers.resize(last - first)
+            self.adapters.slots = part.adapters
             if self.stages.is_first:
                 self._embed(part, residual)
             else:
@@ -50,6 +51,7 @@ class StageDecoder(Decoder):
             self._run_layers(part, residual, caches)
             if not self.stages.is_last:
                 self.stages.send(residual)
+        self.last_adapters.slots = batch.last_adapters
         if not self.stages.is_last:
             return torch.empty(0, self.config.vocab_size, device=self.device)
         return self._project(self._residual, batch.logits_rows)
@@ -69,7 +71,7 @@ def in_parts(batch: ForwardBatch, most: int, tokens: int) -> list[tuple[int, int
 
 def _part(batch: ForwardBatch, s: int, end: int, starts: list[int]) -> ForwardBatch:
     rows, sequences = slice(starts[s], starts[end]), slice(s, end)
-    source, destination = batch.state_source, batch.state_destination
+    source, destination, adapters = batch.state_source, batch.state_destination, batch.adapters
     return replace(
         batch,
         token_ids=batch.token_ids[rows],
@@ -80,6 +82,7 @@ def _part(batch: ForwardBatch, s: int, end: int, starts: list[int]) -> ForwardBa
         seq_lens=batch.seq_lens[sequences],
         state_source=None if source is None else source[sequences],
         state_destination=None if destination is None else destination[sequences],
+        adapters=None if adapters is None else adapters[rows],
     )
 
 

@@ -331,6 +331,14 @@ class WeightLoader:
         """The parts whose outputs stay in this process: all of them, where no others share the model."""
         return self._parts(rows, layer, suffix, columns, fused, grouped)
 
+    def _own(self, rows: Rows) -> Rows:
+        """Likewise the rows of a projection of what processes have in parts."""
+        return rows
+
+    def _whole(self, columns: int | Heads) -> int | Heads:
+        """What they have together, of what this one has."""
+        return columns
+
     def _outputs(
         self, rows: Mapping[str, int], columns: int | Heads, layer: int | None, *, bias: bool, fused: str = ""
     ) -> tuple[list[Rows], list[Rows]]:

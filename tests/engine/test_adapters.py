@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from model.checkpoints.test_adapter import pair, save_adapter
 from model.families import make, save, some_ids
 from torch import nn
 from transformers import PreTrainedModel
@@ -154,6 +155,29 @@ def test_more_adapters_than_places_wait_their_turn(adapted: Adapted) -> None:
     engine.check_integrity()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "form"), [((2, 1), {"quantization": "int8", "dtype": "bfloat16"}), ((1, 2), {})], ids=str
+)
+def test_processes_give_the_bits_of_one(
+    adapted: Adapted, sizes: tuple[int, int], form: dict[str, Any], tmp_path: Path
+) -> None:
+    """Places for two adapters of four, so that others are loaded in their stead."""
+    form = {**form, "max_loras": 2, "num_kv_blocks": 100, "threads": 1}
+    several = llm_of(adapted, **form, tensor_parallel_size=sizes[0], pipeline_parallel_size=sizes[1])
+    requests = [adapted.requests[i % 5] for i in range(len(PROMPTS))]
+    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    found = [
+        list(map(bits, llm.generate(prompts, GREEDY, lora_request=requests)))  # type: ignore[arg-type]
+        for llm in (llm_of(adapted, **form), several)
+    ]
+    assert found[0] == found[1]
+    model = make("llama3")
+    for module, rank, why in (("lm_head", 17, "expected a rank of at"), ("model.embed_tokens", 4, "cannot choose")):
+        path = save_adapter(tmp_path / module, {module: pair(model, module, rank=rank)}, r=rank)
+        with pytest.raises(ValueError, match=f"lora_request: {module}: .*{why}"):
+            several.generate(prompts[:1], GREEDY, lora_request=LoRARequest(module, 9, str(path)))  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_had_is_refused_by_name(adapted: Adapted, tmp_path: Path) -> None:
     llm, plain = llm_of(adapted, max_lora_rank=4), LLM(adapted.path, skip_tokenizer_init=True)
     first, second = adapted.requests[1:3]
@@ -173,5 +197,3 @@ def test_what_cannot_be_had_is_refused_by_name(adapted: Adapted, tmp_path: Path)
             llm.generate(PROMPTS[:2], GREEDY, lora_request=request)
     with pytest.raises(ValueError, match="lora_request: expected none, since enable_lora is off"):
         plain.generate(PROMPTS, GREEDY, lora_request=first)
-    with pytest.raises(ValueError, match="enable_lora: expected False where tensor_parallel_size is above 1"):
-        LLM(adapted.path, enable_lora=True, tensor_parallel_size=2)

@@ -53,7 +53,8 @@ def load(path: Path, adapters: Sequence[Path], **more: Any) -> LoadedModel:
     assert loaded.adapters is not None
     for slot, each in enumerate(adapters):
         adapter = Adapter(each)
-        loaded.adapters.check(adapter)
+        if more.get("stages") is None:  # else each has some of its modules
+            loaded.adapters.check(adapter)
         loaded.adapters.load(slot, adapter)
     return loaded
 
@@ -85,7 +86,8 @@ def run(loaded: LoadedModel, prompts: Sequence[list[int]], slots: Sequence[int])
         last_adapters=chosen,
     )
     caches = caches_for(decoder, int(blocks.sum()))
-    return list(decoder.forward(batch, caches).clone().split(lengths.tolist()))
+    logits = decoder.forward(batch, caches).clone()
+    return list(logits.split(lengths.tolist())) if len(logits) else []  # of a stage that is not the last
 
 
 # Whose projections are joined, taken apart, filled up or turned each in another way.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from threading import Barrier
+from typing import TypeVar
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from pybatch.model.batch import ForwardBatch
 from pybatch.model.stage import in_parts
 
 IDS = some_ids(40)
+T = TypeVar("T")
 
 
 class Thread(Ranks):
@@ -53,20 +56,19 @@ class ThreadStage(Stages):
         out.copy_(self._queues[self.stage - 1].get(timeout=60))
 
 
-def logits_of_ranks(directory: Path, size: int, quantization: str | None, stages: int = 1) -> list[Tensor]:
-    """Of those ranks that have logits."""
+def of_ranks(call: Callable[[Ranks | None, Stages | None], T], size: int, stages: int = 1) -> list[T]:
+    """What each rank of the last stage finds."""
     barriers = [Barrier(size) for _ in range(stages)]
     parts = [list[Tensor | None]([None] * size) for _ in range(stages)]
     queues = [[Queue[Tensor]() for _ in range(stages - 1)] for _ in range(size)]
 
-    def run(number: int) -> Tensor:
+    def run(number: int) -> T:
         place = Place(number, size, stages)
         rank, stage = place.rank, place.stage
         try:
             ranks = Thread(rank, barriers[stage], parts[stage]) if size > 1 else None
             own = ThreadStage(stage, queues[rank]) if stages > 1 else None
-            loaded = load_model(directory, quantization=quantization, skip_tokenizer=True, ranks=ranks, stages=own)
-            return logits_of(loaded.decoder, IDS, [17, 1, 22])
+            return call(ranks, own)
         except BaseException:
             barriers[stage].abort()
             raise
@@ -153,8 +155,13 @@ def test_two_ranks_share_a_quantised_checkpoint(kind: str, tmp_path: Path) -> No
 def expect_the_bits_of_one(directory: Path, quantization: str | None, ranks: int = 2, stages: int = 1) -> None:
     alone: Decoder = load_model(directory, quantization=quantization, skip_tokenizer=True).decoder
     expected = logits_of(alone, IDS)
-    for logits in logits_of_ranks(directory, ranks, quantization, stages):
-        assert torch.equal(logits, expected)
+
+    def logits(ranks: Ranks | None, stages: Stages | None) -> Tensor:
+        loaded = load_model(directory, quantization=quantization, skip_tokenizer=True, ranks=ranks, stages=stages)
+        return logits_of(loaded.decoder, IDS, [17, 1, 22])
+
+    for found in of_ranks(logits, ranks, stages):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,10 @@ class Adapter:
             modules.setdefault(found["module"], {})[found["role"]] = name
         self.changes = {module: self._change(module, names) for module, names in modules.items()}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, without the files."""
+        return {"directory": self.directory, "changes": self.changes}
+
     @classmethod
     def find(cls, adapter: str | Path) -> Self:
         """A directory, or a name on the Hugging Face hub."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.machine.ranks import Ranks, Stages
 from pybatch.model.build import build_decoder
 from pybatch.model.config import MoEConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, NormedLinear, Packed, SideBySide
-from pybatch.model.rows import Heads, Rows
+from pybatch.model.rows import Heads, Rows, sliced
+from pybatch.model.shards import ShardedHead, Shards
 from pybatch.model.tensors import changed
 from pybatch.model.weights import Checkpoint, Grouped, WeightLoader
 
@@ -28,9 +31,11 @@ Projection = DenseLinear | Int8Linear | GGUFLinear | SideBySide
 class Layout:
     """Of a projection. modules: of the checkpoint, those whose matrices it is made of. rows: of each of its roles, the
     module, a number in modules, and the row there of each row, [n, 2]; -1: it is filled with zeros. columns: likewise
-    the column. norm: the weight of the norm in front, as the checkpoint has it. gated: the roles are gate and up."""
+    the column. norm: the weight of the norm in front, as the checkpoint has it. gated: the roles are gate and up.
+    heights: rows of each module, of which a rank has a share."""
 
     modules: tuple[str, ...]
+    heights: tuple[int, ...]
     rows: tuple[Tensor, ...]
     columns: Tensor  # [K]
     norm: Tensor | None
@@ -86,7 +91,7 @@ class _LayoutLoader(WeightLoader):
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, dtype, None, torch.device("cpu"))
-        self._modules: list[str] = []
+        self._modules: dict[str, int] = {}  # and their rows
 
     def head(self, embedding: Packed | None) -> Linear:
         return self.linear({"lm_head": self.config.vocab_size}, self.config.hidden_size)  # a tied one has changes too
@@ -103,10 +108,17 @@ class _LayoutLoader(WeightLoader):
         bias: bool = False,
         fused: str = "",
     ) -> Packed:
-        mlp = None if layer is None else self.config.layers[layer].mlp
+        if layer is None:
+            return self._marked(lambda: self._parts(rows, layer, ".weight", (0,), fused), columns)
+        mlp = self.config.layers[layer - self.config.first_layer].mlp
         if "shared_down" in rows and isinstance(mlp, MoEConfig) and mlp.shared_gate:
             return _nothing()  # a stack of one expert
-        return self._marked(lambda: self._parts(rows, layer, ".weight", (0,), fused), columns)
+        return self._marked(
+            lambda: list(map(self._own, self._parts(rows, layer, ".weight", (0,), fused))), self._whole(columns)
+        )
+
+    def one_expert(self, linear: Linear, width: int) -> Linear:
+        return linear
 
     def behind_norm(
         self,
@@ -122,7 +134,7 @@ class _LayoutLoader(WeightLoader):
         grouped: Mapping[str, Grouped] | None = None,
     ) -> NormedLinear:
         def parts() -> list[Rows]:
-            return self._arranged(self._parts(rows, layer, ".weight", (0,), fused, grouped), rows, heads)
+            return self._arranged(self._own_parts(rows, layer, ".weight", (0,), fused, grouped), rows, heads)
 
         before = self.norm(norm, columns, layer)
         return NormedLinear(
@@ -147,7 +159,7 @@ class _LayoutLoader(WeightLoader):
     def tensor(self, name: str, shape: tuple[int, ...]) -> Rows:
         if shape[1:] != (0,):
             return super().tensor(name, shape)
-        self._modules.append(name.removesuffix(".weight"))
+        self._modules[name.removesuffix(".weight")] = shape[0]
         return _Numbered(len(self._modules) - 1, shape[0])
 
     def _matrix(self, name: str, shape: tuple[int, ...], layer: int | None) -> Rows:
@@ -156,10 +168,26 @@ class _LayoutLoader(WeightLoader):
     def _marked(
         self, parts: Callable[[], list[Rows]], columns: int | Heads, norm: Tensor | None = None, *, gated: bool = False
     ) -> DenseLinear:
-        self._modules = []
-        numbers = [part[0 : part.shape[0]].long() - 1 for part in parts()]
-        modules = tuple(self._modules)
-        return replace(_nothing(), layout=Layout(modules, tuple(numbers), _columns(columns), norm, gated))
+        self._modules = {}
+        numbers = tuple(part[0 : part.shape[0]].long() - 1 for part in parts())
+        modules, heights = tuple(self._modules), tuple(self._modules.values())
+        return replace(_nothing(), layout=Layout(modules, heights, numbers, _columns(columns), norm, gated))
+
+
+class _ShardLayoutLoader(_LayoutLoader, Shards):
+    """Of a rank's share."""
+
+    def __init__(self, ranks: Ranks, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self.ranks = ranks
+        super().__init__(checkpoint, dtype)
+
+    def head(self, embedding: Packed | None) -> Linear:
+        (first, last), config = self.own_tokens, self.config
+        if first == last:
+            return ShardedHead(None, 0, 0, self.ranks)
+        parts = partial(self._parts, {"lm_head": config.vocab_size}, None, ".weight", (0,), "")
+        own = self._marked(lambda: [sliced(part, first, last) for part in parts()], config.hidden_size)
+        return ShardedHead(own, last - first, 0, self.ranks)
 
 
 def _columns(columns: int | Heads) -> Tensor:
@@ -174,17 +202,22 @@ def _nothing() -> _Marked:
     return _Marked(torch.empty(1, 1), 1)
 
 
-def layouts(decoder: Decoder, checkpoint: Checkpoint) -> Iterator[tuple[Projection, Layout]]:
-    """Of the decoder's projections, those that adapters may change: in its layers, and the head."""
-    marked = build_decoder(_LayoutLoader(checkpoint, decoder.dtype), 1)
-    projections, marks = _projections(decoder), _projections(marked)
-    for projection, mark in zip(projections, marks, strict=True):
-        assert isinstance(mark, _Marked)
-        if mark.layout is not None:
-            yield projection, mark.layout
+def layouts(
+    decoder: Decoder, checkpoint: Checkpoint, ranks: Ranks | None, stages: Stages | None
+) -> Iterator[tuple[Projection, Layout]]:
+    """Of the decoder's projections, those that adapters may change: in its layers, and the head. ranks, stages: of
+    which it is one's."""
+    arguments = checkpoint, decoder.dtype
+    load = _LayoutLoader(*arguments) if ranks is None else _ShardLayoutLoader(ranks, *arguments)
+    marked = build_decoder(load, 1, stages)
+    for part, of_marked in ((decoder.layers, marked.layers), (decoder.head, marked.head)):
+        for projection, mark in zip(projections(part), projections(of_marked), strict=True):
+            assert isinstance(mark, _Marked)
+            if mark.layout is not None:
+                yield projection, mark.layout
 
 
-def _projections(decoder: Decoder) -> list[Projection]:
+def projections(part: object) -> list[Projection]:
     """One after another, in the same order for all decoders of a model."""
     found: list[Projection] = []
 
@@ -192,6 +225,5 @@ def _projections(decoder: Decoder) -> list[Projection]:
         found.append(projection)
         return projection
 
-    for part in (decoder.layers, decoder.head):
-        changed(part, Projection, keep)  # type: ignore[arg-type]  # a union of classes
+    changed(part, Projection, keep)  # type: ignore[arg-type]  # a union of classes
     return found

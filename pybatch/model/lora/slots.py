@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pybatch import ops
+from pybatch.machine.ranks import Ranks, Stages
 from pybatch.model.checkpoints.adapter import Adapter, LowRank
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.layers import NormedLinear
-from pybatch.model.lora.layout import Layout, Projection, layouts
+from pybatch.model.lora.layout import Layout, Projection, layouts, projections
 from pybatch.model.lora_linear import LoraLinear
 from pybatch.model.tensors import changed
 from pybatch.model.weights import Checkpoint
@@ -33,13 +35,21 @@ class _Place:
 class AdapterSlots:
     """Room for so many adapters of a decoder, whose projections are exchanged for such as take them.
 
-    max_rank: of an adapter's matrices. dtype: in which they are kept; sums are float32 in any case.
+    ranks, stages: of which the decoder is one's: then what it has of an adapter's changes is kept. max_rank: of an
+    adapter's matrices. dtype: in which they are kept; sums are float32 in any case.
     """
 
     def __init__(
-        self, decoder: Decoder, checkpoint: Checkpoint, *, count: int, max_rank: int, dtype: torch.dtype
+        self,
+        decoder: Decoder,
+        checkpoint: Checkpoint,
+        ranks: Ranks | None = None,
+        stages: Stages | None = None,
+        *,
+        count: int,
+        max_rank: int,
+        dtype: torch.dtype,
     ) -> None:
-        assert decoder.head is not None  # all of the decoder is here
         self.count, self.max_rank, self.name = count, max_rank, decoder.config.name
         self._head = FAMILIES[decoder.config.family].tensor("lm_head")
         self._places: list[_Place] = []
@@ -51,16 +61,16 @@ class AdapterSlots:
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=decoder.device)
 
-        for projection, layout in layouts(decoder, checkpoint):
+        of_head = set(map(id, projections(decoder.head)))
+        for projection, layout in layouts(decoder, checkpoint, ranks, stages):
             interleaved = layout.gated and not hasattr(projection, "parts")
             table, rows = layout.panels(interleaved=interleaved)
             table = tables.setdefault(tuple(table.flatten().tolist()), table.to(decoder.device))
             parts, width = len(layout.modules), len(layout.columns)
-            ranks = torch.zeros(count, parts, dtype=torch.int32, device=decoder.device)
+            own = torch.zeros(count, parts, dtype=torch.int32, device=decoder.device)
             a, b = empty(count, parts, rank // ops.PANEL, width, ops.PANEL), empty(count, len(table), rank, ops.PANEL)
-            lora = Lora(a, b, ranks, table)
-            is_head = projection is decoder.head.linear
-            step = decoder.last_adapters if is_head else decoder.adapters
+            lora = Lora(a, b, own, table)
+            step = decoder.last_adapters if id(projection) in of_head else decoder.adapters
             made[id(projection)] = LoraLinear(projection, lora, step)
             self._places.append(_Place(layout, lora, rows, _column_scale(layout, inputs.get(id(projection)))))
 
@@ -68,11 +78,25 @@ class AdapterSlots:
             return made.get(id(projection), projection)
 
         decoder.layers = changed(decoder.layers, Projection, wrapped)  # type: ignore[arg-type]
-        decoder.head = replace(decoder.head, linear=wrapped(decoder.head.linear))  # type: ignore[arg-type]
+        decoder.head = changed(decoder.head, Projection, wrapped)  # type: ignore[arg-type]
         self._modules = {module for place in self._places for module in place.layout.modules}
 
     def check(self, adapter: Adapter) -> None:
         """Raises ModelError for one that does not fit."""
+        self.expect_no_others(adapter, self.others(adapter))
+
+    def expect_no_others(self, adapter: Adapter, others: Collection[str]) -> None:
+        """Raises ModelError for the first of these modules, which are those that no process has."""
+        for module in others:
+            raise ModelError(
+                f"{adapter.directory}: changes {module}, which requests cannot choose in {self.name}: projections "
+                "of its layers outside of experts can be changed so, and lm_head; others where the adapter is "
+                "merged as the model loads (adapter)"
+            )
+
+    def others(self, adapter: Adapter) -> list[str]:
+        """The modules that an adapter changes and that are not here. Raises ModelError for one that does not fit what
+        is here."""
         for module, change in adapter.changes.items():
             what = f"{adapter.directory}: {module}"
             if change.magnitude is not None:
@@ -85,11 +109,11 @@ class AdapterSlots:
         for place in self._places:
             for module in place.layout.modules:
                 if module in changes:
-                    self._check_shape(adapter, module, changes[module], place)
+                    self._check_shape(adapter, module, changes[module], place.layout)
+        return [module for module in adapter.changes if self._name(module) is None]
 
-    def _check_shape(self, adapter: Adapter, module: str, change: LowRank, place: _Place) -> None:
-        own = [rows[rows[:, 0] == place.layout.modules.index(module), 1] for rows in place.layout.rows]
-        expected = sum(map(len, own)), int((place.layout.columns >= 0).sum())
+    def _check_shape(self, adapter: Adapter, module: str, change: LowRank, layout: Layout) -> None:
+        expected = layout.heights[layout.modules.index(module)], int((layout.columns >= 0).sum())
         found = change.left.shape[0], change.right.shape[1]
         if found != expected:
             raise ModelError(
@@ -98,19 +122,13 @@ class AdapterSlots:
             )
 
     def _changes(self, adapter: Adapter) -> dict[str, LowRank]:
-        """By the modules' names in the checkpoint."""
-        found = {}
-        for module, change in adapter.changes.items():
-            names = (module, f"model.{module}", self._head if module == "lm_head" else module)
-            name = next((each for each in names if each in self._modules), None)
-            if name is None:
-                raise ModelError(
-                    f"{adapter.directory}: changes {module}, which requests cannot choose in {self.name}: projections "
-                    "of its layers outside of experts can be changed so, and lm_head; others where the adapter is "
-                    "merged as the model loads (adapter)"
-                )
-            found[name] = change
-        return found
+        """Of modules that are here, by their names in the checkpoint."""
+        named = ((self._name(module), change) for module, change in adapter.changes.items())
+        return {name: change for name, change in named if name is not None}
+
+    def _name(self, module: str) -> str | None:
+        names = (module, f"model.{module}", self._head if module == "lm_head" else module)
+        return next((each for each in names if each in self._modules), None)
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Puts an adapter that has been checked in the place of what is in the slot."""

@@ -21,6 +21,7 @@ from pybatch.model.batch import AnyCache, ForwardBatch
 from pybatch.model.decoder import Decoder
 from pybatch.model.key_shifts import key_shifts
 from pybatch.model.loader import load_model
+from pybatch.model.lora.slots import AdapterSlots
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +55,13 @@ def run(start: Start, host: str) -> None:
         try:
             store = TCPStore(start.leader, start.store_port, place.ranks * place.stages, False)
             ranks, stages = place.join(World(place.ranks * place.stages), store, device, host)
-            decoder = load_model(**start.load, skip_tokenizer=True, progress=False, ranks=ranks, stages=stages).decoder
-            follow(decoder, connection, start.sharing)
+            loaded = load_model(**start.load, skip_tokenizer=True, progress=False, ranks=ranks, stages=stages)
+            follow(loaded.decoder, loaded.adapters, connection, start.sharing)
         except (EOFError, RankError, ConnectionError):
             logger.info("rank %d: the leader is gone", place.number)
 
 
-def follow(decoder: Decoder, connection: Connection, sharing: int) -> None:
+def follow(decoder: Decoder, adapters: AdapterSlots | None, connection: Connection, sharing: int) -> None:
     cache: KvCache | None = None
     caches: list[AnyCache] = []
     while True:
@@ -78,6 +79,8 @@ def follow(decoder: Decoder, connection: Connection, sharing: int) -> None:
             states = state_layout(decoder)
             of_states = [] if states is None else StateCache(states, num_states, decoder.device).layers
             caches = decoder.caches(cache.layers, of_states)
+        elif what in ("others", "load"):
+            connection.send(_of_adapters(adapters, what, arguments))
         else:
             getattr(cache, what)(*arguments)
 
@@ -90,6 +93,14 @@ def _capacity(decoder: Decoder, config: EngineConfig, sharing: int) -> tuple[int
         reserved = 0 if states is None else slots * states.slot_bytes * sharing
         block_bytes = kv_layout(decoder, config).block_bytes * sharing
         return capacity(decoder, config, block_bytes, reserved=reserved)[1], slots
+    except ValueError as error:
+        return error
+
+
+def _of_adapters(adapters: AdapterSlots | None, what: str, arguments: tuple[Any, ...]) -> Any:
+    """What one of AdapterSlots' methods gives, or its error."""
+    try:
+        return getattr(adapters, what)(*arguments)
     except ValueError as error:
         return error
 

@@ -16,6 +16,8 @@ from pybatch.engine.execution.parallel.follower import Start
 from pybatch.machine.device import find_device
 from pybatch.machine.ranks import Place, RankError, Ranks, Stages, World
 from pybatch.model.batch import ForwardBatch
+from pybatch.model.checkpoints.adapter import Adapter
+from pybatch.model.lora.slots import AdapterSlots
 
 T = TypeVar("T")
 START = 120.0  # seconds in which all followers have to be there
@@ -162,3 +164,19 @@ class LedKvCache(KvCache):
         if pairs:
             self._followers.tell("copy_blocks", pairs)
         super().copy_blocks(pairs)
+
+
+class LedAdapterSlots:
+    """The leader's places for adapters, in which the followers put their parts of what it does."""
+
+    def __init__(self, followers: Followers, slots: AdapterSlots) -> None:
+        self._followers, self._slots, self.count = followers, slots, slots.count
+
+    def check(self, adapter: Adapter) -> None:
+        """Raises ValueError for one that does not fit."""
+        others = set(self._slots.others(adapter)).intersection(*self._followers.ask("others", adapter))
+        self._slots.expect_no_others(adapter, sorted(others))
+
+    def load(self, slot: int, adapter: Adapter) -> None:
+        self._followers.ask("load", slot, adapter)
+        self._slots.load(slot, adapter)
