@@ -118,7 +118,9 @@ def load_model(
             _check_method(checkpoint, quantization)
             quantization = None
         if adapter is not None:
-            checkpoint = _merged(checkpoint, adapter)
+            from pybatch.model.checkpoints.adapter import Adapter, MergedCheckpoint
+
+            checkpoint = MergedCheckpoint(checkpoint, Adapter.find(adapter))
         config = checkpoint.config
         length = config.plain_context if max_model_len is None else max_model_len
         if not 0 < length <= config.max_position:
@@ -194,15 +196,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint  # gguf takes a while to import
 
     return GGUFCheckpoint(path)
-
-
-def _merged(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
-    from pybatch.model.checkpoints.adapter import Adapter, MergedCheckpoint
-
-    found = Adapter.find(adapter)
-    if not isinstance(checkpoint, SafetensorsCheckpoint):
-        raise ModelError(f"adapter: expected a Hugging Face directory as its model, got {checkpoint.config.name}")
-    return MergedCheckpoint(checkpoint, found)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

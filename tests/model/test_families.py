@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from engine.runs import run
-from model.families import CONFIGS, make, reference_batch, reference_logits, save, some_ids
+from model.families import CONFIGS, EXPERTS, LATENT, make, reference_batch, reference_logits, save, some_ids
 from model.paged import logits_of
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers import DeepseekV3Config, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
 from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.model import LoadedModel, load_model
@@ -128,6 +129,40 @@ def test_contexts_longer_than_the_original_have_the_long_factors(
         ids = some_ids(length)
         torch.testing.assert_close(logits_of(decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)
     assert not torch.allclose(logits_of(short, some_ids(64)), logits_of(long, some_ids(64)), rtol=1e-2, atol=1e-2)
+
+
+def test_kimi_k2_is_a_deepseek_v3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the keys that moonshotai/Kimi-K2-Instruct's config.json has, in the form of transformers 4."""
+    kimi = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 2.827}
+    rope = {"beta_fast": 1.0, "beta_slow": 1.0, "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+    config = DeepseekV3Config(
+        **LATENT, **EXPERTS, **kimi, n_routed_experts=12, n_shared_experts=1, norm_topk_prob=True,
+        num_key_value_heads=5, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 50000.0, "original_max_position_embeddings": 64, **rope},
+    )  # fmt: skip
+    monkeypatch.setitem(CONFIGS, "kimi", config)
+    model = make("kimi")
+    directory = save(model, tmp_path)
+    fields = json.loads((directory / "config.json").read_text())
+    del fields["rope_parameters"]
+    fields |= {
+        "model_type": "kimi_k2",
+        "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+        "rope_theta": 50000.0,
+        "rope_scaling": {"type": "yarn", "original_max_position_embeddings": 64, **rope},
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "moe_layer_freq": 1,
+        "ep_size": 1,
+        "seq_aux": True,
+        "aux_loss_alpha": 0.001,
+        "num_nextn_predict_layers": 0,
+    }
+    (directory / "config.json").write_text(json.dumps(fields))
+    loaded = load_model(directory, skip_tokenizer=True)
+    assert loaded.config.family == "deepseek_v3"
+    for ids in (some_ids(1), some_ids(200)):
+        torch.testing.assert_close(logits_of(loaded.decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)
 
 
 def test_the_language_model_of_one_that_sees_is_read(tmp_path: Path) -> None:

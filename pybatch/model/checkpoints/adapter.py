@@ -13,13 +13,13 @@ from torch import Tensor
 
 from pybatch.model.checkpoints.files import read_json
 from pybatch.model.checkpoints.formats.matrices import requantized
-from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.checkpoints.stored import StoredTensors, read_header
 from pybatch.model.config import ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.fields import Fields, short
 from pybatch.model.rows import BlockRows, Int8Rows, Rows
+from pybatch.model.weights import Checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TENSOR = re.compile(
@@ -158,7 +158,7 @@ class MergedRows:
 class MergedCheckpoint:
     """A checkpoint whose matrices have the changes of an adapter. Raises ModelError for one that does not fit it."""
 
-    def __init__(self, base: SafetensorsCheckpoint, adapter: Adapter) -> None:
+    def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
         self._base, self._adapter = base, adapter
         self.config: ModelConfig = base.config
         self.generation_config, self.pooling = base.generation_config, base.pooling
@@ -168,7 +168,8 @@ class MergedCheckpoint:
         family = FAMILIES[base.config.family]
         tied = {f"{family.tensor(role)}.weight" for role in ("embedding", "lm_head") if base.config.tie_word_embeddings}
         for module, change in adapter.changes.items():
-            names = [f"{each}.weight" for each in (module, f"model.{module}")]
+            theirs = (family.tensor("lm_head"),) if module == "lm_head" else (module, f"model.{module}")
+            names = [f"{each}.weight" for each in theirs]
             if tied.intersection(names):
                 raise ModelError(f"{adapter.directory}: changes {module}, whose weights are tied in {base.config.name}")
             name = next((each for each in names if each in base), None)
