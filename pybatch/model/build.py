@@ -177,6 +177,9 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
             return weight
         return functional.pad(weight.view(-1, stored) * (stored / dim) ** 0.5, (0, dim - stored)).flatten()
 
+    def head_norm_bias(role: str) -> Tensor | None:
+        return load.vector(role, stored, index, ".bias", turning=turning) if config.qk_norm_bias else None
+
     if config.gated:
         heads["attention_gate"] = Heads(config.num_heads, stored, dim)
     return Attention(
@@ -197,6 +200,8 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
         ),
         q_norm=head_norm("q_norm", heads["q"]) if config.qk_norm else None,
         k_norm=head_norm("k_norm", heads["k"]) if config.qk_norm and own_keys else None,
+        q_norm_bias=head_norm_bias("q_norm"),
+        k_norm_bias=head_norm_bias("k_norm"),
         v_norm=load.ones(dim) * (stored / dim) ** 0.5 if config.v_norm and own_keys else None,
         norm=replace(load.config.norm, eps=load.config.norm.eps * stored / dim),
         sinks=load.exact_of_heads("sinks", [config.num_heads], index) if config.sinks else None,

@@ -42,6 +42,7 @@ class AttentionConfig:
     out_bias: bool = False
     qk_norm: bool = False  # the model's norm of q and k
     qk_norm_over: str = "head"  # what it is over; "own": with weights of each head's own; "all": all heads at once
+    qk_norm_bias: bool = False  # of LayerNorm
     qk_norm_last: bool = False  # after the rotation instead of before it
     v_norm: bool = False  # each head of v is divided by its root mean square
     v_is_k: bool = False  # as projected, before any norm or rotation

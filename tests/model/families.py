@@ -204,7 +204,9 @@ CONFIGS = {
     "starcoder2": Starcoder2Config(**SMALL, sliding_window=40),
     "starcoder2-gelu": Starcoder2Config(**SMALL, hidden_act="gelu", use_bias=False, tie_word_embeddings=False),
     "gpt_neox": GPTNeoXConfig(**WITHOUT_GROUPS),
-    "gpt_neox-serial": GPTNeoXConfig(**WITHOUT_GROUPS, use_parallel_residual=False, attention_bias=False),
+    "gpt_neox-serial": GPTNeoXConfig(
+        **WITHOUT_GROUPS, use_parallel_residual=False, attention_bias=False, hidden_act="gelu_fast"
+    ),
     "olmo2": Olmo2Config(**SMALL),
     "olmo3": Olmo3Config(**{**SMALL, "num_hidden_layers": 4}, sliding_window=24),
     "olmo3-yarn": Olmo3Config(
@@ -242,6 +244,7 @@ CONFIGS = {
     "stablelm-parallel": StableLmConfig(**SMALL, qk_layernorm=True, use_parallel_residual=True),
     "stablelm-own-norms": StableLmConfig(**SMALL, qk_layernorm=True, partial_rotary_factor=0.5),
     "phi": PhiConfig(**SMALL, partial_rotary_factor=0.5),
+    "phi-own-norms": PhiConfig(**SMALL, partial_rotary_factor=0.5, qk_layernorm=True),
     "hunyuan": HunYuanDenseV1Config(**SMALL, head_dim=32, rope_parameters=HUNYUAN_ROPE),
     "ministral3": Ministral3Config(**SMALL, head_dim=16, rope_parameters={**YARN_ROPE, "llama_4_scaling_beta": 0.5}),
     "gemma": GemmaConfig(**SMALL, head_dim=32),
@@ -285,6 +288,7 @@ CONFIGS = {
     ),
     "gpt2": GPT2Config(**GPT),
     "gpt2-untied": GPT2Config(**GPT, n_inner=80, activation_function="gelu", tie_word_embeddings=False),
+    "gpt2-scales": GPT2Config(**GPT, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True),
     "gptj": GPTJConfig(**GPT, rotary_dim=8),
     "gptj-whole-heads": GPTJConfig(**GPT, rotary_dim=16, n_inner=80),
     "falcon": FalconConfig(**WITHOUT_GROUPS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pybatch import ops
@@ -21,6 +22,8 @@ class Attention:
     qkv: NormedLinear  # of these what there is, and the gate, if there is one
     q_norm: Tensor | None
     k_norm: Tensor | None
+    q_norm_bias: Tensor | None
+    k_norm_bias: Tensor | None
     v_norm: Tensor | None
     norm: NormConfig
     sinks: Tensor | None
@@ -45,6 +48,12 @@ class Attention:
         if q_norm is not None and k_norm is not None and config.qk_norm_over == "all":
             ops.rms_norm(q, q_norm, self.norm.eps, out=q)
             ops.rms_norm(k, k_norm, self.norm.eps, out=k)
+            q_norm = k_norm = None
+        if config.qk_norm_bias:  # which ops.rope_kv_write does not add
+            for of, norm, bias in ((q, q_norm, self.q_norm_bias), (k, k_norm, self.k_norm_bias)):
+                assert norm is not None
+                for head in torch.split(of, config.head_dim, dim=1):
+                    ops.layer_norm(head, norm, bias, self.norm.eps, out=head)
             q_norm = k_norm = None
         written = (k, k if config.v_is_k else v, batch.slots) if config.kv_of is None else (None, None, None)
         ops.rope_kv_write(

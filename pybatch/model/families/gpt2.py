@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pybatch.model.config import NormConfig
-from pybatch.model.errors import ModelError
 from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.gptj import KEYS
 from pybatch.model.families.llama import alike, with_biases
@@ -15,9 +14,6 @@ from pybatch.model.rope import NO_ROPE
 
 
 def shape(source: Source) -> Shape:
-    for key, expected in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
-        if source.flag(key, expected) != expected:
-            raise ModelError(f"{source.where}: {key}: expected {str(expected).lower()}")
     source.get("reorder_and_upcast_attn")  # which changes how scores are rounded
     norm = NormConfig(kind="layer", eps=source.norm_eps("layer_norm_eps", 1e-5), bias=True)
     decoder = alike(
@@ -30,7 +26,13 @@ def shape(source: Source) -> Shape:
         rope=NO_ROPE,
         mlp_width=4 * source.hidden_size(),
     )
-    return replace(with_biases(decoder, qkv=True, out=True, mlp=True), learned_positions=decoder.context)
+    decoder = with_biases(decoder, qkv=True, out=True, mlp=True)
+    scaled, by_layer = source.flag("scale_attn_weights", True), source.flag("scale_attn_by_inverse_layer_idx")
+    scale = (source.hidden_size() // source.num_heads()) ** -0.5 if scaled else 1.0
+    layers = (
+        layer.with_attention(scale=scale / (index + 1 if by_layer else 1)) for index, layer in enumerate(decoder.layers)
+    )
+    return replace(decoder, layers=tuple(layers), learned_positions=decoder.context)
 
 
 FAMILY = Family(
