@@ -182,7 +182,8 @@ ROUTINGS = 16  # that make one graph
 
 
 def experts(quick: bool, only: str = "") -> Iterator[Case]:
-    """Both matmuls of a layer of experts, with tokens of random experts; memory has the weights of those chosen."""
+    """Both matmuls of a layer of experts, with tokens of random experts; memory has the weights of those chosen. Beside
+    each the plain product of one expert, of as many rows as the tokens give one on average."""
     kinds = ("experts_dense bf16", "experts_w8a16", "experts_w8a8", "experts_gguf Q4_K")
     hidden, width, top_k = MIXTURE.hidden, MIXTURE.width, MIXTURE.top_k
     for stage, n, k in (("gate_up", 2 * width, hidden), ("down", hidden, width)):
@@ -196,6 +197,7 @@ def experts(quick: bool, only: str = "") -> Iterator[Case]:
                 op, stacks, rows = expert_weights(kind, n, k)
                 for tokens in wanted:
                     yield expert_case(names[tokens], op, stacks, rows, tokens, gathers=stage == "gate_up")
+                    yield one_expert(f"{names[tokens]}, one expert", op, stacks, rows, tokens)
 
 
 def expert_weights(kind: str, n: int, k: int) -> tuple[Callable[..., Tensor], list[Tensor], Tensor]:
@@ -235,10 +237,37 @@ def expert_case(
         products = torch.cat([part @ weight.double().t() for part, weight in of_expert])
         return products if gathers else (products[first.places.long()] * first.weights[..., None]).sum(1)
 
-    used = statistics.mean(len(routing.ids.unique()) for routing in routings) / count
-    memory = int(size(*stacks) * used) + size(x, out)
+    memory = int(size(*stacks) * mean_used(routings) / count) + size(x, out)
     integer = op in (ops.matmul_w8a8, ops.matmul_gguf)
     return Case(name, call, memory, 2 * pairs * n * k, integer, wanted, 2e-2 if integer else 1e-4, rotation=ROUTINGS)
+
+
+def one_expert(name: str, op: Callable[..., Tensor], stacks: list[Tensor], weights: Tensor, tokens: int) -> Case:
+    count, n, k = weights.shape
+    routings = [ops.route_experts(rand(tokens, count, seed=i), MIXTURE.top_k) for i in range(ROUTINGS)]
+    rows = round(tokens * MIXTURE.top_k / mean_used(routings))
+    x, out = rand(rows, k, seed=1), torch.empty(rows, n)
+
+    def call(i: int) -> Call:
+        own = [stack[i % count] for stack in stacks]
+        return lambda: op(x, *own, out=out)
+
+    integer = op in (ops.matmul_w8a8, ops.matmul_gguf)
+    return Case(
+        f"{name}, {rows} rows",
+        call,
+        size(*stacks) // count + size(x, out),
+        2 * rows * n * k,
+        integer,
+        lambda: x.double() @ weights[0].double().t(),
+        2e-2 if integer else 1e-4,
+        rotation=count,
+    )
+
+
+def mean_used(routings: Sequence[ops.Routing]) -> float:
+    """How many experts get tokens."""
+    return statistics.mean(len(routing.ids.unique()) for routing in routings)
 
 
 def kv_pool(

@@ -1,7 +1,7 @@
 """What adapters that requests choose cost: a batch that decodes and its prompts, with several adapters mixed, with one,
 without, and with one merged into the weights.
 
-    python bench/lora.py MODEL [--quantization int8] [--batch 32] [--adapters 8] [--rank 16] [--json PATH]
+    python bench/lora.py MODEL [--quantization int8] [--batch 32] [--adapters 8] [--rank 16] [--rounds 3] [--json PATH]
 
 MODEL: a Hugging Face directory of the Llama family. Adapters are random, of all projections. A decode step
 is the median of those in which all requests decode; prompts are in tokens per second of the steps before.
@@ -28,7 +28,6 @@ from safetensors.torch import save_file
 from pybatch import LLM, LoRARequest, SamplingParams
 
 PROMPT, OUTPUT = 32, 24  # tokens
-ROUNDS = 3
 
 
 def write_adapter(folder: Path, config: dict[str, Any], rank: int, seed: int) -> Path:
@@ -53,12 +52,12 @@ def write_adapter(folder: Path, config: dict[str, Any], rank: int, seed: int) ->
     return folder
 
 
-def measure(llm: LLM, batch: int, cases: Sequence[Sequence[LoRARequest | None]]) -> list[dict[str, float]]:
+def measure(llm: LLM, batch: int, cases: Sequence[Sequence[LoRARequest | None]], rounds: int) -> list[dict[str, float]]:
     """Of each case, whose requests have these adapters by turns. Cases run by turns too, as no machine stays the same
     for long; their first runs, which load adapters and record graphs, do not count."""
     decodes: list[list[float]] = [[] for _ in cases]
     prompts: list[list[float]] = [[] for _ in cases]
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for case, adapters in enumerate(cases):
             steps, before_them = run(llm, batch, adapters)
             if turn:
@@ -98,6 +97,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     config = json.loads((args.model / "config.json").read_text())
@@ -120,7 +120,7 @@ def main() -> None:
                 cases = [[None], requests[:1], requests]
             else:
                 names, cases = (("no LoRA" if name == "plain" else "one merged"),), [[None]]
-            figures |= zip(names, measure(llm, args.batch, cases), strict=True)
+            figures |= zip(names, measure(llm, args.batch, cases, args.rounds), strict=True)
             del llm
             gc.collect()
 
