@@ -31,7 +31,7 @@ from pybatch.model.config import (
     MoEConfig,
 )
 from pybatch.model.decoder import Decoder, Layer
-from pybatch.model.layers import Norm, NormedLinear, ResidualLinear
+from pybatch.model.layers import Norm, NormedLinear, NormOfAllHeads, ResidualLinear
 from pybatch.model.offload import HostLayers
 from pybatch.model.rope import NO_ROPE, rotary_table
 from pybatch.model.rows import Heads
@@ -169,7 +169,6 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
         for it, and the eps is less by it too."""
         if config.qk_norm_over == "own":
             return load.vectors(role, of, index)
-        of_all = config.qk_norm_over == "all"
         width, turned = (of.stored_width, 0) if of_all else (stored, turning)
         weight = load.vector(role, width, index, turning=turned)
         weight = weight + load.config.norm.offset if load.config.norm.offset else weight
@@ -180,6 +179,13 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
     def head_norm_bias(role: str) -> Tensor | None:
         return load.vector(role, stored, index, ".bias", turning=turning) if config.qk_norm_bias else None
 
+    of_all, norm = config.qk_norm_over == "all", replace(load.config.norm, eps=load.config.norm.eps * stored / dim)
+    norm_of_all = None
+    if config.qk_norm and of_all:
+        q_norm = head_norm("q_norm", load.whole(heads["q"]))
+        k_norm = head_norm("k_norm", load.whole(heads["k"], config.kv_ranks))
+        norm_of_all = load.norm_of_all_heads(NormOfAllHeads(q_norm, k_norm, norm.eps), config.kv_ranks)
+    own_norm = config.qk_norm and not of_all
     if config.gated:
         heads["attention_gate"] = Heads(config.num_heads, stored, dim)
     return Attention(
@@ -198,12 +204,13 @@ def attention(load: WeightLoader, config: AttentionConfig, index: int) -> Attent
                 "qkv_of_heads": Grouped(("q", "k", "v"), config.num_kv_heads),
             },
         ),
-        q_norm=head_norm("q_norm", heads["q"]) if config.qk_norm else None,
-        k_norm=head_norm("k_norm", heads["k"]) if config.qk_norm and own_keys else None,
+        norm_of_all=norm_of_all,
+        q_norm=head_norm("q_norm", heads["q"]) if own_norm else None,
+        k_norm=head_norm("k_norm", heads["k"]) if own_norm and own_keys else None,
         q_norm_bias=head_norm_bias("q_norm"),
         k_norm_bias=head_norm_bias("k_norm"),
         v_norm=load.ones(dim) * (stored / dim) ** 0.5 if config.v_norm and own_keys else None,
-        norm=replace(load.config.norm, eps=load.config.norm.eps * stored / dim),
+        norm=norm,
         sinks=load.exact_of_heads("sinks", [config.num_heads], index) if config.sinks else None,
         out=ResidualLinear(
             load.linear({"attention_out": hidden}, heads["q"], index, bias=config.out_bias),

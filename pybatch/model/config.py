@@ -46,6 +46,7 @@ class AttentionConfig:
     qk_norm_last: bool = False  # after the rotation instead of before it
     v_norm: bool = False  # each head of v is divided by its root mean square
     v_is_k: bool = False  # as projected, before any norm or rotation
+    kv_ranks: int = 1  # by how many ranks each of the heads of keys is held
     kv_of: int | None = None  # the layer whose keys and values are read in place of own ones
     gated: bool = False  # the output is multiplied by the sigmoid of a projection as wide as q
 

@@ -136,6 +136,19 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class NormOfAllHeads:
+    """An RMSNorm over the queries of all heads together and one over their keys, in place."""
+
+    q: Tensor  # [heads * head_dim]
+    k: Tensor  # [kv_heads * head_dim]
+    eps: float
+
+    def __call__(self, q: Tensor, k: Tensor) -> None:
+        ops.rms_norm(q, self.q, self.eps, out=q)
+        ops.rms_norm(k, self.k, self.eps, out=k)
+
+
+@dataclass(frozen=True, slots=True)
 class NormedLinear:
     """A projection of the residual stream behind a norm; None: of the stream as it is."""
 

@@ -8,9 +8,9 @@ all inputs in the kernel's own order, so that any number of ranks gives the bits
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
-from typing import Any, Unpack
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.machine.ranks import Ranks
 from pybatch.model.config import (
+    AttentionConfig,
     GatedDeltaConfig,
     LatentAttentionConfig,
     LayerConfig,
@@ -26,39 +27,12 @@ from pybatch.model.config import (
     MoEConfig,
 )
 from pybatch.model.errors import ModelError
-from pybatch.model.layers import DenseLinear, Fused, GGUFLinear, Int8Linear, Linear, Packed
+from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, NormOfAllHeads, Packed
 from pybatch.model.rows import Heads, Rows, Stacked, sliced
-from pybatch.model.weights import Grouped, WeightLoader, WeightPlan
+from pybatch.model.sharded import ShardedHead, ShardedLinear, ShardedNorm
+from pybatch.model.weights import Columns, Grouped, WeightLoader, WeightPlan
 
-
-@dataclass(frozen=True, slots=True)
-class ShardedLinear:
-    """This rank's columns of a projection whose input the ranks have in parts; out gets all columns."""
-
-    linear: Linear  # packed, or of experts a stack; behind it adapters' changes
-    width: int  # of this rank's columns
-    ranks: Ranks
-
-    def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
-        first = self.ranks.rank * self.width
-        part = out[:, first : first + self.width].clone()  # what is added to is there already
-        return out.copy_(self.ranks.gather(self.linear(self.ranks.gather(x), part, **fused)))
-
-
-@dataclass(frozen=True, slots=True)
-class ShardedHead:
-    """This rank's tokens of the vocabulary; out gets all logits."""
-
-    linear: Linear | None  # None: of a small vocabulary there is nothing left for this one
-    width: int  # of this rank's tokens
-    padded: int  # of each rank's
-    ranks: Ranks
-
-    def __call__(self, x: Tensor, out: Tensor, **fused: Unpack[Fused]) -> Tensor:
-        part = out.new_zeros(x.shape[0], self.padded)
-        if self.linear is not None:
-            self.linear(x, part[:, : self.width], **fused)
-        return out.copy_(self.ranks.gather(part)[:, : out.shape[1]])
+KEYS = ("k", "v", "k_norm")  # roles of what may be held by several ranks
 
 
 def of_rank(config: ModelConfig, ranks: Ranks) -> ModelConfig:
@@ -98,14 +72,20 @@ def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerC
         raise ModelError(
             f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention is over latents, got {size}"
         )
-    elif mixer.qk_norm and mixer.qk_norm_over == "all":
-        raise ModelError(
-            f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention has norms over all heads, "
-            f"got {size}"
-        )
     else:
-        mixer = share(mixer, num_heads="num_heads", num_kv_heads="num_kv_heads")
+        mixer = _kv_heads_of_rank(share(mixer, num_heads="num_heads"), config, size)
     return replace(layer, mixer=mixer, mlp=share_inner(layer.mlp))
+
+
+def _kv_heads_of_rank(mixer: AttentionConfig, config: ModelConfig, size: int) -> AttentionConfig:
+    count = mixer.num_kv_heads
+    if size % count == 0:
+        return replace(mixer, num_kv_heads=1, kv_ranks=size // count)
+    if count % size == 0:
+        return replace(mixer, num_kv_heads=count // size)
+    raise ModelError(
+        f"tensor_parallel_size: expected a divisor or a multiple of num_kv_heads, {count} in {config.name}, got {size}"
+    )
 
 
 def _indivisible(name: str, count: int, config: ModelConfig, size: int) -> ModelError:
@@ -129,7 +109,7 @@ class Shards(WeightLoader):
         """Behind an embedding all of it; in a layer the projections of what ranks have in parts."""
         if layer is None:
             return super().linear(rows, columns, layer, bias=bias, fused=fused)
-        weights, biases = self._outputs(rows, self._whole(columns), layer, bias=bias, fused=fused)
+        weights, biases = self._outputs(rows, self.whole(columns), layer, bias=bias, fused=fused)
         own = Stacked(list(map(self._own, weights)))
         return ShardedLinear(self._pack(own, self._bias_of(list(map(self._own, biases)))), own.shape[0], self.ranks)
 
@@ -147,8 +127,12 @@ class Shards(WeightLoader):
         return ShardedLinear(own, sum(roles.values()) // size, self.ranks)
 
     def vectors(self, role: str, heads: Heads, layer: int) -> Tensor:
-        whole = super().vectors(role, replace(heads, count=heads.count * self.ranks.size), layer)
-        return whole.tensor_split(self.ranks.size)[self.ranks.rank].contiguous()
+        held_by = self._held_by(role, layer)
+        whole = super().vectors(role, self.whole(heads, held_by), layer)
+        return whole.tensor_split(self.ranks.size // held_by)[self.ranks.rank // held_by].contiguous()
+
+    def norm_of_all_heads(self, norm: NormOfAllHeads, kv_ranks: int) -> ShardedNorm:
+        return ShardedNorm(norm, self.ranks, kv_ranks)
 
     def exact_of_heads(
         self, role: str, counts: Sequence[int], layer: int, suffix: str = "", *, rest: tuple[int, ...] = ()
@@ -192,12 +176,22 @@ class Shards(WeightLoader):
         fused: str,
         grouped: Mapping[str, Grouped] | None,
     ) -> list[Rows]:
-        whole = {role: count * self.ranks.size for role, count in rows.items()}
+        held_by = {role: self._held_by(role, layer) for role in rows}
+        whole = {role: self.whole(count, held_by[role]) for role, count in rows.items()}
         groups = {
-            name: Grouped(each.roles, each.groups and each.groups * self.ranks.size)
+            name: Grouped(
+                each.roles, each.groups and self.whole(each.groups, max(held_by[role] for role in each.roles))
+            )
             for name, each in (grouped or {}).items()
+            if all(role in rows for role in each.roles)
         }
-        return [self._own(part) for part in self._parts(whole, layer, suffix, columns, fused, groups)]
+        parts = self._parts(whole, layer, suffix, columns, fused, groups)
+        return [self._own(part, held_by[role]) for role, part in zip(rows, parts, strict=True)]
+
+    def _held_by(self, role: str, layer: int) -> int:
+        """How many ranks have the same rows of a role."""
+        mixer = self.config.layers[layer - self.config.first_layer].mixer
+        return mixer.kv_ranks if role in KEYS and isinstance(mixer, AttentionConfig) else 1
 
     def _own_experts(
         self, count: int, roles: Mapping[str, int], columns: int, layer: int, whole: str, *, bias: bool
@@ -212,13 +206,15 @@ class Shards(WeightLoader):
     def _own_columns(self, biases: list[Tensor]) -> list[Tensor]:
         return [part.tensor_split(self.ranks.size, dim=1)[self.ranks.rank] for part in biases]
 
-    def _own(self, rows: Rows) -> Rows:
-        count = rows.shape[0] // self.ranks.size
-        return sliced(rows, self.ranks.rank * count, (self.ranks.rank + 1) * count)
+    def _own(self, rows: Rows, held_by: int = 1) -> Rows:
+        count = rows.shape[0] * held_by // self.ranks.size
+        place = self.ranks.rank // held_by
+        return sliced(rows, place * count, (place + 1) * count)
 
-    def _whole(self, columns: int | Heads) -> int | Heads:
-        size = self.ranks.size
-        return replace(columns, count=columns.count * size) if isinstance(columns, Heads) else columns * size
+    def whole(self, columns: Columns, held_by: int = 1) -> Columns:
+        parts = self.ranks.size // held_by
+        whole = replace(columns, count=columns.count * parts) if isinstance(columns, Heads) else columns * parts
+        return cast("Columns", whole)
 
 
 class ShardLoader(Shards):

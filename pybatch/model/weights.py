@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from pybatch.model.layers import (
     Linear,
     Norm,
     NormedLinear,
+    NormOfAllHeads,
     Packed,
     SideBySide,
     as_stack,
@@ -56,6 +57,7 @@ from pybatch.model.smoothquant import PackedWhenCalled
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")
 OWN_INT8 = "int8"  # Int8Rows, beside the names of block types
+Columns = TypeVar("Columns", bound=int | Heads)
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
 
 
@@ -335,9 +337,13 @@ class WeightLoader:
         """Likewise the rows of a projection of what processes have in parts."""
         return rows
 
-    def _whole(self, columns: int | Heads) -> int | Heads:
-        """What they have together, of what this one has."""
+    def whole(self, columns: Columns, held_by: int = 1) -> Columns:
+        """What they have together, of what this one has; so many have it."""
         return columns
+
+    def norm_of_all_heads(self, norm: NormOfAllHeads, kv_ranks: int) -> Callable[[Tensor, Tensor], None]:
+        """The norm where this process has some of the heads; its weights are of all."""
+        return norm
 
     def _outputs(
         self, rows: Mapping[str, int], columns: int | Heads, layer: int | None, *, bias: bool, fused: str = ""

@@ -30,6 +30,11 @@ def test_stages_have_the_bits_of_one(tmp_path: Path, name: str, sizes: tuple[int
     expect_the_bits_of_one(tmp_path, name, *sizes)
 
 
+@pytest.mark.parametrize("name", ["llama3", "olmo2"])
+def test_ranks_may_share_heads_of_keys(tmp_path: Path, name: str) -> None:
+    expect_the_bits_of_one(tmp_path, name, 4, 1)
+
+
 def expect_the_bits_of_one(folder: Path, name: str, size: int, count: int, **form: Any) -> None:
     model = make(name)
     path = save(model, folder / "model")

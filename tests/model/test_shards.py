@@ -79,7 +79,7 @@ def of_ranks(call: Callable[[Ranks | None, Stages | None], T], size: int, stages
 
 # Heads that are filled up, several kinds of norms, biases (of the projection to the vocabulary too), fused tensors of
 # both kinds, layers in parallel, MLPs without gates, adjacent pairs, scales and caps, matrices by their inputs; experts
-# of all kinds, sinks, linear attention.
+# of all kinds, sinks, linear attention, norms over all heads.
 FAMILIES = [
     "llama-heads-of-20",
     "qwen3-heads-of-12",
@@ -104,6 +104,9 @@ FAMILIES = [
     "gpt_oss",
     "qwen3_5-moe",
     "qwen3_next",
+    "olmo2",
+    "olmo3",
+    "olmoe",
 ]
 
 
@@ -112,6 +115,15 @@ FAMILIES = [
 def test_two_ranks_have_the_bits_of_one(family: str, quantization: str | None, tmp_path: Path) -> None:
     directory = save(make(family), tmp_path)
     expect_the_bits_of_one(directory, quantization)
+
+
+# Of the kinds of norms of queries and keys, and of tensors that have both; each head of keys is held by two ranks.
+@pytest.mark.parametrize(
+    "family", ["llama3", "falcon-grouped", "phi3", "stablelm-own-norms", "olmo2", "qwen3-heads-of-12"]
+)
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_four_ranks_share_two_heads_of_keys(family: str, quantization: str | None, tmp_path: Path) -> None:
+    expect_the_bits_of_one(save(make(family), tmp_path), quantization, ranks=4)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2", "phi", "mixtral", "qwen3_next"])
@@ -167,10 +179,6 @@ def expect_the_bits_of_one(directory: Path, quantization: str | None, ranks: int
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        (
-            "olmo2",
-            "expected 1 for Olmo2ForCausalLM, whose attention has norms over all heads, got 2",
-        ),
         ("deepseek-v3", "expected 1 for DeepseekV3ForCausalLM, whose attention is over latents, got 2"),
         ("gemma4-shared", "expected 1 for Gemma4ForCausalLM, whose layers have inputs of tokens' own, got 2"),
     ],

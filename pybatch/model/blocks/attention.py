@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ class Attention:
     config: AttentionConfig
     index: int  # of the layer
     qkv: NormedLinear  # of these what there is, and the gate, if there is one
+    norm_of_all: Callable[[Tensor, Tensor], None] | None  # of queries and keys, in place
     q_norm: Tensor | None
     k_norm: Tensor | None
     q_norm_bias: Tensor | None
@@ -45,10 +47,8 @@ class Attention:
         qkv = self.qkv(residual, step.buffers.of("qkv", sum(split)), step.buffers)
         q, k, v, gate = qkv.split_with_sizes(split, dim=1)
         q_norm, k_norm = self.q_norm, self.k_norm
-        if q_norm is not None and k_norm is not None and config.qk_norm_over == "all":
-            ops.rms_norm(q, q_norm, self.norm.eps, out=q)
-            ops.rms_norm(k, k_norm, self.norm.eps, out=k)
-            q_norm = k_norm = None
+        if self.norm_of_all is not None:
+            self.norm_of_all(q, k)
         if config.qk_norm_bias:  # which ops.rope_kv_write does not add
             for of, norm, bias in ((q, q_norm, self.q_norm_bias), (k, k_norm, self.k_norm_bias)):
                 assert norm is not None

@@ -20,7 +20,8 @@ from pybatch.model.config import MoEConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, NormedLinear, Packed, SideBySide
 from pybatch.model.rows import Heads, Rows, sliced
-from pybatch.model.shards import ShardedHead, Shards
+from pybatch.model.sharded import ShardedHead
+from pybatch.model.shards import Shards
 from pybatch.model.tensors import changed
 from pybatch.model.weights import Checkpoint, Grouped, WeightLoader
 
@@ -114,7 +115,7 @@ class _LayoutLoader(WeightLoader):
         if "shared_down" in rows and isinstance(mlp, MoEConfig) and mlp.shared_gate:
             return _nothing()  # a stack of one expert
         return self._marked(
-            lambda: list(map(self._own, self._parts(rows, layer, ".weight", (0,), fused))), self._whole(columns)
+            lambda: list(map(self._own, self._parts(rows, layer, ".weight", (0,), fused))), self.whole(columns)
         )
 
     def one_expert(self, linear: Linear, width: int) -> Linear:
