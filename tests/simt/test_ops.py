@@ -15,7 +15,6 @@ SLOW = [
     "test_a_sequence_is_the_same_alone_and_in_any_batch_attention",
     "test_a_sequence_is_the_same_alone_and_in_any_batch_int4_cache",
     "test_a_sum_that_is_parked_between_blocks_of_k_is_the_same_matmul_gguf",
-    "test_all_of_a_large_vocabulary_in_order_sampling",
     "test_attention_mass_matches_float64_kv_pruning",
     "test_chunks_and_decode_are_the_prefill_across_splits_attention",
     "test_chunks_and_decode_are_the_prefill_across_splits_int4_cache",
