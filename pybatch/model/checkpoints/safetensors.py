@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pybatch.model.checkpoints.files import read_json
-from pybatch.model.checkpoints.formats import FILES, open_format, take_quantization
+from pybatch.model.checkpoints.formats import FILES, open_format, quantization_of, take_quantization
 from pybatch.model.checkpoints.formats.kept import Kept
 from pybatch.model.checkpoints.sentence_transformers import read_pooling
 from pybatch.model.checkpoints.stored import Stored, StoredTensors, read_header
@@ -54,6 +54,7 @@ class SafetensorsCheckpoint:
         quantization = take_quantization(fields, directory)
         config = config_from_hf(fields, self.generation_config, name=name)
         self.tensors = self._tensors()
+        quantization = quantization or quantization_of(self.tensors, name)
         family = FAMILIES[config.family]
         self._embedding, self._head = (f"{family.tensor(role)}.weight" for role in ("embedding", "lm_head"))
         config = self._as_causal_lm(config)

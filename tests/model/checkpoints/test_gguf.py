@@ -286,6 +286,51 @@ def test_file_equals_directory(arch: str, kind: Kind, tmp_path: Path, monkeypatc
     assert (from_file.config.bos_token_id, from_file.config.eos_token_ids) == (1, (2,))
 
 
+@pytest.mark.parametrize("arch", ["qwen35", "glm4moe"])
+def test_layers_that_draft_are_left_out(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multi-token prediction's, which are counted among the blocks."""
+    model = small_model(arch, monkeypatch)
+    layers = model.config.num_hidden_layers
+    model.config.num_hidden_layers = layers + 1
+    writer = begin(tmp_path / "model.gguf", arch, model)
+    model.config.num_hidden_layers = layers
+    writer.add_nextn_predict_layers(1)
+    writer.add_tensor(f"blk.{layers}.nextn.eh_proj.weight", np.zeros((64, 128), dtype=np.float32))
+    write_tensors(writer, arch, model, Kind.F32)
+    finish(writer)
+    decoder = load_model(tmp_path / "model.gguf", skip_tokenizer=True).decoder
+    ids = some_ids(40)
+    torch.testing.assert_close(logits_of(decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)
+
+
+def test_early_files_of_qwen3_next_have_its_projections_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model("qwen3next", monkeypatch)
+    whole = {
+        index: layer.linear_attn.in_proj_qkvz.weight
+        for index, layer in enumerate(model.model.layers)
+        if hasattr(layer, "linear_attn")
+    }
+    writer = begin(tmp_path / "model.gguf", "qwen3next", model)
+    add = writer.add_tensor
+
+    def add_whole(name: str, tensor: np.ndarray, **options: object) -> None:
+        """In place of what is apart."""
+        _, index, kind = name.split(".")[:3] if name.startswith("blk.") else ("", "", "")
+        if kind == "attn_qkv":
+            add(f"blk.{index}.ssm_in.weight", whole[int(index)].detach().numpy())
+        elif kind != "attn_gate":
+            add(name, tensor, **options)
+
+    monkeypatch.setattr(writer, "add_tensor", add_whole)
+    write_tensors(writer, "qwen3next", model, Kind.F32)
+    finish(writer)
+    decoder = load_model(tmp_path / "model.gguf", skip_tokenizer=True).decoder
+    ids = some_ids(40)
+    torch.testing.assert_close(logits_of(decoder, ids), reference_logits(model, ids), rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

@@ -363,6 +363,7 @@ def _texts(path: Path) -> dict[str, str]:
     [
         ({"quant_method": "hqq"}, "is quantised by hqq, whose .*; expected one of gptq, awq"),
         ({"quant_method": "aqlm"}, "is quantised by aqlm; expected one of gptq, awq"),
+        ({"quant_method": "quanto"}, "is quantised by quanto, .*: take the model that it was made of"),
         ({"quant_method": "gptq", "bits": 5}, "quantization_config of .*: bits: expected one of 2, 3, 4, 8, got 5"),
         ({"quant_method": "gptq"}, "quantization_config of .*: expected bits, which is not there"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format: expected one of gptq, .*, got 'marlin'"),
@@ -381,3 +382,50 @@ def test_methods_that_are_refused(config: Any, message: str, tmp_path: Path) -> 
     made(tmp_path, CASES["gptq"]._replace(config=config), num_hidden_layers=1)
     with pytest.raises(ModelError, match=message):
         load_model(tmp_path, skip_tokenizer=True)
+
+
+@pytest.mark.parametrize("name", ["bnb-int8", "bnb-nf4-nested"])
+def test_bitsandbytes_tells_itself_without_a_config(name: str, tmp_path: Path) -> None:
+    made(tmp_path, CASES[name])
+    told = load_model(tmp_path, skip_tokenizer=True)
+    without_config(tmp_path)
+    alone = load_model(tmp_path, skip_tokenizer=True)
+    assert torch.equal(logits_of(alone.decoder, IDS), logits_of(told.decoder, IDS))
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (("W_q", "scale", "zero"), "is quantised by hqq, whose .*: take the model that it was made of"),
+        (("weight._data", "weight._scale"), "is quantised by quanto, whose .*: take the model that it was made of"),
+        (("weight", "scales", "biases"), "is quantised by mlx, whose .*: take the model that it was made of"),
+        (("trellis", "suh"), "is quantised by exl3, whose .*: take the model that it was made of"),
+        (("qweight", "scales"), "qweight' is of a model quantised by gptq or awq, of which config.json has no"),
+        (("weight", "weight_scale_inv"), "_inv' is of a model quantised by fp8, of which config.json has no"),
+    ],
+)
+def test_tensors_tell_a_method_where_the_config_does_not(ends: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    made(tmp_path, CASES["gptq"], num_hidden_layers=1)
+    without_config(tmp_path)
+    tensors = {f"model.layers.0.self_attn.q_proj.{end}": torch.zeros(4, 4) for end in ends}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path, skip_tokenizer=True)
+
+
+def test_mlx_is_refused_by_name(tmp_path: Path) -> None:
+    """Its config.json says twice how it is quantised, and by which method in neither place."""
+    made(tmp_path, CASES["gptq"], num_hidden_layers=1)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    settings = {"group_size": 64, "bits": 4}
+    (tmp_path / "config.json").write_text(
+        json.dumps({**fields, "quantization": settings, "quantization_config": settings})
+    )
+    with pytest.raises(ModelError, match="is quantised by mlx, whose tensors are laid out for that library"):
+        load_model(tmp_path, skip_tokenizer=True)
+
+
+def without_config(directory: Path) -> None:
+    fields = json.loads((directory / "config.json").read_text())
+    del fields["quantization_config"]
+    (directory / "config.json").write_text(json.dumps(fields))

@@ -25,6 +25,21 @@ REFUSED = {  # and why
     "hqq": "whose tensors are packed in several ways that its files do not tell",
     "eetq": "whose int8 weights are laid out for one kind of GPU",
     "quanto": "whose tensors are packed as its own package is to unpack them",
+    "mlx": "whose tensors are laid out for that library",
+    **dict.fromkeys(("exl2", "exl3"), "whose tensors are laid out for ExLlama's GPU kernels"),
+}
+# What names of tensors end in, and whose they are, where a config.json does not say.
+SIGNS = {
+    ".weight.absmax": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".qweight": "gptq or awq",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale_inv": "fp8",
+    ".W_q": "hqq",
+    ".weight._data": "quanto",
+    ".biases": "mlx",
+    ".q_weight": "exl2",
+    ".trellis": "exl3",
 }
 FILES = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")  # that tell the method
 KEYS = ("quantization_config", "compression_config")  # the second of older llm-compressors
@@ -70,6 +85,8 @@ def take_quantization(config: dict[str, Any], directory: Path) -> Mapping[str, A
         for key in KEYS:
             place.pop(key, None)
     inside = next((each for each in found if each), None)
+    if config.pop("quantization", None):  # MLX says it twice
+        return {"quant_method": "mlx"}
     if inside is not None:
         return inside
     _, autogptq, autoawq, modelopt = (directory / name for name in FILES)
@@ -80,6 +97,21 @@ def take_quantization(config: dict[str, Any], directory: Path) -> Mapping[str, A
     if old.get("w_bit"):
         return {"quant_method": "awq", "bits": old["w_bit"], "group_size": old.get("q_group_size", -1), **old}
     return {"quant_method": "modelopt"} if read_json(modelopt).get("quantization") else {}
+
+
+def quantization_of(tensors: StoredTensors, name: str) -> Mapping[str, Any]:
+    """What the names of tensors tell alone; {} if they are of no method. Raises ModelError for one whose settings
+    config.json would have to tell."""
+    for tensor in tensors:
+        method = next((SIGNS[end] for end in SIGNS if tensor.endswith(end)), None)
+        if method in ("bitsandbytes", *REFUSED):
+            return {"quant_method": method}
+        if method is not None:
+            raise ModelError(
+                f"{name}: {short(tensor)} is of a model quantised by {method}, of which config.json has no "
+                "quantization_config: expected the config.json that the model was saved with"
+            )
+    return {}
 
 
 def open_format(config: Mapping[str, Any], tensors: StoredTensors, name: str) -> Format:
@@ -94,6 +126,7 @@ def open_format(config: Mapping[str, Any], tensors: StoredTensors, name: str) ->
         why = f", {REFUSED[method]}" if method in list(REFUSED) else ""
         raise ModelError(
             f"{name} is quantised by {short(method).strip(QUOTES)}{why}; expected one of {', '.join(FORMATS)}, or "
-            "float32, float16 or bfloat16 weights"
+            "float32, float16 or bfloat16 weights: take the model that it was made of (quantization= makes int8 of it "
+            "as it loads), or a GGUF file"
         )
     return FORMATS[method](Fields(config, f"quantization_config of {name}"), tensors)
