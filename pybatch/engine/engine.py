@@ -88,13 +88,13 @@ class Engine:
         if self._draft_decoder is not None:
             self.kv_block_bytes += kv_layout(self._draft_decoder, config).block_bytes
         sharing = followers.sharing if followers is not None else 1
+        theirs = [] if followers is None else followers.ask("capacity", config)  # KV blocks and states of each
         states = state_layout(decoder)
         self.num_states, self.state_bytes = 0, 0  # slots of recurrent states, and the bytes of all
         if states is not None:
             refuse_unsuited(config)
             self.num_states = num_slots(states, config, decoder.device, sharing)
-            if followers is not None:
-                self.num_states = min(self.num_states, *(slots for _, slots in followers.ask("capacity", config)))
+            self.num_states = min([self.num_states, *(slots for _, slots in theirs)])
             self.state_bytes = self.num_states * states.slot_bytes
         reserved = self.state_bytes * sharing
         if followers is None and config.num_kv_blocks is None:
@@ -104,7 +104,7 @@ class Engine:
             decoder, config, self.kv_block_bytes * sharing, reserved=reserved
         )
         if followers is not None:
-            blocks = min(self.num_kv_blocks, *(count for count, _ in followers.ask("capacity", config)))
+            blocks = min(self.num_kv_blocks, *(count for count, _ in theirs))
             least = replace(config, num_kv_blocks=blocks)
             self.max_model_len, self.num_kv_blocks = capacity(decoder, least, self.kv_block_bytes)
             followers.tell("make_caches", config, self.num_kv_blocks, self.num_states)

@@ -6,7 +6,7 @@ import difflib
 import posixpath
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jinja2
@@ -18,13 +18,13 @@ from pybatch.model.text.bounded_templates import BoundedEnvironment
 from pybatch.model.text.template_budget import LimitError, new_budget
 from pybatch.prompts.blocks import marked, messages_of, unmarked
 from pybatch.prompts.errors import PromptError, Text
-from pybatch.prompts.rendering import Rendered, Row, expect_variables
+from pybatch.prompts.rendering import Row, RowTemplate
 
 Read = Callable[[str], str]
 """The text of a file by its path from the root, with / between folders. Raises PromptError if it may not be read."""
 
 
-class JinjaTemplate:
+class JinjaTemplate(RowTemplate):
     def __init__(self, text: Text, path: str, read: Read) -> None:
         """path: of the text from the root. read: of files that are included. Raises PromptError."""
         self._path, self._text = path, text
@@ -44,20 +44,7 @@ class JinjaTemplate:
         self.optional = tuple(name for name in named if name in guarded)
         self._template = self._compiled()
 
-    def render(self, rows: Sequence[Row]) -> list[Rendered | PromptError]:
-        return [self._render(row) for row in rows]
-
-    def check(self, row: Row) -> None:
-        self._fill(row)
-
-    def _render(self, row: Row) -> Rendered | PromptError:
-        try:
-            return Rendered(self._fill(row))
-        except PromptError as error:
-            return error
-
     def _fill(self, row: Row) -> str | list[Message]:
-        expect_variables(self, row)
         try:
             with new_budget(row):
                 text = self._template.render(row)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pybatch.api.inputs import Message
 from pybatch.jobs.dialects.template import Template, TemplateError
 from pybatch.prompts.blocks import split, unescaped
 from pybatch.prompts.errors import PromptError, Text
-from pybatch.prompts.rendering import Rendered, Row, expect_variables
+from pybatch.prompts.rendering import Row, RowTemplate
 
 
-class PlainTemplate:
+class PlainTemplate(RowTemplate):
     optional: tuple[str, ...] = ()
     files: Mapping[str, str] = {}
 
@@ -20,20 +20,7 @@ class PlainTemplate:
         self._blocks = [(role, compiled(part)) for role, part in split(text)]
         self.variables = tuple(dict.fromkeys(name for _, block in self._blocks for name in block.fields))
 
-    def render(self, rows: Sequence[Row]) -> list[Rendered | PromptError]:
-        return [self._render(row) for row in rows]
-
-    def check(self, row: Row) -> None:
-        self._fill(row)
-
-    def _render(self, row: Row) -> Rendered | PromptError:
-        try:
-            return Rendered(self._fill(row))
-        except PromptError as error:
-            return error
-
     def _fill(self, row: Row) -> str | list[Message]:
-        expect_variables(self, row)
         try:
             filled = [(role, block.fill(row).strip()) for role, block in self._blocks]
         except (ValueError, RecursionError) as error:  # a value that JSON does not have

@@ -121,7 +121,7 @@ class PromptlTemplate:
         return [rendered.get(index) or self._missing(row) for index, row in enumerate(rows)]
 
     def check(self, row: Row) -> None:
-        expect_variables(self, row)
+        expect_variables(self.variables, row)
 
     def _missing(self, row: Row) -> PromptError:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,9 +40,33 @@ class Template(Protocol):
         """What can be told of a row's values without taking long. Raises PromptError."""
 
 
-def expect_variables(template: Template, row: Row) -> None:
+class RowTemplate(ABC):
+    """A template that renders each row by itself."""
+
+    variables: tuple[str, ...]
+
+    @abstractmethod
+    def _fill(self, row: Row) -> str | list[Message]:
+        """Of a row that has all variables. Raises PromptError."""
+
+    def check(self, row: Row) -> None:
+        expect_variables(self.variables, row)
+        self._fill(row)
+
+    def render(self, rows: Sequence[Row]) -> list[Rendered | PromptError]:
+        return [self._render(row) for row in rows]
+
+    def _render(self, row: Row) -> Rendered | PromptError:
+        try:
+            expect_variables(self.variables, row)
+            return Rendered(self._fill(row))
+        except PromptError as error:
+            return error
+
+
+def expect_variables(variables: Iterable[str], row: Row) -> None:
     """Raises PromptError for the first variable that a row lacks."""
-    for name in template.variables:
+    for name in variables:
         if name not in row:
             there = ", ".join(map(repr, row)) or "nothing"
             raise PromptError(f"the prompt asks for {name!r}; the row has {there:.200}", variable=name)

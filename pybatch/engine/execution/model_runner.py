@@ -18,7 +18,7 @@ from pybatch.engine.scheduling.step import Chunk
 from pybatch.machine.faults import describe
 from pybatch.machine.progress_bar import progress_bar
 from pybatch.machine.ranks import RankError
-from pybatch.model.batch import AnyCache, ForwardBatch
+from pybatch.model.batch import AnyCache, ForwardBatch, LayerState
 from pybatch.model.decoder import Decoder
 
 
@@ -56,6 +56,7 @@ class ModelRunner:
             block_size=block_size,
             device=decoder.device,
             adapters=adapters,
+            states=any(isinstance(cache, LayerState) for cache in caches),
         )
         drafted = min(max_tokens, max_seqs * (1 + max_drafts))
         self._graphs = DecodeGraphs(decoder, caches, self._inputs, max_seqs=max_seqs, max_tokens=drafted)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -53,18 +54,21 @@ class StepInputs:
         block_size: int,
         device: torch.device,
         adapters: bool = False,
+        states: bool = False,
     ) -> None:
+        """adapters: whether sequences may have some. states: whether the model has recurrent ones."""
         self._block_size = block_size
         self.adapters = adapters
         sequences_at = (5 if adapters else 4) * max_tokens  # in int64 words, as all of the memory is counted
-        self._tables_at = sequences_at + 2 * (max_seqs + 1)
+        of_sequence = 4 if states else 2  # integers
+        self._tables_at = sequences_at + of_sequence // 2 * (max_seqs + 1)
         self._table_words = max_blocks / 2
         words = self._tables_at + -(-max_seqs * max_blocks // 2)
         self._mirror = Mirror(words, device)
 
         def views(memory: Tensor) -> ForwardBatch:
             tokens = memory[: 4 * max_tokens].view(4, max_tokens)
-            of_sequences = memory[sequences_at : self._tables_at].view(torch.int32).view(4, max_seqs + 1)
+            of_sequences = memory[sequences_at : self._tables_at].view(torch.int32).view(of_sequence, -1)
             chosen = memory[4 * max_tokens : sequences_at].view(torch.int32).view(2, -1) if adapters else None
             tables = memory[self._tables_at :].view(torch.int32)[: max_seqs * max_blocks]
             return ForwardBatch(
@@ -74,8 +78,8 @@ class StepInputs:
                 logits_rows=tokens[3],
                 query_start=of_sequences[0],
                 seq_lens=of_sequences[1],
-                state_source=of_sequences[2],
-                state_destination=of_sequences[3],
+                state_source=of_sequences[2] if states else None,
+                state_destination=of_sequences[3] if states else None,
                 block_tables=tables.view(max_seqs, max_blocks),
                 adapters=None if chosen is None else chosen[0],
                 last_adapters=None if chosen is None else chosen[1],
@@ -86,12 +90,9 @@ class StepInputs:
         self._token_ids, self._positions = host.token_ids.numpy(), host.positions.numpy()
         self._slots, self._logits_rows = host.slots.numpy(), host.logits_rows.numpy()
         self._query_start, self._seq_lens = host.query_start.numpy(), host.seq_lens.numpy()
-        assert host.state_source is not None
-        assert host.state_destination is not None
-        self._state_source, self._state_destination = host.state_source.numpy(), host.state_destination.numpy()
         self._tables = host.block_tables.numpy()
-        self._adapters = None if host.adapters is None else host.adapters.numpy()
-        self._last_adapters = None if host.last_adapters is None else host.last_adapters.numpy()
+        self._state_source, self._state_destination = _numpy(host.state_source), _numpy(host.state_destination)
+        self._adapters, self._last_adapters = _numpy(host.adapters), _numpy(host.last_adapters)
         self._every = np.arange(max_seqs + 1)
         self._filled: list[Chunk] = []  # row by row, what the block tables hold
         # By the number of sequences and whether some have adapters, since most steps only decode.
@@ -111,8 +112,9 @@ class StepInputs:
         cached = computed - pruned
         places = np.divmod(cached, self._block_size)  # the block of each, and the place in it
         self._fill_tables(chunks, *places, longer=decodes)
-        self._state_source[:count] = [chunk.sequence.state for chunk in chunks]
-        self._state_destination[:count] = [chunk.sequence.next_state for chunk in chunks]
+        if self._state_source is not None and self._state_destination is not None:
+            self._state_source[:count] = [chunk.sequence.state for chunk in chunks]
+            self._state_destination[:count] = [chunk.sequence.next_state for chunk in chunks]
         self._token_ids[:decodes] = [chunk.sequence.tokens[-1] for chunk in chunks[:decodes]]
         self._logits_rows[:decodes] = self._every[:decodes]
         self._query_start[: decodes + 1] = self._every[: decodes + 1]
@@ -141,7 +143,8 @@ class StepInputs:
             self._token_ids[padding] = self._positions[padding] = 0
             self._slots[padding] = -1
             self._seq_lens[padding] = 1
-            self._state_source[padding] = self._state_destination[padding] = NO_STATE
+            if self._state_source is not None and self._state_destination is not None:
+                self._state_source[padding] = self._state_destination[padding] = NO_STATE
             self._logits_rows[padding] = self._every[padding]
             self._query_start[count + 1 : size + 1] = self._every[count + 1 : size + 1]
             if self._adapters is not None and self._last_adapters is not None:
@@ -173,8 +176,7 @@ class StepInputs:
         """The views of a step of that size."""
         views = self._views
         adapters, last_adapters = (views.adapters, views.last_adapters) if adapted else (None, None)
-        assert views.state_source is not None
-        assert views.state_destination is not None
+        source, destination = views.state_source, views.state_destination
         return ForwardBatch(
             token_ids=views.token_ids[:tokens],
             positions=views.positions[:tokens],
@@ -182,8 +184,8 @@ class StepInputs:
             logits_rows=views.logits_rows[:rows],
             query_start=views.query_start[: sequences + 1],
             seq_lens=views.seq_lens[:sequences],
-            state_source=views.state_source[:sequences],
-            state_destination=views.state_destination[:sequences],
+            state_source=None if source is None else source[:sequences],
+            state_destination=None if destination is None else destination[:sequences],
             block_tables=views.block_tables[:sequences],
             adapters=None if adapters is None else adapters[:tokens],
             last_adapters=None if last_adapters is None else last_adapters[:rows],
@@ -219,6 +221,10 @@ class StepInputs:
                 self._logits_rows[rows] = start + position - begin
                 rows += 1
         return rows
+
+
+def _numpy(tensor: Tensor | None) -> npt.NDArray[np.int32] | None:
+    return None if tensor is None else tensor.numpy()
 
 
 def _slot(sequence: Sequence) -> int:

@@ -47,7 +47,7 @@ def _largest_step(decoder: Decoder, config: EngineConfig) -> ForwardBatch:
     starts = torch.tensor([*range(0, tokens, length), tokens], dtype=torch.int32)
     count, rows = len(starts) - 1, min(config.max_num_seqs, tokens)
     positions = torch.arange(tokens) % length
-    no_states = torch.full((count,), NO_STATE, dtype=torch.int32)
+    no_states = None if state_layout(decoder) is None else torch.full((count,), NO_STATE, dtype=torch.int32)
     return ForwardBatch(
         token_ids=torch.zeros(tokens, dtype=torch.int64),
         positions=positions,

@@ -21,11 +21,11 @@ class Attention:
     config: AttentionConfig
     index: int  # of the layer
     qkv: NormedLinear  # of these what there is, and the gate, if there is one
-    norm_of_all: Callable[[Tensor, Tensor], None] | None  # of queries and keys, in place
+    norm_of_all: Callable[[Tensor, Tensor], None] | None = None  # of queries and keys, in place
     q_norm: Tensor | None
     k_norm: Tensor | None
-    q_norm_bias: Tensor | None
-    k_norm_bias: Tensor | None
+    q_norm_bias: Tensor | None = None
+    k_norm_bias: Tensor | None = None
     v_norm: Tensor | None
     norm: NormConfig
     sinks: Tensor | None

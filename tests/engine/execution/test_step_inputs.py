@@ -14,8 +14,10 @@ BLOCK, SEQUENCES, TOKENS, BLOCKS = 4, 6, 40, 10
 CPU = torch.device("cpu")
 
 
-def make_inputs() -> StepInputs:
-    return StepInputs(max_tokens=TOKENS, max_seqs=SEQUENCES, max_blocks=BLOCKS, block_size=BLOCK, device=CPU)
+def make_inputs(states: bool = True) -> StepInputs:
+    return StepInputs(
+        max_tokens=TOKENS, max_seqs=SEQUENCES, max_blocks=BLOCKS, block_size=BLOCK, device=CPU, states=states
+    )
 
 
 def make_sequence(prompt: list[int]) -> Sequence:
@@ -120,3 +122,17 @@ def test_batches_of_all_sizes_are_views_of_one_memory() -> None:
         assert len({memory(getattr(batch, name)) for batch in batches}) == 1
         assert getattr(batches[0], name).is_contiguous()
     assert batches[0].block_tables.untyped_storage().nbytes() < 9 * 2**20  # 1 GiB with tables for each size
+
+
+def test_slots_of_states_are_in_the_steps_of_models_that_have_some() -> None:
+    sequence = make_sequence([1, 2, 3])
+    sequence.state, sequence.next_state = 5, 6
+    grow(sequence, 3, 0)
+    chunks = [Chunk(sequence, 3)]
+    batch = make_inputs(states=True).fill(chunks)
+    assert batch.state_source is not None
+    assert batch.state_destination is not None
+    assert (batch.state_source.tolist(), batch.state_destination.tolist()) == ([5], [6])
+    without = make_inputs(states=False).fill(chunks)
+    assert not {"state_source", "state_destination"} & without.tensors().keys()
+    assert all(torch.equal(tensor, batch.tensors()[name]) for name, tensor in without.tensors().items())
