@@ -152,6 +152,17 @@ __device__ __forceinline__ T block_reduce(T x, T* scratch) {
   return x;
 }
 
+// Whether this block is the last of so many to come here, which count themselves in *finished: it sees what the others
+// have written. All threads of the block call it; scratch: shared memory.
+__device__ __forceinline__ bool last_to_finish(int32_t* finished, int blocks, int32_t* scratch) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *scratch = atomicAdd(finished, 1);
+  __syncthreads();
+  __threadfence();
+  return *scratch == blocks - 1;
+}
+
 __device__ __forceinline__ float exp_approx(float x) { return ex2_approx(x * kLog2E); }
 
 // ---- host: from a run-time type to a template argument ----

@@ -12,13 +12,13 @@ constexpr int kSlabs = 2;         // of a pipeline stage
 // The sum over K is cut into this many parts that are added in ascending order: four warps can then share a column.
 constexpr int kSplits = 4;
 
-// A block is either kWarpsN warps over neighbouring columns, each with all of K (many rows), or one warp wide
-// with a warp for each part of K (few rows).
+// A block has kWarpsN warps over neighbouring columns, each with all of K (many rows), or a warp for each part of K
+// (few rows), as do those of sm90/ for several columns.
 template <int kRows_, int kWarpsN_, int kWarpsK_>
 struct MatmulTile {
   static constexpr int kRows = kRows_, kWarpsN = kWarpsN_, kWarpsK = kWarpsK_;
   static constexpr int kWarps = kWarpsN * kWarpsK;
-  static_assert(kWarpsN == 1 ? kWarpsK == kSplits : kWarpsK == 1);
+  static_assert(kWarpsK == kSplits || kWarpsK == 1);
 
   static constexpr size_t x_bytes() { return kSlabs * kRows * kSlabBytes; }
   static constexpr size_t stage_bytes(size_t weight_bytes) {  // of the warps that share rows of x

@@ -1,6 +1,7 @@
 // matmul_gguf: an mma step is one block of 32 activations, whose dot products with the codes of the weights are exact;
 // scales then multiply them, block by block in ascending K. Weights are the rows of the product, tokens its columns, as
-// in matmul_kernel.cuh, and so is the way that warps share the work.
+// in matmul_kernel.cuh, and so is the way that warps share the work. Where there are few tiles, each part of K is a
+// block, and the last of a tile's to finish adds them up.
 #include "cuda/gguf_blocks.cuh"
 #include "cuda/kernels.h"
 #include "cuda/matmul_kernel.cuh"
@@ -19,10 +20,50 @@ struct alignas(16) ActivationBlock {
 
 constexpr int kQuantizeWarps = 8;
 
+constexpr int kTileColumns = 4 * kWarpColumns;  // where a block has all of K, or one part
+
+// The rows of a tile; and where all tiles together are fewer than multiprocessors, the parts of K that are blocks.
+struct Plan {
+  int rows;
+  int64_t tiles;
+  int parts;
+};
+Plan plan_of(const MatmulParams& p) {
+  const int64_t together = rows_together(p);
+  const int rows = together > 16 ? 32 : together > 8 ? 16 : 8;
+  const int64_t tiles = row_tiles(p, rows) * ceil_div(p.n, kTileColumns);
+  const bool split = rows > 8 && p.experts.count == 0 && tiles < multiprocessors();
+  return {rows, tiles, split ? kSplits : 1};
+}
+
+size_t x_bytes(const MatmulParams& p) {
+  return static_cast<size_t>(p.x_rows() * (p.k / kBlock)) * sizeof(ActivationBlock);
+}
+size_t sum_bytes(const Plan& plan) {
+  return plan.parts == 1 ? 0 : static_cast<size_t>(plan.tiles * plan.parts * plan.rows * kTileColumns) * sizeof(float);
+}
+
+struct Workspace {
+  ActivationBlock* x;  // [x_rows, blocks]
+  float* sums;         // [tiles][parts][rows][columns]
+  int32_t* finished;   // [tiles], parts
+
+  Workspace(const MatmulParams& p, const Plan& plan, void* data)
+      : x(static_cast<ActivationBlock*>(data)),
+        sums(reinterpret_cast<float*>(static_cast<char*>(data) + x_bytes(p))),
+        finished(reinterpret_cast<int32_t*>(static_cast<char*>(data) + x_bytes(p) + sum_bytes(plan))) {}
+};
+
 // A warp a block. In a row with a value that is not finite that block's scale is NaN, and so are the row's results.
+// Zeroes `finished` for the kernel behind it.
 template <class T>
-__global__ void __launch_bounds__(kQuantizeWarps* kWarp) quantize_kernel(MatmulParams p, ActivationBlock* to) {
+__global__ void __launch_bounds__(kQuantizeWarps* kWarp)
+    quantize_kernel(MatmulParams p, ActivationBlock* to, int32_t* finished, int64_t tiles) {
   const int lane = threadIdx.x % kWarp;
+  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; tile < tiles;
+       tile += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    finished[tile] = 0;
+  }
   const int64_t blocks = p.k / kBlock, i = static_cast<int64_t>(blockIdx.x) * kQuantizeWarps + threadIdx.x / kWarp;
   if (i >= p.x_rows() * blocks) return;
   const float x = to_float(static_cast<const T*>(p.x.data)[i / blocks * p.x.row_stride + i % blocks * kBlock + lane]);
@@ -96,8 +137,19 @@ __device__ __forceinline__ void multiply_step(float (&sum)[4], const uint32_t (&
   }
 }
 
+// sum_of(row) of the tile's rows from `begin` on, as products; the lanes of a warp have neighbouring columns.
+template <class Tile, class F>
+__device__ __forceinline__ void write_rows(const MatmulParams& p, int64_t first_row, int64_t column, int begin,
+                                           int step, const F& sum_of) {
+  if (column >= p.n) return;
+  const ColumnScaling of_column = column_scaling(p, nullptr, column);
+  for (int row = begin; row < Tile::kRows && first_row + row < p.m; row += step) {
+    write_product(p, first_row + row, column, of_column.apply(sum_of(row), first_row + row));
+  }
+}
+
 template <class Type, class Tile>
-__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulParams p, const ActivationBlock* x) {
+__global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulParams p, Workspace work) {
   using Config = GgufConfig<Type, Tile>;
   constexpr int kSteps = Config::kSteps, kPanels = Config::kPanels, kTokenTiles = Tile::kRows / 8,
                 kStages = Config::kStages;
@@ -121,7 +173,8 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
       const int row = i / kParts, part = i % kParts;
       const int64_t block = stage * kSteps + part / 3;
       const bool valid = first_row + row < p.m && block < blocks;
-      const char* from = reinterpret_cast<const char*>(x + (valid ? x_row(p, first_row + row) * blocks + block : 0));
+      const char* from =
+          reinterpret_cast<const char*>(work.x + (valid ? x_row(p, first_row + row) * blocks + block : 0));
       cp_async_16(to + row * Config::kRowPitch + part * 16, from + part % 3 * 16, valid);
     }
     to += Config::kXBytes + warp_n * kPanels * Config::kWeightBytes;
@@ -135,8 +188,10 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
 
   float sum[kPanels][kTokenTiles][4] = {}, total[kPanels][kTokenTiles][4] = {};
   const int64_t all_stages = ceil_div(blocks, kSteps), split = ceil_div(all_stages, kSplits);
-  const int64_t begin = warp_k * split < all_stages ? warp_k * split : all_stages;
-  const int64_t end = kAlone ? (begin + split < all_stages ? begin + split : all_stages) : all_stages;
+  const bool in_part = kAlone || gridDim.z > 1;
+  const int64_t part_begin = (kAlone ? warp_k : static_cast<int64_t>(blockIdx.z)) * split;
+  const int64_t begin = part_begin < all_stages ? part_begin : all_stages;
+  const int64_t end = in_part && begin + split < all_stages ? begin + split : all_stages;
   if (begin < end) copy_stage(begin);
   cp_async_commit();
   for (int64_t stage = begin; stage < end; ++stage) {
@@ -190,43 +245,57 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
   }
   __syncthreads();
   const int64_t column = first_column + lane;
-  if (column >= p.n) return;
-  const ColumnScaling of_column = column_scaling(p, nullptr, column);
-  constexpr int kStep = kAlone ? kSplits : 1;
-  for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
-    const float* part = parts + (kAlone ? 0 : warp) * Config::kPart + row * kPartPitch + lane;
+  auto add_up = [](const float* part, int64_t apart) {
     float x = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kStep; ++i) x += part[i * Config::kPart];
-    write_product(p, first_row + row, column, of_column.apply(x, first_row + row));
+    for (int i = 0; i < kSplits; ++i) x += part[i * apart];
+    return x;
+  };
+  const float* sums = parts + (kAlone ? 0 : warp) * Config::kPart + lane;
+  if constexpr (kAlone) {
+    write_rows<Tile>(p, first_row, column, warp, kSplits,
+                     [&](int row) { return add_up(sums + row * kPartPitch, Config::kPart); });
+  } else {
+    if (gridDim.z == 1) {
+      return write_rows<Tile>(p, first_row, column, 0, 1, [&](int row) { return sums[row * kPartPitch]; });
+    }
+    constexpr int64_t kSize = Tile::kRows * kTileColumns;
+    const int64_t tile = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+    float* of_tile = work.sums + tile * kSplits * kSize + warp * kWarpColumns + lane;
+    for (int row = 0; row < Tile::kRows; ++row)
+      of_tile[blockIdx.z * kSize + row * kTileColumns] = sums[row * kPartPitch];
+    if (!last_to_finish(work.finished + tile, kSplits, dynamic_shared<int32_t>())) return;
+    write_rows<Tile>(p, first_row, column, 0, 1, [&](int row) { return add_up(of_tile + row * kTileColumns, kSize); });
   }
 }
 
 template <class Type, class Tile>
-void run(const MatmulParams& p, const ActivationBlock* x, cudaStream_t stream) {
-  const dim3 grid(row_tiles(p, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns));
+void run(const MatmulParams& p, const Plan& plan, const Workspace& work, cudaStream_t stream) {
+  const dim3 grid(row_tiles(p, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns), plan.parts);
   launch(gguf_kernel<Type, Tile>, grid, dim3(Tile::kWarps * kWarp), GgufConfig<Type, Tile>::shared_bytes(), stream, p,
-         x);
+         work);
 }
 
 }  // namespace
 
 size_t matmul_gguf_workspace(const MatmulParams& p) {
-  return static_cast<size_t>(p.x_rows() * (p.k / kBlock)) * sizeof(ActivationBlock);
+  const Plan plan = plan_of(p);
+  return x_bytes(p) + sum_bytes(plan) + (plan.parts == 1 ? 0 : plan.tiles * sizeof(int32_t));
 }
 
 void matmul_gguf(const MatmulParams& p, void* workspace, cudaStream_t stream) {
-  auto* x = static_cast<ActivationBlock*>(workspace);
+  const Plan plan = plan_of(p);
+  const Workspace work(p, plan, workspace);
   with_float_type(p.x.dtype, [&](auto* type) {
     const dim3 grid(ceil_div(p.x_rows() * (p.k / kBlock), kQuantizeWarps));
-    launch(quantize_kernel<std::remove_pointer_t<decltype(type)>>, grid, dim3(kQuantizeWarps * kWarp), 0, stream, p, x);
+    launch(quantize_kernel<std::remove_pointer_t<decltype(type)>>, grid, dim3(kQuantizeWarps * kWarp), 0, stream, p,
+           work.x, work.finished, plan.parts == 1 ? 0 : plan.tiles);
   });
-  const int64_t rows = rows_together(p);
   with_gguf_type(p.gguf_type, [&](auto* type) {
     using Type = std::remove_pointer_t<decltype(type)>;
-    if (rows > 16) return run<Type, MatmulTile<32, 4, 1>>(p, x, stream);
-    if (rows > 8) return run<Type, MatmulTile<16, 4, 1>>(p, x, stream);
-    run<Type, FewRows<8>>(p, x, stream);
+    if (plan.rows == 32) return run<Type, MatmulTile<32, 4, 1>>(p, plan, work, stream);
+    if (plan.rows == 16) return run<Type, MatmulTile<16, 4, 1>>(p, plan, work, stream);
+    run<Type, FewRows<8>>(p, plan, work, stream);
   });
 }
 

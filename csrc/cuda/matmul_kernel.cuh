@@ -43,7 +43,6 @@ __device__ __forceinline__ void write_sums(const MatmulParams& p, const float* r
                                            const typename Op::Sum (&sum)[2][Tile::kRows / 8][4], int64_t first_row,
                                            int64_t first_column) {
   using Sum = typename Op::Sum;
-  constexpr bool kAlone = Tile::kWarpsN == 1;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   __syncthreads();
   Sum* parts = dynamic_shared<Sum>();
@@ -63,12 +62,12 @@ __device__ __forceinline__ void write_sums(const MatmulParams& p, const float* r
   const int64_t column = first_column + lane;
   if (column >= p.n) return;
   const ColumnScaling of_column = column_scaling(p, row_scale, column);
-  constexpr int kStep = kAlone ? kSplits : 1;
-  for (int row = kAlone ? warp : 0; row < Tile::kRows && first_row + row < p.m; row += kStep) {
-    const Sum* part = parts + (kAlone ? 0 : warp) * kPart + row * kPartPitch + lane;
+  const int warp_n = warp % Tile::kWarpsN, warp_k = warp / Tile::kWarpsN;
+  for (int row = warp_k; row < Tile::kRows && first_row + row < p.m; row += Tile::kWarpsK) {
+    const Sum* part = parts + warp_n * kPart + row * kPartPitch + lane;
     Sum x = 0;
 #pragma unroll
-    for (int i = 0; i < kStep; ++i) x += part[i * kPart];
+    for (int i = 0; i < Tile::kWarpsK; ++i) x += part[i * Tile::kWarpsN * kPart];
     write_product(p, first_row + row, column, of_column.apply(x, x_row(p, first_row + row)));
   }
 }
@@ -123,7 +122,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
 #pragma unroll
     for (int slab = 0; slab < kSlabs; ++slab) {
       Operand a;
-      Op::load(a, [&](int i) { return Op::group(here_weights + slab * Op::kBytes, i, lane); });
+      Op::load(a, [&](int i) { return Op::group(here_weights + slab * Op::kBytes, i, lane); }, t);
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
 #pragma unroll

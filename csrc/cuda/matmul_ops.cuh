@@ -20,8 +20,8 @@ struct WarpWeights {
   int64_t panels;  // of the two, how many there are
 };
 
-// Groups of four bytes of a column: sixteen bytes are a group of four neighbouring columns, and come to the lane that
-// needs them. Column 4 g + 2 i + h is row g + 8 h of tile i.
+// Groups of four bytes of a column: sixteen bytes are a group of four neighbouring columns. Column 4 g + 2 i + h is row
+// g + 8 h of tile i.
 __device__ __forceinline__ int column_of_group(int tile, int half, int g) { return 4 * g + 2 * tile + half; }
 
 template <class W, int kGroups>  // the weights' type, and groups that a lane takes of a slab
@@ -33,37 +33,49 @@ struct Panels {
     return packed_groups(k, sizeof(W)) * (kPanel * 4);
   }
   // Which of a slab's groups is the i-th of lane 4 g + t.
-  static __device__ __forceinline__ int group_of_lane(int i, int t) {
+  static __host__ __device__ __forceinline__ constexpr int group_of_lane(int i, int t) {
     constexpr int kEach = kGroups / 2;  // of a step
     return (i / kEach * 4 + t) * kEach + i % kEach;
   }
+  // Which of them it loads as its i-th: half of the lanes load the second of a step first, so that fewer meet in a bank
+  // where weights lie as packed.
+  static __host__ __device__ __forceinline__ constexpr int turned(int i, int t) { return kGroups == 4 ? i ^ t % 2 : i; }
+  // Where sixteen bytes of a slab of both panels lie in shared memory: eight lanes copy 128 bytes that lie together,
+  // and eight load from four such lines two of each. Neither meet in a bank if a line's place in four turns its inside.
+  static __host__ __device__ __forceinline__ constexpr int place(int i) { return i ^ i / 8 % 4 * 2; }
+  static __host__ __device__ __forceinline__ constexpr int place_of_group(int i, int lane) {  // that of a lane
+    const int t = lane % 4;
+    return place((lane / 16 * 4 * kGroups + group_of_lane(turned(i, t), t)) * 4 + lane / 4 % 4);
+  }
   static __device__ __forceinline__ void copy(char* to, const WarpWeights& w, int64_t slab, int lane) {
-    const int g = lane / 4, t = lane % 4;
-    const int64_t groups = ceil_div(w.k * static_cast<int64_t>(sizeof(W)), 4);
-    const char* panel = w.data + (g / 4) * panel_bytes(w.k) + g % 4 * 16;
+    const int64_t first = slab * 4 * kGroups, groups = ceil_div(w.k * kWeightBytes, 4) - first;
+    const char* from = w.data + first * (kPanel * 4) + lane * 16;
+    to += place(lane) * 16;
 #pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      const int64_t group = slab * 4 * kGroups + group_of_lane(i, t);
-      const bool valid = group < groups && g / 4 < w.panels;
-      cp_async_16(to + (i * kWarp + lane) * 16, valid ? panel + group * (kPanel * 4) : w.data, valid);
+    for (int i = 0; i < kGroups; ++i) {  // half of them of either panel
+      const int panel = i / (kGroups / 2), group = i % (kGroups / 2) * 8;
+      const bool valid = group + lane / 4 < groups && panel < w.panels;
+      cp_async_16(to + i * kWarp * 16, valid ? from + panel * panel_bytes(w.k) + group * (kPanel * 4) : w.data, valid);
     }
   }
-  // Group i of a lane, of those that were copied.
+  // The i-th group that a lane loads, of those that were copied.
   static __device__ __forceinline__ uint4 group(const char* from, int i, int lane) {
-    return reinterpret_cast<const uint4*>(from)[i * kWarp + lane];
+    return reinterpret_cast<const uint4*>(from)[place_of_group(i, lane)];
   }
-  // Groups that are operands as they are: two to a step. get(i) is the lane's group i of the slab.
+  // Groups that are operands as they are: two to a step. get(i) is the i-th that lane 4 g + t loads. The choice between
+  // two also keeps ptxas from moving an operand's words to neighbouring registers before each mma again.
   template <class Get>
-  static __device__ __forceinline__ void load(Operand& a, const Get& get) {
+  static __device__ __forceinline__ void load(Operand& a, const Get& get, int t) {
     static_assert(kGroups == 4);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint4 words = get(i);
-      const int first = i % 2 * 2;
-      a[i / 2][0][first] = words.x;
-      a[i / 2][0][first + 1] = words.y;
-      a[i / 2][1][first] = words.z;
-      a[i / 2][1][first + 1] = words.w;
+    for (int step = 0; step < 2; ++step) {
+      const uint4 x = get(2 * step), y = get(2 * step + 1);
+      const uint32_t first[4] = {x.x, x.y, x.z, x.w}, second[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        a[step][j / 2][j % 2] = t % 2 == 0 ? first[j] : second[j];
+        a[step][j / 2][j % 2 + 2] = t % 2 == 0 ? second[j] : first[j];
+      }
     }
   }
   static __device__ __forceinline__ int column(int tile, int half, int g) { return column_of_group(tile, half, g); }
@@ -76,7 +88,7 @@ struct WidenedWeights : Panels<int8_t, 2> {
   using Sum = float;
 
   template <class Get>
-  static __device__ __forceinline__ void load(Operand& a, const Get& get) {
+  static __device__ __forceinline__ void load(Operand& a, const Get& get, int) {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
       const uint4 words = get(step);

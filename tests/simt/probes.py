@@ -201,8 +201,13 @@ def embedding(ops: SimtOps) -> None:
 
 
 def matmul_gguf(ops: SimtOps) -> None:
+    """Rows alone; some, whose parts of K are blocks; and so many that there is a tile for each multiprocessor."""
     tests = suite("test_matmul_gguf")
     with running(tests, ops):
+        packed = ops.pack_gguf(torch.from_numpy(tests.random_blocks("Q5_K", 40, 1280)), "Q5_K")
+        x = random(140, 1280)
+        many, some = (ops.matmul_gguf(rows, packed, out=torch.empty(len(rows), 40)) for rows in (x, x[60:90]))
+        assert torch.equal(many[60:90], some)
         for kind in ops.GGUF_BLOCKS:
             n, k = 40, 1280
             blocks, x = tests.random_blocks(kind, n, k), random(20, k)

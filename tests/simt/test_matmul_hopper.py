@@ -103,6 +103,14 @@ def test_more_tiles_than_multiprocessors(kernel: str, m: int, n: int) -> None:
 
 
 @kernels
+@pytest.mark.parametrize(("m", "n"), [(20, 200), (12, 300), (30, 350), (9, 500)])
+def test_warps_that_share_the_rows_of_x(kernel: str, m: int, n: int) -> None:
+    x, out = TESTS.random(m, 1160, dtype=torch.bfloat16), torch.empty(m, n)
+    first, second = both(kernel, x, n, None, out)
+    assert torch.equal(first, second)
+
+
+@kernels
 def test_rows_that_are_not_aligned(kernel: str) -> None:
     x = TESTS.random(ROWS, 101, dtype=torch.bfloat16)
     first, second = both(kernel, x, 40, None, torch.empty(ROWS, 40))
@@ -123,5 +131,5 @@ def test_ptxas_keeps_the_products_in_flight(kernel: str, tmp_path: Path) -> None
     ]
     command = ["nvcc", *flags, "-Xptxas=-v", f"-I{compile.CSRC}", "-o", tmp_path / "cubin", source]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert report.count("0 bytes spill stores") == (7 if kernel == "w8a8" else 14)
+    assert report.count("0 bytes spill stores") == (11 if kernel == "w8a8" else 22)
     assert "(C75" not in report

@@ -284,8 +284,8 @@ MUTATIONS = [
     Mutation(
         "the parts of K are added in an order that depends on the row",
         "matmul_kernel.cuh",
-        "x += part[i * kPart];",
-        "x += part[(i + row) % kStep * kPart];",
+        "x += part[i * Tile::kWarpsN * kPart];",
+        "x += part[(i + row) % Tile::kWarpsK * Tile::kWarpsN * kPart];",
         probes.matmul_dense,
     ),
     Mutation(
@@ -475,15 +475,29 @@ MUTATIONS = [
     Mutation(
         "few rows: a stage is filled while lanes still read it",
         "sm90/matmul_few_rows.cuh",
-        "    __syncwarp();  // the stage is free\n",
+        "    wait_for_others();  // the stage is free\n",
         "",
         probes.matmul_w8a16_hopper,
     ),
     Mutation(
+        "few rows: a stage is filled while other warps still read it",
+        "sm90/matmul_few_rows.cuh",
+        "    wait_for_others();  // the stage is free\n",
+        "    __syncwarp();\n",
+        probes.matmul_dense_hopper,
+    ),
+    Mutation(
+        "few rows: all warps multiply the weights of the first",
+        "sm90/matmul_few_rows.cuh",
+        "(2 * warp_n + g / 4) * Tile::kPanelStage",
+        "g / 4 * Tile::kPanelStage",
+        probes.matmul_dense_hopper,
+    ),
+    Mutation(
         "few rows: a stage waits for the bytes of one panel too few",
         "sm90/matmul_few_rows.cuh",
-        "count * Tile::kRowBytes + 2 * bytes",
-        "count * Tile::kRowBytes + bytes",
+        "count * Tile::kRowBytes + Tile::kPanels * bytes",
+        "count * Tile::kRowBytes + (Tile::kPanels - 1) * bytes",
         probes.matmul_dense_hopper,
     ),
     Mutation(
@@ -503,9 +517,23 @@ MUTATIONS = [
     Mutation(
         "few rows: the last part of K begins a stage early",
         "sm90/matmul_few_rows.cuh",
-        "begin = warp * split;",
-        "begin = warp * split - warp / (kSplits - 1);",
+        "begin = warp_k * split;",
+        "begin = warp_k * split - warp_k / (kSplits - 1);",
         probes.matmul_w8a16_hopper,
+    ),
+    Mutation(
+        "the first part of K to be there adds them all up",
+        "common.cuh",
+        "return *scratch == blocks - 1;",
+        "return *scratch == blocks - 4;",
+        probes.matmul_gguf,
+    ),
+    Mutation(
+        "all parts of K are multiplied by the weights of the first",
+        "matmul_gguf.cu",
+        "(kAlone ? warp_k : static_cast<int64_t>(blockIdx.z)) * split;",
+        "(kAlone ? warp_k : 0) * split;",
+        probes.matmul_gguf,
     ),
     Mutation(
         "no wait before a stage of a GGUF weight is filled again",

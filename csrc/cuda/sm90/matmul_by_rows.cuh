@@ -13,7 +13,7 @@ void hopper_matmul(const MatmulParams& p, const float* row_scale, cudaStream_t s
   if (p.m > 32) return wgmma_matmul<Many>(p, row_scale, stream);
   if (p.m > 16) return run_few_rows<Few, 32>(p, row_scale, stream);
   if (p.m > 8) return run_few_rows<Few, 16>(p, row_scale, stream);
-  run_few_rows<Few, 8>(p, row_scale, stream);
+  run_few_rows<Few, 8, 1>(p, row_scale, stream);
 }
 
 }  // namespace pybatch::cuda

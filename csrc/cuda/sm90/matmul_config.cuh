@@ -45,15 +45,18 @@ struct WgmmaTile {
   static constexpr size_t shared_bytes() { return stage_bytes() + kSumBytes + 2 * kStages * sizeof(uint64_t); }
 };
 
-// Few rows: the ring of a warp, where two blocks of kSplits warps share a multiprocessor. A stage is one box of
-// kPanelBytes of either panel, or two if they are small.
-template <int kRows_, int kPanelBytes_>
+// Few rows: the ring of kWarpsN warps, where a block has kSplits of them. A stage is one box of kPanelBytes of each
+// panel, or two if they are small.
+template <int kRows_, int kWarpsN_, int kPanelBytes_>
 struct FewRowsTile {
-  static constexpr int kRows = kRows_, kPanelBytes = kPanelBytes_;
-  static constexpr int kBoxes = kPanelBytes <= 1024 && kRows <= 16 ? 2 : 1;
+  static constexpr int kRows = kRows_, kWarpsN = kWarpsN_, kPanelBytes = kPanelBytes_;
+  static constexpr int kWarps = kWarpsN * kSplits, kPanels = kWarpsN * kWarpColumns / kPanel;
+  static constexpr int kBlocks = kWarps <= 8 ? 2 : 1;  // of a multiprocessor
+  static constexpr int kBoxes = kPanelBytes <= 1024 && kRows <= 16 && kWarpsN == 1 ? 2 : 1;
   static constexpr int kRowBytes = kRows * kStageK, kPanelStage = kBoxes * kPanelBytes;
-  static constexpr int kStageBytes = kBoxes * kRowBytes + 2 * kPanelStage;
-  static constexpr int kStages = hopper_shared_bytes(2) / (kSplits * (kStageBytes + sizeof(uint64_t)));
+  static constexpr int kStageBytes = kBoxes * kRowBytes + kPanels * kPanelStage;
+  static constexpr int kStages = hopper_shared_bytes(kBlocks) / (kSplits * (kStageBytes + sizeof(uint64_t)));
+  static_assert(kStages >= 2);
 
   static constexpr size_t shared_bytes() { return size_t{kSplits} * kStages * (kStageBytes + sizeof(uint64_t)); }
 };
