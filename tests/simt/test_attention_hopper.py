@@ -23,6 +23,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 def test_against_float64_and_bits_alone_against_bits_in_a_batch() -> None:
     probes.attention(HOPPER)
+    probes.attend(HOPPER, torch.bfloat16, torch.bfloat16, 0)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

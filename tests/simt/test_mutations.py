@@ -29,11 +29,20 @@ class Mutation:
 
 
 ATTENTION = ["attention.cu", "attention_simple.cu", "attention_int8.cu", "sm90/attention.cu"]
-# The probes' heads have 64 elements; the kernels for others take most of the compiler's time.
-OTHER_HEADS = """
+# What copies of the kernels are without, as it takes most of the compiler's time: probes have heads of 64 elements, and
+# of 16-bit types float16 alone.
+NARROWED = [
+    (
+        "attention_kernel.cuh",
+        """
   if (head_dim <= 128) return f(std::integral_constant<int, 128>());
   return f(std::integral_constant<int, 256>());
-"""
+""",
+        "\n",
+    ),
+    ("sm90/attention.cu", " : run(std::integral_constant<int, 128>());", " : void();"),
+    ("common.cuh", " : f(static_cast<bf16*>(nullptr));\n}\n\n}", " : void();\n}\n\n}"),
+]
 # The sources that a probe runs: the first is compiled with the mutation, the others as they are.
 SOURCES = {
     probes.attention: ["attention_16bit.cu", "attention_e4m3.cu", "attention_int4.cu", *ATTENTION],
@@ -631,28 +640,28 @@ MUTATIONS = [
 ]
 
 
-def library(probe: Callable[[SimtOps], None], csrc: Path) -> Path:
-    mutated, *others = SOURCES.get(probe, [f"{probe.__name__}.cu"])
-    return compile.library([csrc / "cuda" / mutated, *(compile.CSRC / "cuda" / name for name in others)])
+def library(probe: Callable[[SimtOps], None], folder: Path, *changes: tuple[str, str, str]) -> Path:
+    """The probe's kernels, with the first of its sources from a changed copy in `folder`."""
+    csrc = folder / "csrc"
+    for part in ("cuda", "pybatch"):
+        shutil.copytree(compile.CSRC / part, csrc / part)
+    for name, before, after in (*NARROWED, *changes):
+        file = csrc / "cuda" / name
+        text = file.read_text()
+        assert before in text, f"{name} no longer has the lines that are to be changed: {before}"
+        file.write_text(text.replace(before, after))
+    changed, *others = SOURCES.get(probe, [f"{probe.__name__}.cu"])
+    return compile.library([csrc / "cuda" / changed, *(compile.CSRC / "cuda" / other for other in others)])
 
 
 @pytest.mark.parametrize("probe", sorted({m.probe for m in MUTATIONS}, key=lambda p: p.__name__))
-def test_a_kernel_as_it_is_passes_its_probe(probe: Callable[[SimtOps], None]) -> None:
-    probe(SimtOps(library(probe, compile.CSRC)))
+def test_a_kernel_as_it_is_passes_its_probe(probe: Callable[[SimtOps], None], tmp_path: Path) -> None:
+    probe(SimtOps(library(probe, tmp_path)))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
-    csrc = tmp_path / "csrc"
-    for folder in ("cuda", "pybatch"):
-        shutil.copytree(compile.CSRC / folder, csrc / folder)
-    file = csrc / "cuda" / mutation.file
-    text = file.read_text()
-    assert mutation.before in text, f"{mutation.file} no longer has the line that this mutation changes"
-    file.write_text(text.replace(mutation.before, mutation.after))
-    attention = csrc / "cuda" / "attention_kernel.cuh"
-    assert OTHER_HEADS in attention.read_text()
-    attention.write_text(attention.read_text().replace(OTHER_HEADS, "\n"))
+    mutated = library(mutation.probe, tmp_path, (mutation.file, mutation.before, mutation.after))
     with pytest.raises((SimtFault, AssertionError)) as caught:
-        mutation.probe(SimtOps(library(mutation.probe, csrc)))
+        mutation.probe(SimtOps(mutated))
     print(str(caught.value).strip().partition("\n")[0])
