@@ -49,7 +49,9 @@ def test_the_instruction_set_is_the_one_asked_for_or_the_best() -> None:
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != ops.ISA])
 def test_the_other_instruction_sets_pass_the_same_tests(isa: str) -> None:
-    run(isa, "-m", "pytest", "-p", "no:cacheprovider", "-k", "not opcheck", *SUITES)
+    # The portable kernels take minutes where others take seconds: of them, prompts of 1,025 tokens are long enough.
+    some = "not opcheck" if isa != "portable" else "not opcheck and not 2000-"
+    run(isa, "-m", "pytest", "-p", "no:cacheprovider", "-k", some, *SUITES)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("amx", "avx512")])
