@@ -17,14 +17,14 @@ struct Range {
 // 2^x to about 1.5 ulp for x <= 0: x = n + r, a polynomial in r with the least relative error, times 2^n. NaN stays
 // NaN; below -126 the result is exactly 0, so that a masked score of -inf adds nothing.
 PYBATCH_INLINE F32x16 exp2(F32x16 x) {
-  const F32x16 low = broadcast(-126.0f), t = max(low, x), n = round(t), r = t - n;
+  const F32x16 rounder = broadcast(kRounder), rounded = x + rounder, r = x - (rounded - rounder);
   F32x16 p = broadcast(1.3264727e-3f);
   p = fma(p, r, broadcast(9.671513e-3f));
   p = fma(p, r, broadcast(5.5507336e-2f));
   p = fma(p, r, broadcast(2.4022242e-1f));
   p = fma(p, r, broadcast(6.93147e-1f));
   p = fma(p, r, broadcast(1.0f));
-  return zero_where_below(x, low, scale_by_power_of_two(p, n));
+  return zero_where_below(x, broadcast(-126.0f), p * power_of_two(rounded));
 }
 
 inline float exp2(float x) {

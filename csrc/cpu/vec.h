@@ -56,6 +56,8 @@ struct bf16 {
 };
 
 constexpr int kLanes = 16;
+// 1.5 * 2^23 + 127. Added to x, it leaves the nearest integer n (of two, the odd one) and n + 127 in the lowest bits.
+constexpr float kRounder = 12583039.0f;
 using F32x4 = float __attribute__((vector_size(16)));  // GCC's and Clang's vectors: SSE, NEON or others
 
 PYBATCH_INLINE float as_float(uint32_t bits) {
@@ -91,10 +93,9 @@ PYBATCH_INLINE F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 PYBATCH_INLINE F32x16 round(F32x16 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// a * 2^n for integral n in [-126, 127].
-PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
-  __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
-  return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(bits))};
+// 2^n of a = kRounder + n, for n in [-126, 127].
+PYBATCH_INLINE F32x16 power_of_two(F32x16 a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23))};
 }
 
 PYBATCH_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -195,12 +196,9 @@ PYBATCH_INLINE F32x16 round(F32x16 a) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
 }
-PYBATCH_INLINE __m256 scale_by_power_of_two(__m256 a, __m256 n) {
-  __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_mul_ps(a, _mm256_castsi256_ps(bits));
-}
-PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
-  return {scale_by_power_of_two(a.lo, n.lo), scale_by_power_of_two(a.hi, n.hi)};
+PYBATCH_INLINE F32x16 power_of_two(F32x16 a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.lo), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.hi), 23))};
 }
 
 PYBATCH_INLINE __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
@@ -322,12 +320,8 @@ PYBATCH_INLINE F32x16 min(F32x16 a, F32x16 b) {
 }
 PYBATCH_INLINE F32x16 abs(F32x16 a) { PYBATCH_PARTWISE(vabsq_f32(a.part[i])); }
 PYBATCH_INLINE F32x16 round(F32x16 a) { PYBATCH_PARTWISE(vrndnq_f32(a.part[i])); }
-PYBATCH_INLINE float32x4_t scale_by_power_of_two(float32x4_t a, float32x4_t n) {
-  const int32x4_t bits = vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23);
-  return vmulq_f32(a, vreinterpretq_f32_s32(bits));
-}
-PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
-  PYBATCH_PARTWISE(scale_by_power_of_two(a.part[i], n.part[i]));
+PYBATCH_INLINE F32x16 power_of_two(F32x16 a) {
+  PYBATCH_PARTWISE(vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a.part[i]), 23)));
 }
 
 PYBATCH_INLINE float32x4_t load4(const float* p) { return vld1q_f32(p); }
@@ -467,9 +461,7 @@ PYBATCH_INLINE F32x16 max(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(a.part[i] > b.p
 PYBATCH_INLINE F32x16 min(F32x16 a, F32x16 b) { PYBATCH_PARTWISE(a.part[i] < b.part[i] ? a.part[i] : b.part[i]); }
 PYBATCH_INLINE F32x16 abs(F32x16 a) { PYBATCH_LANEWISE(__builtin_fabsf(a[i])); }
 PYBATCH_INLINE F32x16 round(F32x16 a) { PYBATCH_LANEWISE(round_half_even(a[i])); }
-PYBATCH_INLINE F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) {
-  PYBATCH_LANEWISE(a[i] * as_float(static_cast<uint32_t>(static_cast<int32_t>(n[i]) + 127) << 23));
-}
+PYBATCH_INLINE F32x16 power_of_two(F32x16 a) { PYBATCH_LANEWISE(as_float(as_bits(a[i]) << 23)); }
 PYBATCH_INLINE F32x16 load(const float* p) {
   F32x16 r;
   std::memcpy(&r, p, sizeof(r));
@@ -552,7 +544,7 @@ PYBATCH_INLINE float reduce_max(F32x16 a) {
 PYBATCH_INLINE F32x16 exp(F32x16 x) {
   const F32x16 low = broadcast(-87.0f);
   F32x16 t = min(broadcast(88.0f), max(low, x));  // in this order both propagate NaN
-  F32x16 n = round(t * broadcast(1.44269504088896341f));
+  F32x16 rounded = fma(t, broadcast(1.44269504088896341f), broadcast(kRounder)), n = rounded - broadcast(kRounder);
   F32x16 r = fma(n, broadcast(-0.693359375f), t);
   r = fma(n, broadcast(2.12194440e-4f), r);
   F32x16 p = broadcast(1.9875691500e-4f);
@@ -562,7 +554,7 @@ PYBATCH_INLINE F32x16 exp(F32x16 x) {
   p = fma(p, r, broadcast(1.6666665459e-1f));
   p = fma(p, r, broadcast(5.0000001201e-1f));
   p = fma(p, r * r, r + broadcast(1.0f));
-  return zero_where_below(x, low, scale_by_power_of_two(p, n));
+  return zero_where_below(x, low, p * power_of_two(rounded));
 }
 
 // Calls f with a typed null pointer that stands for the element type.
