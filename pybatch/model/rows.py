@@ -187,46 +187,6 @@ class _Sliced:
         return slice(self._start + rows.start, self._start + rows.stop)
 
 
-class _Grouped:
-    def __init__(self, rows: Rows, groups: int, start: int, stop: int) -> None:
-        self._rows, self._start, self.dtype = rows, start, rows.dtype
-        self._each, self._size = stop - start, rows.shape[0] // groups
-        self.shape = (groups * self._each, *rows.shape[1:])
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        whole = self._groups(rows)
-        places = torch.arange(rows.start, rows.stop)
-        return self._rows[whole][places // self._each * self._size + self._start + places % self._each - whole.start]
-
-    def release(self, rows: slice) -> None:
-        self._rows.release(self._groups(rows))
-
-    def _groups(self, rows: slice) -> slice:
-        """The rows of all groups that these are of."""
-        return slice(rows.start // self._each * self._size, -(-rows.stop // self._each) * self._size)
-
-
-class _Turned:
-    def __init__(self, rows: Rows, heads: int, rotary_dim: int) -> None:
-        self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
-        self._head = self.shape[0] // heads  # rows
-        pairs = torch.arange(rotary_dim).view(-1, 2).t().flatten()
-        self._order = torch.cat([pairs, torch.arange(rotary_dim, self._head)])
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        heads = self._heads(rows)
-        places = torch.arange(rows.start, rows.stop)
-        order = places // self._head * self._head + self._order[places % self._head]
-        return self._rows[heads][order - heads.start]
-
-    def release(self, rows: slice) -> None:
-        self._rows.release(self._heads(rows))
-
-    def _heads(self, rows: slice) -> slice:
-        """The rows of all heads that these are of."""
-        return slice(rows.start // self._head * self._head, -(-rows.stop // self._head) * self._head)
-
-
 class _Filled:
     def __init__(self, rows: Rows, heads: Heads) -> None:
         self._rows, self._stored, self._dim = rows, heads.stored_dim, heads.dim
@@ -301,24 +261,30 @@ class Held:
 
 
 class _Reordered:
+    """Rows of these numbers. Those that are wanted together lie near one another, or in a few runs."""
+
     def __init__(self, rows: Rows, order: Tensor) -> None:
         self._rows, self._order, self.dtype = rows, order, rows.dtype
         self.shape = (len(order), *rows.shape[1:])
 
     def __getitem__(self, rows: slice) -> Tensor:
-        found = [self._rows[run] for run in self._runs(rows)]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        places, runs = self._order[rows], self._runs(rows)
+        if len(runs) == 1:
+            return self._rows[runs[0]][places - runs[0].start]
+        return torch.cat([self._rows[run] for run in runs])
 
     def release(self, rows: slice) -> None:
         for run in self._runs(rows):
             self._rows.release(run)
 
-    def _runs(self, rows: slice) -> Iterator[slice]:
-        """Of rows that lie one after another."""
+    def _runs(self, rows: slice) -> list[slice]:
+        """What to read for them: one piece where at least half of it is wanted."""
         places = self._order[rows]
+        first, last = int(places.min()), int(places.max()) + 1
+        if last - first <= 2 * len(places):
+            return [slice(first, last)]
         ends = [*((places.diff() != 1).nonzero().flatten() + 1).tolist(), len(places)]
-        for start, end in zip([0, *ends], ends, strict=False):
-            yield slice(int(places[start]), int(places[end - 1]) + 1)
+        return [slice(int(places[i]), int(places[j - 1]) + 1) for i, j in zip([0, *ends], ends, strict=False)]
 
 
 class _ReorderedColumns:
@@ -363,7 +329,7 @@ def sliced(rows: Rows, start: int, stop: int) -> Rows:
 
 def grouped(rows: Rows, groups: int, start: int, stop: int) -> Rows:
     """Rows start:stop of each of so many groups, unread."""
-    return _viewed(rows, lambda part: _Grouped(part, groups, start, stop))
+    return reordered(rows, torch.arange(rows.shape[0]).view(groups, -1)[:, start:stop].flatten())
 
 
 def filled(rows: Rows, heads: Heads) -> Rows:
@@ -409,7 +375,9 @@ def stacked(parts: Sequence[Rows]) -> Rows:
 def turned(rows: Rows, heads: int, rotary_dim: int) -> Rows:
     """The rows of a q or k projection (or its bias) of so many heads, in which the pairs that rotate, of the first
     rotary_dim rows of a head, lie side by side, in the order (i, i + rotary_dim / 2) of the kernels."""
-    return _viewed(rows, lambda part: _Turned(part, heads, rotary_dim))
+    of_heads = torch.arange(rows.shape[0]).view(heads, -1)
+    pairs = of_heads[:, :rotary_dim].reshape(heads, -1, 2).transpose(1, 2).flatten(1)
+    return reordered(rows, torch.cat([pairs, of_heads[:, rotary_dim:]], dim=1).flatten())
 
 
 def _viewed(rows: Rows, view: Callable[[Rows], Rows]) -> Rows:
