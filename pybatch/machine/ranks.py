@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pybatch.machine.sockets import Sockets
+
 TIMEOUT = timedelta(minutes=10)  # in which the slowest of them has to come to where the others wait
 
 
@@ -26,12 +28,12 @@ class World:
         self._broken = ""
 
     def run(self, exchange: Callable[[], Any]) -> None:
-        """Starts an exchange and waits for it. Raises RankError."""
+        """Raises RankError."""
         if self._broken:
             raise RankError(self._broken)
         try:
-            exchange().wait()
-        except RuntimeError as error:
+            exchange()
+        except (RuntimeError, OSError) as error:
             raise RankError(self.end(str(error))) from error
 
     def end(self, reason: str) -> str:
@@ -53,9 +55,24 @@ class Ranks:
         """[rows, width] of each rank as [rows, size * width], rank 0's first. Raises RankError."""
         rows, width = part.shape
         parts = part.new_empty(self.size, rows, width)
-        sent = part.contiguous().view(torch.uint8)
-        self._world.run(lambda: self._group.allgather([list(parts.view(torch.uint8))], [sent]))
+        parts[self.rank] = part
+        if part.numel():
+            self._world.run(lambda: self._gather(parts.view(torch.uint8)))
         return parts.transpose(0, 1).reshape(rows, self.size * width)
+
+    def _gather(self, parts: Tensor) -> None:
+        self._group.allgather([list(parts)], [parts[self.rank]]).wait()
+
+
+class LocalRanks(Ranks):
+    """All on this machine's processors."""
+
+    def __init__(self, world: World, rank: int, size: int, sockets: Sockets) -> None:
+        super().__init__(world, rank, size, None)
+        self._sockets = sockets
+
+    def _gather(self, parts: Tensor) -> None:
+        self._sockets.gather([memoryview(part.view(-1).numpy()) for part in parts])
 
 
 class Stages:
@@ -75,11 +92,11 @@ class Stages:
 
     def send(self, rows: Tensor) -> None:
         """To the stage behind. Raises RankError."""
-        self._world.run(lambda: self._group.send([rows.view(torch.uint8)], self.stage + 1, 0))
+        self._world.run(lambda: self._group.send([rows.view(torch.uint8)], self.stage + 1, 0).wait())
 
     def receive(self, out: Tensor) -> None:
         """From the stage before. Raises RankError."""
-        self._world.run(lambda: self._group.recv([out.view(torch.uint8)], self.stage - 1, 0))
+        self._world.run(lambda: self._group.recv([out.view(torch.uint8)], self.stage - 1, 0).wait())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +115,25 @@ class Place:
     def stage(self) -> int:
         return self.stages - 1 - self.number // self.ranks
 
-    def join(self, world: World, store: Any, device: torch.device, host: str) -> tuple[Ranks | None, Stages | None]:
-        """Waits until all are there. gloo carries what they exchange, on GPUs NCCL.
+    def join(
+        self, world: World, store: Any, device: torch.device, host: str, sharing: int
+    ) -> tuple[Ranks | None, Stages | None]:
+        """Waits until all are there. gloo carries what they exchange, on GPUs NCCL; ranks of one machine without GPUs
+        have sockets.
 
         store: a torch.distributed store that all have open. host: this machine's name or address for the others.
+        sharing: how many processes share its memory.
         """
         from torch._C._distributed_c10d import PrefixStore
 
-        ranks = stages = None
+        ranks: Ranks | None = None
+        stages = None
         if self.ranks > 1:
             inner = PrefixStore(f"stage {self.stage}", store)
-            ranks = Ranks(world, self.rank, self.ranks, _group(inner, self.rank, self.ranks, device, host))
+            if sharing == self.ranks * self.stages:
+                ranks = LocalRanks(world, self.rank, self.ranks, Sockets(inner, self.rank, self.ranks))
+            else:
+                ranks = Ranks(world, self.rank, self.ranks, _group(inner, self.rank, self.ranks, device, host))
         if self.stages > 1:
             inner = PrefixStore(f"rank {self.rank}", store)
             stages = Stages(world, self.stage, self.stages, _group(inner, self.stage, self.stages, device, host))

@@ -36,9 +36,9 @@ class Thread(Ranks):
 
     def gather(self, part: Tensor) -> Tensor:
         self._parts[self.rank] = part.clone()
-        self._barrier.wait(60)
+        self._barrier.wait(300)
         whole = torch.cat([each for each in self._parts if each is not None], 1)
-        self._barrier.wait(60)
+        self._barrier.wait(300)
         return whole
 
 
@@ -53,7 +53,7 @@ class ThreadStage(Stages):
         self._queues[self.stage].put(rows.clone())
 
     def receive(self, out: Tensor) -> None:
-        out.copy_(self._queues[self.stage - 1].get(timeout=60))
+        out.copy_(self._queues[self.stage - 1].get(timeout=300))
 
 
 def of_ranks(call: Callable[[Ranks | None, Stages | None], T], size: int, stages: int = 1) -> list[T]:

@@ -54,7 +54,7 @@ def run(start: Start, host: str) -> None:
     ):
         try:
             store = TCPStore(start.leader, start.store_port, place.ranks * place.stages, False)
-            ranks, stages = place.join(World(place.ranks * place.stages), store, device, host)
+            ranks, stages = place.join(World(place.ranks * place.stages), store, device, host, start.sharing)
             loaded = load_model(**start.load, skip_tokenizer=True, progress=False, ranks=ranks, stages=stages)
             follow(loaded.decoder, loaded.adapters, connection, start.sharing)
         except (EOFError, RankError, ConnectionError):

@@ -74,7 +74,7 @@ class Followers:
             self._accept_all(listener)
         self.ranks: Ranks | None
         self.stages: Stages | None
-        self.ranks, self.stages = Place(0, ranks, stages).join(self.world, store, device, host.address)
+        self.ranks, self.stages = Place(0, ranks, stages).join(self.world, store, device, host.address, self.sharing)
 
     def tell(self, what: str, *arguments: Any) -> None:
         message = pickle.dumps((what, arguments))
