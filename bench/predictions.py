@@ -4,7 +4,8 @@
 
 Step times are those of ThisMachine, measured with random weights; the simulator runs the rows through the engine's own
 scheduler. Then the very same rows run. Throughput is of prompt and output tokens, completion time of all rows, peak KV
-in blocks. --models: where the random models lie or are written to. --doc: the page whose table is written anew.
+in blocks. Cases that the JSON has are not run again. --models: where the random models lie or are written to. --doc:
+the page whose table is written anew, from the JSON where there is one.
 """
 
 from __future__ import annotations
@@ -59,29 +60,33 @@ class Case:
     outputs: tuple[int, int]
     policy: str = "continuous"
 
+    def is_of(self, result: dict[str, object]) -> bool:
+        """Whether it was run, for a result as it was read from JSON."""
+        return json.loads(json.dumps(asdict(self))).items() <= result.items()
+
 
 SMOL, WIDE, LARGE = "smollm2-135m", "wide-150m", "llama-1b"
 CASES = [
-    Case(SMOL, "float32", "auto", 1, 3, (20, 90), (20, 40)),
-    Case(SMOL, "float32", "auto", 16, 32, (20, 200), (8, 40)),
-    Case(SMOL, "float32", "auto", 48, 60, (10, 60), (10, 50)),
-    Case(SMOL, "bfloat16", "auto", 8, 20, (40, 160), (10, 30)),
-    Case(SMOL, "bfloat16", "auto", 64, 80, (10, 100), (5, 35)),
-    Case(SMOL, "int8-weight-only", "auto", 4, 12, (50, 150), (15, 30)),
-    Case(SMOL, "int8-weight-only", "auto", 32, 64, (50, 150), (5, 25)),
-    Case(SMOL, "int8", "auto", 2, 8, (100, 300), (20, 60)),
-    Case(SMOL, "int8", "auto", 24, 72, (16, 256), (10, 40)),
-    Case(SMOL, "int8", "auto", 64, 160, (16, 128), (10, 40), "static"),
-    Case(SMOL, "int8", "int8", 64, 128, (100, 200), (10, 40)),
-    Case(SMOL, "int8", "int8", 12, 12, (500, 1200), (20, 60)),
-    Case(WIDE, "float32", "auto", 8, 24, (20, 120), (10, 30)),
-    Case(WIDE, "float32", "auto", 40, 60, (10, 50), (10, 30)),
-    Case(WIDE, "int8", "auto", 6, 36, (30, 200), (10, 30)),
-    Case(WIDE, "int8", "auto", 64, 140, (20, 100), (10, 40)),
-    Case(LARGE, "int8", "auto", 4, 6, (20, 60), (5, 15)),
-    Case(LARGE, "int8", "auto", 20, 24, (10, 60), (5, 12)),
-    Case(LARGE, "int8-weight-only", "auto", 2, 3, (10, 40), (6, 12)),
-    Case(LARGE, "int8-weight-only", "auto", 10, 12, (8, 32), (4, 8)),
+    Case(SMOL, "float32", "auto", 3, 9, (30, 110), (15, 45)),
+    Case(SMOL, "float32", "auto", 20, 40, (15, 150), (10, 30)),
+    Case(SMOL, "float32", "auto", 56, 84, (8, 48), (8, 36)),
+    Case(SMOL, "bfloat16", "auto", 5, 15, (60, 200), (10, 40)),
+    Case(SMOL, "bfloat16", "auto", 28, 56, (10, 90), (10, 25), "micro"),
+    Case(SMOL, "int8-weight-only", "auto", 10, 30, (25, 120), (10, 35)),
+    Case(SMOL, "int8-weight-only", "auto", 40, 50, (20, 80), (8, 20), "static"),
+    Case(SMOL, "int8", "auto", 7, 35, (40, 220), (15, 50)),
+    Case(SMOL, "int8", "auto", 36, 108, (20, 180), (8, 32)),
+    Case(SMOL, "int8", "auto", 48, 144, (10, 100), (12, 44), "micro"),
+    Case(SMOL, "int8", "int4", 14, 42, (50, 300), (10, 50)),
+    Case(SMOL, "int8", "int4", 60, 120, (30, 130), (10, 30)),
+    Case(WIDE, "bfloat16", "auto", 9, 27, (15, 100), (10, 30)),
+    Case(WIDE, "bfloat16", "auto", 30, 60, (20, 80), (8, 24)),
+    Case(WIDE, "int8-weight-only", "int8", 3, 15, (30, 160), (15, 40)),
+    Case(WIDE, "int8-weight-only", "int8", 22, 44, (12, 90), (8, 28)),
+    Case(LARGE, "int8", "int8", 3, 6, (15, 70), (6, 16)),
+    Case(LARGE, "int8", "int8", 14, 20, (12, 50), (5, 14)),
+    Case(LARGE, "bfloat16", "auto", 2, 4, (10, 50), (5, 12)),
+    Case(LARGE, "bfloat16", "auto", 8, 10, (10, 36), (4, 10)),
 ]
 
 
@@ -195,8 +200,8 @@ def main() -> None:
     if args.json and args.doc and args.json.exists():
         write_table(args.doc, json.loads(args.json.read_text())["results"])
         return
-    cases = [case for case in CASES if args.only in (None, case.model)]
-    results = []
+    results = json.loads(args.json.read_text())["results"] if args.json and args.json.exists() else []
+    cases = [case for case in CASES if args.only in (None, case.model) and not any(case.is_of(r) for r in results)]
     for each in predictions(cases, args.models, args.rows):
         results.append(each)
         print(" ".join(cells(each)), flush=True)

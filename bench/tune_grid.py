@@ -1,7 +1,7 @@
 """What --tune chooses against a full grid of its settings: how much of the best is lost, on three workloads of
 any batch size and one where the caller gives max_num_seqs, so that it is to choose the others.
 
-    python bench/tune_grid.py [--model smollm2-135m] [--quantization int8] [--quick] [--json FILE]
+    python bench/tune_grid.py [--model smollm2-135m] [--quantization int8] [--quick] [--only WORKLOAD] [--json FILE]
 
 Every point of the grid runs each workload once, as far as it can still be the best; then the FINALISTS of each run
 again beside the tuned settings, in turns, and the fastest run of each counts: what else the machine does only adds.
@@ -110,17 +110,20 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--quantization", default="int8")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", help="this workload: the others stay in the JSON as they are")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
     llm = pybatch.LLM(args.model, quantization=args.quantization, num_kv_blocks=256, max_model_len=2048)
-    of_all = workloads(llm, args.quick)
+    of_all = {name: each for name, each in workloads(llm, args.quick).items() if args.only in (None, name)}
+    if not of_all:
+        parser.error(f"--only: expected one of {', '.join(workloads(llm, args.quick))}, got {args.only!r}")
     for each in of_all.values():  # what is made once is made before
         run(llm, each, Settings(8, 512, torch.get_num_threads(), False), 1.0)
     tuned = {most: tune(llm, most) for most in dict.fromkeys(each.max_num_seqs for each in of_all.values())}
     threads = max(2, torch.get_num_threads())
     sizes, budgets = ((16, 64), (512,)) if args.quick else ((16, 64, 256), (256, 512, 2048))
-    told = {}
+    told = json.loads(args.json.read_text())["workloads"] if args.only and args.json and args.json.exists() else {}
     for name, workload in of_all.items():
         limit, seconds, chosen = float("inf"), {}, tuned[workload.max_num_seqs][0]
         grid = [

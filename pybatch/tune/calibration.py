@@ -22,7 +22,8 @@ from pybatch.tune.kept import keep as keep_fields
 from pybatch.tune.step_times import StepShape, StepTimes
 
 SECONDS = 9.0
-ROUNDS = 3  # so that a pause of the machine in one of them does not count
+ROUNDS = 2  # of phases, each with as much of the time: what runs first finds memory untouched, and caches cold
+BATCHES = (12, 16, 24, 32, 48, 64)  # that decode: beside the knots of StepTimes, and between them
 MEMORY_SHARE = 0.25  # of the memory that is free, for the KV cache of the measurement
 FILE = "calibration.json"
 
@@ -101,8 +102,8 @@ def phases(engine: Engine) -> list[Phase]:
     chunk, most = config.max_num_batched_tokens, min(config.max_num_seqs, config.max_num_batched_tokens)
     few, longest = min(8, most), engine.max_model_len
     wanted = [Phase(1, 1, 3), Phase(1, 8, 3), Phase(1, 32, 3), Phase(few, 8, 6), Phase(1, 128, 3)]
-    wanted += [Phase(count, 4, 6 + 4 * count // chunk) for count in (32, 64, most) if count <= most]
-    wanted += [Phase(count, 64, 4 + 64 * count // chunk) for count in (4, 16) if count <= most]
+    wanted += [Phase(count, 4, 4 + 4 * count // chunk) for count in (2, 4, *BATCHES, most) if count <= most]
+    wanted += [Phase(4, prompt, 4 + 4 * prompt // chunk) for prompt in (64, 256) if most >= 4]
     wanted += [Phase(1, chunk, 3), Phase(few, 256, 4 + 256 * few // chunk), Phase(1, 1024, 4)]
     return list(dict.fromkeys(each for each in wanted if each.prompt + each.outputs <= longest)) or [Phase(1, 1, 1)]
 
@@ -122,8 +123,8 @@ class Measurement:
     """Runs phases on an engine of its own, with the weights of the given one and a small KV pool."""
 
     def __init__(self, engine: Engine, seconds: float, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._deadline = clock() + seconds
+        self._clock, self._begin, self._seconds = clock, clock(), seconds
+        self._deadline = self._begin
         self._phases = phases(engine)
         self._engine = self._beside(engine)
         self._vocab = engine.decoder.config.vocab_size
@@ -144,12 +145,14 @@ class Measurement:
         return MeasuredEngine(engine.decoder, None, config)
 
     def run(self) -> StepTimes:
-        for _ in range(ROUNDS):
+        for number in range(1, ROUNDS + 1):
+            self._deadline = self._begin + self._seconds * number / ROUNDS
             for phase in self._phases:
                 if not self._steps or self._may_run(phase):
                     self._run(phase)
-        # The median: a run has slow steps too, and one that the machine was busy in counts for no more than another.
-        usual = [sorted(steps, key=lambda step: step[0])[len(steps) // 2] for steps in self._steps.values()]
+        # The median: a run has slow steps too, and one that the machine was busy in counts for no more than another. Of
+        # two the faster: the other was the first of its kind.
+        usual = [sorted(steps, key=lambda step: step[0])[(len(steps) - 1) // 2] for steps in self._steps.values()]
         return StepTimes.fit([shape for _, shape in usual], [seconds for seconds, _ in usual])
 
     def _may_run(self, phase: Phase) -> bool:

@@ -28,7 +28,7 @@ RUNTIME = 0.6e9  # bytes that CUDA and the kernels take of a GPU
 QUANTIZED = ("int8-weight-only", "int8")
 MEASURED = 2e8  # weights, up to which the whole model is measured
 FEW, MORE = 2, 6  # layers of a larger one, from whose times those of all layers are told
-SECONDS = 4.0  # of each measurement
+SECONDS = 8.0  # of each measurement
 LENGTH = 4096  # context of the decoder that is measured, at most
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -49,16 +49,17 @@ class StepShape:
 class StepTimes:
     """A model of a step's time: a sum of a few costs, each a coefficient that is not negative.
 
-    A token costs more from the 9th and the 65th in a step on: few tokens wait for the weights to come from memory, many
-    for the arithmetic. The model is so convex in the number of tokens. A step with prompts in it runs op by op, and one
-    that only decodes is a replay of a graph.
+    What a token more costs differs between KNOTS: few tokens wait for the weights to come from memory, many for the
+    arithmetic, and where a kernel's tile of rows is full (of float32 weights 12 with AVX-512) the next token costs as
+    much as several behind it. So the time grows with the tokens, but need not be convex in them. A step with prompts in
+    it runs op by op, and one that only decodes is a replay of a graph.
     """
 
+    KNOTS = (8, 12, 16, 32, 64)
     COSTS = (
         "step",
-        "token",
-        "token_from_9th",
-        "token_from_65th",
+        *(f"token_up_to_{knot}" for knot in KNOTS),
+        "token_beyond",
         "sequence",
         "context_token",
         "attention_pair",
@@ -74,11 +75,11 @@ class StepTimes:
         self.error = error
         self._decodes, self._prompts = decodes, prompts
 
-    @staticmethod
-    def _counts(shape: StepShape) -> tuple[float, ...]:
-        tokens = shape.tokens
-        beyond = max(0, tokens - 8), max(0, tokens - 64)
-        return 1, tokens, *beyond, shape.sequences, shape.context, shape.pairs, min(1, shape.pairs)
+    @classmethod
+    def _counts(cls, shape: StepShape) -> tuple[float, ...]:
+        edges = pairwise((0, *cls.KNOTS, shape.tokens + cls.KNOTS[-1]))
+        tokens = (max(0, min(shape.tokens, high) - low) for low, high in edges)
+        return 1, *tokens, shape.sequences, shape.context, shape.pairs, min(1, shape.pairs)
 
     def seconds(self, shape: StepShape) -> float:
         factor = self._prompts if shape.pairs else self._decodes

@@ -15,7 +15,7 @@ from pybatch.tune.calibration import MeasuredEngine, calibrated, keep, kept_in, 
 from pybatch.tune.kept import KEPT
 from pybatch.tune.step_times import StepShape, StepTimes
 
-FAST = StepTimes([1e-3, 1e-5, 0.0, 3e-5, 5e-6, 1e-7, 0.0, 0.0])
+FAST = StepTimes([1e-3, *[1e-5] * 5, 4e-5, 5e-6, 1e-7, 0.0, 0.0])
 
 
 @pytest.fixture(scope="module")

@@ -263,7 +263,7 @@ def test_a_large_model_is_told_from_two_cuts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(machines, "MEASURED", 0)
 
     def times_of(model: ModelConfig, *of: object) -> StepTimes:
-        return StepTimes([0.1 + model.num_layers, 0, 0, 0, 0, 0, 1.0 * model.num_layers, 0.0])
+        return StepTimes([0.1 + model.num_layers, *[0.0] * 8, 1.0 * model.num_layers, 0.0])
 
     monkeypatch.setattr(machines, "times_of", times_of)
     times = machines.measured(deep, "float32", "auto", torch.float32)

@@ -14,11 +14,11 @@ from pybatch.engine.scheduling.step import Chunk
 from pybatch.model import load_model
 from pybatch.tune.step_times import StepShape, StepTimes, non_negative_least_squares
 
-MADE = StepTimes([4e-3, 1e-5, 0.0, 3e-4, 5e-5, 1e-7, 2e-9, 0.0])
+MADE = StepTimes([4e-3, *[1e-5] * 5, 3.1e-4, 5e-5, 1e-7, 2e-9, 0.0])
 
 
 def shapes() -> list[StepShape]:
-    decodes = [StepShape(n, n, n * context, 0) for n in (1, 4, 8, 20, 64, 200) for context in (20, 500)]
+    decodes = [StepShape(n, n, n * context, 0) for n in (1, 4, 8, 12, 16, 32, 64, 200) for context in (20, 500)]
     prompts = [StepShape(n, 1, 0, n * before + n * (n + 1) // 2) for n in (16, 100, 512) for before in (0, 1000)]
     return decodes + prompts
 
@@ -37,6 +37,13 @@ def test_noise_makes_no_cost_negative_and_is_told() -> None:
     assert 0.02 < fitted.error < 0.2
     for shape in shapes():
         assert fitted.seconds(shape) == pytest.approx(MADE.seconds(shape), rel=0.25)
+
+
+def test_a_full_tile_of_rows_makes_the_next_tokens_cost_more_than_those_behind_them() -> None:
+    seconds = {1: 18.0, 8: 22.0, 12: 24.0, 16: 34.0, 24: 38.0, 32: 42.0, 48: 60.0, 64: 69.0}  # of float32, measured
+    fitted = StepTimes.fit([StepShape(n, n, 5 * n, 0) for n in seconds], list(seconds.values()))
+    for n, measured in seconds.items():
+        assert fitted.seconds(StepShape(n, n, 5 * n, 0)) == pytest.approx(measured, rel=0.08)
 
 
 def test_one_step_is_enough_to_fit_and_none_is_not() -> None:

@@ -29,7 +29,7 @@ from pybatch.tune.output_lengths import OutputLengths
 from pybatch.tune.simulator import SimulatedRun, Simulator, Work
 from pybatch.tune.step_times import StepTimes
 
-TIMES = StepTimes([1e-3, 1e-5, 0.0, 0.0, 1e-5, 1e-8, 0.0, 0.0])
+TIMES = StepTimes([1e-3, *[1e-5] * 6, 1e-5, 1e-8, 0.0, 0.0])
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_a_job_without_a_row_that_can_run(llm: LLM, prompts: list[str]) -> None:
 
 
 def test_as_many_rows_are_tried_as_their_prompts_leave_time_for() -> None:
-    slow = StepTimes([0.0, 0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # 100 tokens a second
+    slow = StepTimes([0.0, *[0.01] * 6, 0.0, 0.0, 0.0, 0.0])  # 100 tokens a second
     rows = [SampledRow(i, array("q", [1] * 50), SamplingParams(), 16) for i in range(100)]
     chosen = rows_to_try(rows, slow, 10.0, most=64)
     assert [len(rows_to_try(rows, slow.scaled(factor), 10.0, most=64)) for factor in (0.01, 100)] == [64, 1]
