@@ -21,6 +21,7 @@ __device__ __forceinline__ float activated(const XieluParams& p, float x) {
 
 template <class T, class Activation, class Params>
 __global__ void __launch_bounds__(kThreads) activation_kernel(Params p) {
+  begin_kernel();
   const int64_t row = blockIdx.x;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
   if (column >= p.width) return;
@@ -45,6 +46,7 @@ __device__ __forceinline__ float multiplied(const ClampedSwigluParams& p, float 
 
 template <class T, class Activation, class Params>
 __global__ void __launch_bounds__(kThreads) gated_activation_kernel(Params p) {
+  begin_kernel();
   const int64_t row = blockIdx.x;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
   if (column >= p.width) return;
@@ -66,6 +68,7 @@ struct GeluTanhGate {
 
 template <class T, class Gate>
 __global__ void __launch_bounds__(kThreads) gate_kernel(GateParams p) {
+  begin_kernel();
   const int64_t row = blockIdx.x;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
   if (column >= p.width) return;

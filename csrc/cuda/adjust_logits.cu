@@ -27,6 +27,7 @@ __device__ __forceinline__ void add_biases(const AdjustLogitsParams& p, int64_t 
 }
 
 __global__ void __launch_bounds__(kThreads) adjust_logits_kernel(AdjustLogitsParams p, int32_t* counts) {
+  begin_kernel();
   constexpr int32_t kDone = -1;
   int32_t* count = counts + blockIdx.x * p.vocab;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {

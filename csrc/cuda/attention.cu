@@ -24,6 +24,7 @@ namespace {
 // Merges the pieces of one sequence and head: a thread an output element.
 template <class T>
 __global__ void __launch_bounds__(256) merge_kernel(PagedAttentionParams p, Workspace work) {
+  begin_kernel();
   const int64_t sequence = blockIdx.x, head = blockIdx.y, dim = p.cache.head_dim, d = threadIdx.x;
   if (p.query_start[sequence + 1] - p.query_start[sequence] != 1 || d >= dim) return;
   const int64_t start = work.pieces_start[sequence];

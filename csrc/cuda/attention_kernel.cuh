@@ -334,6 +334,7 @@ struct Total {
 template <class T, class KV, int kHeadDim>
 __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
     attention_kernel(PagedAttentionParams p, Workspace work, Phase phase) {
+  begin_kernel();
   using Config = AttentionConfig<T, KV, kHeadDim>;
   using Reader = TileReader<T, KV>;
   using Tile = std::conditional_t<Config::kInt4, uint32_t, KV>;

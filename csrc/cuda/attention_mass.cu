@@ -88,6 +88,7 @@ struct Tiles {
 
 // A block a tile of rows: each thread's tokens are kTokens apart, from the same positions on for every row.
 __global__ void __launch_bounds__(kTokens) softmax_kernel(AttentionMassParams p, Softmax* softmax) {
+  begin_kernel();
   const int sequences = static_cast<int>(p.sequences);
   int tile = static_cast<int>(blockIdx.x), sequence = 0;
   for (; sequence < sequences; ++sequence) {
@@ -134,6 +135,7 @@ __global__ void __launch_bounds__(kTokens) softmax_kernel(AttentionMassParams p,
 
 // A block a tile of cached tokens.
 __global__ void __launch_bounds__(kTokens) mass_kernel(AttentionMassParams p, const Softmax* softmax) {
+  begin_kernel();
   const int sequence = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y);
   const int first = static_cast<int>(blockIdx.x) * kTokens, length = p.seq_lens[sequence];
   const Rows rows(p, sequence, kv_head);

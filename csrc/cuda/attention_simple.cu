@@ -13,6 +13,7 @@ constexpr int kWarps = 4;
 // Four blocks: left to itself, the compiler aims at more, and spills registers.
 template <int kDimsALane>
 __global__ void __launch_bounds__(kWarps* kWarp, 4) simple_attention_kernel(PagedAttentionParams p) {
+  begin_kernel();
   const KvCache& cache = p.cache;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = static_cast<int>(cache.head_dim);
   const int head = static_cast<int>(blockIdx.y) * kWarps + warp, heads = static_cast<int>(p.heads);

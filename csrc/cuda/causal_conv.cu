@@ -11,6 +11,7 @@ constexpr int kThreads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) causal_conv_kernel(CausalConvParams p) {
+  begin_kernel();
   const int64_t row = blockIdx.x;
   const int64_t channel = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
   if (channel >= p.channels) return;

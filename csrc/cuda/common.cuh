@@ -76,6 +76,14 @@ __device__ __forceinline__ void store_as(DType type, void* p, int64_t i, float x
   }
 }
 
+// The first statement of every kernel: what the kernels before it wrote is there from here on, and the next one may
+// start its blocks, which wait here, so that one runs when the other ends and not a launch later. No block may leave it
+// out, for a kernel that has ended has to stand for all before it.
+__device__ __forceinline__ void begin_kernel() {
+  griddepcontrol_wait();
+  griddepcontrol_launch_dependents();
+}
+
 // ---- runs of eight elements: 16-byte accesses where the address allows ----
 
 constexpr int kRun = 8;

@@ -11,6 +11,7 @@ constexpr int kInFlight = 4;  // loads before the first store
 constexpr int64_t kSegment = 16 * kThreads * kInFlight;
 
 __global__ void __launch_bounds__(kThreads) copy_blocks_kernel(CopyBlocksParams p, bool aligned) {
+  begin_kernel();
   const int64_t pair = blockIdx.x, begin = blockIdx.y * kSegment;
   const int64_t end = begin + kSegment < p.block_bytes ? begin + kSegment : p.block_bytes;
   const auto* src = static_cast<const unsigned char*>(p.src) + p.pairs[2 * pair] * p.block_bytes;

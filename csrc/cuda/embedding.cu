@@ -9,6 +9,7 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) {
+  begin_kernel();
   const int64_t row = blockIdx.x, id = p.ids[row];
   if (p.layout == TableLayout::packed_gguf) {
     with_gguf_type(p.gguf_type, [&](auto* type) {

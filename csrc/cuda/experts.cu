@@ -22,6 +22,7 @@ __device__ __forceinline__ uint64_t next_key(const float* x, int64_t n, uint64_t
 
 // A warp a token.
 __global__ void __launch_bounds__(kRouteWarps* kWarp) route_kernel(RouteParams p) {
+  begin_kernel();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kRouteWarps + warp, n = p.experts;
   if (token >= p.tokens) return;
@@ -93,6 +94,7 @@ __global__ void __launch_bounds__(kRouteWarps* kWarp) route_kernel(RouteParams p
 
 // A thread an expert, which looks for its tokens by itself; the last finds the end.
 __global__ void __launch_bounds__(kSortThreads) sort_kernel(RouteParams p) {
+  begin_kernel();
   const int64_t expert = static_cast<int64_t>(blockIdx.x) * kSortThreads + threadIdx.x, rows = p.tokens * p.top_k;
   if (expert > p.experts) return;
   int32_t at = 0;
@@ -106,6 +108,7 @@ __global__ void __launch_bounds__(kSortThreads) sort_kernel(RouteParams p) {
 }
 
 __global__ void __launch_bounds__(kSumThreads) sum_kernel(MatmulParams p, const void* products) {
+  begin_kernel();
   const int64_t token = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kSumThreads + threadIdx.x;
   if (column >= p.width) return;
   const DType type = p.out.dtype;

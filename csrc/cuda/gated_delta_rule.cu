@@ -34,6 +34,7 @@ __device__ __forceinline__ float total(const float (&parts)[kWarps][kWarp], int 
 // kEach: rows of a thread at most, so that all stay in registers.
 template <class T, int kEach>
 __global__ void __launch_bounds__(kThreads) gated_delta_rule_kernel(GatedDeltaParams p) {
+  begin_kernel();
   Shared& shared = *dynamic_shared<Shared>();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane, head = blockIdx.y, s = blockIdx.z;

@@ -15,6 +15,7 @@ constexpr int kAhead = 8;  // tokens that a lane reads before it writes
 // K and V stand for the bytes of an element, or of the word of an int4 cache; V has those of kRun tokens side by side.
 template <class K, class V = K, int kRun = 1>
 __global__ void __launch_bounds__(kWarps* kWarp, 4) gather_kv_kernel(GatherKvParams p) {
+  begin_kernel();
   const KvCache& c = p.cache;
   const int64_t h = blockIdx.y;
   const int size = static_cast<int>(c.block_size), dim = static_cast<int>(c.head_dim), kept = static_cast<int>(p.kept);

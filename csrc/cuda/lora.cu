@@ -29,6 +29,7 @@ __device__ __forceinline__ void for_runs_of_one(const LoraParams& p, int64_t fir
 // sums[row][part * rank] = x @ a^T, sixteen ranks a block.
 template <class T, class Weight, int kRows>
 __global__ void __launch_bounds__(kShrinkThreads) shrink_kernel(LoraParams p, float* sums) {
+  begin_kernel();
   float* partial = dynamic_shared<float>();  // [kSlices][kPanel]
   const int lane = threadIdx.x % kPanel, slice = threadIdx.x / kPanel;
   const int64_t run = blockIdx.y, of_part = p.rank / kPanel, part = run / of_part, runs = p.sums() / kPanel;
@@ -60,6 +61,7 @@ __global__ void __launch_bounds__(kShrinkThreads) shrink_kernel(LoraParams p, fl
 // product += sums @ b^T, a thread a column.
 template <class Weight, int kRows>
 __global__ void __launch_bounds__(kExpandThreads) expand_kernel(LoraParams p, const float* sums) {
+  begin_kernel();
   const int64_t index = static_cast<int64_t>(blockIdx.y) * kExpandPanels + threadIdx.x / kPanel;
   const int lane = threadIdx.x % kPanel;
   if (index >= p.num_panels) return;
@@ -88,6 +90,7 @@ __global__ void __launch_bounds__(kExpandThreads) expand_kernel(LoraParams p, co
 
 // out = act(gate) * up, a thread a column.
 __global__ void __launch_bounds__(kExpandThreads) gated_kernel(LoraParams p) {
+  begin_kernel();
   const int64_t row = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kExpandThreads + threadIdx.x;
   if (column >= p.width) return;
   const int64_t at = row * p.product.row_stride + column / kPanel * 2 * kPanel + column % kPanel;

@@ -59,6 +59,7 @@ struct Workspace {
 template <class T>
 __global__ void __launch_bounds__(kQuantizeWarps* kWarp)
     quantize_kernel(MatmulParams p, ActivationBlock* to, int32_t* finished, int64_t tiles) {
+  begin_kernel();
   const int lane = threadIdx.x % kWarp;
   for (int64_t tile = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; tile < tiles;
        tile += static_cast<int64_t>(gridDim.x) * blockDim.x) {
@@ -150,6 +151,7 @@ __device__ __forceinline__ void write_rows(const MatmulParams& p, int64_t first_
 
 template <class Type, class Tile>
 __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulParams p, Workspace work) {
+  begin_kernel();
   using Config = GgufConfig<Type, Tile>;
   constexpr int kSteps = Config::kSteps, kPanels = Config::kPanels, kTokenTiles = Tile::kRows / 8,
                 kStages = Config::kStages;

@@ -74,6 +74,7 @@ __device__ __forceinline__ void write_sums(const MatmulParams& p, const float* r
 
 template <class Op, class Tile>
 __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulParams p, const float* row_scale) {
+  begin_kernel();
   using Sum = typename Op::Sum;
   constexpr int kStages = Tile::stages(Op::kBytes), kTokenTiles = Tile::kRows / 8;
   constexpr size_t kStageBytes = Tile::stage_bytes(Op::kBytes);

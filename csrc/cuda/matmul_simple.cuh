@@ -13,6 +13,7 @@ constexpr int kSimpleThreads = 128, kSimpleRows = 8, kSimpleK = 64;
 
 template <class W>
 __global__ void __launch_bounds__(kSimpleThreads) simple_matmul_kernel(MatmulParams p) {
+  begin_kernel();
   float* x = dynamic_shared<float>();  // [kSimpleRows][kSimpleK]
   const int64_t first_row = take_tile(p, kSimpleRows);
   if (first_row >= p.m) return;

@@ -17,6 +17,7 @@ int64_t quantized_stride(const MatmulParams& p) { return ceil_div(p.k, 16) * 16;
 // A block a row. The scale is NaN if the row has a value that is not finite, so that its results are NaN.
 template <class T, bool kNorm>
 __global__ void __launch_bounds__(kMaxRowThreads) quantize_kernel(MatmulParams p, Workspace to) {
+  begin_kernel();
   float* scratch = dynamic_shared<float>();
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;

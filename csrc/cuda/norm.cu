@@ -20,6 +20,7 @@ __device__ __forceinline__ void add_to_residual(const T* x, T* residual, int64_t
 
 template <class T, bool kLayerNorm>
 __global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(NormParams p) {
+  begin_kernel();
   float* scratch = dynamic_shared<float>();
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
@@ -54,6 +55,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(NormParams p) {
 
 template <class T>
 __global__ void __launch_bounds__(kMaxRowThreads) add_normed_kernel(AddNormedParams p) {
+  begin_kernel();
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
   const T* weight = static_cast<const T*>(p.weight);
@@ -82,6 +84,7 @@ void norm(const NormParams& p, cudaStream_t stream) {
 
 template <class T>
 __global__ void __launch_bounds__(kMaxRowThreads) gated_norm_kernel(GatedNormParams p) {
+  begin_kernel();
   float* scratch = dynamic_shared<float>();
   const int64_t row = blockIdx.x, first = blockIdx.y * p.width;
   const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride + first;

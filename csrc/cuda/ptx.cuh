@@ -19,6 +19,21 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// ---- programmatic dependent launch; nothing before Hopper, and where a kernel is launched without it ----
+
+// Waits until all blocks of the kernel before have ended, and sees what they wrote.
+__device__ __forceinline__ void griddepcontrol_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Once all blocks have come here or ended, the next kernel's may start.
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // ---- global memory ----
 
 __device__ __forceinline__ uint4 load_global_16(const void* p) {

@@ -32,6 +32,7 @@ __device__ __forceinline__ void normalise(float* head, int dim, const T* weight,
 
 template <class T>
 __global__ void __launch_bounds__(kWarps* kWarp) rope_kv_write_kernel(RopeKvWriteParams p) {
+  begin_kernel();
   const KvCache& cache = p.cache;
   const int64_t token = blockIdx.x;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;

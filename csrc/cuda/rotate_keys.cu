@@ -10,6 +10,7 @@ namespace {
 constexpr int kWarps = 8;  // divides every block size
 
 __global__ void __launch_bounds__(kWarps* kWarp, 4) rotate_keys_kernel(RotateKeysParams p) {
+  begin_kernel();
   const KvCache& c = p.cache;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, dim = static_cast<int>(c.head_dim);
   const int64_t block = p.blocks[blockIdx.x], h = blockIdx.y, offset = blockIdx.z * kWarps + warp;

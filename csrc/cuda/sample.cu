@@ -154,6 +154,7 @@ struct Race {
 };
 
 __global__ void __launch_bounds__(kMaxLogitThreads) sample_kernel(SampleParams p) {
+  begin_kernel();
   KeyList list(dynamic_shared<void>());
   const int64_t r = blockIdx.x;
   LogitRow row = {p.logits + r * p.row_stride, static_cast<int>(p.vocab)};

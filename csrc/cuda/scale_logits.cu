@@ -9,6 +9,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) scale_logits_kernel(ScaleLogitsParams p) {
+  begin_kernel();
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
   if (column >= p.vocab) return;
   const int64_t n = p.vocab - column < kRun ? p.vocab - column : kRun;

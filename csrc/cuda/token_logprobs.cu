@@ -7,6 +7,7 @@ namespace pybatch::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kMaxLogitThreads, 1) token_logprobs_kernel(TokenLogprobsParams p) {
+  begin_kernel();
   KeyList list(dynamic_shared<void>());
   const int64_t r = blockIdx.x;
   const int token = static_cast<int>(p.tokens[r]);

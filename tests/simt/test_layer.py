@@ -47,6 +47,10 @@ FAULTS = {
     "refills_while_others_read": r"races with a (read|write) by thread",
     "copies_past_the_end": r"cp.async of 16 bytes out of bounds: at byte 256 of in",
     "copy_is_misaligned": r"misaligned cp.async destination",
+    "reads_before_it_waits": r"read of 4 bytes before griddepcontrol.wait, while kernels before may run",
+    "writes_before_it_waits": r"write of 4 bytes before griddepcontrol.wait",
+    "copies_before_it_waits": r"cp.async of 4 bytes before griddepcontrol.wait",
+    "some_return_without_waiting": r"the thread returns without griddepcontrol.wait",
 }
 RIGHT = [
     "right_with_barriers",
@@ -54,6 +58,7 @@ RIGHT = [
     "right_within_warps",
     "right_with_async_copies",
     "right_with_atomics",
+    "right_behind_the_wait",
 ]
 schedules = pytest.mark.parametrize("seed", [0, 1, 2])
 

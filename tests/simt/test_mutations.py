@@ -581,6 +581,13 @@ MUTATIONS = [
         probes.embedding,
     ),
     Mutation(
+        "a kernel does not wait for those before it",
+        "norm.cu",
+        "  begin_kernel();\n",
+        "",
+        probes.norm,
+    ),
+    Mutation(
         "no barrier before the sums of the warps are read",
         "common.cuh",
         "scratch[threadIdx.x / kWarp] = x;\n  __syncthreads();\n  x = scratch[0]",

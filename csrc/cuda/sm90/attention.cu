@@ -334,6 +334,7 @@ __device__ __forceinline__ int item_at(int count) {
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(PrefillConfig<T, kHeadDim>::kThreads, 1)
     prefill_kernel(PagedAttentionParams p, Workspace work) {
+  begin_kernel();
   using Config = PrefillConfig<T, kHeadDim>;
   const PrefillShared<T, Config> shared;
   if (threadIdx.x == 0) shared.init_barriers();

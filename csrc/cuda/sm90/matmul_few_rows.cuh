@@ -52,6 +52,7 @@ struct Ring {
 template <class Op, class Tile>
 __global__ void __launch_bounds__(Tile::kWarps* kWarp, Tile::kBlocks)
     few_rows_kernel(MatmulParams p, const float* row_scale, const __grid_constant__ CUtensorMap rows) {
+  begin_kernel();
   using Sum = typename Op::Sum;
   constexpr int kStages = Tile::kStages, kTokenTiles = Tile::kRows / 8;
   // The same in all lanes, as the compiler then knows.

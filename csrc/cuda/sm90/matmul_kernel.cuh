@@ -281,6 +281,7 @@ __device__ __forceinline__ void write_tile(const MatmulParams& p, const float* r
 template <class Op, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     wgmma_kernel(MatmulParams p, const float* row_scale, const __grid_constant__ CUtensorMap rows) {
+  begin_kernel();
   char* shared = dynamic_shared<char>();
   auto* barriers = reinterpret_cast<uint64_t*>(shared + Tile::stage_bytes() + Tile::kSumBytes);
   const bool alone = Tile::kCluster == 1;

@@ -414,6 +414,6 @@ const Case kCases[] = {
 extern "C" void run(const char* name, const char* in, uint32_t* out) {
   const CUtensorMap map = byte_matrix_map(in, kRows, 128, 128, kRows);
   for (const Case& c : kCases) {
-    if (!std::strcmp(c.name, name)) launch(c.kernel, dim3(1), dim3(c.threads), 256 * 128 + 16, nullptr, in, out, map);
+    if (!std::strcmp(c.name, name)) launch(false, c.kernel, dim3(1), dim3(c.threads), 256 * 128 + 16, in, out, map);
   }
 }

@@ -312,9 +312,38 @@ __global__ void right_with_atomics(const float* in, float* out, int) {
   out[thread()] = shared[0] == 64 ? in[neighbour()] : -1;
 }
 
+__global__ void reads_before_it_waits(const float* in, float* out, int) {
+  const float x = in[thread()];
+  griddepcontrol_wait();
+  out[thread()] = x;
+}
+
+__global__ void writes_before_it_waits(const float*, float* out, int) {
+  out[thread()] = 0;
+  griddepcontrol_wait();
+}
+
+__global__ void copies_before_it_waits(const float* in, float*, int) {
+  cp_async_4(dynamic_shared<float>() + thread(), in + thread(), true);
+  griddepcontrol_wait();
+}
+
+__global__ void some_return_without_waiting(const float* in, float* out, int) {
+  if (thread() == 63) return;
+  griddepcontrol_wait();
+  out[thread()] = in[thread()];
+}
+
+__global__ void right_behind_the_wait(const float* in, float* out, int n) {
+  griddepcontrol_launch_dependents();
+  griddepcontrol_wait();
+  out[thread()] = in[(thread() + 1) % n];
+}
+
 struct Case {
   const char* name;
   void (*kernel)(const float*, float*, int);
+  bool overlaps = false;  // with kernels launched before
 };
 #define CASE(name) {#name, name}
 constexpr Case kCases[] = {
@@ -353,6 +382,11 @@ constexpr Case kCases[] = {
     CASE(refills_while_others_read),
     CASE(copies_past_the_end),
     CASE(copy_is_misaligned),
+    {"reads_before_it_waits", reads_before_it_waits, true},
+    {"writes_before_it_waits", writes_before_it_waits, true},
+    {"copies_before_it_waits", copies_before_it_waits, true},
+    {"some_return_without_waiting", some_return_without_waiting, true},
+    {"right_behind_the_wait", right_behind_the_wait, true},
     CASE(right_with_barriers),
     CASE(right_with_named_barriers),
     CASE(right_within_warps),
@@ -364,6 +398,6 @@ constexpr Case kCases[] = {
 
 extern "C" void run(const char* name, const float* in, float* out, int n) {
   for (const Case& c : kCases) {
-    if (!std::strcmp(c.name, name)) launch(c.kernel, dim3(1), dim3(64), 64 * sizeof(float), nullptr, in, out, n);
+    if (!std::strcmp(c.name, name)) launch(c.overlaps, c.kernel, dim3(1), dim3(64), 64 * sizeof(float), in, out, n);
   }
 }

@@ -108,6 +108,7 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
     Thread& t = *threads_[i];
     t.index = unflatten(i, l.block);
     t.exited = false;
+    t.has_waited = !l.overlaps;
     t.copies.clear();
     t.groups.clear();
     t.wgmmas.clear();
@@ -165,6 +166,7 @@ void Worker::block_thread(Thread& t, const char* what, Location at) {
 
 void Worker::exit(Thread& t) {
   if (!t.wgmmas.empty()) fail("the thread returns while a wgmma is unfinished");
+  if (!t.has_waited) fail("the thread returns without griddepcontrol.wait, while kernels before may run");
   t.exited = true;
   --live_;
   exited_lanes_[t.warp()] |= 1u << t.lane();
@@ -290,6 +292,11 @@ std::string Worker::stuck() const {
 }
 
 void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc, const char* what) {
+  const auto arguments = reinterpret_cast<uintptr_t>(launch->arguments);
+  if (!current->has_waited && p - arguments >= launch->arguments_bytes) {
+    fail(std::string(what) + " of " + std::to_string(bytes) + " bytes before griddepcontrol.wait, while kernels before may run",
+         pc);
+  }
   auto allowed = [&](const Range* range) { return range && range->holds(p, bytes) && (range->writable || !write); };
   if (std::any_of(std::begin(recent_), std::end(recent_), allowed)) return;
   const Range* range = find_range(p);

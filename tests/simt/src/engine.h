@@ -47,7 +47,7 @@ struct Thread {
   Worker* worker;
   uint3 index;
   unsigned linear;
-  bool exited;
+  bool exited, has_waited;      // for the kernels before
   const char* waits_for;  // null: it does not wait
   Location waits_at;
   std::vector<AsyncCopy> copies;  // issued and not landed, oldest first

@@ -40,6 +40,8 @@ dim3 block_dim() { return self().worker->launch->block; }
 dim3 grid_dim() { return self().worker->launch->grid; }
 unsigned lane() { return self().lane(); }
 
+void wait_for_kernels_before() { self().has_waited = true; }
+
 void sync_block(Location at) {
   dim3 n = block_dim();
   self().worker->barrier(self(), 0, n.x * n.y * n.z, at);

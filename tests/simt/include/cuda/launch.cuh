@@ -14,15 +14,22 @@ inline void check_cuda(cudaError_t error) {
 }
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, Args... args) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+void launch(bool overlaps, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args... args) {
   using Arguments = std::tuple<Params...>;
   const Arguments arguments(static_cast<Params>(args)...);
   simt::launch({grid, block, shared_bytes, reinterpret_cast<const void*>(kernel), &arguments, sizeof(arguments),
                 [](const void* function, const void* packed) {
                   std::apply(reinterpret_cast<void (*)(Params...)>(const_cast<void*>(function)),
                              *static_cast<const Arguments*>(packed));
-                }});
+                },
+                overlaps});
+}
+
+// Always such that it may overlap with what was launched before.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  launch(true, kernel, grid, block, shared_bytes, args...);
 }
 
 inline bool takes_untried() { return true; }

@@ -16,6 +16,11 @@ T* dynamic_shared() {
 
 inline uint32_t shared_address(const void* p) { return simt::shared_address(p); }
 
+// ---- programmatic dependent launch ----
+
+inline void griddepcontrol_wait() { simt::wait_for_kernels_before(); }
+inline void griddepcontrol_launch_dependents() {}
+
 // ---- global memory ----
 
 __forceinline__ uint4 load_global_16(const void* p) {

@@ -40,6 +40,9 @@ uint64_t exchange(unsigned mask, uint64_t value, int source, const char* name, L
 // Bit i: the predicate of lane i.
 unsigned vote(unsigned mask, bool predicate, const char* name, Location);
 
+// In a launch that may overlap with those before it, a thread has to call this before it touches global memory.
+void wait_for_kernels_before();
+
 // ---- memory ----
 void* shared_memory();
 uint32_t shared_address(const void*);  // in the shared window
@@ -67,6 +70,7 @@ struct Launch {
   const void* arguments;
   size_t arguments_bytes;
   void (*call)(const void* kernel, const void* arguments);
+  bool overlaps = false;  // with the launches before it: programmatic dependent launch
 };
 void launch(const Launch&);
 
