@@ -1,7 +1,7 @@
 // matmul_gguf: an mma step is one block of 32 activations, whose dot products with the codes of the weights are exact;
 // scales then multiply them, block by block in ascending K. Weights are the rows of the product, tokens its columns, as
-// in matmul_kernel.cuh, and so is the way that warps share the work. Where there are few tiles, each part of K is a
-// block, and the last of a tile's to finish adds them up.
+// in matmul_kernel.cuh, and so is the way that warps share the work. Where there are few tiles, several blocks
+// have the parts of K of one, and the last of them to finish adds them up.
 #include "cuda/gguf_blocks.cuh"
 #include "cuda/kernels.h"
 #include "cuda/matmul_kernel.cuh"
@@ -20,33 +20,38 @@ struct alignas(16) ActivationBlock {
 
 constexpr int kQuantizeWarps = 8;
 
-constexpr int kTileColumns = 4 * kWarpColumns;  // where a block has all of K, or one part
+// The parts of K: more where it is long, which columns are then mostly too few for. Rows have no say, and nor do
+// columns, of which each rank of several has a share, so that the bits are those of any batch and one rank.
+__host__ __device__ __forceinline__ int parts_of(const MatmulParams& p) {
+  return p.experts.count == 0 && p.k > 8192 ? 2 * kSplits : kSplits;
+}
 
-// The rows of a tile; and where all tiles together are fewer than multiprocessors, the parts of K that are blocks.
+// The rows of a tile, its columns, and the blocks that share its parts of K.
 struct Plan {
-  int rows;
+  int rows, columns;
   int64_t tiles;
-  int parts;
+  int parts, blocks;
 };
 Plan plan_of(const MatmulParams& p) {
   const int64_t together = rows_together(p);
-  const int rows = together > 16 ? 32 : together > 8 ? 16 : 8;
-  const int64_t tiles = row_tiles(p, rows) * ceil_div(p.n, kTileColumns);
-  const bool split = rows > 8 && p.experts.count == 0 && tiles < multiprocessors();
-  return {rows, tiles, split ? kSplits : 1};
+  const int rows = together > 16 ? 32 : together > 8 ? 16 : 8, columns = (rows == 8 ? 1 : 4) * kWarpColumns;
+  const int64_t tiles = row_tiles(p, rows) * ceil_div(p.n, columns);
+  const int parts = parts_of(p), of_block = rows == 8 ? kSplits : 1;
+  const bool split = p.experts.count == 0 && (rows == 8 || tiles < multiprocessors());
+  return {rows, columns, tiles, parts, split ? parts / of_block : 1};
 }
 
 size_t x_bytes(const MatmulParams& p) {
   return static_cast<size_t>(p.x_rows() * (p.k / kBlock)) * sizeof(ActivationBlock);
 }
 size_t sum_bytes(const Plan& plan) {
-  return plan.parts == 1 ? 0 : static_cast<size_t>(plan.tiles * plan.parts * plan.rows * kTileColumns) * sizeof(float);
+  return plan.blocks == 1 ? 0 : static_cast<size_t>(plan.tiles * plan.parts * plan.rows * plan.columns) * sizeof(float);
 }
 
 struct Workspace {
   ActivationBlock* x;  // [x_rows, blocks]
   float* sums;         // [tiles][parts][rows][columns]
-  int32_t* finished;   // [tiles], parts
+  int32_t* finished;   // [tiles], blocks
 
   Workspace(const MatmulParams& p, const Plan& plan, void* data)
       : x(static_cast<ActivationBlock*>(data)),
@@ -189,9 +194,11 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
   };
 
   float sum[kPanels][kTokenTiles][4] = {}, total[kPanels][kTokenTiles][4] = {};
-  const int64_t all_stages = ceil_div(blocks, kSteps), split = ceil_div(all_stages, kSplits);
+  const int parts_of_k = parts_of(p);
+  const int64_t all_stages = ceil_div(blocks, kSteps), split = ceil_div(all_stages, parts_of_k);
   const bool in_part = kAlone || gridDim.z > 1;
-  const int64_t part_begin = (kAlone ? warp_k : static_cast<int64_t>(blockIdx.z)) * split;
+  const int part = kAlone ? static_cast<int>(blockIdx.z) * kSplits + warp_k : static_cast<int>(blockIdx.z);
+  const int64_t part_begin = part * split;
   const int64_t begin = part_begin < all_stages ? part_begin : all_stages;
   const int64_t end = in_part && begin + split < all_stages ? begin + split : all_stages;
   if (begin < end) copy_stage(begin);
@@ -247,33 +254,31 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) gguf_kernel(MatmulPara
   }
   __syncthreads();
   const int64_t column = first_column + lane;
-  auto add_up = [](const float* part, int64_t apart) {
+  constexpr int kEach = kAlone ? kSplits : 1;  // parts of a block, whose warps have every so many rows
+  auto add_up = [](const float* first, int64_t apart, int count) {
     float x = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kSplits; ++i) x += part[i * apart];
+    for (int i = 0; i < count; ++i) x += first[i * apart];
     return x;
   };
-  const float* sums = parts + (kAlone ? 0 : warp) * Config::kPart + lane;
-  if constexpr (kAlone) {
-    write_rows<Tile>(p, first_row, column, warp, kSplits,
-                     [&](int row) { return add_up(sums + row * kPartPitch, Config::kPart); });
-  } else {
-    if (gridDim.z == 1) {
-      return write_rows<Tile>(p, first_row, column, 0, 1, [&](int row) { return sums[row * kPartPitch]; });
-    }
-    constexpr int64_t kSize = Tile::kRows * kTileColumns;
-    const int64_t tile = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-    float* of_tile = work.sums + tile * kSplits * kSize + warp * kWarpColumns + lane;
-    for (int row = 0; row < Tile::kRows; ++row)
-      of_tile[blockIdx.z * kSize + row * kTileColumns] = sums[row * kPartPitch];
-    if (!last_to_finish(work.finished + tile, kSplits, dynamic_shared<int32_t>())) return;
-    write_rows<Tile>(p, first_row, column, 0, 1, [&](int row) { return add_up(of_tile + row * kTileColumns, kSize); });
+  if (gridDim.z == 1) {
+    const float* sums = parts + warp_n * Config::kPart + lane;
+    return write_rows<Tile>(p, first_row, column, warp_k, kEach,
+                            [&](int row) { return add_up(sums + row * kPartPitch, Config::kPart, kEach); });
   }
+  constexpr int64_t kWidth = Tile::kWarpsN * kWarpColumns, kSize = Tile::kRows * kWidth;
+  const int64_t tile = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  float* sums = work.sums + tile * parts_of_k * kSize + warp_n * kWarpColumns + lane;
+  for (int row = 0; row < Tile::kRows; ++row) {
+    sums[part * kSize + row * kWidth] = parts[warp * Config::kPart + row * kPartPitch + lane];
+  }
+  if (!last_to_finish(work.finished + tile, static_cast<int>(gridDim.z), dynamic_shared<int32_t>())) return;
+  write_rows<Tile>(p, first_row, column, warp_k, kEach,
+                   [&](int row) { return add_up(sums + row * kWidth, kSize, parts_of_k); });
 }
 
 template <class Type, class Tile>
 void run(const MatmulParams& p, const Plan& plan, const Workspace& work, cudaStream_t stream) {
-  const dim3 grid(row_tiles(p, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns), plan.parts);
+  const dim3 grid(row_tiles(p, Tile::kRows), ceil_div(p.n, Tile::kWarpsN * kWarpColumns), plan.blocks);
   launch(gguf_kernel<Type, Tile>, grid, dim3(Tile::kWarps * kWarp), GgufConfig<Type, Tile>::shared_bytes(), stream, p,
          work);
 }
@@ -282,7 +287,7 @@ void run(const MatmulParams& p, const Plan& plan, const Workspace& work, cudaStr
 
 size_t matmul_gguf_workspace(const MatmulParams& p) {
   const Plan plan = plan_of(p);
-  return x_bytes(p) + sum_bytes(plan) + (plan.parts == 1 ? 0 : plan.tiles * sizeof(int32_t));
+  return x_bytes(p) + sum_bytes(plan) + (plan.blocks == 1 ? 0 : plan.tiles * sizeof(int32_t));
 }
 
 void matmul_gguf(const MatmulParams& p, void* workspace, cudaStream_t stream) {
@@ -291,7 +296,7 @@ void matmul_gguf(const MatmulParams& p, void* workspace, cudaStream_t stream) {
   with_float_type(p.x.dtype, [&](auto* type) {
     const dim3 grid(ceil_div(p.x_rows() * (p.k / kBlock), kQuantizeWarps));
     launch(quantize_kernel<std::remove_pointer_t<decltype(type)>>, grid, dim3(kQuantizeWarps * kWarp), 0, stream, p,
-           work.x, work.finished, plan.parts == 1 ? 0 : plan.tiles);
+           work.x, work.finished, plan.blocks == 1 ? 0 : plan.tiles);
   });
   with_gguf_type(p.gguf_type, [&](auto* type) {
     using Type = std::remove_pointer_t<decltype(type)>;

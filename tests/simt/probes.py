@@ -204,10 +204,15 @@ def matmul_gguf(ops: SimtOps) -> None:
     """Rows alone; some, whose parts of K are blocks; and so many that there is a tile for each multiprocessor."""
     tests = suite("test_matmul_gguf")
     with running(tests, ops):
-        packed = ops.pack_gguf(torch.from_numpy(tests.random_blocks("Q5_K", 40, 1280)), "Q5_K")
-        x = random(140, 1280)
-        many, some = (ops.matmul_gguf(rows, packed, out=torch.empty(len(rows), 40)) for rows in (x, x[60:90]))
-        assert torch.equal(many[60:90], some)
+        for k in (1280, 8448):  # four parts, and eight
+            packed = ops.pack_gguf(torch.from_numpy(tests.random_blocks("Q5_K", 40, k)), "Q5_K")
+            x = random(100, k)
+            many, some, few = (
+                ops.matmul_gguf(x[rows], packed, out=torch.empty(len(x[rows]), 40))
+                for rows in (slice(100), slice(60, 76), slice(60, 63))
+            )
+            assert torch.equal(many[60:76], some)
+            assert torch.equal(some[:3], few)
         for kind in ops.GGUF_BLOCKS:
             n, k = 40, 1280
             blocks, x = tests.random_blocks(kind, n, k), random(20, k)

@@ -540,8 +540,8 @@ MUTATIONS = [
     Mutation(
         "all parts of K are multiplied by the weights of the first",
         "matmul_gguf.cu",
-        "(kAlone ? warp_k : static_cast<int64_t>(blockIdx.z)) * split;",
-        "(kAlone ? warp_k : 0) * split;",
+        "part_begin = part * split;",
+        "part_begin = (kAlone ? part : 0) * split;",
         probes.matmul_gguf,
     ),
     Mutation(
