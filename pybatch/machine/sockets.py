@@ -12,8 +12,10 @@ import socket
 import tempfile
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
+JOINING = 60.0  # seconds in which all have to be there
 PATIENCE = 600.0  # seconds in which the slowest process has to come to where the others wait
 SPIN = 2e-3  # seconds of looking again
 
@@ -21,7 +23,7 @@ SPIN = 2e-3  # seconds of looking again
 class Sockets:
     """Of process `number` among `size`, numbered from 0, all of which make theirs at the same time.
 
-    store: a torch.distributed store that all have open. Raises OSError where one does not come.
+    store: a torch.distributed store that all have open. Raises OSError or RuntimeError where one does not come.
     """
 
     def __init__(self, store: Any, number: int, size: int) -> None:
@@ -29,10 +31,11 @@ class Sockets:
         self._peers: dict[int, socket.socket] = {}
         with tempfile.TemporaryDirectory(prefix="pybatch-") as folder, socket.socket(socket.AF_UNIX) as listener:
             path = os.path.join(folder, "socket")
-            listener.settimeout(PATIENCE)
+            listener.settimeout(JOINING)
             listener.bind(path)
             listener.listen(size)
             store.set(f"socket {number}", path)
+            store.wait([f"socket {other}" for other in range(number)], timedelta(seconds=JOINING))
             for other in range(number):
                 peer = socket.socket(socket.AF_UNIX)
                 peer.connect(store.get(f"socket {other}").decode())

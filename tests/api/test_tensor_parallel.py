@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 from model.families import make, save, some_ids
 
 from pybatch import LLM, RequestOutput, SamplingParams
+from pybatch.engine.execution.parallel import local
+from pybatch.machine import sockets
 from pybatch.machine.ranks import RankError
 from pybatch.model import ModelError
 
@@ -98,6 +101,15 @@ def test_a_rank_that_is_killed_is_one_clear_error_for_all(alone: None, folder: P
     for _ in range(2):
         with pytest.raises(RankError, match=message):
             llm.generate(prompt, params)
+
+
+def test_a_rank_that_ends_before_all_are_there_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connects = "start = pickle.load(sys.stdin.buffer); Client((start.leader, start.port), authkey=start.key)"
+    script = f"import pickle, sys; from multiprocessing.connection import Client; {connects}; sys.exit(7)"
+    monkeypatch.setattr(local, "COMMAND", [sys.executable, "-c", script])
+    monkeypatch.setattr(sockets, "JOINING", 0.5)
+    with pytest.raises(RankError, match=r"the 2 ranks no longer work together: rank 1, process \d+, .* status 7"):
+        opened(folder, 2)
 
 
 def test_followers_end_with_what_leads_them(alone: None, folder: Path) -> None:

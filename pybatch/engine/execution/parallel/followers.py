@@ -74,7 +74,13 @@ class Followers:
             self._accept_all(listener)
         self.ranks: Ranks | None
         self.stages: Stages | None
-        self.ranks, self.stages = Place(0, ranks, stages).join(self.world, store, device, host.address, self.sharing)
+        place = Place(0, ranks, stages)
+        try:
+            self.ranks, self.stages = place.join(self.world, store, device, host.address, self.sharing)
+        except (OSError, RuntimeError) as error:
+            told = self.world.end(str(error))
+            self._close()
+            raise RankError(told) from error
 
     def tell(self, what: str, *arguments: Any) -> None:
         message = pickle.dumps((what, arguments))
