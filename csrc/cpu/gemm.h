@@ -16,6 +16,8 @@
 //   kGroupBytes     bytes of a group; a panel's groups are contiguous
 //   kStepBytes      bytes of one row's activations of a step
 //   activation(p), weight(group, step), multiply_add(x, w, sum)
+// and perhaps, for tiles of one panel,
+//   kTurns, multiply_add(X*, w, Sum*)   the same for so many rows at once
 // or, where a tile is no matter of vectors, `multiply_tile<rows, panels>(arguments)` in place of the last line and X,
 // W.
 #pragma once
@@ -213,8 +215,19 @@ void multiply_tile(const TileArguments& t) {
     typename Op::W w[kPanels];
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) w[p] = Op::weight(weight + p * t.panel_stride, s);
+    int taken = 0;
+    if constexpr (kPanels == 1 && requires { Op::kTurns; }) {
+#pragma GCC unroll 4
+      for (; taken + Op::kTurns <= kRows; taken += Op::kTurns) {
+        typename Op::X a[Op::kTurns];
+        for (int i = 0; i < Op::kTurns; ++i) {
+          a[i] = Op::activation(x[(taken + i) / 4] + (taken + i) % 4 * t.x_stride + s * Op::kStepBytes);
+        }
+        Op::multiply_add(a, w[0], &sum[taken][0]);
+      }
+    }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = taken; r < kRows; ++r) {
       typename Op::X a = Op::activation(x[r / 4] + r % 4 * t.x_stride + s * Op::kStepBytes);
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) sum[r][p] = Op::multiply_add(a, w[p], sum[r][p]);

@@ -26,8 +26,8 @@ struct ActivationBlock {
     scale = of_block;
     scaled_sum[0] = of_block * static_cast<float>(Type::kMins == 2 ? sum0 : sum0 + sum1);
     scaled_sum[1] = of_block * static_cast<float>(sum1);
-    start[0] = -Type::kOffset * sum0;
-    start[1] = -Type::kOffset * sum1;
+    start[0] = -Type::kOffset * (Type::kScales == 2 ? sum0 : sum0 + sum1);
+    start[1] = Type::kScales == 2 ? -Type::kOffset * sum1 : 0;
   }
 };
 
@@ -58,13 +58,37 @@ struct BlockOp {
     for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(group + kAhead + step * kBytes + line);
     return Type::unpack(group, step);
   }
+  static PYBATCH_INLINE I32x16 start(X x, int half) {
+    return broadcast_int(Type::kOffset == 0 || half >= Type::kScales ? 0 : x->start[half]);
+  }
   static PYBATCH_INLINE I32x16 dot(X x, const W& w, int half) {
-    return dot16<Type::kMaxCode>(w.codes + 4 * half, x->q + 16 * half,
-                                 broadcast_int(Type::kOffset == 0 ? 0 : x->start[half]));
+    return dot16<Type::kMaxCode>(w.codes + 4 * half, x->q + 16 * half, start(x, half));
   }
   static PYBATCH_INLINE Sum multiply_add(X x, const W& w, Sum sum) {
+    return add(x, w, dot(x, w, 0), dot(x, w, 1), sum);
+  }
+#if defined(PYBATCH_ANY_AVX512)
+  // Of kTurns rows, whose dot products take turns: one after another, each would wait for its own last product.
+  static constexpr int kTurns = 4;
+  static PYBATCH_INLINE void multiply_add(const X* x, const W& w, Sum* sum) {
+    I32x16 dots[kTurns][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < kTurns; ++r) dots[r][0] = start(x[r], 0), dots[r][1] = start(x[r], 1);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 8
+      for (int dot = 0; dot < 2 * kTurns; ++dot) {
+        const int r = dot / 2, half = dot % 2;
+        const __m512i four = _mm512_set1_epi32(load_int(x[r]->q + 16 * half + 4 * i));
+        dots[r][half].v = _mm512_dpbusd_epi32(dots[r][half].v, w.codes[4 * half + i].v, four);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kTurns; ++r) sum[r] = add(x[r], w, dots[r][0], dots[r][1], sum[r]);
+  }
+#endif
+  static PYBATCH_INLINE Sum add(X x, const W& w, I32x16 first, I32x16 second, Sum sum) {
     F32x16 scale = broadcast(x->scale);
-    I32x16 first = dot(x, w, 0), second = dot(x, w, 1);
     if constexpr (Type::kScales == 1) {
       sum = fma(to_float(first + second), w.scale[0] * scale, sum);
     } else {
