@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -285,6 +286,19 @@ def prefill(quick: bool) -> Iterator[Case]:
         yield Case(f"prefill {sequences} x {length}", call, 0, operations, others, exact, target=("SDPA flash", 1.0))
 
 
+def invariant_rivals(x: Tensor, weight: Tensor) -> dict[str, Call]:
+    """Triton's persistent product of batch_invariant_ops, whose rows do not depend on each other either."""
+    if find_spec("batch_invariant_ops") is None:
+        return {}
+
+    def persistent() -> Call:
+        from batch_invariant_ops.batch_invariant_ops import matmul_persistent
+
+        return lambda: matmul_persistent(x, weight.t())
+
+    return rivals(Triton_persistent=persistent)
+
+
 def matmuls(quick: bool) -> Iterator[Case]:
     for n, k in [(6144, 4096), (28672, 4096), (4096, 14336)][: 1 if quick else 3]:
         weight = randn(n, k) * k**-0.5
@@ -295,6 +309,7 @@ def matmuls(quick: bool) -> Iterator[Case]:
             x, out = randn(m, k), torch.empty(m, n, dtype=BF16, device="cuda")
             operations, moved = 2 * m * n * k, 2 * m * (n + k)
             cublas = {"cuBLAS bf16": lambda x=x, w=weight: functional.linear(x, w)}
+            others = cublas | invariant_rivals(x, weight)
 
             def w8a16(x: Tensor = x, packed: Tensor = packed, scale: Tensor = scale, out: Tensor = out) -> Tensor:
                 return ops.matmul_w8a16(x, packed, scale, out=out)
@@ -316,7 +331,7 @@ def matmuls(quick: bool) -> Iterator[Case]:
             shape = f"{m} x {n} x {k}"
             target = ("cuBLAS bf16", 1.7) if m <= 32 else None
             yield Case(f"w8a16 {shape}", w8a16, moved + n * k, operations, cublas, exact, target=target)
-            yield Case(f"dense {shape}", plain, moved + 2 * n * k, operations, cublas, exact_dense)
+            yield Case(f"dense {shape}", plain, moved + 2 * n * k, operations, others, exact_dense)
             if m <= 32:
                 yield gguf(x, n)
             if m >= 512:
@@ -400,6 +415,37 @@ def rows(quick: bool) -> Iterator[Case]:
         yield Case(f"silu_mul {shape}", silu, 3 * x.nbytes, 0, torchs, silu_by_torch, target=("copy", 0.85))
 
 
+def sampling(quick: bool) -> Iterator[Case]:
+    """Rows of a large vocabulary, which need to be read once."""
+    rows, vocab = 64, 128256
+    logits, index = randn(rows, vocab, dtype=torch.float32) * 6, torch.arange(rows, device="cuda")
+    for name, temperature, top_k, top_p in [
+        ("greedy", 0.0, 0, 1.0), ("no cut", 1.0, 0, 1.0), ("top_k 50", 1.0, 50, 1.0), ("top_p 0.9", 1.0, 0, 0.9),
+        ("top_p 0.9 of a flat row", 6.0, 0, 0.9),
+    ]:  # fmt: skip
+        settings = [torch.full((rows,), float(x), device="cuda") for x in (temperature, top_p, 0.0)]
+        k = torch.full((rows,), top_k, device="cuda")
+
+        def ours(settings: list[Tensor] = settings, k: Tensor = k) -> Tensor:
+            temperature, top_p, min_p = settings
+            return ops.sample(logits, temperature, k, top_p, min_p, index, index)
+
+        others: dict[str, Call] = {"topk": lambda: logits.topk(50).indices} if top_k else {}
+        wanted = (lambda: logits.argmax(1)) if temperature == 0 else None
+        yield Case(f"sample {name} {rows} x {vocab}", ours, logits.nbytes, 0, others, wanted, 0.0)
+    for num_top in (0, 20):
+
+        def logprobs(num_top: int = num_top) -> Tensor:
+            return ops.token_logprobs(logits, index, num_top)[0]
+
+        def exact() -> Tensor:
+            return torch.log_softmax(logits, 1).gather(1, index[:, None])[:, 0]
+
+        torchs: dict[str, Call] = {"log_softmax": exact}
+        name = f"token_logprobs {num_top} {rows} x {vocab}"
+        yield Case(name, logprobs, logits.nbytes, 0, torchs, exact, 1e-4)
+
+
 # ---- results ----
 
 
@@ -419,6 +465,7 @@ def measure(case: Case, timer: Timer, ceiling: dict[str, float]) -> dict:
     others = {name: timer(call) for name, call in case.others.items()}
     result = {
         "name": case.name, "seconds": seconds, "others": others, "error": error,
+        "at_ceilings": max(case.bytes / ceiling["copy"], case.operations / ceiling["bf16"]),
         "of_copy": case.bytes / seconds / ceiling["copy"], "of_bf16": case.operations / seconds / ceiling["bf16"],
     }  # fmt: skip
     if case.target is not None:
@@ -428,7 +475,14 @@ def measure(case: Case, timer: Timer, ceiling: dict[str, float]) -> dict:
     return result
 
 
-FAMILIES = {"decode": decode, "prefill": prefill, "matmuls": matmuls, "rows": rows, "copies": copies}
+FAMILIES = {
+    "decode": decode,
+    "prefill": prefill,
+    "matmuls": matmuls,
+    "rows": rows,
+    "copies": copies,
+    "sampling": sampling,
+}
 
 
 CASE_SECONDS = 30.0  # that a case may take, and the making of its tensors
@@ -496,7 +550,7 @@ def facts() -> dict[str, str | None]:
 
 
 def show(results: list[dict]) -> None:
-    table = Table("case", "us", "of copy", "of bf16 peak", "others, us", "target")
+    table = Table("case", "us", "at the ceilings", "of copy", "of bf16 peak", "others, us", "target")
     for r in results:
         if "failed" in r:
             table.add_row(r["name"], "[red]failed")
@@ -509,7 +563,13 @@ def show(results: list[dict]) -> None:
             verdict = "[green]pass" if (t["reached"] or 0) >= t["least"] else "[red]MISSED"
             target = f"{verdict}[/] {reached} of {t['least']} x {t['rival']}"
         table.add_row(
-            r["name"], f"{r['seconds'] * 1e6:.1f}", f"{r['of_copy']:.0%}", f"{r['of_bf16']:.0%}", others, target
+            r["name"],
+            f"{r['seconds'] * 1e6:.1f}",
+            f"{r['at_ceilings'] * 1e6:.1f}",
+            f"{r['of_copy']:.0%}",
+            f"{r['of_bf16']:.0%}",
+            others,
+            target,
         )
     Console(width=160).print(table)
 
