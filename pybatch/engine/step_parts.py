@@ -90,10 +90,14 @@ def decode_step(engine: Engine, sequences: int, context: int, steps: int) -> dic
         raise ValueError(f"sequences: expected 1 to {most}, got {sequences}")
     longest, blocks = context + 2 * steps + 2, engine.num_kv_blocks
     needed = sequences * -(-longest // engine.config.block_size)
-    if longest > engine.max_model_len or needed > blocks:
+    if longest > engine.max_model_len:
+        most = engine.max_model_len - (longest - context)
         raise ValueError(
-            f"context: {sequences} sequences of {longest:,} tokens need {needed:,} KV blocks and there are {blocks:,}, "
-            f"for a context of {engine.max_model_len:,}"
+            f"context: expected at most {most:,} tokens, as {longest - context} are added, got {context:,}"
+        )
+    if needed > blocks:
+        raise ValueError(
+            f"context: {sequences} sequences of {longest:,} tokens need {needed:,} KV blocks and there are {blocks:,}"
         )
     vocab = engine.decoder.config.vocab_size
     params = SamplingParams(temperature=0, max_tokens=longest - context, ignore_eos=True, detokenize=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pybatch.model.build import build_decoder
 from pybatch.model.checkpoints.files import read_json
-from pybatch.model.checkpoints.find import SMOLLM2, find_model
+from pybatch.model.checkpoints.find import SMOLLM2, find_model, is_hub_name
 from pybatch.model.checkpoints.formats import take_quantization
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
@@ -146,7 +146,7 @@ def _config_path(model: str | Path) -> Path:
     path = Path(model).expanduser()
     if path.is_file() and path.suffix == ".json":
         return path.parent
-    if not path.exists() and str(model).lower() != SMOLLM2 and isinstance(model, str) and model.count("/") == 1:
+    if not path.exists() and str(model).lower() != SMOLLM2 and isinstance(model, str) and is_hub_name(model):
         return _hub_config(model).parent
     return find_model(model)
 

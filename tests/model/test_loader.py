@@ -27,6 +27,7 @@ from pybatch.model.build import build_decoder
 from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.loader import DTYPES
+from pybatch.model.unweighted import read_config
 from pybatch.model.weights import WeightPlan
 
 
@@ -265,6 +266,13 @@ def test_hub_names_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="'a/model' is no path here, and the Hugging Face hub did not give it"):
         load_model("a/model")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "./nowhere", "../nowhere", "~/nowhere"])
+def test_a_path_is_not_looked_for_on_the_hub(path: str) -> None:
+    for find in (load_model, read_config):
+        with pytest.raises(ModelError, match=f"a name on the Hugging Face hub .* got '{path}'"):
+            find(path)
 
 
 def test_progress_goes_to_stderr_only_when_asked(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

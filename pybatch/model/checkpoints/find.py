@@ -29,7 +29,7 @@ def find_model(model: str | Path) -> Path:
         return path
     if path.is_file():
         return path
-    if isinstance(model, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if isinstance(model, str) and is_hub_name(model):
         return _from_hub(model)
     raise ModelError(
         f"model: expected a directory, a GGUF file, {SMOLLM2!r} or a name on the Hugging Face hub such as "
@@ -37,10 +37,15 @@ def find_model(model: str | Path) -> Path:
     )
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether it looks like owner/name; a path may too, but not one that begins with ./ or ../."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
 def find_adapter(adapter: str | Path) -> Path:
     """A directory with an adapter_config.json, which a hub name has too."""
     path = Path(adapter).expanduser()
-    if not path.is_dir() and isinstance(adapter, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", adapter):
+    if not path.is_dir() and isinstance(adapter, str) and is_hub_name(adapter):
         path = _from_hub(adapter)
     if not (path / "adapter_config.json").exists():
         raise ModelError(f"adapter: expected a directory with adapter_config.json, got {str(adapter)!r}")
