@@ -11,6 +11,8 @@ TORCH ?= torch==2.13.0
 # Compiling, downloading and apt-get go side by side.
 MAKEFLAGS += -j3
 PIP = $(VENV)/bin/pip --disable-pip-version-check
+# Python compiles what it imports: much of torch and transformers it never does.
+export PIP_NO_COMPILE = 1
 SOURCES = pyproject.toml setup.py CMakeLists.txt $(shell find csrc pybatch -name '*.cpp' -o -name '*.h' -o -name '*.cu*' -o -name '*.py')
 
 demo: $(VENV)/installed
@@ -18,7 +20,7 @@ demo: $(VENV)/installed
 	  --quantization int8 --temperature 0 --max-tokens 128
 
 test: $(VENV)/installed browser emulator
-	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 30
 
 # For the test that looks at a report; without a browser it is skipped. On Debian, where we may install one.
 browser:

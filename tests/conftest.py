@@ -4,6 +4,7 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_command import Cli, Ran
@@ -14,6 +15,7 @@ from pybatch.cli import main
 from pybatch.model import ModelError
 from pybatch.model.checkpoints.find import find_model
 
+HERE = Path(__file__).parent
 TOGETHER = ("serve", "cluster")  # folders whose tests share what takes long to make: a server, Ray
 # What takes longest begins first, so that none is left for the end, when the other processes have nothing to do.
 LONGEST = (
@@ -22,16 +24,29 @@ LONGEST = (
 )  # fmt: skip
 
 
+def group(path: str) -> str:
+    """What one process takes as a whole: a file, or one of the folders above. path: below tests/."""
+    folder = path.partition("/")[0]
+    return folder if folder in TOGETHER else path
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (pytest-xdist, --dist loadgroup) each takes whole files, or one of these folders."""
-    groups = {}
-    for item in items:
-        parts = item.path.relative_to(Path(__file__).parent).parts
-        groups[item] = parts[0] if parts[0] in TOGETHER else "/".join(parts)
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    largest = (group for group, _ in Counter(groups.values()).most_common())
+    groups = {item: group(item.path.relative_to(HERE).as_posix()) for item in items}
+    largest = (name for name, _ in Counter(groups.values()).most_common())
     order = list(dict.fromkeys([*LONGEST, *largest]))
     items.sort(key=lambda item: order.index(groups[item]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By the names of tests alone: xdist_group marks are lost with pytest 9.2 and pytest-xdist 3.8."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid.partition("::")[0].removeprefix("tests/"))
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -91,6 +91,8 @@ def test_a_gpu_is_refused_by_name(path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_adapters_may_change_what_is_multiplied_as_it_is_stored(path: Path) -> None:
     """All but the heads' own projections, which are no products of their own."""
     decoder = load_model(path, skip_tokenizer=True).decoder
-    modules = {name for _, layout in layouts(decoder, SafetensorsCheckpoint(path)) for name in layout.modules}
+    modules = {
+        name for _, layout in layouts(decoder, SafetensorsCheckpoint(path), None, None) for name in layout.modules
+    }
     of_attention = {name.rpartition(".")[2] for name in modules if name.startswith("model.layers.1.self_attn.")}
     assert of_attention == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"}
