@@ -11,9 +11,9 @@ import pytest
 
 from pybatch import ops
 
-_C = ops._C  # torch must be there first; ops sees to that
+_C = ops.library._C  # torch must be there first; ops sees to that
 
-PACKAGE = Path(ops.__file__).parent
+PACKAGE = Path(ops.__file__).parents[1]
 
 
 def undefined_symbols(library: Path) -> list[str]:
@@ -60,7 +60,7 @@ class Stack(ctypes.Structure):
 memory = ctypes.create_string_buffer(8192)
 assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, len(memory))), None) == 0
 from pybatch import ops
-print(*ops._C.possible_isas())
+print(*ops.library._C.possible_isas())
 """
 
 

@@ -1,5 +1,5 @@
 // The ops as torch calls them, for any backend: checks of every argument, and the params structs that kernels take. Ops
-// write into tensors the caller gives (pybatch/ops.py allocates where the caller does not), so that a step of the
+// write into tensors the caller gives (pybatch/ops allocates where the caller does not), so that a step of the
 // engine allocates nothing here. Only the LibTorch stable ABI is used.
 //
 // A backend has a function of each kernel's name that takes its params, and

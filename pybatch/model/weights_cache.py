@@ -111,8 +111,8 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 def _code() -> list[bytes]:
     """Of all that packs weights: their layout has no number that somebody could forget to change."""
-    package = Path(ops.__file__).parent
-    files = [*package.glob("ops.py"), *package.glob("*.so"), *package.glob("model/**/*.py")]
+    package = Path(ops.__file__).parents[1]
+    files = [*package.glob("ops/*.py"), *package.glob("*.so"), *package.glob("model/**/*.py")]
     return [blake2b(path.read_bytes(), digest_size=16).digest() for path in sorted(files)]
 
 

@@ -54,7 +54,7 @@ def configure(build: Path, *names: str) -> subprocess.CompletedProcess[str]:
         "CMAKE_BUILD_TYPE": "Debug",
         "CMAKE_INSTALL_PREFIX": build / "site",
         "PYBATCH_PYTHONS": ";".join(names),
-        "PYBATCH_CPU": Path(ops.__file__).with_name("libpybatch_cpu.so"),
+        "PYBATCH_CPU": Path(ops.__file__).parents[1] / "libpybatch_cpu.so",
         "pybind11_DIR": Path(pybind11.origin).parent / "share/cmake/pybind11",
     }
     return cmake("-G", "Ninja", "-S", HERE, "-B", build, *(f"-D{name}={value}" for name, value in definitions.items()))
@@ -87,7 +87,7 @@ def test_each_python_takes_its_own_module() -> None:
     for python in (FIRST, SECOND):
         done = run(python, USE)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[0].split() == ["test", *ops._C.possible_isas()]
+        assert done.stdout.splitlines()[0].split() == ["test", *ops.library._C.possible_isas()]
 
 
 @needs_cmake

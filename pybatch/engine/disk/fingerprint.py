@@ -29,7 +29,7 @@ def fingerprint(decoder: Decoder, layout: KvLayout) -> str:
     shape = replace(decoder.config, name="", eos_token_ids=(), bos_token_id=None, max_position=0)
     about = [f"{FORMAT} {layout} {shape} {decoder.dtype} {arithmetic(decoder.device, decoder.dtype)}"]
     tables = [table[:_POSITIONS] for table in decoder.rotary.values()]
-    libraries = sorted(Path(ops.__file__).parent.glob("*.so"))
+    libraries = sorted(Path(ops.__file__).parents[1].glob("*.so"))
     digests: list[bytes] = []
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for part in chain([decoder.embedding], decoder.layers_in_turn(), [tables]):

@@ -1,0 +1,125 @@
+"""Weights in the order in which the matmuls read them: panels of 16 columns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PANEL = 16  # columns in one panel of packed weights
+
+_CACHED = 1 << 19  # elements whose fp32 copies stay in cache while they are worked on
+
+
+def packed_dense_shape(n: int, k: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Of pack_dense's result for [n, k] weights."""
+    panels, group = -(-n // PANEL), 4 // dtype.itemsize
+    return (panels, k, PANEL) if group == 1 else (panels, -(-k // group), PANEL, group)
+
+
+def pack_dense(weight: Tensor) -> Tensor:
+    """Packs [N, K] F weights for matmul_dense, zero-padded: [ceil(N/16), K, 16], or of 16 bits, with K in pairs,
+    [ceil(N/16), ceil(K/2), 16, 2]."""
+    n, k = weight.shape
+    packed, group = weight.new_empty(packed_dense_shape(n, k, weight.dtype)), 4 // weight.element_size()
+    if not packed.numel():
+        return packed
+    if n % PANEL or k % group:
+        weight = torch.nn.functional.pad(weight, (0, -k % group, 0, -n % PANEL))
+    words = packed.view(torch.int32).view(packed.shape[:3])  # a column's group of four bytes in one piece
+    words.copy_(weight.contiguous().view(torch.int32).view(packed.shape[0], PANEL, -1).transpose(1, 2))
+    return packed
+
+
+def interleave_gate_up(gate: Tensor, up: Tensor) -> Tensor:
+    """16 rows of gate, then 16 of up, and so on, padded with zeros: the weights that SILU_MUL and GELU_TANH_MUL take.
+
+    gate, up: [N, ...]. Returns [2 * ceil(N/16) * 16, ...].
+    """
+    panels = -(-len(gate) // PANEL)
+    both = gate.new_zeros(2, panels * PANEL, *gate.shape[1:])
+    both[0, : len(gate)], both[1, : len(up)] = gate, up
+    interleaved = both.view(2, panels, PANEL, *gate.shape[1:]).transpose(0, 1)
+    return interleaved.reshape(2 * panels * PANEL, *gate.shape[1:])
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 per output channel: [N, K] F -> q [N, K] int8 in [-127, 127], scale [N] float32, w ~ q * scale."""
+    n, k = weight.shape
+    q, scale = weight.new_empty(n, k, dtype=torch.int8), weight.new_empty(n, dtype=torch.float32)
+    rows = max(1, _CACHED // max(1, k))
+    for first in range(0, n, rows):
+        part = slice(first, first + rows)
+        w = weight[part].float()
+        scale[part] = w.abs().amax(dim=1) / 127
+        inverse = torch.where(scale[part] > 0, 1 / scale[part], 0.0)
+        q[part] = (w * inverse[:, None]).round_().clamp_(-127, 127)
+    return q, scale
+
+
+def pack_int8(q: Tensor) -> Tensor:
+    """Packs [N, K] int8 weights for the int8 matmuls: [ceil(N/16), ceil(K/4) + 1, 16, 4] int8, zero-padded.
+
+    The last group of a panel holds its 16 column sums as int32 (for u8 x s8 dot products).
+    """
+    n, k = q.shape
+    panels, groups = -(-n // PANEL), -(-k // 4)
+    if (n, k) != (panels * PANEL, groups * 4):
+        q = torch.nn.functional.pad(q, (0, groups * 4 - k, 0, panels * PANEL - n))
+    packed = q.new_empty(panels, groups + 1, PANEL, 4)
+    words = packed.view(torch.int32).view(panels, groups + 1, PANEL)  # a column's group of four in one piece
+    words[:, :groups] = q.contiguous().view(torch.int32).view(panels, PANEL, groups).transpose(1, 2)
+    words[:, groups] = q.sum(1, dtype=torch.int32).view(panels, PANEL)
+    return packed
+
+
+class GgufBlock(NamedTuple):
+    """The memory layout of a quantised type of GGUF files; names and layouts are ggml's."""
+
+    weights: int  # of a row, in one block
+    bytes: int
+    halves: tuple[int, ...]  # offsets of its 16-bit floats, scale first
+    words: slice  # bytes that are packed as words of four; the others follow them, two at a time if there are as many
+    dtype: torch.dtype = torch.uint8  # packed; int8 where a code names a number of a code book
+
+
+GGUF_BLOCKS = {
+    "Q4_0": GgufBlock(32, 18, (0,), slice(2, 18)),
+    "Q4_1": GgufBlock(32, 20, (0, 2), slice(4, 20)),
+    "Q5_0": GgufBlock(32, 22, (0,), slice(2, 22)),
+    "Q5_1": GgufBlock(32, 24, (0, 2), slice(4, 24)),
+    "Q8_0": GgufBlock(32, 34, (0,), slice(2, 34)),
+    "Q2_K": GgufBlock(256, 84, (80, 82), slice(80)),
+    "Q3_K": GgufBlock(256, 110, (108,), slice(108)),
+    "Q4_K": GgufBlock(256, 144, (0, 2), slice(4, 144)),
+    "Q5_K": GgufBlock(256, 176, (0, 2), slice(4, 176)),
+    "Q6_K": GgufBlock(256, 210, (208,), slice(208)),
+    "IQ4_NL": GgufBlock(32, 18, (0,), slice(2, 18), torch.int8),
+    "IQ4_XS": GgufBlock(256, 136, (0,), slice(4, 136), torch.int8),
+    "MXFP4": GgufBlock(32, 17, (), slice(1, 17), torch.int8),  # its scale is a byte, a power of two
+}
+
+
+def packed_gguf_shape(n: int, k: int, kind: str) -> tuple[int, int, int]:
+    """Of N rows of K weights, packed by pack_gguf."""
+    block = GGUF_BLOCKS[kind]
+    return -(-n // PANEL), k // block.weights, PANEL * block.bytes
+
+
+def pack_gguf(data: Tensor, kind: str) -> Tensor:
+    """Packs the rows of a quantised GGUF tensor for matmul_gguf, bit for bit; kind: one of GGUF_BLOCKS.
+
+    data: [N, K / weights * bytes] uint8, as in the file. Returns [ceil(N/16), K / weights, 16 * bytes], of the type's
+    dtype: that and the bytes tell types apart.
+    """
+    block = GGUF_BLOCKS[kind]
+    n, panels = data.shape[0], -(-data.shape[0] // PANEL)
+    if n < panels * PANEL:
+        data = torch.nn.functional.pad(data, (0, 0, 0, panels * PANEL - n))
+    blocks = data.view(panels, PANEL, -1, block.bytes).transpose(1, 2)
+    start, stop, _ = block.words.indices(block.bytes)
+    words = blocks[..., start:stop].contiguous().view(torch.int32).transpose(2, 3).flatten(2)
+    others = torch.cat([blocks[..., :start], blocks[..., stop:]], dim=3)
+    others = others.view(*others.shape[:3], -1, min(2, others.shape[3])).transpose(2, 3).flatten(2)
+    return torch.cat([words.view(torch.uint8), others], dim=2).view(block.dtype)
