@@ -94,7 +94,7 @@ class LatentAttentionConfig:
     interleaved: bool = True  # elements that turn together lie side by side
     scale: float | None = None  # of scores before the softmax; None: (key_dim + rotary_dim) ** -0.5
     norm_eps: float = 1e-6  # of latents
-    bias: bool = False  # of the projections of the residual stream, where queries have a latent
+    bias: bool = False  # of the projections of the residual stream to latents
     out_bias: bool = False
 
     # What attention of every kind has.

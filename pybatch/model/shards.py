@@ -7,7 +7,7 @@ all inputs in the kernel's own order, so that any number of ranks gives the bits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any, cast
@@ -20,7 +20,6 @@ from pybatch.machine.ranks import Ranks
 from pybatch.model.config import (
     AttentionConfig,
     GatedDeltaConfig,
-    LatentAttentionConfig,
     LayerConfig,
     MLPBesideMoEConfig,
     ModelConfig,
@@ -33,6 +32,7 @@ from pybatch.model.sharded import ShardedHead, ShardedLinear, ShardedNorm
 from pybatch.model.weights import Columns, Grouped, WeightLoader, WeightPlan
 
 KEYS = ("k", "v", "k_norm")  # roles of what may be held by several ranks
+OF_ALL = ("q_a", "kv_a", "token_gate", "token_out")  # likewise of what each has: latents, and inputs of tokens' own
 
 
 def of_rank(config: ModelConfig, ranks: Ranks) -> ModelConfig:
@@ -44,12 +44,6 @@ def of_rank(config: ModelConfig, ranks: Ranks) -> ModelConfig:
 
 
 def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerConfig:
-    if layer.token_width:
-        raise ModelError(
-            f"tensor_parallel_size: expected 1 for {config.architecture}, whose layers have inputs of tokens' own, got "
-            f"{size}"
-        )
-
     def share(block: Any, **counts: str) -> Any:
         """The block with a share of these fields, named as the model's config has them."""
         for name, field in counts.items():
@@ -68,12 +62,10 @@ def _layer_of_rank(layer: LayerConfig, config: ModelConfig, size: int) -> LayerC
     mixer = layer.mixer
     if isinstance(mixer, GatedDeltaConfig):
         mixer = share(mixer, linear_num_key_heads="key_heads", linear_num_value_heads="value_heads")
-    elif isinstance(mixer, LatentAttentionConfig):
-        raise ModelError(
-            f"tensor_parallel_size: expected 1 for {config.architecture}, whose attention is over latents, got {size}"
-        )
     else:
-        mixer = _kv_heads_of_rank(share(mixer, num_heads="num_heads"), config, size)
+        mixer = share(mixer, num_heads="num_heads")
+        if isinstance(mixer, AttentionConfig):
+            mixer = _kv_heads_of_rank(mixer, config, size)
     return replace(layer, mixer=mixer, mlp=share_inner(layer.mlp))
 
 
@@ -106,12 +98,15 @@ class Shards(WeightLoader):
         bias: bool = False,
         fused: str = "",
     ) -> Any:
-        """Behind an embedding all of it; in a layer the projections of what ranks have in parts."""
-        if layer is None:
+        """What each rank has all of, or in a layer the projections of what they have in parts."""
+        if self.has_all(rows, layer):
             return super().linear(rows, columns, layer, bias=bias, fused=fused)
         weights, biases = self._outputs(rows, self.whole(columns), layer, bias=bias, fused=fused)
-        own = Stacked(list(map(self._own, weights)))
-        return ShardedLinear(self._pack(own, self._bias_of(list(map(self._own, biases)))), own.shape[0], self.ranks)
+        own = Stacked(list(map(self.own, weights)))
+        return ShardedLinear(self._pack(own, self._bias_of(list(map(self.own, biases)))), own.shape[0], self.ranks)
+
+    def has_all(self, roles: Iterable[str], layer: int | None) -> bool:
+        return layer is None or not set(roles).isdisjoint(OF_ALL)
 
     def one_expert(self, linear: Any, width: int) -> Any:
         return replace(linear, linear=super().one_expert(linear.linear, width // self.ranks.size))
@@ -186,10 +181,12 @@ class Shards(WeightLoader):
             if all(role in rows for role in each.roles)
         }
         parts = self._parts(whole, layer, suffix, columns, fused, groups)
-        return [self._own(part, held_by[role]) for role, part in zip(rows, parts, strict=True)]
+        return [self.own(part, held_by[role]) for role, part in zip(rows, parts, strict=True)]
 
     def _held_by(self, role: str, layer: int) -> int:
         """How many ranks have the same rows of a role."""
+        if role in OF_ALL:
+            return self.ranks.size
         mixer = self.config.layers[layer - self.config.first_layer].mixer
         return mixer.kv_ranks if role in KEYS and isinstance(mixer, AttentionConfig) else 1
 
@@ -201,12 +198,12 @@ class Shards(WeightLoader):
         return self._own_rows(rows), self._own_columns(biases)
 
     def _own_rows(self, experts: list[list[Rows]]) -> list[list[Rows]]:
-        return [[self._own(part) for part in parts] for parts in experts]
+        return [[self.own(part) for part in parts] for parts in experts]
 
     def _own_columns(self, biases: list[Tensor]) -> list[Tensor]:
         return [part.tensor_split(self.ranks.size, dim=1)[self.ranks.rank] for part in biases]
 
-    def _own(self, rows: Rows, held_by: int = 1) -> Rows:
+    def own(self, rows: Rows, held_by: int = 1) -> Rows:
         count = rows.shape[0] * held_by // self.ranks.size
         place = self.ranks.rank // held_by
         return sliced(rows, place * count, (place + 1) * count)

@@ -36,6 +36,7 @@ from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rows import (
     BlockRows,
     Heads,
+    Held,
     Int8Rows,
     Interleaved,
     MatrixStack,
@@ -193,17 +194,21 @@ class WeightLoader:
         columns: int,
         layer: int,
         *,
-        bias: bool = False,
+        bias: bool | Sequence[str] = False,
         fused: str = "",
         gated: bool = False,
         heads: Mapping[str, Heads] | None = None,
         grouped: Mapping[str, Grouped] | None = None,
     ) -> NormedLinear:
-        """As linear, of the output of a norm; for W8A8 its packing waits for activations. gated: the roles are gate and
-        up, and the product's epilogue multiplies them. heads: of roles that have some. grouped: by their roles, tensors
-        that have several roles' rows in groups."""
+        """As linear, of the output of a norm; for W8A8 its packing waits for activations. bias: of all, or of these
+        roles. gated: the roles are gate and up, and the product's epilogue multiplies them. heads: of roles that have
+        some. grouped: by their roles, tensors that have several roles' rows in groups."""
         parts = self._arranged(self._own_parts(rows, layer, ".weight", (columns,), fused, grouped), rows, heads)
-        own = self._own_parts(rows, layer, ".bias", (), fused, grouped) if bias else []
+        biased = {role: n for role, n in rows.items() if role in bias} if isinstance(bias, Sequence) else rows
+        own = self._own_parts(biased, layer, ".bias", (), fused, grouped) if bias else []
+        if own and biased != rows:
+            found = dict(zip(biased, own, strict=True))
+            own = [found.get(role, Held(torch.zeros(n))) for role, n in rows.items()]
         biases = self._bias_of(self._arranged(own, rows, heads), gated)
         before = self.norm(norm, columns, layer)
         if self.keeps_bits and len(set(map(_bits, parts))) > 1:
@@ -333,9 +338,13 @@ class WeightLoader:
         """The parts whose outputs stay in this process: all of them, where no others share the model."""
         return self._parts(rows, layer, suffix, columns, fused, grouped)
 
-    def _own(self, rows: Rows) -> Rows:
-        """Likewise the rows of a projection of what processes have in parts."""
+    def own(self, rows: Rows) -> Rows:
+        """Likewise the rows of a projection of what processes have in parts, or of heads."""
         return rows
+
+    def has_all(self, roles: Iterable[str], layer: int | None) -> bool:
+        """Whether each process has all of these projections, and all that they read."""
+        return True
 
     def whole(self, columns: Columns, held_by: int = 1) -> Columns:
         """What they have together, of what this one has; so many have it."""

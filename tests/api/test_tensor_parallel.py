@@ -64,8 +64,9 @@ def test_two_ranks_give_the_bits_of_one(folder: Path, tied: Path, arguments: dic
         assert found[0] == found[1]
 
 
-def test_recurrent_states_and_experts_are_shared(tmp_path: Path) -> None:
-    model = save(make("qwen3_5-moe"), tmp_path)
+@pytest.mark.parametrize("family", ["qwen3_5-moe", "deepseek-v3", "gemma4-shared"])
+def test_states_experts_and_latents_are_shared(family: str, tmp_path: Path) -> None:
+    model = save(make(family), tmp_path)
     found = [answers(opened(model, size, seed=5, num_kv_blocks=60)) for size in (1, 2)]
     assert found[0] == found[1]
 

@@ -127,8 +127,8 @@ HYBRID: dict[str, Any] = SMALL | {
 EXPERTS: dict[str, Any] = {"num_experts_per_tok": 3, "moe_intermediate_size": 48}
 LATENT: dict[str, Any] = {
     **{key: value for key, value in SMALL.items() if key != "num_key_value_heads"},
-    "num_attention_heads": 5,
-    "hidden_size": 80,
+    "num_attention_heads": 6,
+    "hidden_size": 84,
     "q_lora_rank": 48,
     "kv_lora_rank": 40,
     "qk_rope_head_dim": 8,
@@ -330,25 +330,27 @@ CONFIGS = {
         attention_bias=True, n_shared_experts=2, routed_scaling_factor=1.8, first_k_dense_replace=2,
         norm_topk_prob=False,
     ),
-    "deepseek-v2": DeepseekV2Config(**LATENT | {"q_lora_rank": None}, **EXPERTS, n_routed_experts=8),
+    "deepseek-v2": DeepseekV2Config(
+        **LATENT | {"q_lora_rank": None}, **EXPERTS, n_routed_experts=8, attention_bias=True
+    ),
     "deepseek-v2-groups": DeepseekV2Config(
         **LATENT, **EXPERTS, n_routed_experts=12, n_group=4, topk_group=2, topk_method="group_limited_greedy",
         first_k_dense_replace=1, routed_scaling_factor=1.5, rope_parameters=MSCALE_ROPE, attention_bias=True,
     ),
     "deepseek-v3": DeepseekV3Config(
         **LATENT, **EXPERTS, n_routed_experts=12, n_group=4, topk_group=2, first_k_dense_replace=1,
-        routed_scaling_factor=1.2, num_key_value_heads=5,
+        routed_scaling_factor=1.2, num_key_value_heads=6,
         rope_parameters={**MSCALE_ROPE, "mscale": 1.0, "mscale_all_dim": 1.0},
     ),
     "deepseek-v3-plain": DeepseekV3Config(
         **LATENT | {"q_lora_rank": None}, **EXPERTS, n_routed_experts=6, n_group=1, topk_group=1, norm_topk_prob=False,
-        first_k_dense_replace=0, num_key_value_heads=5, rope_interleave=False, n_shared_experts=2,
+        first_k_dense_replace=0, num_key_value_heads=6, rope_interleave=False, n_shared_experts=2,
         routed_scaling_factor=1.2,
     ),
     "glm4-moe-lite": Glm4MoeLiteConfig(
-        **LATENT, **EXPERTS, n_routed_experts=8, num_key_value_heads=5, mlp_layer_types=["dense", "sparse", "dense"]
+        **LATENT, **EXPERTS, n_routed_experts=8, num_key_value_heads=6, mlp_layer_types=["dense", "sparse", "dense"]
     ),
-    "youtu": YoutuConfig(**LATENT, num_key_value_heads=5, embedding_initializer_range=0.2),
+    "youtu": YoutuConfig(**LATENT, num_key_value_heads=6, embedding_initializer_range=0.2),
     "gpt_oss": GptOssConfig(
         **SMALL, head_dim=16, num_local_experts=6, num_experts_per_tok=3, sliding_window=24,
         rope_parameters={**YARN_ROPE, "truncate": False, "original_max_position_embeddings": 64},

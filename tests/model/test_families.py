@@ -15,7 +15,7 @@ from transformers import DeepseekV3Config, Gemma3Config, Gemma3ForConditionalGen
 
 from pybatch.engine import Engine, EngineConfig, SamplingParams
 from pybatch.model import LoadedModel, load_model
-from pybatch.model.config import AttentionConfig
+from pybatch.model.config import AttentionConfig, LatentAttentionConfig
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -102,6 +102,8 @@ def test_config_says_what_the_model_is(family: tuple[PreTrainedModel, LoadedMode
         if isinstance(mixer, AttentionConfig):  # zeros that fill up its heads
             filled = (mixer.num_heads + mixer.num_kv_heads) * (mixer.head_dim - mixer.own_head_dim)
             padding += 2 * 4 * theirs.hidden_size * filled
+        if isinstance(mixer, LatentAttentionConfig):  # whose heads have matrices each
+            padding += 16 * 4 * mixer.num_heads * (mixer.key_dim + mixer.latent)
     assert weights * 4 <= loaded.decoder.weight_bytes() <= weights * 4 + padding
 
 

@@ -21,8 +21,11 @@ from pybatch.model.checkpoints.adapter import Adapter
 from pybatch.model.loader import LoadedModel
 
 PROMPTS = [some_ids(length) for length in (5, 23, 1, 40)]
-# What requests cannot choose: experts and what routes to them, and inputs of all layers.
-MERGED_ONLY = (".experts.", ".router", "mlp.gate.", "shared_expert_gate", "shared_expert.down_proj", "per_layer_model")
+# What requests cannot choose: experts and what routes to them, inputs of all layers, and what latents become.
+MERGED_ONLY = (
+    ".experts.", ".router", "mlp.gate.", "shared_expert_gate", "shared_expert.down_proj", "per_layer_model",
+    "kv_b_proj",
+)  # fmt: skip
 
 
 def changeable(model: PreTrainedModel) -> list[str]:
@@ -94,7 +97,7 @@ def run(loaded: LoadedModel, prompts: Sequence[list[int]], slots: Sequence[int])
 FAMILIES = [
     "llama3", "llama-heads-of-20", "llama-biases", "smollm2", "qwen3", "qwen3_5", "qwen3_next", "phi3", "glm",
     "gpt_neox", "cohere-own-norms", "gptj", "falcon-grouped", "starcoder2", "nemotron", "granite", "gemma2", "gemma4",
-    "gemma4-keys-as-values", "gemma4-moe", "mixtral", "qwen2-moe", "gpt_oss",
+    "gemma4-keys-as-values", "gemma4-moe", "mixtral", "qwen2-moe", "gpt_oss", "deepseek-v2", "deepseek-v3",
 ]  # fmt: skip
 
 

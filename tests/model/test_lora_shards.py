@@ -16,6 +16,7 @@ from pybatch.machine.ranks import Ranks, Stages
 
 # Heads that are filled up, layers in parallel, fused tensors, caps, inputs' order, experts, linear attention.
 FAMILIES = ["llama-heads-of-20", "gptj", "phi3", "gemma2", "starcoder2", "qwen2-moe", "qwen3_5", "qwen3_next"]
+FAMILIES += ["gemma4-shared", "deepseek-v3"]
 
 
 @pytest.mark.parametrize("form", [{}, {"quantization": "int8", "dtype": "bfloat16"}], ids=str)

@@ -35,8 +35,6 @@ def latent_decoder(
     key = source.integer("qk_nope_head_dim", whole - turning, high=MAX_WIDTH)
     absent = 0 if "q_lora_rank" in source else query_latent  # null: there is none
     queries = source.integer("q_lora_rank", absent, high=MAX_WIDTH, nullable=True)
-    if bias and not queries:
-        raise ModelError(f"{source.where}: attention_bias: expected false without q_lora_rank")
     if source.flag("mlp_bias"):
         raise ModelError(f"{source.where}: mlp_bias: expected false")
     scale = source.yarn_scale() if rope.kind == "yarn" else 1.0

@@ -6,7 +6,7 @@ the numbers of rows in place of weights, and so tells, for every family, what an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -109,13 +109,14 @@ class _LayoutLoader(WeightLoader):
         bias: bool = False,
         fused: str = "",
     ) -> Packed:
-        if layer is None:
+        if "shared_down" in rows and layer is not None:
+            mlp = self.config.layers[layer - self.config.first_layer].mlp
+            if isinstance(mlp, MoEConfig) and mlp.shared_gate:
+                return _nothing()  # a stack of one expert
+        if self.has_all(rows, layer):
             return self._marked(lambda: self._parts(rows, layer, ".weight", (0,), fused), columns)
-        mlp = self.config.layers[layer - self.config.first_layer].mlp
-        if "shared_down" in rows and isinstance(mlp, MoEConfig) and mlp.shared_gate:
-            return _nothing()  # a stack of one expert
         return self._marked(
-            lambda: list(map(self._own, self._parts(rows, layer, ".weight", (0,), fused))), self.whole(columns)
+            lambda: list(map(self.own, self._parts(rows, layer, ".weight", (0,), fused))), self.whole(columns)
         )
 
     def one_expert(self, linear: Linear, width: int) -> Linear:
@@ -128,7 +129,7 @@ class _LayoutLoader(WeightLoader):
         columns: int,
         layer: int,
         *,
-        bias: bool = False,
+        bias: bool | Sequence[str] = False,
         fused: str = "",
         gated: bool = False,
         heads: Mapping[str, Heads] | None = None,
