@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, MISSING, InitVar, dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pybatch.api.lora_names import lora_modules
 from pybatch.api.vllm_names import ARGUMENTS, QUANTIZATIONS
-from pybatch.engine.arguments import list_fields, suggest_names
+from pybatch.engine.arguments import expect_gib, list_fields, suggest_names
 from pybatch.engine.config import EngineConfig
 
 
@@ -136,9 +134,7 @@ class EngineArgs(EngineConfig):
                 f"distributed_executor_backend: expected 'mp' or 'ray', got {self.distributed_executor_backend!r}"
             )
         self._check_loras()
-        gib = self.cpu_offload_gb
-        if not isinstance(gib, Real) or isinstance(gib, bool) or not 0 <= gib < math.inf:
-            raise ValueError(f"cpu_offload_gb: expected a number of GiB, at least 0, got {gib!r}")
+        expect_gib("cpu_offload_gb", self.cpu_offload_gb)
         folder = self.weights_cache_dir
         if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
             raise ValueError(f"weights_cache_dir: expected a folder's path, got {folder!r}")

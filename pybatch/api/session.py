@@ -44,6 +44,7 @@ from pybatch.machine.facts import arithmetic
 from pybatch.machine.threads import bind_threads, set_threads
 from pybatch.model.decoder import Decoder
 from pybatch.model.loader import load_model
+from pybatch.model.offload import check_offload
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.model.weights import INT8_MATMULS
 
@@ -74,11 +75,7 @@ class Session:
     @classmethod
     def open(cls, arguments: EngineArgs) -> Session:
         """Loads the model and makes its engine."""
-        if arguments.cpu_offload_gb and find_device(arguments.device).type == "cpu":
-            raise ValueError(
-                "cpu_offload_gb: expected 0 on the CPU, whose memory has all weights (weights_cache_dir maps them from "
-                f"a file), got {arguments.cpu_offload_gb}"
-            )
+        check_offload(arguments.cpu_offload_gb, find_device(arguments.device).type)
         threads = set_threads(arguments.threads)
         if arguments.bind_threads is not None:
             bind_threads(arguments.bind_threads)

@@ -46,6 +46,9 @@ def plan(
     kv_cache_dtype: Annotated[
         list[str] | None, where("Plan this KV type only; may be repeated. Default: those that the machine has.")
     ] = None,
+    cpu_offload_gb: Annotated[
+        float, where("GiB of a GPU's weights that stay in the host's memory, as of the engine. Default: 0.")
+    ] = 0.0,
     max_num_seqs: Annotated[int, where("The largest batch to try. Default: 256.", min=1, max=4096)] = 256,
     prompts: Annotated[
         str | None, work("A JSONL file of rows: prompts, or input_tokens and output_tokens.", metavar="FILE")
@@ -90,7 +93,7 @@ def plan(
             expect_place(json_file)
         targets = Targets(ttft, tpot, deadline)
         fleet = None if machines is None else Fleet.parse(machines, startup, stragglers, mtbf)
-        machine = find_machine(chip, model)
+        machine = find_machine(chip, model, cpu_offload_gb)
         config = read_config(model)
         workload = find_workload(model, prompts, input_tokens, output_tokens, shared_prefix, rows)
         with stderr.status("Planning") as status:
@@ -108,19 +111,21 @@ def plan(
         if json_file is not None:
             of_fleets = [{**asdict(each), "cost": cost_of(each.typical, prices)} for each in planned]
             write_json(json_file, {**made.to_json(prices), "fleets": of_fleets})
-    show(made, prices)
+    show(made, prices, cpu_offload_gb)
     if planned:
         stdout().print(fleet_table(made, planned, prices))
     if made.chosen is None:
         raise typer.Exit(exit_codes.FAILED_ROWS)
 
 
-def find_machine(chip: str | None, model: str) -> Machine:
+def find_machine(chip: str | None, model: str, cpu_offload_gb: float) -> Machine:
     from pybatch.model.unweighted import stored_dtype
     from pybatch.tune.chips import find_chip
     from pybatch.tune.machines import OnChip, ThisMachine
 
-    return ThisMachine(stored_dtype(model)) if chip is None else OnChip(find_chip(chip))
+    if chip is None:
+        return ThisMachine(stored_dtype(model), cpu_offload_gb)
+    return OnChip(find_chip(chip), cpu_offload_gb)
 
 
 def find_workload(
@@ -156,7 +161,7 @@ def tokenizer_of(model: str) -> Callable[[str], list[int]] | None:
         return None
 
 
-def show(made: Plan, prices: Prices) -> None:
+def show(made: Plan, prices: Prices, offload: float) -> None:
     title = (
         f"{made.model} on {made.machine}: {made.rows:,} rows of {made.input_tokens:,.0f} tokens in, "
         f"{made.output_tokens:,.0f} out"
@@ -181,6 +186,8 @@ def show(made: Plan, prices: Prices) -> None:
     assert chosen.best is not None
     assert chosen.usage is not None
     flags = f"--kv-cache-dtype {chosen.kv_cache_dtype} --max-num-seqs {chosen.best.max_num_seqs}"
+    if offload:
+        flags += f" --cpu-offload-gb {offload:g}"
     out.print(f"Cheapest: {chosen.precision}, {flags}")
     for name, value in prices.figures(chosen.usage).items():
         out.print(f"{name}: {value}")
@@ -228,7 +235,10 @@ def cells(each: Option, prices: Prices) -> list[str]:
     from pybatch.jobs.report.summary import duration
     from pybatch.tune.cost import dollars
 
-    first = [each.precision, each.kv_cache_dtype, f"{each.weight_bytes / 2**30:,.2f} GiB", f"{each.kv_tokens:,}"]
+    weights = f"{each.weight_bytes / 2**30:,.2f} GiB"
+    if each.host_weight_bytes:
+        weights += f", {each.host_weight_bytes / 2**30:,.2f} on the host"
+    first = [each.precision, each.kv_cache_dtype, weights, f"{each.kv_tokens:,}"]
     best, priced = each.best, [""] * (0 if prices.per_hour is None else 2)
     if best is None or each.usage is None or each.job_seconds is None:
         return [*first, *[""] * 6, *priced]

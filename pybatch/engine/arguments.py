@@ -10,9 +10,11 @@ import difflib
 import functools
 import inspect
 import logging
+import math
 import reprlib
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Real
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,12 @@ def expect_known(where: str, given: Iterable[str], known: Iterable[str]) -> None
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
             raise TypeError(f"{where}: unknown argument {name!r}; {hint}")
+
+
+def expect_gib(name: str, value: float) -> None:
+    """Raises ValueError."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a number of GiB, at least 0, got {value!r}")
 
 
 def suggest_names(cls: type[T]) -> type[T]:

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pybatch.engine.arguments import list_fields, suggest_names
+from pybatch.engine.arguments import expect_gib, list_fields, suggest_names
 from pybatch.engine.errors import QueueFullError
 from pybatch.engine.scheduling.policies import Policy, as_policy
 from pybatch.engine.speculative_config import SpeculativeConfig
@@ -122,9 +122,7 @@ class EngineConfig:
         if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"memory_utilization: expected a number above 0 and at most 1, got {share!r}")
         for name in ("swap_space", "prefix_cache_space"):
-            space = getattr(self, name)
-            if not isinstance(space, Real) or isinstance(space, bool) or not 0 <= space < math.inf:
-                raise ValueError(f"{name}: expected a number of GiB, at least 0, got {space!r}")
+            expect_gib(name, getattr(self, name))
         for name in ("enable_prefix_caching", "predict_lengths"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")

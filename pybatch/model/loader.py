@@ -29,7 +29,7 @@ from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError, one_line
 from pybatch.model.fields import short
 from pybatch.model.lora.slots import AdapterSlots
-from pybatch.model.offload import BUFFERS, HostLayers, choose_layers
+from pybatch.model.offload import HostLayers, choose_layers, device_bytes
 from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rope import RopeConfig, rotary_table
 from pybatch.model.shards import ShardLoader, ShardPlan, of_rank
@@ -226,7 +226,7 @@ def _check(
 ) -> None:
     """Raises ModelError unless there is room for all of the planned decoder; tells which tensors are left over."""
     config, moved = checkpoint.config, sum(on_host.values())
-    weights = plan.weight_bytes() - moved + BUFFERS * max(on_host.values(), default=0)
+    weights = device_bytes(plan.weight_bytes(), on_host)
     unread = checkpoint.unread()
     if unread:
         logger.warning(

@@ -7,7 +7,7 @@ with the step, and it ends with none under way, so that a graph of a step has it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -116,6 +116,15 @@ def pieces(memory: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         first += len(piece)
 
 
+def check_offload(gib: float, device: str) -> None:
+    """Raises ValueError where a model that runs on this kind of device cannot have so many GiB on the host."""
+    if gib and device == "cpu":
+        raise ValueError(
+            "cpu_offload_gb: expected 0 on the CPU, whose memory has all weights (weights_cache_dir maps them from a "
+            f"file), got {gib}"
+        )
+
+
 def choose_layers(layers: Sequence[object], most: float) -> dict[int, int]:
     """HostLayers' sizes, for a decoder's layers as they are planned, of whose weights at most so many GiB are to be on
     the host. Raises ModelError where that makes no room."""
@@ -130,6 +139,11 @@ def choose_layers(layers: Sequence[object], most: float) -> dict[int, int]:
             f"{BUFFERS} are on the device at a time, got {most}"
         )
     return {index: sizes[index] for index in chosen}
+
+
+def device_bytes(weights: int, on_host: Mapping[int, int]) -> int:
+    """Of so many bytes of weights those on the device, where layers of these sizes are on the host."""
+    return weights - sum(on_host.values()) + BUFFERS * max(on_host.values(), default=0)
 
 
 def weights_size(layer: object) -> int:

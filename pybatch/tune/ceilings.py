@@ -56,6 +56,6 @@ class Ceilings:
         most = MatmulShares(0.0, 1.0, 1.0)
         matmuls = {"dense": most, "w8a16": most, "w8a8": MatmulShares(0.0, 1.0, 2.0)}
         shares = Shares("", "", 1.0, 1.0, matmuls, {"bfloat16": 1.0}, 1.0, 0.0)
-        chip = Chip("this machine", 0, self.bandwidth, self.arithmetic, self.int8, 0, "measured")
+        chip = Chip("this machine", 0, self.bandwidth, self.arithmetic, self.int8, 0, 0, "measured")
         layout = kv_layout(decoder, config)
         return Roofline(chip, shares, decoder, kernel, layout, state_layout(decoder), config.kv_cache_dtype)

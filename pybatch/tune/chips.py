@@ -11,12 +11,14 @@ from typing import Any, Self
 
 SHARES = Path(__file__).with_name("chip_shares.json")
 KERNELS = {None: "dense", "int8-weight-only": "w8a16", "int8": "w8a8"}  # by what `quantization` is
+GEN4, GEN5 = 32e9, 64e9  # bytes a second, of sixteen lanes of PCIe
 
 
 @dataclass(frozen=True, slots=True)
 class Chip:
     """Of one GPU. memory: bytes. bandwidth: bytes a second. bf16, int8, fp8: dense operations a second, without
-    sparsity; 0: the chip has none. source: the data sheet that has the figures."""
+    sparsity; 0: the chip has none. bus: bytes a second from the host, half of what data sheets have for both ways.
+    source: the data sheet that has the figures."""
 
     name: str
     memory: float
@@ -24,21 +26,22 @@ class Chip:
     bf16: float
     int8: float
     fp8: float
+    bus: float
     source: str
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("H100-SXM", 80e9, 3.35e12, 989.5e12, 1979e12, 1979e12, "NVIDIA H100 Tensor Core GPU Datasheet"),
-        Chip("H100-PCIe", 80e9, 2.0e12, 756e12, 1513e12, 1513e12, "NVIDIA H100 Tensor Core GPU Datasheet"),
-        Chip("H200", 141e9, 4.8e12, 989.5e12, 1979e12, 1979e12, "NVIDIA H200 Tensor Core GPU Datasheet"),
-        Chip("B200", 180e9, 8.0e12, 2250e12, 4500e12, 4500e12, "NVIDIA DGX B200 Datasheet, an eighth of the system"),
-        Chip("A100-80GB", 80e9, 2.039e12, 312e12, 624e12, 0, "NVIDIA A100 Tensor Core GPU Datasheet, 80GB SXM"),
-        Chip("A100-40GB", 40e9, 1.555e12, 312e12, 624e12, 0, "NVIDIA A100 Tensor Core GPU Datasheet, 40GB SXM"),
-        Chip("L40S", 48e9, 0.864e12, 362.05e12, 733e12, 733e12, "NVIDIA L40S Datasheet"),
-        Chip("L4", 24e9, 0.3e12, 121e12, 242.5e12, 242.5e12, "NVIDIA L4 Tensor Core GPU Datasheet"),
-        Chip("A10", 24e9, 0.6e12, 125e12, 250e12, 0, "NVIDIA A10 Tensor Core GPU Datasheet"),
+        Chip("H100-SXM", 80e9, 3.35e12, 989.5e12, 1979e12, 1979e12, GEN5, "NVIDIA H100 Tensor Core GPU Datasheet"),
+        Chip("H100-PCIe", 80e9, 2.0e12, 756e12, 1513e12, 1513e12, GEN5, "NVIDIA H100 Tensor Core GPU Datasheet"),
+        Chip("H200", 141e9, 4.8e12, 989.5e12, 1979e12, 1979e12, GEN5, "NVIDIA H200 Tensor Core GPU Datasheet"),
+        Chip("B200", 180e9, 8.0e12, 2250e12, 4500e12, 4500e12, GEN5, "NVIDIA DGX B200 Datasheet, an eighth of it"),
+        Chip("A100-80GB", 80e9, 2.039e12, 312e12, 624e12, 0, GEN4, "NVIDIA A100 Tensor Core GPU Datasheet, 80GB SXM"),
+        Chip("A100-40GB", 40e9, 1.555e12, 312e12, 624e12, 0, GEN4, "NVIDIA A100 Tensor Core GPU Datasheet, 40GB SXM"),
+        Chip("L40S", 48e9, 0.864e12, 362.05e12, 733e12, 733e12, GEN4, "NVIDIA L40S Datasheet"),
+        Chip("L4", 24e9, 0.3e12, 121e12, 242.5e12, 242.5e12, GEN4, "NVIDIA L4 Tensor Core GPU Datasheet"),
+        Chip("A10", 24e9, 0.6e12, 125e12, 250e12, 0, GEN4, "NVIDIA A10 Tensor Core GPU Datasheet"),
     )
 }
 

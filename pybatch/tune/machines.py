@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pybatch.engine import Engine
+from pybatch.engine.arguments import expect_gib
 from pybatch.engine.config import DEFAULTS, EngineConfig
 from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.engine.execution.state_cache import state_layout
@@ -18,6 +19,7 @@ from pybatch.machine.facts import facts
 from pybatch.machine.memory import free_memory
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
+from pybatch.model.offload import check_offload, choose_layers, device_bytes
 from pybatch.model.unweighted import planned_decoder, random_decoder
 from pybatch.tune.calibration import FILE, keep, kept_in, measure
 from pybatch.tune.chips import Chip, measured_shares
@@ -33,22 +35,28 @@ LENGTH = 4096  # context of the decoder that is measured, at most
 
 
 class OnChip:
-    """Times are a Roofline's."""
+    """Times are a Roofline's. cpu_offload_gb: as the engine's."""
 
     kv_cache_dtypes = ("auto", "fp8", "int4")
     precisions = ("bfloat16", *QUANTIZED)
     max_num_batched_tokens = DEFAULTS["cuda"]["max_num_batched_tokens"]
 
-    def __init__(self, chip: Chip) -> None:
+    def __init__(self, chip: Chip, cpu_offload_gb: float = 0) -> None:
+        expect_gib("cpu_offload_gb", cpu_offload_gb)
         self.chip, self.name = chip, f"{chip.name} ({chip.source})"
+        self._offload = cpu_offload_gb
 
     def decoder(self, model: ModelConfig, precision: str) -> Decoder:
         return planned_decoder(model, torch.bfloat16, precision if precision in QUANTIZED else None)
 
+    def host_bytes(self, decoder: Decoder) -> int:
+        return sum(choose_layers(decoder.layers, self._offload).values())
+
     def cache_bytes(self, decoder: Decoder, max_num_seqs: int) -> int:
         share = DEFAULTS["cuda"]["memory_utilization"]
         steps = step_bytes(decoder, self.max_num_batched_tokens, max_num_seqs)
-        return int((self.chip.memory - RUNTIME - decoder.weight_bytes()) * share - steps)
+        weights = device_bytes(decoder.weight_bytes(), choose_layers(decoder.layers, self._offload))
+        return int((self.chip.memory - RUNTIME - weights) * share - steps)
 
     def steps(self, decoder: Decoder, precision: str, config: EngineConfig) -> Roofline:
         return Roofline(
@@ -59,6 +67,7 @@ class OnChip:
             kv_layout(decoder, config),
             state_layout(decoder),
             config.kv_cache_dtype,
+            self.host_bytes(decoder),
         )
 
 
@@ -89,8 +98,9 @@ class ThisMachine:
     precisions = ("float32", "bfloat16", *QUANTIZED)
     max_num_batched_tokens = DEFAULTS["cpu"]["max_num_batched_tokens"]
 
-    def __init__(self, stored: torch.dtype = torch.bfloat16) -> None:
-        """stored: the type of the checkpoint's weights."""
+    def __init__(self, stored: torch.dtype = torch.bfloat16, cpu_offload_gb: float = 0) -> None:
+        """stored: the type of the checkpoint's weights. cpu_offload_gb: as the engine's."""
+        check_offload(cpu_offload_gb, "cpu")
         self._stored = stored
         known = facts()
         self.name = f"{known['cpu']}, {torch.get_num_threads()} threads"
@@ -99,6 +109,9 @@ class ThisMachine:
 
     def decoder(self, model: ModelConfig, precision: str) -> Decoder:
         return planned_decoder(model, dtype_of(precision), precision if precision in QUANTIZED else None, self._stored)
+
+    def host_bytes(self, decoder: Decoder) -> int:
+        return 0
 
     def cache_bytes(self, decoder: Decoder, max_num_seqs: int) -> int:
         free = free_memory(torch.device("cpu")) - decoder.weight_bytes()

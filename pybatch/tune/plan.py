@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +50,8 @@ class Machine(Protocol):
     def max_num_batched_tokens(self) -> int: ...
 
     def decoder(self, model: ModelConfig, precision: str) -> Decoder: ...  # planned
+
+    def host_bytes(self, decoder: Decoder) -> int: ...  # of weights that are in the host's memory instead
 
     def cache_bytes(self, decoder: Decoder, max_num_seqs: int) -> int: ...  # of memory for KV blocks and states
 
@@ -102,7 +104,7 @@ class Point:
 class Option:
     """One precision with one type of KV cache. best: the smallest batch size that meets the targets with hardly less
     than the most throughput; None: there is none, as `why` says. machines: to meet the deadline; None: no number
-    does. usage: of all machines together."""
+    does. usage: of all machines together. host_weight_bytes: of weight_bytes, those that are on the host."""
 
     precision: str
     kv_cache_dtype: str
@@ -116,6 +118,7 @@ class Option:
     machines: int | None = 1
     job_seconds: float | None = None
     usage: Usage | None = None
+    host_weight_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,9 @@ class Search:
         self._states = state_layout(decoder)
 
     def option(self) -> Option:
+        return replace(self._option(), host_weight_bytes=self._machine.host_bytes(self._decoder))
+
+    def _option(self) -> Option:
         weights = self._decoder.weight_bytes()
         blocks, _ = self._pool(1)
         longest = -(-self._workload.longest // self._block_size)
@@ -336,11 +342,12 @@ def reason(best: Point, larger: Point | None, targets: Targets) -> str:
         return f"{larger.max_num_seqs} would miss the targets"
     if larger.preemptions or larger.sequences < 0.75 * larger.max_num_seqs <= best.max_num_seqs * 1.5:
         return "the KV cache holds no more"
-    name = max(("arithmetic", "KV", "weights", "overhead"), key=lambda part: larger.spent.get(part, 0.0))
+    name = max(("arithmetic", "KV", "weights", "transfer", "overhead"), key=lambda part: larger.spent.get(part, 0.0))
     words = {
         "arithmetic": "arithmetic takes most of a step",
         "KV": "reading the KV cache takes most of a step",
         "weights": "reading the weights takes most of a step",
+        "transfer": "copying the host's weights takes most of a step",
         "overhead": "what each step and sequence costs besides takes most",
     }
     return words[name]

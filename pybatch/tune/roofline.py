@@ -1,4 +1,5 @@
-"""A step's time on a chip by what it moves and computes: bytes of weights, of KV and of states, and operations."""
+"""A step's time on a chip by what it moves and computes: bytes of weights, of KV and of states, and operations. Weights
+that are on the host come over the bus while others are computed with: a step takes at least as long as they do."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from pybatch.tune.step_times import StepShape
 
 STEP_SECONDS = 5e-4  # of a step on the host, that the chip waits for: measured on an H100's machine, 0.45 to 1.1 ms
 SEQUENCE_SECONDS = 5e-6  # more for each sequence
-PARTS = ("weights", "arithmetic", "KV", "overhead")
+PARTS = ("weights", "arithmetic", "KV", "overhead", "transfer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ def as_own(layers: Sequence[LayerConfig], mixer: AnyAttention) -> AnyAttention:
 
 
 class Roofline:
-    """What a chip takes for steps of a model. decoder: planned. kv, states: its layouts."""
+    """What a chip takes for steps of a model. decoder: planned. kv, states: its layouts. host_bytes: of weights that
+    are on the host."""
 
     def __init__(
         self,
@@ -108,6 +110,7 @@ class Roofline:
         kv: KvLayout,
         states: StateLayout | None,
         kv_name: str,
+        host_bytes: int = 0,
     ) -> None:
         config = decoder.config
         self._bandwidth, self._peak = chip.bandwidth * shares.copy, chip.bf16 * shares.bf16
@@ -129,6 +132,7 @@ class Roofline:
         self._prefill_operations = self._peak * shares.prefill_attention
         self._layers_seconds = shares.layer_seconds * config.num_layers
         self._state_bytes = 0 if states is None else states.slot_bytes
+        self._transfer = host_bytes / chip.bus if host_bytes else 0.0
 
     def seconds(self, shape: StepShape) -> float:
         return sum(self.parts(shape).values())
@@ -149,7 +153,8 @@ class Roofline:
         kv = sum(n * self._read(layer, mixer, shape) for (layer, mixer), n in layers) / self._decode_bandwidth
         kv += 2 * self._state_bytes * shape.sequences / self._bandwidth
         overhead += self._layers_seconds + STEP_SECONDS + SEQUENCE_SECONDS * shape.sequences
-        return dict(zip(PARTS, (weights, arithmetic, kv, overhead), strict=True))
+        wait = max(0.0, self._transfer - weights - arithmetic - kv - overhead)
+        return dict(zip(PARTS, (weights, arithmetic, kv, overhead, wait), strict=True))
 
     def _read(self, layer: LayerLayout | LatentLayout, mixer: AnyAttention, shape: StepShape) -> float:
         """Bytes of keys and values that the sequences which decode attend to."""

@@ -32,6 +32,17 @@ def test_a_plan_needs_a_config_alone(cli: Cli, config: Path, tmp_path: Path) -> 
     assert option["cost"]["dollars"] == pytest.approx(0.8 * option["usage"]["seconds"] / 3600)
 
 
+def test_weights_on_the_host_are_planned(cli: Cli, config: Path, tmp_path: Path) -> None:
+    fields, told = json.loads((config / "config.json").read_text()), tmp_path / "told.json"
+    (config / "config.json").write_text(json.dumps({**fields, "hidden_size": 1024, "num_hidden_layers": 8}))
+    ran = cli("plan", config, *CHIP, *WORK, "--cpu-offload-gb", "0.03", "--json", told)
+    assert ran.code == 0, ran.err
+    assert "--max-num-seqs 8 --cpu-offload-gb 0.03" in ran.out
+    (option,) = json.loads(told.read_text())["options"]
+    assert 0.02 < option["host_weight_bytes"] / 2**30 < 0.03
+    assert "transfer" in option["best"]["spent"]
+
+
 def test_many_machines_are_planned_with_their_faults(cli: Cli, config: Path, tmp_path: Path) -> None:
     told = tmp_path / "told.json"
     many = ("--machines", "100", "--startup", "30", "--stragglers", "0.1:3", "--mtbf", "50")
@@ -70,6 +81,9 @@ def test_where_nothing_meets_the_targets_the_code_says_so(cli: Cli, config: Path
         ((*WORK, *CHIP, "--prompts", "none.jsonl"), "--prompts: its rows have lengths of their own"),
         ((*CHIP, "--prompts", "none.jsonl"), "none.jsonl: No such file"),
         ((*WORK, *CHIP, "--json", "none/told.json"), "none/told.json: No such file"),
+        ((*WORK, *CHIP, "--cpu-offload-gb", "nan"), "cpu_offload_gb: expected a number of GiB"),
+        ((*WORK, *CHIP, "--cpu-offload-gb", "1"), "cpu_offload_gb: expected at least the weights of 3 layers"),
+        ((*WORK, "--cpu-offload-gb", "1"), "cpu_offload_gb: expected 0 on the CPU"),
         ((*WORK, *CHIP, "--price-per-hour", "-1"), "price_per_hour: expected dollars"),
     ],
 )

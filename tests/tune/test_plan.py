@@ -11,6 +11,7 @@ import torch
 from model.families import CONFIGS, make, save
 
 from pybatch.engine import EngineConfig
+from pybatch.engine.config import DEFAULTS
 from pybatch.engine.execution.kv_cache import kv_layout
 from pybatch.model.config import ModelConfig
 from pybatch.model.decoder import Decoder
@@ -64,6 +65,9 @@ class Flat:
 
     def decoder(self, model: ModelConfig, precision: str) -> Decoder:
         return planned_decoder(model, torch.bfloat16, None)
+
+    def host_bytes(self, decoder: Decoder) -> int:
+        return 0
 
     def cache_bytes(self, decoder: Decoder, max_num_seqs: int) -> int:
         return self.blocks * kv_layout(decoder, EngineConfig()).block_bytes
@@ -241,6 +245,28 @@ def test_a_plan_for_a_chip_has_every_precision_and_its_cost(llama: ModelConfig) 
     assert (small.options[0].best is None) == (small.options[0].kv_blocks < 15)
     huge = replace(llama, layers=llama.layers * 4)
     assert plan(huge, OnChip(CHIPS["L4"]), rows(5), Targets(), precisions=["bfloat16"]).chosen is None
+
+
+def test_weights_on_the_host_make_room_and_take_the_bus(llama: ModelConfig) -> None:
+    chip = CHIPS["L4"]
+    whole, machine = OnChip(chip), OnChip(chip, 8)
+    decoder = machine.decoder(llama, "bfloat16")
+    of_layer = 2 * 4096 * (6144 + 4096 + 3 * 14336)
+    host = 8 * 2**30 // of_layer * of_layer
+    assert machine.host_bytes(decoder) == host
+    room = machine.cache_bytes(decoder, 1) - whole.cache_bytes(decoder, 1)
+    assert room == pytest.approx(DEFAULTS["cuda"]["memory_utilization"] * (host - 2 * of_layer), abs=1)
+    steps, plain = (each.steps(decoder, "bfloat16", EngineConfig()) for each in (machine, whole))
+    few, many = StepShape(1, 1, 1000, 0), StepShape(4096, 1, 0, 4096**2 // 2)
+    assert steps.seconds(few) == pytest.approx(host / 32e9)
+    assert steps.parts(few)["transfer"] == pytest.approx(host / 32e9 - plain.seconds(few))
+    assert steps.seconds(many) == plain.seconds(many) > host / 32e9
+    (option,) = plan(
+        llama, machine, rows(500), Targets(), precisions=["bfloat16"], kv_cache_dtypes=["auto"], max_num_seqs=4
+    ).options
+    assert (option.host_weight_bytes, option.weight_bytes) == (host, decoder.weight_bytes())
+    assert option.best is not None
+    assert option.best.spent["transfer"] > 0
 
 
 def test_this_machine_is_measured_once(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
