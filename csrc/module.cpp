@@ -3,10 +3,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cerrno>
+#include <cstdint>
 #include <map>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <vector>
+
+#if defined(__linux__)
+#include <linux/mempolicy.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "pybatch/binding.h"
 #include "pybatch/ceilings.h"
@@ -30,6 +40,25 @@ std::string why_no_cuda() {
          std::to_string(version % 1000 / 10) + ", and pybatch's kernels need one for CUDA " + needed + " or later";
 }
 
+// Has pages of whole pages of memory, once they are written to, come from these nodes in turn.
+void interleave_memory(uintptr_t address, size_t bytes, const std::vector<int>& nodes) {
+#if defined(__linux__)
+  constexpr size_t kBits = 8 * sizeof(unsigned long);
+  std::vector<unsigned long> mask(1);
+  for (int node : nodes) {
+    const size_t word = static_cast<size_t>(node) / kBits;
+    if (mask.size() <= word) mask.resize(word + 1);
+    mask[word] |= 1ul << static_cast<size_t>(node) % kBits;
+  }
+  const size_t bits = kBits * mask.size() + 1;  // the system takes one off
+  if (syscall(SYS_mbind, address, bytes, MPOL_INTERLEAVE, mask.data(), bits, 0) == 0) return;
+  throw std::system_error(errno, std::generic_category(), "mbind");
+#else
+  (void)address, (void)bytes, (void)nodes;
+  throw std::runtime_error("this system has no mbind");
+#endif
+}
+
 }  // namespace pybatch
 
 PYBIND11_MODULE(_C, m) {
@@ -44,6 +73,10 @@ PYBIND11_MODULE(_C, m) {
         "The instruction set in use; raises ValueError if PYBATCH_ISA names an impossible one.");
   m.def("bind_threads", &pybatch::bind_threads, pybind11::arg("processors"),
         "Binds the kernels' threads, but not those that call kernels, to these processors, one each.");
+  m.def("interleave_memory", &pybatch::interleave_memory, pybind11::arg("address"), pybind11::arg("bytes"),
+        pybind11::arg("nodes"),
+        "Has memory that begins with a page come from these nodes in turn as it is written to; raises RuntimeError"
+        " where the system refuses.");
   pybind11::class_<pybatch::Graph>(
       m, "Graph",
       "CPU ops called inside `with graph:` are recorded instead of run; replay() runs them."

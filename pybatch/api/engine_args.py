@@ -94,6 +94,11 @@ class EngineArgs(EngineConfig):
         "Binds each of the kernels' threads to a processor: all, or a list such as 0-7,16. For a machine with nothing "
         "else to do; by default the system may move them.",
     ] = None
+    interleave_memory: Annotated[
+        str | None,
+        "Takes weights and KV from a machine's memory nodes (NUMA) in turn, so that all are read at once: all, or a "
+        "list such as 0-1. By default the system chooses.",
+    ] = None
     generation_config: Annotated[
         str | Path,
         "Where the sampling defaults come from: auto (the model's generation_config.json), vllm (none of the model's), "
@@ -122,7 +127,7 @@ class EngineArgs(EngineConfig):
             )
         for size in ("tensor_parallel_size", "pipeline_parallel_size"):
             self._expect_integer(size, 1, 64, "an integer from 1 to 64")
-            for name in ("weights_cache_dir", "prefix_cache_dir", "bind_threads"):
+            for name in ("weights_cache_dir", "prefix_cache_dir", "bind_threads", "interleave_memory"):
                 if getattr(self, size) > 1 and getattr(self, name) is not None:
                     raise ValueError(f"{name}: expected None where {size} is above 1")
             if getattr(self, size) > 1 and self.tune:

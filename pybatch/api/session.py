@@ -41,6 +41,7 @@ from pybatch.engine.scheduling.block_pool import Pin
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.machine.device import find_device
 from pybatch.machine.facts import arithmetic
+from pybatch.machine.memory_nodes import interleave_memory
 from pybatch.machine.threads import bind_threads, set_threads
 from pybatch.model.decoder import Decoder
 from pybatch.model.loader import load_model
@@ -79,6 +80,7 @@ class Session:
         threads = set_threads(arguments.threads)
         if arguments.bind_threads is not None:
             bind_threads(arguments.bind_threads)
+        interleave_memory(arguments.interleave_memory)
         load: dict[str, Any] = {
             "model": arguments.model,
             "dtype": arguments.dtype,

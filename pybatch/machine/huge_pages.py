@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pybatch.machine.memory import advice
+from pybatch.machine.memory_nodes import place
 
 HUGE_PAGE = 2 << 20
 CHUNK = 64 << 20  # bytes mapped at a time for weights; of them, what is never written takes no memory
@@ -27,6 +28,7 @@ def empty_bytes(size: int, device: torch.device) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
         memory.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    place(tensor)
     start = -tensor.data_ptr() % HUGE_PAGE
     return tensor[start : start + size]
 

@@ -12,6 +12,7 @@ import torch
 
 from pybatch import _C
 from pybatch.machine.control_groups import ROOT, control_groups
+from pybatch.machine.number_lists import numbers
 
 
 def usable_cores(root: Path = ROOT) -> int:
@@ -70,7 +71,7 @@ def bind_threads(processors: str, root: Path = ROOT) -> list[int]:
         raise ValueError(f"bind_threads: expected None, since this system has no CPU affinity, got {processors!r}")
     allowed = os.sched_getaffinity(0)
     try:
-        chosen = _one_of_each_core_first(allowed, root) if processors == "all" else list(cpu_list(processors))
+        chosen = _one_of_each_core_first(allowed, root) if processors == "all" else list(numbers(processors))
     except (ValueError, AttributeError, TypeError):
         chosen = []
     if not chosen or not allowed.issuperset(chosen):
@@ -82,19 +83,12 @@ def bind_threads(processors: str, root: Path = ROOT) -> list[int]:
     return chosen
 
 
-def cpu_list(text: str) -> Iterator[int]:
-    """The numbers in a list as Linux writes them, such as 0-3,8."""
-    for part in text.strip().split(","):
-        first, dash, last = part.partition("-")
-        yield from range(int(first), int(last if dash else first) + 1)
-
-
 def _one_of_each_core_first(processors: Iterable[int], root: Path) -> list[int]:
     turns = {}
     for number in sorted(processors):
         try:
             siblings = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
-            turns[number] = list(cpu_list(siblings.read_text())).index(number)
+            turns[number] = list(numbers(siblings.read_text())).index(number)
         except (OSError, ValueError):
             turns[number] = 0
     return sorted(turns, key=lambda number: (turns[number], number))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pybatch import _C, ops
-from pybatch.machine.threads import bind_threads, cpu_list, most_threads, set_threads, usable_cores
+from pybatch.machine.number_lists import numbers
+from pybatch.machine.threads import bind_threads, most_threads, set_threads, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,7 @@ def test_what_openmp_was_told_has_the_same_bound(monkeypatch: pytest.MonkeyPatch
 FORKS = """
 import os, sys, torch
 from pybatch import _C, ops
+from pybatch.machine.number_lists import numbers
 from pybatch.machine.threads import set_threads
 
 def product():
@@ -290,7 +292,7 @@ def test_cores_come_before_their_second_threads(tmp_path: Path) -> None:
 
 
 def test_lists_of_processors() -> None:
-    assert list(cpu_list("0-3,8,10-11\n")) == [0, 1, 2, 3, 8, 10, 11]
+    assert list(numbers("0-3,8,10-11\n")) == [0, 1, 2, 3, 8, 10, 11]
     for wrong in ("", "some", "0-", "99999", "0,99999", "3-1", 0):
         with pytest.raises(ValueError, match=rf"bind_threads: expected 'all' or a list such as .*; got {wrong!r}"):
             bind_threads(wrong)  # type: ignore[arg-type]
