@@ -39,7 +39,7 @@ class World:
     def end(self, reason: str) -> str:
         """Refuses what is asked from now on, and returns in which words: the ranks are no longer in step."""
         if not self._broken:
-            told = self.why() or reason.splitlines()[0]
+            told = self.why() or reason.partition("\n")[0] or "one has ended"
             self._broken = f"the {self.size} ranks no longer work together: {told}"
         return self._broken
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-JOINING = 60.0  # seconds in which all have to be there
+JOINING = 150.0  # seconds in which all have to be there: more than all may take to start
 PATIENCE = 600.0  # seconds in which the slowest process has to come to where the others wait
 SPIN = 2e-3  # seconds of looking again
 
@@ -70,6 +70,8 @@ class Sockets:
                 rest[other] = part[self._peers[other].send(part) :]
             except BlockingIOError:
                 continue
+            except ConnectionError as error:
+                raise _gone(other) from error
             if not rest[other]:
                 del rest[other]
         return sum(map(len, rest.values())) < before
@@ -81,8 +83,10 @@ class Sockets:
                 count = self._peers[other].recv_into(part)
             except BlockingIOError:
                 continue
+            except ConnectionError as error:
+                raise _gone(other) from error
             if not count:
-                raise ConnectionError(f"process {other} has ended")
+                raise _gone(other)
             rest[other] = part[count:]
             if not rest[other]:
                 del rest[other]
@@ -96,3 +100,7 @@ class Sockets:
         )
         if not readable and not writable:
             raise TimeoutError(f"processes {sorted({*sending, *receiving})} do not answer")
+
+
+def _gone(number: int) -> ConnectionError:
+    return ConnectionError(f"process {number} has ended")

@@ -91,17 +91,29 @@ def alone() -> Iterator[None]:
     wait_for_none()
 
 
-def test_a_rank_that_is_killed_is_one_clear_error_for_all(alone: None, folder: Path) -> None:
-    llm = opened(folder, 2, num_kv_blocks=64)
+def test_a_rank_that_is_killed_is_one_clear_error_for_all(
+    alone: None, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The leader names it, and each of the others has a line too."""
+    llm = opened(folder, 4, num_kv_blocks=64)
     prompt = {"prompt_token_ids": some_ids(9)}
     params = SamplingParams(max_tokens=4, ignore_eos=True)
     llm.generate(prompt, params)
-    (follower,) = children()
-    os.kill(follower.pid, signal.SIGKILL)
-    message = rf"the 2 ranks no longer work together: rank 1, process {follower.pid}, has ended with signal 9"
+    killed = children()[1]
+    os.kill(killed.pid, signal.SIGKILL)
+    message = rf"the 4 ranks no longer work together: rank 2, process {killed.pid}, has ended with signal 9"
     for _ in range(2):
         with pytest.raises(RankError, match=message):
             llm.generate(prompt, params)
+    deadline = time.monotonic() + 30
+    while any(each.status() == psutil.STATUS_RUNNING for each in children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    del llm
+    wait_for_none()
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("rank ")]
+    assert sorted(told) == [
+        f"rank {number}: the 4 ranks no longer work together: process 2 has ended" for number in (1, 3)
+    ]
 
 
 def test_a_rank_that_ends_before_all_are_there_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

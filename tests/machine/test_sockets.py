@@ -60,7 +60,7 @@ def test_one_that_ends_or_does_not_come_is_an_error(monkeypatch: pytest.MonkeyPa
             with pytest.raises(TimeoutError, match=r"processes \[1\] do not answer"):
                 own.gather([memoryview(bytearray(9)), memoryview(bytearray(9))])
         has_waited.set()
-        with pytest.raises(OSError, match=r"has ended|Broken pipe|reset by peer"):
+        with pytest.raises(OSError, match="process 1 has ended"):
             own.gather([memoryview(bytearray(9)), memoryview(bytearray(9))])
         return "ended"
 

@@ -19,6 +19,7 @@ from pybatch.machine.ranks import Place, RankError, World
 from pybatch.machine.threads import set_threads
 from pybatch.model.batch import AnyCache, ForwardBatch
 from pybatch.model.decoder import Decoder
+from pybatch.model.errors import ModelError
 from pybatch.model.key_shifts import key_shifts
 from pybatch.model.loader import load_model
 from pybatch.model.lora.slots import AdapterSlots
@@ -42,8 +43,10 @@ class Start:
 
 
 def run(start: Start, host: str) -> None:
-    """host: this machine's address for the others."""
+    """Returns when the leader is gone, or others are, of which one line tells. host: this machine's address for the
+    others."""
     from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import DistNetworkError
 
     place = start.place
     set_threads(start.threads)
@@ -57,8 +60,21 @@ def run(start: Start, host: str) -> None:
             ranks, stages = place.join(World(place.ranks * place.stages), store, device, host, start.sharing)
             loaded = load_model(**start.load, skip_tokenizer=True, progress=False, ranks=ranks, stages=stages)
             follow(loaded.decoder, loaded.adapters, connection, start.sharing)
-        except (EOFError, RankError, ConnectionError):
-            logger.info("rank %d: the leader is gone", place.number)
+        except (EOFError, ConnectionError, DistNetworkError, RankError, TimeoutError) as error:
+            if _is_closed(connection):
+                logger.info("rank %d: the leader is gone", place.number)
+            else:
+                logger.error("rank %d: %s", place.number, str(error).partition("\n")[0] or "another rank has ended")
+
+
+def _is_closed(connection: Connection) -> bool:
+    """Whether the leader has ended, or ends at the same time."""
+    try:
+        while connection.poll(0.1):
+            connection.recv_bytes()
+    except (EOFError, OSError):
+        return True
+    return False
 
 
 def follow(decoder: Decoder, adapters: AdapterSlots | None, connection: Connection, sharing: int) -> None:
@@ -109,7 +125,11 @@ def main() -> int:
     """As `python -m` this module, with a Start on its standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides when to stop
     start: Start = pickle.load(sys.stdin.buffer)
-    run(start, start.leader)
+    try:
+        run(start, start.leader)
+    except (ModelError, MemoryError) as error:  # which the leader may not meet, on another machine
+        logger.error("rank %d: %s", start.place.number, error)
+        return 1
     return 0
 
 

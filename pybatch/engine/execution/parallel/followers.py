@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection, Listener
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.parallel.follower import Start
@@ -23,10 +23,17 @@ T = TypeVar("T")
 START = 120.0  # seconds in which all followers have to be there
 
 
+class End(NamedTuple):
+    """How a follower has ended."""
+
+    failed: bool  # else it has ended since others have
+    told: str
+
+
 class Process(Protocol):
     """A follower that has been started."""
 
-    def ended(self) -> str | None: ...  # how it has ended; None: it has not
+    def ended(self) -> End | None: ...  # None: it has not
 
     def end(self) -> None: ...  # waits a little for its end, and ends it
 
@@ -57,7 +64,7 @@ class Followers:
 
         device, size = find_device(load["device"]), ranks * stages
         self.world, self.sharing = World(size), host.sharing(0)
-        store = TCPStore(host.address, 0, size, True, wait_for_workers=False)
+        self._store = store = TCPStore(host.address, 0, size, True, wait_for_workers=False)  # the last may read it late
         key = secrets.token_bytes(32)
         self._processes: list[Process] = []
         self._connections: list[Connection] = []
@@ -130,11 +137,12 @@ def _end(connections: list[Connection], processes: list[Process], host: Host) ->
 
 
 def _ended(processes: list[Process]) -> str:
-    for number, process in enumerate(processes, 1):
-        how = process.ended()
-        if how is not None:
-            return f"rank {number}, {how}"
-    return ""
+    """One that has ended, rather one that has failed than one that has ended since others have."""
+    ends = [(end, number) for number, process in enumerate(processes, 1) if (end := process.ended()) is not None]
+    if not ends:
+        return ""
+    end, number = min(ends, key=lambda each: not each[0].failed)
+    return f"rank {number}, {end.told}"
 
 
 def _why(processes: list[Process]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from pybatch.engine.execution.parallel.follower import Start
+from pybatch.engine.execution.parallel.followers import End
 
 COMMAND = [sys.executable, "-m", "pybatch.engine.execution.parallel.follower"]
 PATIENCE = 5.0  # seconds until one that does not end is killed
@@ -32,7 +33,8 @@ class ThisMachine:
 
     def start(self, start: Start) -> LocalProcess:
         device = "cpu" if self._device.type == "cpu" else f"cuda:{start.place.number}"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # what ends is told of once, by pybatch
+        environment = {**quiet, **os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         process = subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, env=environment, start_new_session=True, close_fds=True
         )
@@ -49,12 +51,12 @@ class LocalProcess:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    def ended(self) -> str | None:
+    def ended(self) -> End | None:
         status = self._process.poll()
         if status is None:
             return None
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        return f"process {self._process.pid}, has ended with {how}"
+        return End(status != 0, f"process {self._process.pid}, has ended with {how}")
 
     def end(self) -> None:
         try:

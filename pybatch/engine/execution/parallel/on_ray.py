@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pybatch.engine.execution.parallel.follower import Start
+from pybatch.engine.execution.parallel.followers import End
 from pybatch.machine.ray_cluster import Slot, connected, find_slots
 
 PATIENCE = 5.0  # seconds until one that does not end is killed
@@ -68,7 +69,7 @@ class RayProcess:
         self._actor, self._host = actor, host
         self._run = actor.run.remote(start)
 
-    def ended(self) -> str | None:
+    def ended(self) -> End | None:
         import ray
 
         if not ray.wait([self._run], timeout=0)[0]:
@@ -76,8 +77,8 @@ class RayProcess:
         try:
             ray.get(self._run)
         except Exception as error:
-            return f"on {self._host}, has ended: {' '.join(str(error).split())[-300:]}"
-        return f"on {self._host}, has ended"
+            return End(True, f"on {self._host}, has ended: {' '.join(str(error).split())[-300:]}")
+        return End(False, f"on {self._host}, has ended")
 
     def end(self) -> None:
         import ray
