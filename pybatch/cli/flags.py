@@ -56,11 +56,20 @@ def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]
     return decorate
 
 
+def not_empty(value: Any) -> Any:
+    """Refuses the empty text that a script's unset variable becomes: as a path it would be the working folder."""
+    if value == "" or (isinstance(value, list) and "" in value):
+        raise typer.BadParameter("expected a value, got an empty one")
+    return value
+
+
 def option(panel: str, help: str, *names: str, **settings: Any) -> Any:
+    """callback: not_empty, unless another or None is given."""
+    settings.setdefault("callback", not_empty)
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
-sampling = partial(option, "Sampling")
+sampling = partial(option, "Sampling", callback=None)
 engine = partial(option, "Model and engine")
 cost = partial(option, "Cost")
 

@@ -26,6 +26,7 @@ where = partial(option, "Machine")
 work = partial(option, "Workload")
 wanted = partial(option, "Targets")
 many = partial(option, "Many machines")
+MOST_MACHINES = 100_000
 
 
 @takes(cost=CostFlags)
@@ -62,7 +63,7 @@ def plan(
     ttft: Annotated[float | None, wanted("Seconds to the first token, at most, for 99 in 100.")] = None,
     tpot: Annotated[float | None, wanted("Seconds for each later token, at most, for 99 in 100.")] = None,
     deadline: Annotated[float | None, wanted("Seconds for the whole job: says how many machines.")] = None,
-    machines: Annotated[int | None, many("So many machines share the rows.", min=1)] = None,
+    machines: Annotated[int | None, many("So many machines share the rows.", min=1, max=MOST_MACHINES)] = None,
     startup: Annotated[float, many("Seconds until a machine computes. Default: 60.", min=0)] = 60.0,
     stragglers: Annotated[
         str | None,
@@ -92,7 +93,9 @@ def plan(
         if json_file is not None:
             expect_place(json_file)
         targets = Targets(ttft, tpot, deadline)
-        fleet = None if machines is None else Fleet.parse(machines, startup, stragglers, mtbf)
+        fleet = Fleet.parse(machines or 1, startup, stragglers, mtbf)
+        if machines is None and (stragglers is not None or mtbf is not None):
+            raise UsageError("--stragglers, --mtbf: are of many machines; expected --machines too")
         machine = find_machine(chip, model, cpu_offload_gb)
         config = read_config(model)
         workload = find_workload(model, prompts, input_tokens, output_tokens, shared_prefix, rows)
@@ -107,7 +110,7 @@ def plan(
                 max_num_seqs=max_num_seqs,
                 tell=lambda what: status.update(f"Planning: {what}"),
             )
-        planned = [] if fleet is None else made.fleets(fleet)
+        planned = [] if machines is None else made.fleets(fleet)
         if json_file is not None:
             of_fleets = [{**asdict(each), "cost": cost_of(each.typical, prices)} for each in planned]
             write_json(json_file, {**made.to_json(prices), "fleets": of_fleets})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -51,7 +52,7 @@ class Preview:
 
         job.watchers.append(watch)
         try:
-            finished = run(islice(pending, self._rows))
+            finished = run(islice(pending, min(self._rows, sys.maxsize)))
         finally:
             job.watchers.remove(watch)
         if not finished or job.journal.done == all_rows:

@@ -85,7 +85,7 @@ def run(
             metavar="FILE-OR-NAME",
         ),
     ] = None,
-    system: Annotated[str | None, rows("A system message in front of every conversation.")] = None,
+    system: Annotated[str | None, rows("A system message in front of every conversation.", callback=None)] = None,
     raw: Annotated[bool, rows("Complete prompts as they are, without the model's chat template.", "--raw")] = False,
     output: Annotated[
         str | None,
@@ -127,7 +127,10 @@ def run(
         bool, going_on("Run the rows again that failed in an earlier run of this job.", "--retry-errors")
     ] = False,
     cache: Annotated[
-        Path | None, going_on("A folder where answers are kept, so that equal requests of later jobs need not run.")
+        str | None,
+        going_on(
+            "A folder where answers are kept, so that equal requests of later jobs need not run.", metavar="FOLDER"
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -198,6 +201,7 @@ def run(
     from pybatch.prompts.chain import step_jobs
 
     name = prompts or input_file or ""
+    folder = None if cache is None else Path(cache)
     modules = engine.given().get("lora_modules")
     options = RowOptions(format and format.value, prompt_template, system, raw, lora_modules=modules)
     if prompt is not None:
@@ -237,7 +241,7 @@ def run(
                 for line in job.checked.lines():
                     tell(line)
             if dry_run:
-                show_dry_run(job, cache, sampling, engine, told, before_it_prints=opened.close)
+                show_dry_run(job, folder, sampling, engine, told, before_it_prints=opened.close)
             if job.checked.bad and on_error is OnError.fail:
                 raise CommandError("--on-error fail: nothing has run", exit_codes.FAILED_ROWS)
             if answering is None and ray:
@@ -248,7 +252,7 @@ def run(
                 tell(f"Step {steps.index(step) + 1} of {len(steps)}: {step.name}")
             shown = first_rows if step is steps[0] else Preview(None)
             reports = told if step.last else ReportFiles(None, None, told.prices)
-            answer(*answering, job, on_error.value, shown, grace, cache, reports, engine.model, traced, last=step.last)
+            answer(*answering, job, on_error.value, shown, grace, folder, reports, engine.model, traced, last=step.last)
 
 
 def expect_reports_apart(told: ReportFiles, rows: str, to: Destination) -> None:

@@ -54,6 +54,10 @@ def test_many_machines_are_planned_with_their_faults(cli: Cli, config: Path, tmp
     assert made[0]["cost"] == pytest.approx(2 * made[0]["typical"]["machine_seconds"] / 3600)
     ran = cli("plan", config, *CHIP, *WORK, "--machines", "2", "--stragglers", "many")
     assert (ran.code, "stragglers: expected SHARE:FACTOR" in ran.err) == (2, True)
+    ran = cli("plan", config, *CHIP, *WORK, "--mtbf", "3")
+    assert (ran.code, "expected --machines too" in ran.err) == (2, True)
+    ran = cli("plan", config, *CHIP, *WORK, "--machines", "1000000")
+    assert (ran.code, "'--machines': Input should be less than or equal to 100000" in ran.err) == (2, True)
 
 
 def test_a_file_of_prompts_is_a_workload(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
