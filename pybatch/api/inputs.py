@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from pybatch.api.pairs import FramedText, JoinedTexts
+
 if TYPE_CHECKING:
     from pybatch.model.text.tokenizer import Tokenizer
 
@@ -56,9 +58,10 @@ def chat_options(
     }
 
 
-Prompt = str | Sequence[int] | Mapping[str, Any] | Conversation
+Prompt = str | Sequence[int] | Mapping[str, Any] | Conversation | JoinedTexts | FramedText
 """Text, token ids (a list, an array or a tensor), {"prompt": text} or {"prompt_token_ids": ids} (of both the ids
-count), or a Conversation. {"prompt": text, "split_special_tokens": True} is text in which no special token counts."""
+count), a Conversation, or what Scorer makes of a pair. {"prompt": text, "split_special_tokens": True} is text in which
+no special token counts."""
 
 PROMPT_KEYS = {"prompt", "prompt_token_ids", "split_special_tokens"}
 
@@ -190,6 +193,8 @@ def read_prompt(
     if isinstance(prompt, Conversation):
         messages = plain_messages(prompt.messages)
         return expect_tokenizer(tokenizer).encode_chat(messages, max_tokens=max_tokens, **prompt.options)
+    if isinstance(prompt, JoinedTexts | FramedText):
+        return None, prompt.token_ids(expect_tokenizer(tokenizer), max_tokens)
     if isinstance(prompt, Mapping):
         if not prompt or prompt.keys() - PROMPT_KEYS:
             raise ValueError(f"prompt: expected the keys 'prompt' or 'prompt_token_ids', got {list(prompt)}")

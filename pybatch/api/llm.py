@@ -29,9 +29,10 @@ from pybatch.api.inputs import (
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.lora_names import Adapters, adapters_of, with_adapters
 from pybatch.api.model_handle import ModelHandle
+from pybatch.api.pairs import Pair
 from pybatch.api.pinned_prefix import PinnedPrefix, pin_prefix
 from pybatch.api.progress import BatchProgress, ProgressReporter
-from pybatch.api.scoring import scoring
+from pybatch.api.scoring import scores
 from pybatch.api.standings import ForEach, standings
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, SamplingParams
@@ -207,16 +208,14 @@ class LLM(ModelHandle):
         truncate_prompt_tokens: cut pairs to so many tokens at the document's end, -1: as many as the context holds.
         """
         refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
-        plan = scoring(
-            self.engine,
-            self.session.tokenizer,
-            list(zip(*paired(data_1, data_2), strict=True)),
-            _pooling(pooling_params),
-            instruction=instruction,
-            chat_template=chat_template,
-            truncate=truncate_prompt_tokens,
+        params = _pooling(pooling_params)
+        if truncate_prompt_tokens is not None:
+            params = replace(params, truncate_prompt_tokens=truncate_prompt_tokens)
+        pairs = [Pair(query, document) for query, document in zip(*paired(data_1, data_2), strict=True)]
+        plan = self.session.scorer.plan(
+            self.session.tokenizer, pairs, params, instruction=instruction, chat_template=chat_template
         )
-        return plan.results(self._collect(plan.prompts, plan.params, bool(use_tqdm)))
+        return scores(plan, self._collect(plan.prompts, plan.params, bool(use_tqdm)))
 
     def beam_search(
         self,

@@ -26,13 +26,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model says to a request: everything that is written of it, in types that JSON has. embedding: in place
-    of samples, of one that generates nothing."""
+    """What the model says to a request: everything that is written of it, in types that JSON has. pooled: in place of
+    samples, of one that generates nothing: an embedding, or one number, a score."""
 
     prompt_tokens: int
     samples: tuple[Sample, ...]
     prompt_logprobs: list[list[dict[str, Any]] | None] | None = None
-    embedding: list[float] | None = None
+    pooled: list[float] | None = None
 
     @property
     def output_tokens(self) -> int:
@@ -77,11 +77,11 @@ class Failure:
 Outcome = Answer | Failure
 
 
-def first_failure(outcomes: Sequence[Outcome | None]) -> Failure | None:
-    """Why a request has no answer, of which each prompt has an outcome, or None so far."""
+def first_failure(outcomes: Sequence[Outcome | None], name: str = "prompt") -> Failure | None:
+    """Why a request has no answer, of which each prompt has an outcome, or None so far. name: of a prompt."""
     for number, outcome in enumerate(outcomes):
         if isinstance(outcome, Failure):
-            return outcome if len(outcomes) == 1 else replace(outcome, message=f"prompt[{number}]: {outcome.message}")
+            return outcome if len(outcomes) == 1 else replace(outcome, message=f"{name}[{number}]: {outcome.message}")
     return None
 
 
@@ -93,12 +93,17 @@ def joined(answers: Sequence[Answer]) -> Answer:
     return JoinedAnswer(sum(answer.prompt_tokens for answer in answers), samples, parts=tuple(answers))
 
 
+def parts_of(answer: Answer) -> Sequence[Answer]:
+    """Those that `joined` has joined, or the one answer."""
+    return answer.parts if isinstance(answer, JoinedAnswer) else (answer,)
+
+
 def outcome_of(output: RequestOutput, tokenizer: Tokenizer | None = None) -> Outcome:
     """Of a finished request. tokenizer: as for `positions`."""
     if output.error is not None:
         return Failure(output.error, output.error_code or "invalid_request")
     if output.pooled is not None:
-        return Answer(len(output.prompt_token_ids), (), embedding=output.pooled.tolist())
+        return Answer(len(output.prompt_token_ids), (), pooled=output.pooled.tolist())
     return Answer(
         prompt_tokens=len(output.prompt_token_ids),
         samples=tuple(

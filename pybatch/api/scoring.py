@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pybatch.api.embedding import EmbeddingRequestOutput, ScoringRequestOutput, with_prompt
-from pybatch.api.inputs import Conversation, Prompt, expect_tokenizer
+from pybatch.api.inputs import Conversation, Encoded, Prompt, expect_tokenizer, fault_of
+from pybatch.api.outcomes import Failure
+from pybatch.api.pairs import FramedText, JoinedTexts, Pair
+from pybatch.api.request_plan import RequestPlan
 from pybatch.engine import Engine, RequestOutput
-from pybatch.engine.pooling_params import PoolingParams
+from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.model.text.tokenizer import Tokenizer
 
 # As the models of Qwen3-Reranker were trained to be asked.
@@ -30,95 +33,102 @@ def label_tokens(tokenizer: Tokenizer | None) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
-    """What is to be run for scores, and what comes of it. compared: of each pair the numbers of the two prompts whose
-    embeddings are compared; None where each prompt is a pair."""
+class Scorer:
+    """How one model scores, which is all that must be known of it to make prompts of pairs.
 
-    prompts: Sequence[Prompt]
-    params: PoolingParams
-    compared: Sequence[tuple[int, int]] | None = None
-
-    def results(self, outputs: Sequence[RequestOutput]) -> list[ScoringRequestOutput]:
-        """outputs: of the prompts."""
-        if self.compared is None:
-            return [ScoringRequestOutput.of(output) for output in outputs]
-        embedded = [EmbeddingRequestOutput.of(output) for output in outputs]
-        return [
-            ScoringRequestOutput.of_embeddings(str(i), embedded[query], embedded[document])
-            for i, (query, document) in enumerate(self.compared)
-        ]
-
-
-def scoring(
-    engine: Engine,
-    tokenizer: Tokenizer | None,
-    pairs: Sequence[tuple[str, str]],
-    params: PoolingParams,
-    *,
-    instruction: str | None = None,
-    chat_template: str | None = None,
-    truncate: int | None = None,
-) -> Scoring:
-    """Of queries and documents. A model embeds them if its files say how, and it has no head to score by; others read
-    pair by pair (see pair_prompts)."""
-    if engine.decoder.score is None and (engine.pooling.stated or not engine.decoder.config.generates):
-        if truncate is not None:
-            params = replace(params, truncate_prompt_tokens=truncate)
-        texts = {text: number for number, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-        return Scoring(
-            with_prompt(texts, engine.pooling.prompt(None)),
-            replace(params, task="embed"),
-            [(texts[query], texts[document]) for query, document in pairs],
-        )
-    prompts = pair_prompts(
-        engine, tokenizer, pairs, instruction=instruction, chat_template=chat_template, truncate=truncate
-    )
-    return Scoring(prompts, replace(params, task="score"))
-
-
-def pair_prompts(
-    engine: Engine,
-    tokenizer: Tokenizer | None,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    instruction: str | None = None,
-    chat_template: str | None = None,
-    truncate: int | None = None,
-) -> list[Prompt]:
-    """What the model reads of each query and document.
-
-    With chat_template, or if the checkpoint names the tokens of its answer, messages of the roles query and document
-    (and system, with the instruction) through the template. Else for a model with a head of its own both texts as its
-    tokenizer joins pairs, and for others the question that Qwen3-Reranker is trained on.
-
-    truncate: cut the end of query and document so that the whole has so many tokens; -1: as the context holds.
+    has_head: it has one to score by. compares: it has none, and its files say how it embeds: the embeddings of query
+    and document are compared. names_labels: its files name the tokens of its answer. prompt: what comes in front of
+    each text that is embedded. max_model_len: in tokens.
     """
-    tokenizer = expect_tokenizer(tokenizer)
-    room = engine.max_model_len if truncate == -1 else truncate
-    if chat_template is not None or (engine.pooling.labels is not None and tokenizer.chat_template is not None):
-        return [_conversation(query, document, instruction, chat_template) for query, document in pairs]
-    if engine.decoder.score is not None and instruction is None:
-        return [_cut(tokenizer.backend.encode(*pair).ids, [], room) for pair in pairs]
-    encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    before, after = encode(BEFORE), encode(AFTER)
-    return [
-        before
-        + _cut(
-            tokenizer.encode(
-                PAIR.format(instruction or INSTRUCTION, *pair), add_special_tokens=False, split_special_tokens=True
-            ),
-            after,
-            None if room is None else room - len(before),
+
+    has_head: bool
+    compares: bool
+    names_labels: bool
+    prompt: str
+    max_model_len: int
+
+    @classmethod
+    def of(cls, engine: Engine) -> Scorer:
+        has_head = engine.decoder.score is not None
+        return cls(
+            has_head=has_head,
+            compares=not has_head and (engine.pooling.stated or not engine.decoder.config.generates),
+            names_labels=engine.pooling.labels is not None,
+            prompt=engine.pooling.prompt(None),
+            max_model_len=engine.max_model_len,
         )
-        for pair in pairs
+
+    def plan(
+        self,
+        tokenizer: Tokenizer | None,
+        pairs: Iterable[Pair],
+        params: PoolingParams,
+        *,
+        instruction: str | None = None,
+        chat_template: str | None = None,
+    ) -> RequestPlan:
+        """What runs for the scores of pairs.
+
+        With chat_template, or if the checkpoint names the tokens of its answer, each pair is messages of the roles
+        query and document (and system, with the instruction) through the template. Else a model with a head of its own
+        reads both texts as its tokenizer joins pairs, and others the question that Qwen3-Reranker is trained on. Each
+        text that is embedded runs once. Raises ValueError for what cannot be had.
+
+        params: truncate_prompt_tokens cuts the end of query and document so that the whole has so many tokens, -1: as
+        the context holds; of embeddings it cuts each text.
+        """
+        if self.compares:
+            if instruction is not None or chat_template is not None:
+                raise ValueError("instruction, chat_template: expected none for a model that compares embeddings")
+            listed = [(pair.query, pair.document) for pair in pairs]
+            texts = {
+                text: number for number, text in enumerate(dict.fromkeys(text for pair in listed for text in pair))
+            }
+            compared = [(texts[query], texts[document]) for query, document in listed]
+            return RequestPlan(with_prompt(texts, self.prompt), replace(params, task="embed"), compared)
+        tokenizer = expect_tokenizer(tokenizer)
+        room = self.max_model_len if params.truncate_prompt_tokens == -1 else params.truncate_prompt_tokens
+        params = replace(params, task="score", truncate_prompt_tokens=None)
+        prompts: Sequence[Prompt]
+        if chat_template is not None or (self.names_labels and tokenizer.chat_template is not None):
+            if room is not None:
+                raise ValueError("truncate_prompt_tokens: expected none where a chat template reads the pair")
+            prompts = [_conversation(pair, instruction, chat_template) for pair in pairs]
+        elif self.has_head and instruction is None:
+            prompts = [JoinedTexts(pair.query, pair.document, room) for pair in pairs]
+        else:
+            before, after = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (BEFORE, AFTER))
+            question = instruction or INSTRUCTION
+            prompts = [
+                FramedText(before, PAIR.format(question, pair.query, pair.document), after, room) for pair in pairs
+            ]
+        return RequestPlan(prompts, params)
+
+
+def planned(
+    prompts: Sequence[Prompt], pairs: Sequence[Pair], params: Params, scorer: Scorer, tokenizer: Tokenizer | None
+) -> RequestPlan | Failure:
+    """What runs for a request, which has prompts or pairs, or why nothing can."""
+    if not isinstance(params, PoolingParams) or params.task != "score":
+        return RequestPlan(prompts, params)
+    refused = Encoded()
+    with fault_of(refused):
+        return scorer.plan(tokenizer, pairs, params)
+    return Failure(refused.error or "", refused.error_code or "invalid_request")
+
+
+def scores(plan: RequestPlan, outputs: Sequence[RequestOutput]) -> list[ScoringRequestOutput]:
+    """outputs: of the plan's prompts."""
+    if plan.compared is None:
+        return [ScoringRequestOutput.of(output) for output in outputs]
+    embedded = [EmbeddingRequestOutput.of(output) for output in outputs]
+    return [
+        ScoringRequestOutput.of_embeddings(str(i), embedded[query], embedded[document])
+        for i, (query, document) in enumerate(plan.compared)
     ]
 
 
-def _conversation(query: str, document: str, instruction: str | None, chat_template: str | None) -> Conversation:
+def _conversation(pair: Pair, instruction: str | None, chat_template: str | None) -> Conversation:
     system = [] if instruction is None else [{"role": "system", "content": instruction}]
-    messages = [*system, {"role": "query", "content": query}, {"role": "document", "content": document}]
+    messages = [*system, {"role": "query", "content": pair.query}, {"role": "document", "content": pair.document}]
     return Conversation(messages, {"chat_template": chat_template} if chat_template else {})
-
-
-def _cut(ids: list[int], after: list[int], room: int | None) -> list[int]:
-    return ids + after if room is None else ids[: max(0, room - len(after))] + after

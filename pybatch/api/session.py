@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from pybatch.api.alerts import Alerts
@@ -26,7 +27,7 @@ from pybatch.api.inputs import (
     is_conversation,
 )
 from pybatch.api.lora_names import named_adapters
-from pybatch.api.scoring import label_tokens
+from pybatch.api.scoring import Scorer, label_tokens
 from pybatch.api.settings import EngineSettings, engine_settings
 from pybatch.engine import CompletionOutput, Engine, RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
@@ -157,16 +158,13 @@ class Session:
     def settings(self) -> EngineSettings:
         return engine_settings(self.engine)
 
+    @cached_property
+    def scorer(self) -> Scorer:
+        return Scorer.of(self.engine)
+
     def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]:
         """Token ids for each prompt. Does not use the engine, which another thread may run meanwhile."""
-        room = self.engine.max_model_len
-        limits = [
-            None
-            if getattr(params, "truncate_prompt_tokens", None) is not None
-            else room - (not isinstance(params, PoolingParams))
-            for _, params in requests
-        ]
-        return encode([prompt for prompt, _ in requests], self.tokenizer, limits)
+        return encode_requests(requests, self.tokenizer, self.engine.max_model_len)
 
     def encode_prefix(self, prefix: Prompt | Sequence[Message]) -> Encoded:
         """Of a prompt, or of messages that go through the chat template without the opening of an answer."""
@@ -294,6 +292,19 @@ class Session:
                     self.engine.abort(self._aborted.popleft())
             finally:
                 self._lock.release()
+
+
+def encode_requests(
+    requests: Sequence[tuple[Prompt, Params]], tokenizer: Tokenizer | None, max_model_len: int
+) -> list[Encoded]:
+    """Token ids for each prompt; what cannot come to so few tokens that it could run has an error."""
+    limits = [
+        None
+        if getattr(params, "truncate_prompt_tokens", None) is not None
+        else max_model_len - (not isinstance(params, PoolingParams))
+        for _, params in requests
+    ]
+    return encode([prompt for prompt, _ in requests], tokenizer, limits)
 
 
 def _followers(arguments: EngineArgs, load: dict[str, Any], threads: int) -> Followers | None:

@@ -10,6 +10,7 @@ from typing import Self
 
 from pybatch.api.engine_thread import TOKENIZE_AT_ONCE, EngineThread, Submission
 from pybatch.api.inputs import Encoded, Prompt
+from pybatch.api.scoring import Scorer
 from pybatch.api.session import Receiver
 from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
@@ -94,6 +95,10 @@ class SharedSession:
     @property
     def settings(self) -> EngineSettings:
         return self._session.settings
+
+    @property
+    def scorer(self) -> Scorer:
+        return self._session.scorer
 
     @property
     def metrics(self) -> EngineMetrics:

@@ -70,9 +70,10 @@ def load(engine: EngineFlags, sampling: SamplingFlags) -> tuple[LLM, SamplingPar
         if llm.session.tuned is not None:
             stderr.print(str(llm.session.tuned))
         params = replace(llm.get_default_sampling_params(), **sampling.given())
-        # Parameters that this model can run with no prompt (a token id outside its vocabulary) are refused here.
-        llm.engine.add_request("flags", [0], params)
-        llm.engine.abort("flags")
+        if llm.engine.decoder.config.generates:
+            # Parameters that this model can run with no prompt (a token id outside its vocabulary) are refused here.
+            llm.engine.add_request("flags", [0], params)
+            llm.engine.abort("flags")
         return llm, params
 
 

@@ -61,22 +61,26 @@ class Preview:
 
 
 def show(job: Job, session: RowSession, row: Row, outcome: Outcome) -> None:
-    from pybatch.api.outcomes import Failure
+    from pybatch.api.outcomes import Failure, parts_of
     from pybatch.jobs.estimate.survey import prompt_text
+    from pybatch.jobs.row_runner import planned_row
 
     stderr.rule(printable(row.place), align="left", characters="-")
     if isinstance(outcome, Failure):
         stderr.print(printable(f"error: {outcome.message}"))
         return
-    request = job.request(row)
+    request = planned_row(job.request(row), session)
     if isinstance(request, Failure):  # it was none when the row was answered
         return
-    prompts, params = request[0].prompts, request[1]
+    plan, _ = request
     samples = iter(outcome.samples)
-    for prompt in session.encode([(prompt, params) for prompt in prompts]):
-        stderr.print(shown(prompt_text(session, prompt.token_ids, params)))
-        for sample in islice(samples, len(outcome.samples) // len(prompts)):
+    for prompt in session.encode([(prompt, plan.params) for prompt in plan.prompts]):
+        stderr.print(shown(prompt_text(session, prompt.token_ids, plan.params)))
+        for sample in islice(samples, len(outcome.samples) // len(plan.prompts)):
             stderr.print(f"-> {shown(sample.text)}")
+    for part in parts_of(outcome):
+        if part.pooled is not None:
+            stderr.print(f"-> {part.pooled[0]}" if len(part.pooled) == 1 else f"-> {len(part.pooled)} numbers")
 
 
 def shown(text: str) -> str:

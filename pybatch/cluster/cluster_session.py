@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from pybatch.api.engine_args import EngineArgs
-from pybatch.api.inputs import Encoded, Prompt, encode
-from pybatch.api.session import Receiver, empty_output
+from pybatch.api.inputs import Encoded, Prompt
+from pybatch.api.session import Receiver, empty_output, encode_requests
 from pybatch.cluster.worker import Loaded, Request
 from pybatch.cluster.worker_pool import WorkerPool
 from pybatch.engine.config import EngineConfig
@@ -39,7 +39,7 @@ class ClusterSession:
         self._pool = pool
         self.max_model_len = loaded.max_model_len
         self.arithmetic = loaded.arithmetic
-        self.settings = loaded.settings
+        self.settings, self.scorer = loaded.settings, loaded.scorer
         self._receivers: dict[int, Receiver] = {}
 
     @property
@@ -52,9 +52,7 @@ class ClusterSession:
 
     def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]:
         """As Session's."""
-        room = self.max_model_len - 1
-        limits = [None if params.truncate_prompt_tokens is not None else room for _, params in requests]
-        return encode([prompt for prompt, _ in requests], self.tokenizer, limits)
+        return encode_requests(requests, self.tokenizer, self.max_model_len)
 
     def add(
         self,

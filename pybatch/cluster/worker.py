@@ -12,6 +12,7 @@ import pybatch
 from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Encoded
 from pybatch.api.opening import open_session
+from pybatch.api.scoring import Scorer
 from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.metrics import EngineMetrics
@@ -45,6 +46,7 @@ class Loaded:
     default_params: SamplingParams
     arithmetic: str
     settings: EngineSettings
+    scorer: Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Worker:
             session.default_params,
             session.arithmetic,
             session.settings,
+            session.scorer,
         )
 
     def exchange(self, requests: Sequence[Request], withdrawn: Sequence[int]) -> Report:

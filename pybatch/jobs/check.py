@@ -97,7 +97,7 @@ def check_rows(
         if isinstance(asked, Failure):
             checked.add(row, asked)
             continue
-        checked.prompts += len(asked[0].prompts)
+        checked.prompts += len(asked[0].prompts) + len(asked[0].pairs)
         if (id := asked[0].id) is not None:
             hashes.append(hash(id))
             indices.append(row.index)

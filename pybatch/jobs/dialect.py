@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from pybatch.api.inputs import Prompt
 from pybatch.api.outcomes import Failure, Outcome
+from pybatch.api.pairs import Pair
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.engine.pooling_params import PoolingParams
 from pybatch.engine.standing import ORDINARY, Standing
@@ -19,13 +20,14 @@ class RowRequest:
     """What a row asks for. prompts: one or more, each of which runs as a request of its own. params: fields of
     SamplingParams that the row sets, over the job's own. id: the row's own name, which no other row may have; None if
     it has none. standing: when the row runs beside others. pooling: in place of params, of one that generates
-    nothing."""
+    nothing. pairs: in place of prompts, of one for scores: how many prompts they become depends on the model."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
     standing: Standing = ORDINARY
     pooling: PoolingParams | None = None
+    pairs: tuple[Pair, ...] = ()
 
 
 class Dialect(Protocol):
@@ -48,8 +50,8 @@ class Dialect(Protocol):
         called where rows are read ahead, beside the model. wait: rows may wait for those behind them."""
 
     def result(self, row: Row, outcome: Outcome, *, fields: bool = True) -> dict[str, Any]:
-        """The result row, in types that JSON has. outcome: of several prompts as `joined` has it. fields: with those of
-        the row."""
+        """The result row, in types that JSON has. outcome: of several prompts as RequestPlan.answer has it.
+        fields: with those of the row."""
 
 
 def request_of(dialect: Dialect, row: Row) -> RowRequest | Failure:

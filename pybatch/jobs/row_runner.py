@@ -11,7 +11,9 @@ from itertools import islice
 from typing import Protocol
 
 from pybatch.api.inputs import Encoded, Prompt
-from pybatch.api.outcomes import Answer, Failure, Outcome, first_failure, joined, outcome_of
+from pybatch.api.outcomes import Answer, Failure, Outcome, outcome_of
+from pybatch.api.request_plan import RequestPlan
+from pybatch.api.scoring import Scorer, planned
 from pybatch.api.session import Receiver
 from pybatch.api.settings import EngineSettings
 from pybatch.engine import RequestOutput, SamplingParams
@@ -63,6 +65,9 @@ class RowSession(Protocol):
     @property
     def settings(self) -> EngineSettings: ...
 
+    @property
+    def scorer(self) -> Scorer: ...
+
     def encode(self, requests: Sequence[tuple[Prompt, Params]]) -> list[Encoded]: ...
 
     def add(
@@ -76,11 +81,12 @@ class RowSession(Protocol):
 
 @dataclass(slots=True)
 class RowAtWork:
-    """A row that has not been saved. outcomes: of its prompts; None of those that have none yet, as many as `missing`.
-    key: of the answer, as Record's. cached, from_other_job: of all outcomes. begun: some of its prompts are running or
-    have run. metrics: of those that have."""
+    """A row that has not been saved. outcomes: of its plan's prompts; None of those that have none yet, as many as
+    `missing`. key: of the answer, as Record's. cached, from_other_job: of all outcomes. begun: some of its prompts are
+    running or have run. metrics: of those that have."""
 
     row: Row
+    plan: RequestPlan
     outcomes: list[Outcome | None]
     missing: int
     standing: Standing
@@ -169,7 +175,7 @@ class RowRunner:
     def _take_rows(self) -> None:
         """Those that there are. It waits only while the engine has nothing to do: for a stream's next row, or a moment
         for a good choice among a file's."""
-        taken: list[tuple[Row, RowRequest, Params]] = []
+        taken: list[tuple[Row, RequestPlan, Standing]] = []
         idle = not (self._running or self._held or self._waiting)
         most = MOST_AT_START if idle else MOST_AT_ONCE
         choose_until = time.monotonic() + START_WAIT if idle and self._job.source.rereadable else 0.0
@@ -180,30 +186,28 @@ class RowRunner:
                 if idle and not taken and not self._rows.ended:
                     continue
                 break
-            request = self._job.request(row)
+            request = planned_row(self._job.request(row), self._session)
             if isinstance(request, Failure):
                 self._job.save(row, request)
             else:
                 taken.append((row, *request))
                 size += row.size
-        encoded = iter(
-            self._session.encode([(prompt, params) for _, asked, params in taken for prompt in asked.prompts])
-        )
-        for row, asked, params in taken:
-            self._take_row(row, list(islice(encoded, len(asked.prompts))), params, asked.standing)
+        encoded = iter(self._session.encode([(prompt, plan.params) for _, plan, _ in taken for prompt in plan.prompts]))
+        for row, plan, standing in taken:
+            self._take_row(row, plan, list(islice(encoded, len(plan.prompts))), standing)
 
-    def _take_row(self, row: Row, prompts: Sequence[Encoded], params: Params, standing: Standing) -> None:
-        if failure := first_failure([failure_of(prompt) for prompt in prompts]):
+    def _take_row(self, row: Row, plan: RequestPlan, prompts: Sequence[Encoded], standing: Standing) -> None:
+        if failure := plan.failure([failure_of(prompt) for prompt in prompts]):
             self._job.save(row, failure)
             return
-        at_work = RowAtWork(row, [None] * len(prompts), len(prompts), standing)
+        at_work = RowAtWork(row, plan, [None] * len(prompts), len(prompts), standing)
         self._rows_at_work += 1
         new = False
         for number, prompt in enumerate(prompts):
-            key = self._answers.key(prompt.token_ids, params, request_number(row.index, number))
+            key = self._answers.key(prompt.token_ids, plan.params, request_number(row.index, number))
             if key is not None and len(prompts) == 1:
                 at_work.key = number_of(key)
-            work = Work(at_work, number, prompt, params, key)
+            work = Work(at_work, number, prompt, plan.params, key)
             if not (key is not None and self._find(key, work)):
                 new |= self._queue(work)
         self._rows_seen = min(self._rows_seen + 1, RECENT)
@@ -305,12 +309,23 @@ class RowRunner:
         answers = [each for each in row.outcomes if isinstance(each, Answer)]
         self._job.save(
             row.row,
-            first_failure(row.outcomes) or joined(answers),
+            row.plan.failure(row.outcomes) or row.plan.answer(answers),
             key=row.key,
             cached=row.cached,
             from_other_job=row.from_other_job,
             metrics=row.metrics,
         )
+
+
+def planned_row(
+    request: tuple[RowRequest, Params] | Failure, session: RowSession
+) -> tuple[RequestPlan, Standing] | Failure:
+    """What runs for a row's request with the session's model, or why nothing can. request: as Job.request's."""
+    if isinstance(request, Failure):
+        return request
+    asked, params = request
+    plan = planned(asked.prompts, asked.pairs, params, session.scorer, session.tokenizer)
+    return plan if isinstance(plan, Failure) else (plan, asked.standing)
 
 
 def failure_of(prompt: Encoded) -> Failure | None:

@@ -18,11 +18,12 @@ from pybatch.api.inputs import Conversation, Prompt
 from pybatch.api.outcomes import Answer, Failure, Sample
 from pybatch.engine.pooling_params import PoolingParams
 from pybatch.jobs.check import check_row
+from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.dialects.template import Template
 from pybatch.jobs.job import Job, Saved
 from pybatch.latitude.trace_ids import trace_number
 from pybatch.latitude.tracing import Tracing, cost_attributes
-from pybatch.telemetry.attributes import first_token_attributes, known, model_attributes
+from pybatch.telemetry.attributes import first_token_attributes, known, model_attributes, pooling_operation
 from pybatch.telemetry.resource import resource
 from pybatch.telemetry.sender import SpanSender
 
@@ -79,7 +80,7 @@ class RowTraces:
     def attributes(self, saved: Saved) -> dict[str, Any]:
         """Of a row, but for those that every span has."""
         asked = check_row(saved.row, self.job.dialect, self.job.params)
-        prompts, params = ((), None) if isinstance(asked, Failure) else (asked[0].prompts, asked[1])
+        prompts, params = ((), None) if isinstance(asked, Failure) else (prompts_of(asked[0]), asked[1])
         attributes = {
             **model_attributes(operation_of(prompts, params), self.model, params),
             **self._attributes,
@@ -148,8 +149,13 @@ def plain(text: str) -> str:
 
 def operation_of(prompts: Sequence[Prompt], params: object) -> str:
     if isinstance(params, PoolingParams):
-        return "embeddings"
+        return pooling_operation(params)
     return "chat" if not prompts or isinstance(prompts[0], Conversation) else "text_completion"
+
+
+def prompts_of(asked: RowRequest) -> Sequence[Prompt]:
+    """Those of pairs are their texts, each once."""
+    return asked.prompts or list(dict.fromkeys(text for pair in asked.pairs for text in (pair.query, pair.document)))
 
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:

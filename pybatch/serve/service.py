@@ -14,17 +14,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from pybatch.api.async_llm import AsyncLLM
-from pybatch.api.embedding import ScoringRequestOutput
 from pybatch.api.inputs import Conversation, Prompt, fault_of
 from pybatch.api.lora_names import adapter_params
 from pybatch.api.outcomes import Answer, Failure, outcome_of
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import NAMES, merged
-from pybatch.api.scoring import scoring
+from pybatch.api.scoring import planned
 from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
 from pybatch.engine.pooling_params import Params, PoolingParams
-from pybatch.engine.standing import BACKGROUND, Standing
+from pybatch.engine.standing import BACKGROUND
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.batches import BatchRunner
 from pybatch.serve.errors import NotFoundError, RefusedError
@@ -97,15 +96,15 @@ class Service:
             async for output in outputs:
                 yield output
 
-    async def scores(
-        self, pairs: Sequence[tuple[str, str]], standing: Standing, truncate: int | None
-    ) -> list[ScoringRequestOutput]:
-        """Of queries and documents. Raises RefusedError if one of them cannot be run."""
+    async def pooled(self, asked: Generation) -> Answer:
+        """The answer to a request that generates nothing. Raises RefusedError if one of its prompts cannot be run."""
+        assert asked.pooling is not None
         session = self.llm.session
-        params = PoolingParams()
-        plan = await asyncio.to_thread(scoring, session.engine, session.tokenizer, pairs, params, truncate=truncate)
-        asked = Generation(tuple(plan.prompts), {}, standing, pooling=plan.params, input="documents")
-        return plan.results(await self.outputs(asked))
+        plan = planned(asked.prompts, asked.pairs, asked.pooling, session.scorer, session.tokenizer)
+        if isinstance(plan, Failure):
+            raise refusal(plan.message, plan.code, {"truncate_prompt_tokens": "truncate_prompt_tokens"})
+        assert isinstance(plan.params, PoolingParams)
+        return plan.answer(await self.answers(replace(asked, prompts=tuple(plan.prompts), pooling=plan.params)))
 
     async def answers(self, asked: Generation) -> list[Answer]:
         """An answer for each prompt. Raises RefusedError if one of them cannot be run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pybatch.engine.pooling_params import PoolingParams
 from pybatch.engine.sampling_params import SamplingParams
 
 PROVIDER = "pybatch"
@@ -28,9 +29,14 @@ DEFAULTS = {
 }
 
 
+def pooling_operation(params: PoolingParams) -> str:
+    """The conventions have no name of their own for scores."""
+    return "rerank" if params.task == "score" else "embeddings"
+
+
 def model_attributes(operation: str, model: str | None, params: object) -> dict[str, Any]:
-    """operation: chat, text_completion or embeddings. params: those of the request, sampling or pooling; what is the
-    default is left out, but for temperature and limit."""
+    """operation: chat, text_completion, embeddings or rerank. params: those of the request, sampling or pooling;
+    what is the default is left out, but for temperature and limit."""
     asked = {name: getattr(params, field, None) for field, name in PARAMS.items()}
     return {
         "gen_ai.operation.name": operation,

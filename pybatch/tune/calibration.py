@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pybatch.engine import Engine, SamplingParams
+from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.machine.cache_folder import cache_folder
 from pybatch.machine.facts import facts
@@ -166,7 +167,9 @@ class Measurement:
 
     def _run(self, phase: Phase) -> None:
         engine = self._engine
-        params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=phase.outputs, detokenize=False)
+        params: Params = PoolingParams()
+        if engine.decoder.config.generates:
+            params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=phase.outputs, detokenize=False)
         for i in range(phase.sequences):
             engine.add_request(str(i), [self._random.randrange(self._vocab) for _ in range(phase.prompt)], params)
         for number in self._numbers():

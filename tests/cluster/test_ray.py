@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 from cli_command import COMMAND, Cli
+from embedding_models import random, saved
+from transformers import Qwen3Config, Qwen3ForSequenceClassification
 
 import pybatch
 
@@ -34,9 +36,9 @@ def test_a_worker_is_killed_and_the_job_is_interrupted_and_goes_on_as_if_nothing
     command = [*COMMAND, "run", str(prompts), "--model", str(tiny_model), *SETTINGS]
     on_cluster = [*command, "-o", str(results), "--ray", cluster.address]
     with subprocess.Popen(on_cluster, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait(lambda: len(workers()) == 2 and saved(results) >= 20, process)
+        wait(lambda: len(workers()) == 2 and num_saved(results) >= 20, process)
         os.kill(workers()[0], signal.SIGKILL)
-        wait(lambda: saved(results) >= 80, process)
+        wait(lambda: num_saved(results) >= 80, process)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, err
@@ -78,6 +80,16 @@ def test_a_list_comes_back_from_a_cluster_as_from_this_process(cluster: Any, tin
         pybatch.run_job(rows, pybatch.LLM(tiny_model), ray=cluster.address)
 
 
+def test_scores_come_back_from_a_cluster_as_from_this_process(cluster: Any, tmp_path: Path) -> None:
+    """Its workers tell what pairs become, which depends on the model."""
+    model = saved(random(Qwen3ForSequenceClassification, Qwen3Config, num_labels=1), tmp_path)
+    pairs = {"model": "m", "text_1": "a query", "text_2": ["b", "a document"]}
+    rows = [{"custom_id": str(i), "method": "POST", "url": "/v1/score", "body": pairs} for i in range(4)]
+    results = pybatch.run_job(rows, model, ray=cluster.address, use_tqdm=False)
+    assert results == pybatch.run_job(rows, model, threads=1, num_kv_blocks=128, use_tqdm=False)
+    assert all(0 < each["score"] < 1 for row in results for each in row["response"]["body"]["data"])
+
+
 @pytest.mark.parametrize(("address", "reason"), [("nowhere", "expected HOST:PORT"), ("127.0.0.1:1", "no cluster")])
 def test_an_address_without_a_cluster_is_wrong_usage(
     address: str, reason: str, cli: Cli, tiny_model: Path, tmp_path: Path
@@ -90,7 +102,7 @@ def test_an_address_without_a_cluster_is_wrong_usage(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl"]
 
 
-def saved(results: Path) -> int:
+def num_saved(results: Path) -> int:
     journal = results.with_name(f"{results.name}.journal")
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pybatch.api.inputs import Prompt
+from pybatch.api.pairs import Pair
 from pybatch.engine.pooling_params import PoolingParams
 from pybatch.engine.standing import ORDINARY, Standing
 
@@ -15,7 +16,8 @@ from pybatch.engine.standing import ORDINARY, Standing
 class Generation:
     """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets.
     standing: its priority is among interactive requests. constraint: what the request calls its structured_outputs.
-    pooling: in place of params, of one that generates nothing. input: what the request calls its prompts."""
+    pooling: in place of params, of one that generates nothing. input: what the request calls its prompts.
+    pairs: in place of prompts, of one for scores."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any]
@@ -23,3 +25,4 @@ class Generation:
     constraint: str = "structured_outputs"
     pooling: PoolingParams | None = None
     input: str = "prompt"
+    pairs: tuple[Pair, ...] = ()

@@ -9,8 +9,15 @@ from typing import Any, ClassVar
 
 from pybatch.api.inputs import Prompt
 from pybatch.api.lora_names import adapter_params
-from pybatch.api.outcomes import Answer, Failure, JoinedAnswer, Outcome
-from pybatch.api.protocols.embeddings import embedding_request, embedding_response
+from pybatch.api.outcomes import Answer, Failure, Outcome, parts_of
+from pybatch.api.protocols.embeddings import (
+    embedding_request,
+    embedding_response,
+    rerank_request,
+    rerank_response,
+    score_request,
+    score_response,
+)
 from pybatch.api.protocols.fields import expect_given, expect_type
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.openai_requests import chat_request, completion_request
@@ -22,10 +29,14 @@ from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.rows import Row
 
 CHAT_URL, COMPLETIONS_URL, EMBEDDINGS_URL = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+SCORE_URLS, RERANK_URLS = ("/v1/score", "/score"), ("/v1/rerank", "/rerank", "/v2/rerank")
+POOLING_URLS = (EMBEDDINGS_URL, *SCORE_URLS, *RERANK_URLS)
 ENDPOINTS: dict[str, Callable[[Any], Generation]] = {
     CHAT_URL: chat_request,
     COMPLETIONS_URL: completion_request,
     EMBEDDINGS_URL: embedding_request,
+    **dict.fromkeys(SCORE_URLS, score_request),
+    **dict.fromkeys(RERANK_URLS, rerank_request),
 }
 
 CANCELLED, EXPIRED = "batch_cancelled", "batch_expired"
@@ -82,8 +93,11 @@ class OpenAIBatch:
             expect_plain_echo(asked.prompts, body)
         tools = tool_use(body, None) if url == CHAT_URL else None
         adapter = adapter_params(body["model"], self.adapters)
+        if adapter and asked.pooling is not None:
+            said = f"model: expected the model itself for {url}, got {body['model']!r}, an adapter"
+            raise RequestError(said, "invalid_value", "model")
         params = {**asked.params, **(tools.params if tools else {}), **adapter}
-        return RowRequest(asked.prompts, params, custom_id, asked.standing, asked.pooling)
+        return RowRequest(asked.prompts, params, custom_id, asked.standing, asked.pooling, asked.pairs)
 
     def expect_model(self, model: Any) -> None:
         if model is None:
@@ -113,14 +127,17 @@ class OpenAIBatch:
         return {"id": f"batch_req_{id}", "custom_id": custom_id, "response": response, "error": error}
 
     def body(self, row: Row, answer: Answer, id: str) -> dict[str, Any]:
-        body = row.fields["body"]
-        if row.fields["url"] == CHAT_URL:
+        body, url = row.fields["body"], row.fields["url"]
+        if url == CHAT_URL:
             tools = tool_use(body, None)
             return chat_completion(body, answer, id=id, created=self.created, model=body["model"], tools=tools)
-        answers = answer.parts if isinstance(answer, JoinedAnswer) else [answer]
-        if row.fields["url"] == EMBEDDINGS_URL:
-            return embedding_response(body, answers, model=body["model"])
-        return text_completion(body, answers, id=id, created=self.created, model=body["model"])
+        if url == EMBEDDINGS_URL:
+            return embedding_response(body, answer, model=body["model"])
+        if url in SCORE_URLS:
+            return score_response(answer, id=id, created=self.created, model=body["model"])
+        if url in RERANK_URLS:
+            return rerank_response(body, answer, id=id, model=body["model"])
+        return text_completion(body, parts_of(answer), id=id, created=self.created, model=body["model"])
 
 
 def expect_plain_echo(prompts: Sequence[Prompt], body: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from pybatch.api.inputs import Encoded
-from pybatch.api.outcomes import Failure, first_failure
+from pybatch.api.outcomes import Failure
+from pybatch.api.request_plan import RequestPlan
 from pybatch.api.session import Session
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.pooling_params import Params, PoolingParams
@@ -18,9 +19,9 @@ from pybatch.jobs.answers.cache_keys import CacheKeys
 from pybatch.jobs.answers.duplicates import KeySet
 from pybatch.jobs.answers.job_answers import JobAnswers, may_repeat, number_of
 from pybatch.jobs.check import Checked
-from pybatch.jobs.dialect import Dialect, RowRequest
+from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.order.prefix_savings import PrefixSavings
-from pybatch.jobs.row_runner import RowSession
+from pybatch.jobs.row_runner import RowSession, planned_row
 from pybatch.jobs.rows import Row, request_number
 
 BATCH = 256  # rows that are tokenised at once
@@ -101,22 +102,21 @@ class Survey:
         return sum(limit * count for limit, count in self.limits.items())
 
     def _take(self, batch: Sequence[Row]) -> None:
-        ready: list[tuple[Row, RowRequest, Params]] = []
+        ready: list[tuple[Row, RequestPlan, Standing]] = []
         for row in batch:
-            request = self._checked.request(row, self._dialect, self._params)
+            request = planned_row(self._checked.request(row, self._dialect, self._params), self._session)
             if isinstance(request, Failure):
                 self._fail(row, request)
             else:
                 ready.append((row, *request))
-        prompts = [(prompt, params) for _, asked, params in ready for prompt in asked.prompts]
-        encoded = iter(self._session.encode(prompts))
-        for row, asked, params in ready:
-            requests = list(islice(encoded, len(asked.prompts)))
-            if failure := first_failure([self._refused(prompt, params) for prompt in requests]):
+        encoded = iter(self._session.encode([(prompt, plan.params) for _, plan, _ in ready for prompt in plan.prompts]))
+        for row, plan, standing in ready:
+            requests = list(islice(encoded, len(plan.prompts)))
+            if failure := plan.failure([self._refused(prompt, plan.params) for prompt in requests]):
                 self._fail(row, failure)
                 continue
             for number, prompt in enumerate(requests):
-                self._count(request_number(row.index, number), prompt, params, asked.standing)
+                self._count(request_number(row.index, number), prompt, plan.params, standing)
 
     def _refused(self, prompt: Encoded, params: Params) -> Failure | None:
         """By the engine, for what is too long, or has parameters that this model cannot run."""

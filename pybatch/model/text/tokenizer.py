@@ -101,6 +101,11 @@ class Tokenizer:
         ids: list[int] = guarded(lambda: backend.encode(text, add_special_tokens=add_special_tokens)).ids
         return ids
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """The token ids of two texts, joined as the model expects it. Raises ValueError if the backend fails."""
+        ids: list[int] = guarded(lambda: self.backend.encode(first, second)).ids
+        return ids
+
     def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
         """As encode, for many texts, on all cores."""
         encodings = guarded(lambda: self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens))

@@ -11,10 +11,11 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import pybatch
+from pybatch.engine.pooling_params import PoolingParams
 from pybatch.latitude.access import Access, trace_sender
 from pybatch.serve.settings import ServerSettings
 from pybatch.serve.watched import Watched
-from pybatch.telemetry.attributes import first_token_attributes, known, model_attributes
+from pybatch.telemetry.attributes import first_token_attributes, known, model_attributes, pooling_operation
 from pybatch.telemetry.resource import resource
 from pybatch.telemetry.sender import SpanSender
 
@@ -68,6 +69,8 @@ class Traces:
 
 
 def operation_of(request: Watched) -> str:
+    if isinstance(request.params, PoolingParams):
+        return pooling_operation(request.params)
     return "text_completion" if request.route == "/v1/completions" else "chat"
 
 

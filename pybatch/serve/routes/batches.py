@@ -16,7 +16,7 @@ from pybatch.api.protocols.fields import expect_fields, expect_given, expect_typ
 from pybatch.api.protocols.messages import expect_unicode
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialects.choose import OPENAI, ROWS
-from pybatch.jobs.dialects.openai_batch import EMBEDDINGS_URL, ENDPOINTS
+from pybatch.jobs.dialects.openai_batch import ENDPOINTS, POOLING_URLS
 from pybatch.serve.batches import Mapping
 from pybatch.serve.bodies import read_json
 from pybatch.serve.errors import NotFoundError
@@ -61,8 +61,8 @@ async def create_batch(request: Request, service: Served) -> dict[str, Any]:
         raise RequestError(f"endpoint: expected {expected}, got {endpoint!r:.80}", "invalid_value", "endpoint")
     now = int(time.time())
     mapping = None if body.get("mapping") is None else Mapping.from_body(body["mapping"])
-    if mapping is not None and endpoint == EMBEDDINGS_URL:
-        raise RequestError(f"mapping: expected none with {EMBEDDINGS_URL}", "invalid_value", "mapping")
+    if mapping is not None and endpoint in POOLING_URLS:
+        raise RequestError(f"mapping: expected none with {endpoint}", "invalid_value", "mapping")
     expires_at = now + 3600 * hours(window)
     metadata = expect_metadata(body.get("metadata"))
     output_seconds = seconds_of("output_expires_after", body.get("output_expires_after"))

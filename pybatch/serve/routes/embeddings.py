@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,13 +16,11 @@ from pybatch.api.protocols.embeddings import (
     ScoreFields,
     embedding_request,
     embedding_response,
-    pooling,
     rerank_request,
     rerank_response,
     score_request,
     score_response,
 )
-from pybatch.api.protocols.openai_requests import standing
 from pybatch.serve.bodies import read_json
 from pybatch.serve.openapi import body_schema, documented, object_with
 from pybatch.serve.service import Served
@@ -52,20 +49,18 @@ async def create_embedding(request: Request, service: Served) -> Response:
     body = await read_json(request)
     asked = embedding_request(body)
     model = service.expect_model(body.get("model"))
-    answers = await service.answers(asked)
-    return await asyncio.to_thread(lambda: JSONResponse(embedding_response(body, answers, model=model)))
+    answer = await service.pooled(asked)
+    return await asyncio.to_thread(lambda: JSONResponse(embedding_response(body, answer, model=model)))
 
 
 @router.post("/score", **SCORE)
 @router.post("/v1/score", **SCORE)
 async def create_score(request: Request, service: Served) -> Response:
     body = await read_json(request)
-    queries, documents = score_request(body)
-    about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": service.expect_model(body.get("model"))}
-    truncate = pooling(body).truncate_prompt_tokens
-    outputs = await service.scores(list(zip(queries, documents, strict=True)), standing(body), truncate)
-    scores = [output.outputs.score for output in outputs]
-    return JSONResponse(score_response(scores, sum(len(each.prompt_token_ids) for each in outputs), **about))
+    asked, created = score_request(body), int(time.time())
+    model = service.expect_model(body.get("model"))
+    answer = await service.pooled(asked)
+    return JSONResponse(score_response(answer, id=uuid.uuid4().hex, created=created, model=model))
 
 
 @router.post("/rerank", **RERANK)
@@ -73,10 +68,7 @@ async def create_score(request: Request, service: Served) -> Response:
 @router.post("/v2/rerank", **RERANK)
 async def rerank(request: Request, service: Served) -> Response:
     body = await read_json(request)
-    query, documents = rerank_request(body)
-    about: Any = {"id": uuid.uuid4().hex, "model": service.expect_model(body.get("model"))}
-    truncate = pooling(body).truncate_prompt_tokens
-    outputs = await service.scores([(query, document) for document in documents], standing(body), truncate)
-    scores = [output.outputs.score for output in outputs]
-    tokens = sum(len(each.prompt_token_ids) for each in outputs)
-    return JSONResponse(rerank_response(body, documents, scores, tokens, **about))
+    asked = rerank_request(body)
+    model = service.expect_model(body.get("model"))
+    answer = await service.pooled(asked)
+    return JSONResponse(rerank_response(body, answer, id=uuid.uuid4().hex, model=model))

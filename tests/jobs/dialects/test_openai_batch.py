@@ -56,7 +56,8 @@ def test_a_line_is_a_request() -> None:
         (
             {"url": ["x"]},
             "invalid_url",
-            "url: expected /v1/chat/completions or /v1/completions or /v1/embeddings, got ['x']",
+            "url: expected /v1/chat/completions or /v1/completions or /v1/embeddings or /v1/score or /score or "
+            "/v1/rerank or /rerank or /v2/rerank, got ['x']",
         ),
         ({"body": None}, "missing_required_parameter", "body: missing"),
         ({"body": "x"}, "invalid_type", "body: expected an object, got str"),

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from batch_files import create, ended, json_lines, lines_of
 from embedding_models import encoded, random, saved
 from local_server import LocalServer, local_server
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -70,6 +71,27 @@ def test_documents_are_ranked_best_first(llm: LLM, server: LocalServer, path: st
     got = httpx.post(server.url + path, json=body).json()
     assert [each["index"] for each in got["results"]] == order
     assert "document" not in got["results"][0]
+
+
+@pytest.mark.parametrize("url", ["/v1/score", "/v2/rerank"])
+def test_a_batch_of_scores_has_the_responses_that_requests_have(llm: LLM, server: LocalServer, url: str) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    asked = {"queries": "q"} if url == "/v1/score" else {"query": "q"}
+    body = {"model": "tiny", **asked, "documents": ["one", "two", "three"]}
+    row = {"custom_id": "a", "method": "POST", "url": url, "body": body}
+    other = {**row, "custom_id": "b", "body": {**body, "documents": 3}}
+    batch = ended(client, create(client, json_lines([row, other]), endpoint=url))
+    (line,) = lines_of(client, batch.output_file_id)
+    alone = httpx.post(server.url + url, json=body).json()
+    differ = ("id", "created")
+    answer = line["response"]["body"]
+    assert {name: answer[name] for name in alone if name not in differ} == {
+        name: alone[name] for name in alone if name not in differ
+    }
+    assert batch.usage is not None
+    assert batch.usage.input_tokens == answer["usage"]["prompt_tokens"]
+    (error,) = lines_of(client, batch.error_file_id)
+    assert error["response"]["body"]["error"]["param"] == "documents"
 
 
 @pytest.mark.parametrize(
