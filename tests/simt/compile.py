@@ -77,8 +77,8 @@ def _object(source: Path) -> Path:
     csrc = next((folder for folder in source.parents if folder.name == "csrc"), CSRC)
     include = HERE / "include"
     headers = _headers(include, csrc / "pybatch", csrc / "cuda")
-    # A copy's kernels run once: what takes time is the compiler.
-    flags = [*KERNEL, "-O1" if csrc == CSRC else "-Og"]
+    # A copy's kernels run once, and AddressSanitizer's for a few shapes: what takes time is the compiler.
+    flags = [*KERNEL, "-O1" if csrc == CSRC and SANITIZER != "address" else "-Og"]
     make = [*flags, "-c", f"-I{include}", f"-I{csrc}", str(source)]
     return _cached(f"{source.stem}.o", [source, *headers], flags, make)
 
