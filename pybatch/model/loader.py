@@ -152,6 +152,12 @@ def load_model(
         _check(planned, checkpoint, length, quantization, place, on_host)
         if plan.keeps_bits:
             checkpoint.tell()
+        elif quantization is None and (stored := _unpacked_bytes(checkpoint, planned)):
+            logger.info(
+                "%s: what its file has in %.0f MB is unpacked to %.0f MB of %s: quantization='gguf' runs from the "
+                "file's own bits",
+                config.name, stored / 1e6, planned.weight_bytes() / 1e6, str(compute).removeprefix("torch."),
+            )  # fmt: skip
 
         def load() -> Decoder:
             host = HostLayers(on_host, place) if on_host else None
@@ -247,9 +253,19 @@ def _check(
     kept = f"its weights take {weights / 1e6:,.1f} MB as {form}"
     if table > weights:
         kept += f" and {length:,} positions {table / 1e6:,.1f} MB (a smaller max_model_len takes less)"
+    if quantization is None and (stored := _unpacked_bytes(checkpoint, plan)):
+        kept += f" (quantization='gguf' takes about {stored / 1e6:,.1f} MB, as its file has them)"
     raise ModelError(
         f"{config.name}: {kept}, and {available / 1e6:,.1f} MB of memory are free on {device}{advice(device)}"
     )
+
+
+def _unpacked_bytes(checkpoint: Checkpoint, plan: Decoder) -> int:
+    """Of a GGUF file whose blocks become floats; 0: of what does not."""
+    files = checkpoint.files()
+    stored = sum(path.stat().st_size for path in files)
+    is_gguf = any(path.suffix == ".gguf" for path in files)
+    return stored if is_gguf and not checkpoint.quantized and plan.weight_bytes() > 1.2 * stored else 0
 
 
 @contextmanager
