@@ -1,9 +1,11 @@
-"""Writes README.md's figures from the runs kept in bench/results/: run it after adding one.
+"""Writes the figures of docs/figures.md, and those that README.md shows, from the runs kept in bench/results/: run it
+after adding one.
 
     python bench/figures.py [--check]
 
 Each run of bench/throughput.py is a table, since speeds compare within a run only; of bench/neighbours.py, the newest
-run; of GPUs, each folder that bench/gpu.sh left, the newest first. --check writes nothing and fails if README.md is not
+run; of GPUs, each folder that bench/gpu.sh left, the newest first. README.md shows, of the newest runs against other
+engines with all instruction sets, how many times as fast pybatch is. --check writes nothing and fails if a file is not
 what it would be.
 """
 
@@ -13,6 +15,7 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,12 +87,39 @@ def throughput_table(run: dict) -> str:
     return "\n".join(lines)
 
 
-def cpu_tables() -> str:
+def cpu_runs() -> list[dict]:
     """The newest first; of a day, the small model first and all instruction sets before AVX2."""
     runs = [json.loads(path.read_text()) for path in RESULTS.glob("*-cpu-throughput*.json")]
     runs.sort(key=lambda run: (run.get("instructions") == "AVX2", -run["rounds"], run["command"]))
     runs.sort(key=lambda run: (run["date"], run.get("model", SMOLLM2) == SMOLLM2), reverse=True)
-    return "\n\n".join(throughput_table(run) for run in runs)
+    return runs
+
+
+def cpu_tables() -> str:
+    return "\n\n".join(throughput_table(run) for run in cpu_runs())
+
+
+def headline() -> str:
+    """Of each model's newest run against others with all instruction sets: pybatch's best speed in each case, and how
+    many times that of each other engine it is."""
+    newest: dict[str, dict] = {}
+    for run in cpu_runs():
+        if "ratios" in run and run.get("instructions") != "AVX2":
+            newest.setdefault(run.get("model", SMOLLM2), run)
+    return "\n\n".join(headline_table(model, run) for model, run in newest.items())
+
+
+def headline_table(model: str, run: dict) -> str:
+    ours = {NAMES[label]: entries for label, entries in run["results"].items() if label.startswith("pybatch:")}
+    best = run["ratios"]["best"]
+    cases = [case for case in CASES if all(case in ratios for ratios in best.values())]
+    speeds = [max((entries[case]["tokens_per_s"], name) for name, entries in ours.items()) for case in cases]
+    lines = [f"{model}, {machine(run)}, {run['date']}:", ""]
+    lines += [row(["", *(CASES[case] for case in cases)]), row(["---"] * (len(cases) + 1))]
+    lines.append(row(["tokens/s", *(f"{speed:.0f} ({name.split()[1]})" for speed, name in speeds)]))
+    for other, ratios in best.items():
+        lines.append(row([f"times {OTHERS[other]}", *(f"{ratios[case]['median']:.2f}" for case in cases)]))
+    return "\n".join(lines)
 
 
 def neighbours_table() -> str:
@@ -168,21 +198,29 @@ def model_table(path: Path) -> list[str]:
     return lines
 
 
-def with_figures(readme: str) -> str:
-    for name, figures in (("cpu", cpu_tables()), ("neighbours", neighbours_table()), ("gpu", gpu_figures())):
+FIGURES = {
+    "README.md": {"headline": headline},
+    "docs/figures.md": {"cpu": cpu_tables, "neighbours": neighbours_table, "gpu": gpu_figures},
+}
+
+
+def with_figures(text: str, figures: dict[str, Callable[[], str]]) -> str:
+    for name, figure in figures.items():
         begin, end = f"<!-- figures: {name} -->", f"<!-- end: {name} -->"
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n\n{figures}\n\n{end}{rest.split(end)[1]}"
-    return readme
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{figure()}\n\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    readme = path.read_text()
-    wanted = with_figures(readme)
-    if sys.argv[1:] == ["--check"]:
-        raise SystemExit(None if readme == wanted else "README.md's figures are old: run bench/figures.py")
-    path.write_text(wanted)
+    for file, figures in FIGURES.items():
+        path = ROOT / file
+        text = path.read_text()
+        wanted = with_figures(text, figures)
+        if sys.argv[1:] != ["--check"]:
+            path.write_text(wanted)
+        elif text != wanted:
+            raise SystemExit(f"{file}'s figures are old: run bench/figures.py")
 
 
 if __name__ == "__main__":

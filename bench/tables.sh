@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# README's tables of engines: SmolLM2-135M and a model of Llama-3.2-1B's shape, each with all instruction sets and with
+# docs/figures.md's tables of engines: SmolLM2-135M and a model of Llama-3.2-1B's shape, each with all instruction sets and with
 # AVX2 alone, into bench/results/DATE-cpu-throughput-*.json, and SmolLM2-135M beside neighbours, into
 # DATE-cpu-neighbours.json. About 40 minutes on 2 quiet cores; ROUNDS=3 takes 25.
 #

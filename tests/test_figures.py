@@ -1,4 +1,4 @@
-"""README.md's figures are those of the runs that bench/results/ keeps."""
+"""The figures in README.md and docs/figures.md are those of the runs that bench/results/ keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_readme_has_the_newest_runs() -> None:
+def test_the_pages_have_the_newest_runs() -> None:
     check = subprocess.run(
         [sys.executable, str(ROOT / "bench/figures.py"), "--check"], capture_output=True, text=True, check=False
     )
