@@ -143,7 +143,7 @@ def neighbours_table() -> str:
     return "\n".join(lines)
 
 
-PRODUCT = re.compile(r"(w8a16|w8a8|dense|gguf Q4_K) (\d+) x (\d+ x \d+)")
+PRODUCT = re.compile(r"(w8a16|float8|w8a8|dense|gguf Q4_K) (\d+) x (\d+ x \d+)")
 
 
 def gpu_figures() -> str:
@@ -159,7 +159,7 @@ def gpu_tables(path: Path) -> list[str]:
     lines = [f"{run['chip']}, {run['date'][:10]}, torch {run['torch']}, CUDA {run['cuda']} (`{path.parent.name}`):", ""]
     lines += [row(["kernel", "us", "of copy bandwidth", "times as fast as"]), row(["---"] * 4)]
     for kernel in kernels:
-        if not kernel["name"].startswith(("w8a", "dense", "gguf")):
+        if not kernel["name"].startswith(("w8a", "float8", "dense", "gguf")):
             rivals = (f"{name} {other / kernel['seconds']:.2f}" for name, other in kernel["others"].items())
             share = f"{kernel['of_copy']:.0%}" if kernel["of_copy"] else ""
             lines.append(row([kernel["name"], f"{kernel['seconds'] * 1e6:.0f}", share, ", ".join(rivals)]))

@@ -89,7 +89,7 @@ run_kernels() { step kernels 150 "$PYTHON" "$root/bench/gpu_kernels.py" --json "
 run_untried() {
   export PYBATCH_UNTRIED=1
   SUITES="test_attention|test_norm|matmul_hopper|graphs|model|invariance" run_tests tests_untried
-  step kernels_untried 90 "$PYTHON" "$root/bench/gpu_kernels.py" --only "^prefill|^(dense|w8a).* [0-9]{3,} x .* x " --json "$out/kernels-untried.json"
+  step kernels_untried 90 "$PYTHON" "$root/bench/gpu_kernels.py" --only "^prefill|^(dense|w8a|float8).* [0-9]{3,} x .* x " --json "$out/kernels-untried.json"
   unset PYBATCH_UNTRIED
 }
 run_models() { step models 200 "$PYTHON" "$root/bench/gpu_models.py" --json "$out/models.json"; }

@@ -305,6 +305,9 @@ def matmuls(quick: bool) -> Iterator[Case]:
         q, scale = ops.quantize_int8(weight)
         packed, dense = ops.pack_int8(q), ops.pack_dense(weight)
         restored = (q.float() * scale[:, None]).to(BF16)
+        scale8 = weight.float().abs().amax(1) / 448
+        codes8 = (weight.float() / scale8[:, None]).to(torch.float8_e4m3fn)
+        packed8 = ops.pack_float8(codes8)
         for m in (1, 8, 32, 64, 512, 2048, 8192):
             x, out = randn(m, k), torch.empty(m, n, dtype=BF16, device="cuda")
             operations, moved = 2 * m * n * k, 2 * m * (n + k)
@@ -312,6 +315,9 @@ def matmuls(quick: bool) -> Iterator[Case]:
             others = cublas | invariant_rivals(x, weight)
 
             def w8a16(x: Tensor = x, packed: Tensor = packed, scale: Tensor = scale, out: Tensor = out) -> Tensor:
+                return ops.matmul_w8a16(x, packed, scale, out=out)
+
+            def float8(x: Tensor = x, packed: Tensor = packed8, scale: Tensor = scale8, out: Tensor = out) -> Tensor:
                 return ops.matmul_w8a16(x, packed, scale, out=out)
 
             def w8a8(
@@ -325,12 +331,16 @@ def matmuls(quick: bool) -> Iterator[Case]:
             def exact(x: Tensor = x, restored: Tensor = restored) -> Tensor:
                 return functional.linear(x.float(), restored.float())
 
+            def exact_float8(x: Tensor = x, codes: Tensor = codes8, scale: Tensor = scale8) -> Tensor:
+                return functional.linear(x.float(), codes.float() * scale[:, None])
+
             def exact_dense(x: Tensor = x, weight: Tensor = weight) -> Tensor:
                 return functional.linear(x.float(), weight.float())
 
             shape = f"{m} x {n} x {k}"
             target = ("cuBLAS bf16", 1.7) if m <= 32 else None
             yield Case(f"w8a16 {shape}", w8a16, moved + n * k, operations, cublas, exact, target=target)
+            yield Case(f"float8 {shape}", float8, moved + n * k, operations, cublas, exact_float8)
             yield Case(f"dense {shape}", plain, moved + 2 * n * k, operations, others, exact_dense)
             if m <= 32:
                 yield gguf(x, n)

@@ -33,7 +33,7 @@ from pybatch.model.blocks.attention import Attention
 from pybatch.model.blocks.mlp import MLP
 from pybatch.model.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from pybatch.model.decoder import Decoder, Layer
-from pybatch.model.layers import DenseLinear, Int8Linear, Norm, NormedLinear, Packed, ResidualLinear
+from pybatch.model.layers import DenseLinear, Norm, NormedLinear, Packed, ResidualLinear, ScaledLinear
 from pybatch.model.rope import RopeConfig, rotary_table
 from pybatch.model.weights import INT8_MATMULS
 
@@ -93,7 +93,7 @@ def random_decoder(config: ModelConfig, quantization: str | None, device: torch.
         if quantization is None:
             return DenseLinear(ops.pack_dense(weight), n)
         q, scale = ops.quantize_int8(weight)
-        return Int8Linear(INT8_MATMULS[quantization], ops.pack_int8(q), scale)
+        return ScaledLinear(INT8_MATMULS[quantization], ops.pack_int8(q), scale)
 
     hidden = config.hidden_size
     norm = Norm(torch.ones(hidden, device=device, dtype=DTYPE), config.norm.eps)

@@ -36,6 +36,15 @@ struct PackedInt8 : Packed<int8_t> {
   F32x16 at(int64_t i, int64_t n) const { return Packed::at(i, n) * scale; }
 };
 
+struct PackedFloat8 : PackedInt8 {
+  using PackedInt8::PackedInt8;
+  F32x16 at(int64_t i, int64_t n) const {
+    int32_t bytes[kLanes] = {};
+    for (int64_t j = 0; j < n; ++j) bytes[j] = column[(i + j) / kGroup * kPanel * 4 + (i + j) % kGroup];
+    return float8(load_ints(bytes), 0) * scale;
+  }
+};
+
 template <class Type>
 struct PackedGguf {
   const char* groups;
@@ -89,7 +98,8 @@ void embedding(const EmbeddingParams& p) {
   switch (p.layout) {
     case TableLayout::rows: return with_float_type(p.table_dtype, [&]<class T>(T*) { gather<Rows<T>>(p); });
     case TableLayout::packed_dense: return with_float_type(p.table_dtype, [&]<class T>(T*) { gather<Packed<T>>(p); });
-    case TableLayout::packed_int8: return gather<PackedInt8>(p);
+    case TableLayout::packed_scaled:
+      return p.table_dtype == DType::e4m3 ? gather<PackedFloat8>(p) : gather<PackedInt8>(p);
     case TableLayout::packed_gguf:
       return with_gguf_type(p.gguf_type,
                             [&](auto* type) { gather<PackedGguf<std::remove_pointer_t<decltype(type)>>>(p); });

@@ -1,16 +1,18 @@
 #include "cpu/gemm_experts.h"
-#include "cpu/vec_int.h"
+#include "cpu/vec_bytes.h"
 #include "pybatch/matmul.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
-// Int8 weights [16][4] to a group, widened exactly to fp32: step s is byte s of each column's four.
-struct Int8WeightOp : FloatOp<float> {
+// Weights [16][4] to a group, widened exactly to fp32: step s is byte s of each column's four.
+struct ByteWeightOp : FloatOp<float> {
   static constexpr int kSteps = 4;
   static constexpr int kGroupBytes = 4 * kPanel;
   static constexpr bool kWiden = true;
+};
 
+struct Int8WeightOp : ByteWeightOp {
   static PYBATCH_INLINE F32x16 weight(const char* group, int step) {
 #if defined(PYBATCH_ANY_AVX512)
     // w + 128 is put into the mantissa of 2 ^ 23, or of 2 ^ 15 for a word's second byte, and 2 ^ n + 128 taken off: two
@@ -39,18 +41,27 @@ struct Int8WeightOp : FloatOp<float> {
   }
 };
 
-}  // namespace
+struct Float8WeightOp : ByteWeightOp {
+  static PYBATCH_INLINE F32x16 weight(const char* group, int step) { return float8(load_ints(group), step); }
+};
 
-void matmul_w8a16(const MatmulParams& params) {
+template <class Op>
+void multiply(const MatmulParams& params) {
   ConstMatrix x = f32_rows(params);
-  Gemm g{params, x.data, x.row_stride * 4, packed_groups(params.k, 1) * Int8WeightOp::kGroupBytes, params.k};
-  gemm_by_expert<Int8WeightOp>(
+  Gemm g{params, x.data, x.row_stride * 4, packed_groups(params.k, 1) * Op::kGroupBytes, params.k};
+  gemm_by_expert<Op>(
       g, [](const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
         write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
           F32x16 scale = load_first(p.scale + column, p.n - column);
           return [=](int64_t, F32x16 sum) { return sum * scale; };
         });
       });
+}
+
+}  // namespace
+
+void matmul_w8a16(const MatmulParams& p) {
+  p.weight_dtype == DType::e4m3 ? multiply<Float8WeightOp>(p) : multiply<Int8WeightOp>(p);
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) 
     });
     return;
   }
-  const float scale = p.layout == TableLayout::packed_int8 ? p.scale[id] : 1.0f;
+  const float scale = p.layout == TableLayout::packed_scaled ? p.scale[id] : 1.0f;
   for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
     const int64_t at =
         p.layout == TableLayout::rows ? id * p.width + k : packed_at(id, k, p.width, size_of(p.table_dtype));

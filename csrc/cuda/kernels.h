@@ -54,6 +54,7 @@ void attention_mass(const AttentionMassParams&, void* workspace, cudaStream_t);
 // Matmuls do not normalise x, except W8A8's, which does so as it quantises: rms_norm runs before them if p.norm is set.
 void matmul_dense(const MatmulParams&, cudaStream_t);
 void matmul_w8a16(const MatmulParams&, cudaStream_t);
+void matmul_e4m3(const MatmulParams&, cudaStream_t);  // matmul_w8a16 of such weights
 size_t matmul_w8a8_workspace(const MatmulParams&);
 void matmul_w8a8(const MatmulParams&, void* workspace, cudaStream_t);
 size_t matmul_gguf_workspace(const MatmulParams&);

@@ -81,9 +81,9 @@ struct Panels {
   static __device__ __forceinline__ int column(int tile, int half, int g) { return column_of_group(tile, half, g); }
 };
 
-// int8 weights widened to the type of x.
-template <class T>
-struct WidenedWeights : Panels<int8_t, 2> {
+// int8 or e4m3 weights widened to the type of x.
+template <class T, class W>
+struct WidenedWeights : Panels<W, 2> {
   using X = T;
   using Sum = float;
 
@@ -95,8 +95,8 @@ struct WidenedWeights : Panels<int8_t, 2> {
       const uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        a[step][j / 2][j % 2] = widen_low<T>(word[j]);
-        a[step][j / 2][j % 2 + 2] = widen_high<T>(word[j]);
+        a[step][j / 2][j % 2] = widen_pair<T, W>(word[j], false);
+        a[step][j / 2][j % 2 + 2] = widen_pair<T, W>(word[j], true);
       }
     }
   }

@@ -104,14 +104,14 @@ struct Mma<bf16> {
   }
 };
 
-// Two bytes of four as a pair of T, exactly.
-template <class T>
-__device__ __forceinline__ uint32_t widen_low(uint32_t bytes) {
-  return Mma<T>::widen(bytes, 0x4140);
-}
-template <class T>
-__device__ __forceinline__ uint32_t widen_high(uint32_t bytes) {
-  return Mma<T>::widen(bytes, 0x4342);
+// Two 8-bit numbers of four, the lower or the upper ones, as a pair of T, exactly.
+template <class T, class Narrow>
+__device__ __forceinline__ uint32_t widen_pair(uint32_t bytes, bool upper) {
+  if constexpr (std::is_same_v<Narrow, e4m3>) {
+    return Mma<T>::widen_e4m3(prmt(bytes, 0, upper ? 0x3322 : 0x1100));
+  } else {
+    return Mma<T>::widen(bytes, upper ? 0x4342 : 0x4140);
+  }
 }
 
 // The lower, or the upper, 8-bit number of each half of a word as a pair of T, exactly.

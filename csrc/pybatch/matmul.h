@@ -8,6 +8,7 @@
 //                                        instructions that multiply pairs take them as they are
 //   int8   [ceil(N/16)][K4 + 1][16][4]   K in groups of four, K4 = ceil(K/4); the last group of a panel holds, as
 //                                        int32, the 16 column sums that an unsigned-by-signed dot product needs
+//   e4m3   likewise; the last group is zeros
 //   GGUF   [ceil(N/16)][K/B][16 * S]     as in the file, in blocks of B weights of a column and S bytes, those of 16
 //                                        columns word by word: [S/4 words][16][4 bytes], then what a block has beside
 //                                        words, [16-bit floats][16]: its scale d and, if it has one, its min (m or
@@ -21,7 +22,7 @@ namespace pybatch {
 
 constexpr int64_t kPanel = 16;
 
-// Groups of four bytes that a column of k dense or int8 weights, of so many bytes each, has in its panel.
+// Groups of four bytes that a column of k dense, int8 or e4m3 weights, of so many bytes each, has in its panel.
 constexpr int64_t packed_groups(int64_t k, int64_t bytes) { return (k * bytes + 3) / 4 + (bytes == 1 ? 1 : 0); }
 
 // Where weight i of a column of k is, in weights.
@@ -83,7 +84,8 @@ struct Experts {
 };
 
 // matmul_dense: weights as they are, fp32 sums.
-// matmul_w8a16: int8 weights widened to fp32, activations as they are; the sum times the weight scale, plus bias.
+// matmul_w8a16: int8 or e4m3 weights widened exactly, activations as they are; the fp32 sum times the weight scale,
+//   plus bias.
 // matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x * (127 / max|x|)) (with a
 //   scale below the smallest normal number, it and all q are 0; with an inf or NaN, the row's results are NaN); the s32
 //   sum is exact, for k <= 131072; out = float(sum) * (row scale * weight scale) + bias.
@@ -93,9 +95,9 @@ struct Experts {
 struct MatmulParams {
   ConstMatrix x;       // [x_rows(), k], f32, f16 or bf16
   const void* weight;  // packed, 64-byte aligned
-  DType weight_dtype;  // f32, f16, bf16 or i8
+  DType weight_dtype;  // f32, f16, bf16, i8 or e4m3
   GgufType gguf_type;  // matmul_gguf only
-  const float* scale;  // [n]; i8 weights only: weight = q * scale
+  const float* scale;  // [n]; i8 and e4m3 weights only: weight = q * scale
   const void* bias;    // [n], bias_dtype, may be null
   DType bias_dtype;
   const void* norm;  // [k], x's dtype, may be null: x is RMSNorm(x) * norm, rounded as rms_norm rounds it

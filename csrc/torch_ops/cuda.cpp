@@ -125,7 +125,9 @@ struct Cuda {
     around(params, [](const MatmulParams& p) { cuda::matmul_dense(p, current_stream()); });
   }
   static void matmul_w8a16(const MatmulParams& params) {
-    around(params, [](const MatmulParams& p) { cuda::matmul_w8a16(p, current_stream()); });
+    around(params, [](const MatmulParams& p) {
+      (p.weight_dtype == DType::e4m3 ? cuda::matmul_e4m3 : cuda::matmul_w8a16)(p, current_stream());
+    });
   }
   static void matmul_w8a8(const MatmulParams& params) {
     before_sum(params, [](const MatmulParams& p) {

@@ -149,8 +149,13 @@ struct LayerOps : Checks<Backend> {
     check_packed(weight, name, weight.scalar_type(), experts, std::move(shape));
   }
 
-  static void check_packed_int8(const Tensor& weight, const char* name, int64_t n, int64_t k, int64_t experts = 0) {
-    check_packed(weight, name, ScalarType::Char, experts, {(n + kPanel - 1) / kPanel, packed_groups(k, 1), kPanel, 4});
+  // float8: whether weights may be that, too. Returns which they are.
+  static DType check_packed_bytes(const Tensor& weight, const char* name, bool float8, int64_t n, int64_t k,
+                                  int64_t experts = 0) {
+    const bool is_float8 = float8 && weight.defined() && weight.scalar_type() == ScalarType::Float8_e4m3fn;
+    check_packed(weight, name, is_float8 ? ScalarType::Float8_e4m3fn : ScalarType::Char, experts,
+                 {(n + kPanel - 1) / kPanel, packed_groups(k, 1), kPanel, 4});
+    return is_float8 ? DType::e4m3 : DType::i8;
   }
 
   // Packed blocks of a GGUF file's weights; the bytes of a group, and their dtype, tell their type.
@@ -191,12 +196,11 @@ struct LayerOps : Checks<Backend> {
     Backend::verify(Ids{"ids", p.ids, p.count, vocab}, {p.ids});
     expect_given(table, "table");
     p.table = table.data_ptr();
-    if (table.scalar_type() == ScalarType::Char && table.dim() == 4) {
-      check_packed_int8(table, "table", vocab, p.width);
-      EXPECT(scale.has_value(), "scale: expected the int8 table's scales");
+    if (table.element_size() == 1 && table.scalar_type() != ScalarType::Byte && table.dim() == 4) {
+      p.table_dtype = check_packed_bytes(table, "table", true, vocab, p.width);
+      EXPECT(scale.has_value(), "scale: expected the scales of the ", name_of(table.scalar_type()), " table");
       p.scale = static_cast<const float*>(vector_like(*scale, "scale", ScalarType::Float, vocab));
-      p.layout = TableLayout::packed_int8;
-      p.table_dtype = DType::i8;
+      p.layout = TableLayout::packed_scaled;
     } else if (table.scalar_type() == ScalarType::Byte || table.scalar_type() == ScalarType::Char) {
       p.gguf_type = gguf_type(table, "table", vocab, p.width);
       p.layout = TableLayout::packed_gguf;
@@ -300,14 +304,14 @@ struct LayerOps : Checks<Backend> {
   }
 
   template <void (*kernel)(const MatmulParams&)>
-  static void multiply_int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
-                            const OptionalTensor& norm, double norm_eps, int64_t epilogue, const ExpertTensors* experts,
-                            const Tensor& out) {
+  static void multiply_bytes(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
+                             const OptionalTensor& norm, double norm_eps, int64_t epilogue,
+                             const ExpertTensors* experts, const Tensor& out) {
     typename Backend::Scope scope(x);
     MatmulParams p = matmul_params(x, weight, 4, bias, norm, norm_eps, epilogue, experts, out);
-    p.weight_dtype = DType::i8;
     EXPECT(p.k <= 131072, "x: expected at most 131072 columns (int32 sums of int8 products), got ", p.k);
-    check_packed_int8(weight, "weight", p.n, p.k, p.experts.count);
+    constexpr bool kFloat8 = kernel == &Backend::matmul_w8a16;
+    p.weight_dtype = check_packed_bytes(weight, "weight", kFloat8, p.n, p.k, p.experts.count);
     p.scale = static_cast<const float*>(of_columns(scale, "scale", ScalarType::Float, p));
     if (out.numel() > 0) kernel(p);
   }
@@ -334,17 +338,17 @@ struct LayerOps : Checks<Backend> {
   }
 
   template <void (*kernel)(const MatmulParams&)>
-  static void matmul_int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
-                          const OptionalTensor& norm, double norm_eps, int64_t epilogue, Tensor out) {
-    multiply_int8<kernel>(x, weight, scale, bias, norm, norm_eps, epilogue, nullptr, out);
+  static void matmul_bytes(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
+                           const OptionalTensor& norm, double norm_eps, int64_t epilogue, Tensor out) {
+    multiply_bytes<kernel>(x, weight, scale, bias, norm, norm_eps, epilogue, nullptr, out);
   }
   template <void (*kernel)(const MatmulParams&)>
-  static void experts_int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
-                           const OptionalTensor& norm, double norm_eps, int64_t epilogue, const Tensor& starts,
-                           const OptionalTensor& tokens, const OptionalTensor& places, const OptionalTensor& weights,
-                           Tensor out) {
+  static void experts_bytes(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& bias,
+                            const OptionalTensor& norm, double norm_eps, int64_t epilogue, const Tensor& starts,
+                            const OptionalTensor& tokens, const OptionalTensor& places, const OptionalTensor& weights,
+                            Tensor out) {
     const ExpertTensors experts{starts, tokens, places, weights};
-    multiply_int8<kernel>(x, weight, scale, bias, norm, norm_eps, epilogue, &experts, out);
+    multiply_bytes<kernel>(x, weight, scale, bias, norm, norm_eps, epilogue, &experts, out);
   }
 
   static void matmul_gguf(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm,

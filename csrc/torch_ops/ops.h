@@ -44,12 +44,12 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("gelu_tanh_gate", TORCH_BOX(&Layers::template gate<&Backend::gelu_tanh_gate>));
   m.impl("embedding", TORCH_BOX(&Layers::embedding));
   m.impl("matmul_dense", TORCH_BOX(&Layers::matmul_dense));
-  m.impl("matmul_w8a16", TORCH_BOX(&Layers::template matmul_int8<&Backend::matmul_w8a16>));
-  m.impl("matmul_w8a8", TORCH_BOX(&Layers::template matmul_int8<&Backend::matmul_w8a8>));
+  m.impl("matmul_w8a16", TORCH_BOX(&Layers::template matmul_bytes<&Backend::matmul_w8a16>));
+  m.impl("matmul_w8a8", TORCH_BOX(&Layers::template matmul_bytes<&Backend::matmul_w8a8>));
   m.impl("matmul_gguf", TORCH_BOX(&Layers::matmul_gguf));
   m.impl("experts_dense", TORCH_BOX(&Layers::experts_dense));
-  m.impl("experts_w8a16", TORCH_BOX(&Layers::template experts_int8<&Backend::matmul_w8a16>));
-  m.impl("experts_w8a8", TORCH_BOX(&Layers::template experts_int8<&Backend::matmul_w8a8>));
+  m.impl("experts_w8a16", TORCH_BOX(&Layers::template experts_bytes<&Backend::matmul_w8a16>));
+  m.impl("experts_w8a8", TORCH_BOX(&Layers::template experts_bytes<&Backend::matmul_w8a8>));
   m.impl("experts_gguf", TORCH_BOX(&Layers::experts_gguf));
   m.impl("add_lora", TORCH_BOX(&LoraOps<Backend>::add_lora));
   m.impl("route_experts", TORCH_BOX(&Layers::route_experts));

@@ -42,9 +42,9 @@ class DenseLinear:
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Linear:
+class ScaledLinear:
     matmul: Callable[..., Tensor]  # ops.matmul_w8a8 or ops.matmul_w8a16
-    weight: Tensor  # packed by ops.pack_int8
+    weight: Tensor  # packed by ops.pack_int8 or, for the latter, ops.pack_float8
     scale: Tensor  # [N] float32
     bias: Tensor | None = None
 
@@ -74,7 +74,7 @@ class GGUFLinear:
 
 ACTIVATIONS = {Epilogue.SILU_MUL: ops.silu_mul, Epilogue.GELU_TANH_MUL: ops.gelu_tanh_mul}
 
-Packed = DenseLinear | Int8Linear | GGUFLinear  # each also serves as an embedding
+Packed = DenseLinear | ScaledLinear | GGUFLinear  # each also serves as an embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class OfHeads:
 def as_stack(linear: Packed, count: int, width: int) -> Packed:
     """The projections of `count` experts, of so many rows each, packed one below the other from whole panels on."""
     weight = linear.weight.view(count, -1, *linear.weight.shape[1:])
-    if isinstance(linear, Int8Linear):
+    if isinstance(linear, ScaledLinear):
         return replace(linear, weight=weight, scale=linear.scale.view(count, -1)[:, :width].contiguous())
     return replace(linear, weight=weight, width=width)
 

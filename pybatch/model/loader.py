@@ -113,7 +113,7 @@ def load_model(
             raise ModelError(
                 f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}"
             )
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, place)
         if quantization in METHODS:
             _check_method(checkpoint, quantization)
             quantization = None
@@ -196,9 +196,10 @@ def _through_cache(
     return decoder
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+    """device: where the model is to run."""
     if path.is_dir():
-        return SafetensorsCheckpoint(path)
+        return SafetensorsCheckpoint(path, own_float8=device.type != "cpu")
     from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint  # gguf takes a while to import
 
     return GGUFCheckpoint(path)

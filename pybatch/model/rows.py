@@ -38,11 +38,12 @@ class BlockRows(Rows, Protocol):
 
 
 @runtime_checkable
-class Int8Rows(Rows, Protocol):
-    """A matrix of signed 8-bit codes with a scale for each row, for products with activations of 8 bits."""
+class ScaledRows(Rows, Protocol):
+    """A matrix of 8-bit codes with a scale for each row: int8 for products with activations of 8 bits, or the bits of
+    float8_e4m3fn for those with activations of 16."""
 
     @property
-    def int8(self) -> Rows: ...  # [N, K] int8
+    def codes(self) -> Rows: ...  # [N, K] int8, or uint8 where they are float8_e4m3fn
 
     @property
     def row_scales(self) -> Rows: ...  # [N, 1] float32
@@ -235,9 +236,9 @@ class _ViewOfBlocks:
         self._view.release(rows)
 
 
-class _ViewOfInt8:
-    def __init__(self, view: Rows, int8: Rows, row_scales: Rows) -> None:
-        self._view, self.int8, self.row_scales = view, int8, row_scales
+class _ViewOfScaled:
+    def __init__(self, view: Rows, codes: Rows, row_scales: Rows) -> None:
+        self._view, self.codes, self.row_scales = view, codes, row_scales
         self.shape, self.dtype = view.shape, view.dtype
 
     def __getitem__(self, rows: slice) -> Tensor:
@@ -352,9 +353,9 @@ def interleaved(gate: Rows, up: Rows) -> Rows:
     view = Interleaved([gate, up])
     if isinstance(gate, BlockRows) and isinstance(up, BlockRows) and gate.block_type == up.block_type:
         return _ViewOfBlocks(view, Interleaved([gate.blocks, up.blocks]), gate.block_type)
-    if isinstance(gate, Int8Rows) and isinstance(up, Int8Rows):
-        codes, scales = Interleaved([gate.int8, up.int8]), Interleaved([gate.row_scales, up.row_scales])
-        return _ViewOfInt8(view, codes, scales)
+    if isinstance(gate, ScaledRows) and isinstance(up, ScaledRows) and gate.codes.dtype == up.codes.dtype:
+        codes, scales = Interleaved([gate.codes, up.codes]), Interleaved([gate.row_scales, up.row_scales])
+        return _ViewOfScaled(view, codes, scales)
     return view
 
 
@@ -366,9 +367,10 @@ def stacked(parts: Sequence[Rows]) -> Rows:
     blocks = [part for part in parts if isinstance(part, BlockRows)]
     if len(blocks) == len(parts) and len({part.block_type for part in blocks}) == 1:
         return _ViewOfBlocks(view, Stacked([part.blocks for part in blocks]), blocks[0].block_type)
-    codes = [part for part in parts if isinstance(part, Int8Rows)]
-    if len(codes) == len(parts):
-        return _ViewOfInt8(view, Stacked([part.int8 for part in codes]), Stacked([part.row_scales for part in codes]))
+    scaled = [part for part in parts if isinstance(part, ScaledRows)]
+    if len(scaled) == len(parts) and len({part.codes.dtype for part in scaled}) == 1:
+        codes, scales = Stacked([part.codes for part in scaled]), Stacked([part.row_scales for part in scaled])
+        return _ViewOfScaled(view, codes, scales)
     return view
 
 
@@ -383,6 +385,6 @@ def turned(rows: Rows, heads: int, rotary_dim: int) -> Rows:
 def _viewed(rows: Rows, view: Callable[[Rows], Rows]) -> Rows:
     if isinstance(rows, BlockRows):
         return _ViewOfBlocks(view(rows), view(rows.blocks), rows.block_type)
-    if isinstance(rows, Int8Rows):
-        return _ViewOfInt8(view(rows), view(rows.int8), view(rows.row_scales))
+    if isinstance(rows, ScaledRows):
+        return _ViewOfScaled(view(rows), view(rows.codes), view(rows.row_scales))
     return view(rows)

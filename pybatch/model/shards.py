@@ -26,7 +26,7 @@ from pybatch.model.config import (
     MoEConfig,
 )
 from pybatch.model.errors import ModelError
-from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, NormOfAllHeads, Packed
+from pybatch.model.layers import DenseLinear, GGUFLinear, NormOfAllHeads, Packed, ScaledLinear
 from pybatch.model.rows import Heads, Rows, Stacked, sliced
 from pybatch.model.sharded import ShardedHead, ShardedLinear, ShardedNorm
 from pybatch.model.weights import Columns, Grouped, WeightLoader, WeightPlan
@@ -233,7 +233,7 @@ class ShardPlan(Shards, WeightPlan):
 def _columns(linear: Packed, first: int, last: int) -> Packed:
     """Outputs first to last of a projection, which begin with a panel."""
     panels = linear.weight[first // ops.PANEL : -(-last // ops.PANEL)]
-    if isinstance(linear, Int8Linear):
+    if isinstance(linear, ScaledLinear):
         return replace(linear, weight=panels, scale=linear.scale[first:last])
     assert isinstance(linear, DenseLinear | GGUFLinear)
     return replace(linear, weight=panels, width=last - first)

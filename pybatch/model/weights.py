@@ -23,12 +23,12 @@ from pybatch.model.families import FAMILIES
 from pybatch.model.layers import (
     DenseLinear,
     GGUFLinear,
-    Int8Linear,
     Linear,
     Norm,
     NormedLinear,
     NormOfAllHeads,
     Packed,
+    ScaledLinear,
     SideBySide,
     as_stack,
 )
@@ -37,10 +37,10 @@ from pybatch.model.rows import (
     BlockRows,
     Heads,
     Held,
-    Int8Rows,
     Interleaved,
     MatrixStack,
     Rows,
+    ScaledRows,
     Stacked,
     Transposed,
     filled,
@@ -57,7 +57,10 @@ from pybatch.model.smoothquant import PackedWhenCalled
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")
-OWN_INT8 = "int8"  # Int8Rows, beside the names of block types
+OWN_SCALED: Mapping[str, tuple[torch.dtype, Callable[..., Tensor]]] = {  # ScaledRows, beside the names of block types
+    "int8": (torch.int8, ops.matmul_w8a8),
+    "fp8": (torch.float8_e4m3fn, ops.matmul_w8a16),
+}
 Columns = TypeVar("Columns", bound=int | Heads)
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
 
@@ -477,31 +480,33 @@ class WeightLoader:
         self._for_chunks(rows, pack)
         return DenseLinear(packed, n, bias)
 
-    def _int8(self, rows: Rows, bias: Tensor | None, column_scale: Tensor | None) -> Int8Linear:
+    def _int8(self, rows: Rows, bias: Tensor | None, column_scale: Tensor | None) -> ScaledLinear:
         assert self.quantization is not None
 
         def quantize(chunk: slice) -> tuple[Tensor, Tensor]:
             return ops.quantize_int8(rows[chunk] if column_scale is None else rows[chunk] * column_scale)
 
-        return self._packed_int8(rows, bias, quantize, INT8_MATMULS[self.quantization])
+        return self._scaled(rows, bias, quantize, INT8_MATMULS[self.quantization])
 
-    def _packed_int8(
+    def _scaled(
         self,
         rows: Rows,
         bias: Tensor | None,
         codes_and_scale: Callable[[slice], tuple[Tensor, Tensor]],
         matmul: Callable[..., Tensor],
-    ) -> Int8Linear:
+        dtype: torch.dtype = torch.int8,
+    ) -> ScaledLinear:
         n, k = rows.shape
-        packed = self.memory.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=torch.int8)
+        packed = self.memory.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=dtype)
         scale = torch.empty(n, dtype=torch.float32, device=self.device)
 
         def pack(chunk: slice, panels: slice) -> None:
             codes, scale[chunk] = codes_and_scale(chunk)
-            packed[panels] = ops.pack_int8(codes)
+            of_dtype = ops.pack_int8 if dtype == torch.int8 else ops.pack_float8
+            packed[panels] = of_dtype(codes)
 
         self._for_chunks(rows, pack)
-        return Int8Linear(matmul, packed, scale, bias)
+        return ScaledLinear(matmul, packed, scale, bias)
 
     def _kept_parts(self, parts: Sequence[Rows], bias: Tensor | None) -> SideBySide:
         """A projection for each run of parts that are kept alike."""
@@ -513,13 +518,14 @@ class WeightLoader:
         kind = _bits(rows.parts[0])
         if kind is None:
             return self._dense(rows, bias)
-        return self._own_int8(rows, bias) if kind == OWN_INT8 else self._blocks(rows, kind, bias)
+        return self._own_scaled(rows, kind, bias) if kind in OWN_SCALED else self._blocks(rows, kind, bias)
 
-    def _own_int8(self, rows: Stacked | Interleaved, bias: Tensor | None) -> Int8Linear:
-        parts = [part for part in rows.parts if isinstance(part, Int8Rows)]
-        codes = type(rows)([part.int8 for part in parts])
+    def _own_scaled(self, rows: Stacked | Interleaved, kind: str, bias: Tensor | None) -> ScaledLinear:
+        parts = [part for part in rows.parts if isinstance(part, ScaledRows)]
+        codes = type(rows)([part.codes for part in parts])
         scales = type(rows)([part.row_scales for part in parts])
-        return self._packed_int8(rows, bias, lambda chunk: (codes[chunk], scales[chunk][:, 0]), ops.matmul_w8a8)
+        dtype, matmul = OWN_SCALED[kind]
+        return self._scaled(rows, bias, lambda chunk: (codes[chunk], scales[chunk][:, 0]), matmul, dtype)
 
     def _blocks(self, rows: Stacked | Interleaved, kind: str, bias: Tensor | None) -> GGUFLinear:
         n, k = rows.shape
@@ -560,9 +566,9 @@ class WeightPlan(WeightLoader):
 
 
 def _bits(rows: Rows) -> str | None:
-    """In which bits a kernel takes the matrix as it is: a block type, or OWN_INT8; None: in none."""
-    if isinstance(rows, Int8Rows):
-        return OWN_INT8
+    """In which bits a kernel takes the matrix as it is: a block type, or one of OWN_SCALED; None: in none."""
+    if isinstance(rows, ScaledRows):
+        return "int8" if rows.codes.dtype == torch.int8 else "fp8"
     return rows.block_type if isinstance(rows, BlockRows) and rows.block_type in ops.GGUF_BLOCKS else None
 
 

@@ -14,7 +14,7 @@ def embedding(
     """out[i] = table[ids[i]] * multiplier, computed in float32 and converted to out's dtype.
 
     ids: [n] int64 in [0, vocab); out: [n, width] F. table: [vocab, width] F, or weights as packed by pack_dense or
-    (with scale [vocab] float32) pack_int8, or pack_gguf, so that tied embeddings need one copy.
+    (with scale [vocab] float32) pack_int8 or pack_float8, or pack_gguf, so that tied embeddings need one copy.
     """
     kernels.embedding.default(ids, table, scale, vocab, multiplier, out)
     return out

@@ -72,9 +72,10 @@ def matmul_w8a16(
     epilogue: Epilogue = STORE,
     experts: Experts | None = None,
 ) -> Tensor:
-    """x @ (q * scale)^T + bias with int8 weights and unquantised activations; fp32 sums in ascending K.
+    """x @ (q * scale)^T + bias with 8-bit weights, widened exactly, and activations as they are; fp32 sums in ascending
+    K.
 
-    x: [M, K] F; weight: from pack_int8 of q [N, K]; scale: [N] float32; bias: [N] F; out: [M, N] F.
+    x: [M, K] F; weight: from pack_int8 or pack_float8 of q [N, K]; scale: [N] float32; bias: [N] F; out: [M, N] F.
     """
     if experts is None:
         kernels.matmul_w8a16.default(x, weight, scale, bias, norm, norm_eps, epilogue, out)
@@ -95,7 +96,8 @@ def matmul_w8a8(
     epilogue: Epilogue = STORE,
     experts: Experts | None = None,
 ) -> Tensor:
-    """As matmul_w8a16, but each row of x is quantised to int8 first (scale = max|x| / 127, half to even).
+    """As matmul_w8a16 of int8 weights, but each row of x is quantised to int8 first (scale = max|x| / 127, half to
+    even).
 
     The int32 sum is exact, so the result is the same on every instruction set. K: at most 131072. A row with an inf
     or NaN gives NaN throughout.

@@ -74,6 +74,14 @@ def pack_int8(q: Tensor) -> Tensor:
     return packed
 
 
+def pack_float8(codes: Tensor) -> Tensor:
+    """Packs [N, K] float8_e4m3fn weights for matmul_w8a16: [ceil(N/16), ceil(K/4) + 1, 16, 4] float8_e4m3fn,
+    zero-padded. Kernels take its two NaN for +-480."""
+    packed = pack_int8(codes.view(torch.int8))
+    packed[:, -1] = 0
+    return packed.view(torch.float8_e4m3fn)
+
+
 class GgufBlock(NamedTuple):
     """The memory layout of a quantised type of GGUF files; names and layouts are ggml's."""
 

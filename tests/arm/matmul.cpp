@@ -42,6 +42,21 @@ Weights pack_int8(int64_t n, int64_t k, Random& random, bool extreme) {
   return w;
 }
 
+// float8_e4m3fn, each but NaN.
+Weights pack_float8(int64_t n, int64_t k, Random& random) {
+  Weights w = pack_int8(n, k, random, false);
+  const int64_t panel = (ceil_div(k, 4) + 1) * kPanel * 4;
+  for (int64_t i = 0; i < n * k; ++i) {
+    const int64_t row = i / k, j = i % k;
+    const auto bits = static_cast<uint32_t>(random.below(2) * 128 + random.below(127));
+    w.packed.data()[row / kPanel * panel + j / 4 * kPanel * 4 + row % kPanel * 4 + j % 4] = static_cast<char>(bits);
+    const int exponent = static_cast<int>(bits >> 3 & 15);
+    const double value = std::ldexp((exponent != 0 ? 8 : 0) + (bits & 7), (exponent != 0 ? exponent : 1) - 10);
+    w.values[static_cast<size_t>(i)] = bits >> 7 != 0 ? -value : value;
+  }
+  return w;
+}
+
 double half_at(const uint8_t* p) {
   Array one(DType::f16, 1);
   std::memcpy(one.data(), p, 2);
@@ -367,7 +382,7 @@ void check_embedding(const std::string& name, const Weights& w, TableLayout layo
              [&](int64_t r, int64_t c) -> Near {
                const int64_t id = ids[static_cast<size_t>(r)];
                const double value = w.values[static_cast<size_t>(id * k + c)];
-               const double scaled = layout == TableLayout::packed_int8 ? value * w.scale[id] : value;
+               const double scaled = layout == TableLayout::packed_scaled ? value * w.scale[id] : value;
                return {scaled, layout == TableLayout::packed_dense ? 0 : std::fabs(scaled) * 1e-6 + 1e-5};
              });
 }
@@ -386,8 +401,12 @@ void check_matmuls() {
                         s.n, s.k);
       const Weights int8 = pack_int8(s.n, s.k, random, false);
       check_matmul(Kind::w8a16, "w8a16", int8, DType::i8, GgufType::q4_0, s, dtype, Epilogue::add, random);
+      const Weights float8 = pack_float8(s.n, s.k, random);
+      check_matmul(Kind::w8a16, "float8", float8, DType::e4m3, GgufType::q4_0, s, dtype, Epilogue::store, random);
+      if (s.m == 2)
+        check_embedding("float8", float8, TableLayout::packed_scaled, DType::e4m3, GgufType::q4_0, s.n, s.k);
       check_matmul(Kind::w8a8, "w8a8", int8, DType::i8, GgufType::q4_0, s, dtype, Epilogue::store, random);
-      if (s.m == 2) check_embedding("int8", int8, TableLayout::packed_int8, DType::i8, GgufType::q4_0, s.n, s.k);
+      if (s.m == 2) check_embedding("int8", int8, TableLayout::packed_scaled, DType::i8, GgufType::q4_0, s.n, s.k);
     }
     const Weights extreme = pack_int8(s.n, s.k, random, true);
     check_matmul(Kind::w8a8, "w8a8 extreme", extreme, DType::i8, GgufType::q4_0, s, DType::f32, Epilogue::store,

@@ -50,6 +50,13 @@ def test_int8_tables(data: st.DataObject, vocab: int, width: int, out_dtype: tor
     assert torch.equal(out, (q[ids].float() * scale[ids, None] * torch.tensor(7.3)).to(out_dtype))
 
 
+def test_float8_tables() -> None:
+    codes = torch.arange(-120, 120, dtype=torch.int8).view(40, 6).view(torch.float8_e4m3fn)
+    ids, scale = torch.tensor([0, 39, 7, 20, 21]), torch.rand(40, generator=torch.Generator().manual_seed(0))
+    out = ops.embedding(ids, ops.pack_float8(codes), torch.empty(5, 6), 40, scale)
+    assert same_bits(out, codes.float()[ids] * scale[ids, None])
+
+
 def test_threads_and_strided_out_change_nothing() -> None:
     table, ids = table_of(100, 576), torch.arange(200) % 100
     out = apart(torch.zeros(200, 576))

@@ -16,7 +16,8 @@ from torch import Tensor
 from pybatch import ops
 from pybatch.ops import Epilogue, Experts, Routing, Scoring
 
-KINDS = ["float32", "float16", "bfloat16", "bfloat16-bfloat16", "w8a16", "w8a8", "Q4_0", "Q8_0", "Q4_K", "Q6_K"]
+DENSE = ["float32", "float16", "bfloat16", "bfloat16-bfloat16"]
+KINDS = [*DENSE, "w8a16", "float8", "w8a8", "Q4_0", "Q8_0", "Q4_K", "Q6_K"]
 ROUNDING = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -36,6 +37,10 @@ class Stack:
             self.op: Callable[..., Tensor] = ops.matmul_gguf
             data = torch.from_numpy(random_blocks(kind, experts * n, k)).unflatten(0, (experts, n))
             self.weights = (torch.stack([ops.pack_gguf(each, kind) for each in data]),)
+        elif kind == "float8":
+            self.op = ops.matmul_w8a16
+            codes = (weight * 100).to(torch.float8_e4m3fn)
+            self.weights = (torch.stack([ops.pack_float8(each) for each in codes]), torch.full((experts, n), 0.01))
         elif kind.startswith("w8"):
             self.op = getattr(ops, f"matmul_{kind}")
             quantized = [ops.quantize_int8(each) for each in weight]

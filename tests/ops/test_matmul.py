@@ -14,7 +14,7 @@ from pybatch import ops
 from pybatch.ops import Epilogue
 
 TOLERANCE = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of one rounding of an output
-KERNELS = ["dense-float32", "dense-float16", "dense-bfloat16", "dense-bfloat16-bfloat16", "w8a16", "w8a8"]
+KERNELS = ["dense-float32", "dense-float16", "dense-bfloat16", "dense-bfloat16-bfloat16", "w8a16", "float8", "w8a8"]
 floats = st.sampled_from(FLOATS)
 
 
@@ -43,9 +43,26 @@ def matmul(kernel: str, n: int, k: int) -> Callable[[Tensor], Tensor]:
         weights, *activations = (getattr(torch, name) for name in kernel.split("-")[1:])
         x_type, dense = activations[0] if activations else torch.float32, ops.pack_dense(weight.to(weights))
         return lambda x: ops.matmul_dense(x.to(x_type), dense, bias, out=torch.empty(x.shape[0], n))
-    q, scale = ops.quantize_int8(weight)
-    packed, op = ops.pack_int8(q), getattr(ops, f"matmul_{kernel}")
-    return lambda x: op(x, packed, scale, bias, out=torch.empty(x.shape[0], n))
+    packed, scale = packed_bytes(kernel, weight)
+    return lambda x: eight_bits(kernel)(x, packed, scale, bias, out=torch.empty(x.shape[0], n))
+
+
+def eight_bits(kernel: str) -> Callable[..., Tensor]:
+    return ops.matmul_w8a8 if kernel == "w8a8" else ops.matmul_w8a16
+
+
+def packed_bytes(kernel: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+    if kernel != "float8":
+        q, scale = ops.quantize_int8(weight)
+        return ops.pack_int8(q), scale
+    scale = weight.abs().amax(1) / 448
+    return ops.pack_float8((weight / scale[:, None]).to(torch.float8_e4m3fn)), scale
+
+
+def float8_codes(n: int, k: int) -> Tensor:
+    """All of them, but for the two that are NaN."""
+    bits = torch.randint(-127, 127, (n, k), dtype=torch.int8, generator=torch.Generator().manual_seed(n))
+    return torch.where(bits == -1, -128, bits).to(torch.int8).view(torch.float8_e4m3fn)
 
 
 def assert_close(out: Tensor, expected: Tensor, magnitude: Tensor, k: int) -> None:
@@ -74,10 +91,10 @@ def test_dense_is_the_sum(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    kernel=st.sampled_from(["w8a16", "w8a8"]), m=st.integers(1, 40), n=st.integers(1, 140), k=st.integers(1, 2400),
-    gap=st.integers(0, 3), bias=st.booleans(), x_type=floats, bias_type=floats, out_type=floats,
+    kernel=st.sampled_from(["w8a16", "float8", "w8a8"]), m=st.integers(1, 40), n=st.integers(1, 140),
+    k=st.integers(1, 2400), gap=st.integers(0, 3), bias=st.booleans(), x_type=floats, bias_type=floats, out_type=floats,
 )  # fmt: skip
-def test_int8_is_the_sum(
+def test_eight_bits_are_the_sum(
     kernel: str, m: int, n: int, k: int, gap: int, bias: bool, x_type: torch.dtype, bias_type: torch.dtype,
     out_type: torch.dtype,
 ) -> None:  # fmt: skip
@@ -86,12 +103,14 @@ def test_int8_is_the_sum(
     scale = torch.rand(n, generator=torch.Generator().manual_seed(k)) / 100
     b = random(n, dtype=bias_type, seed=k) if bias else None
     out = rows_apart(torch.zeros(m, n, dtype=out_type), gap)
-    getattr(ops, f"matmul_{kernel}")(rows_apart(x, gap), ops.pack_int8(q), scale, b, out=out)
+    codes = float8_codes(n, k) if kernel == "float8" else q
+    packed = ops.pack_float8(codes) if kernel == "float8" else ops.pack_int8(codes)
+    eight_bits(kernel)(rows_apart(x, gap), packed, scale, b, out=out)
     if kernel == "w8a8":  # only the conversion of an exact sum, its scaling and the bias round
         expected = exact_int8(x, q, scale, b)
         assert_close(out, expected, expected.abs() + (0 if b is None else b.double().abs()), 0)
     else:
-        weight = q.double() * scale.double()[:, None]
+        weight = codes.double() * scale.double()[:, None]
         magnitude = float_sum(x.abs(), weight.abs(), None if b is None else b.abs())
         assert_close(out, float_sum(x, weight, b), magnitude, k)
 
@@ -227,6 +246,33 @@ def test_pack_int8_layout(n: int, k: int) -> None:
 
 
 @pytest.mark.host
+def test_pack_float8_layout() -> None:
+    codes = float8_codes(21, 37)
+    packed = ops.pack_float8(codes)
+    assert packed.shape == (2, 11, 16, 4)
+    flat = packed.view(torch.int8)[:, :-1].transpose(1, 2).reshape(32, 40)
+    assert torch.equal(flat[:21, :37], codes.view(torch.int8))
+    assert (flat[21:] == 0).all()
+    assert (packed.view(torch.int8)[:, -1] == 0).all()
+
+
+def test_float8_weights_are_widened_exactly() -> None:
+    """Each of them, subnormal ones too, in every place of a group and in few rows and many."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    codes = torch.where(codes.float().isnan(), torch.tensor(0.0), codes.float()).to(torch.float8_e4m3fn)
+    weight = torch.stack([codes.view(torch.uint8).roll(i) for i in range(20)]).view(torch.float8_e4m3fn)
+    for dtype in FLOATS:
+        out = ops.matmul_w8a16(
+            torch.eye(256, dtype=dtype), ops.pack_float8(weight), torch.ones(20), out=torch.empty(256, 20)
+        )
+        assert torch.equal(out, weight.float().t())
+        few = ops.matmul_w8a16(
+            torch.eye(256, dtype=dtype)[:5], ops.pack_float8(weight), torch.ones(20), out=torch.empty(5, 20)
+        )
+        assert torch.equal(few, weight[:, :5].float().t())
+
+
+@pytest.mark.host
 def test_wrong_arguments_are_named() -> None:
     x, out, scale = torch.zeros(3, 8), torch.zeros(3, 20), torch.zeros(20)
     dense, packed = ops.pack_dense(torch.zeros(20, 8)), ops.pack_int8(torch.zeros(20, 8, dtype=torch.int8))
@@ -244,6 +290,7 @@ def test_wrong_arguments_are_named() -> None:
         ("weight: ", lambda: ops.matmul_w8a16(torch.zeros(3, 12), packed, scale, out=out)),
         ("x: ", lambda: ops.matmul_w8a8(torch.zeros(3, 131073), packed, scale, out=out)),
         ("scale: ", lambda: ops.matmul_w8a16(x, packed, torch.zeros(21), out=out)),
+        ("weight: ", lambda: ops.matmul_w8a8(x, packed.view(torch.float8_e4m3fn), scale, out=out)),
         ("scale: ", lambda: ops.matmul_w8a8(x, packed, scale.double(), out=out)),
         ("bias: ", lambda: ops.matmul_w8a8(x, packed, scale, torch.zeros(20, dtype=torch.int32), out=out)),
     ]
@@ -266,7 +313,7 @@ def test_opcheck(kernel: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kernel=st.sampled_from(["dense", "w8a16", "w8a8"]), m=st.integers(1, 40), width=st.integers(1, 100),
+    kernel=st.sampled_from(["dense", "w8a16", "float8", "w8a8"]), m=st.integers(1, 40), width=st.integers(1, 100),
     k=st.integers(1, 700), bias=st.booleans(), dtype=floats,
 )  # fmt: skip
 def test_fused_steps_have_the_bits_of_separate_ops(
@@ -279,8 +326,8 @@ def test_fused_steps_have_the_bits_of_separate_ops(
     def linear(weight: Tensor, b: Tensor | None) -> Callable[..., Tensor]:
         if kernel == "dense":
             return lambda x, **fused: ops.matmul_dense(x, ops.pack_dense(weight), b, **fused)
-        q, scale = ops.quantize_int8(weight)
-        return lambda x, **fused: getattr(ops, f"matmul_{kernel}")(x, ops.pack_int8(q), scale, b, **fused)
+        packed, scale = packed_bytes(kernel, weight)
+        return lambda x, **fused: eight_bits(kernel)(x, packed, scale, b, **fused)
 
     normed = ops.rms_norm(x, norm, 1e-5)
     gate_up = linear(parts.flatten(0, 1), None if biases is None else biases.flatten())

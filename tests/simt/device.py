@@ -724,7 +724,7 @@ class SimtOps:
         **fused: Unpack[Fused],
     ) -> Tensor:  # fmt: skip
         with self._matmul(x, weight, scale, bias, out, **fused) as (_, params):
-            self._run("matmul_w8a16", params)
+            self._run("matmul_e4m3" if weight.dtype == torch.float8_e4m3fn else "matmul_w8a16", params)
         return out
 
     def matmul_w8a8(

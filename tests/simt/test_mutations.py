@@ -448,8 +448,8 @@ MUTATIONS = [
     Mutation(
         "the pair of another lane is widened",
         "sm90/matmul_ops.cuh",
-        "t % 2 == 0 ? 0x4140 : 0x4342",
-        "t % 2 == 1 ? 0x4140 : 0x4342",
+        "bool upper = t % 2 != 0",
+        "bool upper = t % 2 == 0",
         probes.matmul_w8a16_hopper,
     ),
     Mutation(

@@ -62,21 +62,21 @@ struct WgmmaDense : WgmmaFloat<T>, GroupsAsTheyAre {
   static constexpr int kWeightBytes = 2;
 };
 
-// int8 weights widened to T. A lane takes a pair of a group of four, the lower or the upper one.
-template <class T>
+// int8 or e4m3 weights widened to T. A lane takes a pair of a group of four, the lower or the upper one.
+template <class T, class W>
 struct WgmmaWidened : WgmmaFloat<T> {
   static constexpr int kWeightBytes = 1;
   static constexpr int kPanelBytes = 16 * kPanel * 4;
 
   static __device__ __forceinline__ void load(uint32_t (&a)[4], const char* panel, int step, int lane) {
     const int g = lane / 4, t = lane % 4;
-    const uint32_t pair = t % 2 == 0 ? 0x4140 : 0x4342;
+    const bool upper = t % 2 != 0;
     const auto* words = reinterpret_cast<const uint32_t*>(panel);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t* group = words + (4 * step + 2 * half + t / 2) * kPanel + g;
-      a[2 * half] = Mma<T>::widen(group[0], pair);
-      a[2 * half + 1] = Mma<T>::widen(group[8], pair);
+      a[2 * half] = widen_pair<T, W>(group[0], upper);
+      a[2 * half + 1] = widen_pair<T, W>(group[8], upper);
     }
   }
 };

@@ -18,7 +18,7 @@ from pybatch.model.config import ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.fields import Fields, short
-from pybatch.model.rows import BlockRows, Int8Rows, Rows
+from pybatch.model.rows import BlockRows, Rows, ScaledRows
 from pybatch.model.weights import Checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -192,7 +192,7 @@ class MergedCheckpoint:
             return rows
         self._merged.add(name)
         merged = MergedRows(rows, change)
-        if isinstance(rows, BlockRows | Int8Rows):  # they can no longer be kept as they are
+        if isinstance(rows, BlockRows | ScaledRows):  # they can no longer be kept as they are
             return requantized(merged, "the changes of an adapter", f"{self._adapter.directory}: {name}")
         return merged
 

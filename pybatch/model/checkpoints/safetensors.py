@@ -13,6 +13,7 @@ import torch
 from pybatch.model.checkpoints.files import read_json
 from pybatch.model.checkpoints.formats import FILES, open_format, quantization_of, take_quantization
 from pybatch.model.checkpoints.formats.kept import Kept
+from pybatch.model.checkpoints.formats.matrices import ChannelRows, requantized
 from pybatch.model.checkpoints.sentence_transformers import read_pooling
 from pybatch.model.checkpoints.stored import Stored, StoredTensors, read_header
 from pybatch.model.config import ModelConfig, without_unknown_ids
@@ -43,10 +44,13 @@ class SafetensorsCheckpoint:
     from the one file or the one whole set of shards that there is. Other files in the directory are no part of the
     model. A model with tied embeddings may store either of the two tensors; where it stores both and they differ, both
     count, as in transformers. Quantised matrices come under the names of their weights (see formats).
+
+    own_float8: whether float8 matrices keep their bits, which kernels then widen, as on GPUs; as blocks of Q8_0 CPUs
+    have their dot products in int8.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, *, own_float8: bool = False) -> None:
+        self.directory, self.own_float8 = directory, own_float8
         self.generation_config: dict[str, Any] = read_json(directory / "generation_config.json")
         self.pooling = read_pooling(directory)
         name = one_line(directory.name or directory.resolve().name)
@@ -73,6 +77,8 @@ class SafetensorsCheckpoint:
         if self.format is None or module is None:
             return self.tensors.rows(name)
         rows = self.format.matrix(module)
+        if not self.own_float8 and isinstance(rows, ChannelRows) and rows.codes.dtype != torch.int8:
+            rows = requantized(rows, "float8 weights", f"{self.directory}: {module}")
         self.kept.note(module, rows)
         return rows
 

@@ -18,14 +18,14 @@ from pybatch.machine.ranks import Ranks, Stages
 from pybatch.model.build import build_decoder
 from pybatch.model.config import MoEConfig
 from pybatch.model.decoder import Decoder
-from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear, Linear, NormedLinear, Packed, SideBySide
+from pybatch.model.layers import DenseLinear, GGUFLinear, Linear, NormedLinear, Packed, ScaledLinear, SideBySide
 from pybatch.model.rows import Heads, Rows, sliced
 from pybatch.model.sharded import ShardedHead
 from pybatch.model.shards import Shards
 from pybatch.model.tensors import changed
 from pybatch.model.weights import Checkpoint, Grouped, WeightLoader
 
-Projection = DenseLinear | Int8Linear | GGUFLinear | SideBySide
+Projection = DenseLinear | ScaledLinear | GGUFLinear | SideBySide
 
 
 @dataclass(frozen=True, slots=True)

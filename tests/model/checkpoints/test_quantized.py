@@ -22,9 +22,9 @@ from transformers import LlamaConfig, PreTrainedModel, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pybatch import ops
-from pybatch.model import ModelError, load_model
+from pybatch.model import ModelError, load_model, loader
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
-from pybatch.model.layers import DenseLinear, GGUFLinear, Int8Linear
+from pybatch.model.layers import DenseLinear, GGUFLinear, ScaledLinear
 from pybatch.model.rows import BlockRows, sliced, turned
 
 SHAPE = {**SMALL, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2}
@@ -138,7 +138,7 @@ def test_matrices_run_from_their_own_bits(name: str, tmp_path: Path, caplog: pyt
     layer = decoder.layers[0]
     down = model.get_submodule("model.layers.0.mlp.down_proj").weight.detach()
     linear = layer.mlp.down.linear
-    kind = Int8Linear if case.kind == "int8" else GGUFLinear
+    kind = ScaledLinear if case.kind == "int8" else GGUFLinear
     assert isinstance(linear, kind)
     if case.kind != "int8":
         block = ops.GGUF_BLOCKS[case.kind]
@@ -148,6 +148,38 @@ def test_matrices_run_from_their_own_bits(name: str, tmp_path: Path, caplog: pyt
     torch.testing.assert_close(ours, down, rtol=1e-3 if case.kind == "Q8_0" else 1e-6, atol=float(step))
     found, expected = logits_of(decoder, IDS), reference_logits(model, IDS)
     assert torch.cosine_similarity(found, expected).min() > 0.99
+
+
+@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-rows", "fp8-one", "modelopt-fp8"])
+def test_float8_runs_from_its_own_bits_where_kernels_widen_it(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs."""
+    model = made(tmp_path, CASES[name])
+    monkeypatch.setattr(loader, "open_checkpoint", lambda path, _: SafetensorsCheckpoint(path, own_float8=True))
+    with caplog.at_level(logging.INFO):
+        decoder = load_model(tmp_path, skip_tokenizer=True).decoder
+    assert "14 run from their own bits (fp8)" in caplog.text
+    linear = decoder.layers[0].mlp.down.linear
+    assert isinstance(linear, ScaledLinear)
+    assert linear.weight.dtype == torch.float8_e4m3fn
+    down = model.get_submodule("model.layers.0.mlp.down_proj").weight.detach()
+    torch.testing.assert_close(weights_of(linear, down.shape[1]), down, rtol=1e-6, atol=0)
+    whole = logits_of(decoder, IDS)
+    model.save_pretrained(tmp_path / "dequantised")
+    dequantised = AutoModelForCausalLM.from_pretrained(tmp_path / "dequantised", attn_implementation="eager").eval()
+    torch.testing.assert_close(whole, reference_logits(dequantised, IDS), rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits_of(decoder, IDS, [1, 16, 20, 3]), whole)
+
+
+def test_float8_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    made(tmp_path, CASES["fp8-rows"], num_hidden_layers=1)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.down_proj.weight"][3, 5] = torch.nan
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match=r"down_proj\.weight_scale: expected float8 weights that are numbers, got nan"):
+        load_model(tmp_path, skip_tokenizer=True)
 
 
 @pytest.mark.parametrize("name", ["gptq", "w8a8", "fp8-blocks"])
@@ -214,7 +246,7 @@ def test_groups_of_one_config_may_be_quantised_in_several_ways(tmp_path: Path) -
     case = Case(lambda w: q.pack_quantized(w) if 192 in w.shape else q.w8a8(w), W8A8, "")
     model = made(tmp_path, case)
     layer = load_model(tmp_path, skip_tokenizer=True).decoder.layers[0]
-    assert isinstance(layer.mixer.qkv.linear, Int8Linear)
+    assert isinstance(layer.mixer.qkv.linear, ScaledLinear)
     assert isinstance(layer.mlp.gate_up.linear, GGUFLinear)
     decoder = load_model(tmp_path, skip_tokenizer=True).decoder
     assert torch.cosine_similarity(logits_of(decoder, IDS), reference_logits(model, IDS)).min() > 0.99
@@ -230,8 +262,8 @@ def test_rows_that_are_taken_apart_keep_their_bits(tmp_path: Path) -> None:
         if isinstance(part, BlockRows):
             assert torch.equal(part.blocks[0:64], whole.blocks[32:96])
         else:
-            assert torch.equal(part.int8[0:64] * part.row_scales[0:64], part[0:64])
-            assert torch.equal(order.int8[0:128] * order.row_scales[0:128], order[0:128])
+            assert torch.equal(part.codes[0:64] * part.row_scales[0:64], part[0:64])
+            assert torch.equal(order.codes[0:128] * order.row_scales[0:128], order[0:128])
 
 
 @pytest.mark.parametrize("name", ["gptq", "w8a8", "bnb-nf4"])

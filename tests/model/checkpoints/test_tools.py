@@ -13,7 +13,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from pybatch.model.checkpoints.formats import open_format
 from pybatch.model.checkpoints.formats.mxfp4 import Stack
 from pybatch.model.checkpoints.stored import StoredTensors, read_header
-from pybatch.model.rows import BlockRows, Int8Rows
+from pybatch.model.rows import BlockRows, ScaledRows
 
 FILES = sorted((Path(__file__).parents[2] / "data" / "quantized").glob("*.safetensors"))
 BLOCKS = {
@@ -25,6 +25,8 @@ BLOCKS = {
     "torchao-int4": "Q4_0",
     "compressed-tensors-w8a8": None,
     "torchao-w8a8": None,
+    "compressed-tensors-fp8": None,
+    "torchao-float8": None,
 }  # the others: Q8_0
 
 
@@ -40,7 +42,7 @@ def test_a_matrix_is_what_its_tool_dequantises_it_to(path: Path) -> None:
     torch.testing.assert_close(rows[0:32].float(), expected, rtol=rtol, atol=1e-7)
     kind = BLOCKS.get(path.stem, "Q8_0")
     assert (rows.block_type if isinstance(rows, BlockRows) else None) == kind
-    assert isinstance(rows, Int8Rows) == (kind is None)
+    assert isinstance(rows, ScaledRows) == (kind is None)
 
 
 def test_experts_are_what_transformers_dequantises_them_to(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pybatch.model.checkpoints.formats.floats import looked_up
-from pybatch.model.checkpoints.formats.matrices import Made, requantized, signed
+from pybatch.model.checkpoints.formats.matrices import Made, looked_up, requantized, signed
 from pybatch.model.checkpoints.stored import DTYPES, FLOATS, StoredTensors
 from pybatch.model.errors import ModelError
 from pybatch.model.fields import Fields, short

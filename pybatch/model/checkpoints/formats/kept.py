@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+import torch
+
 from pybatch.model.checkpoints.formats.matrices import BlockMatrix, ChannelRows
 from pybatch.model.checkpoints.formats.mxfp4 import Stack
 from pybatch.model.rows import Rows
@@ -22,7 +24,7 @@ class Kept:
         if isinstance(rows, BlockMatrix):
             self._seen[module] = rows.block_type, rows.requantized
         elif isinstance(rows, ChannelRows):
-            self._seen[module] = "int8", ""
+            self._seen[module] = "int8" if rows.codes.dtype == torch.int8 else "fp8", ""
         else:
             self._seen[module] = str(rows.dtype).removeprefix("torch."), "rows that are no whole blocks of 32"
 
