@@ -31,7 +31,7 @@ constexpr bool groups_meet_in_no_bank() {
 
 
 @pytest.mark.parametrize(
-    ("weights", "groups"), [("WidenedWeights<f16>", 2), ("DenseWeights<f16>", 4), ("Int8Weights", 4)]
+    ("weights", "groups"), [("WidenedWeights<f16, int8_t>", 2), ("DenseWeights<f16>", 4), ("Int8Weights", 4)]
 )
 def test_packed_weights_are_copied_and_loaded_without_bank_conflicts(weights: str, groups: int) -> None:
     compile.check(weights, f"{CONFLICTS} static_assert(groups_meet_in_no_bank<{weights}, {groups}>());")
