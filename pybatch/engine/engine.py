@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from pybatch.engine.adapters import Adapters
+from pybatch.engine.cache_sizes import cache_sizes
 from pybatch.engine.computing import Computed, Launched, StepComputer
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.disk.fingerprint import fingerprint
 from pybatch.engine.disk.prefix_files import PrefixFiles
 from pybatch.engine.execution.attention_mass import AttentionMass
-from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
+from pybatch.engine.execution.caches import make_caches
+from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.kv_pruner import KvPruner, no_pruning
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.parallel.followers import Followers, LedAdapterSlots, LedKvCache
 from pybatch.engine.execution.pooler import Pooler
 from pybatch.engine.execution.sampler import Sampler
-from pybatch.engine.execution.state_cache import StateCache, num_slots, refuse_unsuited, state_layout
-from pybatch.engine.execution.step_memory import step_memory
 from pybatch.engine.execution.swap_cost import SwapCost
 from pybatch.engine.grammars import GrammarQueue
 from pybatch.engine.intake import Intake
 from pybatch.engine.make_scheduler import make_scheduler
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
-from pybatch.engine.outputs import CompletionOutput, RequestOutput
+from pybatch.engine.outputs import RequestOutput
 from pybatch.engine.pooling_params import Params
-from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
+from pybatch.engine.request_table import RequestTable
+from pybatch.engine.sampling_params import SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
-from pybatch.engine.scheduling.sequence import Request, Sequence, Status
+from pybatch.engine.scheduling.sequence import Request, Status
 from pybatch.engine.scheduling.state_slots import StateSlots
 from pybatch.engine.scheduling.step import Chunk, Step
 from pybatch.engine.scheduling.swap_space import SwapSpace
@@ -43,7 +44,6 @@ from pybatch.engine.updating import TokenUpdater
 from pybatch.machine.faults import describe, is_request_fault
 from pybatch.machine.torch_state import in_neutral_torch, on_device
 from pybatch.model.decoder import Decoder
-from pybatch.model.key_shifts import key_shifts
 from pybatch.model.lora.slots import AdapterSlots
 from pybatch.model.pooling import LAST_TOKEN, PoolingConfig
 from pybatch.model.text.tokenizer import Tokenizer
@@ -82,43 +82,21 @@ class Engine:
         self.config = config = config.on(decoder.device.type)
         self._decoder = decoder
         self._tokenizer = tokenizer
-        layout = kv_layout(decoder, config)
         self._draft_decoder = draft_decoder if config.speculation and config.speculation.model else None
-        self.kv_block_bytes = layout.block_bytes  # with a draft model's
-        if self._draft_decoder is not None:
-            self.kv_block_bytes += kv_layout(self._draft_decoder, config).block_bytes
-        sharing = followers.sharing if followers is not None else 1
-        theirs = [] if followers is None else followers.ask("capacity", config)  # KV blocks and states of each
-        states = state_layout(decoder)
-        self.num_states, self.state_bytes = 0, 0  # slots of recurrent states, and the bytes of all
-        if states is not None:
-            refuse_unsuited(config)
-            self.num_states = num_slots(states, config, decoder.device, sharing)
-            self.num_states = min([self.num_states, *(slots for _, slots in theirs)])
-            self.state_bytes = self.num_states * states.slot_bytes
-        reserved = self.state_bytes * sharing
-        if followers is None and config.num_kv_blocks is None:
-            models = [decoder] if self._draft_decoder is None else [decoder, self._draft_decoder]
-            reserved += sum([step_memory(each, config) for each in models])
-        self.max_model_len, self.num_kv_blocks = capacity(
-            decoder, config, self.kv_block_bytes * sharing, reserved=reserved
-        )
+        sizes = cache_sizes(decoder, config, self._draft_decoder, followers)
+        self.max_model_len, self.num_kv_blocks = sizes.max_model_len, sizes.num_kv_blocks
+        self.kv_block_bytes = sizes.kv_block_bytes  # with a draft model's
+        self.num_states, self.state_bytes = sizes.num_states, sizes.state_bytes  # slots of states, and bytes of all
         if followers is not None:
-            blocks = min(self.num_kv_blocks, *(count for count, _ in theirs))
-            least = replace(config, num_kv_blocks=blocks)
-            self.max_model_len, self.num_kv_blocks = capacity(decoder, least, self.kv_block_bytes)
             followers.tell("make_caches", config, self.num_kv_blocks, self.num_states)
-        shifts = key_shifts(decoder) if layout.quantised else ()
-        if followers is None:
-            self._kv_cache = KvCache(layout, self.num_kv_blocks, decoder.device, shifts)
-        else:
-            self._kv_cache = LedKvCache(followers, layout, self.num_kv_blocks, decoder.device, shifts)
-        mass = AttentionMass(len(layout.shapes), max(shape.kv_heads for shape in layout.shapes), decoder.device)
-        state_layers = [] if states is None else StateCache(states, self.num_states, decoder.device).layers
+        make_kv_cache = KvCache if followers is None else partial(LedKvCache, followers)
+        self._kv_cache, caches = make_caches(decoder, config, self.num_kv_blocks, self.num_states, make_kv_cache)
+        shapes = self._kv_cache.layout.shapes
+        mass = AttentionMass(len(shapes), max(shape.kv_heads for shape in shapes), decoder.device)
         runner = ModelRunner.of(
             config,
             decoder,
-            decoder.caches(self._kv_cache.layers, state_layers),
+            caches,
             self.max_model_len,
             mass=mass,
             followers=followers,
@@ -130,7 +108,7 @@ class Engine:
         decode_token = (lambda token: None) if tokenizer is None else tokenizer.token_text
         sampler = Sampler(decode_token, decoder.config.vocab_size, decoder.device)
         self._computer = StepComputer(runner, sampler)
-        self._looks_ahead = runner.is_ahead_of_device and not (followers or states or config.speculation)
+        self._looks_ahead = runner.is_ahead_of_device and not (followers or self.num_states or config.speculation)
         self._ahead: _Step | None = None  # queued behind the step whose tokens were taken last
         self._last_end = 0.0
         self._speculator = make_speculator(
@@ -164,7 +142,6 @@ class Engine:
             pooling=self._pooler.pooling,
             adapters=self.adapters,
         )
-        self._room = self._intake.room
         self._pruner = KvPruner(self._kv_cache, decoder, mass)
         self.metrics = EngineMetrics(self.num_kv_blocks)
         self._grammars = GrammarQueue(
@@ -176,10 +153,7 @@ class Engine:
                 seconds=config.structured_outputs_timeout,
             )
         )
-        self._requests: dict[str, Request] = {}
-        self._num_bounded = 0  # of them
-        self._ready: list[RequestOutput] = []
-        self._began_again = False  # all unfinished requests, and none has ended since
+        self._requests = RequestTable(self._intake.room, self.adapters)
         self._pool = BlockPool(self.num_kv_blocks)
         self._states: StateSlots | None = None
         size = int(config.swap_space * 2**30)
@@ -191,7 +165,7 @@ class Engine:
             try:
                 self.prefix_files = PrefixFiles(
                     Path(config.prefix_cache_dir),
-                    fingerprint(decoder, layout),
+                    fingerprint(decoder, self._kv_cache.layout),
                     self._kv_cache,
                     max_bytes=int(config.prefix_cache_space * 2**30),
                     block_size=config.block_size,
@@ -245,7 +219,7 @@ class Engine:
         runs, as Scheduler has it.
         """
         if not standing.background:
-            self.config.expect_place(self._num_bounded)
+            self.config.expect_place(self._requests.num_bounded)
         request = self._intake.request(
             request_id,
             prompt_token_ids,
@@ -259,14 +233,12 @@ class Engine:
         self._add(request)
 
     def _add(self, request: Request) -> None:
-        if request.request_id in self._requests:
-            raise ValueError(f"request_id: {request.request_id!r} is in use by a request that has not finished")
+        self._requests.expect_new(request)
         if request.awaits_grammar:
             self._grammars.add(request)
         elif self._admits(request):
             self._scheduler.add(request.sequences[0])
-        self._requests[request.request_id] = request
-        self._num_bounded += request.bounded
+        self._requests.add(request)
 
     def _admits(self, request: Request) -> bool:
         """Whether the request need not wait for a place for its adapter. Raises ValueError if that cannot be read any
@@ -284,13 +256,13 @@ class Engine:
         params = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
         tokens, _ = self._intake.accept(prompt_token_ids, params)
         pin = Pin(tokens)
-        self._room.add(pin, self._requests.values())
+        self._intake.room.add(pin, self._requests.unfinished.values())
         try:
             request = self._intake.request(request_id, prompt_token_ids, params)
             request.pin = pin
             self._add(request)
         except ValueError:
-            self._room.remove(pin)
+            self._intake.room.remove(pin)
             raise
         return pin
 
@@ -299,12 +271,7 @@ class Engine:
         self._pool.unpin(pin)
         if self._states is not None:
             self._states.unpin(pin)
-        self._room.remove(pin)
-
-    def _end_pin(self, request: Request) -> None:
-        """The request has ended: it holds no room for a prefix that it has not pinned."""
-        if request.pin is not None and request.pin not in self._pool.pins:
-            self._room.remove(request.pin)
+        self._intake.room.remove(pin)
 
     def expect_runnable(self, prompt_token_ids: list[int], params: Params) -> None:
         """Raises ValueError where add_request would. Any thread may call it."""
@@ -318,33 +285,28 @@ class Engine:
             self._step()
         except BaseException:
             try:
-                self._ready += [self._output(request) for request in list(self._requests.values()) if request.finished]
+                for request in list(self._requests.unfinished.values()):
+                    if request.finished:
+                        self._requests.tell(request, self.metrics)
             finally:
-                for request in self._requests.values():
-                    self.adapters.leave(request)
-                self._requests.clear()
-                self._num_bounded = 0
-                self._room.pins = self._pool.pins
+                self._requests.discard_all()
+                self._intake.room.pins = self._pool.pins
                 self._new_schedule()
             raise
         return self.take_outputs()
 
     def take_outputs(self) -> list[RequestOutput]:
         """Those that were ready when a step raised."""
-        ready, self._ready = self._ready, []
-        return ready
+        return self._requests.take_ready()
 
     def abort(self, request_id: str) -> None:
         """Drops a request; no output of it follows. An id that is not known, or has finished, is ignored."""
-        request = self._requests.pop(request_id, None)
+        request = self._requests.pop(request_id)
         if request is not None:
-            self._num_bounded -= request.bounded
             for sequence in request.sequences:
                 sequence.finish_reason = "abort"
                 self._scheduler.finish(sequence)
-            request.sequences.clear()
-            self._end_pin(request)
-            self.adapters.leave(request)
+            self._requests.release(request)
             self.metrics.finish_reasons["abort"] += 1
 
     def reset_prefix_cache(self) -> bool:
@@ -357,7 +319,7 @@ class Engine:
         return True
 
     def has_unfinished(self) -> bool:
-        return bool(self._requests)
+        return len(self._requests) > 0
 
     def num_unfinished(self) -> int:
         return len(self._requests)
@@ -388,10 +350,7 @@ class Engine:
 
     def metrics_of(self, request_id: str) -> RequestMetrics | None:
         """Of an unfinished request, with the tokens that it has so far; None for any other. Of any thread."""
-        request = self._requests.get(request_id)
-        if request is None:
-            return None
-        return replace(request.metrics, num_output_tokens=sum([each.num_output for each in request.sequences]))
+        return self._requests.metrics_of(request_id)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every KV block is accounted for: with no request left, all are free."""
@@ -424,7 +383,7 @@ class Engine:
         self._updater = TokenUpdater(
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids, self._pooler
         )
-        for request in self._requests.values():
+        for request in self._requests.unfinished.values():
             if request.awaits_grammar or (request.adapter is not None and request not in request.adapter.users):
                 continue
             if request.beams is not None:
@@ -443,7 +402,7 @@ class Engine:
         docs/architecture.md."""
         step, self._ahead = self._ahead or self._begin(), None
         if step is None:
-            time.sleep(_IDLE_SLEEP if self._requests and not self._ready else 0)
+            time.sleep(_IDLE_SLEEP if self._requests and not self._requests.has_ready else 0)
             return
         if step.launched is None:
             computed = self._computer.compute(step.chunks, self._scheduler.unwritten_blocks)
@@ -459,7 +418,7 @@ class Engine:
             except BaseException as error:
                 if not is_request_fault(error):
                     raise
-                self._began_again = True  # and so step by step, which tells whose fault it is
+                self._requests.began_again = True  # and so step by step, which tells whose fault it is
                 self._new_schedule()
                 return
         self._update(computed)
@@ -504,7 +463,7 @@ class Engine:
             return None
         self._draft(chunks)
         step = _Step(chunks, self._scheduler.step, begin, time.perf_counter())
-        if behind is not None or (self._looks_ahead and not self._began_again and _are_foreseeable(chunks)):
+        if behind is not None or (self._looks_ahead and not self._requests.began_again and _are_foreseeable(chunks)):
             try:
                 step.launched = self._computer.launch(chunks, behind)
             except BaseException as error:
@@ -515,7 +474,7 @@ class Engine:
     def _take_grammars(self) -> None:
         """Schedules the requests whose grammars have been compiled, and ends those whose have failed."""
         for request, error in self._grammars.take():
-            if self._requests.get(request.request_id) is not request:  # aborted meanwhile
+            if self._requests.unfinished.get(request.request_id) is not request:  # aborted meanwhile
                 continue
             try:
                 if error is None and self._admits(request):
@@ -528,7 +487,7 @@ class Engine:
     def _fail(self, request: Request, error: str) -> None:
         """Ends a request that has not been scheduled."""
         self._updater.fail(request, error, "invalid_request")
-        self._ready.append(self._output(request))
+        self._requests.tell(request, self.metrics)
 
     def _schedule(self) -> list[Chunk]:
         """The next step's chunks. A request that makes the scheduler raise ends with that error. Scheduling may have
@@ -545,12 +504,12 @@ class Engine:
             if at is not None:
                 failed = [at.request]
             else:
-                failed = list(self._requests.values()) if self._began_again else []
-                self._began_again = True
+                failed = list(self._requests.unfinished.values()) if self._requests.began_again else []
+                self._requests.began_again = True
             self._new_schedule()
             for request in failed:
                 self._updater.fail(request, what)
-                self._ready.append(self._output(request))
+                self._requests.tell(request, self.metrics)
         return []
 
     def _draft(self, chunks: list[Chunk]) -> None:
@@ -584,46 +543,7 @@ class Engine:
             self._scheduler.settle_drafts(chunk)
         for request in dict.fromkeys(told):
             if request.stream or request.finished:
-                self._ready.append(self._output(request))
-
-    # ---- outputs ----
-
-    def _output(self, request: Request) -> RequestOutput:
-        finished = request.finished
-        metrics = request.metrics
-        metrics.num_output_tokens = sum(sequence.num_output for sequence in request.sequences)
-        if finished:
-            metrics.finished_time = time.perf_counter()
-            self.metrics.finished(
-                metrics,
-                failed=request.error is not None,
-                reason=min([str(sequence.finish_reason) for sequence in request.sequences]),
-                max_tokens=request.max_total_tokens - metrics.num_prompt_tokens,
-                standing=request.standing,
-            )
-            self._began_again = False
-            del self._requests[request.request_id]
-            self._num_bounded -= request.bounded
-        delta = request.stream and request.params.output_kind is RequestOutputKind.DELTA
-        first = request.delivered[0] == (0, 0)
-        output = RequestOutput(
-            request_id=request.request_id,
-            prompt=request.prompt,
-            prompt_token_ids=request.prompt_token_ids,
-            prompt_logprobs=request.prompt_logprobs if first else None,
-            outputs=[_completion(sequence, delta) for sequence in request.sequences],
-            finished=finished,
-            metrics=metrics,
-            error=request.error,
-            num_cached_tokens=metrics.num_cached_tokens,
-            error_code=None if request.error is None else request.error_code,
-            pooled=None if request.pooled is None else request.pooled.vector,
-        )
-        if finished:
-            self._end_pin(request)
-            self.adapters.leave(request)
-            request.sequences.clear()  # they refer to it: without the cycle all are freed now
-        return output
+                self._requests.tell(request, self.metrics)
 
 
 @dataclass(slots=True)
@@ -650,21 +570,3 @@ def _swap(space: SwapSpace, kv_cache: KvCache, metrics: EngineMetrics) -> None:
     metrics.swapped_out_blocks += len(outs)
     metrics.swapped_in_blocks += len(ins)
     metrics.host_blocks_now = space.num_used
-
-
-def _completion(sequence: Sequence, delta: bool) -> CompletionOutput:
-    """delta: only what is new since the last output."""
-    request = sequence.request
-    wants_logprobs = request.params.logprobs is not None
-    tokens, characters = request.delivered[sequence.index]
-    if delta:
-        request.delivered[sequence.index] = sequence.num_output, len(sequence.text)
-    return CompletionOutput(
-        index=sequence.index,
-        text=sequence.text[characters:],
-        token_ids=sequence.output[tokens:].tolist(),
-        cumulative_logprob=sequence.cumulative_logprob if wants_logprobs or request.beams else None,
-        logprobs=sequence.logprobs[tokens:] if wants_logprobs else None,
-        finish_reason=sequence.finish_reason,
-        stop_reason=sequence.stop_reason,
-    )

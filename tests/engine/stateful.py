@@ -291,7 +291,7 @@ class EngineMachine(RuleBasedStateMachine):
         try:
             most = intake._longest(*intake.accept(wish.prompt, wish.params))
         except ValueError:
-            if not self.engine._room.pins:
+            if not self.engine._intake.room.pins:
                 raise
             return False
         return most == len(wish.prompt) + (wish.params.max_tokens or 0)

@@ -150,7 +150,7 @@ def test_a_broken_sequence_ends_alone(make_engine: MakeEngine, poison: str) -> N
     engine = make_engine()
     submit(engine)
     found = {output.request_id: output for _ in range(4) for output in engine.step()}
-    (sequence,) = engine._requests["bad"].sequences
+    (sequence,) = engine._requests.unfinished["bad"].sequences
     blocks = sequence.blocks
     setattr(sequence, poison, None if poison == "keys" else sequence.blocks[:0])
     if poison == "blocks":  # they are not given back, for nobody knows of them

@@ -143,6 +143,7 @@ class KvCache:
     def __init__(
         self, layout: KvLayout, num_blocks: int, device: torch.device, shifts: Sequence[KeyShift] = ()
     ) -> None:
+        self.layout = layout
         size = num_blocks * layout.block_bytes
         try:
             self.pool = empty_bytes(size, device).view(num_blocks, layout.block_bytes)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from pybatch.engine.config import EngineConfig
+from pybatch.engine.execution.caches import make_caches
 from pybatch.engine.execution.kv_cache import KvCache, capacity, kv_layout
-from pybatch.engine.execution.state_cache import StateCache, num_slots, state_layout
+from pybatch.engine.execution.state_cache import num_slots, state_layout
 from pybatch.machine.ranks import Place, RankError, World
 from pybatch.machine.threads import set_threads
 from pybatch.model.batch import AnyCache, ForwardBatch
 from pybatch.model.decoder import Decoder
 from pybatch.model.errors import ModelError
-from pybatch.model.key_shifts import key_shifts
 from pybatch.model.loader import load_model
 from pybatch.model.lora.slots import AdapterSlots
 
@@ -90,11 +90,7 @@ def follow(decoder: Decoder, adapters: AdapterSlots | None, connection: Connecti
             connection.send(_capacity(decoder, arguments[0], sharing))
         elif what == "make_caches":
             config, num_blocks, num_states = arguments
-            layout = kv_layout(decoder, config)
-            cache = KvCache(layout, num_blocks, decoder.device, key_shifts(decoder) if layout.quantised else ())
-            states = state_layout(decoder)
-            of_states = [] if states is None else StateCache(states, num_states, decoder.device).layers
-            caches = decoder.caches(cache.layers, of_states)
+            cache, caches = make_caches(decoder, config, num_blocks, num_states)
         elif what in ("others", "load"):
             connection.send(_of_adapters(adapters, what, arguments))
         else:
