@@ -240,6 +240,8 @@ def run(
             if step is steps[0]:
                 for line in job.checked.lines():
                     tell(line)
+                if job.source.rereadable and not job.checked.rows:
+                    tell(f"{job.source.name} has no rows: there is nothing to answer.")
             if dry_run:
                 show_dry_run(job, folder, sampling, engine, told, before_it_prints=opened.close)
             if job.checked.bad and on_error is OnError.fail:

@@ -64,6 +64,13 @@ def test_every_row_is_answered_and_keeps_its_fields(cli: Cli, tiny_model: Path, 
     assert ran.out == ""
 
 
+def test_a_file_without_rows_is_told_of_and_has_no_results(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    ran = cli("run", write(tmp_path / "none.jsonl"), "-o", tmp_path / "out.jsonl", "--model", tiny_model, *FAST)
+    assert ran.code == 0
+    assert "none.jsonl has no rows: there is nothing to answer." in ran.err
+    assert read(tmp_path / "out.jsonl") == []
+
+
 def test_bad_rows_become_errors_and_the_others_go_on(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     good = {"prompt": "Hello"}
     prompts = write(

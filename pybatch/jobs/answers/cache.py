@@ -165,7 +165,8 @@ class ResponseCache:
         try:
             return action()
         except (sqlite3.Error, OSError) as error:
-            logger.warning("%s: %s: answers are not taken from it, nor kept, from here on", self._name, error)
+            reason = (isinstance(error, OSError) and error.strerror) or error  # without the path, which comes first
+            logger.warning("%s: %s: answers are not taken from it, nor kept, from here on", self._name, reason)
             if self._database is not None:
                 with suppress(sqlite3.Error):
                     self._database.close()

@@ -1,4 +1,4 @@
-"""Bodies on their way in: not too large, not too slow, and not left half sent."""
+"""Bodies on their way in: not compressed, not too large, not too slow, and not left half sent."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LINGER_SECONDS = 5.0  # how long the rest of other bodies is discarded after the
 
 
 class BodyLimits:
-    """Answers 413 to a body that is larger than allowed, before reading it where its length is announced, and 408 to
-    one that comes too slowly.
+    """Answers 413 to a body that is larger than allowed, before reading it where its length is announced, 408 to one
+    that comes too slowly, and 415 to one that is compressed.
 
     max_size, max_file_size: in bytes; the second one for uploads, that is, paths in `uploads`.
     """
@@ -31,8 +31,12 @@ class BodyLimits:
             await self.app(scope, receive, send)
             return
         limit = self.max_file_size if scope["path"] in self.uploads else self.max_size
-        body = Body(Headers(scope=scope), receive, send, limit)
-        if body.announced > limit:
+        headers = Headers(scope=scope)
+        body = Body(headers, receive, send, limit)
+        if (encoding := headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+            message = f"content-encoding: expected a body that is not compressed, got {encoding!r:.80}"
+            await refuse(scope, body.receive, body.send, 415, Failure(message, "unsupported_media_type"))
+        elif body.announced > limit:
             await refuse(scope, body.receive, body.send, 413, Failure(body.too_large, "request_too_large"))
         else:
             await self.app(scope, body.receive, body.send)

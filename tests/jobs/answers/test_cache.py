@@ -144,6 +144,7 @@ def test_a_locked_database_and_a_file_in_the_folders_place(
     (tmp_path / "file").touch()
     ResponseCache(tmp_path / "file").put(key(1), "job", 1, ANSWER)
     assert len(caplog.records) == 2
+    assert caplog.text.count(str(tmp_path / "file")) == 1
 
 
 def test_an_entry_with_a_flipped_bit_is_as_good_as_none(tmp_path: Path) -> None:

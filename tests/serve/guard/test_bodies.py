@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import time
 from collections.abc import Iterator
@@ -48,6 +49,17 @@ def test_a_body_of_the_limit_is_read_and_one_byte_more_is_not(server: LocalServe
         response = client.post(PATH, content=b" " * (LIMIT + 1))
         assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
         assert client.get("/v1/models").status_code == 200
+
+
+def test_a_compressed_body_is_refused_in_those_words(server: LocalServer) -> None:
+    content = gzip.compress(b'{"prompt": "Say 1"}')
+    for path in (PATH, "/v1/messages", "/v1/files"):
+        response = httpx.post(server.url + path, content=content, headers={"Content-Encoding": "gzip"})
+        assert response.status_code == 415
+        message = response.json()["error"]["message"]
+        assert message.endswith("content-encoding: expected a body that is not compressed, got 'gzip'")
+    response = httpx.post(server.url + PATH, content=b"{", headers={"Content-Encoding": "identity"})
+    assert response.json()["error"]["code"] == "invalid_json"
 
 
 def test_an_announced_body_is_refused_before_any_of_it_comes(server: LocalServer) -> None:
