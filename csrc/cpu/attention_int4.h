@@ -94,23 +94,10 @@ PYBATCH_INLINE I32x16 broadcast_quad(const int16_t* p) {
 
 #endif
 
-// to[i] += the sum of lanes 2i and 2i + 1, for i < n, at most 8.
-PYBATCH_INLINE void add_pair_sums(int32_t* to, I32x16 a, int64_t n) {
-#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ANY_AVX2)
-  if (n == kLanes / 2) {
-    auto* eight = reinterpret_cast<__m256i*>(to);
-    return _mm256_storeu_si256(eight, _mm256_add_epi32(_mm256_loadu_si256(eight), pair_sums(a)));
-  }
-#elif defined(PYBATCH_ANY_NEON)
-  if (n == kLanes / 2) {
-    const uint32x4_t lo = vpaddq_u32(a.part[0], a.part[1]), hi = vpaddq_u32(a.part[2], a.part[3]);
-    vst1q_s32(to, vaddq_s32(vld1q_s32(to), as_signed(lo)));
-    return vst1q_s32(to + 4, vaddq_s32(vld1q_s32(to + 4), as_signed(hi)));
-  }
-#endif
-  int32_t lanes[kLanes];
-  store(lanes, a);
-  for (int64_t i = 0; i < n; ++i) to[i] += lanes[2 * i] + lanes[2 * i + 1];
+// Adds the scores of a group; behind the last, of a row with q_scale.
+PYBATCH_INLINE void add_score(float* to, I32x16 sum, F32x16 k_scale, bool first, const float* q_scale) {
+  const F32x16 score = first ? to_float(sum) * k_scale : fma(to_float(sum), k_scale, load(to));
+  store(to, q_scale ? score * broadcast(*q_scale) : score);
 }
 
 // out[r][c] = q_scale[r] * sum over groups g of k_scale(g, c) * (sum over d in g of q[r][d] * k[c][d]); as scores() of
@@ -147,33 +134,46 @@ __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules
       const F32x16 scale = k_scale(group / kInt4Group, c * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
-        float* at = out + r * out_stride + c * kLanes;
-        const F32x16 score = to_float(sums.sum[r][c]) * (scale * broadcast(q_scale[r]));
-        store(at, group == 0 ? score : load(at) + score);
+        add_score(out + r * out_stride + c * kLanes, sums.sum[r][c], scale, group == 0,
+                  end == depth ? q_scale + r : nullptr);
       }
     }
   }
 }
 
-// out[r][c] += sum over tokens begin .. end, multiples of four, of p[r][token] * v[token][c], for the elements c of one
-// group, which begin at `group`: those that are the codes first .. first + count of their words. whole: the group has
-// kInt4Group elements.
+// to[i] = the sum of lanes 2i and 2i + 1, for i < n, at most 8.
+PYBATCH_INLINE void store_pair_sums(int32_t* to, I32x16 a, int64_t n) {
+#if defined(PYBATCH_ANY_AVX512) || defined(PYBATCH_ANY_AVX2)
+  if (n == kLanes / 2) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), pair_sums(a));
+#elif defined(PYBATCH_ANY_NEON)
+  if (n == kLanes / 2) {
+    vst1q_s32(to, as_signed(vpaddq_u32(a.part[0], a.part[1])));
+    return vst1q_s32(to + 4, as_signed(vpaddq_u32(a.part[2], a.part[3])));
+  }
+#endif
+  int32_t lanes[kLanes];
+  store(lanes, a);
+  for (int64_t i = 0; i < n; ++i) to[i] = lanes[2 * i] + lanes[2 * i + 1];
+}
+
+// out[r][c] = sum over tokens begin .. end, multiples of a granule, of p[r][token] * v[token][group + c], for the
+// elements c of one group: those that are the codes first .. first + count of their words. whole: the group has
+// kInt4Group elements, as have rows of out.
 template <int rows, int first, int count, bool whole>
 __attribute__((noinline)) void weigh(const int16_t* p, int64_t p_stride, Granules<i4x2> v, int64_t depth, int64_t group,
-                                     int64_t begin, int64_t end, int32_t* out, int64_t out_stride) {
+                                     int64_t begin, int64_t end, int32_t* out) {
   constexpr int64_t kGroupWords = kInt4Group / kCodes;
   const int64_t units = whole ? kGroupWords : (depth - group) / kCodes, quad_bytes = kQuad * depth / kElements<i4x2>;
   I32x16 sums[rows][count];
   for (int r = 0; r < rows; ++r) {
     for (int c = 0; c < count; ++c) sums[r][c] = broadcast_int(0);
   }
-  for (int64_t token = begin; token < end;) {
-    const int64_t granule = token / kGranule, next_granule = (granule + 1) * kGranule;
-    const int64_t stop = next_granule < end ? next_granule : end;
-    const int64_t offset =
-        v.offset + (token - granule * kGranule) / kQuad * quad_bytes + group * kQuad / kElements<i4x2>;
-    const i4x2 *value = v.at[granule] + offset, *next = v.next[granule] + offset;
-    for (; token < stop; token += kQuad, value += quad_bytes, next += quad_bytes) {
+  p += begin;
+  const int64_t offset = v.offset + group * kQuad / kElements<i4x2>;
+  for (int64_t g = begin / kGranule; g < end / kGranule; ++g, p += kGranule) {
+    const i4x2 *value = v.at[g] + offset, *next = v.next[g] + offset;
+#pragma GCC unroll 2
+    for (int64_t quad = 0; quad < kGranule / kQuad; ++quad, value += quad_bytes, next += quad_bytes) {
       I32x16 words;
       if constexpr (whole) {
         words = load_ints(value);
@@ -186,7 +186,7 @@ __attribute__((noinline)) void weigh(const int16_t* p, int64_t p_stride, Granule
       for_each_count<count>([&]<int c>(Count<c>) PYBATCH_INLINE_LAMBDA { codes[c] = codes_of<first + c>(words); });
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
-        const I32x16 weights = broadcast_quad(p + r * p_stride + token);
+        const I32x16 weights = broadcast_quad(p + r * p_stride + quad * kQuad);
 #pragma GCC unroll 8
         for (int c = 0; c < count; ++c) sums[r][c] = dot_pairs(codes[c], weights, sums[r][c]);
       }
@@ -196,7 +196,7 @@ __attribute__((noinline)) void weigh(const int16_t* p, int64_t p_stride, Granule
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int c = 0; c < count; ++c) {
-      add_pair_sums(out + r * out_stride + group + (first + c) * units, sums[r][c], units);
+      store_pair_sums(out + r * kInt4Group + (first + c) * units, sums[r][c], units);
     }
   }
 }

@@ -125,7 +125,6 @@ template <>
 struct Product<int8_t> {
   using Sum = I32x16;
   static constexpr int kStep = kPair;
-  static PYBATCH_INLINE Sum load_sum(const float* p) { return load_ints(p); }
   static PYBATCH_INLINE void store_sum(float* p, Sum sum) { store(reinterpret_cast<int32_t*>(p), sum); }
   static PYBATCH_INLINE I32x16 multiplier(const float* row, int64_t i) {
     return broadcast_int(load_int(reinterpret_cast<const int16_t*>(row) + i));

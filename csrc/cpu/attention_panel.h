@@ -272,8 +272,8 @@ void score_columns(const uint8_t* digits, const int8_t* panel, int64_t stride, i
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         float* at = out + r * out_stride + c * kLanes;
-        const F32x16 score = to_float(load_ints(sums[r] + c * kLanes)) * (scale * broadcast(q_scale[r]));
-        store(at, first == 0 ? score : load(at) + score);
+        add_score(at, load_ints(sums[r] + c * kLanes), scale, first == 0,
+                  depth - first <= kInt4Group ? q_scale + r : nullptr);
       }
     }
   }

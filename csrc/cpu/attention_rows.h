@@ -26,17 +26,17 @@ void score_rows(const float* q, int64_t q_stride, int64_t count, Granules<T> k, 
 // Adds the weighted values of tokens [begin, end) to `count` rows, one block of rows; sizes as in weigh().
 template <class T>
 void weigh_rows(const float* p, int64_t p_stride, int64_t count, Granules<T> v, int64_t depth, int64_t begin,
-                int64_t end, float* out, int64_t out_stride) {
+                int64_t end, float* out, int64_t out_stride, const Rescale* rescale = nullptr) {
   if (begin >= end) return;
   with_count<kRows>(count, [&]<int rows>(Count<rows>) {
     int64_t column = 0;
     for (; column + kColumns * kLanes <= depth; column += kColumns * kLanes) {
-      weigh<rows, kColumns, false>(p, p_stride, v, depth, column, begin, end, out, out_stride);
+      weigh<rows, kColumns, false>(p, p_stride, v, depth, column, begin, end, out, out_stride, rescale);
     }
     for (; column + kLanes <= depth; column += kLanes) {
-      weigh<rows, 1, false>(p, p_stride, v, depth, column, begin, end, out, out_stride);
+      weigh<rows, 1, false>(p, p_stride, v, depth, column, begin, end, out, out_stride, rescale);
     }
-    if (column < depth) weigh<rows, 1, true>(p, p_stride, v, depth, column, begin, end, out, out_stride);
+    if (column < depth) weigh<rows, 1, true>(p, p_stride, v, depth, column, begin, end, out, out_stride, rescale);
   });
 }
 
@@ -57,18 +57,27 @@ void score_rows(const float* q, int64_t q_stride, int64_t count, Granules<i4x2> 
 
 // p: the words of one group after those of another.
 inline void weigh_rows(const int16_t* p, int64_t p_stride, int64_t count, Granules<i4x2> v, int64_t depth,
-                       int64_t begin, int64_t end, int32_t* out, int64_t out_stride) {
-  if (begin >= end) return;
+                       int64_t begin, int64_t end, const Rescale& rescale, float* out, int64_t out_stride) {
   with_count<kRows>(count, [&]<int rows>(Count<rows>) {
-    for (int64_t group = 0; group < depth; group += kInt4Group, p += rows * p_stride) {
+    const float* scale = rescale.scale;
+    for (int64_t group = 0; group < depth; group += kInt4Group, p += rows * p_stride, ++scale) {
+      const int64_t elements = depth - group < kInt4Group ? depth - group : kInt4Group;
+      alignas(64) int32_t sums[rows][kInt4Group];
       for_each_count<kCodes / kColumns>([&]<int part>(Count<part>) PYBATCH_INLINE_LAMBDA {
         constexpr int first = part * kColumns;
-        if (depth - group >= kInt4Group) {
-          weigh<rows, first, kColumns, true>(p, p_stride, v, depth, group, begin, end, out, out_stride);
+        if (elements == kInt4Group) {
+          weigh<rows, first, kColumns, true>(p, p_stride, v, depth, group, begin, end, sums[0]);
         } else {
-          weigh<rows, first, kColumns, false>(p, p_stride, v, depth, group, begin, end, out, out_stride);
+          weigh<rows, first, kColumns, false>(p, p_stride, v, depth, group, begin, end, sums[0]);
         }
       });
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < elements; i += kLanes) {  // past them there is room
+          add_scaled(out + r * out_stride + group + i, load_ints(sums[r] + i), scale[r * rescale.scale_stride],
+                     rescale.keep[r]);
+        }
+      }
     }
   });
 }

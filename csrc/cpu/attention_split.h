@@ -1,7 +1,9 @@
-// Attention of a tile of queries to one split of its tokens: scores, a softmax of its own, and the weighed values.
+// Attention of a tile of queries to one split of its tokens: scores, a softmax of its own, and the weighed values; of a
+// quantised cache part by part (attention_parts.h).
 #pragma once
 
 #include "cpu/attention_partial.h"
+#include "cpu/attention_parts.h"
 #include "cpu/attention_rows.h"
 
 #if defined(PYBATCH_ISA_AMX)
@@ -14,7 +16,8 @@ namespace {
 constexpr int64_t kSplitGranules = kAttentionSplit / kGranule;
 constexpr int64_t kColumnGranules = kLanes / kGranule;
 // Not a power of two, which would put rows in the same cache sets.
-constexpr int64_t kScoreStride = kAttentionSplit + kLanes;
+template <class T>
+constexpr int64_t kScoreStride = kPart<T> + kLanes;
 
 #if defined(PYBATCH_ISA_AMX)
 constexpr bool kPanels = true;  // attention_panel.h
@@ -26,17 +29,22 @@ constexpr bool kPanels = false;
 template <class T>
 struct Split {
   const T* k[kSplitGranules];
-  const f16* k_scale[kSplitGranules];
-  const f16* v_scale[kSplitGranules];
-  const T* const* v;  // among the pieces
-  // The same as pieces of memory in reading order: keys, values, and what is read after this split.
-  const T* pieces[2 * kSplitGranules + kAhead];
+  // Behind those of the split the first of what is read after it.
+  const f16* k_scale[kSplitGranules + kPartGranules<T>];
+  const f16* v_scale[kSplitGranules + kPartGranules<T>];
+  // Of each part, where its first granule is, or would be, among the pieces.
+  struct Part {
+    const T* const* k;
+    const T* const* v;
+  } parts[kAttentionSplit / kPart<T>];
+  // The same as pieces of memory in reading order: keys and values of each part, and what is read after this split.
+  const T* pieces[kPartGranules<T> + 2 * kSplitGranules + kAhead];
 };
 
-// Rows [row, row + rows) of KV heads [head, head_end) of a tile. They go through a split together, so that their scores
-// stay in the L1 cache.
+// Rows [row, row + rows) of KV heads [head, head_end) of a tile, and a part of a split's tokens.
 struct Block {
   int64_t head, head_end, row, rows;
+  int64_t first;  // token of the part, which the others are counted from
   Range ranges[kRows];
   Range columns;  // what any of them sees, as whole vectors
 };
@@ -48,7 +56,7 @@ struct Panels {
   int8_t* keys;  // of a split
   int8_t* values;
 };
-// The tokens of a split whose keys and values are in panels are those before.
+// The tokens of a split whose keys and values are in panels: those before.
 struct Unpacked {
   int64_t keys = 0, values = 0;
 };
@@ -60,7 +68,8 @@ struct Workspace {
   float* q_scale;  // [rows], quantised caches only
   float* score;    // of one block, [rows, kScoreStride], then probabilities; of an int8 cache in words as q
   float* p_scale;  // [rows, groups], quantised caches only
-  int16_t* p;      // the same as words, [KV heads of the tile, groups, rows of a block, kScoreStride], int4 caches only
+  float* keep;     // [rows], likewise
+  int16_t* p;      // those of a KV head as words, [groups, rows of a block, kScoreStride], int4 caches only
   Panels panels;
 };
 
@@ -78,11 +87,9 @@ class SplitAttention : AttentionCall {
   void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Partial out) const;
 
  private:
+  template <class T>
   float* scores_of(const Block& block, int64_t h) const {
-    return work.score + (h - block.head) * block.rows * kScoreStride;
-  }
-  int16_t* words_of(const Block& block, int64_t h, int64_t group) const {
-    return work.p + ((h - block.head) * groups + group) * block.rows * kScoreStride;
+    return work.score + (h - block.head) * block.rows * kScoreStride<T>;
   }
   int64_t row_of(const Tile& tile, const Block& block, int64_t h) const { return h * head_rows(tile) + block.row; }
   template <class T>
@@ -99,7 +106,7 @@ class SplitAttention : AttentionCall {
 #if defined(PYBATCH_ISA_AMX)
   // Bytes of the digits of a row of queries, and of a group of probabilities of a block.
   int64_t q_digit_bytes() const { return 3 * kStep * (p.cache.dtype == DType::i4 ? groups : steps_of(depth)); }
-  int64_t p_digit_bytes() const { return steps_of(kAttentionSplit) * step_bytes(kRows); }
+  int64_t p_digit_bytes() const { return steps_of(kPart<int8_t>) * step_bytes(kRows); }
   int64_t key_panel_bytes() const { return depth / kQuad * kQuadBytes; }
   void split_queries(const Tile& tile) const;
 #endif
@@ -110,9 +117,13 @@ class SplitAttention : AttentionCall {
   template <class T>
   void score(const Tile& tile, const Split<T>& at, const Block& block) const;
   template <class T, bool panels>
-  void softmax(const Tile& tile, const Split<T>& at, const Block& block, Partial out) const;
+  void softmax(const Tile& tile, const Split<T>& at, const Block& block, int64_t h, Partial out) const;
+  template <class T>
+  void weigh_codes(const Tile& tile, const Split<T>& at, const Block& block, int64_t h, Partial out) const;
   template <class T>
   void weigh(const Tile& tile, const Split<T>& at, const Block& block, Partial out) const;
+  template <class T>
+  void fetch_scales(const Split<T>& at, const Block& block, int64_t h) const;
   template <int write, class Rows>
   void fetch_rows(const Rows& of, const Tile& tile, int64_t first, int64_t end) const;
 
@@ -126,10 +137,11 @@ inline int64_t SplitAttention::lay_out(char* base) {
     used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
   };
   take(work.q, max_rows * padded_depth);
-  take(work.score, max_rows * kScoreStride);
-  take(work.p, p.cache.dtype == DType::i4 ? groups * max_rows * kScoreStride : 0);
+  take(work.score, max_rows * (p.cache.has_scales() ? kScoreStride<int8_t> : kScoreStride<float>));
+  take(work.p, p.cache.dtype == DType::i4 ? groups * kRows * kScoreStride<i4x2> : 0);
   take(work.q_scale, max_rows);
   take(work.p_scale, max_rows * groups);
+  take(work.keep, max_rows);
 #if defined(PYBATCH_ISA_AMX)
   if (p.cache.has_scales()) {
     take(work.panels.q, max_rows * q_digit_bytes() + kTileBytes);
@@ -188,40 +200,51 @@ void SplitAttention::locate(const Tile& tile, int64_t split, Range columns, cons
   auto key = [&](const Tile& tile, Place at) {
     return static_cast<const T*>(cache.k) + at.block * cache.k_block_stride + tile.kv_head * head_stride / kElements<T>;
   };
-  const int64_t first = columns.begin * kColumnGranules, end = columns.end * kColumnGranules;
-  const T** pieces = out.pieces + end;
-  out.v = pieces - first;
+  [[maybe_unused]] auto scales = [&](const Tile& tile, Place at, int64_t g) {
+    const int64_t offset = tile.kv_head * scale_stride + at.offset;
+    out.k_scale[g] = static_cast<const f16*>(cache.k_scale) + at.block * cache.k_scale_block_stride + offset;
+    out.v_scale[g] = static_cast<const f16*>(cache.v_scale) + at.block * cache.v_scale_block_stride + offset;
+  };
+  const int64_t end = columns.end * kColumnGranules;
+  const T** piece = out.pieces + kPartGranules<T>;
   const T *keys = nullptr, *values = nullptr;  // of the block that a granule is in
-  [[maybe_unused]] const f16 *k_scales = nullptr, *v_scales = nullptr;
-  for (int64_t g = first; g < end; ++g) {
-    const Place at = place_of(tile, split, g);
-    if (g == first || at.offset == 0) {
-      keys = key(tile, at);
-      values =
-          static_cast<const T*>(cache.v) + at.block * cache.v_block_stride + tile.kv_head * head_stride / kElements<T>;
-      if constexpr (sizeof(T) == 1) {
-        const int64_t scale = tile.kv_head * scale_stride;
-        k_scales = static_cast<const f16*>(cache.k_scale) + at.block * cache.k_scale_block_stride + scale;
-        v_scales = static_cast<const f16*>(cache.v_scale) + at.block * cache.v_scale_block_stride + scale;
-        for (int64_t i = 0; i < tile.kv_heads * scale_stride; i += 64 / static_cast<int64_t>(sizeof(f16))) {
-          fetch<64>(k_scales + i);
-          fetch<64>(v_scales + i);
-        }
+  for (int64_t from = columns.begin * kColumnGranules, to; from < end; from = to) {
+    const int64_t part = from / kPartGranules<T>, skipped = from % kPartGranules<T>;
+    to = smaller((part + 1) * kPartGranules<T>, end);
+    out.parts[part] = {piece - skipped, piece + (to - from) - skipped};
+    for (int64_t g = from; g < to; ++g, ++piece) {
+      const Place at = place_of(tile, split, g);
+      if (!keys || at.offset == 0) {
+        keys = key(tile, at);
+        values = static_cast<const T*>(cache.v) + at.block * cache.v_block_stride +
+                 tile.kv_head * head_stride / kElements<T>;
       }
+      out.k[g] = keys + at.offset * kKeyRun<T>;
+      piece[0] = keys + at.offset * depth / kElements<T>;
+      piece[to - from] = values + at.offset * depth / kElements<T>;
+      if constexpr (sizeof(T) == 1) scales(tile, at, g);
     }
-    const int64_t piece = at.offset * depth / kElements<T>;
-    out.k[g] = keys + at.offset * kKeyRun<T>;
-    out.pieces[g] = keys + piece;
-    *pieces++ = values + piece;
-    if constexpr (sizeof(T) == 1) {
-      out.k_scale[g] = k_scales + at.offset;
-      out.v_scale[g] = v_scales + at.offset;
-    }
+    piece += to - from;
   }
   const int64_t then_first = range_of(then, 0, then_split).begin / kGranule;
   for (int64_t i = 0; i < kAhead; ++i) {
     const Place at = place_of(then, then_split, then_first + i);
-    *pieces++ = key(then, at) + at.offset * depth / kElements<T>;
+    *piece++ = key(then, at) + at.offset * depth / kElements<T>;
+  }
+  if constexpr (sizeof(T) == 1) {
+    for (int64_t i = 0; i < kPartGranules<T>; ++i) scales(then, place_of(then, then_split, then_first + i), end + i);
+  }
+}
+
+// Prefetches the scales of a KV head and the part that follows.
+template <class T>
+PYBATCH_INLINE void SplitAttention::fetch_scales(const Split<T>& at, const Block& block, int64_t h) const {
+  const int64_t next = block.first / kGranule + round_up(block.columns.end, kLanes) / kGranule;
+  for (int64_t g = next; g < next + kPartGranules<T>; g += larger(p.cache.block_size / kGranule, 1)) {
+    for (int64_t i = 0; i < scale_stride; i += 64 / static_cast<int64_t>(sizeof(f16))) {
+      fetch<64>(at.k_scale[g] + h * scale_stride + i);
+      fetch<64>(at.v_scale[g] + h * scale_stride + i);
+    }
   }
 }
 
@@ -239,102 +262,111 @@ PYBATCH_INLINE void SplitAttention::fetch_rows(const Rows& of, const Tile& tile,
 template <class T>
 void SplitAttention::score(const Tile& tile, const Split<T>& at, const Block& block) const {
   const int64_t ahead = block.row == 0 ? kAhead : 0;  // the first block brings the split into L2
+  const auto& part = at.parts[block.first / kPart<T>];
   for (int64_t i = block.columns.begin, width; i < block.columns.end; i += width * kLanes) {
     width = smaller((block.columns.end - i) / kLanes, kColumns);
     const int64_t g = i / kGranule;
     for (int64_t h = block.head; h < block.head_end; ++h) {
-      const Granules<T> keys = {at.k + g, at.pieces + g + ahead, h * head_stride / kElements<T>};
+      const Granules<T> keys = {at.k + block.first / kGranule + g, part.k + g + ahead, h * head_stride / kElements<T>};
       const int64_t row = row_of(tile, block, h);
       const float* q = work.q + row * padded_depth;
-      float* out = scores_of(block, h) + i;
+      float* out = scores_of<T>(block, h) + i;
       if constexpr (kElements<T> > 1) {
         auto scales = [&](int64_t group, int64_t column)
-                          PYBATCH_INLINE_LAMBDA { return scales_of(at.k_scale, h, group, i + column); };
+                          PYBATCH_INLINE_LAMBDA { return scales_of(at.k_scale, h, group, block.first + i + column); };
         score_rows(q, padded_depth, block.rows, keys, p.cache.block_size, width, depth, work.q_scale + row, scales, out,
-                   kScoreStride);
+                   kScoreStride<T>);
       } else {
-        score_rows(q, padded_depth, block.rows, keys, p.cache.block_size, width, depth, out, kScoreStride);
+        score_rows(q, padded_depth, block.rows, keys, p.cache.block_size, width, depth, out, kScoreStride<T>);
       }
     }
   }
 }
 
-// Turns scores into probabilities, not yet divided by their sum. With a quantised cache they become words.
+// Turns a KV head's scores into probabilities, not yet divided by their sum. With a quantised cache they become words.
 template <class T, bool panels>
-void SplitAttention::softmax(const Tile& tile, const Split<T>& at, const Block& block, Partial out) const {
+void SplitAttention::softmax(const Tile& tile, const Split<T>& at, const Block& block, int64_t h, Partial out) const {
+  constexpr int64_t kStride = kScoreStride<T>;
   const Range columns = block.columns;
-  for (int64_t h = block.head; h < block.head_end; ++h) {
-    const int64_t row = row_of(tile, block, h);
-    float* scores = scores_of(block, h);
-    [[maybe_unused]] auto scales = [&](const f16* const* of, int64_t g) {
-      return [this, of = of, h = h, g = g](int64_t i) PYBATCH_INLINE_LAMBDA { return scales_of(of, h, g, i); };
-    };
-    with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
-      if constexpr (sizeof(T) == 1 && kElements<T> == 1) {
-        scale_scores<rows>(scores, kScoreStride, columns, work.q_scale + row, scales(at.k_scale, 0));
-      }
-      for (int r = 0; r < rows; ++r) {
-        float* of_row = scores + r * kScoreStride;
-        if (p.soft_cap > 0) soft_cap(of_row, columns, p.soft_cap * kLog2E);
-        mask(of_row, columns, block.ranges[r]);
-      }
-      softmax_rows<rows>(scores, kScoreStride, columns, block.ranges, out.max + row, out.sum + row);
-      for (int64_t g = 0; sizeof(T) == 1 && g < groups; ++g) {
-        auto narrow = [&](const auto& store) PYBATCH_INLINE_LAMBDA {
-          narrow_probabilities<rows>(scores, kScoreStride, columns, block.ranges, scales(at.v_scale, g),
-                                     work.p_scale + row * groups + g, groups, store);
-        };
-        if constexpr (panels) {
+  const int64_t row = row_of(tile, block, h);
+  float* scores = scores_of<T>(block, h);
+  [[maybe_unused]] auto scales = [&](const f16* const* of, int64_t g) {
+    return [this, of, h, g, first = block.first](int64_t i)
+               PYBATCH_INLINE_LAMBDA { return scales_of(of, h, g, first + i); };
+  };
+  if constexpr (sizeof(T) == 1) {
+    if (block.row == 0) fetch_scales(at, block, h);
+  }
+  with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
+    if constexpr (sizeof(T) == 1 && kElements<T> == 1) {
+      scale_scores<rows>(scores, kStride, columns, work.q_scale + row, scales(at.k_scale, 0));
+    }
+    for (int r = 0; r < rows; ++r) {
+      float* of_row = scores + r * kStride;
+      if (p.soft_cap > 0) soft_cap(of_row, columns, p.soft_cap * kLog2E);
+      mask(of_row, columns, block.ranges[r]);
+    }
+    if constexpr (sizeof(T) == 1) {
+      add_softmax<rows>(scores, kStride, columns, block.ranges, out.max + row, out.sum + row, work.keep + row);
+    } else {
+      softmax_rows<rows>(scores, kStride, columns, block.ranges, out.max + row, out.sum + row);
+    }
+    for (int64_t g = 0; sizeof(T) == 1 && g < groups; ++g) {
+      auto narrow = [&](const auto& store) PYBATCH_INLINE_LAMBDA {
+        narrow_probabilities<rows>(scores, kStride, columns, block.ranges, scales(at.v_scale, g),
+                                   work.p_scale + row * groups + g, groups, store);
+      };
+      if constexpr (panels) {
 #if defined(PYBATCH_ISA_AMX)
-          uint8_t* digits = work.panels.p + g * p_digit_bytes();
-          zero_ends(digits, rows, columns);
-          narrow([&](int r, int64_t i, I32x16 words) PYBATCH_INLINE_LAMBDA {
-            store_digits(digits, rows, r, i, high_digits(words), low_digits(words));
-          });
+        uint8_t* digits = work.panels.p + g * p_digit_bytes();
+        zero_ends(digits, rows, columns);
+        narrow([&](int r, int64_t i, I32x16 words)
+                   PYBATCH_INLINE_LAMBDA { store_digits(digits, rows, r, i, high_digits(words), low_digits(words)); });
 #endif
-        } else if constexpr (sizeof(T) == 1) {
-          int16_t* to = kElements<T> > 1 ? words_of(block, h, g) : reinterpret_cast<int16_t*>(scores);
-          const int64_t stride = kElements<T> > 1 ? kScoreStride : 2 * kScoreStride;
-          narrow([&](int r, int64_t i, auto words) PYBATCH_INLINE_LAMBDA { store_words(to + r * stride + i, words); });
-        }
+      } else if constexpr (sizeof(T) == 1) {
+        int16_t* to = kElements<T> > 1 ? work.p + g * rows * kStride : reinterpret_cast<int16_t*>(scores);
+        const int64_t stride = kElements<T> > 1 ? kStride : 2 * kStride;
+        narrow([&](int r, int64_t i, auto words) PYBATCH_INLINE_LAMBDA { store_words(to + r * stride + i, words); });
       }
-    });
+    }
+  });
+}
+
+// Adds a KV head's values. Probabilities outside a row's range are zeros, and what they are multiplied by are integers.
+template <class T>
+void SplitAttention::weigh_codes(const Tile& tile, const Split<T>& at, const Block& block, int64_t h,
+                                 Partial out) const {
+  const T* const* values = at.parts[block.first / kPart<T>].v;
+  const int64_t row = row_of(tile, block, h), begin = block.columns.begin, end = block.columns.end;
+  const Granules<T> v = {values, values + (block.row == 0 ? kAhead : 0), h * head_stride / kElements<T>};
+  const Rescale rescale = {work.keep + row, work.p_scale + row * groups, groups};
+  float* acc = out.acc + row * padded_depth;
+  if constexpr (kElements<T> > 1) {
+    weigh_rows(work.p, kScoreStride<T>, block.rows, v, depth, begin, end, rescale, acc, padded_depth);
+  } else {
+    weigh_rows(scores_of<T>(block, h), kScoreStride<T>, block.rows, v, depth, begin, end, acc, padded_depth, &rescale);
   }
 }
 
-// Values outside a row's range are never multiplied, not even by zero: they may be NaN, unless they are integers. What
-// all rows of a block see is weighed together, the rest before and after it row by row.
+// Values outside a row's range are never multiplied, not even by zero: they may be NaN. What all rows of a block see is
+// weighed together, the rest before and after it row by row.
 template <class T>
 void SplitAttention::weigh(const Tile& tile, const Split<T>& at, const Block& block, Partial out) const {
+  constexpr int64_t kStride = kScoreStride<T>;
   const int64_t n = block.rows, ahead = block.row == 0 ? kAhead : 0;
-  for (int64_t h = block.head; h < block.head_end; ++h) {
-    float* acc = out.acc + row_of(tile, block, h) * padded_depth;
-    for (int64_t i = 0; i < n * padded_depth; i += kLanes) store(acc + i, zeros());
-  }
   const Range *ranges = block.ranges, top = ranges[0], bottom = ranges[n - 1];
   const Range common = {bottom.begin, larger(bottom.begin, top.end)};
   const int64_t ragged = top.begin == bottom.begin && top.end == bottom.end ? 0 : n;  // rows to do one by one
   const int64_t step = tile.kv_heads > 1 ? kColumns * kLanes : kAttentionSplit;
   for (int64_t from = block.columns.begin; from < bottom.end; from += step) {
     for (int64_t h = block.head; h < block.head_end; ++h) {
-      const Granules<T> values = {at.v, at.v + ahead, h * head_stride / kElements<T>};
-      const float* scores = scores_of(block, h);
+      const Granules<T> values = {at.parts[0].v, at.parts[0].v + ahead, h * head_stride};
+      const float* scores = scores_of<T>(block, h);
       float* acc = out.acc + row_of(tile, block, h) * padded_depth;
       auto weigh = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
-        begin = larger(begin, from);
-        end = smaller(end, from + step);
-        if constexpr (kElements<T> > 1) {
-          weigh_rows(words_of(block, h, 0), kScoreStride, count, values, depth, begin, end,
-                     reinterpret_cast<int32_t*>(acc), padded_depth);
-        } else {
-          weigh_rows(scores + first * kScoreStride, kScoreStride, count, values, depth, begin, end,
-                     acc + first * padded_depth, padded_depth);
-        }
+        weigh_rows(scores + first * kStride, kStride, count, values, depth, larger(begin, from),
+                   smaller(end, from + step), acc + first * padded_depth, padded_depth);
       };
-      if constexpr (sizeof(T) == 1) {
-        weigh(0, n, top.begin / kQuad * kQuad, round_up(bottom.end, kQuad));
-        continue;
-      }
       for (int64_t r = 0; r < ragged; ++r) weigh(r, 1, ranges[r].begin, smaller(ranges[r].end, common.begin));
       weigh(0, n, common.begin, common.end);
       for (int64_t r = 0; r < ragged; ++r) weigh(r, 1, common.end, ranges[r].end);
@@ -353,6 +385,11 @@ void SplitAttention::attend(const Tile& tile, int64_t split, const Tile& then, i
   }
   Split<T> at;
   locate(tile, split, {begin / kLanes, (end + kLanes - 1) / kLanes}, then, then_split, at);
+  for (int64_t row = 0; row < rows(tile); ++row) {
+    out.max[row] = -__builtin_inff();
+    out.sum[row] = 0;
+    for (int64_t i = 0; i < padded_depth; i += kLanes) store(out.acc + row * padded_depth + i, zeros());
+  }
   Block block;
   const int64_t heads = panels ? 1 : tile.kv_heads;
   for (block.head = 0; block.head < tile.kv_heads; block.head = block.head_end) {
@@ -360,29 +397,32 @@ void SplitAttention::attend(const Tile& tile, int64_t split, const Tile& then, i
     [[maybe_unused]] Unpacked unpacked;
     for (block.row = 0; block.row < head_rows; block.row += block.rows) {
       block.rows = rows_at_once(head_rows - block.row);
-      for (int64_t r = 0; r < block.rows; ++r) block.ranges[r] = range_of(tile, block.row + r, split);
-      block.columns = {block.ranges[0].begin / kLanes * kLanes, round_up(block.ranges[block.rows - 1].end, kLanes)};
+      Range ranges[kRows];
+      for (int64_t r = 0; r < block.rows; ++r) ranges[r] = range_of(tile, block.row + r, split);
+      const Range columns = {ranges[0].begin / kLanes * kLanes, round_up(ranges[block.rows - 1].end, kLanes)};
       if (block.head == 0) {  // a few at a time: L1 has few outstanding misses
         fetch_rows<0>(p.q, then, block.row / group, (block.row + block.rows) / group);
         fetch_rows<1>(p.out, tile, block.row / group, (block.row + block.rows) / group);
       }
-      if constexpr (panels) {
-        score_panels(tile, at, block, unpacked);
-        softmax<T, true>(tile, at, block, out);
-        weigh_panels(tile, at, block, unpacked, out);
-      } else {
-        score(tile, at, block);
-        softmax<T, false>(tile, at, block, out);
-        weigh(tile, at, block, out);
-      }
-    }
-  }
-  if constexpr (sizeof(T) == 1) {
-    for (int64_t row = 0; row < rows(tile); ++row) {
-      float* acc = out.acc + row * padded_depth;
-      for (int64_t i = 0; i < depth; i += kLanes) {
-        store(acc + i,
-              to_float(load_ints(acc + i)) * broadcast(work.p_scale[row * groups + (groups > 1 ? i / kInt4Group : 0)]));
+      for (block.first = columns.begin / kPart<T> * kPart<T>; block.first < columns.end; block.first += kPart<T>) {
+        auto in_part = [&](Range range) {
+          auto clamped = [&](int64_t i) { return smaller(larger(i - block.first, 0), kPart<T>); };
+          return Range{clamped(range.begin), clamped(range.end)};
+        };
+        for (int64_t r = 0; r < block.rows; ++r) block.ranges[r] = in_part(ranges[r]);
+        block.columns = in_part(columns);
+        if constexpr (panels) {
+          score_panels(tile, at, block, unpacked);
+          softmax<T, true>(tile, at, block, block.head, out);
+          weigh_panels(tile, at, block, unpacked, out);
+        } else {
+          score(tile, at, block);
+          for (int64_t h = block.head; h < block.head_end; ++h) {
+            softmax<T, false>(tile, at, block, h, out);
+            if constexpr (sizeof(T) == 1) weigh_codes(tile, at, block, h, out);
+          }
+          if constexpr (sizeof(T) > 1) weigh(tile, at, block, out);
+        }
       }
     }
   }

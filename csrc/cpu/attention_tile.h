@@ -3,7 +3,8 @@
 // whatever rows and columns share the registers.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/vec_int.h"
+#include "pybatch/attention.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
@@ -60,13 +61,29 @@ constexpr int64_t kElements = 1;
 template <class T>
 constexpr int64_t kKeyRun = 1;
 
+// How many tokens go through scores, softmax and weighing together, at positions that are multiples of it: of a
+// quantised cache so few that all of it stays in the L1 cache, for all heads of a block.
+template <class T>
+constexpr int64_t kPart = sizeof(T) == 1 ? 128 : kAttentionSplit;
+template <class T>
+constexpr int64_t kPartGranules = kPart<T> / kGranule;
+
+// For each row of a quantised cache: what the sums so far are multiplied by, and the integer sums that are added.
+struct Rescale {
+  const float* keep;
+  const float* scale;
+  int64_t scale_stride;
+};
+PYBATCH_INLINE void add_scaled(float* to, I32x16 sum, float scale, float keep) {
+  store(to, fma(to_float(sum), broadcast(scale), load(to) * broadcast(keep)));
+}
+
 // How keys and values of type T are multiplied: kStep of depth, or tokens, at a time. Those of quantised caches are in
 // attention_int8.h and attention_int4.h.
 template <class T>
 struct Product {
   using Sum = F32x16;
   static constexpr int kStep = 1;
-  static PYBATCH_INLINE Sum load_sum(const float* p) { return load(p); }
   static PYBATCH_INLINE void store_sum(float* p, Sum sum) { store(p, sum); }
   static PYBATCH_INLINE F32x16 multiplier(const float* row, int64_t i) { return broadcast(row[i]); }
   // Sixteen columns, in one or two pieces; those of the next step are `stride` further.
@@ -84,7 +101,7 @@ struct Sums {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-      for (int c = 0; c < columns; ++c) sum[r][c] = Product::load_sum(from + r * stride + c * kLanes);
+      for (int c = 0; c < columns; ++c) sum[r][c] = cpu::PYBATCH_ISA_NAMESPACE::load(from + r * stride + c * kLanes);
     }
   }
   PYBATCH_INLINE void store(float* to, int64_t stride) const {
@@ -92,6 +109,15 @@ struct Sums {
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
       for (int c = 0; c < columns; ++c) Product::store_sum(to + r * stride + c * kLanes, sum[r][c]);
+    }
+  }
+  PYBATCH_INLINE void add_to(float* to, int64_t stride, const Rescale& by) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; ++c) {
+        add_scaled(to + r * stride + c * kLanes, sum[r][c], by.scale[r * by.scale_stride], by.keep[r]);
+      }
     }
   }
   // Adds the products of one step, the i-th of every row.
@@ -130,14 +156,15 @@ __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules
   sums.store(out, out_stride);
 }
 
-// out[r][c] += sum over tokens begin .. end, multiples of a step, of p[r][token] * v[token][c]. half: the column has
-// only eight elements.
+// out[r][c] += sum over tokens begin .. end, multiples of a step, of p[r][token] * v[token][c]; integer sums (rescale)
+// are scaled and added to what is kept. half: the column has only eight elements.
 template <int rows, int columns, bool half, class T>
 __attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<T> v, int64_t depth, int64_t column,
-                                     int64_t begin, int64_t end, float* out, int64_t out_stride) {
+                                     int64_t begin, int64_t end, float* out, int64_t out_stride,
+                                     const Rescale* rescale = nullptr) {
   using P = Product<T>;
-  Sums<P, rows, columns> sums;
-  sums.load(out + column, out_stride);
+  Sums<P, rows, columns> sums{};
+  if constexpr (sizeof(T) > 1) sums.load(out + column, out_stride);
   for (int64_t token = begin; token < end;) {
     const int64_t granule = token / kGranule, next_granule = (granule + 1) * kGranule;
     const int64_t stop = next_granule < end ? next_granule : end;
@@ -155,7 +182,11 @@ __attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<
       sums.add(p, p_stride, token, values);
     }
   }
-  sums.store(out + column, out_stride);
+  if constexpr (sizeof(T) > 1) {
+    sums.store(out + column, out_stride);
+  } else {
+    sums.add_to(out + column, out_stride, *rescale);
+  }
 }
 
 }  // namespace
