@@ -212,10 +212,11 @@ def rivals(**makers: Callable[[], Call]) -> dict[str, Call]:
 
 def attention_call(paged: Paged, q: Tensor, queries: int) -> Call:
     start = torch.arange(paged.sequences + 1, device="cuda", dtype=torch.int32) * queries
+    counters = torch.zeros(1 + paged.sequences * paged.heads, device="cuda", dtype=torch.int32)
     out = torch.empty_like(q)
     return lambda: ops.paged_attention(
         q, paged.k, paged.v, paged.tables, start, paged.lengths, paged.head_dim**-0.5,
-        k_scale=paged.k_scale, v_scale=paged.v_scale, out=out,
+        k_scale=paged.k_scale, v_scale=paged.v_scale, counters=counters, out=out,
     )  # fmt: skip
 
 

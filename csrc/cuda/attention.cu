@@ -1,11 +1,10 @@
 // paged_attention on the tensor cores (FlashAttention-2, Dao 2023), for prefill, chunked prefill and decode alike.
 //
 // Each split of kAttentionSplit tokens is an online softmax of its own, merged into the row's total in ascending order.
-// A sequence with one query is cut at the splits into pieces for blocks of one warp, and merge_kernel does the same
-// merges in the same order, so that a row's bits do not depend on how it was computed. Steps in which a row sees
-// nothing do not change a bit of it.
+// A sequence with one query is cut at the splits into pieces for blocks of one warp, the last of which to finish does
+// the same merges in the same order, so that a row's bits do not depend on how it was computed. Steps in which a row
+// sees nothing do not change a bit of it.
 #include "cuda/attention_plan.cuh"
-#include "cuda/attention_softmax.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 
@@ -20,27 +19,6 @@ void attend_e4m3(const PagedAttentionParams&, const Workspace&, cudaStream_t);
 void attend_int4(const PagedAttentionParams&, const Workspace&, cudaStream_t);
 
 namespace {
-
-// Merges the pieces of one sequence and head: a thread an output element.
-template <class T>
-__global__ void __launch_bounds__(256) merge_kernel(PagedAttentionParams p, Workspace work) {
-  begin_kernel();
-  const int64_t sequence = blockIdx.x, head = blockIdx.y, dim = p.cache.head_dim, d = threadIdx.x;
-  if (p.query_start[sequence + 1] - p.query_start[sequence] != 1 || d >= dim) return;
-  const int64_t start = work.pieces_start[sequence];
-  if (start < 0) return;
-  const int pieces = pieces_of(p, p.seq_lens[sequence]);
-  float max = -INFINITY, sum = 0.0f, out = 0.0f;
-  for (int i = 0; i < pieces; ++i) {
-    const float* part = work.partials + ((start + i) * p.heads + head) * (dim + 2);
-    const MergeWeights w = merge_weights(max, part[dim]);
-    max = w.max;
-    sum = merge(w, sum, part[dim + 1]);
-    out = merge(w, out, part[d]);
-  }
-  static_cast<T*>(p.out.data)[p.query_start[sequence] * p.out.row_stride + head * dim + d] =
-      from_float<T>(out * inverse_sum(p, head, max, sum));
-}
 
 // Copies need aligned runs of 16 bytes, of 8-bit types of eight where rows are not whole 16s; and strides in 32 bits.
 bool can_be_copied(const KvCache& cache) {
@@ -58,8 +36,7 @@ bool can_be_copied(const KvCache& cache) {
 }  // namespace
 
 size_t paged_attention_workspace(const PagedAttentionParams& p) {
-  const WorkspaceSize size = workspace_size(p);
-  return size.list * sizeof(int32_t) + size.floats * sizeof(float);
+  return max_pieces(p) * p.heads * (p.cache.head_dim + 2) * sizeof(float);
 }
 
 void paged_attention(const PagedAttentionParams& p, void* workspace, cudaStream_t stream) {
@@ -68,18 +45,12 @@ void paged_attention(const PagedAttentionParams& p, void* workspace, cudaStream_
   const bool wide = p.cache.head_dim > kAttentionMaxHeadDim;
   if (p.q.dtype == DType::f32 || !same_type || wide || !can_be_copied(p.cache))
     return paged_attention_simple(p, stream);
-  const Workspace work = workspace_at(p, workspace);
+  const Workspace work(p, workspace);
   const auto attend = p.cache.dtype == DType::i8     ? attend_int8
                       : p.cache.dtype == DType::e4m3 ? attend_e4m3
                       : p.cache.dtype == DType::i4   ? attend_int4
                                                      : attend_16bit;
   attend(p, work, stream);
-  if (work.max_pieces == 0) return;
-  with_half_type(p.q.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const dim3 block(ceil_div(p.cache.head_dim, kWarp) * kWarp);
-    launch(merge_kernel<T>, dim3(p.sequences, p.heads), block, 0, stream, p, work);
-  });
 }
 
 }  // namespace pybatch::cuda

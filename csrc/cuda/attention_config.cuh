@@ -41,7 +41,7 @@ struct AttentionConfig {
   static constexpr int kKPitchBytes = kKPitch * kKBytesAToken;
   static constexpr int kVPitchBytes = kVPitch * (kInt4 ? 4 : sizeof(KV));
 
-  // Byte offsets of shared memory: stages, each a part and its scales, then per warp its rows of Q.
+  // Byte offsets of shared memory: stages, each a part and its scales, then per warp its rows of Q, then the next item.
   static constexpr size_t kKBytes = kHeadDim / kDimsAKRow * kKPitchBytes;
   static constexpr size_t kVBytes = kTile / kTokensAVRow * kVPitchBytes;
   static constexpr size_t kPartBytes = kKBytes > kVBytes ? kKBytes : kVBytes;
@@ -49,7 +49,8 @@ struct AttentionConfig {
   static constexpr size_t kStageBytes = kPartBytes + kScaleBytes;
   static constexpr size_t kQBytes = kAttentionRows * kQPitch * sizeof(T);
 
-  static constexpr size_t shared_bytes(int warps) { return kAttentionStages * kStageBytes + warps * kQBytes; }
+  static constexpr size_t next_item(int warps) { return kAttentionStages * kStageBytes + warps * kQBytes; }
+  static constexpr size_t shared_bytes(int warps) { return next_item(warps) + 16; }
 };
 
 }  // namespace pybatch::cuda

@@ -21,9 +21,10 @@ constexpr size_t kReservedShared = 1024;  // that a block takes beside its own
 // The bounds of a work item.
 struct Item {
   int sequence, kv_head, group;
-  int local;           // its number among the sequence's items
-  int pieces_start;    // where the partial results of the sequence's splits begin; -1: not cut
-  int piece;           // where this one's goes; -1: not cut
+  int local;           // its number among those of the sequence, or of the piece
+  int pieces;          // of the sequence; 0: not cut
+  int pieces_start;    // where their partial results begin
+  int piece;           // where this one's goes
   int row, end_row;    // query rows: token * group + head of the group
   int begin, end;      // tokens that some row sees
   int first_position;  // of the sequence's first query
@@ -36,18 +37,20 @@ __device__ __forceinline__ Item item_of(const PagedAttentionParams& p, const Wor
   item.group = static_cast<int>(p.heads / p.cache.kv_heads);
   const int queries = p.query_start[item.sequence + 1] - p.query_start[item.sequence];
   const int all_rows = queries * item.group, row_tiles = (all_rows + rows - 1) / rows;
-  const int local = item.local = list.local(index), kv_heads = static_cast<int>(p.cache.kv_heads);
-  item.row = (row_tiles - 1 - local % row_tiles) * rows;  // the longest first
+  const int local = list.local(index), kv_heads = static_cast<int>(p.cache.kv_heads);
+  item.local = local % (row_tiles * kv_heads);
+  item.row = (row_tiles - 1 - item.local / kv_heads) * rows;  // the longest first, of all heads
   item.end_row = item.row + rows < all_rows ? item.row + rows : all_rows;
-  item.kv_head = local / row_tiles % kv_heads;
+  item.kv_head = item.local % kv_heads;
   item.first_position = p.seq_lens[item.sequence] - queries;
   const int first = item.first_position + item.row / item.group, window = static_cast<int>(p.window);
   const int last = item.first_position + (item.end_row - 1) / item.group;
   item.begin = window > 0 && first >= window ? first - window + 1 : 0;
   item.end = last + 1;
   item.piece = item.pieces_start = list.pieces_start();
-  if (item.piece >= 0) {
-    const int piece = local / row_tiles / kv_heads, split = (first_split(p, last) + piece) * kSplit;
+  item.pieces = item.pieces_start < 0 ? 0 : pieces_of(p, last + 1);
+  if (item.pieces > 0) {
+    const int piece = local / (row_tiles * kv_heads), split = (first_split(p, last) + piece) * kSplit;
     item.piece += piece;
     item.begin = item.begin > split ? item.begin : split;
     item.end = item.end < split + kSplit ? item.end : split + kSplit;
@@ -331,6 +334,53 @@ struct Total {
   }
 };
 
+// Merges the pieces of an item's rows, all of which are there, in ascending order. A lane has four elements of several
+// rows at once where there are as many, so that many loads are under way.
+template <class T, int kTogether>
+__device__ __forceinline__ void merge_pieces(const PagedAttentionParams& p, const Workspace& work, const Item& item) {
+  const int dim = static_cast<int>(p.cache.head_dim), runs = dim / 4, all_runs = (item.end_row - item.row) * runs;
+  const int first_head = item.kv_head * item.group + item.row;  // there is one query
+  const int64_t first = item.pieces_start * p.heads + first_head, step = p.heads * dim;
+  T* to = static_cast<T*>(p.out.data) + p.query_start[item.sequence] * p.out.row_stride + first_head * dim;
+  for (int begin = static_cast<int>(threadIdx.x); begin < all_runs; begin += kTogether * kWarp) {
+    const float* outputs[kTogether];
+    const float2* sums[kTogether];
+    float4 out[kTogether];
+    float max[kTogether], sum[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int run = begin + j * kWarp < all_runs ? begin + j * kWarp : begin;
+      outputs[j] = work.outputs + first * dim + run * 4;
+      sums[j] = work.sums + first + run / runs;
+      out[j] = {};
+      max[j] = -INFINITY, sum[j] = 0.0f;
+    }
+#pragma unroll 4
+    for (int i = 0; i < item.pieces; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const float4 part = *reinterpret_cast<const float4*>(outputs[j] + i * step);
+        const float2 part_sum = sums[j][i * p.heads];
+        const MergeWeights w = merge_weights(max[j], part_sum.x);
+        max[j] = w.max;
+        sum[j] = merge(w, sum[j], part_sum.y);
+        out[j] = make_float4(merge(w, out[j].x, part.x), merge(w, out[j].y, part.y), merge(w, out[j].z, part.z),
+                             merge(w, out[j].w, part.w));
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int run = begin + j * kWarp;
+      if (run >= all_runs) break;
+      const float inverse = inverse_sum(p, first_head + run / runs, max[j], sum[j]);
+      to[4 * run] = from_float<T>(out[j].x * inverse);
+      to[4 * run + 1] = from_float<T>(out[j].y * inverse);
+      to[4 * run + 2] = from_float<T>(out[j].z * inverse);
+      to[4 * run + 3] = from_float<T>(out[j].w * inverse);
+    }
+  }
+}
+
 template <class T, class KV, int kHeadDim>
 __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
     attention_kernel(PagedAttentionParams p, Workspace work, Phase phase) {
@@ -345,10 +395,11 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
   unsigned char* shared = dynamic_shared<unsigned char>();
   T* q = reinterpret_cast<T*>(shared + kAttentionStages * Config::kStageBytes + warp * Config::kQBytes);
 
+  auto* next_item = reinterpret_cast<int32_t*>(shared + Config::next_item(warps));
   WorkList list(p, work, phase, warps * kAttentionRows);
-  for (int index = static_cast<int>(blockIdx.x); list.find(index); index += static_cast<int>(gridDim.x)) {
+  int index = list.first();
+  for (; list.find(index); index = *next_item) {
     const Item item = item_of(p, list, index, warps * kAttentionRows);
-    if (threadIdx.x == 0 && item.local == 0) work.pieces_start[item.sequence] = item.pieces_start;
 
     // K of a tile, then V, go in turn into the stages.
     const int first_tile = item.begin / kTile, end_tile = (item.end + kTile - 1) / kTile;
@@ -371,9 +422,11 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
       copy_part(keys, tile + 1, shared + (stage > 0 ? stage - 1 : kAttentionStages - 1) * Config::kStageBytes);
       return here;
     };
-    __syncthreads();  // the last item's stages are free
+    __syncthreads();  // the last item's stages are free, and everyone has read which this is
     copy_part(true, first_tile, shared);
     copy_part(false, first_tile, shared + Config::kStageBytes);
+
+    const int next = threadIdx.x == 0 ? list.next() : 0;  // told below, when it has come
 
     // This warp's rows of Q, zeros where there are none.
     const int warp_row = item.row + warp * kAttentionRows;
@@ -391,6 +444,8 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
           make_uint4(Mma<T>::pack(run[0], run[1]), Mma<T>::pack(run[2], run[3]), Mma<T>::pack(run[4], run[5]),
                      Mma<T>::pack(run[6], run[7]));
     }
+
+    if (threadIdx.x == 0) *next_item = next;
 
     Visible visible;
 #pragma unroll
@@ -457,17 +512,25 @@ __global__ void __launch_bounds__(kAttentionMaxWarps* kWarp, 1)
           }
         }
       };
-      if (item.piece >= 0) {
-        float* to = work.partials + (item.piece * p.heads + head) * (dim + 2);
+      if (item.pieces > 0) {
+        const int64_t at = item.piece * p.heads + head;
+        float* to = work.outputs + at * dim;
         for_each_element([&](int d, float x) { to[d] = x; });
-        if (lane % 4 == 0) to[dim] = total.max[r], to[dim + 1] = total.sum[r];
+        if (lane % 4 == 0) work.sums[at] = make_float2(total.max[r], total.sum[r]);
       } else {
         T* to = static_cast<T*>(p.out.data) + row_offset(p.out, row);
         const float inverse = inverse_sum(p, head, total.max[r], total.sum[r]);
         for_each_element([&](int d, float x) { to[d] = from_float<T>(x * inverse); });
       }
     }
+    if (item.pieces > 0) {
+      int32_t* finished = p.counters + 1 + item.sequence * p.heads + item.local;
+      const bool last = last_to_finish(finished, item.pieces, reinterpret_cast<int32_t*>(shared));
+      const bool one_row = (item.end_row - item.row) * dim <= 4 * kWarp;
+      if (last) one_row ? merge_pieces<T, 1>(p, work, item) : merge_pieces<T, 4>(p, work, item);
+    }
   }
+  if (threadIdx.x == 0) list.end(index);
 }
 
 template <class F>
@@ -485,7 +548,6 @@ void attend(const PagedAttentionParams& p, const Workspace& work, int warps, Pha
   launch(attention_kernel<T, KV, kHeadDim>, dim3(blocks), dim3(warps * kWarp), bytes, stream, p, work, phase);
 }
 
-// Partial results of what was cut are left in `work`.
 template <class T, class KV>
 void attend_decodes(const PagedAttentionParams& p, const Workspace& work, cudaStream_t stream) {
   with_head_dim(p.cache.head_dim, [&](auto head_dim) { attend<T, KV, head_dim>(p, work, 1, Phase::decode, stream); });

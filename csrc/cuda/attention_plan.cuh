@@ -9,29 +9,23 @@
 
 namespace pybatch::cuda {
 
-struct Workspace {
-  int32_t* pieces_start;  // [sequences], where the partial results of those with one query begin; -1: not cut
-  float* partials;        // [max_pieces][heads][head_dim + 2]: output, maximum, sum
-  int64_t max_pieces;
-};
-
-struct WorkspaceSize {
-  int64_t list;  // padded so that what follows is aligned
-  int64_t max_pieces, floats;
-};
-
-inline WorkspaceSize workspace_size(const PagedAttentionParams& p) {
+inline int64_t max_pieces(const PagedAttentionParams& p) {
   const int64_t splits = ceil_div(p.block_table_stride * p.cache.block_size, kAttentionSplit);
   const int64_t pieces = splits > 1 ? splits * p.sequences : 0;
-  const int64_t max_pieces = pieces < kAttentionMaxPieces ? pieces : kAttentionMaxPieces;
-  return {ceil_div(p.sequences, 4) * 4, max_pieces, max_pieces * p.heads * (p.cache.head_dim + 2)};
+  return pieces < kAttentionMaxPieces ? pieces : kAttentionMaxPieces;
 }
 
-inline Workspace workspace_at(const PagedAttentionParams& p, void* memory) {
-  const WorkspaceSize size = workspace_size(p);
-  auto* pieces_start = static_cast<int32_t*>(memory);
-  return {pieces_start, reinterpret_cast<float*>(pieces_start + size.list), size.max_pieces};
-}
+// Partial results of pieces.
+struct Workspace {
+  int64_t max_pieces;
+  float* outputs;  // [max_pieces][heads][head_dim]
+  float2* sums;    // [max_pieces][heads], each with its maximum before it
+
+  Workspace(const PagedAttentionParams& p, void* memory)
+      : max_pieces(cuda::max_pieces(p)),
+        outputs(static_cast<float*>(memory)),
+        sums(reinterpret_cast<float2*>(outputs + max_pieces * p.heads * p.cache.head_dim)) {}
+};
 
 // The first split that a query at this position sees.
 __device__ __forceinline__ int first_split(const PagedAttentionParams& p, int position) {
@@ -50,6 +44,9 @@ enum class Phase { decode, prefill };
 
 // Goes through the items of a phase: each one sequence's, of one KV head, `rows` query rows (tokens times heads of a
 // group) and, of a cut sequence, one piece. 32 sequences are looked at together, one a lane; all lanes of a warp call.
+//
+// Each block begins with one item and asks for more by a counter, as it gets through them. Whoever asks last, who is
+// told of the number of items itself, sets it back to 0: launches on one stream take turns with it.
 class WorkList {
  public:
   __device__ __forceinline__ WorkList(const PagedAttentionParams& p, const Workspace& work, Phase phase, int rows)
@@ -64,6 +61,13 @@ class WorkList {
     }
     owner_ = __ffs(static_cast<int>(__ballot_sync(kAllLanes, items_end_ > item))) - 1;
     return true;
+  }
+
+  // By one thread of the block.
+  static __device__ __forceinline__ int first() { return static_cast<int>(blockIdx.x); }
+  __device__ __forceinline__ int next() const { return static_cast<int>(gridDim.x) + atomicAdd(p_.counters, 1); }
+  __device__ __forceinline__ void end(int item) const {  // which find() did not find
+    if (item - static_cast<int>(gridDim.x) == end_ - 1) *p_.counters = 0;
   }
 
   // Of the item found: its sequence, its number among the sequence's items, and where the partial results of the

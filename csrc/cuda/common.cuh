@@ -160,14 +160,15 @@ __device__ __forceinline__ T block_reduce(T x, T* scratch) {
   return x;
 }
 
-// Whether this block is the last of so many to come here, which count themselves in *finished: it sees what the others
-// have written. All threads of the block call it; scratch: shared memory.
+// Whether this block is the last of so many to come here, which count themselves in *finished, from 0 and at the end
+// back to 0: it sees what the others have written. All threads of the block call it; scratch: shared memory.
 __device__ __forceinline__ bool last_to_finish(int32_t* finished, int blocks, int32_t* scratch) {
-  __threadfence();
+  __threadfence();  // releases what the thread has written, ahead of the count
   __syncthreads();
-  if (threadIdx.x == 0) *scratch = atomicAdd(finished, 1);
+  const auto last = static_cast<uint32_t>(blocks - 1);
+  if (threadIdx.x == 0) *scratch = static_cast<int32_t>(atomicInc(reinterpret_cast<uint32_t*>(finished), last));
   __syncthreads();
-  __threadfence();
+  __threadfence();  // acquires what those that were counted have
   return *scratch == blocks - 1;
 }
 

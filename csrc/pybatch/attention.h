@@ -21,6 +21,7 @@ struct PagedAttentionParams {
   const int32_t* query_start;  // [sequences + 1]
   const int32_t* seq_lens;     // [sequences]
   const float* sinks;          // [heads], may be null: a logit in the softmax that has no value
+  int32_t* counters;           // [1 + sequences * heads], zeros between calls; CUDA's alone
   float scale;
   float soft_cap;  // 0: none; else logit = cap * tanh(logit / cap)
   int64_t window;  // 0: none; else a query sees its last `window` tokens, itself included

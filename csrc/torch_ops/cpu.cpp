@@ -141,7 +141,7 @@ STABLE_TORCH_LIBRARY(pybatch, m) {
   m.def(
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? k_scale, Tensor? v_scale, "
       "Tensor block_tables, Tensor query_start, Tensor seq_lens, float scale, int window, float soft_cap, "
-      "Tensor? sinks, Tensor(a!) out) -> ()");
+      "Tensor? sinks, Tensor(a!)? counters, Tensor(b!) out) -> ()");
   m.def(
       "rotate_keys(Tensor(a!) k_cache, Tensor v_cache, Tensor(b!)? k_scale, Tensor? v_scale, Tensor blocks, "
       "Tensor rotary, Tensor? key_offset) -> ()");

@@ -90,11 +90,22 @@ struct Cuda {
     const Tensor room = workspace(static_cast<int64_t>(cuda::name##_workspace(p))); \
     cuda::name(p, room.data_ptr(), current_stream());                               \
   }
-  PYBATCH_RUN_WITH_WORKSPACE(paged_attention, PagedAttentionParams)
   PYBATCH_RUN_WITH_WORKSPACE(attention_mass, AttentionMassParams)
   PYBATCH_RUN_WITH_WORKSPACE(adjust_logits, AdjustLogitsParams)
   PYBATCH_RUN_WITH_WORKSPACE(add_lora, LoraParams)
 #undef PYBATCH_RUN_WITH_WORKSPACE
+  // Where the caller keeps no counters, those of this call are zeroed before it.
+  static void paged_attention(const PagedAttentionParams& params) {
+    PagedAttentionParams p = params;
+    const int64_t own = p.counters == nullptr ? (1 + p.sequences * p.heads) * static_cast<int64_t>(sizeof(int32_t)) : 0;
+    const Tensor counters = workspace(own), room = workspace(static_cast<int64_t>(cuda::paged_attention_workspace(p)));
+    if (own > 0) {
+      p.counters = static_cast<int32_t*>(counters.data_ptr());
+      EXPECT(cudaMemsetAsync(p.counters, 0, static_cast<size_t>(own), current_stream()) == cudaSuccess,
+             "paged_attention: CUDA set no memory");
+    }
+    cuda::paged_attention(p, room.data_ptr(), current_stream());
+  }
 
   // Runs f with x normalised, if the matmul has a norm.
   template <class F>

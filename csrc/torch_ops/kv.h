@@ -185,7 +185,8 @@ struct KvOps : Checks<Backend> {
   static void paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                               const OptionalTensor& k_scale, const OptionalTensor& v_scale, const Tensor& block_tables,
                               const Tensor& query_start, const Tensor& seq_lens, double scale, int64_t window,
-                              double soft_cap, const OptionalTensor& sinks, Tensor out) {
+                              double soft_cap, const OptionalTensor& sinks, const OptionalTensor& counters,
+                              Tensor out) {
     typename Backend::Scope scope(q);
     PagedAttentionParams p{};
     p.cache = kv_cache(k_cache, v_cache, k_scale, v_scale);
@@ -215,6 +216,12 @@ struct KvOps : Checks<Backend> {
     p.window = window;
     p.soft_cap = float32(soft_cap, "soft_cap");
     if (sinks) p.sinks = static_cast<const float*>(vector_like(*sinks, "sinks", ScalarType::Float, p.heads));
+    if (counters) {
+      check(*counters, "counters", ScalarType::Int, {kAny});
+      EXPECT(counters->numel() > p.sequences * p.heads, "counters: expected at least ", p.sequences * p.heads + 1,
+             " (1 + sequences * heads), got ", counters->numel());
+      p.counters = static_cast<int32_t*>(counters->data_ptr());
+    }
     if (p.tokens > 0) Backend::paged_attention(p);
   }
 };

@@ -17,17 +17,21 @@ class Buffers:
     most rows ever asked for, and move when they do; otherwise the same name and width is the same memory in every step,
     as graphs need it.
 
-    widths: the widest that each name is asked for, in elements of dtype.
+    widths: the widest that each name is asked for, in elements of dtype. counters: how many of ops.paged_attention's a
+    row has.
     """
 
-    def __init__(self, widths: Widths, dtype: torch.dtype, device: torch.device, rows: int = 0) -> None:
-        self._widths, self._dtype, self._device = widths, dtype, device
+    def __init__(
+        self, widths: Widths, dtype: torch.dtype, device: torch.device, rows: int = 0, counters: int = 0
+    ) -> None:
+        self._widths, self._dtype, self._device, self._counters_a_row = widths, dtype, device, counters
         self._capacity, self._rows = 0, 0
         self._views: dict[tuple[str, int, torch.dtype], Tensor] = {}
         self._storage = self._allocate(rows)
 
     def _allocate(self, rows: int) -> dict[str, Tensor]:
         self._capacity = rows
+        self.counters = torch.zeros(1 + rows * self._counters_a_row, dtype=torch.int32, device=self._device)
         return {
             name: torch.empty(rows * width, dtype=self._dtype, device=self._device)
             for name, width in self._widths.items()

@@ -98,7 +98,8 @@ class Decoder:
         parts = (part for layer in self.layers for part in (layer.mixer, layer.mlp, layer.token))
         blocks = [part.widths for part in (*parts, self.token_inputs) if part is not None]
         widths = widest({"residual": hidden, "normed": hidden}, *blocks)
-        self._buffers = Buffers(widths, self.dtype, self.device, rows)
+        heads = [layer.mixer.config.num_heads for layer in self.layers if isinstance(layer.mixer, Attention)]
+        self._buffers = Buffers(widths, self.dtype, self.device, rows, counters=max(heads, default=0))
         self._last_rows = Buffers({"residual": hidden, "normed": hidden}, self.dtype, self.device, rows)
         self._logits = Buffers({"logits": self.config.vocab_size}, torch.float32, self.device, rows)
 

@@ -22,6 +22,7 @@ def paged_attention(
     window: int = 0,
     soft_cap: float = 0.0,
     sinks: Tensor | None = None,
+    counters: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of a ragged batch over the paged KV cache: prefill, chunked prefill and decode alike.
@@ -31,11 +32,16 @@ def paged_attention(
     sequence with this call's included; caches and scales as in rope_kv_write. window: 0 (all), or the number of
     latest tokens that a query sees; soft_cap: 0 (none), or c in c * tanh(logit / c); sinks: [heads] float32, logits in
     the softmax that have no value.
+
+    counters: at least 1 + S * heads int32 zeros, in which a GPU's blocks count who has finished. They are zeros again
+    when the call has run, so that calls on one stream may share them, in graphs too; calls on two streams may not.
+    None: the call makes its own.
     """
     out = torch.empty_like(q) if out is None else out
     kernels.paged_attention.default(
-        q, k_cache, v_cache, k_scale, v_scale, block_tables, query_start, seq_lens, scale, window, soft_cap, sinks, out
-    )
+        q, k_cache, v_cache, k_scale, v_scale, block_tables, query_start, seq_lens, scale, window, soft_cap, sinks,
+        counters, out,
+    )  # fmt: skip
     return out
 
 

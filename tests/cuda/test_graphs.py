@@ -23,9 +23,10 @@ def test_a_replay_has_the_bits_of_an_eager_call(dtype: torch.dtype) -> None:
     lengths = torch.ones(SEQUENCES, device="cuda").int()
     q = torch.randn(SEQUENCES, KV_HEADS * GROUP * DIM, device="cuda").to(dtype)
     out = torch.empty_like(q)
+    counters = torch.zeros(1 + SEQUENCES * KV_HEADS * GROUP, device="cuda", dtype=torch.int32)
 
     def attend() -> torch.Tensor:
-        return ops.paged_attention(q, k, v, tables, start, lengths, DIM**-0.5, out=out)
+        return ops.paged_attention(q, k, v, tables, start, lengths, DIM**-0.5, counters=counters, out=out)
 
     attend()
     graph = torch.cuda.CUDAGraph()
@@ -38,3 +39,4 @@ def test_a_replay_has_the_bits_of_an_eager_call(dtype: torch.dtype) -> None:
         out.zero_()
         graph.replay()
         assert torch.equal(out, eager)
+        assert not counters.any()

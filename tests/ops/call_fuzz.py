@@ -324,6 +324,7 @@ class Calls:
             "window": self.r.choice((0, 0, 1, 9, 2**62)),
             "soft_cap": self.r.choice((0.0, 5.0)),
             "sinks": self.maybe(lambda: torch.randn(heads)),
+            "counters": self.maybe(lambda: torch.zeros(1 + len(batch["seq_lens"]) * heads, dtype=torch.int32)),
             "out": self.rows(tokens, heads * depth),
         }
 
@@ -354,7 +355,7 @@ class Calls:
 
     def attention_mass(self) -> Arguments:
         batch = self.paged_attention()
-        for name in ("window", "soft_cap", "sinks", "out"):
+        for name in ("window", "soft_cap", "sinks", "counters", "out"):
             del batch[name]
         starts = batch["query_start"].tolist()
         count = len(starts) - 1

@@ -195,6 +195,7 @@ def paged_attention(int8: bool) -> Arguments:
         "window": 4,
         "soft_cap": 10.0,
         "sinks": normal(4),
+        "counters": torch.zeros(9, dtype=torch.int32),
         "out": torch.empty(4, 4 * 16),
     }
 
@@ -437,6 +438,7 @@ FREE = {
     ("gather_kv", "source"),
     ("latent_attention", "block_tables"),
     ("paged_attention", "block_tables"),
+    ("paged_attention", "counters"),
     ("sample", "logits"),
     ("token_logprobs", "logits"),
 }
@@ -508,6 +510,8 @@ def test_gaps_are_an_error_that_names_the_argument(name: str, example: Callable[
             "query_start: expected ascending values",
         ),
         ("paged_attention", "window", -1, "window: expected 0"),
+        ("paged_attention", "counters", torch.zeros(8, dtype=torch.int32), "counters: expected at least 9"),
+        ("paged_attention", "counters", torch.zeros(9), "counters: expected int32, got float32"),
         ("paged_attention", "soft_cap", -1.0, "soft_cap: expected 0"),
         ("paged_attention", "seq_lens", torch.tensor([3, 17], dtype=torch.int32), "block_tables: expected at least 3"),
         ("paged_attention", "seq_lens", torch.tensor([2, 10], dtype=torch.int32), "seq_lens: expected at least the 3"),

@@ -174,8 +174,9 @@ class CopyBlocksParams(ctypes.Structure):
 class PagedAttentionParams(ctypes.Structure):
     _fields_ = [
         ("q", Matrix), ("out", Matrix), ("cache", KvCache), ("block_tables", c_void_p), ("block_table_stride", c_int64),
-        ("query_start", c_void_p), ("seq_lens", c_void_p), ("sinks", c_void_p), ("scale", c_float),
-        ("soft_cap", c_float), ("window", c_int64), ("tokens", c_int64), ("sequences", c_int64), ("heads", c_int64),
+        ("query_start", c_void_p), ("seq_lens", c_void_p), ("sinks", c_void_p), ("counters", c_void_p),
+        ("scale", c_float), ("soft_cap", c_float), ("window", c_int64), ("tokens", c_int64), ("sequences", c_int64),
+        ("heads", c_int64),
     ]  # fmt: skip
 
 
@@ -651,9 +652,12 @@ class SimtOps:
     def paged_attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_start: Tensor, seq_lens: Tensor,
         scale: float, *, k_scale: Tensor | None = None, v_scale: Tensor | None = None, window: int = 0,
-        soft_cap: float = 0.0, sinks: Tensor | None = None, out: Tensor | None = None,
+        soft_cap: float = 0.0, sinks: Tensor | None = None, counters: Tensor | None = None, out: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         out = poisoned(*q.shape, dtype=q.dtype) if out is None else out
+        heads = q.shape[1] // head_dim(k_cache)
+        if counters is None:
+            counters = torch.zeros(1 + len(seq_lens) * heads, dtype=torch.int32)
         with buffers() as b:
             self._run_with_workspace(
                 b,
@@ -662,10 +666,12 @@ class SimtOps:
                     b.matrix(q, "q"), b.matrix(out, "out", out=True),
                     kv_cache(b, k_cache, v_cache, k_scale, v_scale, out=False), b.read(block_tables, "block_tables"),
                     block_tables.stride(0), b.read(query_start, "query_start"), b.read(seq_lens, "seq_lens"),
-                    b.read(sinks, "sinks"), scale, soft_cap, window, len(q), len(seq_lens),
-                    q.shape[1] // head_dim(k_cache),
+                    b.read(sinks, "sinks"), b.write(counters, "counters"), scale, soft_cap, window, len(q),
+                    len(seq_lens), heads,
                 ),
             )  # fmt: skip
+        if counters.any():
+            raise SimtFault(f"counters are not zeros again, but {counters.tolist()}")
         return out
 
     def rotate_keys(

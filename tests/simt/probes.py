@@ -37,9 +37,25 @@ def attend(ops: SimtOps, cache: torch.dtype, dtype: torch.dtype, window: int) ->
         assert torch.equal(tests.attend(shape, mask, [work[1]])[0][:-1], outs[1][:-1])
 
 
+def attention_in_order(ops: SimtOps) -> None:
+    """Two splits whose values cancel and a third of small ones: in another order their sum has lost these."""
+    tests = suite("test_attention")
+    shape = tests.Shape(heads=6, kv_heads=2, cache=torch.float16, dtype=torch.float16)
+    sequence = tests.make_sequence(shape, 1100, 0)
+    sequence.k.zero_()
+    sequence.v[:512], sequence.v[512:1024] = 1000, -1000
+    with running(tests, ops):
+        (alone,) = tests.attend(shape, tests.Mask(), [(sequence, 1099, 1100)])
+        (as_prefill,) = tests.attend(shape, tests.Mask(), [(sequence, 1090, 1100)])
+    wanted, tolerance = tests.reference(shape, tests.Mask(), sequence, 1099), tests.TOLERANCE[torch.float16]
+    torch.testing.assert_close(alone.double(), wanted, rtol=tolerance, atol=1e-5)
+    assert torch.equal(as_prefill[-1:], alone)
+
+
 def attention(ops: SimtOps) -> None:
     attend(ops, torch.float16, torch.float16, 0)
     attend(ops, torch.float16, torch.float16, 20)
+    attention_in_order(ops)
 
 
 def prefill_hopper(ops: SimtOps) -> None:

@@ -68,7 +68,7 @@ MUTATIONS = [
     Mutation(
         "no barrier before the stages are filled for another item",
         "attention_kernel.cuh",
-        "    __syncthreads();  // the last item's stages are free\n",
+        "    __syncthreads();  // the last item's stages are free, and everyone has read which this is\n",
         "",
         probes.attention,
     ),
@@ -141,6 +141,47 @@ MUTATIONS = [
         "if ((tile + 1) % kTilesASplit == 0",
         "if ((tile + 1 - first_tile) % (kTilesASplit - 1) == 0",
         probes.attention,
+    ),
+    Mutation(
+        "a count of pieces stays where it is",
+        "common.cuh",
+        "static_cast<int32_t>(atomicInc(reinterpret_cast<uint32_t*>(finished), last))",
+        "atomicAdd(finished, last > 0)",
+        probes.attention,
+    ),
+    Mutation(
+        "pieces are not released", "common.cuh", "  __threadfence();  // releases", "  // releases", probes.attention
+    ),
+    Mutation(
+        "pieces are not acquired", "common.cuh", "  __threadfence();  // acquires", "  // acquires", probes.attention
+    ),
+    Mutation(
+        "heads count in one place",
+        "attention_kernel.cuh",
+        "item.sequence * p.heads + item.local;",
+        "item.sequence * p.heads;",
+        probes.attention,
+    ),
+    Mutation(
+        "the piece that comes last is merged first",
+        "attention_kernel.cuh",
+        "for (int i = 0; i < item.pieces; ++i) {",
+        "for (int k = 0; k < item.pieces; ++k) {\nconst int i = (k + item.piece - item.pieces_start) % item.pieces;",
+        probes.attention,
+    ),
+    Mutation(
+        "the count of items stays where it is",
+        "attention_plan.cuh",
+        "== end_ - 1) *p_.counters = 0;",
+        "== end_) *p_.counters = 0;",
+        probes.attention,
+    ),
+    Mutation(
+        "prefill tells of an item where the one before is read",
+        "sm90/attention_copy.cuh",
+        "shared_.next + count % 2;",
+        "shared_.next + count % 1;",
+        probes.prefill_hopper,
     ),
     Mutation(
         "whole blocks are copied from those that come before",

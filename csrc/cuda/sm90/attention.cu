@@ -325,12 +325,6 @@ class Prefill {
   uint32_t scans_ = 0;  // of has_not_finite
 };
 
-// Blocks take the items of a wave in turn, and of the next in the opposite order: long ones come first.
-__device__ __forceinline__ int item_at(int count) {
-  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  return count * blocks + (count % 2 == 0 ? block : blocks - 1 - block);
-}
-
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(PrefillConfig<T, kHeadDim>::kThreads, 1)
     prefill_kernel(PagedAttentionParams p, Workspace work) {
@@ -344,9 +338,15 @@ __global__ void __launch_bounds__(PrefillConfig<T, kHeadDim>::kThreads, 1)
     setmaxnreg_dec<Config::kCopyRegisters>();
     PrefillCopy<T, Config> copy(p, shared);
     WorkList list(p, work, Phase::prefill, Config::kRows);
-    int count = 0;
-    for (; list.find(item_at(count)); ++count) copy.copy(item_of(p, list, item_at(count), Config::kRows), count);
+    uint32_t count = 0;
+    int index = list.first();
+    for (; list.find(index); ++count) {
+      const int next = threadIdx.x == 0 ? list.next() : 0;  // which comes while the item is copied
+      copy.copy(item_of(p, list, index, Config::kRows), count);
+      index = copy.told(next, count);
+    }
     copy.end(count);
+    if (threadIdx.x == 0) list.end(index);
   } else {
     setmaxnreg_inc<Config::kMultiplyRegisters>();
     Prefill<T, Config> prefill(p, shared, static_cast<int>(threadIdx.x) / kWarpgroup - 1);

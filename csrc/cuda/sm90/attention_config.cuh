@@ -26,13 +26,15 @@ struct PrefillConfig : AttentionConfig<T, T, kHeadDim_> {
   static constexpr int kHalfBytes = kTile * kRowBytes;
   static_assert(kTile == 64 && kHeadDim % 64 == 0);
 
-  // Byte offsets of shared memory: stages, totals of the rows, rows of Q, barriers, the item, and what was found in V.
+  // Byte offsets of shared memory: stages, totals of the rows, rows of Q, barriers, the item, what was found in V, and
+  // which item is next.
   static constexpr int kTotals = 2 * kStages * kPartBytes;
   static constexpr int kQ = kTotals + kRows * kHeadDim * static_cast<int>(sizeof(float));
   static constexpr int kBarriers = kQ + kRows * kQPitch * static_cast<int>(sizeof(T));
   static constexpr int kItem = kBarriers + (2 * kStages + 2) * static_cast<int>(sizeof(uint64_t));
   static constexpr int kFound = (kItem + 48 + 15) / 16 * 16;
-  static constexpr size_t kSharedBytes = kFound + kGroups * 2 * 4 * sizeof(uint32_t);
+  static constexpr int kNext = kFound + kGroups * 2 * 4 * static_cast<int>(sizeof(uint32_t));
+  static constexpr size_t kSharedBytes = kNext + 2 * sizeof(int32_t);
   static_assert(kSharedBytes <= 227 * 1024);
 };
 

@@ -17,6 +17,7 @@ struct PrefillShared {
   T* q = reinterpret_cast<T*>(bytes + Config::kQ);
   Item* item = reinterpret_cast<Item*>(bytes + Config::kItem);            // its sequence is -1 behind the last
   uint32_t* found = reinterpret_cast<uint32_t*>(bytes + Config::kFound);  // [kGroups][2][4], see has_not_finite
+  int32_t* next = reinterpret_cast<int32_t*>(bytes + Config::kNext);      // [2], see told
   static_assert(sizeof(Item) <= Config::kFound - Config::kItem);
 
   __device__ __forceinline__ unsigned char* keys(uint32_t stage) const {
@@ -81,6 +82,14 @@ class PrefillCopy {
     }
     cp_async_wait<0>();
     tell(begun);
+  }
+
+  // What the first thread knows.
+  __device__ __forceinline__ int told(int next, uint32_t count) const {
+    int32_t* word = shared_.next + count % 2;  // one is read while the other is written
+    if (thread() == 0) *word = next;
+    named_barrier_sync(1 + Config::kGroups, kWarpgroup);
+    return *word;
   }
 
   // There are no more.

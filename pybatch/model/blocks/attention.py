@@ -65,7 +65,7 @@ class Attention:
         attended = ops.paged_attention(
             q, cache.k, cache.v, batch.block_tables, batch.query_start, batch.seq_lens, config.softmax_scale,
             k_scale=cache.k_scale, v_scale=cache.v_scale, window=config.window, soft_cap=config.soft_cap,
-            sinks=self.sinks, out=step.buffers.of("attended", config.q_width),
+            sinks=self.sinks, counters=step.buffers.counters, out=step.buffers.of("attended", config.q_width),
         )  # fmt: skip
         if batch.observed is not None:
             first, sources, rows, mass = batch.observed

@@ -79,7 +79,7 @@ constexpr int warpSize = 32;
 
 inline void __syncthreads(simt::Location at = simt::Location::current()) { simt::sync_block(at); }
 inline void __syncwarp(unsigned mask = ~0u, simt::Location at = simt::Location::current()) { simt::sync_warp(mask, at); }
-inline void __threadfence() {}
+inline void __threadfence() { simt::fence(); }
 inline void __threadfence_block() {}
 
 // Nothing keeps the lanes of a warp together, so none but the caller is sure to be active.

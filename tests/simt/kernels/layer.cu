@@ -340,10 +340,32 @@ __global__ void right_behind_the_wait(const float* in, float* out, int n) {
   out[thread()] = in[(thread() + 1) % n];
 }
 
+// Two blocks write every other element, and the last to come turns them all. out[0] is the counter: a NaN, and then one
+// with the next bits.
+template <bool kReleases, bool kCounts, bool kAcquires>
+__device__ void hand_over(const float* in, float* out) {
+  int* before = dynamic_shared<int>();
+  if (thread() > 0 && thread() % 2 == static_cast<int>(blockIdx.x)) out[thread()] = in[thread()];
+  if (kReleases) __threadfence();
+  __syncthreads();
+  if (thread() == 0) *before = kCounts ? atomicAdd(reinterpret_cast<int*>(out), 1) : 0x7fc00001;
+  __syncthreads();
+  if (kAcquires) __threadfence();
+  if (*before != 0x7fc00001) return;
+  const float x = thread() == 63 ? in[0] : out[neighbour()];
+  __syncthreads();
+  out[thread()] = x;
+}
+__global__ void hands_over_without_a_release(const float* in, float* out, int) { hand_over<false, true, true>(in, out); }
+__global__ void hands_over_without_an_atomic(const float* in, float* out, int) { hand_over<true, false, true>(in, out); }
+__global__ void hands_over_without_an_acquire(const float* in, float* out, int) { hand_over<true, true, false>(in, out); }
+__global__ void right_from_block_to_block(const float* in, float* out, int) { hand_over<true, true, true>(in, out); }
+
 struct Case {
   const char* name;
   void (*kernel)(const float*, float*, int);
   bool overlaps = false;  // with kernels launched before
+  unsigned blocks = 1;
 };
 #define CASE(name) {#name, name}
 constexpr Case kCases[] = {
@@ -387,6 +409,10 @@ constexpr Case kCases[] = {
     {"copies_before_it_waits", copies_before_it_waits, true},
     {"some_return_without_waiting", some_return_without_waiting, true},
     {"right_behind_the_wait", right_behind_the_wait, true},
+    {"hands_over_without_a_release", hands_over_without_a_release, false, 2},
+    {"hands_over_without_an_atomic", hands_over_without_an_atomic, false, 2},
+    {"hands_over_without_an_acquire", hands_over_without_an_acquire, false, 2},
+    {"right_from_block_to_block", right_from_block_to_block, false, 2},
     CASE(right_with_barriers),
     CASE(right_with_named_barriers),
     CASE(right_within_warps),
@@ -398,6 +424,6 @@ constexpr Case kCases[] = {
 
 extern "C" void run(const char* name, const float* in, float* out, int n) {
   for (const Case& c : kCases) {
-    if (!std::strcmp(c.name, name)) launch(c.overlaps, c.kernel, dim3(1), dim3(64), 64 * sizeof(float), in, out, n);
+    if (!std::strcmp(c.name, name)) launch(c.overlaps, c.kernel, dim3(c.blocks), dim3(64), 64 * sizeof(float), in, out, n);
   }
 }

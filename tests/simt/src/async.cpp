@@ -128,7 +128,7 @@ void bulk_copy(void* shared, const void* global, uint32_t bytes, uint64_t* barri
   expect_multiple(t, reinterpret_cast<uintptr_t>(global), 16, "cp.async.bulk's source", at);
   expect_multiple(t, bytes, 16, "cp.async.bulk's size", at);
   if (bytes == 0) t.worker->fail("cp.async.bulk of no bytes", at);
-  t.worker->global_access(reinterpret_cast<uintptr_t>(global), bytes, false, nullptr, "cp.async.bulk");
+  t.worker->global_access(reinterpret_cast<uintptr_t>(global), bytes, kRead, nullptr, "cp.async.bulk");
   char* to = static_cast<char*>(shared);
   t.worker->start_copy(t, {offset_in_shared(t, barrier, "the mbarrier", at), offset, bytes,
                            [=] { std::memcpy(to, global, bytes); }}, at);
@@ -152,7 +152,7 @@ void tensor_copy(void* shared, const CUtensorMap& map, int32_t x, int32_t y, uin
   if (columns.first < columns.second) {
     for (int64_t row = rows.first; row < rows.second; ++row) {
       w.global_access(reinterpret_cast<uintptr_t>(source(row, columns.first)),
-                      static_cast<size_t>(columns.second - columns.first), false, nullptr, "cp.async.bulk.tensor");
+                      static_cast<size_t>(columns.second - columns.first), kRead, nullptr, "cp.async.bulk.tensor");
     }
   }
   char* base = w.shared;

@@ -87,6 +87,8 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
   std::fill(std::begin(registers_), std::end(registers_), 0);
   mbarriers_.clear();
   copies_.clear();
+  atomics_ = 0;
+  fenced_.clear();
   newest_first_ = seed % 2;
   for (unsigned w = 0; w * kWarp < count_; ++w) {
     pending_[w].clear();
@@ -115,6 +117,8 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
     t.wgmma_groups.clear();
     t.accumulators.clear();
     t.wgmma_fenced = false;
+    t.not_fenced.clear();
+    t.fenced_behind = 0;
     wake(t);
   }
   failed_ = false;
@@ -291,15 +295,18 @@ std::string Worker::stuck() const {
   return out;
 }
 
-void Worker::global_access(uintptr_t p, size_t bytes, bool write, const void* pc, const char* what) {
+void Worker::global_access(uintptr_t p, size_t bytes, int kind, const void* pc, const char* what) {
+  const bool write = kind != kRead;
   const auto arguments = reinterpret_cast<uintptr_t>(launch->arguments);
   if (!current->has_waited && p - arguments >= launch->arguments_bytes) {
     fail(std::string(what) + " of " + std::to_string(bytes) + " bytes before griddepcontrol.wait, while kernels before may run",
          pc);
   }
   auto allowed = [&](const Range* range) { return range && range->holds(p, bytes) && (range->writable || !write); };
-  if (std::any_of(std::begin(recent_), std::end(recent_), allowed)) return;
-  const Range* range = find_range(p);
+  const auto recent = std::find_if(std::begin(recent_), std::end(recent_), allowed);
+  const Range* range = recent != std::end(recent_) ? *recent : find_range(p);
+  if (allowed(range) && range->marks != nullptr) order_across_blocks(*current, *range, p, bytes, kind, pc, what);
+  if (recent != std::end(recent_)) return;
   if (allowed(range)) {
     std::copy_backward(std::begin(recent_), std::end(recent_) - 1, std::end(recent_));
     recent_[0] = range;

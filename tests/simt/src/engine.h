@@ -20,6 +20,8 @@ constexpr unsigned kMaxThreads = 1024, kWarp = 32, kWarpgroup = 128;
 
 class Worker;
 
+constexpr int kRead = -1;  // beside the kinds of writes, Stamp::Kind
+
 struct AsyncCopy {
   const void* source;
   size_t offset;
@@ -56,6 +58,8 @@ struct Thread {
   std::vector<size_t> wgmma_groups;
   std::vector<Accumulator> accumulators;
   bool wgmma_fenced;
+  std::vector<uint64_t*> not_fenced;  // first and last marks of what it has written since its last fence
+  uint32_t fenced_behind;             // how many atomics of the block came before that
 
   unsigned warp() const { return linear / kWarp; }
   unsigned lane() const { return linear % kWarp; }
@@ -117,7 +121,7 @@ class Worker {
   void start_copy(Thread&, BulkCopy, Location);
   void set_registers(Thread&, const char* name, unsigned count, Location);
 
-  void global_access(uintptr_t p, size_t bytes, bool write, const void* pc, const char* what);
+  void global_access(uintptr_t p, size_t bytes, int kind, const void* pc, const char* what);
   void shared_access(Thread&, uintptr_t p, size_t bytes, int kind, const void* pc, const char* what,
                      bool by_proxy = false);
   bool is_shared(uintptr_t p) const { return p - window_ < kWindowBytes; }
@@ -129,7 +133,11 @@ class Worker {
   [[noreturn]] void fail(const std::string& message, const void* pc = nullptr);
   [[noreturn]] void fail(const std::string& message, Location);
 
+  // For order_across_blocks: the thread's fence of global memory.
+  void fence(Thread&);
+
   const Launch* launch = nullptr;
+  uint32_t launch_number = 0;
   uint3 block{};
   char* shared;
   Shadow shadow{kMaxSharedBytes};
@@ -142,6 +150,8 @@ class Worker {
   void land_a_copy();
   void block_thread(Thread&, const char* what, Location);
   void wake(Thread&);
+  void order_across_blocks(Thread&, const Range&, uintptr_t p, size_t bytes, int kind, const void* pc, const char* what);
+  void release_fenced();  // at an atomic on global memory
   void thread_landed();  // each time that run_next() has chosen it
   [[noreturn]] void run_next();
   std::string stuck() const;
@@ -161,6 +171,8 @@ class Worker {
   Context main_;
   bool failed_ = false;
   uintptr_t window_;
+  uint32_t atomics_ = 0;            // of the block, on global memory
+  std::vector<uint64_t*> fenced_;  // as Thread::not_fenced, of all threads, since the last of them
   const Range* recent_[8];  // what global accesses of the block have hit of late
 };
 

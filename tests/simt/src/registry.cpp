@@ -25,13 +25,16 @@ void* allocate(size_t bytes, const char* name, bool writable) {
   poison(base, kRedZone);
   poison(base + kRedZone + bytes, padded - bytes + kRedZone);
   auto begin = reinterpret_cast<uintptr_t>(base + kRedZone);
-  ranges()[begin] = {begin, begin + bytes, writable, name};
+  auto* marks = writable ? static_cast<uint64_t*>(std::calloc(bytes / 4 + 1, sizeof(uint64_t))) : nullptr;
+  ranges()[begin] = {begin, begin + bytes, writable, name, marks};
   return base + kRedZone;
 }
 
 void release(void* p) {
   if (!p) return;
-  ranges().erase(reinterpret_cast<uintptr_t>(p));
+  auto range = ranges().find(reinterpret_cast<uintptr_t>(p));
+  std::free(range->second.marks);
+  ranges().erase(range);
   std::free(static_cast<char*>(p) - kRedZone);
 }
 

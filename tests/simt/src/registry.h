@@ -11,6 +11,7 @@ struct Range {
   uintptr_t begin = 0, end = 0;
   bool writable = false;
   std::string name;
+  uint64_t* marks = nullptr;  // of each four bytes, who wrote them: see order_across_blocks
   bool holds(uintptr_t p, size_t bytes) const { return p >= begin && p + bytes <= end; }
 };
 

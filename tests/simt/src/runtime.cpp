@@ -40,6 +40,8 @@ dim3 block_dim() { return self().worker->launch->block; }
 dim3 grid_dim() { return self().worker->launch->grid; }
 unsigned lane() { return self().lane(); }
 
+void fence() { self().worker->fence(self()); }
+
 void wait_for_kernels_before() { self().has_waited = true; }
 
 void sync_block(Location at) {
@@ -80,8 +82,6 @@ uint32_t shared_address(const void* p) {
 
 namespace {
 
-enum { kRead = -1 };
-
 void access(const void* pointer, size_t bytes, int kind, const void* pc, const char* what) {
   Thread* t = current;
   if (!t || t->fiber.holds(pointer)) return;
@@ -89,7 +89,7 @@ void access(const void* pointer, size_t bytes, int kind, const void* pc, const c
   if (t->worker->is_shared(p)) {
     t->worker->shared_access(*t, p, bytes, kind, pc, what);
   } else {
-    t->worker->global_access(p, bytes, kind != kRead, pc, what);
+    t->worker->global_access(p, bytes, kind, pc, what);
   }
 }
 
@@ -132,7 +132,7 @@ void async_copy(void* shared, const void* global, unsigned bytes, unsigned sourc
   if (source_bytes) {
     if (w.is_shared(from)) w.fail("cp.async: its source is in shared memory", pc);
     aligned_to(global, bytes, pc, "cp.async source");
-    w.global_access(from, source_bytes, false, pc, "cp.async");
+    w.global_access(from, source_bytes, kRead, pc, "cp.async");
   }
   t.copies.push_back({global, to - reinterpret_cast<uintptr_t>(w.shared), bytes, source_bytes});
 }
@@ -177,6 +177,9 @@ void launch(const Launch& l) {
   Registered registered({arguments, arguments + l.arguments_bytes, false, "the kernel's parameters"});
   unsigned n = static_cast<unsigned>(std::min<uint64_t>(os_threads, blocks));
   while (workers.size() < n) workers.push_back(std::make_unique<Worker>());
+  static uint32_t launches = 0;
+  ++launches;
+  for (auto& worker : workers) worker->launch_number = launches;
   std::atomic<uint64_t> next = 0;
   uint64_t seed = schedule_seed;
   auto run = [&](Worker& worker) {

@@ -37,6 +37,8 @@ inline void aligned(const char* name, void* operand, Apply apply, Location at) {
 
 // `value` of lane `source`, or the own one if source is negative. What a lane outside the mask holds is undefined.
 uint64_t exchange(unsigned mask, uint64_t value, int source, const char* name, Location);
+// Orders what the thread has done in global memory before, for other blocks, ahead of what it does behind.
+void fence();
 // Bit i: the predicate of lane i.
 unsigned vote(unsigned mask, bool predicate, const char* name, Location);
 
