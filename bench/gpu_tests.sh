@@ -8,7 +8,8 @@ root=$(realpath "$(dirname "$0")/..") logs=$1
 suite() {
   local name=$1 status=0
   shift
-  (cd "$root" && exec timeout -k 5 150 "$PYTHON" -P -m pytest -p no:cacheprovider --durations=3 --tb=short --maxfail=5 \
+  # In the foreground, which is this script's group of processes: they end with it.
+  (cd "$root" && exec timeout --foreground -k 5 150 "$PYTHON" -P -m pytest -p no:cacheprovider --durations=3 --tb=short --maxfail=5 \
     "$@") >"$logs/tests-$name.log" 2>&1 || status=$?
   echo "$name ($status): $(grep -aE "passed|failed|error|skipped" "$logs/tests-$name.log" | tail -n 1)"
   ((status == 0)) || grep -aE "^(FAILED|ERROR|E  )" "$logs/tests-$name.log" | cut -c 1-200 | head -n 12
