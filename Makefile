@@ -19,8 +19,10 @@ demo: $(VENV)/installed
 	$(VENV)/bin/pybatch run examples/reviews.jsonl -o results.jsonl --overwrite --model smollm2-135m \
 	  --quantization int8 --temperature 0 --max-tokens 128
 
-test: $(VENV)/installed browser emulator
+test: setup
 	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 30
+
+setup: $(VENV)/installed browser emulator
 
 # For the test that looks at a report; without a browser it is skipped. On Debian, where we may install one.
 browser:
@@ -96,4 +98,4 @@ hopper: $(VENV)/packages
 clean:
 	rm -rf build dist $(VENV) pybatch/*.so
 
-.PHONY: demo test browser emulator lint cuda build hopper clean
+.PHONY: demo test setup browser emulator lint cuda build hopper clean

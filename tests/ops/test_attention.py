@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ops.int4_packing import by_element, groups_of, pack_k, pack_v
 from torch import Tensor
@@ -183,6 +183,8 @@ lengths = st.one_of(st.integers(1, 70), st.sampled_from([128, 511, 512, 513, 700
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(shape=shapes, mask=masks, batch=st.lists(st.tuples(lengths, st.integers(1, 90)), min_size=1, max_size=3))
 def test_matches_float64(shape: Shape, mask: Mask, batch: list[tuple[int, int]]) -> None:
+    products = shape.heads * shape.head_dim * sum(min(last, length) * length for length, last in batch)
+    assume(products < 3e7)  # tests/simt takes ten seconds for 1e8, and what takes other paths is below
     sequences = [make_sequence(shape, length, seed) for seed, (length, _) in enumerate(batch)]
     work = [(s, max(0, length - last), length) for s, (length, last) in zip(sequences, batch, strict=True)]
     tolerance = max(TOLERANCE[shape.dtype], WORDS if shape.cache in INTEGERS else 0)

@@ -3,22 +3,23 @@
 
 #include <cstdint>
 
-#define SIMT_VECTOR_TYPES(T, name, align2, align4)                                          \
-  struct name##1 {                                                                          \
-    T x;                                                                                    \
-  };                                                                                        \
-  struct alignas(align2) name##2 {                                                          \
-    T x, y;                                                                                 \
-  };                                                                                        \
-  struct name##3 {                                                                          \
-    T x, y, z;                                                                              \
-  };                                                                                        \
-  struct alignas(align4) name##4 {                                                          \
-    T x, y, z, w;                                                                           \
-  };                                                                                        \
-  constexpr name##2 make_##name##2(T x, T y) { return {x, y}; }                             \
-  constexpr name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                     \
-  constexpr name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+// Inlined at -O0 too, where the compiler would not tell of a result that a call writes to shared memory.
+#define SIMT_VECTOR_TYPES(T, name, align2, align4)                                               \
+  struct name##1 {                                                                               \
+    T x;                                                                                         \
+  };                                                                                             \
+  struct alignas(align2) name##2 {                                                               \
+    T x, y;                                                                                      \
+  };                                                                                             \
+  struct name##3 {                                                                               \
+    T x, y, z;                                                                                   \
+  };                                                                                             \
+  struct alignas(align4) name##4 {                                                               \
+    T x, y, z, w;                                                                                \
+  };                                                                                             \
+  [[gnu::always_inline]] constexpr name##2 make_##name##2(T x, T y) { return {x, y}; }           \
+  [[gnu::always_inline]] constexpr name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }   \
+  [[gnu::always_inline]] constexpr name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 
 SIMT_VECTOR_TYPES(signed char, char, 2, 4)
 SIMT_VECTOR_TYPES(unsigned char, uchar, 2, 4)
