@@ -127,6 +127,7 @@ def compare(
     """
     from pybatch.jobs.preparation import OtherJobError, discard_unused_journals
     from pybatch.jobs.report.files import ReportFiles
+    from pybatch.machine.folders import make_folder
     from pybatch.prompts.comparison.jobs import ComparisonStoppedError, Engines, JobFolder, Running
     from pybatch.prompts.comparison.tables import notes, tables
     from pybatch.prompts.comparison.task import at_latitude, run, tell_of
@@ -138,7 +139,7 @@ def compare(
         task = task_of(prompts, model or [], data, input_format, score, repeats, judge_model,
                        (effect, power, confidence), sampling, engine, told)  # fmt: skip
         path = Path(output or f"{FOLDER}/{task.key}")
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder("output", path)
         at = at_latitude(task, latitude, path, tell)
     with ending_in_order() as stop, comparing_errors():
         running = Running(stop.requested, grace, tell, show_progress=True, lines=True, latitude=at)

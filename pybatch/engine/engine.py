@@ -172,7 +172,9 @@ class Engine:
                     seconds_per_token=lambda: step_cost.line()[1],
                 )
             except OSError as error:
-                raise ValueError(f"prefix_cache_dir: expected a folder to write to: {error}") from error
+                raise ValueError(
+                    f"prefix_cache_dir: expected a folder to write to: {error.filename}: {error.strerror}"
+                ) from error
         self._targets = TargetBudget(config.max_num_batched_tokens)
         self._new_schedule()
 

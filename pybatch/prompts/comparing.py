@@ -15,6 +15,7 @@ from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.llm import LLM, split_arguments
 from pybatch.jobs.report.files import ReportFiles
 from pybatch.jobs.sources import open_source
+from pybatch.machine.folders import make_folder
 from pybatch.prompts.comparison.figures import Comparison, Plan
 from pybatch.prompts.comparison.jobs import ComparisonStoppedError, Engines, JobFolder, Running
 from pybatch.prompts.comparison.scorers.parse import Given, scorers_of
@@ -96,7 +97,7 @@ def compare(
     )
     with ExitStack() as opened:
         path = Path(opened.enter_context(tempfile.TemporaryDirectory()) if output is None else output)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder("output", path)
         interrupts = opened.enter_context(deferred_interrupts())
         at = at_latitude(task, latitude, path)
         running = Running(lambda: bool(interrupts), show_progress=use_tqdm, latitude=at)

@@ -15,6 +15,7 @@ from pybatch.jobs.report.report import write_json
 from pybatch.jobs.rows import Row
 from pybatch.jobs.sources.in_memory import digest_of
 from pybatch.model.checkpoints.find import find_model
+from pybatch.model.errors import ModelError
 from pybatch.prompts.comparison.answering import Answered, Verdicts, answer_variants, judge_answers, measured
 from pybatch.prompts.comparison.asking import digest
 from pybatch.prompts.comparison.figures import AS_USUAL, Comparison, Plan, compared
@@ -29,6 +30,7 @@ from pybatch.prompts.errors import PromptError
 from pybatch.tune.cost import UNKNOWN, Prices
 
 DEFAULT_MODEL = "smollm2-135m"
+MOST_REPEATS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ class Task:
     def __post_init__(self) -> None:
         """Raises ValueError for what is wrong with the task as a whole, before anything is loaded."""
         expect_scipy()
-        for model in (*(each.model for each in self.variants), self.judge_model):
-            if isinstance(model, str | Path):
-                find_model(model)
-        if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 1:
-            raise ValueError(f"repeats: expected a number of at least 1, got {self.repeats!r}")
+        for variant in self.variants:
+            if isinstance(variant.model, str | Path):
+                find_model(variant.model)
+        if isinstance(self.judge_model, str | Path):
+            try:
+                find_model(self.judge_model)
+            except ModelError as error:
+                raise ModelError(f"judge_model: {str(error).removeprefix('model: ')}") from error
+        if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or not 0 < self.repeats <= MOST_REPEATS:
+            raise ValueError(f"repeats: expected 1 to {MOST_REPEATS:,}, got {self.repeats!r}")
         if not self.data:
             raise ValueError("data: expected rows, got none")
         for variant in self.variants:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pybatch.machine.folders import make_folder
 from pybatch.serve.settings import ServerSettings
 from pybatch.serve.store.batches import BatchStore
 from pybatch.serve.store.database import Database
@@ -21,13 +22,13 @@ from pybatch.serve.store.files import FileStore
 class Storage:
     """Files and batches in a folder, which this process alone has until it is closed.
 
-    Raises OSError if the folder cannot be used, BlockingIOError if another server has it, ValueError if it is of
-    another version of pybatch.
+    Raises OSError or ValueError if the folder cannot be used or is of another version of pybatch, BlockingIOError if
+    another server has it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it has what clients ask
+        make_folder("data_dir", folder, mode=0o700)  # it has what clients ask
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

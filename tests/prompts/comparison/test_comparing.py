@@ -218,7 +218,9 @@ def test_a_row_without_an_answer_has_no_score(prompts: list[Path], llm: LLM, tmp
     [
         ({"score": "contains:{answer}"}, "'contains:{answer}': no row has 'answer'; the first one has 'text', 'label'"),
         ({"score": []}, "score: expected judge"),
-        ({"repeats": 0}, "repeats: expected a number of at least 1, got 0"),
+        ({"repeats": 0}, "repeats: expected 1 to 1,000,000, got 0"),
+        ({"judge_model": "nowhere"}, "judge_model: expected a directory"),
+        ({"output": __file__}, "output: expected a folder to write to, got "),
         ({"n": 2}, "n: expected 1, got 2"),
         ({"effect": 0}, "effect: expected a difference of scores above 0"),
         ({"confidence": 95}, "confidence: expected a probability from 0.5"),
