@@ -6,14 +6,12 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from pybatch.engine.adapters import Adapters
 from pybatch.engine.cache_sizes import cache_sizes
 from pybatch.engine.computing import Computed, Launched, StepComputer
 from pybatch.engine.config import EngineConfig
-from pybatch.engine.disk.fingerprint import fingerprint
-from pybatch.engine.disk.prefix_files import PrefixFiles
+from pybatch.engine.disk.make import make_prefix_files
 from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.caches import make_caches
 from pybatch.engine.execution.kv_cache import KvCache
@@ -160,21 +158,7 @@ class Engine:
         self.num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
         step_cost = self.metrics.step_cost  # not self in the lambda: that would be a cycle
         self._swap_cost = SwapCost(self._kv_cache.seconds_per_swap, lambda: step_cost.line()[1])
-        self.prefix_files: PrefixFiles | None = None
-        if config.prefix_cache_dir is not None:
-            try:
-                self.prefix_files = PrefixFiles(
-                    Path(config.prefix_cache_dir),
-                    fingerprint(decoder, self._kv_cache.layout),
-                    self._kv_cache,
-                    max_bytes=int(config.prefix_cache_space * 2**30),
-                    block_size=config.block_size,
-                    seconds_per_token=lambda: step_cost.line()[1],
-                )
-            except OSError as error:
-                raise ValueError(
-                    f"prefix_cache_dir: expected a folder to write to: {error.filename}: {error.strerror}"
-                ) from error
+        self.prefix_files = make_prefix_files(config, decoder, self._kv_cache, lambda: step_cost.line()[1])
         self._targets = TargetBudget(config.max_num_batched_tokens)
         self._new_schedule()
 

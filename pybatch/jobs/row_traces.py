@@ -42,7 +42,7 @@ class RowTraces:
     def __init__(
         self, sender: SpanSender, job: Job, model: str, tracing: Tracing, price_per_hour: float | None = None
     ) -> None:
-        self._sender, self.job, self.model, self._tracing = sender, job, plain(model), tracing
+        self._sender, self.job, self.model = sender, job, plain(model)
         self._price_per_hour, self.content = price_per_hour, tracing.content
         self._id = job.journal.job_id
         self._session = None if tracing.session is None else Template(tracing.session)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pybatch.machine.device import find_device
 from pybatch.machine.faults import is_machine_fault
@@ -31,7 +30,7 @@ from pybatch.model.fields import short
 from pybatch.model.lora.slots import AdapterSlots
 from pybatch.model.offload import HostLayers, choose_layers, device_bytes
 from pybatch.model.pooling import PoolingConfig
-from pybatch.model.rope import RopeConfig, rotary_table
+from pybatch.model.rope import rotary_table
 from pybatch.model.shards import ShardLoader, ShardPlan, of_rank
 from pybatch.model.stage import of_stage
 from pybatch.model.text.tokenizer import Tokenizer
@@ -109,32 +108,12 @@ def load_model(
         raise ModelError(f"quantization: expected None or one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
     with _errors_in_words(model, place):
         path = find_model(model)
-        if quantization == "gguf" and path.is_dir():
-            raise ModelError(
-                f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}"
-            )
-        checkpoint = open_checkpoint(path, place)
+        checkpoint = _open(path, quantization, adapter, place)
         if quantization in METHODS:
-            _check_method(checkpoint, quantization)
             quantization = None
-        if adapter is not None:
-            from pybatch.model.checkpoints.adapter import Adapter, MergedCheckpoint
-
-            checkpoint = MergedCheckpoint(checkpoint, Adapter.find(adapter))
+        length = _length(checkpoint.config, max_model_len)
+        text = None if skip_tokenizer else _tokenizer(path if tokenizer is None else find_model(tokenizer), checkpoint)
         config = checkpoint.config
-        length = config.plain_context if max_model_len is None else max_model_len
-        if not 0 < length <= config.max_position:
-            raise ModelError(
-                f"max_model_len: expected at most {config.max_position}, the context length of {config.name}, "
-                f"got {length}"
-            )
-        loaded_tokenizer = None
-        if not skip_tokenizer:
-            loaded_tokenizer = load_tokenizer(path if tokenizer is None else find_model(tokenizer))
-            ends = merge_ids(config.eos_token_ids, loaded_tokenizer.eos_token_ids)
-            config = without_unknown_ids(replace(config, eos_token_ids=ends))
-            loaded_tokenizer.eos_token_ids = tuple(i for i in loaded_tokenizer.eos_token_ids if i < config.vocab_size)
-            checkpoint.config = config
         if place.type != "cpu" and any(isinstance(each, LatentAttentionConfig) for each in config.attentions):
             raise ModelError(
                 f"device: expected 'cpu' for {config.architecture}, whose latent attention has no kernel for GPUs, got "
@@ -152,12 +131,8 @@ def load_model(
         _check(planned, checkpoint, length, quantization, place, on_host)
         if plan.keeps_bits:
             checkpoint.tell()
-        elif quantization is None and (stored := _unpacked_bytes(checkpoint, planned)):
-            logger.info(
-                "%s: what its file has in %.0f MB is unpacked to %.0f MB of %s: quantization='gguf' runs from the "
-                "file's own bits",
-                config.name, stored / 1e6, planned.weight_bytes() / 1e6, str(compute).removeprefix("torch."),
-            )  # fmt: skip
+        elif quantization is None:
+            _tell_unpacked(checkpoint, planned)
 
         def load() -> Decoder:
             host = HostLayers(on_host, place) if on_host else None
@@ -169,22 +144,60 @@ def load_model(
         if weights_cache_dir is None or place.type != "cpu" or ranks or stages or on_host:
             decoder = load()
         else:
-            of_all = any(rope.depends_on_length for rope in config.ropes)
-            context = length if of_all else min(length, TOKENS)
-            cache = WeightsCache(Path(weights_cache_dir).expanduser(), checkpoint, compute, quantization, context)
-            rotary = {rope: rotary_table(rope, length) for rope in config.ropes}
-            decoder = _through_cache(cache, planned, rotary, load)
+            decoder = _through_cache(Path(weights_cache_dir).expanduser(), arguments, length, planned, load)
         adapters = None
         if max_loras:
             kept = DTYPES.get(lora_dtype, compute)
             sizes: dict[str, Any] = {"count": max_loras, "max_rank": max_lora_rank, "dtype": kept}
             adapters = AdapterSlots(decoder, checkpoint, ranks, stages, **sizes)
-    return LoadedModel(decoder, loaded_tokenizer, config, checkpoint.generation_config, checkpoint.pooling, adapters)
+    return LoadedModel(decoder, text, config, checkpoint.generation_config, checkpoint.pooling, adapters)
+
+
+def _open(path: Path, quantization: str | None, adapter: str | Path | None, device: torch.device) -> Checkpoint:
+    """With the adapter merged. Raises ModelError where the bits are not those that quantization names."""
+    if quantization == "gguf" and path.is_dir():
+        raise ModelError(f"quantization: 'gguf' keeps the bits of a GGUF file; expected one, got the directory {path}")
+    checkpoint = open_checkpoint(path, device)
+    if quantization in METHODS:
+        _check_method(checkpoint, quantization)
+    if adapter is None:
+        return checkpoint
+    from pybatch.model.checkpoints.adapter import Adapter, MergedCheckpoint
+
+    return MergedCheckpoint(checkpoint, Adapter.find(adapter))
+
+
+def _length(config: ModelConfig, max_model_len: int | None) -> int:
+    """The positions to prepare for."""
+    length = config.plain_context if max_model_len is None else max_model_len
+    if not 0 < length <= config.max_position:
+        raise ModelError(
+            f"max_model_len: expected at most {config.max_position}, the context length of {config.name}, got {length}"
+        )
+    return length
+
+
+def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer:
+    """From then on the checkpoint's config has the tokenizer's ends too."""
+    tokenizer = load_tokenizer(path)
+    ends = merge_ids(checkpoint.config.eos_token_ids, tokenizer.eos_token_ids)
+    checkpoint.config = config = without_unknown_ids(replace(checkpoint.config, eos_token_ids=ends))
+    tokenizer.eos_token_ids = tuple(i for i in tokenizer.eos_token_ids if i < config.vocab_size)
+    return tokenizer
 
 
 def _through_cache(
-    cache: WeightsCache, plan: Decoder, rotary: Mapping[RopeConfig, Tensor], load: Callable[[], Decoder]
+    folder: Path,
+    arguments: tuple[Checkpoint, torch.dtype, str | None],
+    length: int,
+    plan: Decoder,
+    load: Callable[[], Decoder],
 ) -> Decoder:
+    """The decoder, mapped from the folder, where its weights are put if need be. arguments: WeightLoader's."""
+    ropes = plan.config.ropes
+    context = length if any(rope.depends_on_length for rope in ropes) else min(length, TOKENS)
+    cache = WeightsCache(folder, *arguments, context)
+    rotary = {rope: rotary_table(rope, length) for rope in ropes}
     decoder = cache.load(plan, rotary)
     if decoder is None:
         decoder = load()
@@ -259,6 +272,15 @@ def _check(
     raise ModelError(
         f"{config.name}: {kept}, and {available / 1e6:,.1f} MB of memory are free on {device}{advice(device)}"
     )
+
+
+def _tell_unpacked(checkpoint: Checkpoint, plan: Decoder) -> None:
+    if stored := _unpacked_bytes(checkpoint, plan):
+        logger.info(
+            "%s: what its file has in %.0f MB is unpacked to %.0f MB of %s: quantization='gguf' runs from the "
+            "file's own bits",
+            plan.config.name, stored / 1e6, plan.weight_bytes() / 1e6, str(plan.dtype).removeprefix("torch."),
+        )  # fmt: skip
 
 
 def _unpacked_bytes(checkpoint: Checkpoint, plan: Decoder) -> int:

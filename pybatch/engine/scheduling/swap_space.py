@@ -19,7 +19,6 @@ class SwapSpace:
 
     def __init__(self, num_blocks: int, pays: Callable[[int, int], bool]) -> None:
         self.num_blocks = num_blocks
-        self.num_out = self.num_in = 0  # blocks that have been moved
         self._pays = pays
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack, so that little memory is touched
         self._outs: Pairs = []
@@ -68,8 +67,6 @@ class SwapSpace:
         for sequence, pairs in list(self._ins.items()):
             ins += pairs
             self.drop(sequence)
-        self.num_out += len(outs)
-        self.num_in += len(ins)
         return outs, ins
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:

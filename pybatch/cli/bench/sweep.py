@@ -1,4 +1,4 @@
-"""pybatch bench: what a model does on this machine, measured."""
+"""pybatch bench sweep: batch sizes, precisions, KV types and policies side by side."""
 
 from __future__ import annotations
 
@@ -9,87 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from pybatch.cli.bench.step import measured, numbers
 from pybatch.cli.command import load, stderr, stdout, usage_errors
 from pybatch.cli.flags import EngineFlags, SamplingFlags, option, takes
 from pybatch.cli.plan import tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pybatch.api.llm import LLM
     from pybatch.tune.ceilings import Ceilings
     from pybatch.tune.sweep import Sweep
     from pybatch.tune.workload import Workload
 
-bench = typer.Typer(no_args_is_help=True, help="Measure a model on this machine.")
-measured = partial(option, "What is measured")
 workload = partial(option, "Workload")
 told = partial(option, "Reports")
 
 
-@bench.callback()
-def commands() -> None:
-    """Measure a model on this machine."""
-
-
-@bench.command()
-@takes(engine=EngineFlags)
-def step(
-    name: Annotated[str | None, typer.Argument(help="The model, as --model.", metavar="MODEL")] = None,
-    sequences: Annotated[
-        str, measured("Sequences in a step, with commas. Default: 1,8,32,64.", metavar="N,N,...")
-    ] = "1,8,32,64",
-    context: Annotated[int, measured("Tokens that each attends to. Default: 32.", min=1)] = 32,
-    steps: Annotated[int, measured("Steps of each size, of which the median is shown. Default: 32.", min=1)] = 32,
-    json_file: Annotated[str | None, measured("Write the figures as JSON.", "--json", metavar="FILE")] = None,
-    *,
-    engine: EngineFlags,
-) -> None:
-    """Show where a decode step's time goes: each kernel, and the Python around them."""
-    with usage_errors():
-        from pybatch.engine.step_parts import decode_step
-        from pybatch.jobs.disk.publishing import expect_place
-        from pybatch.jobs.report.report import write_json
-
-        sizes = numbers("sequences", sequences)
-        if json_file is not None:
-            expect_place(json_file)
-    if name is not None:
-        engine.model = name
-    llm, _ = load(engine, SamplingFlags())
-    with usage_errors():
-        with stderr.status("Measuring steps"):
-            parts = {size: decode_step(llm.engine, size, context, steps) for size in sizes}
-        if json_file is not None:
-            write_json(json_file, {"model": engine.model, "context": context, "seconds": parts, **llm.session.settings})
-    stdout().print(step_table(engine.model, parts))
-
-
-def numbers(argument: str, text: str) -> list[int]:
-    """Raises ValueError."""
-    try:
-        found = [int(each) for each in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise ValueError(f"{argument}: expected positive numbers with commas, such as 1,8,64, got {text!r}")
-    return found
-
-
-def step_table(model: str, parts: Mapping[int, Mapping[str, float]]) -> Table:
-    table = Table(title=f"ms of a decode step of {model}, by sequences", title_justify="left")
-    table.add_column("part")
-    for size in parts:
-        table.add_column(str(size), justify="right")
-    for part in dict.fromkeys(part for of_size in parts.values() for part in of_size if part != "step"):
-        seconds = [(each.get(part, 0.0), each["step"]) for each in parts.values()]
-        cells = (f"{own * 1e3:.2f} ({own / whole:4.0%})" for own, whole in seconds)
-        table.add_row(part, *cells)
-    table.add_row("step", *(f"{each['step'] * 1e3:.2f}" for each in parts.values()))
-    return table
-
-
-@bench.command()
 @takes(engine=EngineFlags)
 def sweep(
     name: Annotated[str | None, typer.Argument(help="The model, as --model.", metavar="MODEL")] = None,
