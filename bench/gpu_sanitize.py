@@ -60,7 +60,9 @@ def matmuls(dtype: torch.dtype) -> None:
         x, out = torch.randn(m, k, device="cuda").to(dtype), torch.empty(m, n, device="cuda", dtype=dtype)
         ops.matmul_dense(x, ops.pack_dense(weight.to(dtype)), out=out)
         ops.matmul_w8a16(x, ops.pack_int8(q), scale, out=out)
-        ops.matmul_w8a16(x, ops.pack_float8((weight * 100).to(torch.float8_e4m3fn)), scale, out=out)
+        codes, scales = (weight * 100).to(torch.float8_e4m3fn), torch.rand(n, -(-k // 128), device="cuda")
+        ops.matmul_w8a16(x, ops.pack_float8(codes), scale, out=out)
+        ops.matmul_w8a16(x, ops.pack_float8(codes, scales), scale, out=out)
         ops.matmul_w8a8(x, ops.pack_int8(q), scale, out=out)
         for matmul in (ops.matmul_w8a16, ops.matmul_w8a8):
             matmul(x, ops.pack_int8(q), scale, out=out, norm=x[0].clone(), epilogue=ops.Epilogue.ADD)

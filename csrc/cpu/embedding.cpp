@@ -45,6 +45,21 @@ struct PackedFloat8 : PackedInt8 {
   }
 };
 
+struct PackedBlocks {  // a vector's columns have one scale
+  const EmbeddingParams& p;
+  int64_t id;
+  F32x16 scale;
+  PackedBlocks(const EmbeddingParams& p, int64_t id) : p(p), id(id), scale(broadcast(p.scale[id])) {}
+  F32x16 at(int64_t i, int64_t n) const {
+    const auto* table = static_cast<const char*>(p.table);
+    int32_t bytes[kLanes] = {};
+    for (int64_t j = 0; j < n; ++j) bytes[j] = table[in_blocks_at(id, i + j, p.width)];
+    float of_block;
+    std::memcpy(&of_block, table + block_scale_at(id, i / kBlockK, p.width), sizeof of_block);
+    return float8(load_ints(bytes), 0) * broadcast(of_block) * scale;
+  }
+};
+
 template <class Type>
 struct PackedGguf {
   const char* groups;
@@ -100,6 +115,7 @@ void embedding(const EmbeddingParams& p) {
     case TableLayout::packed_dense: return with_float_type(p.table_dtype, [&]<class T>(T*) { gather<Packed<T>>(p); });
     case TableLayout::packed_scaled:
       return p.table_dtype == DType::e4m3 ? gather<PackedFloat8>(p) : gather<PackedInt8>(p);
+    case TableLayout::packed_blocks: return gather<PackedBlocks>(p);
     case TableLayout::packed_gguf:
       return with_gguf_type(p.gguf_type,
                             [&](auto* type) { gather<PackedGguf<std::remove_pointer_t<decltype(type)>>>(p); });

@@ -79,7 +79,7 @@ constexpr int kUnrolledSteps = 8;
 #endif
 
 constexpr int64_t kNear = 8192;              // bytes, of all panels of a tile, between what is used and what is fetched
-constexpr int64_t kMaxSteps = 16;            // of a group of weights, in which blocks are cut
+constexpr int64_t kLeastSteps = 16;          // in multiples of which, and of whole groups, blocks are cut
 constexpr int64_t kMinRows = 32;             // rows that are worth another pass over the weights
 constexpr int64_t kRowWorkPerThread = 8192;  // activations to prepare that are worth waking a thread for
 constexpr int64_t kWorkPerThread = 20'000;   // tile steps (of kStepWork 1) that are worth waking a thread for
@@ -311,7 +311,8 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
   if constexpr (Op::kWiden) widened = rows >= Op::Tile::kWidenRows;
   bool park = g.steps > kBlockSteps && (tiles > 1 || widened);
   // Blocks of one size: while one is multiplied, as much as it has is fetched.
-  int64_t block = park ? ceil_div(ceil_div(g.steps, ceil_div(g.steps, kBlockSteps)), kMaxSteps) * kMaxSteps : g.steps;
+  constexpr int64_t kCut = max(kLeastSteps, Op::kSteps);
+  int64_t block = park ? ceil_div(ceil_div(g.steps, ceil_div(g.steps, kBlockSteps)), kCut) * kCut : g.steps;
   auto* sums =
       static_cast<Sum*>(thread_scratch(kSums, (park ? rows : kMaxRows) * panels * static_cast<int64_t>(sizeof(Sum))));
   int64_t k = 0;

@@ -7,6 +7,7 @@ namespace {
 
 // Weights [16][4] to a group, widened exactly to fp32: step s is byte s of each column's four.
 struct ByteWeightOp : FloatOp<float> {
+  static constexpr bool kInBlocks = false;
   static constexpr int kSteps = 4;
   static constexpr int kGroupBytes = 4 * kPanel;
   static constexpr bool kWiden = true;
@@ -45,10 +46,22 @@ struct Float8WeightOp : ByteWeightOp {
   static PYBATCH_INLINE F32x16 weight(const char* group, int step) { return float8(load_ints(group), step); }
 };
 
+// A group is a block, with its columns' scales.
+struct Float8BlockOp : Float8WeightOp {
+  static constexpr bool kInBlocks = true;
+  static constexpr int kSteps = kBlockK;
+  static constexpr int kGroupBytes = kBlockBytes;
+
+  static PYBATCH_INLINE F32x16 weight(const char* block, int step) {
+    const char* group = block + step / 4 * (4 * kPanel);
+    return Float8WeightOp::weight(group, step % 4) * load(reinterpret_cast<const float*>(block + kBlockCodes));
+  }
+};
+
 template <class Op>
 void multiply(const MatmulParams& params) {
   ConstMatrix x = f32_rows(params);
-  Gemm g{params, x.data, x.row_stride * 4, packed_groups(params.k, 1) * Op::kGroupBytes, params.k};
+  Gemm g{params, x.data, x.row_stride * 4, panel_bytes(params.k, 1, Op::kInBlocks), params.k};
   gemm_by_expert<Op>(
       g, [](const MatmulParams& p, int64_t panel, int64_t panels, int64_t row, int64_t rows, const F32x16* sums) {
         write_tile(p, panel, panels, row, rows, sums, [&](int64_t column) {
@@ -61,7 +74,8 @@ void multiply(const MatmulParams& params) {
 }  // namespace
 
 void matmul_w8a16(const MatmulParams& p) {
-  p.weight_dtype == DType::e4m3 ? multiply<Float8WeightOp>(p) : multiply<Int8WeightOp>(p);
+  if (p.weight_dtype != DType::e4m3) return multiply<Int8WeightOp>(p);
+  p.in_blocks ? multiply<Float8BlockOp>(p) : multiply<Float8WeightOp>(p);
 }
 
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -20,7 +20,16 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingParams p) 
     });
     return;
   }
-  const float scale = p.layout == TableLayout::packed_scaled ? p.scale[id] : 1.0f;
+  const float scale = p.scale != nullptr ? p.scale[id] : 1.0f;
+  if (p.layout == TableLayout::packed_blocks) {
+    for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
+      const float of_block =
+          *reinterpret_cast<const float*>(static_cast<const char*>(p.table) + block_scale_at(id, k / kBlockK, p.width));
+      const float x = load_as(DType::e4m3, p.table, in_blocks_at(id, k, p.width)) * of_block * scale * p.multiplier;
+      store_as(p.out.dtype, p.out.data, row * p.out.row_stride + k, x);
+    }
+    return;
+  }
   for (int64_t k = threadIdx.x; k < p.width; k += kThreads) {
     const int64_t at =
         p.layout == TableLayout::rows ? id * p.width + k : packed_at(id, k, p.width, size_of(p.table_dtype));

@@ -55,6 +55,7 @@ void attention_mass(const AttentionMassParams&, void* workspace, cudaStream_t);
 void matmul_dense(const MatmulParams&, cudaStream_t);
 void matmul_w8a16(const MatmulParams&, cudaStream_t);
 void matmul_e4m3(const MatmulParams&, cudaStream_t);  // matmul_w8a16 of such weights
+void matmul_e4m3_blocks(const MatmulParams&, cudaStream_t);
 size_t matmul_w8a8_workspace(const MatmulParams&);
 void matmul_w8a8(const MatmulParams&, void* workspace, cudaStream_t);
 size_t matmul_gguf_workspace(const MatmulParams&);

@@ -12,6 +12,13 @@ constexpr int kSlabs = 2;         // of a pipeline stage
 // The sum over K is cut into this many parts that are added in ascending order: four warps can then share a column.
 constexpr int kSplits = 4;
 
+// A part's stages, of all. Blocks of K that have scales are two stages each, and in one part.
+template <bool kInBlocks, class Int>
+constexpr Int stages_of_part(Int stages) {
+  const Int split = (stages + kSplits - 1) / kSplits;
+  return kInBlocks ? split + split % 2 : split;
+}
+
 // A block has kWarpsN warps over neighbouring columns, each with all of K (many rows), or a warp for each part of K
 // (few rows), as do those of sm90/ for several columns.
 template <int kRows_, int kWarpsN_, int kWarpsK_>

@@ -16,6 +16,27 @@ constexpr int kPartPitch = kWarpColumns + 4;
 // which load eight bytes of four rows meet in no bank.
 __device__ __forceinline__ int place_of_step(int row, int step) { return row * kSlabBytes + (step ^ row / 2 % 2) * 32; }
 
+// Of weights in blocks: the scales of a lane's columns of a block, [tile][half]. panel: the one that has them.
+__device__ __forceinline__ float4 load_block_scales(const char* panel, int64_t block, int g) {
+  return reinterpret_cast<const float4*>(panel + block * kBlockBytes + kBlockCodes)[g % 4];
+}
+// total += sum * scale, and sum = 0.
+template <int kTokenTiles>
+__device__ __forceinline__ void add_block(float (&total)[2][kTokenTiles][4], float (&sum)[2][kTokenTiles][4],
+                                          float4 scales) {
+  const float scale[2][2] = {{scales.x, scales.y}, {scales.z, scales.w}};
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        total[tile][j][e] = fmaf(sum[tile][j][e], scale[tile][e / 2], total[tile][j][e]), sum[tile][j][e] = 0;
+      }
+    }
+  }
+}
+
 // Starts the copy of a stage's slabs of the block's rows of x: sixteen bytes a thread and turn.
 template <class Op, class Tile>
 __device__ __forceinline__ void copy_x(char* to, const MatmulParams& p, int64_t first_row, int64_t stage, int thread,
@@ -92,7 +113,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
   auto wait_for_others = [] { kAlone ? __syncwarp() : __syncthreads(); };
 
   const int64_t panels = ceil_div(p.n, kPanel) - first_column / kPanel;
-  const int64_t panel_bytes = Op::panel_bytes(p.k);
+  const int64_t panel_bytes = Op::bytes_of_panel(p.k);
   const WarpWeights weights = {
       static_cast<const char*>(p.weight) + (panels > 0 ? first_column / kPanel * panel_bytes : 0), p.k, panels};
   auto copy_stage = [&](int64_t stage) {
@@ -105,7 +126,10 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
   };
 
   Sum sum[2][kTokenTiles][4] = {}, total[2][kTokenTiles][4] = {};
-  const int64_t all_stages = ceil_div(p.k, kStageK), split = ceil_div(all_stages, kSplits);
+  static_assert(kAlone || !Op::kInBlocks);  // a block's sum, a part's and the total would not fit registers
+  const char* of_lane = weights.data + (g / 4 < panels ? g / 4 * panel_bytes : 0);  // its columns' panel
+  [[maybe_unused]] float4 scales{};
+  const int64_t all_stages = ceil_div(p.k, kStageK), split = stages_of_part<Op::kInBlocks>(all_stages);
   const int64_t begin = warp_k * split < all_stages ? warp_k * split : all_stages;
   const int64_t end = kAlone ? (begin + split < all_stages ? begin + split : all_stages) : all_stages;
   for (int i = 0; i < kStages - 1; ++i) {
@@ -118,6 +142,9 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
     if (stage + kStages - 1 < end) copy_stage(stage + kStages - 1);
     cp_async_commit();
 
+    if constexpr (Op::kInBlocks) {
+      if (stage % 2 == 0) scales = load_block_scales(of_lane, stage / 2, g);
+    }
     const char* here = shared + stage % kStages * kStageBytes;
     const char* here_weights = here + Tile::x_bytes() + warp_n * kSlabs * Op::kBytes;
 #pragma unroll
@@ -135,6 +162,9 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
         }
       }
     }
+    if constexpr (Op::kInBlocks) {
+      if (stage % 2 != 0 || stage + 1 == end) add_block(total, sum, scales);
+    }
     if (!kAlone && ((stage + 1) % split == 0 || stage + 1 == end)) {
 #pragma unroll
       for (int tile = 0; tile < 2; ++tile) {
@@ -146,7 +176,7 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, 2) matmul_kernel(MatmulPa
   }
 
   cp_async_wait<0>();
-  if constexpr (kAlone) {
+  if constexpr (kAlone && !Op::kInBlocks) {
     write_sums<Op, Tile>(p, row_scale, sum, first_row, first_column);
   } else {
     write_sums<Op, Tile>(p, row_scale, total, first_row, first_column);
@@ -166,8 +196,10 @@ void run_matmul(const MatmulParams& p, const float* row_scale, cudaStream_t stre
 template <class Op>
 void matmul(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
   const int64_t rows = rows_together(p);
-  const int64_t blocks = ceil_div(p.m, ManyRows::kRows) * ceil_div(p.n, ManyRows::kWarpsN * kWarpColumns);
-  if (rows > 32 && blocks >= multiprocessors()) return run_matmul<Op, ManyRows>(p, row_scale, stream);
+  if constexpr (!Op::kInBlocks) {
+    const int64_t blocks = ceil_div(p.m, ManyRows::kRows) * ceil_div(p.n, ManyRows::kWarpsN * kWarpColumns);
+    if (rows > 32 && blocks >= multiprocessors()) return run_matmul<Op, ManyRows>(p, row_scale, stream);
+  }
   if (rows > 32) return run_matmul<Op, FewRows<64>>(p, row_scale, stream);
   if (rows > 16) return run_matmul<Op, FewRows<32>>(p, row_scale, stream);
   if (rows > 8) return run_matmul<Op, FewRows<16>>(p, row_scale, stream);

@@ -24,13 +24,16 @@ struct WarpWeights {
 // g + 8 h of tile i.
 __device__ __forceinline__ int column_of_group(int tile, int half, int g) { return 4 * g + 2 * tile + half; }
 
-template <class W, int kGroups>  // the weights' type, and groups that a lane takes of a slab
+template <class W, int kGroups, bool kBlocks = false>  // the weights' type, and groups that a lane takes of a slab
 struct Panels {
+  static constexpr bool kInBlocks = kBlocks;
   static constexpr int kWeightBytes = sizeof(W);
   static constexpr size_t kBytes = kGroups * kWarp * 16;
 
-  static __device__ __forceinline__ int64_t panel_bytes(int64_t k) {
-    return packed_groups(k, sizeof(W)) * (kPanel * 4);
+  static __device__ __forceinline__ int64_t bytes_of_panel(int64_t k) { return panel_bytes(k, sizeof(W), kInBlocks); }
+  // Where what is so many bytes of weights from a panel's first lies in it.
+  static __device__ __forceinline__ int64_t place_in_panel(int64_t offset) {
+    return kInBlocks ? past_scales(offset) : offset;
   }
   // Which of a slab's groups is the i-th of lane 4 g + t.
   static __host__ __device__ __forceinline__ constexpr int group_of_lane(int i, int t) {
@@ -49,13 +52,14 @@ struct Panels {
   }
   static __device__ __forceinline__ void copy(char* to, const WarpWeights& w, int64_t slab, int lane) {
     const int64_t first = slab * 4 * kGroups, groups = ceil_div(w.k * kWeightBytes, 4) - first;
-    const char* from = w.data + first * (kPanel * 4) + lane * 16;
+    const char* from = w.data + place_in_panel(first * (kPanel * 4)) + lane * 16;
     to += place(lane) * 16;
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {  // half of them of either panel
       const int panel = i / (kGroups / 2), group = i % (kGroups / 2) * 8;
       const bool valid = group + lane / 4 < groups && panel < w.panels;
-      cp_async_16(to + i * kWarp * 16, valid ? from + panel * panel_bytes(w.k) + group * (kPanel * 4) : w.data, valid);
+      cp_async_16(to + i * kWarp * 16, valid ? from + panel * bytes_of_panel(w.k) + group * (kPanel * 4) : w.data,
+                  valid);
     }
   }
   // The i-th group that a lane loads, of those that were copied.
@@ -82,8 +86,8 @@ struct Panels {
 };
 
 // int8 or e4m3 weights widened to the type of x.
-template <class T, class W>
-struct WidenedWeights : Panels<W, 2> {
+template <class T, class W, bool kBlocks = false>
+struct WidenedWeights : Panels<W, 2, kBlocks> {
   using X = T;
   using Sum = float;
 

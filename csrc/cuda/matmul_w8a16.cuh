@@ -1,4 +1,4 @@
-// The matmul of 8-bit weights that are widened to the type of x: a source of its own for each type of them.
+// The matmul of 8-bit weights that are widened to the type of x: a source of its own for each kind of them.
 #pragma once
 
 #include "cuda/matmul_kernel.cuh"
@@ -7,15 +7,15 @@
 
 namespace pybatch::cuda {
 
-template <class W, auto& kHopper>
+template <class W, auto& kHopper, bool kInBlocks = false>
 void matmul_widened(const MatmulParams& p, cudaStream_t stream) {
   with_float_type(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (std::is_same_v<T, float>) {
-      simple_matmul<W>(p, stream);
+      simple_matmul<W, kInBlocks>(p, stream);
     } else {
       if (for_hopper(p)) return kHopper(p, stream);
-      matmul<WidenedWeights<T, W>>(p, nullptr, stream);
+      matmul<WidenedWeights<T, W, kInBlocks>>(p, nullptr, stream);
     }
   });
 }

@@ -8,7 +8,8 @@
 //                                        instructions that multiply pairs take them as they are
 //   int8   [ceil(N/16)][K4 + 1][16][4]   K in groups of four, K4 = ceil(K/4); the last group of a panel holds, as
 //                                        int32, the 16 column sums that an unsigned-by-signed dot product needs
-//   e4m3   likewise; the last group is zeros
+//   e4m3   likewise; the last group is zeros. Or [ceil(N/16)][ceil(K/128)][33][16][4], in blocks of 128 of K, padded
+//                                        with zeros: the last group of each holds, as floats, its 16 columns' scales
 //   GGUF   [ceil(N/16)][K/B][16 * S]     as in the file, in blocks of B weights of a column and S bytes, those of 16
 //                                        columns word by word: [S/4 words][16][4 bytes], then what a block has beside
 //                                        words, [16-bit floats][16]: its scale d and, if it has one, its min (m or
@@ -25,10 +26,26 @@ constexpr int64_t kPanel = 16;
 // Groups of four bytes that a column of k dense, int8 or e4m3 weights, of so many bytes each, has in its panel.
 constexpr int64_t packed_groups(int64_t k, int64_t bytes) { return (k * bytes + 3) / 4 + (bytes == 1 ? 1 : 0); }
 
+// Bytes of a panel; in_blocks: of e4m3 weights.
+constexpr int64_t kBlockK = 128, kBlockCodes = kBlockK * kPanel, kBlockBytes = kBlockCodes + kPanel * 4;
+constexpr int64_t panel_bytes(int64_t k, int64_t bytes, bool in_blocks = false) {
+  return in_blocks ? (k + kBlockK - 1) / kBlockK * kBlockBytes : packed_groups(k, bytes) * kPanel * 4;
+}
+// Where codes lie in a panel in blocks that are so far from the first without the scales between.
+constexpr int64_t past_scales(int64_t offset) { return offset + offset / kBlockCodes * (kBlockBytes - kBlockCodes); }
+
 // Where weight i of a column of k is, in weights.
 constexpr int64_t packed_at(int64_t column, int64_t i, int64_t k, int64_t bytes) {
   const int64_t group = 4 / bytes, groups = column / kPanel * packed_groups(k, bytes) + i / group;
   return (groups * kPanel + column % kPanel) * group + i % group;
+}
+constexpr int64_t in_blocks_at(int64_t column, int64_t i, int64_t k) {
+  const int64_t in_panel = i / 4 * kPanel * 4 + column % kPanel * 4 + i % 4;
+  return column / kPanel * panel_bytes(k, 1, true) + past_scales(in_panel);
+}
+// Where the scale of a block of a column is, in bytes.
+constexpr int64_t block_scale_at(int64_t column, int64_t block, int64_t k) {
+  return column / kPanel * panel_bytes(k, 1, true) + block * kBlockBytes + kBlockCodes + column % kPanel * 4;
 }
 
 // Types of quantised tensors in GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
@@ -84,8 +101,8 @@ struct Experts {
 };
 
 // matmul_dense: weights as they are, fp32 sums.
-// matmul_w8a16: int8 or e4m3 weights widened exactly, activations as they are; the fp32 sum times the weight scale,
-//   plus bias.
+// matmul_w8a16: int8 or e4m3 weights widened exactly, activations as they are; the fp32 sum (of weights in blocks, of
+//   each block's sum, or its weights, times its scale) times the weight scale, plus bias.
 // matmul_w8a8: activations quantised per row, scale = max|x| / 127, q = round-half-even(x * (127 / max|x|)) (with a
 //   scale below the smallest normal number, it and all q are 0; with an inf or NaN, the row's results are NaN); the s32
 //   sum is exact, for k <= 131072; out = float(sum) * (row scale * weight scale) + bias.
@@ -96,6 +113,7 @@ struct MatmulParams {
   ConstMatrix x;       // [x_rows(), k], f32, f16 or bf16
   const void* weight;  // packed, 64-byte aligned
   DType weight_dtype;  // f32, f16, bf16, i8 or e4m3
+  bool in_blocks;      // e4m3 only
   GgufType gguf_type;  // matmul_gguf only
   const float* scale;  // [n]; i8 and e4m3 weights only: weight = q * scale
   const void* bias;    // [n], bias_dtype, may be null

@@ -137,7 +137,8 @@ struct Cuda {
   }
   static void matmul_w8a16(const MatmulParams& params) {
     around(params, [](const MatmulParams& p) {
-      (p.weight_dtype == DType::e4m3 ? cuda::matmul_e4m3 : cuda::matmul_w8a16)(p, current_stream());
+      if (p.weight_dtype != DType::e4m3) return cuda::matmul_w8a16(p, current_stream());
+      (p.in_blocks ? cuda::matmul_e4m3_blocks : cuda::matmul_e4m3)(p, current_stream());
     });
   }
   static void matmul_w8a8(const MatmulParams& params) {

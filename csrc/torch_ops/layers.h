@@ -149,13 +149,22 @@ struct LayerOps : Checks<Backend> {
     check_packed(weight, name, weight.scalar_type(), experts, std::move(shape));
   }
 
-  // float8: whether weights may be that, too. Returns which they are.
+  // float8: whether weights may be that, too, where they may also be in blocks. Returns which they are.
   static DType check_packed_bytes(const Tensor& weight, const char* name, bool float8, int64_t n, int64_t k,
                                   int64_t experts = 0) {
     const bool is_float8 = float8 && weight.defined() && weight.scalar_type() == ScalarType::Float8_e4m3fn;
+    if (is_float8 && in_blocks(weight, experts)) {
+      const int64_t panels = (n + kPanel - 1) / kPanel, blocks = (k + kBlockK - 1) / kBlockK;
+      check_packed(weight, name, ScalarType::Float8_e4m3fn, experts, {panels, blocks, kBlockK / 4 + 1, kPanel, 4});
+      return DType::e4m3;
+    }
     check_packed(weight, name, is_float8 ? ScalarType::Float8_e4m3fn : ScalarType::Char, experts,
                  {(n + kPanel - 1) / kPanel, packed_groups(k, 1), kPanel, 4});
     return is_float8 ? DType::e4m3 : DType::i8;
+  }
+
+  static bool in_blocks(const Tensor& weight, int64_t experts = 0) {
+    return weight.defined() && weight.dim() == 5 + (experts != 0);
   }
 
   // Packed blocks of a GGUF file's weights; the bytes of a group, and their dtype, tell their type.
@@ -196,11 +205,11 @@ struct LayerOps : Checks<Backend> {
     Backend::verify(Ids{"ids", p.ids, p.count, vocab}, {p.ids});
     expect_given(table, "table");
     p.table = table.data_ptr();
-    if (table.element_size() == 1 && table.scalar_type() != ScalarType::Byte && table.dim() == 4) {
+    if (table.element_size() == 1 && table.scalar_type() != ScalarType::Byte && table.dim() >= 4) {
       p.table_dtype = check_packed_bytes(table, "table", true, vocab, p.width);
       EXPECT(scale.has_value(), "scale: expected the scales of the ", name_of(table.scalar_type()), " table");
       p.scale = static_cast<const float*>(vector_like(*scale, "scale", ScalarType::Float, vocab));
-      p.layout = TableLayout::packed_scaled;
+      p.layout = in_blocks(table) ? TableLayout::packed_blocks : TableLayout::packed_scaled;
     } else if (table.scalar_type() == ScalarType::Byte || table.scalar_type() == ScalarType::Char) {
       p.gguf_type = gguf_type(table, "table", vocab, p.width);
       p.layout = TableLayout::packed_gguf;
@@ -308,10 +317,12 @@ struct LayerOps : Checks<Backend> {
                              const OptionalTensor& norm, double norm_eps, int64_t epilogue,
                              const ExpertTensors* experts, const Tensor& out) {
     typename Backend::Scope scope(x);
-    MatmulParams p = matmul_params(x, weight, 4, bias, norm, norm_eps, epilogue, experts, out);
+    const int64_t rank = weight.defined() && weight.dim() == (experts != nullptr ? 6 : 5) ? 5 : 4;
+    MatmulParams p = matmul_params(x, weight, rank, bias, norm, norm_eps, epilogue, experts, out);
     EXPECT(p.k <= 131072, "x: expected at most 131072 columns (int32 sums of int8 products), got ", p.k);
     constexpr bool kFloat8 = kernel == &Backend::matmul_w8a16;
     p.weight_dtype = check_packed_bytes(weight, "weight", kFloat8, p.n, p.k, p.experts.count);
+    p.in_blocks = rank == 5;
     p.scale = static_cast<const float*>(of_columns(scale, "scale", ScalarType::Float, p));
     if (out.numel() > 0) kernel(p);
   }

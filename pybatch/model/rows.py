@@ -40,13 +40,13 @@ class BlockRows(Rows, Protocol):
 @runtime_checkable
 class ScaledRows(Rows, Protocol):
     """A matrix of 8-bit codes with a scale for each row: int8 for products with activations of 8 bits, or the bits of
-    float8_e4m3fn for those with activations of 16."""
+    float8_e4m3fn for those with activations of 16, which may have one for each ops.FLOAT8_BLOCK columns."""
 
     @property
     def codes(self) -> Rows: ...  # [N, K] int8, or uint8 where they are float8_e4m3fn
 
     @property
-    def row_scales(self) -> Rows: ...  # [N, 1] float32
+    def row_scales(self) -> Rows: ...  # [N, 1] or [N, blocks] float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +353,7 @@ def interleaved(gate: Rows, up: Rows) -> Rows:
     view = Interleaved([gate, up])
     if isinstance(gate, BlockRows) and isinstance(up, BlockRows) and gate.block_type == up.block_type:
         return _ViewOfBlocks(view, Interleaved([gate.blocks, up.blocks]), gate.block_type)
-    if isinstance(gate, ScaledRows) and isinstance(up, ScaledRows) and gate.codes.dtype == up.codes.dtype:
+    if isinstance(gate, ScaledRows) and isinstance(up, ScaledRows) and len(_kinds_of([gate, up])) == 1:
         codes, scales = Interleaved([gate.codes, up.codes]), Interleaved([gate.row_scales, up.row_scales])
         return _ViewOfScaled(view, codes, scales)
     return view
@@ -368,10 +368,14 @@ def stacked(parts: Sequence[Rows]) -> Rows:
     if len(blocks) == len(parts) and len({part.block_type for part in blocks}) == 1:
         return _ViewOfBlocks(view, Stacked([part.blocks for part in blocks]), blocks[0].block_type)
     scaled = [part for part in parts if isinstance(part, ScaledRows)]
-    if len(scaled) == len(parts) and len({part.codes.dtype for part in scaled}) == 1:
+    if len(scaled) == len(parts) and len(_kinds_of(scaled)) == 1:
         codes, scales = Stacked([part.codes for part in scaled]), Stacked([part.row_scales for part in scaled])
         return _ViewOfScaled(view, codes, scales)
     return view
+
+
+def _kinds_of(parts: Sequence[ScaledRows]) -> set[tuple[torch.dtype, int]]:
+    return {(part.codes.dtype, part.row_scales.shape[1]) for part in parts}
 
 
 def turned(rows: Rows, heads: int, rotary_dim: int) -> Rows:

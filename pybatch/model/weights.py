@@ -61,6 +61,7 @@ OWN_SCALED: Mapping[str, tuple[torch.dtype, Callable[..., Tensor]]] = {  # Scale
     "int8": (torch.int8, ops.matmul_w8a8),
     "fp8": (torch.float8_e4m3fn, ops.matmul_w8a16),
 }
+FP8_BLOCKS = "fp8 in blocks"
 Columns = TypeVar("Columns", bound=int | Heads)
 CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
 
@@ -518,14 +519,28 @@ class WeightLoader:
         kind = _bits(rows.parts[0])
         if kind is None:
             return self._dense(rows, bias)
-        return self._own_scaled(rows, kind, bias) if kind in OWN_SCALED else self._blocks(rows, kind, bias)
+        if kind in OWN_SCALED or kind == FP8_BLOCKS:
+            return self._own_scaled(rows, kind, bias)
+        return self._blocks(rows, kind, bias)
 
     def _own_scaled(self, rows: Stacked | Interleaved, kind: str, bias: Tensor | None) -> ScaledLinear:
         parts = [part for part in rows.parts if isinstance(part, ScaledRows)]
         codes = type(rows)([part.codes for part in parts])
         scales = type(rows)([part.row_scales for part in parts])
+        if kind == FP8_BLOCKS:
+            return self._float8_blocks(rows, codes, scales, bias)
         dtype, matmul = OWN_SCALED[kind]
         return self._scaled(rows, bias, lambda chunk: (codes[chunk], scales[chunk][:, 0]), matmul, dtype)
+
+    def _float8_blocks(self, rows: Rows, codes: Rows, scales: Rows, bias: Tensor | None) -> ScaledLinear:
+        n = rows.shape[0]
+        packed = self.memory.empty(*ops.packed_float8_blocks_shape(*rows.shape), dtype=torch.float8_e4m3fn)
+
+        def pack(chunk: slice, panels: slice) -> None:
+            packed[panels] = ops.pack_float8(codes[chunk], scales[chunk])
+
+        self._for_chunks(rows, pack)
+        return ScaledLinear(ops.matmul_w8a16, packed, torch.ones(n, device=self.device), bias)
 
     def _blocks(self, rows: Stacked | Interleaved, kind: str, bias: Tensor | None) -> GGUFLinear:
         n, k = rows.shape
@@ -566,9 +581,11 @@ class WeightPlan(WeightLoader):
 
 
 def _bits(rows: Rows) -> str | None:
-    """In which bits a kernel takes the matrix as it is: a block type, or one of OWN_SCALED; None: in none."""
+    """In which bits a kernel takes the matrix as it is: a block type, one of OWN_SCALED, FP8_BLOCKS; None: in none."""
     if isinstance(rows, ScaledRows):
-        return "int8" if rows.codes.dtype == torch.int8 else "fp8"
+        if rows.codes.dtype == torch.int8:
+            return "int8"
+        return "fp8" if rows.row_scales.shape[1] == 1 else FP8_BLOCKS
     return rows.block_type if isinstance(rows, BlockRows) and rows.block_type in ops.GGUF_BLOCKS else None
 
 

@@ -43,6 +43,7 @@ from pybatch.ops.lora import Lora, add_lora, pack_lora_a
 from pybatch.ops.matmul import STORE, Epilogue, Experts, matmul_dense, matmul_gguf, matmul_w8a8, matmul_w8a16
 from pybatch.ops.norms import add_normed, gated_rms_norm, layer_norm, rms_norm
 from pybatch.ops.packing import (
+    FLOAT8_BLOCK,
     GGUF_BLOCKS,
     PANEL,
     GgufBlock,
@@ -52,6 +53,7 @@ from pybatch.ops.packing import (
     pack_gguf,
     pack_int8,
     packed_dense_shape,
+    packed_float8_blocks_shape,
     packed_gguf_shape,
     quantize_int8,
 )
@@ -59,6 +61,7 @@ from pybatch.ops.recurrent import STATE_LANES, causal_conv, gated_delta_rule, st
 
 __all__ = [
     "CUDA",
+    "FLOAT8_BLOCK",
     "GGUF_BLOCKS",
     "INT4_GROUP",
     "ISA",
@@ -102,6 +105,7 @@ __all__ = [
     "pack_int8",
     "pack_lora_a",
     "packed_dense_shape",
+    "packed_float8_blocks_shape",
     "packed_gguf_shape",
     "paged_attention",
     "quantize_int8",

@@ -73,7 +73,7 @@ def matmul_w8a16(
     experts: Experts | None = None,
 ) -> Tensor:
     """x @ (q * scale)^T + bias with 8-bit weights, widened exactly, and activations as they are; fp32 sums in ascending
-    K.
+    K. Where float8 weights are packed with block_scales, q is times those.
 
     x: [M, K] F; weight: from pack_int8 or pack_float8 of q [N, K]; scale: [N] float32; bias: [N] F; out: [M, N] F.
     """

@@ -18,6 +18,9 @@ def packed_dense_shape(n: int, k: int, dtype: torch.dtype) -> tuple[int, ...]:
     return (panels, k, PANEL) if group == 1 else (panels, -(-k // group), PANEL, group)
 
 
+FLOAT8_BLOCK = 128  # columns that share a scale, of float8 weights in blocks
+
+
 def pack_dense(weight: Tensor) -> Tensor:
     """Packs [N, K] F weights for matmul_dense, zero-padded: [ceil(N/16), K, 16], or of 16 bits, with K in pairs,
     [ceil(N/16), ceil(K/2), 16, 2]."""
@@ -74,12 +77,31 @@ def pack_int8(q: Tensor) -> Tensor:
     return packed
 
 
-def pack_float8(codes: Tensor) -> Tensor:
+def pack_float8(codes: Tensor, block_scales: Tensor | None = None) -> Tensor:
     """Packs [N, K] float8_e4m3fn weights for matmul_w8a16: [ceil(N/16), ceil(K/4) + 1, 16, 4] float8_e4m3fn,
-    zero-padded. Kernels take its two NaN for +-480."""
-    packed = pack_int8(codes.view(torch.int8))
-    packed[:, -1] = 0
-    return packed.view(torch.float8_e4m3fn)
+    zero-padded. Kernels take its two NaN for +-480.
+
+    block_scales: [N, ceil(K/128)] float32, of weights that each block of 128 columns of a row scales further. Then
+    [ceil(N/16), ceil(K/128), 33, 16, 4], where the last group of a block has its scales.
+    """
+    if block_scales is None:
+        packed = pack_int8(codes.view(torch.int8))
+        packed[:, -1] = 0
+        return packed.view(torch.float8_e4m3fn)
+    n, k = codes.shape
+    shape = panels, blocks, groups, _, _ = packed_float8_blocks_shape(n, k)
+    padding = (0, blocks * FLOAT8_BLOCK - k, 0, panels * PANEL - n)
+    words = torch.nn.functional.pad(codes.view(torch.int8), padding).contiguous().view(torch.int32)
+    packed = words.new_empty(shape[:-1])
+    packed[:, :, :-1] = words.view(panels, PANEL, blocks, groups - 1).permute(0, 2, 3, 1)
+    scales = torch.nn.functional.pad(block_scales.float(), (0, 0, 0, padding[3])).view(torch.int32)
+    packed[:, :, -1] = scales.view(panels, PANEL, blocks).transpose(1, 2)
+    return packed[..., None].view(torch.float8_e4m3fn)
+
+
+def packed_float8_blocks_shape(n: int, k: int) -> tuple[int, int, int, int, int]:
+    """The shape of pack_float8 with block_scales."""
+    return -(-n // PANEL), -(-k // FLOAT8_BLOCK), FLOAT8_BLOCK // 4 + 1, PANEL, 4
 
 
 class GgufBlock(NamedTuple):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not ops.CUDA, reason="needs a GPU, and pybatch b
 FEW = 30  # rows, which mma.sync multiplies
 
 
-@pytest.mark.parametrize("kernel", ["dense", "w8a16", "float8", "w8a8"])
+@pytest.mark.parametrize("kernel", ["dense", "w8a16", "float8", "float8-blocks", "w8a8"])
 @pytest.mark.parametrize("epilogue", [Epilogue.STORE, Epilogue.ADD, Epilogue.SILU_MUL])
 @pytest.mark.parametrize("out_type", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -29,12 +29,15 @@ def test_many_rows_have_the_bits_of_few(
         weights: tuple[torch.Tensor, ...] = (ops.pack_dense(weight.to(dtype)),)
     elif kernel == "float8":
         weights = ops.pack_float8((weight * 100).to(torch.float8_e4m3fn)), torch.full((n,), 0.01, device="cuda")
+    elif kernel == "float8-blocks":
+        codes, scales = (weight * 100).to(torch.float8_e4m3fn), torch.rand(n, -(-k // 128), device="cuda")
+        weights = ops.pack_float8(codes, scales), torch.full((n,), 0.01, device="cuda")
     else:
         q, scale = ops.quantize_int8(weight)
         weights = ops.pack_int8(q), scale
 
     def run(rows: slice) -> torch.Tensor:
-        return getattr(ops, f"matmul_{'w8a16' if kernel == 'float8' else kernel}")(
+        return getattr(ops, f"matmul_{'w8a16' if kernel.startswith('float8') else kernel}")(
             x[rows], *weights, bias, out=residual[rows].clone(), norm=norm.to(dtype), norm_eps=1e-5, epilogue=epilogue
         )
 

@@ -57,6 +57,13 @@ def test_float8_tables() -> None:
     assert same_bits(out, codes.float()[ids] * scale[ids, None])
 
 
+def test_float8_tables_in_blocks() -> None:
+    codes = torch.arange(-128, -8, dtype=torch.int8).repeat(60).view(40, 180).view(torch.float8_e4m3fn)
+    ids, scales = torch.tensor([0, 39, 7, 20, 21]), torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    out = ops.embedding(ids, ops.pack_float8(codes, scales), torch.empty(5, 180), 40, torch.full((40,), 0.5))
+    assert same_bits(out, codes.float()[ids] * scales.repeat_interleave(128, dim=1)[ids, :180] * 0.5)
+
+
 def test_threads_and_strided_out_change_nothing() -> None:
     table, ids = table_of(100, 576), torch.arange(200) % 100
     out = apart(torch.zeros(200, 576))

@@ -17,7 +17,7 @@ from pybatch import ops
 from pybatch.ops import Epilogue, Experts, Routing, Scoring
 
 DENSE = ["float32", "float16", "bfloat16", "bfloat16-bfloat16"]
-KINDS = [*DENSE, "w8a16", "float8", "w8a8", "Q4_0", "Q8_0", "Q4_K", "Q6_K"]
+KINDS = [*DENSE, "w8a16", "float8", "float8-blocks", "w8a8", "Q4_0", "Q8_0", "Q4_K", "Q6_K"]
 ROUNDING = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -41,6 +41,10 @@ class Stack:
             self.op = ops.matmul_w8a16
             codes = (weight * 100).to(torch.float8_e4m3fn)
             self.weights = (torch.stack([ops.pack_float8(each) for each in codes]), torch.full((experts, n), 0.01))
+        elif kind == "float8-blocks":
+            self.op = ops.matmul_w8a16
+            codes, scales = (weight * 100).to(torch.float8_e4m3fn), weight.new_full((n, -(-k // 128)), 0.01)
+            self.weights = (torch.stack([ops.pack_float8(each, scales) for each in codes]), torch.ones(experts, n))
         elif kind.startswith("w8"):
             self.op = getattr(ops, f"matmul_{kind}")
             quantized = [ops.quantize_int8(each) for each in weight]

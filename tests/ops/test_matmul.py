@@ -14,7 +14,9 @@ from pybatch import ops
 from pybatch.ops import Epilogue
 
 TOLERANCE = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of one rounding of an output
-KERNELS = ["dense-float32", "dense-float16", "dense-bfloat16", "dense-bfloat16-bfloat16", "w8a16", "float8", "w8a8"]
+DENSE = ["dense-float32", "dense-float16", "dense-bfloat16", "dense-bfloat16-bfloat16"]
+BYTES = ["w8a16", "float8", "float8-blocks", "w8a8"]
+KERNELS = [*DENSE, *BYTES]
 floats = st.sampled_from(FLOATS)
 
 
@@ -52,11 +54,21 @@ def eight_bits(kernel: str) -> Callable[..., Tensor]:
 
 
 def packed_bytes(kernel: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    if kernel != "float8":
+    if kernel.startswith("w8"):
         q, scale = ops.quantize_int8(weight)
         return ops.pack_int8(q), scale
-    scale = weight.abs().amax(1) / 448
-    return ops.pack_float8((weight / scale[:, None]).to(torch.float8_e4m3fn)), scale
+    if kernel == "float8":
+        scale = weight.abs().amax(1) / 448
+        return ops.pack_float8((weight / scale[:, None]).to(torch.float8_e4m3fn)), scale
+    n, k = weight.shape
+    largest = torch.nn.functional.pad(weight, (0, -k % 128)).view(n, -1, 128).abs().amax(2)
+    codes = (weight / in_blocks(largest / 448, k)).to(torch.float8_e4m3fn)
+    return ops.pack_float8(codes, largest / 224), torch.full((n,), 0.5)
+
+
+def in_blocks(scales: Tensor, k: int) -> Tensor:
+    """[N, blocks] -> [N, K]."""
+    return scales.repeat_interleave(128, dim=1)[:, :k]
 
 
 def float8_codes(n: int, k: int) -> Tensor:
@@ -91,7 +103,7 @@ def test_dense_is_the_sum(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    kernel=st.sampled_from(["w8a16", "float8", "w8a8"]), m=st.integers(1, 40), n=st.integers(1, 140),
+    kernel=st.sampled_from(BYTES), m=st.integers(1, 40), n=st.integers(1, 140),
     k=st.integers(1, 2400), gap=st.integers(0, 3), bias=st.booleans(), x_type=floats, bias_type=floats, out_type=floats,
 )  # fmt: skip
 def test_eight_bits_are_the_sum(
@@ -103,14 +115,18 @@ def test_eight_bits_are_the_sum(
     scale = torch.rand(n, generator=torch.Generator().manual_seed(k)) / 100
     b = random(n, dtype=bias_type, seed=k) if bias else None
     out = rows_apart(torch.zeros(m, n, dtype=out_type), gap)
-    codes = float8_codes(n, k) if kernel == "float8" else q
-    packed = ops.pack_float8(codes) if kernel == "float8" else ops.pack_int8(codes)
+    codes = q if kernel.startswith("w8") else float8_codes(n, k)
+    weight = codes.double() * scale.double()[:, None]
+    if kernel == "float8-blocks":
+        scales = torch.rand(n, -(-k // 128), generator=torch.Generator().manual_seed(m))
+        packed, weight = ops.pack_float8(codes, scales), weight * in_blocks(scales, k)
+    else:
+        packed = ops.pack_int8(codes) if kernel.startswith("w8") else ops.pack_float8(codes)
     eight_bits(kernel)(rows_apart(x, gap), packed, scale, b, out=out)
     if kernel == "w8a8":  # only the conversion of an exact sum, its scaling and the bias round
         expected = exact_int8(x, q, scale, b)
         assert_close(out, expected, expected.abs() + (0 if b is None else b.double().abs()), 0)
     else:
-        weight = codes.double() * scale.double()[:, None]
         magnitude = float_sum(x.abs(), weight.abs(), None if b is None else b.abs())
         assert_close(out, float_sum(x, weight, b), magnitude, k)
 
@@ -256,6 +272,20 @@ def test_pack_float8_layout() -> None:
     assert (packed.view(torch.int8)[:, -1] == 0).all()
 
 
+@pytest.mark.host
+def test_pack_float8_in_blocks_layout() -> None:
+    codes, scales = float8_codes(21, 300), random(21, 3)
+    packed = ops.pack_float8(codes, scales)
+    assert packed.shape == ops.packed_float8_blocks_shape(21, 300) == (2, 3, 33, 16, 4)
+    flat = packed.view(torch.int8)[:, :, :-1].permute(0, 3, 1, 2, 4).reshape(32, 384)
+    assert torch.equal(flat[:21, :300], codes.view(torch.int8))
+    assert (flat[21:] == 0).all()
+    assert (flat[:, 300:] == 0).all()
+    found = packed.view(torch.float32)[:, :, -1, :, 0].transpose(1, 2).reshape(32, 3)
+    assert torch.equal(found[:21], scales)
+    assert (found[21:] == 0).all()
+
+
 def test_float8_weights_are_widened_exactly() -> None:
     """Each of them, subnormal ones too, in every place of a group and in few rows and many."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
@@ -276,6 +306,7 @@ def test_float8_weights_are_widened_exactly() -> None:
 def test_wrong_arguments_are_named() -> None:
     x, out, scale = torch.zeros(3, 8), torch.zeros(3, 20), torch.zeros(20)
     dense, packed = ops.pack_dense(torch.zeros(20, 8)), ops.pack_int8(torch.zeros(20, 8, dtype=torch.int8))
+    blocks = ops.pack_float8(float8_codes(20, 8), torch.ones(20, 1))
     bad: list[tuple[str, Callable[[], Tensor]]] = [
         ("x: ", lambda: ops.matmul_dense(torch.zeros(3, 8, dtype=torch.float64), dense, out=out)),
         ("x: ", lambda: ops.matmul_dense(torch.zeros(8), dense, out=out)),
@@ -291,6 +322,8 @@ def test_wrong_arguments_are_named() -> None:
         ("x: ", lambda: ops.matmul_w8a8(torch.zeros(3, 131073), packed, scale, out=out)),
         ("scale: ", lambda: ops.matmul_w8a16(x, packed, torch.zeros(21), out=out)),
         ("weight: ", lambda: ops.matmul_w8a8(x, packed.view(torch.float8_e4m3fn), scale, out=out)),
+        ("weight: ", lambda: ops.matmul_w8a16(torch.zeros(3, 129), blocks, scale, out=out)),
+        ("weight: ", lambda: ops.matmul_w8a8(x, blocks, scale, out=out)),
         ("scale: ", lambda: ops.matmul_w8a8(x, packed, scale.double(), out=out)),
         ("bias: ", lambda: ops.matmul_w8a8(x, packed, scale, torch.zeros(20, dtype=torch.int32), out=out)),
     ]
@@ -313,7 +346,7 @@ def test_opcheck(kernel: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kernel=st.sampled_from(["dense", "w8a16", "float8", "w8a8"]), m=st.integers(1, 40), width=st.integers(1, 100),
+    kernel=st.sampled_from(["dense", *BYTES]), m=st.integers(1, 40), width=st.integers(1, 100),
     k=st.integers(1, 700), bias=st.booleans(), dtype=floats,
 )  # fmt: skip
 def test_fused_steps_have_the_bits_of_separate_ops(

@@ -120,7 +120,7 @@ class Experts(ctypes.Structure):
 
 class MatmulParams(ctypes.Structure):
     _fields_ = [
-        ("x", Matrix), ("weight", c_void_p), ("weight_dtype", c_int32), ("gguf_type", c_int32),
+        ("x", Matrix), ("weight", c_void_p), ("weight_dtype", c_int32), ("in_blocks", c_bool), ("gguf_type", c_int32),
         ("scale", c_void_p), ("bias", c_void_p), ("bias_dtype", c_int32), ("norm", c_void_p), ("norm_eps", c_float),
         ("epilogue", c_int32), ("out", Matrix), ("m", c_int64), ("n", c_int64), ("k", c_int64), ("width", c_int64),
         ("experts", Experts),
@@ -601,7 +601,8 @@ class SimtOps:
         self, ids: Tensor, table: Tensor, out: Tensor, vocab: int, scale: Tensor | None = None, multiplier: float = 1.0
     ) -> Tensor:
         gguf = table.dim() == 3 and table.dtype in (torch.uint8, torch.int8)
-        layout = 3 if gguf else 0 if table.dim() == 2 else 1 if scale is None else 2
+        scaled = 3 if table.dim() == 5 else 2
+        layout = 4 if gguf else 0 if table.dim() == 2 else 1 if scale is None else scaled
         with buffers() as b:
             self._run(
                 "embedding",
@@ -730,7 +731,8 @@ class SimtOps:
         **fused: Unpack[Fused],
     ) -> Tensor:  # fmt: skip
         with self._matmul(x, weight, scale, bias, out, **fused) as (_, params):
-            self._run("matmul_e4m3" if weight.dtype == torch.float8_e4m3fn else "matmul_w8a16", params)
+            of_float8 = "matmul_e4m3_blocks" if params.in_blocks else "matmul_e4m3"
+            self._run(of_float8 if weight.dtype == torch.float8_e4m3fn else "matmul_w8a16", params)
         return out
 
     def matmul_w8a8(
@@ -767,8 +769,9 @@ class SimtOps:
                 top_k = 0 if experts.places is None else experts.places.shape[1]
                 routed = Experts(len(weight), *pointers, top_k, weight[0].nbytes, x.shape[0])
             params = MatmulParams(
-                b.matrix(x, "x"), b.read(weight, "weight"), DTYPES.get(weight.dtype, 0), gguf_type(weight),
-                b.read(scale, "scale"), b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype],
+                b.matrix(x, "x"), b.read(weight, "weight"), DTYPES.get(weight.dtype, 0),
+                weight.dim() == 5 + (experts is not None), gguf_type(weight), b.read(scale, "scale"),
+                b.read(bias, "bias"), 0 if bias is None else DTYPES[bias.dtype],
                 b.read(norm, "norm"), norm_eps, epilogue, b.matrix(out, "out", out=True),
                 rows, width if epilogue < 2 else -(-width // 16) * 32, x.shape[1], width, routed,
             )  # fmt: skip

@@ -433,8 +433,8 @@ MUTATIONS = [
     Mutation(
         "the last stage is left out",
         "sm90/matmul_kernel.cuh",
-        "pipeline, turn, stages, panel);\n    write_tile",
-        "pipeline, turn, stages - 1, panel);\n    write_tile",
+        "pipeline, turn, stages, panel, panel_scales);\n    write_tile",
+        "pipeline, turn, stages - 1, panel, panel_scales);\n    write_tile",
         probes.matmul_w8a8_hopper,
     ),
     Mutation(
@@ -475,7 +475,7 @@ MUTATIONS = [
     Mutation(
         "parts of K are other than those of few rows",
         "sm90/matmul_kernel.cuh",
-        "(stages + kSplits - 1) / kSplits",
+        "stages_of_part<Op::kInBlocks>(stages)",
         "(stages + kSplits - 2) / (kSplits - 1)",
         probes.matmul_dense_hopper,
     ),

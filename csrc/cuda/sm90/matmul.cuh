@@ -16,7 +16,8 @@ inline bool for_hopper(const MatmulParams& p) {
 
 void matmul_dense_hopper(const MatmulParams& p, cudaStream_t stream);
 void matmul_w8a16_hopper(const MatmulParams& p, cudaStream_t stream);
-void matmul_e4m3_hopper(const MatmulParams& p, cudaStream_t stream);                          // W8A16 too
+void matmul_e4m3_hopper(const MatmulParams& p, cudaStream_t stream);  // W8A16 too
+void matmul_e4m3_blocks_hopper(const MatmulParams& p, cudaStream_t stream);
 void matmul_w8a8_hopper(const MatmulParams& p, const float* row_scale, cudaStream_t stream);  // of quantised rows
 
 }  // namespace pybatch::cuda

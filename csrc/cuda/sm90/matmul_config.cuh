@@ -22,13 +22,13 @@ constexpr size_t hopper_shared_bytes(int blocks) { return 228 * 1024 / blocks - 
 constexpr int kCopyRegisters = 24, kMultiplyRegisters = 240;
 
 // Rows of x: the N of the wgmma; warpgroups that multiply, with 64 columns each, beside one that copies; bytes of a
-// panel of weights in a stage.
-template <int kRows_, int kConsumers_, int kPanelBytes_>
+// panel of weights in a stage; blocks of a multiprocessor.
+template <int kRows_, int kConsumers_, int kPanelBytes_, int kBlocks_ = 1>
 struct WgmmaTile {
   static constexpr int kRows = kRows_, kConsumers = kConsumers_, kPanelBytes = kPanelBytes_;
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
   static constexpr int kColumns = kConsumers * 64, kPanels = kColumns / kPanel;  // a panel a warp
-  static constexpr int kBlocks = kConsumers == 1 && kRows <= 64 ? 2 : 1;         // of a multiprocessor
+  static constexpr int kBlocks = kBlocks_;
   static constexpr int kCluster = kConsumers == 2 ? 2 : 1;  // blocks that share rows, each copying its part for all
   static constexpr int kRowBytes = kRows * kStageK;
   static constexpr int kStageBytes = kRowBytes + kPanels * kPanelBytes;  // rows first

@@ -12,7 +12,7 @@ namespace pybatch::cuda {
 
 // A ring of stages, of the warps that have one part of K. A box is 128 bytes of the rows of x, and the weights that
 // multiply them.
-template <class Tile>
+template <class Op, class Tile>
 struct Ring {
   char* stages;            // [kStages], each the boxes of x, and then those of each panel
   uint64_t* filled;        // [kStages]
@@ -45,7 +45,10 @@ struct Ring {
       }
     }
     __syncwarp();
-    if (lane < Tile::kPanels) cp_async_bulk(to_weights + lane * Tile::kPanelStage, panel + from, bytes, filled + stage);
+    if (lane < Tile::kPanels) {
+      const char* first = panel + Op::place_in_panel(from);
+      cp_async_bulk(to_weights + lane * Tile::kPanelStage, first, bytes, filled + stage);
+    }
   }
 };
 
@@ -62,16 +65,17 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, Tile::kBlocks)
   const int64_t block_column = static_cast<int64_t>(blockIdx.x) * (Tile::kWarpsN * kWarpColumns);
 
   const int all_boxes = static_cast<int>(ceil_div(p.k * static_cast<int64_t>(sizeof(typename Op::X)), kStageK));
-  const int split = (all_boxes + kSplits - 1) / kSplits, begin = warp_k * split;
+  const int split = stages_of_part<Op::kInBlocks>(all_boxes), begin = warp_k * split;
   const int64_t offset = int64_t{begin} * Tile::kPanelBytes,
                 left = ceil_div(p.k * Op::kWeightBytes, 4) * (kPanel * 4) - offset;
   const int64_t panel = block_column / kPanel + lane, last_panel = ceil_div(p.n, kPanel) - 1;
   auto* barriers = reinterpret_cast<uint64_t*>(dynamic_shared<char>() + kSplits * kStages * Tile::kStageBytes);
   // Beyond the last panel it is copied again.
-  const Ring<Tile> ring = {
+  const Ring<Op, Tile> ring = {
       dynamic_shared<char>() + warp_k * kStages * Tile::kStageBytes,
       barriers + warp_k * kStages,
-      static_cast<const char*>(p.weight) + (panel < last_panel ? panel : last_panel) * Op::panel_bytes(p.k) + offset,
+      static_cast<const char*>(p.weight) + (panel < last_panel ? panel : last_panel) * Op::bytes_of_panel(p.k) +
+          Op::place_in_panel(offset),
       all_boxes - begin < split ? all_boxes - begin : split,  // may be negative
       static_cast<int>(left < int64_t{split} * Tile::kPanelBytes ? left : int64_t{split} * Tile::kPanelBytes),
       begin * kStageK};
@@ -96,6 +100,13 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, Tile::kBlocks)
 #pragma unroll
   for (int step = 0; step < 4; ++step) of_x[step] = g * kStageK + ((2 * step + t / 2) ^ g) * 16 + t % 2 * 8;
   Sum sum[2][kTokenTiles][4] = {};
+  [[maybe_unused]] Sum total[2][kTokenTiles][4] = {};  // of weights in blocks
+  [[maybe_unused]] float4 scales{};
+  [[maybe_unused]] const char* of_lane = nullptr;  // its columns' panel
+  if constexpr (Op::kInBlocks) {
+    const int64_t own = block_column / kPanel + 2 * warp_n + g / 4;
+    of_lane = static_cast<const char*>(p.weight) + (own < last_panel ? own : last_panel) * Op::bytes_of_panel(p.k);
+  }
   int stage = 0;
   uint32_t round = 0;
   for (int box = 0; box < ring.boxes; box += Tile::kBoxes) {
@@ -106,6 +117,9 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, Tile::kBlocks)
 #pragma unroll
     for (int i = 0; i < Tile::kBoxes; ++i) {
       if (i > 0 && box + i >= ring.boxes) break;
+      if constexpr (Op::kInBlocks) {
+        if ((box + i) % 2 == 0) scales = load_block_scales(of_lane, (begin + box + i) / 2, g);
+      }
 #pragma unroll
       for (int slab = 0; slab < kSlabs; ++slab) {
         Operand a;
@@ -127,14 +141,22 @@ __global__ void __launch_bounds__(Tile::kWarps* kWarp, Tile::kBlocks)
           }
         }
       }
+      if constexpr (Op::kInBlocks) {
+        if ((box + i) % 2 != 0 || box + i + 1 == ring.boxes) add_block(total, sum, scales);
+      }
     }
     wait_for_others();  // the stage is free
     const int next = box + kStages * Tile::kBoxes;
     if (warp_n == 0 && next < ring.boxes) ring.fill(rows, stage, next, lane);
     if (++stage == kStages) stage = 0, ++round;
   }
-  write_sums<Op, MatmulTile<Tile::kRows, Tile::kWarpsN, kSplits>>(p, row_scale, sum, 0,
-                                                                  block_column + warp_n * kWarpColumns);
+  using OfBlock = MatmulTile<Tile::kRows, Tile::kWarpsN, kSplits>;
+  const int64_t first_column = block_column + warp_n * kWarpColumns;
+  if constexpr (Op::kInBlocks) {
+    write_sums<Op, OfBlock>(p, row_scale, total, 0, first_column);
+  } else {
+    write_sums<Op, OfBlock>(p, row_scale, sum, 0, first_column);
+  }
 }
 
 // row_scale: [p.m], may be null.

@@ -51,10 +51,10 @@ template <class Op, class Tile>
 __device__ __forceinline__ void copy_tile(const MatmulParams& p, const CUtensorMap& rows, const Pipeline& pipeline,
                                           Turn<Tile::kStages>& turn, Place place) {
   const int lane = threadIdx.x % kWarp;
-  const int64_t panels = ceil_div(p.n, kPanel), panel_bytes = packed_groups(p.k, Op::kWeightBytes) * kPanel * 4;
+  const int64_t panels = ceil_div(p.n, kPanel), bytes_of_panel = panel_bytes(p.k, Op::kWeightBytes, Op::kInBlocks);
   // A lane a panel. Beyond the last panel it is copied again.
   const int64_t panel = place.panel + lane < panels ? place.panel + lane : panels - 1;
-  const char* weights = static_cast<const char*>(p.weight) + panel * panel_bytes;
+  const char* weights = static_cast<const char*>(p.weight) + panel * bytes_of_panel;
   int64_t left = ceil_div(p.k * Op::kWeightBytes, 4) * (kPanel * 4);  // bytes of a panel
   for (int32_t x = 0; left > 0; x += kStageK) {
     if (turn.round > 0) wait_for(pipeline.emptied + turn.stage, turn.round - 1);
@@ -85,6 +85,7 @@ __device__ __forceinline__ void copy_tile(const MatmulParams& p, const CUtensorM
       cp_async_bulk(to_weights + lane * Tile::kPanelBytes, weights, bytes, pipeline.filled + turn.stage);
     }
     weights += Tile::kPanelBytes;
+    if (Op::kInBlocks && x / kStageK % 2 != 0) weights += kBlockBytes - kBlockCodes;
     left -= Tile::kPanelBytes;
     turn.advance();
   }
@@ -135,17 +136,42 @@ __device__ __forceinline__ void multiply_stages(typename Op::Sum (&sum)[Tile::kR
   free_stage_before(turn.stage);
 }
 
+// The same over stages from `begin` to `end`, each block of K times its scale. panel_scales: those of the warp's
+// columns.
+template <class Op, class Tile>
+__device__ __forceinline__ void multiply_blocks(float (&sum)[Tile::kRows / 2], const Pipeline& pipeline,
+                                                Turn<Tile::kStages>& turn, uint32_t begin, uint32_t end, int panel,
+                                                const char* panel_scales) {
+  const uint32_t g = threadIdx.x % kWarp / 4;
+#pragma unroll
+  for (int i = 0; i < Tile::kRows / 2; ++i) sum[i] = 0;
+  for (uint32_t stage = begin; stage < end; stage += 2) {
+    const auto* scales = reinterpret_cast<const float*>(panel_scales + stage / 2 * kBlockBytes) + g;
+    const float scale[2] = {scales[0], scales[8]};
+    float block[Tile::kRows / 2];
+    multiply_stages<Op, Tile>(block, pipeline, turn, end - stage < 2 ? 1 : 2, panel);
+#pragma unroll
+    for (int i = 0; i < Tile::kRows / 2; ++i) sum[i] = fmaf(block[i], scale[i / 2 % 2], sum[i]);
+  }
+}
+
 // The same over all of K, in the parts of matmul_config.cuh if their order matters.
 template <class Op, class Tile>
 __device__ __forceinline__ void multiply_tile(typename Op::Sum (&sum)[Tile::kRows / 2], const Pipeline& pipeline,
-                                              Turn<Tile::kStages>& turn, uint32_t stages, int panel) {
+                                              Turn<Tile::kStages>& turn, uint32_t stages, int panel,
+                                              const char* panel_scales) {
   if constexpr (Op::kInParts) {
     typename Op::Sum part[Tile::kRows / 2];
 #pragma unroll
     for (int i = 0; i < Tile::kRows / 2; ++i) sum[i] = 0;
-    const uint32_t split = (stages + kSplits - 1) / kSplits;
+    const uint32_t split = stages_of_part<Op::kInBlocks>(stages);
     for (uint32_t begin = 0; begin < stages; begin += split) {
-      multiply_stages<Op, Tile>(part, pipeline, turn, stages - begin < split ? stages - begin : split, panel);
+      const uint32_t end = stages - begin < split ? stages : begin + split;
+      if constexpr (Op::kInBlocks) {
+        multiply_blocks<Op, Tile>(part, pipeline, turn, begin, end, panel, panel_scales);
+      } else {
+        multiply_stages<Op, Tile>(part, pipeline, turn, end - begin, panel);
+      }
 #pragma unroll
       for (int i = 0; i < Tile::kRows / 2; ++i) sum[i] += part[i];
     }
@@ -317,7 +343,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const auto stages = static_cast<uint32_t>(ceil_div(p.k * static_cast<int64_t>(sizeof(typename Op::X)), kStageK));
   for (uint32_t tile = first; tile < tiles; tile += aside) {
     typename Op::Sum sum[Tile::kRows / 2];
-    multiply_tile<Op, Tile>(sum, pipeline, turn, stages, panel);
+    const char* panel_scales = nullptr;
+    if constexpr (Op::kInBlocks) {
+      const int64_t own = place_of_tile<Tile>(p, tile, pipeline).panel + panel, last = ceil_div(p.n, kPanel) - 1;
+      const int64_t column = (own < last ? own : last) * kPanel;
+      panel_scales = static_cast<const char*>(p.weight) + block_scale_at(column, 0, p.k);
+    }
+    multiply_tile<Op, Tile>(sum, pipeline, turn, stages, panel, panel_scales);
     write_tile<Op, Tile>(p, row_scale, shared + Tile::stage_bytes(), sum, place_of_tile<Tile>(p, tile, pipeline));
   }
   if (!alone) cluster_sync();  // till then others may arrive at this block's barriers
@@ -350,7 +382,7 @@ template <class Op>
 void wgmma_matmul(const MatmulParams& p, const float* row_scale, cudaStream_t stream) {
   constexpr int kBytes = Op::kPanelBytes;
   run_best_wgmma<Op, WgmmaTile<Op::kRows, 2, kBytes>, WgmmaTile<128, 2, kBytes>, WgmmaTile<128, 1, kBytes>,
-                 WgmmaTile<64, 1, kBytes>>(p, row_scale, stream);
+                 WgmmaTile<64, 1, kBytes, Op::kInBlocks ? 1 : 2>>(p, row_scale, stream);
 }
 
 }  // namespace pybatch::cuda

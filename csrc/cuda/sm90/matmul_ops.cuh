@@ -27,6 +27,7 @@ struct GroupsAsTheyAre {
 };
 
 struct WgmmaInt8 : GroupsAsTheyAre {
+  static constexpr bool kInBlocks = false;
   using X = int8_t;
   using Sum = int32_t;
   static constexpr int kWeightBytes = 1;   // of one
@@ -46,6 +47,7 @@ struct WgmmaFloat {
   using Sum = float;
   static constexpr int kRows = 176;
   static constexpr bool kInParts = true;
+  static constexpr bool kInBlocks = false;
 
   template <int kN>
   static __device__ __forceinline__ void multiply(Sum (&d)[kN / 2], const uint32_t (&a)[4], uint64_t x) {
@@ -63,8 +65,10 @@ struct WgmmaDense : WgmmaFloat<T>, GroupsAsTheyAre {
 };
 
 // int8 or e4m3 weights widened to T. A lane takes a pair of a group of four, the lower or the upper one.
-template <class T, class W>
+template <class T, class W, bool kBlocks = false>
 struct WgmmaWidened : WgmmaFloat<T> {
+  static constexpr bool kInBlocks = kBlocks;
+  static constexpr int kRows = kBlocks ? 128 : 176;  // a third set of sums in registers: a block's
   static constexpr int kWeightBytes = 1;
   static constexpr int kPanelBytes = 16 * kPanel * 4;
 

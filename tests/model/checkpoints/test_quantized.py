@@ -150,7 +150,7 @@ def test_matrices_run_from_their_own_bits(name: str, tmp_path: Path, caplog: pyt
     assert torch.cosine_similarity(found, expected).min() > 0.99
 
 
-@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-rows", "fp8-one", "modelopt-fp8"])
+@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-rows", "fp8-blocks", "fp8-one", "modelopt-fp8"])
 def test_float8_runs_from_its_own_bits_where_kernels_widen_it(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

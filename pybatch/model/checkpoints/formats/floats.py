@@ -1,7 +1,7 @@
 """Matrices of floats of 8 and 4 bits with scales: fp8 by tensor, row or block, NVFP4 and MXFP4.
 
 MXFP4 is a GGUF type too. The numbers of the others lie closer together near zero, so that no type of blocks holds them.
-Where fp8 has a scale for each row, kernels widen it as it is; the others become Q8_0.
+Where fp8 has a scale for each row, or for 128 columns of it, kernels widen it as it is; the others become Q8_0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def float8(values: Rows, scale: Tensor, name: str, block: tuple[int, int] | None
     else:
         scale = by_row(scale, n, k, name)
         height, width = 1, k // scale.shape[1]
-    if values.dtype == torch.float8_e4m3fn and height == 1 and width == k:
-        return ChannelRows(Made(values, lambda rows: _e4m3(values[rows], name), (n, k), torch.uint8), scale.float())
+    if values.dtype == torch.float8_e4m3fn and (width >= k or width == ops.FLOAT8_BLOCK):
+        codes = Made(values, lambda rows: _e4m3(values[rows], name), (n, k), torch.uint8)
+        return ChannelRows(codes, scale.float().repeat_interleave(height, dim=0)[:n])
 
     table = torch.arange(256, dtype=torch.uint8).view(values.dtype).float()
 

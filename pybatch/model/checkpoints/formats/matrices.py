@@ -103,10 +103,10 @@ class GroupedRows:
 
 @dataclass(frozen=True)
 class ChannelRows:
-    """8-bit codes with a scale for each row."""
+    """8-bit codes with a scale for each row, or float8 with one for each ops.FLOAT8_BLOCK columns of it."""
 
     codes: Rows  # [N, K] int8, or uint8 with the bits of float8_e4m3fn
-    scale: Tensor  # [N, 1] float32
+    scale: Tensor  # [N, 1] or [N, blocks] float32
 
     @property
     def shape(self) -> Sequence[int]:
@@ -117,8 +117,10 @@ class ChannelRows:
         return torch.bfloat16
 
     def __getitem__(self, rows: slice) -> Tensor:
-        codes = self.codes[rows]
-        return (looked_up(E4M3, codes) if codes.dtype == torch.uint8 else codes.float()) * self.scale[rows]
+        codes, scale = self.codes[rows], self.scale[rows]
+        if scale.shape[1] > 1:
+            scale = scale.repeat_interleave(ops.FLOAT8_BLOCK, dim=1)[:, : codes.shape[1]]
+        return (looked_up(E4M3, codes) if codes.dtype == torch.uint8 else codes.float()) * scale
 
     @property
     def row_scales(self) -> Rows:
