@@ -52,7 +52,7 @@ def build_decoder(
     config = load.config
     is_first, is_last = stages is None or stages.is_first, stages is None or stages.is_last
     kind = Decoder if stages is None else partial(StageDecoder, stages=stages)
-    with load.working():
+    with load.packer.working():
         vocab, hidden = config.vocab_size, config.hidden_size
         embedding = head = None
         if is_first or (is_last and config.tie_word_embeddings):

@@ -103,7 +103,8 @@ class Shards(WeightLoader):
             return super().linear(rows, columns, layer, bias=bias, fused=fused)
         weights, biases = self._outputs(rows, self.whole(columns), layer, bias=bias, fused=fused)
         own = Stacked(list(map(self.own, weights)))
-        return ShardedLinear(self._pack(own, self._bias_of(list(map(self.own, biases)))), own.shape[0], self.ranks)
+        packed = self.packer.pack(own, self._bias_of(list(map(self.own, biases))))
+        return ShardedLinear(packed, own.shape[0], self.ranks)
 
     def has_all(self, roles: Iterable[str], layer: int | None) -> bool:
         return layer is None or not set(roles).isdisjoint(OF_ALL)
@@ -148,7 +149,7 @@ class Shards(WeightLoader):
             rows = {"lm_head": config.vocab_size}
             weights, biases = self._outputs(rows, config.hidden_size, None, bias=config.head_bias)
             own = [sliced(part, first, last) for part in weights]
-            linear = self._pack(Stacked(own), self._bias_of([sliced(part, first, last) for part in biases]))
+            linear = self.packer.pack(Stacked(own), self._bias_of([sliced(part, first, last) for part in biases]))
         return ShardedHead(linear, last - first, self._tokens_each, self.ranks)
 
     @property

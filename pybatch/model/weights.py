@@ -1,13 +1,10 @@
-"""From a checkpoint to packed weights, a few rows at a time: beside the packed copy, no more than some rows per thread
-is ever in memory. The checkpoint itself is mapped, and its pages are given back as they have been read."""
+"""From a checkpoint's tensors to packed weights, by the roles that they have in a decoder's blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, groupby
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -15,32 +12,26 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.machine.huge_pages import WeightMemory
-from pybatch.machine.memory import trim_memory
 from pybatch.model.config import ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.layers import (
     DenseLinear,
-    GGUFLinear,
     Linear,
     Norm,
     NormedLinear,
     NormOfAllHeads,
     Packed,
-    ScaledLinear,
-    SideBySide,
     as_stack,
 )
+from pybatch.model.packing import Packer, PackingPlan, kind_of
 from pybatch.model.pooling import PoolingConfig
 from pybatch.model.rows import (
-    BlockRows,
     Heads,
     Held,
     Interleaved,
     MatrixStack,
     Rows,
-    ScaledRows,
     Stacked,
     Transposed,
     filled,
@@ -57,13 +48,7 @@ from pybatch.model.smoothquant import PackedWhenCalled
 
 INT8_MATMULS = {"int8": ops.matmul_w8a8, "int8-weight-only": ops.matmul_w8a16}
 QUANTIZATIONS = (*INT8_MATMULS, "gguf")
-OWN_SCALED: Mapping[str, tuple[torch.dtype, Callable[..., Tensor]]] = {  # ScaledRows, beside the names of block types
-    "int8": (torch.int8, ops.matmul_w8a8),
-    "fp8": (torch.float8_e4m3fn, ops.matmul_w8a16),
-}
-FP8_BLOCKS = "fp8 in blocks"
 Columns = TypeVar("Columns", bound=int | Heads)
-CHUNK = 1 << 17  # weights handled at a time by one thread: what stays in its cache
 
 
 class Grouped(NamedTuple):
@@ -119,17 +104,11 @@ class WeightLoader:
     ) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
         self.family = FAMILIES[self.config.family]
-        self.dtype, self.quantization, self.device, self.advance = dtype, quantization, device, advance
+        self.dtype, self.device = dtype, device
         self.keeps_bits = quantization == "gguf" or (quantization is None and checkpoint.quantized)
         self.smooths = quantization == "int8"  # scales weights by the activations that they meet
-        self.memory = WeightMemory(device)
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Weights are packed as long as this is open, by as many threads as torch uses."""
-        with _worker_pool() as self.pool:
-            yield
-        trim_memory()
+        self._int8_matmul = INT8_MATMULS.get(quantization or "")
+        self.packer = Packer(dtype, device, self.keeps_bits, self._int8_matmul, advance)
 
     def head(self, embedding: Packed | None) -> Linear:
         """The projection to the vocabulary."""
@@ -142,7 +121,7 @@ class WeightLoader:
     def score(self) -> DenseLinear:
         """The projection to the labels of a model that classifies."""
         rows = self.tensor("score.weight", (self.config.num_labels, self.config.hidden_size))
-        return self._dense(rows, None)
+        return self.packer.dense(rows, None)
 
     def norm(self, role: str, width: int, layer: int | None = None) -> Norm | None:
         """None where the family has none."""
@@ -189,7 +168,7 @@ class WeightLoader:
         """The projections of these roles, with so many rows each, as one. columns: or whose they are. fused: the role
         of a tensor that has them one below the other, in families that have it."""
         weights, biases = self._outputs(rows, columns, layer, bias=bias, fused=fused)
-        return self._pack(Stacked(weights), self._bias_of(biases))
+        return self.packer.pack(Stacked(weights), self._bias_of(biases))
 
     def behind_norm(
         self,
@@ -215,12 +194,12 @@ class WeightLoader:
             own = [found.get(role, Held(torch.zeros(n))) for role, n in rows.items()]
         biases = self._bias_of(self._arranged(own, rows, heads), gated)
         before = self.norm(norm, columns, layer)
-        if self.keeps_bits and len(set(map(_bits, parts))) > 1:
-            return NormedLinear(before, self._kept_parts(parts, biases))
+        if self.keeps_bits and len(set(map(kind_of, parts))) > 1:
+            return NormedLinear(before, self.packer.pack_parts(parts, biases))
         together = Interleaved(parts) if gated else Stacked(parts)
         if self.smooths and before is not None:
-            return NormedLinear(before, PackedWhenCalled(lambda scale: self._pack(together, biases, scale)))
-        return NormedLinear(before, self._pack(together, biases))
+            return NormedLinear(before, PackedWhenCalled(lambda scale: self.packer.pack(together, biases, scale)))
+        return NormedLinear(before, self.packer.pack(together, biases))
 
     def stack(self, role: str, shape: tuple[int, int, int], layer: int) -> Rows:
         """The rows of matrices that lie in one tensor, one below the other."""
@@ -228,7 +207,7 @@ class WeightLoader:
 
     def matrix(self, rows: Rows) -> Packed:
         """A projection of these rows."""
-        return self._pack(Stacked([rows]), None)
+        return self.packer.pack(Stacked([rows]), None)
 
     def exact(self, role: str, shape: tuple[int, ...], layer: int, suffix: str = ".weight") -> Tensor:
         """A small tensor in float32, whatever the activations are."""
@@ -252,7 +231,7 @@ class WeightLoader:
         """A projection of few rows behind a norm whose results decide: in the checkpoint's own precision."""
         rows = self.tensor(f"{self.family.tensor(role, layer)}.weight", (count, columns))
         added = self.exact(role, (count,), layer, ".bias") if bias else None
-        return NormedLinear(self.norm(norm, columns, layer), self._dense(rows, added, rows.dtype))
+        return NormedLinear(self.norm(norm, columns, layer), self.packer.dense(rows, added, rows.dtype))
 
     def one_expert(self, linear: Linear, width: int) -> Linear:
         """The projection as a stack of one expert; width: of all that share the model."""
@@ -422,7 +401,7 @@ class WeightLoader:
             raise ModelError(
                 f"{self.config.name}: {name}: expected a tensor of three dimensions that can be read by rows"
             )
-        if by_input and _bits(stack.flattened()) is None:
+        if by_input and kind_of(stack.flattened()) is None:
             return Transposed(self.tensor(name, (count, k, n)))
         self.tensor(name, shape)
         return stack.flattened()
@@ -437,8 +416,9 @@ class WeightLoader:
     ) -> Packed:
         each = [interleaved(*of_expert) if gated else padded(stacked(of_expert)) for of_expert in parts]
         width = each[0].shape[0] if gated else sum(part.shape[0] for part in parts[0])
-        rows, mixed = Stacked(each), len(set(map(_bits, each))) > 1  # one kernel call takes one kind
-        packed = self._dense(rows, None) if self.keeps_bits and mixed else self._pack(rows, None, column_scale)
+        rows, mixed = Stacked(each), len(set(map(kind_of, each))) > 1  # one kernel call takes one kind
+        pack = self.packer
+        packed = pack.dense(rows, None) if self.keeps_bits and mixed else pack.pack(rows, None, column_scale)
         return replace(as_stack(packed, len(parts), width), bias=torch.cat(list(biases), dim=1) if biases else None)
 
     def _bias_of(self, parts: Sequence[Rows], gated: bool = False) -> Tensor | None:
@@ -465,107 +445,6 @@ class WeightLoader:
     def _on_device(self, vector: Rows) -> Tensor:
         return vector[0 : vector.shape[0]].to(self.device, self.dtype, copy=True)
 
-    def _pack(self, rows: Stacked | Interleaved, bias: Tensor | None, column_scale: Tensor | None = None) -> Packed:
-        if self.keeps_bits:
-            return self._kept(rows, bias)
-        return self._dense(rows, bias) if self.quantization is None else self._int8(rows, bias, column_scale)
-
-    def _dense(self, rows: Rows, bias: Tensor | None, dtype: torch.dtype | None = None) -> DenseLinear:
-        n, k = rows.shape
-        dtype = dtype or (rows.dtype if rows.dtype.itemsize < self.dtype.itemsize else self.dtype)
-        packed = self.memory.empty(*ops.packed_dense_shape(n, k, dtype), dtype=dtype)
-
-        def pack(chunk: slice, panels: slice) -> None:
-            packed[panels] = ops.pack_dense(rows[chunk].to(dtype))
-
-        self._for_chunks(rows, pack)
-        return DenseLinear(packed, n, bias)
-
-    def _int8(self, rows: Rows, bias: Tensor | None, column_scale: Tensor | None) -> ScaledLinear:
-        assert self.quantization is not None
-
-        def quantize(chunk: slice) -> tuple[Tensor, Tensor]:
-            return ops.quantize_int8(rows[chunk] if column_scale is None else rows[chunk] * column_scale)
-
-        return self._scaled(rows, bias, quantize, INT8_MATMULS[self.quantization])
-
-    def _scaled(
-        self,
-        rows: Rows,
-        bias: Tensor | None,
-        codes_and_scale: Callable[[slice], tuple[Tensor, Tensor]],
-        matmul: Callable[..., Tensor],
-        dtype: torch.dtype = torch.int8,
-    ) -> ScaledLinear:
-        n, k = rows.shape
-        packed = self.memory.empty(-(-n // ops.PANEL), -(-k // 4) + 1, ops.PANEL, 4, dtype=dtype)
-        scale = torch.empty(n, dtype=torch.float32, device=self.device)
-
-        def pack(chunk: slice, panels: slice) -> None:
-            codes, scale[chunk] = codes_and_scale(chunk)
-            of_dtype = ops.pack_int8 if dtype == torch.int8 else ops.pack_float8
-            packed[panels] = of_dtype(codes)
-
-        self._for_chunks(rows, pack)
-        return ScaledLinear(matmul, packed, scale, bias)
-
-    def _kept_parts(self, parts: Sequence[Rows], bias: Tensor | None) -> SideBySide:
-        """A projection for each run of parts that are kept alike."""
-        runs = [Stacked(list(run)) for _, run in groupby(parts, _bits)]
-        biases = [None] * len(runs) if bias is None else bias.split_with_sizes([run.shape[0] for run in runs])
-        return SideBySide([self._kept(run, part) for run, part in zip(runs, biases, strict=True)])
-
-    def _kept(self, rows: Stacked | Interleaved, bias: Tensor | None) -> Packed:
-        kind = _bits(rows.parts[0])
-        if kind is None:
-            return self._dense(rows, bias)
-        if kind in OWN_SCALED or kind == FP8_BLOCKS:
-            return self._own_scaled(rows, kind, bias)
-        return self._blocks(rows, kind, bias)
-
-    def _own_scaled(self, rows: Stacked | Interleaved, kind: str, bias: Tensor | None) -> ScaledLinear:
-        parts = [part for part in rows.parts if isinstance(part, ScaledRows)]
-        codes = type(rows)([part.codes for part in parts])
-        scales = type(rows)([part.row_scales for part in parts])
-        if kind == FP8_BLOCKS:
-            return self._float8_blocks(rows, codes, scales, bias)
-        dtype, matmul = OWN_SCALED[kind]
-        return self._scaled(rows, bias, lambda chunk: (codes[chunk], scales[chunk][:, 0]), matmul, dtype)
-
-    def _float8_blocks(self, rows: Rows, codes: Rows, scales: Rows, bias: Tensor | None) -> ScaledLinear:
-        n = rows.shape[0]
-        packed = self.memory.empty(*ops.packed_float8_blocks_shape(*rows.shape), dtype=torch.float8_e4m3fn)
-
-        def pack(chunk: slice, panels: slice) -> None:
-            packed[panels] = ops.pack_float8(codes[chunk], scales[chunk])
-
-        self._for_chunks(rows, pack)
-        return ScaledLinear(ops.matmul_w8a16, packed, torch.ones(n, device=self.device), bias)
-
-    def _blocks(self, rows: Stacked | Interleaved, kind: str, bias: Tensor | None) -> GGUFLinear:
-        n, k = rows.shape
-        blocks = type(rows)([part.blocks for part in rows.parts if isinstance(part, BlockRows)])
-        packed = self.memory.empty(*ops.packed_gguf_shape(n, k, kind), dtype=ops.GGUF_BLOCKS[kind].dtype)
-
-        def pack(chunk: slice, panels: slice) -> None:
-            packed[panels] = ops.pack_gguf(blocks[chunk], kind)
-
-        self._for_chunks(rows, pack)
-        return GGUFLinear(packed, n, bias)
-
-    def _for_chunks(self, rows: Rows, pack: Callable[[slice, slice], None]) -> None:
-        n, k = rows.shape
-        panels, step = -(-n // ops.PANEL), max(1, CHUNK // (k * ops.PANEL))
-
-        def run(panel: int) -> None:
-            chunk = slice(panel * ops.PANEL, min((panel + step) * ops.PANEL, n))
-            pack(chunk, slice(panel, min(panel + step, panels)))
-            rows.release(chunk)
-            self.advance((chunk.stop - chunk.start) * k)
-
-        for _ in self.pool.map(run, range(0, panels, step)):
-            pass
-
 
 class WeightPlan(WeightLoader):
     """A WeightLoader that allocates nothing: what it makes has shapes and dtypes only."""
@@ -573,28 +452,9 @@ class WeightPlan(WeightLoader):
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantization: str | None) -> None:
         super().__init__(checkpoint, dtype, quantization, torch.device("meta"))
         self.smooths = False
-        self.count = 0  # of weights that `advance` will be called with
+        self._planned = self.packer = PackingPlan(dtype, self.device, self.keeps_bits, self._int8_matmul)
 
-    def _for_chunks(self, rows: Rows, pack: Callable[[slice, slice], None]) -> None:
-        n, k = rows.shape
-        self.count += n * k
-
-
-def _bits(rows: Rows) -> str | None:
-    """In which bits a kernel takes the matrix as it is: a block type, one of OWN_SCALED, FP8_BLOCKS; None: in none."""
-    if isinstance(rows, ScaledRows):
-        if rows.codes.dtype == torch.int8:
-            return "int8"
-        return "fp8" if rows.row_scales.shape[1] == 1 else FP8_BLOCKS
-    return rows.block_type if isinstance(rows, BlockRows) and rows.block_type in ops.GGUF_BLOCKS else None
-
-
-@contextmanager
-def _worker_pool() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch uses, each of which runs torch's own operations serially."""
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)  # the workers' setting is also the default of threads still to come
+    @property
+    def count(self) -> int:
+        """Of the weights that `advance` will be called with."""
+        return self._planned.count
