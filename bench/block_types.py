@@ -1,5 +1,5 @@
-"""Matrix products of every type of GGUF blocks, for one, some and many rows: 10^9 weights times rows a second of one
-thread, by its own CPU time, the best of some runs, so that a busy machine counts little.
+"""Matrix products of int8 and of every type of GGUF blocks, for one, some and many rows: 10^9 weights times rows a
+second of one thread, by its own CPU time, the best of some runs, so that a busy machine counts little.
 
     python bench/block_types.py [ISA ...] [--seconds 0.2] [--json PATH]
 
@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from kernels import gguf_weights, rand
+from kernels import matmul_weights, rand
 from rich.console import Console
 from rich.table import Table
 
@@ -27,28 +27,29 @@ from pybatch.machine.facts import facts
 
 N, K = 512, 2048
 ROWS = (1, 8, 64)
+BITS = {"w8a8": 8.0} | {kind: 8 * block.bytes / block.weights for kind, block in ops.GGUF_BLOCKS.items()}
 
 
 def rate(kind: str, rows: int, seconds: float) -> float:
     """Weights times rows a second."""
-    weights, plain = gguf_weights(kind, N, K)
+    matmul, weights, plain = matmul_weights(kind, N, K)
     x, out = rand(rows, K, seed=1), torch.empty(rows, N)
     wanted = x.double() @ plain.double().t()
-    error = (ops.matmul_gguf(x, weights, out=out).double() - wanted).norm() / wanted.norm()
+    error = (matmul(x, *weights, out=out).double() - wanted).norm() / wanted.norm()
     if not error < 2e-2:
         raise SystemExit(f"{kind}: relative error {error:.2e}, expected at most 2e-2")
     calls, best, end = max(1, 256 // rows), float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.thread_time()
         for _ in range(calls):
-            ops.matmul_gguf(x, weights, out=out)
+            matmul(x, *weights, out=out)
         best = min(best, (time.thread_time() - start) / calls)
     return rows * N * K / best
 
 
 def measure(seconds: float) -> dict[str, list[float]]:
     torch.set_num_threads(1)
-    return {kind: [rate(kind, rows, seconds) for rows in ROWS] for kind in ops.GGUF_BLOCKS}
+    return {kind: [rate(kind, rows, seconds) for rows in ROWS] for kind in BITS}
 
 
 def main() -> None:
@@ -69,9 +70,9 @@ def main() -> None:
     table = Table(title=f"10^9 weights times rows a second, {' / '.join(map(str, ROWS))} rows of {N} x {K}")
     for name in ("type", "bits a weight", *found):
         table.add_column(name, justify="left" if name == "type" else "right")
-    for kind, block in ops.GGUF_BLOCKS.items():
+    for kind, bits in BITS.items():
         rates = (", ".join(f"{each / 1e9:.0f}" for each in found[isa][kind]) for isa in found)
-        table.add_row(kind, f"{8 * block.bytes / block.weights:.3g}", *rates)
+        table.add_row(kind, f"{bits:.3g}", *rates)
     Console(width=120).print(table)
     if args.json:
         report = {"date": date.today().isoformat(), "command": " ".join(sys.argv), "shape": [N, K], "rows": ROWS}
