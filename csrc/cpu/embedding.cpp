@@ -46,16 +46,17 @@ struct PackedFloat8 : PackedInt8 {
 };
 
 struct PackedBlocks {  // a vector's columns have one scale
-  const EmbeddingParams& p;
-  int64_t id;
+  const char* column;
   F32x16 scale;
-  PackedBlocks(const EmbeddingParams& p, int64_t id) : p(p), id(id), scale(broadcast(p.scale[id])) {}
+  PackedBlocks(const EmbeddingParams& p, int64_t id)
+      : column(static_cast<const char*>(p.table) + id / kPanel * panel_bytes(p.width, 1, true) + id % kPanel * 4),
+        scale(broadcast(p.scale[id])) {}
   F32x16 at(int64_t i, int64_t n) const {
-    const auto* table = static_cast<const char*>(p.table);
+    const char* block = column + i / kBlockK * kBlockBytes;
     int32_t bytes[kLanes] = {};
-    for (int64_t j = 0; j < n; ++j) bytes[j] = table[in_blocks_at(id, i + j, p.width)];
+    for (int64_t j = 0; j < n; ++j) bytes[j] = block[(i % kBlockK + j) / 4 * kPanel * 4 + (i + j) % 4];
     float of_block;
-    std::memcpy(&of_block, table + block_scale_at(id, i / kBlockK, p.width), sizeof of_block);
+    std::memcpy(&of_block, block + kBlockCodes, sizeof of_block);
     return float8(load_ints(bytes), 0) * broadcast(of_block) * scale;
   }
 };
