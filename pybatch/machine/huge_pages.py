@@ -13,7 +13,7 @@ from pybatch.machine.memory import advice
 from pybatch.machine.memory_nodes import place
 
 HUGE_PAGE = 2 << 20
-CHUNK = 64 << 20  # bytes mapped at a time for weights; of them, what is never written takes no memory
+CHUNK = 256 << 20  # bytes mapped at a time for weights; of them, what is never written takes no memory
 ALIGNMENT = 64  # as the kernels want packed weights
 
 
