@@ -415,5 +415,5 @@ def test_opcheck() -> None:
     args = arguments()
     caches = (args["k_cache"], args["v_cache"], None, None, args["block_tables"], args["query_start"], args["seq_lens"])
     torch.library.opcheck(
-        torch.ops.pybatch.paged_attention.default, (args["q"], *caches, 0.2, 0, 0.0, None, torch.zeros(3, 128))
+        torch.ops.pybatch.paged_attention.default, (args["q"], *caches, 0.2, 0, 0.0, None, None, torch.zeros(3, 128))
     )
