@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import socket
 import statistics
@@ -38,6 +37,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 
 import psutil
+from engines.environment import engine_environment
 from rich.console import Console
 from rich.table import Table
 
@@ -121,9 +121,8 @@ def serving(spec: str, args: argparse.Namespace) -> Iterator[Server]:
     model = settings.get("model", args.model if kind == "pybatch" else gguf_file(args.model))
     port = free_port()
     command = command_of(kind, precision, settings.get("python", sys.executable), model, args.threads, port)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive"}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=engine_environment(args.threads))
         try:
             server = Server(name, f"http://127.0.0.1:{port}", "model", body, psutil.Process(process.pid))
             until = time.monotonic() + START_SECONDS

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from datetime import date
 from pathlib import Path
 
 import psutil
+from engines.environment import engine_environment
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +62,6 @@ class Worker:
         if name not in MODULES or not settings.keys() <= {"python", "model", "env"}:
             raise SystemExit(f"{spec!r}: expected {SPEC}, NAME in {[*MODULES]}")
         own = dict(option.removeprefix("env=").split("=", 1) for option in options if option.startswith("env="))
-        threaded = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
             [
                 settings.get("python", sys.executable),
@@ -75,7 +74,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **threaded, **env, **own},
+            env={**engine_environment(threads), **env, **own},
         )
         self.facts = {**self.read(), "env": own}
 
