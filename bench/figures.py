@@ -46,6 +46,7 @@ NAMES = {
     "vllm:fp32": "vLLM fp32",
     "transformers:fp32": "transformers fp32",
 }
+INSTRUCTIONS = {"amx": "AVX-512 and AMX", "avx512": "AVX-512", "avx2": "AVX2 alone"}
 OTHERS = {
     "llamacpp": "llama.cpp",
     "ik_llamacpp": "ik_llama.cpp",
@@ -64,14 +65,18 @@ def machine(run: dict) -> str:
     return f"{run['threads']} cores of {run['cpu'].replace('(R)', '').removesuffix(' Processor')}"
 
 
+def instructions(run: dict) -> str:
+    """What pybatch ran by; the EPYC's runs, which do not say it, by AVX-512. Others have what they can of the same."""
+    return INSTRUCTIONS[run["engines"]["pybatch:int8"].get("uses", "avx512")]
+
+
 def throughput_table(run: dict) -> str:
     """What was run where, then engines by cases, the fastest of a case in bold, and pybatch's lead if known."""
     results = run["results"]
     cases = [case for case in CASES if any(case in entries for entries in results.values())]
     rates = {label: {case: entry["tokens_per_s"] for case, entry in of.items()} for label, of in results.items()}
     best = {case: max(of[case] for of in rates.values()) for case in cases}
-    instructions = "AVX2 alone" if run.get("instructions") == "AVX2" else "all instruction sets"
-    lines = [f"{run.get('model', SMOLLM2)}, {instructions}, {machine(run)}, {run['date']}:", ""]
+    lines = [f"{run.get('model', SMOLLM2)}, {instructions(run)}, {machine(run)}, {run['date']}:", ""]
     lines.append(row([f"{run['rounds']} rounds", *(CASES[case] for case in cases), "peak memory"]))
     lines.append(row(["---"] * (len(cases) + 2)))
     for label in NAMES:
@@ -114,7 +119,7 @@ def headline_table(model: str, run: dict) -> str:
     best = run["ratios"]["best"]
     cases = [case for case in CASES if all(case in ratios for ratios in best.values())]
     speeds = [max((entries[case]["tokens_per_s"], name) for name, entries in ours.items()) for case in cases]
-    lines = [f"{model}, {machine(run)}, {run['date']}:", ""]
+    lines = [f"{model}, {instructions(run)}, {machine(run)}, {run['date']}:", ""]
     lines += [row(["", *(CASES[case] for case in cases)]), row(["---"] * (len(cases) + 1))]
     lines.append(row(["tokens/s", *(f"{speed:.0f} ({name.split()[1]})" for speed, name in speeds)]))
     for other, ratios in best.items():

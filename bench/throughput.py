@@ -221,9 +221,12 @@ def main() -> None:
         env = avx2_environment(folder) if args.avx2 else {}
         workers = [Worker(spec, args.threads, env) for spec in specs]
         results = measure(workers, cases, args.rounds)
-    for label, by_case in results.items() if args.avx2 else ():
-        if any(entry["used_avx512"] for entry in by_case.values()):
+    used = {label: {entry["used_avx512"] for entry in by_case.values()} for label, by_case in results.items()}
+    for label, by_label in used.items():
+        if args.avx2 and True in by_label:
             print(f"{label} used AVX-512 all the same: was it compiled for it?", file=sys.stderr)
+        elif not args.avx2 and by_label == {False} and any(True in others for others in used.values()):
+            print(f"{label} did not use AVX-512 as others did: was it compiled without?", file=sys.stderr)
     compared = ratios(results, cases)
     show(results, compared, cases)
     if args.json:
