@@ -10,6 +10,7 @@ from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Message, Prompt, is_token_ids
 from pybatch.api.pinned_prefix import pin_prefix
 from pybatch.api.session import Session
+from pybatch.machine.folders import make_folder
 
 Prefix = Prompt | Sequence[Message]
 
@@ -17,6 +18,8 @@ Prefix = Prompt | Sequence[Message]
 def open_session(arguments: EngineArgs) -> Session:
     """Raises ValueError for what the arguments ask in vain, OSError for a file that cannot be read, and what loading a
     model raises."""
+    if arguments.prefix_cache_dir is not None:
+        make_folder("prefix_cache_dir", Path(arguments.prefix_cache_dir), mode=0o700)
     path = arguments.pinned_prefixes
     prefixes = [] if path is None else list(read_prefixes(Path(path)))
     session = Session.open(arguments)

@@ -72,6 +72,7 @@ class Session:
         self._lock = FairLock()  # over the engine and the receivers
         self.alerts = Alerts(engine)
         self.tuned: Tuned | None = None  # what was chosen, and why, where that was asked for
+        self.unpacked = False  # as LoadedModel has it
         self.fault: BaseException | None = None  # of the step that has discarded what is being received
 
     @classmethod
@@ -123,6 +124,7 @@ class Session:
         )
         session = cls(engine, loaded.tokenizer, params)
         session.tuned = choice
+        session.unpacked = loaded.unpacked
         for request in named_adapters(arguments.lora_modules).values():
             engine.adapters.find(request)  # raises for what cannot be had
         return session

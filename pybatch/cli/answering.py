@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pybatch.cli import exit_codes
-from pybatch.cli.command import CommandError, UsageError, load, of_file, one_line, stderr, usage_errors
+from pybatch.cli.command import CommandError, UsageError, load, of_file, one_line, stderr, tell_unpacked, usage_errors
 from pybatch.cli.preview import Preview
 from pybatch.cli.signals import Stop, ending_in_order, exit_code
 from pybatch.cli.streams import printable
@@ -28,6 +28,28 @@ if TYPE_CHECKING:
     from pybatch.jobs.preparation import OnError, OtherJobError, Preparation
     from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.rows import Row
+
+
+AT_ONCE = "Ended at once. What is done is in the journal: the same command goes on."
+
+
+class Interruption:
+    """What a signal says, and puts in order, while no row runs.
+
+    jobs: that have been opened."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Preparation] = []
+
+    def __call__(self) -> str:
+        from pybatch.jobs.preparation import discard_unused_journals
+
+        discard_unused_journals()
+        for job in reversed(self.jobs):
+            if job.journal.done and job.resumable and not job.destination.fresh:
+                saved = f"{job.journal.done:,} rows are done and saved in {job.destination.output}"
+                return printable(f"Interrupted: {saved}. {to_go_on()}")
+        return "Interrupted: no row was answered."
 
 
 @contextmanager
@@ -67,6 +89,8 @@ def cluster(
                 params = replace(session.default_params, **sampling.given())
         except ClusterError as error:
             raise UsageError(str(error)) from error
+        if session.unpacked:
+            tell_unpacked(engine.model)
         yield session, params
 
 
@@ -94,7 +118,7 @@ def answer(
 
     progress = prepared.progress(session, params, now=first_rows.now)
     output = prepared.destination.output
-    with ending_in_order() as stop, ExitStack() as opened:
+    with ending_in_order(AT_ONCE if prepared.resumable else "Ended at once.") as stop, ExitStack() as opened:
         with usage_errors():
             job = prepared.start(session.tokenizer, params, progress, arithmetic=session.arithmetic, on_error=on_error)
         if job.journal.done or progress.rows_retried:
@@ -153,12 +177,16 @@ def tell_interrupted(prepared: Preparation, stop: Stop) -> None:
     why = "Stopped" if stop.signum is None else "Interrupted"
     tell(f"{why}: {prepared.journal.done:,} rows are done and saved in {prepared.destination.output}.")
     if prepared.resumable:
-        tell(f"To go on: pybatch {shlex.join(going_on(sys.argv[1:]))}")
+        tell(to_go_on())
     raise typer.Exit(exit_codes.OK if stop.signum is None else exit_code(stop.signum))
 
 
+def to_go_on() -> str:
+    return f"To go on: pybatch {shlex.join(going_on(sys.argv[1:]))}"
+
+
 def going_on(arguments: list[str]) -> list[str]:
-    """The command that goes on where the one with these arguments has stopped."""
+    """Those of the command that goes on where the one with these arguments has stopped."""
     again, rest = [], iter(arguments)
     for each in rest:
         if each == "--preview":

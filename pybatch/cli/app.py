@@ -31,7 +31,10 @@ def top(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Run language models over many prompts at once."""
+    """Run language models over many prompts at once.
+
+    Exit codes are those that pybatch run --help tells.
+    """
 
 
 for command in (run, compare, plan, serve, chat, env):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Generator
 from contextlib import closing, suppress
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pybatch.cli.command import load, usage_errors
+from pybatch.cli.command import NOTHING_ANSWERED, CommandError, UsageError, load, usage_errors
 from pybatch.cli.flags import EngineFlags, SamplingFlags, takes
-from pybatch.cli.signals import interrupting
+from pybatch.cli.signals import ending_at_once, exit_code, interrupting
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
@@ -31,14 +32,32 @@ def chat(
 
     /clear begins a new conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer. If standard input is not a
     terminal, all of it is one message, and its answer is printed.
+
+    Exit code: as pybatch run's.
     """
-    llm, params = load(engine, sampling)
+    message = None if sys.stdin.isatty() else piped_message()
+    with ending_at_once(NOTHING_ANSWERED):
+        llm, params = load(engine, sampling)
     conversation = Chat(llm, params, system)
     with usage_errors(), interrupting():
-        if sys.stdin.isatty():
+        if message is None:
             converse(conversation)
-        else:
-            answer_once(conversation, sys.stdin.read())
+            return
+        try:
+            answer_once(conversation, message)
+        except KeyboardInterrupt:
+            raise CommandError("interrupted: the answer is not whole", exit_code(signal.SIGINT)) from None
+
+
+def piped_message() -> str:
+    """All of standard input. Raises UsageError."""
+    try:
+        text = sys.stdin.read()
+    except OSError as error:  # closed, or a folder
+        raise UsageError(f"standard input: {error.strerror or error}") from error
+    if not text.strip():
+        raise UsageError("standard input: expected a message, got none")
+    return text
 
 
 class Chat:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pybatch.cli import exit_codes
-from pybatch.cli.answering import going_on, show_differences, tell
+from pybatch.cli.answering import AT_ONCE, show_differences, tell, to_go_on
 from pybatch.cli.command import (
     CommandError,
     UsageError,
@@ -22,11 +20,13 @@ from pybatch.cli.command import (
     of_file,
     one_line,
     stdout,
+    tell_of,
     usage_errors,
 )
-from pybatch.cli.flags import CostFlags, SamplingFlags, SharedEngineFlags, option, takes
+from pybatch.cli.flags import CostFlags, SamplingFlags, SharedEngineFlags, argument, option, takes
 from pybatch.cli.run import InputFormat
 from pybatch.cli.signals import ending_at_once, ending_in_order, exit_code
+from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
     from pybatch.api.llm import LLM
@@ -43,9 +43,7 @@ FOLDER = "comparisons"  # of the working folder: where comparisons go that name 
 def compare(
     prompts: Annotated[
         list[str],
-        typer.Argument(
-            help="Files of prompts, or names of those in prompts/. One, for several models.", metavar="PROMPT"
-        ),
+        argument("Files of prompts, or names of those in prompts/. One, for several models.", "PROMPT"),
     ],
     data: Annotated[str, comparing("The rows: as of pybatch run.", metavar="ROWS")],
     score: Annotated[
@@ -125,7 +123,7 @@ def compare(
 
     Exit code: as pybatch run's; 1, some rows have no answer.
     """
-    from pybatch.jobs.preparation import OtherJobError, discard_unused_journals
+    from pybatch.jobs.preparation import OtherJobError
     from pybatch.jobs.report.files import ReportFiles
     from pybatch.machine.folders import make_folder
     from pybatch.prompts.comparison.jobs import ComparisonStoppedError, Engines, JobFolder, Running
@@ -133,7 +131,7 @@ def compare(
     from pybatch.prompts.comparison.task import at_latitude, run, tell_of
     from pybatch.prompts.history.recording import record, runs_of
 
-    with ending_at_once(discard_unused_journals), usage_errors():
+    with ending_at_once("Interrupted: nothing was answered."), usage_errors():
         told = ReportFiles(report, json_file, cost.prices())
         expect_places(told)
         task = task_of(prompts, model or [], data, input_format, score, repeats, judge_model,
@@ -141,7 +139,7 @@ def compare(
         path = Path(output or f"{FOLDER}/{task.key}")
         make_folder("output", path)
         at = at_latitude(task, latitude, path, tell)
-    with ending_in_order() as stop, comparing_errors():
+    with ending_in_order(AT_ONCE) as stop, comparing_errors():
         running = Running(stop.requested, grace, tell, show_progress=True, lines=True, latitude=at)
         folder = JobFolder(path, engine.given(), Engines(partial(load, engine)), running, fresh, retry_errors)
         try:
@@ -149,7 +147,7 @@ def compare(
         except ComparisonStoppedError as stopped:
             assert stop.signum is not None
             tell(f"Interrupted: {stopped} in {path}.")
-            tell(f"To go on: pybatch {shlex.join(going_on(sys.argv[1:]))}")
+            tell(to_go_on())
             raise typer.Exit(exit_code(stop.signum)) from None
         except OtherJobError as error:
             show_differences(error)
@@ -212,11 +210,17 @@ def expect_places(told: Any) -> None:
 def load(engine: SharedEngineFlags, model: str | Path) -> LLM:
     from pybatch.jobs.preparation import discard_unused_journals
 
+    def interrupted() -> str:
+        discard_unused_journals()
+        return printable(f"Interrupted while {model} was loaded; what is done is saved. {to_go_on()}")
+
     leave_deleted_folder()
-    with ending_at_once(discard_unused_journals), usage_errors(), loading_errors(str(model)):
+    with ending_at_once(interrupted), usage_errors(), loading_errors(str(model)):
         from pybatch.api.llm import LLM
 
-        return LLM(model, **engine.given())
+        llm = LLM(model, **engine.given())
+        tell_of(llm.session, model)
+        return llm
 
 
 @contextmanager

@@ -69,6 +69,10 @@ def option(panel: str, help: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
+def argument(help: str, metavar: str) -> Any:
+    return typer.Argument(help=help, metavar=metavar, callback=not_empty)
+
+
 sampling = partial(option, "Sampling", callback=None)
 engine = partial(option, "Model and engine")
 cost = partial(option, "Cost")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pybatch.cli import exit_codes
 from pybatch.cli.command import UsageError, stderr, stdout, usage_errors
-from pybatch.cli.flags import CostFlags, option, takes
+from pybatch.cli.flags import CostFlags, argument, option, takes
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ MOST_MACHINES = 100_000
 def plan(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A directory with a config.json, that file, a GGUF file, or a hub name. No weights are needed.",
-            metavar="MODEL",
+        argument(
+            "A directory with a config.json, that file, a GGUF file, or a hub name. No weights are needed.", "MODEL"
         ),
     ],
     chip: Annotated[

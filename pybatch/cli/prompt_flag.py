@@ -9,7 +9,7 @@ import typer
 
 from pybatch.cli import exit_codes
 from pybatch.cli.answering import tell
-from pybatch.cli.command import CommandError, usage_errors
+from pybatch.cli.command import CommandError, is_given, usage_errors
 
 if TYPE_CHECKING:
     from pybatch.cli.flags import EngineFlags, SamplingFlags
@@ -34,9 +34,8 @@ def with_prompt(
 
 def with_model(prompt: Prompt, engine: EngineFlags, context: typer.Context) -> EngineFlags:
     """The prompt's model, where no other is given."""
-    source = context.get_parameter_source("model")
-    default = source is None or source.name == "DEFAULT"
-    return replace(engine, model=prompt.config.model) if prompt.config.model is not None and default else engine
+    model = prompt.config.model
+    return engine if model is None or is_given(context, "model") else replace(engine, model=model)
 
 
 def expect_some_good(checked: CheckedRows) -> None:

@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from pybatch.cli.answering import tell
 from pybatch.cli.command import UsageError, stdout, usage_errors
-from pybatch.cli.flags import option
+from pybatch.cli.flags import argument, option
 
 if TYPE_CHECKING:
     from pybatch.jobs.checked_rows import RowOptions
@@ -57,7 +55,7 @@ def recording(
 def history(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="A name, also with @VERSION, or a file. Default: all prompts.", metavar="[FILE-OR-NAME]"),
+        argument("A name, also with @VERSION, or a file. Default: all prompts.", "[FILE-OR-NAME]"),
     ] = None,
     file: Annotated[
         str | None,
@@ -70,6 +68,8 @@ def history(
 
     pybatch run --prompt and pybatch compare record tokens, latency, errors, cost and scores, and nothing of what
     prompts and answers say.
+
+    Exit code: as pybatch run's.
     """
     with usage_errors():
         from pybatch.prompts import load

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +12,11 @@ import typer
 from rich.table import Table
 
 from pybatch.cli import exit_codes
-from pybatch.cli.command import CommandError, load, stdout, usage_errors
-from pybatch.cli.flags import EngineFlags, SamplingFlags, option, takes
+from pybatch.cli.command import NOTHING_ANSWERED, CommandError, load, stdout, usage_errors
+from pybatch.cli.flags import EngineFlags, SamplingFlags, argument, option, takes
 from pybatch.cli.prompt_flag import with_model
 from pybatch.cli.prompt_history import history
+from pybatch.cli.signals import ending_at_once
 from pybatch.cli.streams import printable
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ prompts = typer.Typer(no_args_is_help=True, help="Look at prompts in files, and 
 prompts.command()(history)
 what = partial(option, "Prompt and rows")
 
-FILE = typer.Argument(help="A file, or a name in the folder prompts.", metavar="FILE-OR-NAME")
+FILE = argument("A file, or a name in the folder prompts.", "FILE-OR-NAME")
 
 
 @prompts.command("list")
@@ -38,11 +41,16 @@ def list_prompts(
     folder: Annotated[str, what("Of named prompts.")] = "prompts",
     json_file: Annotated[str | None, what("Write the list as JSON.", "--json", metavar="FILE")] = None,
 ) -> None:
-    """List the named prompts, with their versions and variables."""
+    """List the named prompts, with their versions and variables.
+
+    Exit code: as pybatch run's.
+    """
     with usage_errors():
         from pybatch.prompts import PromptError, names
         from pybatch.prompts import load as load_prompt
 
+        if not os.path.isdir(folder):
+            raise ValueError(f"--folder: expected a folder of prompts, got {folder}")
         found: list[dict[str, Any]] = []
         for name in names(folder):
             try:
@@ -81,7 +89,7 @@ def check(
 ) -> None:
     """Compare a prompt's variables with the fields of every row.
 
-    Exit code: 0, every row can be filled in; 1, some cannot; 2, wrong usage, or a prompt that cannot be read.
+    Exit code: 0, every row can be filled in; 1, some cannot; otherwise as pybatch run's.
     """
     with usage_errors():
         from pybatch.jobs.sources import open_source
@@ -110,18 +118,24 @@ def try_prompt(
     """Fill in a prompt with one row or a few, show the messages and their tokens, and run them.
 
     Of a chain every step is shown, with the answer that the next one has.
+
+    Exit code: 0; 1, a step has no answer; otherwise as pybatch run's.
     """
     with usage_errors():
+        from pybatch.jobs.disk.publishing import expect_place
         from pybatch.prompts import load as load_prompt
         from pybatch.prompts.trying import try_rows
 
         loaded = load_prompt(prompt)
-        chosen = choose(data, row or [0])
+        if json_file is not None:
+            expect_place(json_file)
+        chosen = choose(data, row or [])
         for each in chosen:
             expect_fits(loaded, each)
     model: tuple[LLM, SamplingParams] | None = None
     if not render_only:
-        model = load(with_model(loaded, engine, context), sampling.over(loaded.config.sampling))
+        with ending_at_once(NOTHING_ANSWERED):
+            model = load(with_model(loaded, engine, context), sampling.over(loaded.config.sampling))
     with usage_errors():
         tried = [try_rows(loaded, each, model) for each in chosen]
         write(json_file, [{"prompt": loaded.tag, "row": each.index, "steps": [step.to_json() for step in steps]}
@@ -136,22 +150,25 @@ prompts.command("try")(try_prompt)
 
 
 def choose(data: str | None, numbers: Sequence[int]) -> list[Row]:
-    """The rows of these numbers. Raises ValueError for one that is not there or cannot be read."""
+    """The rows of these numbers; of none, the first. Raises ValueError for one that is not there or cannot be read."""
     from pybatch.jobs.rows import Row
     from pybatch.jobs.sources import open_source
 
     if data is None:
+        if numbers:
+            raise ValueError("--row: is a number in --data, which is not given")
         return [Row(0, "row 0", 0, {})]
-    wanted = set(numbers)
+    wanted = set(numbers or [0])
     if min(wanted) < 0:
         raise ValueError(f"--row: expected a number from 0, got {min(wanted)}")
-    found = {each.index: each for each in islice(open_source(data).rows(), max(wanted) + 1) if each.index in wanted}
-    for number in numbers:
+    most = min(max(wanted), sys.maxsize - 1)
+    found = {each.index: each for each in islice(open_source(data).rows(), most + 1) if each.index in wanted}
+    for number in numbers or [0]:
         if number not in found:
             raise ValueError(f"--row: {data} has no row {number}")
         if (error := found[number].error) is not None:
             raise ValueError(f"{found[number].place}: {error}")
-    return [found[number] for number in numbers]
+    return [found[number] for number in numbers or [0]]
 
 
 def expect_fits(prompt: Prompt, row: Row) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pybatch.cli import exit_codes
-from pybatch.cli.answering import answer, cluster, local, tell
+from pybatch.cli.answering import Interruption, answer, cluster, local, tell
 from pybatch.cli.command import CommandError, UsageError, usage_errors
 from pybatch.cli.dry_run import show_dry_run
-from pybatch.cli.flags import CostFlags, EngineFlags, SamplingFlags, option, takes
+from pybatch.cli.flags import CostFlags, EngineFlags, SamplingFlags, argument, option, takes
 from pybatch.cli.job_steps import open_jobs
 from pybatch.cli.latitude_flags import LatitudeFlags
 from pybatch.cli.preview import Preview
@@ -63,10 +63,7 @@ def run(
     context: typer.Context,
     prompts: Annotated[
         str | None,
-        typer.Argument(
-            help="The rows: a file, a folder, a glob in quotes, - for standard input, or latitude:DATASET.",
-            metavar="PROMPTS",
-        ),
+        argument("The rows: a file, a folder, a glob in quotes, - for standard input, or latitude:DATASET.", "PROMPTS"),
     ] = None,
     input_file: Annotated[
         str | None, rows("Another way to name PROMPTS.", "--input-file", "-i", metavar="PROMPTS")
@@ -194,7 +191,6 @@ def run(
 
     from pybatch.jobs.checked_rows import RowOptions, check_input
     from pybatch.jobs.files import created, expect_all_apart, is_stream, open_stream, standard_streams_reserved
-    from pybatch.jobs.preparation import discard_unused_journals
     from pybatch.jobs.report.files import ReportFiles
     from pybatch.jobs.results.destination import Destination
     from pybatch.jobs.sources import open_source
@@ -209,7 +205,8 @@ def run(
     with usage_errors():
         told = ReportFiles(report, json_file, cost.prices(), profile)
     traced = latitude.traced(engine.model, told.prices, getattr(options, "prompt", None))
-    with ending_at_once(discard_unused_journals), ExitStack() as opened:
+    interruption = Interruption()
+    with ending_at_once(interruption), ExitStack() as opened:
         traced = opened.enter_context(recording(options, engine.model, name, told.prices, history, traced))
         with usage_errors():
             name = resolved(name, latitude.latitude)
@@ -237,6 +234,7 @@ def run(
             raise UsageError("--dry-run: what a chain's later steps take depends on the answers of the first")
         answering: tuple[Session | ClusterSession, SamplingParams] | None = None
         for step, job in opened.enter_context(closing(open_jobs(steps, engine, sampling, stream, told))):
+            interruption.jobs.append(job)
             if step is steps[0]:
                 for line in job.checked.lines():
                     tell(line)

@@ -6,15 +6,27 @@ import os
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pybatch.cli.command import CommandError, UsageError, leave_deleted_folder, loading_errors, stderr, usage_errors
-from pybatch.cli.flags import EngineFlags, Given, flags_of, option, takes
-from pybatch.cli.signals import ending_in_order
+from pybatch.cli.command import (
+    NOTHING_ANSWERED,
+    CommandError,
+    UsageError,
+    leave_deleted_folder,
+    loading_errors,
+    named,
+    stderr,
+    tell_of,
+    usage_errors,
+)
+from pybatch.cli.flags import EngineFlags, Given, argument, flags_of, option, takes
+from pybatch.cli.signals import ending_at_once, ending_in_order
 from pybatch.engine.user_weights import read_weights
 from pybatch.latitude.access import Access
+from pybatch.machine.folders import make_folder
 from pybatch.serve.guard.binding import bind
 from pybatch.serve.guard.keys import load_keys
 from pybatch.serve.settings import ServerSettings
@@ -30,18 +42,24 @@ class ServerFlags(Given):
 
 @takes(server=ServerFlags, engine=EngineFlags)
 def serve(
-    model_tag: Annotated[str | None, typer.Argument(help="The model, as --model has it.", metavar="MODEL")] = None,
+    context: typer.Context,
+    model_tag: Annotated[str | None, argument("The model, as --model has it.", "MODEL")] = None,
     *,
     server: ServerFlags,
     engine: EngineFlags,
 ) -> None:
-    """Serve a model over HTTP, in the protocols of OpenAI and Anthropic."""
+    """Serve a model over HTTP, in the protocols of OpenAI and Anthropic.
+
+    SIGTERM and Ctrl-C let requests end; a second one does not.
+
+    Exit code: 0, after SIGTERM or Ctrl-C; otherwise as pybatch run's.
+    """
     leave_deleted_folder()
-    arguments: dict[str, Any] = {"max_queued": MOST_QUEUED, **engine.given()}
-    if model_tag is not None:
-        arguments["model"] = model_tag
+    arguments: dict[str, Any] = {"max_queued": MOST_QUEUED, **named(engine, model_tag, context).given()}
     with usage_errors():
         settings = ServerSettings(**server.given())
+        if settings.profile is not None:
+            make_folder("profile", Path(settings.profile))
         if settings.latitude is not None:
             Access.from_environment(settings.latitude)
         keys = load_keys(settings.api_key or (), settings.api_key_file, os.environ, settings.limits)
@@ -57,11 +75,12 @@ def serve(
                 extra = "traces" if str(error.name).startswith(("opentelemetry", "requests")) else "serve"
                 raise UsageError(f"serve: needs the package {error.name}: pip install 'pybatch[{extra}]'") from None
             with open_storage(settings) as storage:
-                with loading_errors(arguments["model"]):
+                with ending_at_once(NOTHING_ANSWERED), loading_errors(arguments["model"]):
                     from pybatch.api.async_llm import AsyncLLM
 
                     llm = AsyncLLM(**arguments)
-                with closing(llm), ending_in_order() as stop:
+                    tell_of(llm.session, arguments["model"])
+                with closing(llm), ending_in_order("Ended at once: requests that ran got no answer.") as stop:
                     announce = partial(announce_url, str(arguments["model"]))
                     try:
                         run.run(llm, settings, keys, bound, storage, announce=announce, stopping=stop.requested)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from pybatch.cli.streams import Unfailing
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar has hidden
 
@@ -36,23 +38,24 @@ def handled(handler: Any, signums: Iterable[signal.Signals] = ENDING) -> Iterato
             signal.signal(signum, old)
 
 
-def leave(signum: int) -> NoReturn:
-    """Ends the process without unwinding: a KeyboardInterrupt inside an import or a library's C++ may come out as
-    another exception, with a traceback."""
-    if os.isatty(2):
-        os.write(2, SHOW_CURSOR)
+def leave(signum: int, words: str) -> NoReturn:
+    """Says so on standard error, and ends the process without unwinding: a KeyboardInterrupt inside an import or a
+    library's C++ may come out as another exception, with a traceback."""
+    terminal = SHOW_CURSOR + b"\n" if os.isatty(2) else b""  # behind ^C, or a progress bar
+    Unfailing(2).write(terminal + f"{words}\n".encode(errors="replace"))
     os._exit(exit_code(signum))
 
 
 @contextmanager
-def ending_at_once(clean_up: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """A signal calls clean_up and ends the process."""
+def ending_at_once(words: str | Callable[[], str] = "Interrupted.") -> Iterator[None]:
+    """A signal ends the process. words: what is said then; a function is called for it, and may clean up."""
 
     def end(signum: int, frame: FrameType | None) -> None:
+        said = "Interrupted."
         try:
-            clean_up()
+            said = words if isinstance(words, str) else words()
         finally:
-            leave(signum)
+            leave(signum, said)
 
     with handled(end):
         yield
@@ -61,22 +64,23 @@ def ending_at_once(clean_up: Callable[[], object] = lambda: None) -> Iterator[No
 class Stop:
     """The signal that asked a job to end, if one has come."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: str) -> None:
         self.signum: int | None = None
+        self._at_once = at_once
 
     def requested(self) -> bool:
         return self.signum is not None
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
-            leave(self.signum)
+            leave(self.signum, self._at_once)
         self.signum = signum
 
 
 @contextmanager
-def ending_in_order() -> Iterator[Stop]:
-    """The first signal is only noted, for the block to check; a second one ends the process at once."""
-    stop = Stop()
+def ending_in_order(at_once: str) -> Iterator[Stop]:
+    """The first signal is only noted, for the block to check; a second one says `at_once` and ends the process."""
+    stop = Stop(at_once)
     with handled(stop):
         yield stop
 

@@ -39,7 +39,7 @@ class ClusterSession:
         self._pool = pool
         self.max_model_len = loaded.max_model_len
         self.arithmetic = loaded.arithmetic
-        self.settings, self.scorer = loaded.settings, loaded.scorer
+        self.settings, self.scorer, self.unpacked = loaded.settings, loaded.scorer, loaded.unpacked
         self._receivers: dict[int, Receiver] = {}
 
     @property

@@ -47,6 +47,7 @@ class Loaded:
     arithmetic: str
     settings: EngineSettings
     scorer: Scorer
+    unpacked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class Worker:
             session.arithmetic,
             session.settings,
             session.scorer,
+            session.unpacked,
         )
 
     def exchange(self, requests: Sequence[Request], withdrawn: Sequence[int]) -> Report:

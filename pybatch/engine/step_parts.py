@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from statistics import median
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from pybatch.engine.config import EngineConfig
 from pybatch.engine.engine import Engine
 from pybatch.engine.execution.graphs import Graph
 from pybatch.engine.sampling_params import SamplingParams
@@ -81,13 +82,19 @@ class StepParts:
         self._restore.callback(delattr, owner, method)
 
 
+def expect_room(config: EngineConfig, sizes: Iterable[int]) -> None:
+    """Raises ValueError for a size of which the engine's steps have not as many sequences. config: of a device."""
+    most = min(config.max_num_seqs, config.max_num_batched_tokens)
+    for size in sizes:
+        if not 1 <= size <= most:
+            raise ValueError(f"sequences: expected 1 to {most}, got {size}")
+
+
 def decode_step(engine: Engine, sequences: int, context: int, steps: int) -> dict[str, float]:
     """Seconds of each part of the median step of so many sequences that decode, with so many tokens of context at
     first; "step" is the whole, and "other" what is in no part. Raises ValueError if the engine has not the room. The
     engine is idle before and after."""
-    most = min(engine.config.max_num_seqs, engine.config.max_num_batched_tokens)
-    if not 1 <= sequences <= most:
-        raise ValueError(f"sequences: expected 1 to {most}, got {sequences}")
+    expect_room(engine.config, [sequences])
     longest, blocks = context + 2 * steps + 2, engine.num_kv_blocks
     needed = sequences * -(-longest // engine.config.block_size)
     if longest > engine.max_model_len:

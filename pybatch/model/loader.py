@@ -14,6 +14,7 @@ import torch
 
 from pybatch.machine.device import find_device
 from pybatch.machine.faults import is_machine_fault
+from pybatch.machine.folders import of_home
 from pybatch.machine.memory import advice, free_memory, trim_memory
 from pybatch.machine.progress_bar import progress_bar
 from pybatch.machine.ranks import Ranks, Stages
@@ -40,6 +41,7 @@ from pybatch.model.weights_cache import WeightsCache
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MUCH = 2.5  # times its bytes that a file of 16 bits does not become
 TABLE_COPIES = 3  # of the rotary table, while it is made
 
 
@@ -51,6 +53,7 @@ class LoadedModel:
     generation_config: dict[str, Any]  # of generation_config.json: the defaults that the model's makers give
     pooling: PoolingConfig
     adapters: AdapterSlots | None = None
+    unpacked: bool = False  # whether a GGUF file's 2 to 8 bits have become float32, where nobody asked for either
 
 
 @in_neutral_torch
@@ -133,6 +136,8 @@ def load_model(
             checkpoint.tell()
         elif quantization is None:
             _tell_unpacked(checkpoint, planned)
+        widened = planned.weight_bytes() > MUCH * _unpacked_bytes(checkpoint, planned) > 0
+        unpacked = widened and quantization is None and dtype == "auto" and place.type == "cpu"
 
         def load() -> Decoder:
             host = HostLayers(on_host, place) if on_host else None
@@ -144,13 +149,13 @@ def load_model(
         if weights_cache_dir is None or place.type != "cpu" or ranks or stages or on_host:
             decoder = load()
         else:
-            decoder = _through_cache(Path(weights_cache_dir).expanduser(), arguments, length, planned, load)
+            decoder = _through_cache(of_home(weights_cache_dir), arguments, length, planned, load)
         adapters = None
         if max_loras:
             kept = DTYPES.get(lora_dtype, compute)
             sizes: dict[str, Any] = {"count": max_loras, "max_rank": max_lora_rank, "dtype": kept}
             adapters = AdapterSlots(decoder, checkpoint, ranks, stages, **sizes)
-    return LoadedModel(decoder, text, config, checkpoint.generation_config, checkpoint.pooling, adapters)
+    return LoadedModel(decoder, text, config, checkpoint.generation_config, checkpoint.pooling, adapters, unpacked)
 
 
 def _open(path: Path, quantization: str | None, adapter: str | Path | None, device: torch.device) -> Checkpoint:

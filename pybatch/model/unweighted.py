@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pybatch.machine.folders import of_home
 from pybatch.model.build import build_decoder
 from pybatch.model.checkpoints.files import read_json
 from pybatch.model.checkpoints.find import SMOLLM2, find_model, is_hub_name
@@ -143,7 +144,7 @@ def read_config(model: str | Path) -> ModelConfig:
 
 def _config_path(model: str | Path) -> Path:
     """The directory, or the GGUF file."""
-    path = Path(model).expanduser()
+    path = of_home(model)
     if path.is_file() and path.suffix == ".json":
         return path.parent
     if not path.exists() and str(model).lower() != SMOLLM2 and isinstance(model, str) and is_hub_name(model):

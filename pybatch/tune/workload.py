@@ -109,12 +109,12 @@ def of_file(
     token is four bytes.
     """
     works: list[Work] = []
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
                     works.append(row(json.loads(line), number, outputs, encode))
-                except (ValueError, TypeError, AttributeError) as error:
+                except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: {error}") from error
     if not works:
         raise ValueError(f"{path}: expected a row of JSON on each line, and it has none")

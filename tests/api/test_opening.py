@@ -67,6 +67,12 @@ def test_the_command_and_asyncio_take_the_file(tiny_model: Path, file: Path, tmp
     assert "none.jsonl" in ran.err
 
 
+def test_a_folder_of_prefixes_that_cannot_be_is_told_before_the_model_loads(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^prefix_cache_dir: expected a folder to write to, got .*: Not a directory"):
+        LLM("no-such-model", prefix_cache_dir=tmp_path / "file" / "below")
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

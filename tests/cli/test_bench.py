@@ -23,7 +23,7 @@ def test_a_step_is_shown_by_its_parts(cli: Cli, tiny_model: Path, tmp_path: Path
 
 def test_wrong_usage_is_one_line(cli: Cli, tiny_model: Path) -> None:
     for flags, says in (
-        (("--sequences", "1,many"), "sequences: expected positive numbers"),
+        (("--sequences", "1,many"), "sequences: expected numbers from 1 to 4096"),
         (("--sequences", "100", "--num-kv-blocks", "64"), "sequences: expected 1 to 64, got 100"),
         (("--json", "none/told.json"), "none/told.json: No such file"),
     ):

@@ -28,6 +28,7 @@ HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
         (["--ssl-certfile", "no-such.pem"], "no-such.pem: No such file or directory"),
         (["--api-key-file", "no-such-file"], "no-such-file: No such file or directory"),
         (["--data-dir", __file__], f"data_dir: expected a folder to write to, got {__file__}: File exists"),
+        (["--profile", __file__], f"profile: expected a folder to write to, got {__file__}: File exists"),
         (["--user-weights", '{"a": 0}'], "user_weights: expected a dict of users and numbers above 0"),
         (["--requests-per-minute", "0"], "requests_per_minute: expected an integer of at least 1, got 0"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +12,14 @@ import typer
 from rich.table import Table
 
 from pybatch.cli.bench.step import measured, numbers
-from pybatch.cli.command import load, stderr, stdout, usage_errors
-from pybatch.cli.flags import EngineFlags, SamplingFlags, option, takes
+from pybatch.cli.command import load, named, stderr, stdout, usage_errors
+from pybatch.cli.flags import EngineFlags, SamplingFlags, argument, option, takes
 from pybatch.cli.plan import tokenizer_of
+from pybatch.cli.signals import ending_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pybatch.api.llm import LLM
     from pybatch.tune.ceilings import Ceilings
     from pybatch.tune.sweep import Sweep
     from pybatch.tune.workload import Workload
@@ -28,7 +30,8 @@ told = partial(option, "Reports")
 
 @takes(engine=EngineFlags)
 def sweep(
-    name: Annotated[str | None, typer.Argument(help="The model, as --model.", metavar="MODEL")] = None,
+    command: typer.Context,
+    name: Annotated[str | None, argument("The model, as --model.", "MODEL")] = None,
     batch_sizes: Annotated[
         str, measured("Batch sizes, with commas. Default: 1,2,4,8,16,32,64,128,256.", metavar="N,N,...")
     ] = "1,2,4,8,16,32,64,128,256",
@@ -47,7 +50,7 @@ def sweep(
     gguf: Annotated[
         str | None, measured("The model as a GGUF file, for the precision gguf, where MODEL is none.", metavar="FILE")
     ] = None,
-    rounds: Annotated[int, measured("Batches of rows that each size runs. Default: 2.", min=1)] = 2,
+    rounds: Annotated[int, measured("Batches of rows that each size runs. Default: 2.", min=1, max=1000)] = 2,
     prompts: Annotated[
         str | None, workload("A JSONL file of rows: prompts, or input_tokens and output_tokens.", metavar="FILE")
     ] = None,
@@ -61,46 +64,56 @@ def sweep(
     *,
     engine: EngineFlags,
 ) -> None:
-    """Measure batch sizes, precisions, KV types and policies, and find where more sequences bring nothing, and why."""
+    """Measure batch sizes, precisions, KV types and policies, and find where more sequences bring nothing, and why.
+
+    Exit code: as pybatch run's.
+    """
     with usage_errors():
         from pybatch.engine.scheduling.policies import as_policy
         from pybatch.jobs.disk.publishing import expect_place
         from pybatch.jobs.report.sweep_report import expect_plots
         from pybatch.tune.precisions import precision_named
 
-        if name is not None:
-            engine.model = name
+        engine = named(engine, name, command)
         sizes = sorted(set(numbers("batch_sizes", batch_sizes)))
-        for path in (json_file, html, png):
-            if path is not None:
-                expect_place(path)
+        places = [path for path in (json_file, html, png) if path is not None]
+        if len(set(map(os.path.realpath, places))) < len(places):
+            raise ValueError(f"--json, --html, --png: expected a file for each, got {', '.join(places)}")
+        for path in places:
+            expect_place(path)
         if png is not None:
             expect_plots()
         given = engine.given()
         own = given.get("quantization") or given.get("dtype") or "auto"
         precisions = [precision_named(each) for each in precision or ()] or [own]
+        if gguf is not None and "gguf" not in precisions:
+            raise ValueError("--gguf: is the model of --precision gguf, which is not among the precisions")
         policies = [str(as_policy(each)) for each in batching or [given.get("policy", "continuous")]]
         rows = find_workload(engine.model, prompts, input_tokens, output_tokens, (rounds + 1) * max(sizes))
-    axes = itertools.product(precisions, kv_type or [given.get("kv_cache_dtype", "auto")])
+        axes = list(itertools.product(precisions, kv_type or [given.get("kv_cache_dtype", "auto")]))
+        engines = [of_precision(engine, each, kv, gguf, max(sizes)) for each, kv in axes]
+        for (each, _), flags in zip(axes, engines, strict=True):
+            expect_bits(each, flags.model)
     sweeps, ceilings, loaded = [], None, None
-    for each, kv in axes:
-        loaded = None  # frees the one before
-        loaded = load_precision(engine, each, kv, gguf, max(sizes))
-        with usage_errors(), stderr.status("Measuring batches"):
-            from pybatch.tune.ceilings import Ceilings
-            from pybatch.tune.sweep import Sweep, measure
+    with ending_at_once("Interrupted: no report was written."):
+        for (each, kv), flags in zip(axes, engines, strict=True):
+            loaded = None  # frees the one before
+            loaded, _ = load(flags, SamplingFlags())
+            with usage_errors(), stderr.status("Measuring batches"):
+                from pybatch.tune.ceilings import Ceilings
+                from pybatch.tune.sweep import Sweep, measure
 
-            ceilings = ceilings or Ceilings.measured(loaded.engine.decoder.device)
-            of_model = getattr(loaded.engine.config, "quantization", None)
-            for policy in policies:
-                points = [
-                    measure(loaded.engine, of_model, size, rows, ceilings, policy, rounds)
-                    for size in sizes
-                    if (as_policy(policy).size or 1) <= size
-                ]
-                sweeps.append(Sweep(each, kv, policy, points))
-        for made in sweeps[-len(policies) :]:
-            stdout().print(sweep_table(engine.model, made))
+                ceilings = ceilings or Ceilings.measured(loaded.engine.decoder.device)
+                of_model = getattr(loaded.engine.config, "quantization", None)
+                for policy in policies:
+                    points = [
+                        measure(loaded.engine, of_model, size, rows, ceilings, policy, rounds)
+                        for size in sizes
+                        if (as_policy(policy).size or 1) <= size
+                    ]
+                    sweeps.append(Sweep(each, kv, policy, points))
+            for made in sweeps[-len(policies) :]:
+                stdout().print(sweep_table(engine.model, made))
     stdout().print(range_table(sweeps))
     assert ceilings is not None
     with usage_errors():
@@ -120,9 +133,9 @@ def find_workload(
     return of_file(prompts, outputs, rows, tokenizer_of(model))
 
 
-def load_precision(engine: EngineFlags, precision: str, kv: str, gguf: str | None, max_num_seqs: int) -> LLM:
-    from dataclasses import replace
-
+def of_precision(engine: EngineFlags, precision: str, kv: str, gguf: str | None, max_num_seqs: int) -> EngineFlags:
+    """Raises ValueError for an impossible argument."""
+    from pybatch.api.engine_args import EngineArgs
     from pybatch.tune.precisions import arguments
 
     changed = {"quantization": None, "kv_cache_dtype": kv, "max_num_seqs": max_num_seqs, **arguments(precision)}
@@ -130,8 +143,17 @@ def load_precision(engine: EngineFlags, precision: str, kv: str, gguf: str | Non
         changed["model"] = gguf
     if max_num_seqs > engine.given().get("max_num_batched_tokens", 512):
         changed["max_num_batched_tokens"] = max_num_seqs
-    llm, _ = load(replace(engine, **changed), SamplingFlags())  # type: ignore[arg-type]
-    return llm
+    made = replace(engine, **changed)  # type: ignore[arg-type]
+    EngineArgs(**made.given())
+    return made
+
+
+def expect_bits(precision: str, model: str) -> None:
+    """Raises ValueError for a model that is not there, or has no bits of its own where these are to run."""
+    from pybatch.model.checkpoints.find import find_model
+
+    if find_model(model).is_dir() and precision == "gguf":
+        raise ValueError(f"precision: 'gguf' runs a GGUF file, and {model} is a directory; expected --gguf FILE")
 
 
 def sweep_table(model: str, sweep: Sweep) -> Table:

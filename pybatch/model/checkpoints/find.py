@@ -6,6 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+from pybatch.machine.folders import of_home
 from pybatch.model.errors import ModelError
 
 SMOLLM2 = "smollm2-135m"
@@ -17,7 +18,7 @@ def find_model(model: str | Path) -> Path:
     """A directory with a config.json, or a GGUF file. A hub name is downloaded, or found in the hub's cache."""
     if str(model).lower() == SMOLLM2:
         return _smollm2()
-    path = Path(model).expanduser()
+    path = of_home(model)
     if path.is_dir():
         if not (path / "config.json").exists():
             if (path / "adapter_config.json").exists():
@@ -44,7 +45,7 @@ def is_hub_name(name: str) -> bool:
 
 def find_adapter(adapter: str | Path) -> Path:
     """A directory with an adapter_config.json, which a hub name has too."""
-    path = Path(adapter).expanduser()
+    path = of_home(adapter)
     if not path.is_dir() and isinstance(adapter, str) and is_hub_name(adapter):
         path = _from_hub(adapter)
     if not (path / "adapter_config.json").exists():

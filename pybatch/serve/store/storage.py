@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pybatch.machine.folders import make_folder
+from pybatch.machine.folders import make_folder, of_home
 from pybatch.serve.settings import ServerSettings
 from pybatch.serve.store.batches import BatchStore
 from pybatch.serve.store.database import Database
@@ -68,7 +68,7 @@ def open_storage(settings: ServerSettings) -> Iterator[Storage]:
             yield storage
     elif address:
         state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-        with Storage(Path(state).expanduser() / "pybatch" / f"server-{address}") as storage:
+        with Storage(of_home(state) / "pybatch" / f"server-{address}") as storage:
             yield storage
     else:
         with tempfile.TemporaryDirectory(prefix="pybatch-server-") as folder, Storage(Path(folder)) as storage:
