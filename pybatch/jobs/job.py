@@ -124,7 +124,7 @@ class Job:
             return
         try:
             result = self._encode(row, outcome)
-        except (ValueError, RecursionError) as error:  # nested too deeply for the encoder
+        except (ValueError, RecursionError) as error:  # numbers that JSON lacks, or too deep for the encoder
             failed, outcome = True, Failure(f"the row cannot be written: {error}")
             result = self._encode(replace(row, fields={}), outcome)
         record = Record(
@@ -156,4 +156,4 @@ class Job:
         fields = self._with_fields or isinstance(outcome, Failure)
         result = self.dialect.result(row, outcome, fields=fields)
         # An unpaired surrogate has no UTF-8 form; backslashreplace makes it the JSON escape that it came from.
-        return json.dumps(result, ensure_ascii=False).encode(errors="backslashreplace")
+        return json.dumps(result, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")

@@ -31,7 +31,9 @@ def digest_of_rows(digests: Iterable[int]) -> str:
 
 
 def new_tag() -> int:
-    return SECOND // 10 + secrets.randbelow(SECOND - SECOND // 10)
+    """Nanoseconds, of which some file systems (NTFS, SMB) keep hundreds."""
+    least, most = SECOND // 1000, SECOND // 100
+    return 100 * (least + secrets.randbelow(most - least))
 
 
 class JournalMismatchError(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -15,7 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pybatch
-from pybatch.engine.kv_policies import as_json
 from pybatch.jobs.answers.cache_keys import CacheKeys
 from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.checked_rows import CheckedRows, for_model
@@ -27,6 +27,7 @@ from pybatch.jobs.fingerprint import (
     content_digest,
     differences,
     model_fingerprint,
+    sampling_fingerprint,
 )
 from pybatch.jobs.job import Job
 from pybatch.jobs.journal import Journal, JournalMismatchError, digest_of_rows
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from pybatch.jobs.row_runner import RowSession
     from pybatch.jobs.rows import Row
     from pybatch.model.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 OnError = Literal["skip", "fail"]
 ANSWERS_DEPEND_ON = (
@@ -101,8 +104,7 @@ def prepare(
         **{
             name: argument_fingerprint(name, engine[name]) for name in ANSWERS_DEPEND_ON if engine.get(name) is not None
         },
-        **sampling,
-        **({"kv_policy": as_json(sampling["kv_policy"])} if sampling.get("kv_policy") is not None else {}),
+        **{name: sampling_fingerprint(name, value) for name, value in sampling.items()},
         **rows.options.fingerprint(),
         "format": rows.dialect.name,
         **({"unordered": True} if destination.unordered else {}),
@@ -243,6 +245,11 @@ class Preparation:
             )
         elif (begun := journal.header.get("arithmetic", arithmetic)) != arithmetic and not self._as_begun:
             raise OtherArithmeticError(journal.name, begun, arithmetic)
+        elif (version := journal.header.get("pybatch")) != pybatch.__version__ and not self._as_begun:
+            logger.warning(
+                "%s was begun with pybatch %s and goes on with %s: its answers may have other bits from here on",
+                *(journal.name, version, pybatch.__version__),
+            )
         if to.retry_errors and journal.failed:
             progress.rows_retried = journal.failed
             journal.forget_failed()

@@ -29,6 +29,7 @@ from pybatch.jobs.job import Job
 from pybatch.jobs.order.admission import AdmissionOrder
 from pybatch.jobs.rows import Row, request_number
 from pybatch.jobs.sources.read_ahead import ReadAhead
+from pybatch.model.text.chat_template import dated
 from pybatch.model.text.tokenizer import Tokenizer
 
 WAIT = 0.05  # seconds between two checks of `stopped` while no row comes
@@ -192,7 +193,9 @@ class RowRunner:
             else:
                 taken.append((row, *request))
                 size += row.size
-        encoded = iter(self._session.encode([(prompt, plan.params) for _, plan, _ in taken for prompt in plan.prompts]))
+        prompts = [(prompt, plan.params) for _, plan, _ in taken for prompt in plan.prompts]
+        with dated(self._job.journal.header.get("started")):  # or answers would depend on when the job is gone on with
+            encoded = iter(self._session.encode(prompts))
         for row, plan, standing in taken:
             self._take_row(row, plan, list(islice(encoded, len(plan.prompts))), standing)
 

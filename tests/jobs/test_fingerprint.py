@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pybatch.jobs.fingerprint import argument_fingerprint
+from pybatch.jobs.fingerprint import WHOLE, argument_fingerprint, model_fingerprint
 from pybatch.model.errors import ModelError
 
 
@@ -31,3 +31,16 @@ def test_a_generation_config_counts_by_what_it_holds(tmp_path: Path) -> None:
 
 def test_other_arguments_count_by_their_text() -> None:
     assert argument_fingerprint("seed", 7) == "7"
+
+
+def test_weights_in_the_middle_of_a_large_file_count(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.truncate(2 * WHOLE)
+    before = model_fingerprint(path)
+    for place in (WHOLE // 2, WHOLE + 12345):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"\1" * (4 << 20))  # a small matrix
+        assert model_fingerprint(path) != before
+        before = model_fingerprint(path)

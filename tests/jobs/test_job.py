@@ -77,3 +77,16 @@ def test_no_row_of_another_stream_runs(tmp_path: Path) -> None:
     assert left(*rows, request("e")) == [0, 1, 3, 4]
     assert left(*rows[:2]) == [-1]
     assert left(rows[0], request("other"), request("c2")) == [-1]
+
+
+def test_an_answer_with_what_json_lacks_is_its_row_s_error(tmp_path: Path) -> None:
+    checked = check_input(open_source(["Hello"]), RowOptions(), sampling={}, created=0)
+    with Preparation(checked, Destination(str(tmp_path / "out")), {}) as prepared:
+        job = prepared.start(
+            None, SamplingParams(), BatchProgress(EngineMetrics(kv_blocks=1), None, None), arithmetic="CPU"
+        )
+        token = {"token_id": 5, "logprob": float("nan"), "rank": 1, "decoded_token": "a"}
+        job.save(next(job.pending()), Answer(3, (Sample("one", 2, "stop", logprobs=[[token]]),)))
+        (record,) = job.journal
+        assert record.failed
+        assert "the row cannot be written: Out of range float values" in json.loads(record.result)["error"]

@@ -6,14 +6,18 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import pybatch
 from pybatch import SamplingParams
 from pybatch.api.outcomes import Answer, Failure, Sample
 from pybatch.api.progress import BatchProgress
+from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.engine.structured.params import StructuredOutputsParams
 from pybatch.jobs.checked_rows import RowOptions, check_input
-from pybatch.jobs.preparation import OtherArithmeticError, OtherJobError, Preparation, signals_held
+from pybatch.jobs.preparation import OtherArithmeticError, OtherJobError, Preparation, prepare, signals_held
 from pybatch.jobs.results.destination import Destination
 from pybatch.jobs.sources import open_source
 
@@ -68,6 +72,46 @@ def test_a_job_goes_on_with_the_arithmetic_that_it_was_begun_with(tmp_path: Path
         start("CPU")
     start("CPU", as_begun=True)  # answers no further rows
     start("CPU, amx")
+
+
+def test_a_job_goes_on_whatever_types_its_parameters_have(tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+
+    def begun(bias: float) -> Preparation:
+        sampling = {
+            **{"logit_bias": {5: bias, 66: -1}, "stop": ("x", "y"), "temperature": np.float32(0.5)},
+            **{"structured_outputs": StructuredOutputsParams(regex="a+"), "kv_policy": StreamingLLM(4, 16)},
+        }
+        checked = check_input(open_source(rows), RowOptions(), sampling=sampling, created=0)
+        to = Destination(str(tmp_path / "out.jsonl"))
+        return prepare(checked, to, model=tiny_model, engine={"model": tiny_model}, sampling=sampling)
+
+    with begun(1.5) as first:
+        job = first.start(None, SamplingParams(), progress(), arithmetic="CPU")
+        job.save(next(job.pending()), Answer(3, (Sample("one", 2, "stop"),)))
+    with begun(1.5) as again:
+        assert again.journal.done == 1
+    with pytest.raises(OtherJobError) as caught:
+        begun(2.5)
+    assert [name for name, *_ in caught.value.differences] == ["logit_bias"]
+
+
+def test_a_job_that_another_version_goes_on_with_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start() -> None:
+        with prepared(tmp_path, "out.jsonl") as preparation:
+            preparation.start(None, SamplingParams(), progress(), arithmetic="CPU")
+
+    start()
+    start()
+    assert not caplog.messages
+    monkeypatch.setattr(pybatch, "__version__", "99.0")
+    start()
+    assert [
+        each.endswith("goes on with 99.0: its answers may have other bits from here on") for each in caplog.messages
+    ] == [True]
 
 
 def test_signals_wait_for_the_end_of_the_block_whichever_thread_gets_them() -> None:

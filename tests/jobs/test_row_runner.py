@@ -101,6 +101,22 @@ def test_rows_of_an_open_pipe_are_answered_as_they_come(job: JobInPipe) -> None:
     assert seen == [0, 1, 2]
 
 
+def test_a_template_tells_the_time_of_the_job_s_first_run(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm.get_tokenizer(), "chat_template", "{{ strftime_now('%S.%f') }} {{ messages[0].content }}")
+    row = {"prompt": "Say 0"}
+    first = JobInPipe(llm, tmp_path / "out")
+    first.feed(row)
+    assert not first.run(stopped=lambda: first.progress.rows_done == 1)
+    os.close(first.pipe)
+    second = JobInPipe(llm, tmp_path / "out")
+    second.feed(row, row)
+    os.close(second.pipe)
+    assert second.run()
+    assert [row.get("cached", False) for row in second.results()] == [False, True]  # the prompts have the same tokens
+
+
 def test_a_job_stops_while_its_pipe_is_silent(job: JobInPipe) -> None:
     job.feed({"prompt": "Say 0"})
     assert not job.run(stopped=lambda: job.progress.rows_done == 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 import zlib
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from contextlib import suppress
 from typing import BinaryIO
 
 SECOND = 10**9  # in nanoseconds
+NO_FILE = "a device or a pipe, expected a file"
 
 
 def publish(path: str, write: Callable[[BinaryIO], None], *, replace: bool, tag: int) -> None:
@@ -31,10 +33,13 @@ def publish(path: str, write: Callable[[BinaryIO], None], *, replace: bool, tag:
         left = temporary_name(target, tag)
         with suppress(FileNotFoundError):
             os.unlink(left)
-        fd = os.open(left, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        mode = mode_of(target)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(left, flags, 0o666 if mode is None else 0o600)  # a new file's are left to the system
         temporary = left
         with open(fd, "wb") as file:
-            os.fchmod(fd, mode_for(target))
+            if mode is not None:
+                os.fchmod(fd, mode)
             write(file)
             file.flush()
             stamp(fd, tag)
@@ -56,6 +61,8 @@ def expect_place(path: str) -> None:
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path):
         code = errno.EISDIR
+    elif os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, NO_FILE, path)
     elif not os.path.isdir(folder):
         code = errno.ENOENT
     elif not os.access(folder, os.W_OK | os.X_OK):
@@ -100,14 +107,16 @@ def move(source: str, target: str, *, replace: bool) -> None:
         os.unlink(source)
 
 
-def mode_for(target: str) -> int:
-    """The permissions of the file that is there, or of a new one."""
+def mode_of(target: str) -> int | None:
+    """The permissions of the file that is there. What a new one would have is not looked up: to read the umask is to
+    set it, for all threads. Raises OSError for a device, which root could replace by a file."""
     try:
-        return os.stat(target).st_mode & 0o777
+        mode = os.stat(target).st_mode
     except OSError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
+        return None
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, NO_FILE)
+    return mode & 0o777
 
 
 def sync_folder(folder: str) -> None:

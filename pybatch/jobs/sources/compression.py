@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # A piece of compressed bytes this short comes to 1 MiB (gzip) or 32 MiB (Zstandard) at most, whatever it holds.
 PIECE = 1024
 
-MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}  # neither can begin a line of UTF-8
+SKIPPABLE = tuple(bytes([kind]) + b"\x2a\x4d\x18" for kind in range(0x50, 0x60))  # frames without data, pzstd's first
+MAGIC = {"gzip": (b"\x1f\x8b",), "zstd": (b"\x28\xb5\x2f\xfd", *SKIPPABLE)}  # none begins a line of text
 
 
 class Decompressor(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -17,9 +19,14 @@ from pybatch.model.text.bounded_templates import BoundedEnvironment, paid
 from pybatch.model.text.template_budget import LimitError, budget, new_budget
 from pybatch.model.text.template_costs import cost_of
 
+DEVELOPER = "developer"
+
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """Renders messages. Raises ValueError where the template refuses them, fails, or takes more than its budget."""
+    """Renders messages. OpenAI's role developer is system where the template does not know it: many leave out messages
+    of other roles. Raises ValueError where the template refuses them, fails, or takes more than its budget."""
+    if DEVELOPER not in template:
+        messages = [{**each, "role": "system"} if each.get("role") == DEVELOPER else each for each in messages]
     try:
         with new_budget(messages, variables):
             return _compile(template).render(messages=messages, **variables)
@@ -91,9 +98,23 @@ def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     return "".join(map(budget().take, pieces))
 
 
+_date: ContextVar[float | None] = ContextVar("date", default=None)
+
+
+@contextmanager
+def dated(seconds: float | None) -> Iterator[None]:
+    """In the block, on this thread, templates that tell the time tell this one, in seconds since 1970; None: now."""
+    before = _date.set(seconds)
+    try:
+        yield
+    finally:
+        _date.reset(before)
+
+
 def _now(form: str) -> str:
     budget().spend(256 * len(form))  # the most that strftime makes of it
-    return datetime.now().strftime(form)
+    seconds = _date.get()
+    return (datetime.now() if seconds is None else datetime.fromtimestamp(seconds)).strftime(form)
 
 
 def _raise(message: str) -> NoReturn:

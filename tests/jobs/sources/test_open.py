@@ -125,6 +125,13 @@ def test_a_damaged_file_is_one_error_that_names_it_after_the_rows_before(tmp_pat
             list(open_source(path).rows())
 
 
+def test_frames_without_data_are_skipped_as_pzstd_writes_them(tmp_path: Path) -> None:
+    skipped = bytes.fromhex("502a4d18 04000000 01020304")  # a frame of four bytes
+    path = tmp_path / "rows.txt.zst"
+    path.write_bytes(skipped + compressed(b"a\n", ".zst") + skipped + compressed(b"b\n", ".zst"))
+    assert prompts(open_source(path)) == ["a", "b"]
+
+
 def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b.csv", "a.jsonl", "c.txt.gz", ".hidden.txt", "_done.txt", "notes.md", "inner/d.txt"):
         path = tmp_path / name

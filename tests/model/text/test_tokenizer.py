@@ -99,6 +99,19 @@ def test_templates_may_refuse_and_cannot_escape(smollm2: LoadedModel) -> None:
     assert tokenizer.render_chat([], chat_template="{{ strftime_now('%Y') }}").isdigit()
 
 
+def test_a_developer_is_the_system_to_a_template_that_knows_none(smollm2: LoadedModel) -> None:
+    tokenizer, chat = smollm2.tokenizer, [{"role": "developer", "content": "Be brief."}, CHATS[0][0]]
+    assert tokenizer is not None
+    system = [{"role": "system", "content": "Be brief."}, CHATS[0][0]]
+    assert tokenizer.render_chat(chat) == tokenizer.render_chat(system)
+    knows = "{% if messages[0].role == 'developer' %}{{ messages[0].content }}{% endif %}"
+    assert tokenizer.render_chat(chat, chat_template=knows) == "Be brief."
+    unfinished = tokenizer.render_chat(
+        chat[:1], chat_template="{{ messages[0].role }}: {{ messages[0].content }}", continue_final_message=True
+    )
+    assert unfinished == "system: Be brief."
+
+
 def word_level(directory: Path, **config: object) -> Path:
     backend = Backend(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
