@@ -19,6 +19,8 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, ge
 
 logger = logging.getLogger(__name__)
 
+LONGEST_NAME = 80  # characters of one that may be a slip of the pen
+
 T = TypeVar("T")
 Self = TypeVar("Self")
 P = ParamSpec("P")
@@ -29,9 +31,16 @@ def expect_known(where: str, given: Iterable[str], known: Iterable[str]) -> None
     known = sorted(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-            raise TypeError(f"{where}: unknown argument {name!r}; {hint}")
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(known)}"
+            raise TypeError(f"{where}: unknown argument {name!r:.80}; {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one that may have been meant. A name of many characters, which difflib would index one by one, is like
+    none."""
+    near = difflib.get_close_matches(name, known, n=1) if len(name) <= LONGEST_NAME else []
+    return near[0] if near else None
 
 
 def expect_gib(name: str, value: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from copy import copy
 
@@ -17,6 +18,8 @@ class StopFinder:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = sorted(stops, key=len, reverse=True)
         self._longest = len(self._stops[0]) if stops else 0
+        self._in_order = sorted(stops)
+        self._first = {stop[0] for stop in stops}  # characters
 
     def find(self, text: str, begin: int, floor: int = 0) -> tuple[int, int] | None:
         """(begin, end) of the first match that ends after `begin` and lies in text[floor:]; None if there is none."""
@@ -30,9 +33,11 @@ class StopFinder:
     def held_back(self, text: str) -> int:
         """The number of characters at the end of the text that may begin a stop string."""
         for length in range(min(self._longest - 1, len(text)), 0, -1):
-            end = text[-length:]
-            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
-                return length
+            if text[-length] in self._first:
+                end = text[-length:]
+                after = bisect_right(self._in_order, end)  # those that begin with it, and are longer, come next
+                if after < len(self._in_order) and self._in_order[after].startswith(end):
+                    return length
         return 0
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 
 from pybatch.api.protocols.request_error import RequestError
 
-ON_LOOP = 1 << 16  # bytes that are parsed on the event loop; more would hold up other clients
+T = TypeVar("T")
+
+ON_LOOP = 1 << 16  # bytes that are read on the event loop; more would hold up other clients
 
 
-async def read_json(request: Request) -> Any:
-    """Raises RequestError if it is not JSON."""
-    body = await request.body()
-    return parse(body) if len(body) <= ON_LOOP else await asyncio.to_thread(parse, body)
+async def read(request: Request, make: Callable[[Any], T]) -> tuple[Any, T]:
+    """The body's JSON, and what `make` makes of it. Raises RequestError if it is not JSON, and what `make` raises."""
+    content = await request.body()
+
+    def made() -> tuple[Any, T]:
+        body = parse(content)
+        return body, make(body)
+
+    return made() if len(content) <= ON_LOOP else await asyncio.to_thread(made)
 
 
 def parse(body: bytes) -> Any:

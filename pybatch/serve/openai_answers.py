@@ -12,11 +12,26 @@ from fastapi.responses import JSONResponse, Response
 
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.openai_chunks import Chunks
+from pybatch.api.protocols.openai_requests import StreamOptions, split_stream
+from pybatch.serve.bodies import read
 from pybatch.serve.errors import failure_event, failure_of
 from pybatch.serve.service import Service
 from pybatch.serve.sse import Events, event, event_stream
 
 DONE = event("[DONE]")
+
+
+async def read_asked(
+    request: Request, asked_by: Callable[[Any], Generation]
+) -> tuple[StreamOptions | None, Any, Generation]:
+    """How the answer is to be streamed, if it is, the rest of the body, and what that asks. Raises RequestError."""
+
+    def made(body: Any) -> tuple[StreamOptions | None, Any, Generation]:
+        options, rest = split_stream(body)
+        return options, rest, asked_by(rest)
+
+    _, asked = await read(request, made)
+    return asked
 
 
 async def stream(request: Request, service: Service, asked: Generation, chunks: Chunks) -> Response:

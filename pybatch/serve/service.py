@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import reprlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -21,11 +20,11 @@ from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.api.protocols.sampling import NAMES, merged
 from pybatch.api.scoring import planned
-from pybatch.engine import RequestOutput, RequestOutputKind, SamplingParams
+from pybatch.engine import RequestOutput, RequestOutputKind
 from pybatch.engine.pooling_params import Params, PoolingParams
-from pybatch.engine.standing import BACKGROUND
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.batches import BatchRunner
+from pybatch.serve.bounds import expect_bounded, expect_few
 from pybatch.serve.errors import NotFoundError, RefusedError
 from pybatch.serve.guard.lifetime import OpenRequests
 from pybatch.serve.limits import payer
@@ -36,11 +35,6 @@ from pybatch.serve.watched import CURRENT
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 """With each output the number of its prompt."""
-
-# The most of one request.
-MOST_SAMPLES = 128  # of each prompt; OpenAI's limit
-MOST_PROMPTS = 2048
-MOST_LOGPROBS = 20  # at each position, as in vLLM
 
 
 class Service:
@@ -137,12 +131,14 @@ class Service:
         return len(encoded.token_ids)
 
     async def _outputs(self, asked: Generation, kind: RequestOutputKind) -> Outputs:
+        engine = self.llm.engine
+        expect_few(asked, engine.decoder.config.vocab_size)
         params: Params
         if asked.pooling is not None:
             params = asked.pooling
         else:
             params = replace(merged(self.llm.session.default_params, asked.params), output_kind=kind)
-        self._expect_bounded(asked, params)
+        expect_bounded(asked, params, engine.config.most_requests)
         self.llm.thread.expect_place(len(asked.prompts))
         watched, unique = CURRENT.get(), uuid.uuid4().hex
         ids = [f"{unique}-{number}" for number in range(len(asked.prompts))]
@@ -159,7 +155,7 @@ class Service:
             prompts: Sequence[Prompt] = asked.prompts
             # With several, none is to run if one of them cannot: what was streamed could not be taken back. And what
             # would wait for the engine is refused at once, not when a stream has been kept alive for a while.
-            if len(prompts) > 1 or counted or self.prompts > self.llm.engine.config.max_num_seqs:
+            if len(prompts) > 1 or counted or self.prompts > engine.config.max_num_seqs:
                 encoded = await asyncio.to_thread(self._encoded, asked, params)
                 account.charge_tokens(sum(map(len, encoded)))
                 prompts = [{"prompt_token_ids": token_ids} for token_ids in encoded]
@@ -178,27 +174,6 @@ class Service:
                     yield number, output
         finally:
             self.prompts -= len(asked.prompts)
-
-    def _expect_bounded(self, asked: Generation, params: Params) -> None:
-        """Raises RequestError for more than the server takes."""
-        logprobs = "top_logprobs" if isinstance(asked.prompts[0], Conversation) else "logprobs"
-        most_prompts = min(MOST_PROMPTS, self.llm.engine.config.most_requests)
-        bounds = [
-            (asked.input, len(asked.prompts), 1, most_prompts),
-            ("priority", asked.standing.priority, 1 - BACKGROUND, BACKGROUND - 1),
-        ]
-        if isinstance(params, SamplingParams):
-            bounds += [
-                ("n", params.n, 1, MOST_SAMPLES),
-                ("best_of", params.best_of or 1, 1, MOST_SAMPLES),
-                (logprobs, params.logprobs or 0, 0, MOST_LOGPROBS),
-                ("prompt_logprobs", params.prompt_logprobs or 0, 0, MOST_LOGPROBS),
-            ]
-        for name, value, least, most in bounds:
-            if not least <= value <= most:
-                unit = " prompts" if name == asked.input else ""
-                said = f"{name}: expected {least} to {most}{unit} here, got {reprlib.repr(value)}"
-                raise RequestError(said, "invalid_value", name)
 
     def _encoded(self, asked: Generation, params: Params) -> list[list[int]]:
         """The prompts as token ids. Raises RefusedError if one of them cannot be run."""

@@ -14,7 +14,8 @@ from pybatch.api.protocols.request_error import RequestError
 from pybatch.serve.store.files import Upload
 
 AT_ONCE = 1 << 20  # bytes that are collected before a thread writes them
-MOST_TEXT = 1 << 16  # bytes of the other fields
+MOST_TEXT = 1 << 16  # bytes of another field
+MOST_PARTS = 16
 
 
 @dataclass
@@ -55,6 +56,7 @@ class FormReader:
         self._file = name
         self._part, self._header, self._value, self._text = "", b"", b"", b""
         self._is_file = False
+        self._parts = 0
         callbacks: Any = {
             "on_part_begin": self._part_begins,
             "on_header_field": self._header_name,
@@ -71,6 +73,9 @@ class FormReader:
         return taken
 
     def _part_begins(self) -> None:
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise RequestError(f"body: expected at most {MOST_PARTS} parts", "invalid_value", "body")
         self._part, self._header, self._value, self._text, self._is_file = "", b"", b"", b"", False
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:

@@ -7,7 +7,7 @@ from engine.runs import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybatch.engine.detokenizer import Detokenizer
+from pybatch.engine.detokenizer import Detokenizer, StopFinder
 from pybatch.model.text.token_text import byte_of_letter
 
 BYTE_LEVEL = make_tokenizer()
@@ -44,6 +44,13 @@ def test_a_stream_shows_the_text_of_all_ids_and_takes_nothing_back(ids: list[int
     seen = feed(detokenizer(["\x00\x00"]), ids)
     assert seen[-1].startswith(BYTE_LEVEL.decode(ids).partition("\x00\x00")[0])
     assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=5), max_size=4))
+def test_the_longest_end_that_may_begin_a_stop_string_is_held_back(text: str, stops: list[str]) -> None:
+    ends = [length for length in range(1, len(text) + 1) if any(stop[:-1].startswith(text[-length:]) for stop in stops)]
+    assert StopFinder(stops).held_back(text) == max(ends, default=0)
 
 
 @settings(max_examples=500, deadline=None)

@@ -47,6 +47,14 @@ def test_the_name_of_an_unknown_field_may_be_anything(server: Server) -> None:
     assert response.json()["error"]["param"] == "\ud800"
 
 
+def test_the_name_of_an_unknown_field_is_told_in_short(server: Server) -> None:
+    name = "x" * 1_000_000
+    for body in ({"model": "tiny", name: 1}, {"model": "tiny", "messages": [{"role": name, "content": "Hello"}]}):
+        response = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+        assert response.status_code == 400
+        assert len(response.content) < 1000
+
+
 def test_a_file_of_an_impossible_name_is_not_there(server: Server) -> None:
     asked = {"input_file_id": "\ud800", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     assert httpx.post(f"{server.url}/v1/batches", content=json.dumps(asked)).status_code in (400, 404)

@@ -74,7 +74,7 @@ def message_request(body: Any) -> Generation:
     expect_params(params)
     prompt = conversation(body)
     named = "tools" if is_forced(tool_fields(body).get("tool_choice")) else constraint_name(body)
-    return Generation((prompt,), params, Standing(user=user(body)), named)
+    return Generation((prompt,), params, Standing(user=user(body)), named, stop="stop_sequences")
 
 
 def user(body: Mapping[str, Any]) -> str | None:

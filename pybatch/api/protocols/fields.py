@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.engine.arguments import nearest
 
 
 def expect_fields(body: Any, known: Collection[str], asking_nothing: Mapping[str, Collection[Any]]) -> None:
@@ -22,9 +22,9 @@ def expect_fields(body: Any, known: Collection[str], asking_nothing: Mapping[str
         if name in known:
             continue
         if name not in asking_nothing:
-            near = difflib.get_close_matches(name, [*known, *asking_nothing], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise RequestError(f"{name:.80}: unknown parameter{hint}", "unknown_parameter", name)
+            near = nearest(name, [*known, *asking_nothing])
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise RequestError(f"{name:.80}: unknown parameter{hint}", "unknown_parameter", name[:80])
         if value is not None and value not in asking_nothing[name]:
             only = " or ".join(json.dumps(each) for each in (*asking_nothing[name], None))
             raise RequestError(

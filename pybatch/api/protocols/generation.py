@@ -17,7 +17,7 @@ class Generation:
     """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets.
     standing: its priority is among interactive requests. constraint: what the request calls its structured_outputs.
     pooling: in place of params, of one that generates nothing. input: what the request calls its prompts.
-    pairs: in place of prompts, of one for scores."""
+    pairs: in place of prompts, of one for scores. stop: what the request calls its stop strings."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any]
@@ -26,3 +26,4 @@ class Generation:
     pooling: PoolingParams | None = None
     input: str = "prompt"
     pairs: tuple[Pair, ...] = ()
+    stop: str = "stop"

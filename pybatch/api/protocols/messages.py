@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pybatch.api.inputs import Message, plain_messages
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.engine.arguments import nearest
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """OpenAI's."""
@@ -33,8 +33,8 @@ def expect_messages(messages: Any, *, roles: tuple[str, ...] = ROLES) -> list[Me
 def expect_role(where: str, role: Any, roles: tuple[str, ...]) -> str:
     """The role. Raises RequestError if it is none of these."""
     if not isinstance(role, str) or role not in roles:
-        near = difflib.get_close_matches(role, roles, n=1) if isinstance(role, str) else []
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(roles)}"
+        near = nearest(role, roles) if isinstance(role, str) else None
+        hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(roles)}"
         raise RequestError(f"{where}: unknown role {role!r:.80}; {hint}", "invalid_value", where)
     return role
 

@@ -224,7 +224,7 @@ def template_options(body: Mapping[str, Any]) -> dict[str, Any]:
     """What the chat template gets besides the messages."""
     options: dict[str, Any] = {}
     if body.get("tools"):
-        tools = objects("tools", body["tools"])
+        tools = functions(body["tools"])
         if body.get("tool_choice") != "none":
             options["tools"] = tools
     expect_choice(body)
@@ -241,6 +241,17 @@ def template_options(body: Mapping[str, Any]) -> dict[str, Any]:
         where = f"chat_template_kwargs.{name}"
         raise RequestError(f"{where}: no variable of the template", "invalid_value", where)
     return {**options, **variables}
+
+
+def functions(value: Any) -> list[Mapping[str, Any]]:
+    """Tools, none of which is run here, or called with anything but JSON."""
+    tools = objects("tools", value)
+    for number, tool in enumerate(tools):
+        if tool.get("type") not in (None, "function"):
+            where = f"tools[{number}].type"
+            said = f"{where}: not supported here; expected 'function', got {tool['type']!r:.80}"
+            raise RequestError(said, "unsupported_parameter", where)
+    return tools
 
 
 def objects(name: str, value: Any) -> list[Mapping[str, Any]]:

@@ -8,6 +8,7 @@ from pybatch.engine.metrics import Distribution
 from pybatch.serve.watched import Watched
 
 KEPT = 100  # requests that have ended and are still shown
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class HttpLoad:
@@ -30,7 +31,7 @@ class HttpLoad:
     def end(self, request: Watched) -> None:
         del self.open[request]
         route = request.route or "none"
-        method = request.method if request.route or request.method in ("GET", "POST") else "other"
+        method = request.method if request.method in METHODS else "other"  # a client may send any word
         self.counts[method, route, request.status or 0, request.key or ""] += 1
         self.seconds[route].add(request.seconds)
         if request.ttft is not None:

@@ -50,6 +50,7 @@ class Watch:
             self.http.end(request)
             for each in self.ended:
                 each(request)
+            request.params = None  # which may be large, and the request is still shown
 
 
 def trace_headers(scope: Scope) -> dict[str, str]:

@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping as AnyMapping
+from dataclasses import replace
 from typing import Any, Required, TypedDict
 
 from fastapi import APIRouter, Request
@@ -18,7 +19,7 @@ from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialects.choose import OPENAI, ROWS
 from pybatch.jobs.dialects.openai_batch import ENDPOINTS, POOLING_URLS
 from pybatch.serve.batches import Mapping
-from pybatch.serve.bodies import read_json
+from pybatch.serve.bodies import read
 from pybatch.serve.errors import NotFoundError
 from pybatch.serve.expiry import seconds_of
 from pybatch.serve.openapi import body_schema, documented, errors, object_with
@@ -51,7 +52,19 @@ MOST_HOURS = 30 * 24
 
 @router.post("/v1/batches", **documented(BODY, answer=BATCH, example=EXAMPLE))
 async def create_batch(request: Request, service: Served) -> dict[str, Any]:
-    body = await read_json(request)
+    _, asked = await read(request, batch_request)
+    file = await expect_file(service, str(asked.input_file_id))
+    if file.purpose != "batch":
+        raise RequestError(
+            f"input_file_id: expected a file of purpose 'batch', got {file.purpose!r}", "invalid_value", "input_file_id"
+        )
+    batch = replace(asked, filename=file.filename)
+    await asyncio.to_thread(service.batches.add, batch, service.storage.files.path(file))
+    return batch_object(batch)
+
+
+def batch_request(body: Any) -> Batch:
+    """A new batch, but for its file's name. Raises RequestError."""
     expect_fields(body, BatchFields.__annotations__.keys(), {})
     expect_unicode("body", json.dumps(body, ensure_ascii=False))  # it is told of again in every list
     file_id = expect_type("input_file_id", expect_given(body, "input_file_id"), str, "the id of a file")
@@ -59,35 +72,25 @@ async def create_batch(request: Request, service: Served) -> dict[str, Any]:
     if not isinstance(endpoint, str) or endpoint not in ENDPOINTS:
         expected = " or ".join(ENDPOINTS)
         raise RequestError(f"endpoint: expected {expected}, got {endpoint!r:.80}", "invalid_value", "endpoint")
-    now = int(time.time())
     mapping = None if body.get("mapping") is None else Mapping.from_body(body["mapping"])
     if mapping is not None and endpoint in POOLING_URLS:
         raise RequestError(f"mapping: expected none with {endpoint}", "invalid_value", "mapping")
-    expires_at = now + 3600 * hours(window)
-    metadata = expect_metadata(body.get("metadata"))
-    output_seconds = seconds_of("output_expires_after", body.get("output_expires_after"))
-    file = await expect_file(service, file_id)
-    if file.purpose != "batch":
-        raise RequestError(
-            f"input_file_id: expected a file of purpose 'batch', got {file.purpose!r}", "invalid_value", "input_file_id"
-        )
-    batch = Batch(
+    now = int(time.time())
+    return Batch(
         id=f"batch_{uuid.uuid4().hex}",
         door="openai",
         status="validating",
         created_at=now,
-        expires_at=expires_at,
+        expires_at=now + 3600 * hours(window),
         format=OPENAI if mapping is None else ROWS,
-        filename=file.filename,
-        input_file_id=file.id,
+        filename="",
+        input_file_id=file_id,
         endpoint=endpoint,
         completion_window=window,
-        metadata=metadata,
+        metadata=expect_metadata(body.get("metadata")),
         mapping=None if mapping is None else mapping.to_json(),
-        output_seconds=output_seconds,
+        output_seconds=seconds_of("output_expires_after", body.get("output_expires_after")),
     )
-    await asyncio.to_thread(service.batches.add, batch, service.storage.files.path(file))
-    return batch_object(batch)
 
 
 @router.get("/v1/batches", responses=errors())

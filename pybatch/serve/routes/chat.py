@@ -17,12 +17,10 @@ from pybatch.api.protocols.openai_requests import (
     ChatFields,
     StreamFields,
     chat_request,
-    split_stream,
 )
 from pybatch.api.protocols.openai_responses import chat_completion
 from pybatch.api.protocols.tool_calls.use import tool_use
-from pybatch.serve.bodies import read_json
-from pybatch.serve.openai_answers import stream, whole
+from pybatch.serve.openai_answers import read_asked, stream, whole
 from pybatch.serve.openapi import body_schema, documented, object_with
 from pybatch.serve.service import Served
 
@@ -35,8 +33,7 @@ EXAMPLE = {"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}
 
 @router.post("/v1/chat/completions", **documented(BODY, answer=ANSWER, streams=True, example=EXAMPLE))
 async def create_chat_completion(request: Request, service: Served) -> Response:
-    options, body = split_stream(await read_json(request))
-    asked = chat_request(body)
+    options, body, asked = await read_asked(request, chat_request)
     model = service.expect_model(body.get("model"), adapters=True)
     asked = service.adapted(asked, model)
     about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": model}

@@ -18,11 +18,9 @@ from pybatch.api.protocols.openai_requests import (
     CompletionFields,
     StreamFields,
     completion_request,
-    split_stream,
 )
 from pybatch.api.protocols.openai_responses import Echo, text_completion
-from pybatch.serve.bodies import read_json
-from pybatch.serve.openai_answers import stream, whole
+from pybatch.serve.openai_answers import read_asked, stream, whole
 from pybatch.serve.openapi import body_schema, documented, object_with
 from pybatch.serve.service import Served
 
@@ -35,8 +33,7 @@ EXAMPLE = {"model": "MODEL", "prompt": "Once upon a time", "max_tokens": 16}
 
 @router.post("/v1/completions", **documented(BODY, answer=ANSWER, streams=True, example=EXAMPLE))
 async def create_completion(request: Request, service: Served) -> Response:
-    options, body = split_stream(await read_json(request))
-    asked = completion_request(body)
+    options, body, asked = await read_asked(request, completion_request)
     model = service.expect_model(body.get("model"), adapters=True)
     asked = service.adapted(asked, model)
     about: Any = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": model}

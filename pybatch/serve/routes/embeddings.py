@@ -21,7 +21,7 @@ from pybatch.api.protocols.embeddings import (
     score_request,
     score_response,
 )
-from pybatch.serve.bodies import read_json
+from pybatch.serve.bodies import read
 from pybatch.serve.openapi import body_schema, documented, object_with
 from pybatch.serve.service import Served
 
@@ -46,8 +46,7 @@ RERANK = documented(
 
 @router.post("/v1/embeddings", **EMBEDDING)
 async def create_embedding(request: Request, service: Served) -> Response:
-    body = await read_json(request)
-    asked = embedding_request(body)
+    body, asked = await read(request, embedding_request)
     model = service.expect_model(body.get("model"))
     answer = await service.pooled(asked)
     return await asyncio.to_thread(lambda: JSONResponse(embedding_response(body, answer, model=model)))
@@ -56,8 +55,8 @@ async def create_embedding(request: Request, service: Served) -> Response:
 @router.post("/score", **SCORE)
 @router.post("/v1/score", **SCORE)
 async def create_score(request: Request, service: Served) -> Response:
-    body = await read_json(request)
-    asked, created = score_request(body), int(time.time())
+    body, asked = await read(request, score_request)
+    created = int(time.time())
     model = service.expect_model(body.get("model"))
     answer = await service.pooled(asked)
     return JSONResponse(score_response(answer, id=uuid.uuid4().hex, created=created, model=model))
@@ -67,8 +66,7 @@ async def create_score(request: Request, service: Served) -> Response:
 @router.post("/v1/rerank", **RERANK)
 @router.post("/v2/rerank", **RERANK)
 async def rerank(request: Request, service: Served) -> Response:
-    body = await read_json(request)
-    asked = rerank_request(body)
+    body, asked = await read(request, rerank_request)
     model = service.expect_model(body.get("model"))
     answer = await service.pooled(asked)
     return JSONResponse(rerank_response(body, answer, id=uuid.uuid4().hex, model=model))

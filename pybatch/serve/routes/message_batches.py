@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, Response
 from pybatch.api.protocols.fields import expect_fields, expect_given, expect_type
 from pybatch.api.protocols.request_error import RequestError
 from pybatch.jobs.dialects.choose import ANTHROPIC
-from pybatch.serve.bodies import read_json
+from pybatch.serve.bodies import read
 from pybatch.serve.errors import NotFoundError
 from pybatch.serve.openapi import ANTHROPIC_ERROR, body_schema, documented, errors, object_with
 from pybatch.serve.queries import cut
@@ -48,8 +48,7 @@ ERRORS: Any = {"responses": errors(ANTHROPIC_ERROR)}
 
 @router.post("/v1/messages/batches", **documented(BODY, answer=BATCH, error=ANTHROPIC_ERROR, example=EXAMPLE))
 async def create_message_batch(request: Request, service: Served) -> dict[str, Any]:
-    body = await read_json(request)
-    requests = await asyncio.to_thread(expect_requests, body, service.settings.max_batch_requests)
+    _, requests = await read(request, lambda body: expect_requests(body, service.settings.max_batch_requests))
     now = int(time.time())
     batch = Batch(
         id=f"msgbatch_{uuid.uuid4().hex}",

@@ -23,7 +23,7 @@ from pybatch.api.protocols.anthropic_requests import (
 from pybatch.api.protocols.anthropic_responses import message_response
 from pybatch.api.protocols.generation import Generation
 from pybatch.api.protocols.tool_calls.use import tool_use
-from pybatch.serve.bodies import read_json
+from pybatch.serve.bodies import read
 from pybatch.serve.errors import failure_event, failure_of
 from pybatch.serve.openapi import ANTHROPIC_ERROR, body_schema, documented, object_with
 from pybatch.serve.service import Served, Service
@@ -41,8 +41,7 @@ EXAMPLE = {**PROMPT_EXAMPLE, "max_tokens": 64}
 
 @router.post("/v1/messages", **documented(BODY, answer=ANSWER, streams=True, error=ANTHROPIC_ERROR, example=EXAMPLE))
 async def create_message(request: Request, service: Served) -> Response:
-    body = await read_json(request)
-    asked = message_request(body)
+    body, asked = await read(request, message_request)
     model = service.expect_model(body.get("model"), adapters=True)
     asked = service.adapted(asked, model)
     id = uuid.uuid4().hex
@@ -66,8 +65,7 @@ async def create_message(request: Request, service: Served) -> Response:
     **documented(PROMPT_BODY, answer=COUNT, error=ANTHROPIC_ERROR, example=PROMPT_EXAMPLE),
 )
 async def count_tokens(request: Request, service: Served) -> Response:
-    body = await read_json(request)
-    asked = count_request(body)
+    body, asked = await read(request, count_request)
     service.expect_model(body.get("model"), adapters=True)
     return JSONResponse({"input_tokens": await asyncio.to_thread(service.count_tokens, asked)})
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from pybatch.api.protocols.request_error import RequestError
-from pybatch.serve.bodies import read_json
+from pybatch.serve.bodies import read
 from pybatch.serve.monitoring.monitoring import Monitored
 from pybatch.serve.monitoring.profiler import Profiler
 
@@ -17,10 +17,7 @@ router = APIRouter()
 @router.post("/start_profile")
 async def start_profile(request: Request, monitoring: Monitored) -> dict[str, Any]:
     """A body is not needed. {"num_steps": N}: the profile ends, and is written, after N steps of the engine."""
-    body = await read_json(request) if await request.body() else {}
-    steps = body.get("num_steps") if isinstance(body, dict) else body
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise RequestError(f"num_steps: expected an integer of at least 1, got {steps!r:.80}", param="num_steps")
+    _, steps = await read(request, steps_of) if await request.body() else (None, None)
     return {"file": str(await profiler_of(monitoring).start(steps)), "num_steps": steps}
 
 
@@ -28,6 +25,16 @@ async def start_profile(request: Request, monitoring: Monitored) -> dict[str, An
 async def stop_profile(monitoring: Monitored) -> dict[str, Any]:
     """Ends the profile and writes it; the file of one that has ended by itself is told again."""
     return {"file": str(await profiler_of(monitoring).stop())}
+
+
+def steps_of(body: Any) -> int | None:
+    """Raises RequestError."""
+    steps = body.get("num_steps") if isinstance(body, dict) else body
+    if steps is None:
+        return None
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise RequestError(f"num_steps: expected an integer of at least 1, got {steps!r:.80}", param="num_steps")
+    return steps
 
 
 def profiler_of(monitoring: Monitored) -> Profiler:

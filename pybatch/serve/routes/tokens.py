@@ -21,7 +21,7 @@ from pybatch.api.protocols.token_requests import (
     tokenized,
 )
 from pybatch.model.text.tokenizer import Tokenizer
-from pybatch.serve.bodies import read_json
+from pybatch.serve.bodies import read
 from pybatch.serve.openapi import body_schema, documented, object_with
 from pybatch.serve.service import Served, Service
 
@@ -35,8 +35,7 @@ TEXT = object_with(prompt=str)
 
 @router.post("/tokenize", **documented(TOKENIZE, answer=TOKENS, example={"prompt": "Hello", "return_token_strs": True}))
 async def tokenize(request: Request, service: Served) -> Response:
-    body = await read_json(request)
-    asked = tokenize_request(body)
+    body, asked = await read(request, tokenize_request)
     expect_model(service, body)
 
     def made() -> Response:
@@ -51,10 +50,9 @@ async def tokenize(request: Request, service: Served) -> Response:
 
 @router.post("/detokenize", **documented(DETOKENIZE, answer=TEXT, example={"tokens": [1, 2, 3]}))
 async def detokenize(request: Request, service: Served) -> Response:
-    body = await read_json(request)
     with fault_of("tokens"):
         tokenizer = expect_tokenizer(service.tokenizer)
-        tokens = detokenize_request(body, tokenizer.vocab_size)
+        body, tokens = await read(request, lambda body: detokenize_request(body, tokenizer.vocab_size))
         expect_model(service, body)
         text = await asyncio.to_thread(tokenizer.decode, tokens, skip_special_tokens=False)
     return JSONResponse({"prompt": text})

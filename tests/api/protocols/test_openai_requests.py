@@ -139,6 +139,12 @@ def test_prompts_to_complete(prompt: Any, prompts: Any) -> None:
         ({"guided_regex": "a", "guided_choice": ["b"]}, "invalid_value", "guided_choice", "none beside guided_regex"),
         ({"tools": "f"}, "invalid_type", "tools", "a list of objects"),
         ({"tools": ["f"]}, "invalid_type", "tools", "a list of objects"),
+        (
+            {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+            "unsupported_parameter",
+            "tools[0].type",
+            "'function'",
+        ),
         ({"tool_choice": "some"}, "invalid_value", "tool_choice", "'auto', 'none', 'required' or"),
         ({"tool_choice": {"type": "custom"}, "tools": TOOLS}, "invalid_value", "tool_choice", "'required' or"),
         ({"tool_choice": "required"}, "invalid_value", "tool_choice", "expected tools beside it"),

@@ -42,6 +42,12 @@ def test_a_file_may_expire(client: openai.OpenAI) -> None:
         client.files.create(file=b"", purpose="batch", expires_after={"anchor": "created_at", "seconds": 60})
 
 
+def test_a_form_has_few_parts(server: Server) -> None:
+    fields = {f"expires_after[{number}]": "x" for number in range(20)}
+    response = httpx.post(f"{server.url}/v1/files", data={"purpose": "batch", **fields}, files={"file": b"x"})
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "body: expected at most 16 parts")
+
+
 def test_lists_come_in_pages(client: openai.OpenAI) -> None:
     ids = [client.files.create(file=b"%d" % number, purpose="batch").id for number in range(5)]
     listed = [file.id for file in client.files.list(limit=2)]  # the client asks for page after page

@@ -128,6 +128,7 @@ def test_a_client_that_goes_and_what_is_refused_are_counted(server: Server) -> N
         assert total(during, "kv_cache_usage_perc") > 0
         assert total(during, "requests_open", kind="interactive") == 1
     assert httpx.get(f"{server.url}/nowhere/{time.time()}").status_code == 404
+    assert httpx.request("NOWHERE", f"{server.url}/v1/models").status_code == 405
     assert "error" in complete(server, max_tokens=0)
     for _ in range(200):
         after = scraped(server)
@@ -142,7 +143,8 @@ def test_a_client_that_goes_and_what_is_refused_are_counted(server: Server) -> N
 
     assert moved("http_requests_total", route="none", status="404") == 1
     assert moved("http_requests_total", status="400") == 1
-    assert "nowhere" not in json.dumps([sorted(labels) for _, labels in after])
+    assert moved("http_requests_total", method="other", route="/v1/models") == 1
+    assert "nowhere" not in json.dumps([sorted(labels) for _, labels in after]).lower()
 
 
 def test_a_scrape_is_cheap_and_the_machine_is_in_it(server: Server) -> None:
