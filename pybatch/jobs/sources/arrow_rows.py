@@ -61,7 +61,8 @@ def python_value(value: pa.Scalar) -> Any:
     except (ValueError, OverflowError, pa.ArrowException) as error:
         if pa.types.is_temporal(value.type):  # nanoseconds, or a year that datetime does not reach
             try:
-                return value.cast(pa.string()).as_py().replace(" ", "T", 1)
+                text: str = value.cast(pa.string()).as_py()
             except pa.ArrowException:
                 return error
+            return text if text.startswith("<") else text.replace(" ", "T", 1)  # <value out of range: ...>
         return error

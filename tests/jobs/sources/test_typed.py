@@ -87,7 +87,7 @@ def test_what_python_has_no_type_for_is_text_or_that_rows_error() -> None:
         "kind": "x",
         "map": [["k", 1]],
     }
-    assert isinstance(good.fields["far"], str)
+    assert good.fields["far"] == "<value out of range: 1000000000000000>"
     assert bad.error is not None
     assert bad.error.startswith("text: ")
     assert "text" not in bad.fields

@@ -10,7 +10,18 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from pybatch.jobs.results.tables.delimited import Rows
-from pybatch.jobs.results.tables.kinds import BOOL, FLOAT, INT, LONG, Kind, ListKind, ObjectKind, column_kinds, fitted
+from pybatch.jobs.results.tables.kinds import (
+    BOOL,
+    FLOAT,
+    INT,
+    LONG,
+    Kind,
+    ListKind,
+    ObjectKind,
+    column_kinds,
+    escaped,
+    fitted,
+)
 
 GROUP_ROWS = 1 << 17
 GROUP_BYTES = 8 << 20
@@ -23,7 +34,7 @@ SCALARS = {BOOL: pa.bool_(), INT: pa.int64(), LONG: pa.int64(), FLOAT: pa.float6
 def write_parquet(file: BinaryIO, rows: Rows) -> None:
     """Columns in the order in which they appear, of types that hold all of their values."""
     kinds = column_kinds(rows())
-    schema = pa.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
+    schema = pa.schema([(escaped(name), arrow_type(kind)) for name, kind in kinds.items()])
     with RowGroups(file, schema) as groups:
         for batch in bounded(rows()):
             arrays = [arrow_array([row.get(name) for row in batch], kind) for name, kind in kinds.items()]

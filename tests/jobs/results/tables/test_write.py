@@ -72,6 +72,11 @@ def test_parquet_holds_what_was_written(rows: list[dict[str, Any]], folder: Path
         assert same(without_nulls(one), without_nulls(other))
 
 
+def test_a_name_that_is_no_unicode_is_a_column_too(folder: Path) -> None:
+    (row,) = read_back(written([{"\ud800": 1, "b": "x"}], "parquet"), folder, "names.parquet")
+    assert row == {"\\ud800": 1, "b": "x"}
+
+
 @settings(max_examples=60)
 @given(rows=ROWS, format=st.sampled_from(["csv", "tsv"]))
 def test_csv_holds_what_was_written_with_values_as_json(rows: list[dict[str, Any]], format: str, folder: Path) -> None:
