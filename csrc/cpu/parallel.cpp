@@ -24,6 +24,7 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu/float_mode.h"
 #include "cpu/processors.h"
 
 namespace pybatch {
@@ -174,9 +175,10 @@ class Pool {
   }
 
   void start() {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the threads that the program made
+    sigset_t blocked, before;  // signals are for the threads that the program made, except a thread's own faults
+    sigfillset(&blocked);
+    for (int fault : {SIGBUS, SIGFPE, SIGILL, SIGSEGV}) sigdelset(&blocked, fault);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     try {
       std::thread thread([this, me = started_ + 1] { work(me); });
       handles_[started_] = thread.native_handle();  // which stays valid, since the threads never end
@@ -356,6 +358,7 @@ int num_threads() { return std::clamp(count_threads(), 1, kMostThreads); }
 
 void run_parallel(int64_t n, int64_t grain, int64_t step, RunPiece f, void* context) {
   if (n <= 0) return;
+  const DefaultFloats defaults;  // which threads that are started meanwhile have, too
   const int64_t threads = std::min<int64_t>(num_threads(), (n + grain - 1) / grain);
   if (threads > 1 && n < int64_t{1} << 32 && !Pool::within) {
     if (Pool& pool = *the_pool(); pool.claim()) {

@@ -21,7 +21,7 @@ struct Piece {
 using RunPiece = void (*)(const Piece&, void* context);
 
 // Calls f with pieces of [0, n), and rethrows here the first exception that one threw. Of another thread's call that is
-// under way, or of a piece, all of it runs on the calling thread.
+// under way, or of a piece, all of it runs on the calling thread. Pieces compute by IEEE 754's defaults (float_mode.h).
 void run_parallel(int64_t n, int64_t grain, int64_t step, RunPiece f, void* context);
 
 // Splits [0, n) into contiguous pieces and calls f(begin, end) or f(piece) on each. grain: units that are worth a

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -221,6 +222,31 @@ def stopped_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_thread_stopped_in_mid_piece_goes_on_where_another_waits(stopped_threads: Path, stopped: str) -> None:
     result = subprocess.run([stopped_threads, stopped], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (0, "it went on, and the worker left\n")
+
+
+CUT = """
+import faulthandler, mmap, resource, tempfile, torch
+from pybatch import _C, ops
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+faulthandler.enable()
+torch.set_num_threads(2)
+x, size = torch.ones(1, 1024), 16 << 20
+with tempfile.TemporaryFile() as file:
+    file.truncate(size)
+    weight = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.float32).view(256, 1024, 16)
+    ops.matmul_dense(x, weight, out=torch.empty(1, 4096))
+    file.truncate(size // 2)  # the share of the pool's thread
+    ops.matmul_dense(x, weight, out=torch.empty(1, 4096))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's SIGBUS")
+def test_a_fault_on_a_thread_of_the_pool_is_told_to_handlers() -> None:
+    """As that of a file of weights that is cut while it is in use."""
+    result = subprocess.run([sys.executable, "-c", CUT], capture_output=True, text=True, timeout=60)
+    assert result.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in result.stderr
 
 
 def test_kernels_may_be_called_by_several_threads_at_once() -> None:

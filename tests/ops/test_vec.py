@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.rows import bits
+from ops.rows import bits, threads
 from torch import Tensor
 
 from pybatch import ops
@@ -65,3 +65,24 @@ def test_exp_of_zero_is_one_and_far_below_zero_it_is_zero() -> None:
     logprob, _, _, top = ops.token_logprobs(logits, torch.tensor([0]), 3)
     assert logprob.item() == 0.0
     assert top.tolist() == [[0.0, -100.0, -torch.inf]]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_subnormal_numbers_are_kept_whatever_the_program_has_set(count: int) -> None:
+    """As it may have on one thread alone: kernels compute the same on all, and leave the setting as it was."""
+    codes = torch.arange(1, 8, dtype=torch.uint8).repeat(32, 5)[:, :32].contiguous()  # the subnormal ones
+    float8, ones = codes.view(torch.float8_e4m3fn), torch.ones(32)
+    rows, small = torch.eye(32).repeat(20, 1), torch.full((640, 32), 2.0**-80)
+    packed, dense = ops.pack_float8(float8), ops.pack_dense(torch.full((32, 32), 2.0**-62))
+    with threads(count):
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot")
+        try:
+            widened = ops.matmul_w8a16(rows, packed, ones, out=torch.empty(640, 32))
+            products = ops.matmul_dense(small, dense, out=torch.empty(640, 32))
+            flushed = torch.full((32,), 2.0**-80) * 2.0**-62
+        finally:
+            torch.set_flush_denormal(False)
+    assert torch.equal(widened, float8.float().t().repeat(20, 1))
+    assert (products == 2.0**-137).all()
+    assert (flushed == 0).all()
