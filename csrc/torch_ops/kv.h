@@ -37,7 +37,8 @@ struct KvOps : Checks<Backend> {
                v.size(3) == k.size(2),
            "v_cache: expected shape [", cache.num_blocks, ", ", cache.kv_heads, ", ", cache.block_size, ", ", k.size(2),
            "] (k_cache's with the last two swapped), got ", shape_of(v));
-    EXPECT(cache.kv_heads > 0, "k_cache: expected at least one head, got shape ", shape_of(k));
+    EXPECT(cache.kv_heads > 0 && cache.kv_heads <= INT32_MAX, "k_cache: expected at least one head and at most ",
+           INT32_MAX, ", got shape ", shape_of(k));
     EXPECT(cache.head_dim % 8 == 0 && cache.head_dim >= 8 && cache.head_dim <= kMaxHeadDim,
            "k_cache: expected a head dimension that is a multiple of 8 up to ", kMaxHeadDim, ", got ", cache.head_dim);
     EXPECT(cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32 || cache.block_size == 64,
@@ -213,7 +214,7 @@ struct KvOps : Checks<Backend> {
     EXPECT(window >= 0, "window: expected 0 (none) or a positive number of tokens, got ", window);
     EXPECT(soft_cap >= 0, "soft_cap: expected 0 (none) or a positive number, got ", soft_cap);
     p.scale = float32(scale, "scale");
-    p.window = window;
+    p.window = window < INT32_MAX ? window : 0;  // a sequence has no more tokens
     p.soft_cap = float32(soft_cap, "soft_cap");
     if (sinks) p.sinks = static_cast<const float*>(vector_like(*sinks, "sinks", ScalarType::Float, p.heads));
     if (counters) {

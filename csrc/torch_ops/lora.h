@@ -43,14 +43,15 @@ struct LoraPanels {
     for (int64_t i = 0; i < count; ++i) {
       const LoraPanel& p = panels[i];
       EXPECT(p.part >= 0 && p.part < parts, "panels: expected parts in [0, ", parts, "), got ", p.part, " at ", i);
-      EXPECT(p.columns > 0 && p.columns <= kPanel && p.column >= end && p.column + p.columns <= n,
+      const int64_t begin = p.column, stop = begin + p.columns;
+      EXPECT(p.columns > 0 && p.columns <= kPanel && begin >= end && stop <= n,
              "panels: expected ascending runs of 1 to ", kPanel, " of ", n, " columns, got ", p.columns, " from ",
              p.column, " on at ", i);
       const int64_t left = width - i / 2 * kPanel;
       EXPECT(width == 0 || (p.column == i * kPanel && p.columns == std::min(left, kPanel)),
              "panels: expected one every ", kPanel, " columns, of those that out has, got ", p.columns, " from ",
              p.column, " on at ", i);
-      end = p.column + p.columns;
+      end = stop;
     }
   }
 };
@@ -67,6 +68,7 @@ struct LoraOps : Checks<Backend> {
     p.x = input(x, "x", kAny, kAny);
     p.m = x.size(0);
     p.k = x.size(1);
+    EXPECT(p.k > 0, "x: expected at least one column");
     EXPECT(epilogue == 0 || epilogue == 2 || epilogue == 3,
            "epilogue: expected 0 (store), 2 (silu_mul) or 3 (gelu_tanh_mul), got ", epilogue);
     p.epilogue = static_cast<Epilogue>(epilogue);
@@ -77,7 +79,8 @@ struct LoraOps : Checks<Backend> {
     p.adapters = a.size(0);
     p.parts = a.size(1);
     p.rank = a.size(2) * kPanel;
-    EXPECT(p.rank <= kMostRank, "a: expected ranks of at most ", kMostRank, ", got ", p.rank);
+    EXPECT(p.adapters > 0, "a: expected at least one adapter");
+    EXPECT(p.rank > 0 && p.rank <= kMostRank, "a: expected ranks of ", kPanel, " to ", kMostRank, ", got ", p.rank);
     check(b, "b", a.scalar_type(), {p.adapters, kAny, p.rank, kPanel});
     expect_aligned(b, "b");
     p.num_panels = b.size(1);

@@ -8,6 +8,11 @@ from torch import Tensor
 from pybatch.ops.library import kernels
 
 
+def _half_as_wide(x: Tensor) -> Tensor:
+    """Kernels refuse what is no matrix."""
+    return x.new_empty(x.shape[0], x.shape[1] // 2) if x.dim() == 2 else x
+
+
 def gelu(x: Tensor, out: Tensor | None = None) -> Tensor:
     """x times the normal distribution's share below x (Hendrycks & Gimpel 2016). x, out: [rows, width] F; out may be
     x."""
@@ -42,14 +47,14 @@ def xielu(
 
 def silu_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
     """silu(gate) * up. x: [rows, 2 * width] F, gate in the first half of the columns; out: [rows, width]."""
-    out = x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
+    out = _half_as_wide(x) if out is None else out
     kernels.silu_mul.default(x, out)
     return out
 
 
 def gelu_tanh_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
     """gelu(gate) * up with the tanh form of GELU (Hendrycks & Gimpel 2016); shapes as silu_mul."""
-    out = x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
+    out = _half_as_wide(x) if out is None else out
     kernels.gelu_tanh_mul.default(x, out)
     return out
 
@@ -57,7 +62,7 @@ def gelu_tanh_mul(x: Tensor, out: Tensor | None = None) -> Tensor:
 def clamped_swiglu(x: Tensor, out: Tensor | None = None, *, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
     """gate * sigmoid(alpha * gate) * (up + 1), of gates up to limit and ups from -limit to limit (gpt-oss); shapes as
     silu_mul."""
-    out = x.new_empty(x.shape[0], x.shape[1] // 2) if out is None else out
+    out = _half_as_wide(x) if out is None else out
     kernels.clamped_swiglu.default(x, alpha, limit, out)
     return out
 

@@ -68,7 +68,7 @@ def route_experts(
     are divided by their sum + 1e-20. scale: they are then multiplied by it, and by their expert's of expert_scale, [E]
     float32. NaN counts as the lowest score.
     """
-    tokens, experts = logits.shape
+    tokens, experts = logits.shape if logits.dim() == 2 else (0, 0)  # which the kernel refuses
     out = Routing.empty(tokens, experts, top_k, logits.device) if out is None else out
     kernels.route_experts.default(
         logits, bias, expert_scale, scoring, groups, top_groups, group_best, normalize, scale, *out

@@ -60,7 +60,7 @@ def sample(
     masks: [M, ceil(vocab / 32)] int32, of which bit i % 32 of word i / 32 says whether token i may be drawn; any other
     counts as one of logit -inf. mask_rows: [R] int64, which mask is the row's, negative: none.
     """
-    out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
+    out = torch.empty(logits.shape[:1], dtype=torch.int64, device=logits.device)
     kernels.sample.default(logits, temperature, top_k, top_p, min_p, seeds, positions, masks, mask_rows, out)
     return out
 
@@ -71,10 +71,10 @@ def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor
     logits: [R, vocab] float32; tokens: [R] int64. Returns logprob [R] float32, rank [R] int64 (1: the largest; ties by
     id), top_ids [R, num_top] int64 in descending order, top_logprobs [R, num_top] float32.
     """
-    rows, device = logits.shape[0], logits.device
+    rows, device = logits.shape[:1], logits.device
     logprob = torch.empty(rows, dtype=torch.float32, device=device)
     rank = torch.empty(rows, dtype=torch.int64, device=device)
-    top_ids = torch.empty(rows, num_top, dtype=torch.int64, device=device)
-    top_logprobs = torch.empty(rows, num_top, dtype=torch.float32, device=device)
+    top_ids = torch.empty(*rows, num_top, dtype=torch.int64, device=device)
+    top_logprobs = torch.empty(*rows, num_top, dtype=torch.float32, device=device)
     kernels.token_logprobs.default(logits, tokens, logprob, rank, top_ids, top_logprobs)
     return logprob, rank, top_ids, top_logprobs

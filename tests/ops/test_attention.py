@@ -377,6 +377,14 @@ def test_refuses_bad_arguments(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.host
+@pytest.mark.parametrize("window", [2**31 - 1, 2**32 + 5, 2**63 - 1])
+def test_a_window_longer_than_any_sequence_hides_nothing(window: int) -> None:
+    """Counted back from the first query of a tile, before a split's first token, 2^63 - 1 overflowed."""
+    work = [(make_sequence(Shape(), 600, seed=0), 5, 600)]
+    assert torch.equal(attend(Shape(), Mask(window=window), work)[0], attend(Shape(), Mask(), work)[0])
+
+
+@pytest.mark.host
 def test_an_int8_cache_needs_scales() -> None:
     cache = {name: arguments()[name].to(torch.int8) for name in ("k_cache", "v_cache")}
     with pytest.raises(RuntimeError, match="k_scale, v_scale: expected, since the cache is int8"):

@@ -135,6 +135,9 @@ def test_ranks_beyond_an_adapters_own_change_no_bit() -> None:
         ({"ranks": torch.full((2, 2), 17, dtype=torch.int32)}, "ranks: expected 0 to 16, got 17"),
         ({"panels": torch.tensor([[0, 16, 0], [8, 16, 1]], dtype=torch.int32)}, "panels: expected ascending runs"),
         ({"panels": torch.tensor([[0, 16, 0], [16, 16, 2]], dtype=torch.int32)}, r"panels: expected parts in \[0, 2\)"),
+        ({"panels": torch.tensor([[0, 16, 0], [2**31 - 1, 16, 1]], dtype=torch.int32)}, "panels: expected ascending"),
+        ({"a": torch.empty(2, 2, 0, 8, 16), "b": torch.empty(2, 2, 0, 16)}, "a: expected ranks of 16 to 1024, got 0"),
+        ({"a": torch.empty(0, 2, 1, 8, 16), "b": torch.empty(0, 2, 16, 16)}, "a: expected at least one adapter"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_refused(change: dict[str, Tensor], message: str) -> None:
@@ -142,3 +145,11 @@ def test_wrong_values_are_refused(change: dict[str, Tensor], message: str) -> No
     slots = change.pop("slots", torch.zeros(3, dtype=torch.int32))
     with pytest.raises(RuntimeError, match=message):
         ops.add_lora(torch.ones(3, 8), slots, lora._replace(**change), torch.ones(3, 32))
+
+
+@pytest.mark.host
+def test_inputs_without_columns_are_refused() -> None:
+    """It was a division by zero, as was a rank of 0."""
+    lora = random_adapters([16], 8, [4]).packed._replace(a=torch.empty(1, 1, 1, 0, 16))
+    with pytest.raises(RuntimeError, match="x: expected at least one column"):
+        ops.add_lora(torch.ones(3, 0), torch.zeros(3, dtype=torch.int32), lora, torch.ones(3, 16))

@@ -568,6 +568,29 @@ def test_a_cache_without_heads_is_an_error(name: str) -> None:
     without = {key: torch.empty(5, 0, *EXAMPLES[name][0]()[key].shape[2:]) for key in ("k_cache", "v_cache")}
     with pytest.raises(RuntimeError, match=r"^k_cache: expected at least one head"):
         call(name, EXAMPLES[name][0]() | without)
+    many = torch.empty(0).as_strided((0, 2**61, 8, 8), (1, 64, 8, 1))  # times 8, which overflows, 0
+    with pytest.raises(RuntimeError, match=r"^k_cache: expected at least one head and at most 2147483647, got shape"):
+        call(name, EXAMPLES[name][0]() | {"k_cache": many, "v_cache": many})
+
+
+@pytest.mark.parametrize("op", [ops.silu_mul, ops.gelu_tanh_mul, ops.clamped_swiglu])
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3, 4)])
+def test_an_output_is_made_of_matrices_alone(op: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError, match=rf"^x: expected shape \[\*, \*\], got {re.escape(str([*shape]))}"):
+        op(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3, 4)])
+def test_tokens_are_made_of_matrices_of_logits_alone(shape: tuple[int, ...]) -> None:
+    logits, ids = torch.zeros(shape), torch.zeros(1, dtype=torch.int64)
+    calls: list[Callable[[], object]] = [
+        lambda: ops.sample(logits, torch.ones(1), ids, torch.ones(1), torch.zeros(1), ids, ids),
+        lambda: ops.token_logprobs(logits, ids, 2),
+        lambda: ops.route_experts(logits, 2),
+    ]
+    for call_with in calls:
+        with pytest.raises(RuntimeError, match=r"^logits: expected shape \[\*, \*\], got"):
+            call_with()
 
 
 def test_any_number_of_rows_without_columns_takes_no_time() -> None:
