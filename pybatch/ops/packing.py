@@ -25,14 +25,20 @@ def pack_dense(weight: Tensor) -> Tensor:
     """Packs [N, K] F weights for matmul_dense, zero-padded: [ceil(N/16), K, 16], or of 16 bits, with K in pairs,
     [ceil(N/16), ceil(K/2), 16, 2]."""
     n, k = weight.shape
-    packed, group = weight.new_empty(packed_dense_shape(n, k, weight.dtype)), 4 // weight.element_size()
+    packed = weight.new_empty(packed_dense_shape(n, k, weight.dtype))
     if not packed.numel():
         return packed
-    if n % PANEL or k % group:
-        weight = torch.nn.functional.pad(weight, (0, -k % group, 0, -n % PANEL))
     words = packed.view(torch.int32).view(packed.shape[:3])  # a column's group of four bytes in one piece
-    words.copy_(weight.contiguous().view(torch.int32).view(packed.shape[0], PANEL, -1).transpose(1, 2))
+    words.copy_(_words(weight, 4 // weight.element_size()).view(packed.shape[0], PANEL, -1).transpose(1, 2))
     return packed
+
+
+def _words(weight: Tensor, group: int) -> Tensor:
+    """[N, K] weights, zero-padded to whole panels and groups, a group of four bytes as one int32."""
+    n, k = weight.shape
+    if n % PANEL or k % group or weight.storage_offset() % group:  # torch views words where its storage has them
+        weight = torch.nn.functional.pad(weight, (0, -k % group, 0, -n % PANEL))
+    return weight.contiguous().view(torch.int32)
 
 
 def interleave_gate_up(gate: Tensor, up: Tensor) -> Tensor:
@@ -48,14 +54,16 @@ def interleave_gate_up(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 per output channel: [N, K] F -> q [N, K] int8 in [-127, 127], scale [N] float32, w ~ q * scale."""
+    """Symmetric int8 per output channel: [N, K] F -> q [N, K] int8 in [-127, 127], scale [N] float32, w ~ q * scale.
+    A scale below the smallest normal number is 0, as are the row's q."""
     n, k = weight.shape
     q, scale = weight.new_empty(n, k, dtype=torch.int8), weight.new_empty(n, dtype=torch.float32)
     rows = max(1, _CACHED // max(1, k))
     for first in range(0, n, rows):
         part = slice(first, first + rows)
         w = weight[part].float()
-        scale[part] = w.abs().amax(dim=1) / 127
+        largest = w.abs().amax(dim=1) / 127
+        scale[part] = torch.where(largest < torch.finfo(torch.float32).tiny, 0.0, largest)  # NaN stays
         inverse = torch.where(scale[part] > 0, 1 / scale[part], 0.0)
         q[part] = (w * inverse[:, None]).round_().clamp_(-127, 127)
     return q, scale
@@ -68,12 +76,11 @@ def pack_int8(q: Tensor) -> Tensor:
     """
     n, k = q.shape
     panels, groups = -(-n // PANEL), -(-k // 4)
-    if (n, k) != (panels * PANEL, groups * 4):
-        q = torch.nn.functional.pad(q, (0, groups * 4 - k, 0, panels * PANEL - n))
     packed = q.new_empty(panels, groups + 1, PANEL, 4)
     words = packed.view(torch.int32).view(panels, groups + 1, PANEL)  # a column's group of four in one piece
-    words[:, :groups] = q.contiguous().view(torch.int32).view(panels, PANEL, groups).transpose(1, 2)
-    words[:, groups] = q.sum(1, dtype=torch.int32).view(panels, PANEL)
+    words[:, :groups] = _words(q, 4).view(panels, PANEL, groups).transpose(1, 2)
+    sums = q.sum(1, dtype=torch.int32)
+    words[:, groups] = torch.nn.functional.pad(sums, (0, -n % PANEL)).view(panels, PANEL)
     return packed
 
 

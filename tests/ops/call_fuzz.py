@@ -140,6 +140,13 @@ class Calls:
             packed = ops.pack_int8(torch.randint(-127, 128, (n, k), dtype=torch.int8))
         return {"weight": packed, "scale": torch.rand(n)}
 
+    def eight_bits(self, n: int, k: int) -> Arguments:
+        """int8, float8, or float8 in blocks."""
+        made = self.int8(n, k)
+        shape = self.r.choice((made["weight"].shape, ops.packed_float8_blocks_shape(n, k)))
+        float8 = torch.randint(-128, 128, shape, dtype=torch.int8).view(torch.float8_e4m3fn)
+        return made if self.r.random() < 0.5 else made | {"weight": float8}
+
     def gguf(self, n: int, k: int) -> Arguments:
         kind = self.r.choice([kind for kind, block in ops.GGUF_BLOCKS.items() if k % block.weights == 0])
         block = ops.GGUF_BLOCKS[kind]
@@ -222,7 +229,7 @@ class Calls:
     def embedding(self) -> Arguments:
         vocab, kind = self.r.randint(1, 40), self.r.randrange(4)
         width = self.r.choice((32, 256)) if kind == 3 else self.size()
-        tables = (lambda n, k: {"weight": self.floats(n, k)}, self.dense, self.int8, self.gguf)
+        tables = (lambda n, k: {"weight": self.floats(n, k)}, self.dense, self.eight_bits, self.gguf)
         made: Arguments = tables[kind](vocab, width)
         ids = self.ids(self.size(), vocab)
         table = {"table": made["weight"], "scale": made.get("scale"), "vocab": vocab, "multiplier": 2.5}
@@ -231,7 +238,7 @@ class Calls:
     def cache(self) -> Arguments:
         """Layers of one pool or tensors of their own."""
         blocks, heads = self.r.randint(0, 6), self.r.randint(1, 3)
-        depth, block_size = self.r.choice((8, 16, 24, 64)), self.r.choice((8, 16, 32))
+        depth, block_size = self.r.choice((8, 16, 24, 64)), self.r.choice((8, 16, 32, 64))
         dtype = self.r.choice((*FLOATS, torch.int8, torch.uint8))
         width, groups = depth, []
         if dtype == torch.uint8:  # int4
@@ -282,7 +289,7 @@ class Calls:
         }
 
     def latent_cache(self) -> Tensor:
-        blocks, block_size, width = self.r.randint(0, 6), self.r.choice((8, 16, 32)), self.r.choice((16, 32, 80))
+        blocks, block_size, width = self.r.randint(0, 6), self.r.choice((8, 16, 32, 64)), self.r.choice((16, 32, 80))
         return torch.randn(blocks, 2, block_size, width).to(self.r.choice(FLOATS))[:, 1]
 
     def latent_write(self) -> Arguments:
@@ -447,11 +454,11 @@ class Calls:
             "xielu": lambda: self.plain() | {"alpha_p": 0.8, "alpha_n": 1.1, "beta": 0.5, "eps": -1e-6},
             "clamped_swiglu": lambda: self.gated() | {"alpha": 1.702, "limit": 7.0},
             "matmul_dense": lambda: self.matmul(self.dense),
-            "matmul_w8a16": lambda: self.matmul(self.int8),
+            "matmul_w8a16": lambda: self.matmul(self.eight_bits),
             "matmul_w8a8": lambda: self.matmul(self.int8),
             "matmul_gguf": lambda: self.matmul(self.gguf),
             "experts_dense": lambda: self.experts(self.dense),
-            "experts_w8a16": lambda: self.experts(self.int8),
+            "experts_w8a16": lambda: self.experts(self.eight_bits),
             "experts_w8a8": lambda: self.experts(self.int8),
             "experts_gguf": lambda: self.experts(self.gguf),
         }

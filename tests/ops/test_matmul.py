@@ -209,6 +209,35 @@ def test_w8a8_sums_exactly_at_the_extremes(rows: int) -> None:
     assert torch.equal(out, sums.float() * (torch.tensor(1.0) / 127))
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+def test_w8a8_sums_of_the_most_columns_fit(rows: int) -> None:
+    """Where int32 has no room for one percent more."""
+    k = 131072
+    x, q = torch.ones(rows, k), torch.full((3, k), -128, dtype=torch.int8)
+    q[1], q[2] = 127, -127
+    out = ops.matmul_w8a8(x, ops.pack_int8(q), torch.ones(3), out=torch.empty(rows, 3))
+    sums = 127 * q.long().sum(1)
+    assert torch.equal(out, (sums.float() * (torch.tensor(1.0) / 127)).expand(rows, 3))
+
+
+@pytest.mark.parametrize("listed", [0, 1, 38, 39, 40, 41, 128])
+def test_w8a8_is_exact_however_many_activations_stand_out(listed: int) -> None:
+    """What AVX2 cannot sum in 16 bits it lists, 40 fours in 512 columns at most. In one batch: rows with so many in the
+    first 512, in the second, in both, or none."""
+    k = 1100
+    x = torch.arange(k).remainder(31).sub(15).repeat(9, 1).float()
+    for row, steps in enumerate(([0], [1], [0, 1], [], [2])):
+        for step in steps:
+            places = 512 * step + 4 * torch.arange(min(listed, (min(k, 512 * step + 512) - 512 * step) // 4))
+            x[row, places], x[row, places + 1] = 127.0, 100.0
+    x[:, 3] = 127.0  # so that the scale is 1
+    q = torch.randint(-128, 128, (33, k), generator=torch.Generator().manual_seed(listed))
+    packed = ops.pack_int8(q.to(torch.int8))
+    for rows in (x, x[:1], x[3:5]):
+        out = ops.matmul_w8a8(rows, packed, torch.ones(33), out=torch.empty(len(rows), 33))
+        assert torch.equal(out.double(), rows.double() @ q.double().t())
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_nothing_in_nothing_out(kernel: str) -> None:
     assert matmul(kernel, 40, 30)(torch.empty(0, 30)).shape == (0, 40)
@@ -230,6 +259,29 @@ def test_quantize_int8_is_nearest_and_symmetric() -> None:
     assert (q[3] == 0).all()
     assert q.abs().amax() == 127
     assert ((q * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all()
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantize_int8_of_the_smallest_numbers(dtype: torch.dtype) -> None:
+    """As of activations: with a scale below the smallest normal number it and all codes are 0."""
+    tiny = torch.tensor([2.0**-133, 2.0**-127, 126 * 2.0**-126, 127 * 2.0**-126])
+    weight = (tiny[:, None] * torch.tensor([1.0, 0.5, 0.0, -0.25])).to(dtype)
+    q, scale = ops.quantize_int8(weight)
+    assert scale[:3].eq(0).all()
+    assert q[:3].eq(0).all()
+    assert scale[3] == 2.0**-126
+    assert q[3].tolist() == [127, 64, 0, -32]
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int8, torch.float8_e4m3fn])
+def test_weights_are_packed_wherever_they_lie(dtype: torch.dtype) -> None:
+    """Where words of four bytes begin in a storage is not where a slice of it does."""
+    content = torch.randint(-100, 100, (1 + 32 * 64,), generator=torch.Generator().manual_seed(0)).to(dtype)
+    pack = {torch.int8: ops.pack_int8, torch.float8_e4m3fn: ops.pack_float8}.get(dtype, ops.pack_dense)
+    weight = content[1:].view(32, 64)
+    assert torch.equal(pack(weight).view(torch.uint8), pack(weight.clone()).view(torch.uint8))
 
 
 @pytest.mark.host
