@@ -102,8 +102,7 @@ class Alerts:
             used = engine.num_kv_blocks_used / engine.num_kv_blocks
             message = f"{used:.0%} of the KV cache is in use: more num_kv_blocks, or a smaller max_num_seqs, save waits"
             yield "kv_usage", used, limits.kv_usage, used / limits.kv_usage, message
-        if limits.memory is not None:
-            free = self._free()
+        if limits.memory is not None and (free := self._free_memory()) is not None:
             message = f"{free / 2**20:,.0f} MiB of memory are free"
             yield "memory", free, limits.memory, limits.memory / max(1, free), message
         rate = self._preemption_rate(now, metrics.steps, metrics.preemptions)
@@ -117,6 +116,13 @@ class Alerts:
             still = now - self._moved
             message = f"{waiting:,} wait, and none has begun to be answered for {still:.0f} s"
             yield "stalled", still, limits.stalled, still / limits.stalled, message
+
+    def _free_memory(self) -> int | None:
+        """None where it cannot be told, as by a process that may open no more files."""
+        try:
+            return self._free()
+        except OSError:
+            return None
 
     def _preemption_rate(self, now: float, steps: int, preemptions: int) -> float:
         moments = self._moments

@@ -198,14 +198,13 @@ class EngineThread:
 
     def leave(self, submission: Submission) -> None:
         """Aborts the request unless it has finished; its outputs are no longer wanted."""
-        if self._cancel(submission.request_id) is not None:
-            self._commands.put(partial(self._drop, submission))
+        self._end(submission, then=partial(self._drop, submission))
 
     def abort(self, request_id: str) -> None:
         """Aborts the request of that id. Its last output has what came before, with finish_reason "abort"."""
-        submission = self._cancel(request_id)
+        submission = self._open.get(request_id)
         if submission is not None:
-            self._commands.put(partial(self._drop, submission, tell=True))
+            self._end(submission, then=partial(self._drop, submission, tell=True))
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Runs a function between two steps, on the thread that makes them. Raises RuntimeError if that has ended; it
@@ -286,16 +285,18 @@ class EngineThread:
         if self._ended is not None:
             raise self._ended
 
-    def _cancel(self, request_id: str) -> Submission | None:
-        """The submission if it was still open, which is to be dropped then."""
+    def _end(self, submission: Submission, *, then: Callable[[], object] | None = None) -> None:
+        """Closes a submission, unless it is: another may have its id since. then: a command, which the engine's thread
+        has before those of whoever takes its place, so that the engine never has more than it may."""
         with self._lock:
-            submission = self._open.pop(request_id, None)
-            if submission is not None:
-                submission.cancelled = True
-                self._num_bounded -= not submission.standing.background
-        if submission is not None:
+            if self._open.get(submission.request_id) is not submission:
+                return
+            del self._open[submission.request_id]
+            submission.cancelled = True
+            self._num_bounded -= not submission.standing.background
             self._prompts.withdraw(submission)
-        return submission
+            if then is not None:
+                self._commands.put(then)
 
     # ---- on the tokenising thread ----
 
@@ -338,8 +339,9 @@ class EngineThread:
                     submission.cancelled = True
             for call in self._calls.copy():
                 call.cancel()
-            for submission in waiting.values():
+            for submission in waiting.values():  # all, before what may fail again
                 submission.outbox.put(ended)
+            for submission in waiting.values():
                 self._drop(submission)
             while not self._commands.empty():  # those that drop what was left before, and none that adds
                 if (command := self._commands.get()) is not None:
@@ -373,21 +375,23 @@ class EngineThread:
         self._add(submission, encoded, stream=True)
 
     def _add(self, submission: Submission, encoded: Encoded, *, stream: bool) -> None:
-        if not submission.cancelled:
-            submission.engine_id = self.session.add(
-                encoded,
-                submission.params,
-                partial(self._deliver, submission),
-                partial=stream,
-                index=submission.index,
-                arrival_time=submission.arrival_time,
-                standing=submission.standing,
-            )
+        if submission.cancelled:
+            self._prompts.leave(submission)  # it may have been put there after it was dropped
+            return
+        submission.engine_id = self.session.add(
+            encoded,
+            submission.params,
+            partial(self._deliver, submission),
+            partial=stream,
+            index=submission.index,
+            arrival_time=submission.arrival_time,
+            standing=submission.standing,
+        )
 
     def _deliver(self, submission: Submission, output: RequestOutput) -> None:
         submission.newest = output = replace(output, request_id=submission.request_id)
         if output.finished:
-            self._cancel(submission.request_id)
+            self._end(submission)
             self._prompts.leave(submission)
         if not submission.outbox.put(output):
             self.leave(submission)

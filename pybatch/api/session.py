@@ -250,8 +250,8 @@ class Session:
                 finally:
                     self.fault = None
                 raise
-            self.alerts.look()
             self._deliver(outputs)
+            self.alerts.look()
 
     def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:

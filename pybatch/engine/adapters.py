@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from hashlib import blake2b
 
+import torch
+
 from pybatch.engine.execution.parallel.followers import LedAdapterSlots
 from pybatch.engine.lora_request import LoRARequest
 from pybatch.engine.scheduling.block_pool import BlockKey
@@ -60,7 +62,7 @@ class Adapters:
             try:
                 adapter = Adapter.find(request.lora_path)
                 self._slots.check(adapter)
-                digest = content_digest(adapter)
+                digest = content_digest(adapter, self._slots.dtype)
             except OSError as error:
                 raise ValueError(f"lora_request: {request.lora_name}: {one_line(str(error))}") from error
             except ValueError as error:
@@ -125,7 +127,7 @@ class Adapters:
         self._placed[slot] = None
         try:
             found = Adapter(adapter.directory)
-            if content_digest(found) != adapter.root.digest:
+            if content_digest(found, self._slots.dtype) != adapter.root.digest:
                 raise ValueError(f"{adapter.directory} has changed since it was first named; expected what it had")
             self._slots.load(slot, found)
         except (OSError, ValueError) as error:
@@ -134,9 +136,10 @@ class Adapters:
         return True
 
 
-def content_digest(adapter: Adapter) -> bytes:
-    """16 bytes of a hash of its files: its blocks' place among prefixes."""
-    total = blake2b(digest_size=16)
+def content_digest(adapter: Adapter, dtype: torch.dtype) -> bytes:
+    """16 bytes of a hash of its files, and of the dtype in which it is kept: its blocks' place among prefixes, which
+    other engines may find on disk."""
+    total = blake2b(str(dtype).encode(), digest_size=16)
     for name in (CONFIG, WEIGHTS):
         total.update((adapter.directory / name).read_bytes())
     return total.digest()

@@ -49,14 +49,22 @@ class Continuation(NamedTuple):
     total: float
 
 
-def ranked(totals: Sequence[float], candidates: Sequence[Candidates]) -> Iterator[Continuation]:
-    """All candidates of all beams, best first, but those that cannot be: of log-probability -inf.
+def num_considered(width: int, num_stop_ids: int) -> int:
+    """How many of a beam's likeliest tokens a search looks at: where none ends it but stop tokens, `width` go on. It
+    is the search's own, however many the sampler has found for others beside it or to be reported."""
+    return max(2 * width, width + num_stop_ids)
+
+
+def ranked(totals: Sequence[float], candidates: Sequence[Candidates], most: int) -> Iterator[Continuation]:
+    """The best `most` candidates of each beam, all in one order, best first, but those that cannot be: of
+    log-probability -inf.
 
     totals: of each beam the sum of its log-probabilities.
     """
 
     def continuations(beam: int) -> Iterator[Continuation]:
-        for place, (token, logprob) in enumerate(zip(candidates[beam].tokens, candidates[beam].logprobs, strict=True)):
+        tokens, logprobs = candidates[beam].tokens[:most], candidates[beam].logprobs[:most]
+        for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
             if logprob == -math.inf:
                 return
             yield Continuation(beam, place, token, totals[beam] + logprob)

@@ -460,8 +460,6 @@ class Engine:
     def _take_grammars(self) -> None:
         """Schedules the requests whose grammars have been compiled, and ends those whose have failed."""
         for request, error in self._grammars.take():
-            if self._requests.unfinished.get(request.request_id) is not request:  # aborted meanwhile
-                continue
             try:
                 if error is None and self._admits(request):
                     self._scheduler.add(request.sequences[0])

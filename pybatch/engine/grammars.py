@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from pybatch.engine.scheduling.sequence import Request
 from pybatch.engine.structured.compiler import GrammarCompiler
@@ -19,31 +19,32 @@ class GrammarQueue:
         self._make_compiler = make_compiler
         self._compiler: GrammarCompiler | None = None
         self._compiled: SimpleQueue[tuple[Request, Future[Matcher]]] = SimpleQueue()
-        self._num_waiting = 0
+        self._waiting: set[Request] = set()  # and such as have ended meanwhile
 
     def __len__(self) -> int:
-        return self._num_waiting
+        """Requests that wait. Of any thread."""
+        return sum([not request.finished for request in list(self._waiting)])
 
     def add(self, request: Request) -> None:
-        """The request comes out of `take` once its grammar is compiled."""
+        """The request comes out of `take` once its grammar is compiled, unless it has ended."""
         if self._compiler is None:
             self._compiler = self._make_compiler()
         constraint = request.params.structured_outputs
         assert constraint is not None
-        self._num_waiting += 1
-        self._compiler.compile(constraint).add_done_callback(partial(self._put, request))
+        grammar = self._compiler.compile(constraint)
+        self._waiting.add(request)
+        grammar.add_done_callback(partial(self._put, request))
 
     def _put(self, request: Request, grammar: Future[Matcher]) -> None:
         self._compiled.put((request, grammar))
 
     def take(self) -> Iterator[tuple[Request, str | None]]:
         """Those that wait no longer: each has its grammar, or there is an error that says why not."""
-        while self._num_waiting:
-            try:
-                request, grammar = self._compiled.get_nowait()
-            except Empty:
-                return
-            self._num_waiting -= 1
+        while not self._compiled.empty():
+            request, grammar = self._compiled.get()
+            self._waiting.remove(request)
+            if request.finished:
+                continue
             error = grammar.exception()
             if error is None:
                 request.grammar = grammar.result()

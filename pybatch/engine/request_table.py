@@ -52,7 +52,7 @@ class RequestTable:
     def discard_all(self) -> None:
         """Without a word of them, after a fault of the machine."""
         for request in self.unfinished.values():
-            self._adapters.leave(request)
+            self.release(request)
         self.unfinished.clear()
         self.num_bounded = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pybatch.engine.beams import Candidates, Continuation, ranked
+from pybatch.engine.beams import Candidates, Continuation, num_considered, ranked
 from pybatch.engine.computing import Computed
 from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.kv_pruner import KvPruner
@@ -201,7 +201,8 @@ class TokenUpdater:
         beams: list[Sequence] = []
         children: dict[Sequence, list[Sequence]] = {parent: [] for parent in parents}
         totals = [parent.cumulative_logprob for parent in parents]
-        for rank, each in enumerate(ranked(totals, [candidates[parent] for parent in parents])):
+        considered = num_considered(search.width, len(request.stop_ids))
+        for rank, each in enumerate(ranked(totals, [candidates[parent] for parent in parents], considered)):
             if rank >= search.width and len(beams) >= most:
                 break
             parent = parents[each.beam]

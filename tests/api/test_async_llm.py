@@ -5,17 +5,20 @@ import gc
 import itertools
 import os
 import pickle
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 
 from pybatch import LLM, AsyncLLM, QueueFullError, RequestOutput, RequestOutputKind, SamplingParams
+from pybatch.api.engine_thread import Submission
 from pybatch.api.inputs import Conversation
 from pybatch.engine.execution.model_runner import ModelRunner
 
@@ -133,6 +136,25 @@ def test_request_ids_are_the_callers_or_numbers(llm: AsyncLLM) -> None:
         return [named[-1], (await collect(llm, "b"))[-1].request_id, (await collect(llm, "c"))[-1].request_id]
 
     assert run(main()) == ["mine", "0", "1"]
+
+
+def test_an_id_is_free_again_with_the_last_output(llm: AsyncLLM) -> None:
+    """Though the generator that had it may end later."""
+
+    async def main() -> None:
+        before = llm.generate("before", GREEDY, "same")
+        async for output in before:
+            if output.finished:
+                break
+        after = llm.generate("after", GREEDY, "same")
+        coming = asyncio.ensure_future(anext(after))
+        await asyncio.sleep(0)
+        await before.aclose()  # type: ignore[attr-defined]
+        outputs = [await coming, *[output async for output in after]]
+        assert outputs[-1].finished
+        assert outputs[-1].error is None
+
+    run(main())
 
 
 def test_a_bad_prompt_is_one_output_with_an_error(llm: AsyncLLM) -> None:
@@ -449,6 +471,35 @@ def test_a_full_queue_refuses_at_once(tiny_model: Path) -> None:
             assert (await last)[-1].error is None
             for _ in range(3):
                 assert (await collect(llm, "one after the other"))[-1].error is None
+
+    run(main())
+
+
+def test_who_takes_the_place_of_one_that_leaves_comes_after_it(tiny_model: Path) -> None:
+    """Else the engine would have more than it may, and its thread would end."""
+    came: SimpleQueue[RequestOutput | Exception] = SimpleQueue()
+    outbox = Mock(put=lambda item: came.put(item) or True)  # type: ignore[func-returns-value]
+
+    async def main() -> None:
+        async with AsyncLLM(tiny_model, num_kv_blocks=256, threads=1, max_num_seqs=1, max_queued=0) as llm:
+            running = llm.generate("running", LONG)
+            await anext(running)
+            withdraw = llm.thread._prompts.withdraw
+
+            def slowly(submission: Submission) -> None:
+                withdraw(submission)
+                threads.append(threading.Thread(target=llm.thread.submit, args=("next", GREEDY, None, outbox)))
+                threads[-1].start()
+                time.sleep(0.3)
+
+            threads: list[threading.Thread] = []
+            with patch.object(llm.thread._prompts, "withdraw", slowly):
+                await running.aclose()  # type: ignore[attr-defined]
+            while not isinstance(output := await asyncio.to_thread(came.get), RequestOutput) or not output.finished:
+                assert isinstance(output, RequestOutput)
+            assert output.error is None
+            await llm.check_health()
+            threads[0].join()
 
     run(main())
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
-from dataclasses import FrozenInstanceError
+import os
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,19 @@ def test_what_has_recovered_is_told_of_again_but_logged_once(
         watched.free = 2**20
         assert watched.look() == ["memory"]
     assert sum("memory: " in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_process_that_may_open_no_more_files_answers_all_the_same(tiny_model: Path) -> None:
+    """As a server with a thousand connections: what a step has brought is not lost by a look at the memory."""
+    llm = LLM(tiny_model, num_kv_blocks=64, threads=1)
+
+    def refused() -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    llm.session.alerts._free = refused
+    (output,) = llm.generate("one", replace(GREEDY, max_tokens=1), use_tqdm=False)
+    assert output.error is None
+    assert llm.session.idle
 
 
 def test_a_queue_that_stands_still_is_told_of(watched: Watched) -> None:

@@ -125,6 +125,18 @@ def test_prefixes_are_shared_by_requests_of_one_adapter_alone(adapted: Adapted) 
     assert [bits(each) for each in told[:3]] == [bits(each) for each in told[3:]]
 
 
+def test_prefixes_on_disk_are_of_the_dtype_in_which_an_adapter_is_kept(adapted: Adapted, tmp_path: Path) -> None:
+    request, prompt = adapted.requests[1], PROMPTS[-1] * 2
+    for dtype in ("bfloat16", "float32"):
+        wanted = llm_of(adapted, lora_dtype=dtype).generate(prompt, GREEDY, lora_request=request)
+        for from_disk in (0, len(prompt) // 16 * 16):
+            llm = llm_of(adapted, lora_dtype=dtype, prefix_cache_dir=tmp_path)
+            found = llm.generate([prompt] * 2, GREEDY, lora_request=[request] * 2)
+            assert [bits(each) for each in found] == [bits(wanted[0])] * 2
+            assert llm.engine.metrics.disk_tokens == from_disk
+            llm.engine.prefix_files.wait()  # type: ignore[union-attr]
+
+
 def test_samples_and_beams_of_an_adapter(adapted: Adapted) -> None:
     llm, request = llm_of(adapted), adapted.requests[1]
     several = SamplingParams(n=3, temperature=1, seed=5, max_tokens=6, logprobs=0, ignore_eos=True)

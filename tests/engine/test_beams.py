@@ -184,6 +184,25 @@ def test_a_stop_string_ends_a_beam_that_comes_to_it(make_engine: MakeEngine) -> 
         assert (answer.finish_reason == "stop") == (answer.stop_reason == stop)
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [
+        {"stop": [chr(letter) for letter in range(33, 127) if chr(letter) not in "aeiou"]},
+        {"structured_outputs": {"regex": "([aeiou][a-z])*[^aeiou]"}},
+    ],
+    ids=["stop strings", "grammar"],
+)
+def test_where_most_tokens_end_a_beam_company_changes_nothing(make_engine: MakeEngine, ending: dict[str, Any]) -> None:
+    """A search looks at as many tokens as it would alone, though the sampler finds more for another's report."""
+    few = beams(2, stop_token_ids=None, early_stopping="never", length_penalty=4.0, **ending)
+    prompts = [some_prompt(20, i) for i in range(6)]
+    alone = [bits(run(make_engine(), [prompt], few)[0]) for prompt in prompts]
+    together = run(make_engine(), [*prompts, prompts[0]], [few] * 6 + [replace(few, logprobs=-1)])
+    assert [bits(output) for output in together[:6]] == alone
+    told = [(answer.token_ids, answer.cumulative_logprob) for answer in together[6].outputs]
+    assert told == [(tokens, total) for tokens, _, total in alone[0]]
+
+
 def test_one_step_brings_all_of_an_answer_and_a_stream_its_end_alone(make_engine: MakeEngine) -> None:
     engine = make_engine()
     engine.add_request("0", some_prompt(20), beams(4), stream=True)
@@ -358,7 +377,8 @@ def test_bad_parameters_of_a_search(params: dict[str, Any], says: str) -> None:
 
 
 def test_of_equal_continuations_those_of_better_beams_come_first_and_then_lower_tokens() -> None:
-    found = ranked([-1.0, -2.0], [Candidates([3, 9], [-2.0, -2.0]), Candidates([1, 2], [-1.0, -math.inf])])
+    of_beams = [Candidates([3, 9, 4], [-2.0, -2.0, -2.5]), Candidates([1, 2], [-1.0, -math.inf])]
+    found = ranked([-1.0, -2.0], of_beams, 2)
     assert [(each.beam, each.token, each.total) for each in found] == [(0, 3, -3.0), (0, 9, -3.0), (1, 1, -3.0)]
 
 

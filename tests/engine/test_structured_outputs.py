@@ -330,6 +330,17 @@ def test_others_run_while_a_grammar_is_compiled(make_engine: MakeEngine) -> None
     assert slow_output.error == "structured_outputs: it did not compile within 3 s"
 
 
+def test_who_ends_while_its_grammar_is_compiled_waits_no_more(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    for name in ("0", "1"):
+        engine.add_request(name, [5, 6], params("choice"))
+    assert engine.num_waiting == 2
+    engine.abort("0")
+    assert engine.num_waiting == 1
+    assert [output.request_id for output in drain(engine)] == ["1"]
+    assert engine.num_waiting == 0
+
+
 def test_a_constraint_is_compiled_once(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
     compiled = []

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pybatch import ops
-from pybatch.engine.beams import Candidates
+from pybatch.engine.beams import Candidates, num_considered
 from pybatch.engine.execution.masks import BatchMasks
 from pybatch.engine.execution.upload import Upload, download
 from pybatch.engine.outputs import TokenLogprobs, logprobs_entry
@@ -230,10 +230,9 @@ def _candidates(logits: Tensor, beams: BeamInputs, masks: BatchMasks | None) -> 
 
 
 def _num_candidates(beam: Sequence) -> int:
-    """Enough that as many as there are beams do not end, and that those which are to be reported are there."""
+    """Those that its search looks at, and those which are to be reported."""
     request = beam.request
-    width = request.params.beam_width
-    return max(2 * width, width + len(request.stop_ids), request.params.logprobs or 0)
+    return max(num_considered(request.params.beam_width, len(request.stop_ids)), request.params.logprobs or 0)
 
 
 def _adjustments(

@@ -50,7 +50,7 @@ class AdapterSlots:
         max_rank: int,
         dtype: torch.dtype,
     ) -> None:
-        self.count, self.max_rank, self.name = count, max_rank, decoder.config.name
+        self.count, self.max_rank, self.dtype, self.name = count, max_rank, dtype, decoder.config.name
         self._head = FAMILIES[decoder.config.family].tensor("lm_head")
         self._places: list[_Place] = []
         rank = -(-max_rank // ops.PANEL) * ops.PANEL

@@ -13,8 +13,10 @@ from engine.runs import MakeEngine, drain, run, some_prompt
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.execution import kv_cache
+from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.sampling_params import RequestOutputKind
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.speculation.draft_model import DraftModelProposer
 from pybatch.model import Decoder, Tokenizer, load_model
 
 FIXED = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 1, "adaptive": False}
@@ -172,6 +174,25 @@ def test_drafts_drawn_in_the_same_race_are_mostly_right(
     run(engine, [some_prompt(8, i) for i in range(32)], params)
     drafts = engine.metrics.drafts
     assert drafts.accepted_tokens / drafts.tokens > 0.9
+
+
+def test_what_a_fault_of_the_machine_discards_is_freed(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    """The draft model's blocks too, which a sequence holds as long as it lives."""
+    method = {"method": "draft_model", "model": "given", "num_speculative_tokens": 3, "adaptive": False}
+    engine = Engine(decoder, tokenizer, EngineConfig(num_kv_blocks=128, speculative_config=method), decoder)
+    proposer = engine._speculator._proposer  # type: ignore[union-attr]
+    assert isinstance(proposer, DraftModelProposer)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    for i in range(4):
+        engine.add_request(str(i), some_prompt(20, i), params)
+    for _ in range(3):
+        engine.step()
+    assert len(proposer._followers) == 4
+    with mock.patch.object(ModelRunner, "run", side_effect=MemoryError), pytest.raises(MemoryError):
+        engine.step()
+    (output,) = run(engine, [some_prompt(5)], params)
+    assert output.error is None
+    assert len(proposer._followers) <= 1  # the sampler knows the last step's sequences
 
 
 def test_a_prompt_that_the_draft_model_reads_in_pieces(decoder: Decoder, tokenizer: Tokenizer) -> None:

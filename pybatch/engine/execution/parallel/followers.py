@@ -184,7 +184,8 @@ class LedAdapterSlots:
     """The leader's places for adapters, in which the followers put their parts of what it does."""
 
     def __init__(self, followers: Followers, slots: AdapterSlots) -> None:
-        self._followers, self._slots, self.count = followers, slots, slots.count
+        self._followers, self._slots = followers, slots
+        self.count, self.dtype = slots.count, slots.dtype
 
     def check(self, adapter: Adapter) -> None:
         """Raises ValueError for one that does not fit."""
