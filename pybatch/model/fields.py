@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn, TypeVar, cast
 
@@ -91,6 +92,12 @@ class Fields:
         if isinstance(value, bool) or value not in choices:
             self._refuse(key, f"one of {', '.join(map(str, choices))}", value)
         return cast("C", value)
+
+    def expect(self, **values: object) -> None:
+        """Raises ModelError where one of these keys is there with another value."""
+        for key, value in values.items():
+            if (found := self.get(key)) not in (None, value):
+                self._refuse(key, json.dumps(value), found)
 
     def pair(self, key: str) -> tuple[int, int] | None:
         """Two sizes, or none."""

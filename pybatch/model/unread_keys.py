@@ -18,7 +18,8 @@ HARMLESS = re.compile(
     r"""
     _.* | transformers.* | architectures | model_type | auto_map | name_or_path | torch_dtype | dtype | .*version.*
     | .*(dropout|pdrop|layerdrop|drop_rate).* | .*(initializer|init_std|init_range|std_dev|init_device|init_method).*
-    | .*(_coef|_loss|loss_weight|loss_coefficient) | use_cache | .*gradient_checkpointing.* | output_.* | return_dict.*
+    | .*(_coef|_loss|loss_weight|loss_coefficient) | use_cache | .*gradient_checkpointing.* | return_dict.*
+    | output_(attentions|hidden_states|past|router_logits|scores) | .*softmax_in_fp32
     | id2label | label2id | num_labels | problem_type | finetuning_task | task_specific_params | classifier_.*
     | .*token_ids? | .*token_index | tokenizer_class | prefix | (begin_)?suppress_tokens | forced_.*
     | num_logits_to_keep | is_decoder | is_llama_config | pruned_heads | tie_encoder_decoder
@@ -91,6 +92,7 @@ SPECIAL: dict[str, Callable[[Any, int], bool]] = {
     "query_pre_attn_scalar": lambda value, head_dim: bool(value == head_dim),
     "position_embedding_type": lambda value, _: value in ("rope", "rotary", "absolute"),  # absolute: a class default
     "use_rope": lambda value, _: value is True,
+    "scale_attn_weights": lambda value, _: value is True,
     "is_causal": lambda value, _: value is True,
     "causal": lambda value, _: value is True,
     "attention.causal": lambda value, _: value is True,  # these two of GGUF files

@@ -365,17 +365,21 @@ CONFIGS = {
 
 def make(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation="eager").eval()
+    return randomized(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation="eager"))
+
+
+def randomized(model: PreTrainedModel) -> PreTrainedModel:
+    """For evaluation, with what transformers makes all ones and zeros changed too."""
     with torch.no_grad():
         for weight_name, weight in model.named_parameters():
             if any(part in weight_name for part in ("norm", "bias", "router.scale", "expert_scale")):
-                weight.add_(torch.randn_like(weight) * 0.2)  # which transformers makes all ones and zeros
+                weight.add_(torch.randn_like(weight) * 0.2)
         for buffer_name, buffer in model.named_buffers():
             if "correction_bias" in buffer_name:
                 buffer.add_(torch.randn_like(buffer) * 0.1)
             if "layer_scalar" in buffer_name:
                 buffer.add_(torch.rand_like(buffer) - 0.5)
-    return model
+    return model.eval()
 
 
 def save(model: PreTrainedModel, directory: Path, **options: Any) -> Path:

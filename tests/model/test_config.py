@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from model.families import SMALL
+from model.families import GPT, SMALL
 from transformers import AutoConfig, MistralConfig, Qwen2Config
 
 from pybatch.model import ModelError
@@ -18,6 +18,7 @@ from pybatch.model.config import ModelConfig, without_unknown_ids
 from pybatch.model.families import FAMILIES
 from pybatch.model.families.read import config_from_hf
 from pybatch.model.rope import NO_ROPE, rotary_table
+from pybatch.model.unread_keys import HARMLESS
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SMALL}
 
@@ -47,7 +48,8 @@ def test_keys_that_change_the_numbers_are_refused_by_name(kind: str) -> None:
     config = AutoConfig.for_model(kind).to_dict()
     head_dim = config.get("head_dim") or 64
     with pytest.raises(
-        ModelError, match=r"(\w+ = .* changes what the model computes|hidden_act: expected|rope_|layer_types: )"
+        ModelError,
+        match=r"(\w+ = .* changes what the model computes|hidden_act: |rope_|layer_types: |partial_rotary_factor: )",
     ):
         config_from_hf({**config, **LLAMA, "head_dim": head_dim, "hidden_act": config.get("hidden_act", "silu")})
 
@@ -70,6 +72,41 @@ def test_all_keys_of_the_known_families_are_known(kind: str, caplog: pytest.LogC
     assert not caplog.records
 
 
+# Of config classes of transformers, keys that change nothing here: what is not computed (Mamba, images), is rounding or
+# training, or follows from other keys. Of rope_parameters only the kinds of layers are looked for.
+OF_LATENT = {"num_key_value_heads", "head_dim"}
+OF_MAMBA = ("n_heads", "n_groups", "d_state", "d_head", "d_conv", "expand", "chunk_size", "conv_bias", "proj_bias")
+IDLE: dict[str, set[str]] = {
+    "gpt2": {"reorder_and_upcast_attn"},
+    "gemma3_text": {"rope_parameters"},
+    "gemma4_text": {"rope_parameters", "use_bidirectional_attention", "per_layer_config"},
+    "olmo3": {"rope_parameters"},
+    "exaone4": {"sliding_window_pattern"},
+    "mixtral": {"router_jitter_noise"},
+    "deepseek_v2": OF_LATENT,
+    "deepseek_v3": OF_LATENT,
+    "glm4_moe_lite": {"num_key_value_heads"},
+    "youtu": OF_LATENT,
+    "granitemoehybrid": {"position_embedding_type", "time_step_limit", *(f"mamba_{each}" for each in OF_MAMBA)},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_key_of_a_config_class_counts_or_is_known_not_to(kind: str) -> None:
+    """Of a value that no model has, each that is read complains."""
+    config = AutoConfig.for_model(kind, **OF_KINDS.get(kind, {})).to_dict()
+    idle = set()
+    for key in config:
+        if HARMLESS.fullmatch(key):
+            continue
+        try:
+            config_from_hf({**config, key: {"odd": [1]}})
+        except ModelError:
+            continue
+        idle.add(key)
+    assert idle == IDLE.get(kind, set())
+
+
 def test_neutral_values_and_keys_of_training_pass_and_unknown_ones_are_told(caplog: pytest.LogCaptureFixture) -> None:
     harmless = {
         "logit_scale": 1.0,
@@ -89,6 +126,79 @@ def test_neutral_values_and_keys_of_training_pass_and_unknown_ones_are_told(capl
     with caplog.at_level(logging.WARNING):
         assert read(favourite_colour="blue") == plain
     assert "favourite_colour" in caplog.text
+
+
+# Keys of published config.json files that transformers does not read, and that say what is always so: of Command R7B
+# and A, GPT-J 6B, StarCoder2 15B, Apertus, StableLM 2 12B, SmolLM3, EXAONE 4.5 and Granite 4.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "cohere2": {
+        "position_embedding_type": "rope_gptj",
+        "rotary_pct": 1.0,
+        "use_gated_activation": True,
+        "use_parallel_block": True,
+        "use_parallel_embedding": True,
+        "use_embedding_sharing": True,
+        "use_qk_norm": False,
+        "order_of_interleaved_layers": "local_attn_first",
+        "layer_switch": 4,
+        "cache_implementation": "hybrid",
+    },
+    "gptj": {"rotary": True, "scale_attn_weights": True},
+    "starcoder2": {"norm_type": "layer_norm", "mlp_type": "default", "rms_norm_eps": 1e-5},
+    "apertus": {"qk_norm": True, "post_norm": False},
+    "stablelm": {"use_norm_bias": True, "rotary_scaling_factor": 1.0},
+    "smollm3": {"max_window_layers": 28},
+    "exaone4": {"reorder_qk_norm": True, "max_window_layers": 4},
+    "granitemoehybrid": {"normalization_function": "rmsnorm", "layer_types": ["attention"] * 3},
+}
+OTHERWISE = [
+    ("cohere2", "position_embedding_type", "rope"),
+    ("cohere2", "rotary_pct", 0.5),
+    ("cohere2", "use_parallel_block", False),
+    ("gptj", "rotary", False),
+    ("starcoder2", "norm_type", "rms_norm"),
+    ("apertus", "qk_norm", False),
+    ("apertus", "post_norm", True),
+]
+
+
+def published(kind: str, **changes: object) -> dict[str, Any]:
+    return {"model_type": kind, **(GPT if kind == "gptj" else SMALL), **PUBLISHED[kind], **changes}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_what_published_configs_say_of_what_is_always_so_passes(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    plain = {key: value for key, value in published(kind).items() if key not in PUBLISHED[kind] or key == "layer_types"}
+    assert config_from_hf(published(kind)) == config_from_hf(plain)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("kind", "key", "value"), OTHERWISE)
+def test_and_is_refused_where_it_says_otherwise(kind: str, key: str, value: object) -> None:
+    with pytest.raises(ModelError, match=f"{key}: expected"):
+        config_from_hf(published(kind, **{key: value}))
+
+
+def test_names_that_classes_once_had_are_known() -> None:
+    for kind, name in (("ernie4_5", "Ernie4_5_ForCausalLM"), ("llama", "LLaMAForCausalLM")):
+        assert read(model_type=kind, architectures=[name]).architecture == FAMILIES[kind].architecture
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma2", "gemma3_text", "olmo3", "gpt_oss", "youtu"])
+def test_heads_that_turn_in_part_are_refused_where_transformers_turns_them_whole(kind: str) -> None:
+    ropes: list[dict[str, Any]] = [{"partial_rotary_factor": 0.5}]
+    rope = {"rope_type": "default", "partial_rotary_factor": 0.5}
+    ropes.append({"rope_parameters": {"full_attention": rope} if kind in ("gemma3_text", "olmo3") else rope})
+    for changes in ropes:
+        with pytest.raises(ModelError, match="partial_rotary_factor"):
+            read(model_type=kind, architectures=[FAMILIES[kind].architecture], **changes)
+
+
+def test_null_is_the_default_where_the_class_of_the_config_has_one() -> None:
+    for kind in ("gpt_oss", "apertus", "ministral3"):
+        changes = {"model_type": kind, "architectures": [FAMILIES[kind].architecture], "hidden_act": ...}
+        assert read(**changes, rope_parameters=None) == read(**changes)
+        assert read(**changes).attentions[0].rope.kind != "default"
 
 
 @pytest.mark.parametrize(

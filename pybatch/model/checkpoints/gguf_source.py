@@ -131,7 +131,7 @@ class GGUFSource(Source):
         default_context: int,
         *,
         theta: float = 10000.0,
-        partial: float = 1.0,
+        partial: float | None = None,
         sections: bool = False,
     ) -> RopeConfig:
         """As llama.cpp reads it: a factor without a type is linear, scale_linear is an older name of the factor, a

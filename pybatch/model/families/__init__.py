@@ -113,6 +113,7 @@ ALL: tuple[Family, ...] = (
 FAMILIES: dict[str, Family] = {family.model_type: family for family in ALL}
 SAME = {"kimi_k2": "deepseek_v3"}  # other names that a config.json has for a family
 BY_CLASS: dict[str, Family] = {family.architecture: family for family in ALL}
+BY_CLASS |= {"Ernie4_5_ForCausalLM": ernie4_5.FAMILY, "LLaMAForCausalLM": llama.FAMILY}  # names that classes once had
 BY_GGUF: dict[str, Family] = {}
 for _family in ALL:
     if _family.gguf:  # of several with one name, which gguf_checkpoint.py tells apart, the first

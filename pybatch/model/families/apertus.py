@@ -8,6 +8,7 @@ from pybatch.model.families.source import Source
 
 
 def shape(source: Source) -> Shape:
+    source.expect(qk_norm=True, post_norm=False)  # what the makers' own configs say of what is always so
     return alike(source, context=65536, theta=12e6, eps=1e-5, qk_norm=True, activation="xielu", gated=False)
 
 

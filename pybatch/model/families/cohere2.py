@@ -11,7 +11,15 @@ from pybatch.model.families.source import Source
 
 def shape(source: Source) -> Shape:
     decoder = side_by_side(source, theta=10000.0)
-    source.get("head_dim")  # always that of hidden_size / num_attention_heads
+    source.expect(  # what Cohere's own configs say of what is always so
+        position_embedding_type="rope_gptj",
+        rotary_pct=1.0,
+        use_gated_activation=True,
+        use_parallel_block=True,
+        order_of_interleaved_layers="local_attn_first",
+    )
+    for again in ("layer_switch", "use_embedding_sharing"):  # sliding_window_pattern, tie_word_embeddings
+        source.get(again)
     count, window = len(decoder.layers), source.window(absent=4096)
     kinds = source.layer_types(count, window)
     period = source.integer("sliding_window_pattern", 4, high=MAX_LAYERS)

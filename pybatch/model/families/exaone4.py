@@ -9,6 +9,8 @@ from pybatch.model.families.source import Source
 
 
 def shape(source: Source) -> Shape:
+    source.expect(reorder_qk_norm=True)  # what LG's own configs say of what is always so
+    source.get("max_window_layers")  # which transformers does not read here
     decoder = alike(source, context=2048, kv_heads=32, eps=1e-5, qk_norm=True)
     count, window = len(decoder.layers), source.window(absent=4096)
     kinds = source.layer_types(count, window)

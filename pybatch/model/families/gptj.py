@@ -21,6 +21,7 @@ KEYS = {
 
 
 def shape(source: Source) -> Shape:
+    source.expect(rotary=True)  # what EleutherAI's own config says of what is always so
     hidden, context = source.hidden_size(), source.context(2048)
     head_dim = hidden // source.num_heads()
     turning = source.integer("rotary_dim", 64, high=MAX_WIDTH, nullable=True) or head_dim

@@ -19,6 +19,7 @@ OF_MAMBA = ("n_heads", "n_groups", "d_state", "d_head", "d_conv", "expand", "chu
 
 
 def shape(source: Source) -> Shape:
+    source.expect(normalization_function="rmsnorm")
     for key in (*(f"mamba_{each}" for each in OF_MAMBA), "time_step_limit"):  # of layers that there are none of
         source.get(key)
     kinds = source.get("layer_types") or source.get("layers_block_type")

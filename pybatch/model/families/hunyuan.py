@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pybatch.model.errors import ModelError
 from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike
 from pybatch.model.families.source import Source
-from pybatch.model.fields import short
 
 
 def shape(source: Source) -> Shape:
     decoder = alike(source, context=2048, eps=1e-5, qk_norm=True)
     # What Tencent's own configs say of what is always so.
-    for key, value in (("use_qk_norm", True), ("use_rotary_pos_emb", True), ("norm_type", "rms")):
-        found = source.get(key)
-        if found not in (None, value):
-            raise ModelError(f"{source.where}: {key}: expected {value}, got {short(found)}")
+    source.expect(use_qk_norm=True, use_rotary_pos_emb=True, norm_type="rms")
     source.get("attention_head_dim")  # head_dim once more
     return replace(decoder, layers=tuple(layer.with_attention(qk_norm_last=True) for layer in decoder.layers))
 

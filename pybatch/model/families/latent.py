@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from pybatch.model.config import MAX_WIDTH, LatentAttentionConfig, LayerConfig, MLPConfig, NormConfig
-from pybatch.model.errors import ModelError
 from pybatch.model.families.family import Shape
 from pybatch.model.families.source import Source
 
@@ -29,14 +28,11 @@ def latent_decoder(
         source.get(follows)
     turning = source.integer("qk_rope_head_dim", 64, high=MAX_WIDTH)
     rope = source.rope(turning, length)
-    if rope.rotary_dim != turning:
-        raise ModelError(f"{source.where}: partial_rotary_factor: expected 1 beside qk_rope_head_dim")
     whole = source.integer("qk_head_dim", key_dim + turning, low=turning + 1, high=MAX_WIDTH)
     key = source.integer("qk_nope_head_dim", whole - turning, high=MAX_WIDTH)
     absent = 0 if "q_lora_rank" in source else query_latent  # null: there is none
     queries = source.integer("q_lora_rank", absent, high=MAX_WIDTH, nullable=True)
-    if source.flag("mlp_bias"):
-        raise ModelError(f"{source.where}: mlp_bias: expected false")
+    source.expect(mlp_bias=False)
     scale = source.yarn_scale() if rope.kind == "yarn" else 1.0
     attention = LatentAttentionConfig(
         num_heads=source.num_heads(),

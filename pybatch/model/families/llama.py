@@ -25,7 +25,7 @@ def alike(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     theta: float = 10000.0,
-    partial: float = 1.0,
+    partial: float | None = None,
     eps: float = 1e-6,
     tied: bool = False,
     qk_norm: bool = False,
@@ -35,8 +35,8 @@ def alike(
     rope: RopeConfig | None = None,
     mlp_width: int | None = None,
 ) -> Shape:
-    """Layers that are all alike. context, kv_heads, head_dim, theta, partial (of a head that turns), eps, tied,
-    activation, mlp_width: where the config says nothing. norm: in place of an RMSNorm with the config's rms_norm_eps.
+    """Layers that are all alike. context, kv_heads, head_dim, theta, eps, tied, activation, mlp_width: where the config
+    says nothing. partial: as in Source.rope. norm: in place of an RMSNorm with the config's rms_norm_eps.
     rope: in place of the one that the config has for all layers."""
     bias = source.flag("attention_bias")
     width = source.head_dim(head_dim)

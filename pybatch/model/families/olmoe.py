@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pybatch.model.errors import ModelError
 from pybatch.model.families.experts import GGUF_KEYS, softmax_experts, with_experts
 from pybatch.model.families.family import Family, GGUFFamily, Shape
 from pybatch.model.families.llama import alike
 from pybatch.model.families.source import Source
-from pybatch.model.fields import short
 
 
 def shape(source: Source) -> Shape:
     decoder = alike(source, context=4096, eps=1e-5, qk_norm=True)
-    if (clip := source.get("clip_qkv")) is not None:
-        raise ModelError(f"{source.where}: clip_qkv: expected null, got {short(clip)}")
+    source.expect(clip_qkv=None)
     layers = tuple(layer.with_attention(qk_norm_over="all") for layer in decoder.layers)
     experts = replace(softmax_experts(source, count=64, top_k=8, width=0), width=source.mlp_width())
     return with_experts(replace(decoder, layers=layers), experts, [True] * len(layers))

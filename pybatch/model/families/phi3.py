@@ -8,7 +8,7 @@ from pybatch.model.families.source import Source
 
 
 def shape(source: Source) -> Shape:
-    decoder = alike(source, context=4096, eps=1e-5)
+    decoder = alike(source, context=4096, partial=1.0, eps=1e-5)
     windows = [source.window()] * len(decoder.layers)
     source.expect_layer_types(windows)
     return with_windows(decoder, windows)
@@ -19,5 +19,6 @@ FAMILY = Family(
     architecture="Phi3ForCausalLM",
     shape=shape,
     names={"qkv": "self_attn.qkv_proj", "gate_up": "mlp.gate_up_proj"},
+    defaults={"original_max_position_embeddings": 4096},  # which comes before that of the scaling
     gguf=GGUFFamily(architecture="phi3"),
 )

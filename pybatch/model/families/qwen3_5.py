@@ -49,11 +49,7 @@ def hybrid(source: Source, mlps: Sequence[MLPConfig | MoEConfig], *, kv_heads: i
     """kv_heads: where the config says nothing."""
     if source.activation() != "silu":
         raise ModelError(f"{source.where}: hidden_act: expected silu, which the convolutions have too")
-    if not source.flag("attn_output_gate", True):
-        raise ModelError(f"{source.where}: attn_output_gate: expected true")
-    state_type = source.text("mamba_ssm_dtype", "float32")
-    if state_type != "float32":
-        raise ModelError(f"{source.where}: mamba_ssm_dtype: expected float32, got {state_type!r}")
+    source.expect(attn_output_gate=True, mamba_ssm_dtype="float32")
     head_dim, length = source.head_dim(256), source.context(32768)
     bias = source.flag("attention_bias")
     attention = AttentionConfig(

@@ -33,7 +33,8 @@ def config_from_hf(
     whole = Fields(config, f"config.json of {name}")
     config = text_config(config)
     family = _family(Fields(config, whole.where), name)
-    source = HFSource({**family.defaults, **config}, whole.where, family.keys)
+    given = {key: value for key, value in config.items() if value is not None or key not in family.defaults}
+    source = HFSource({**family.defaults, **given}, whole.where, family.keys)
     ends = Fields(generation_config or {}, f"generation_config.json of {name}")
     bos = source.ids("bos_token_id")
     found = config_of(

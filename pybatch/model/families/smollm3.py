@@ -9,6 +9,7 @@ from pybatch.model.families.source import Source
 
 
 def shape(source: Source) -> Shape:
+    source.get("max_window_layers")  # which transformers does not read here
     decoder = alike(source, context=32768, kv_heads=4, theta=2e6, tied=True)
     count = len(decoder.layers)
     interval = source.integer("no_rope_layer_interval", 4, high=MAX_LAYERS)

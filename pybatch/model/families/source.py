@@ -35,11 +35,12 @@ class Source(Fields, ABC):
         default_context: int,
         *,
         theta: float = 10000.0,
-        partial: float = 1.0,
+        partial: float | None = None,
         sections: bool = False,
     ) -> RopeConfig:
-        """theta, partial: where the source says nothing. sections: it may name parts of heads for positions of images,
-        which are nothing to text."""
+        """theta: where the source says nothing. partial: likewise, of heads that turn; None: the family's heads turn
+        whole, and a config.json that says otherwise is refused. sections: it may name parts of heads for positions of
+        images, which are nothing to text."""
 
     @abstractmethod
     def rope_of_kind(self, kind: str, head_dim: int, default_context: int, theta: float) -> RopeConfig:
@@ -148,10 +149,12 @@ class HFSource(Source):
         default_context: int,
         *,
         theta: float = 10000.0,
-        partial: float = 1.0,
+        partial: float | None = None,
         sections: bool = False,
     ) -> RopeConfig:
-        return RopeConfig.from_hf(self, head_dim, default_context, theta=theta, partial=partial, sections=sections)
+        turning = 1.0 if partial is None else partial
+        found = RopeConfig.from_hf(self, head_dim, default_context, theta=theta, partial=turning, sections=sections)
+        return self._of_whole_heads(found, head_dim) if partial is None else found
 
     def rope_of_kind(self, kind: str, head_dim: int, default_context: int, theta: float) -> RopeConfig:
         """Of the kind in `rope_parameters` (transformers 5), or, before, `rope_theta` and `rope_scaling` of layers that
@@ -162,7 +165,12 @@ class HFSource(Source):
         rope = {"rope_theta": base, **of_kinds.mapping(kind)}
         scaling = self.mapping("rope_scaling")
         fields = Fields({"rope_parameters": {**rope, **scaling} if sees_all else rope}, f"{kind} in {self.where}")
-        return RopeConfig.from_hf(fields, head_dim, default_context)
+        return self._of_whole_heads(RopeConfig.from_hf(fields, head_dim, default_context), head_dim)
+
+    def _of_whole_heads(self, rope: RopeConfig, head_dim: int) -> RopeConfig:
+        if rope.rotary_dim != head_dim:
+            raise ModelError(f"{self.where}: partial_rotary_factor: expected 1: heads turn whole in this family")
+        return rope
 
     def yarn_scale(self) -> float:
         rope = Fields(self.mapping("rope_scaling") or self.mapping("rope_parameters"), self.where)

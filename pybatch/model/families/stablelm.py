@@ -12,6 +12,7 @@ from pybatch.model.families.source import Source
 
 
 def shape(source: Source) -> Shape:
+    source.get("use_norm_bias")  # of StableLM 2's own code, whose LayerNorms have biases in any case
     norm = NormConfig(kind="layer", eps=source.norm_eps("layer_norm_eps", 1e-5), bias=True)
     decoder = alike(source, context=4096, kv_heads=32, partial=0.25, norm=norm)
     decoder = with_biases(decoder, qkv=source.flag("use_qkv_bias"), out=False, mlp=False)

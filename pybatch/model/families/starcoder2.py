@@ -9,6 +9,8 @@ from pybatch.model.families.source import Source
 
 
 def shape(source: Source) -> Shape:
+    source.expect(norm_type="layer_norm", mlp_type="default")  # what BigCode's own configs say of what is always so
+    source.get("rms_norm_eps")  # norm_epsilon once more
     decoder = alike(
         source,
         context=4096,
