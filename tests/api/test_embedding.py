@@ -175,6 +175,10 @@ def test_what_cannot_be_scored_is_said(tmp_path: Path, plain: LLM) -> None:
             "json: Dense is not known",
         ),
         ("modules.json", {}, "modules.json: expected a JSON list, got dict"),
+        *(
+            ("modules.json", [{"type": "models.Pooling", "path": path}], "path: expected a folder of the model, got")
+            for path in ("../other", "/etc", 3)
+        ),
         ("modules.json", [3], "modules.json: expected objects with a type, got 3"),
         (
             "1_Pooling/config.json",

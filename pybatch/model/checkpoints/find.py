@@ -10,8 +10,9 @@ from pybatch.machine.folders import of_home
 from pybatch.model.errors import ModelError
 
 SMOLLM2 = "smollm2-135m"
-HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
-NO_HUB_FILES = ["[!0-9]*/*", "consolidated*.safetensors"]  # other forms of the same weights, but 1_Pooling and its kin
+HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt"]
+# Other forms of the same weights, but not 1_Pooling and its kin, nor additional_chat_templates.
+NO_HUB_FILES = ["[!0-9]*/*.json", "[!0-9]*/*.safetensors", "consolidated*.safetensors"]
 
 
 def find_model(model: str | Path) -> Path:

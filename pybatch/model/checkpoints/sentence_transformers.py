@@ -30,7 +30,7 @@ def read_pooling(directory: Path) -> PoolingConfig:
     methods: tuple[str, ...] = (LAST,)
     normalize, labels = not modules, None
     for module in modules:
-        kind, path = _kind(directory, module), directory / str(module.get("path", ""))
+        kind, path = _kind(directory, module), _folder(directory, module)
         if kind == "Pooling":
             methods = _methods(path / "config.json")
         elif kind == "Normalize":
@@ -55,6 +55,14 @@ def _kind(directory: Path, module: object) -> str:
     if not isinstance(kind, str):
         raise ModelError(f"{directory / 'modules.json'}: expected objects with a type, got {short(module)}")
     return kind.rpartition(".")[2]
+
+
+def _folder(directory: Path, module: Mapping[str, Any]) -> Path:
+    """Where a module's files are: in the directory, so that a model names no others."""
+    name = module.get("path", "")
+    if not isinstance(name, str) or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ModelError(f"{directory / 'modules.json'}: path: expected a folder of the model, got {short(name)}")
+    return directory / name
 
 
 def _methods(path: Path) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pybatch.model.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from pybatch.model.text.tokenizer import Tokenizer
 
 MAX_TOKEN = 4096  # characters
+TEMPLATE = "tokenizer.chat_template"  # the usual one; others have their names behind it
 # tokenizer.ggml.token_type
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 
@@ -59,13 +60,16 @@ def _tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
 
     ends = [ggml.get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     ids = {name: ggml.get(f"{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
-    names = {"unknown": "unk", "padding": "pad"}
-    special = {f"{names.get(name, name)}_token": tokens[i] for name, i in ids.items() if _is_id(i, tokens)}
+    ours = {"unknown": "unk", "padding": "pad"}
+    special = {f"{ours.get(name, name)}_token": tokens[i] for name, i in ids.items() if _is_id(i, tokens)}
     _add_ends(backend, ggml, special, bos_by_default=pre is None or pre.bos)
+    fields = Fields(metadata, str(path))
+    others = [key for key in metadata if key.startswith(f"{TEMPLATE}.")]
     return Tokenizer(
         backend,
         special_tokens=special,
-        chat_template=Fields(metadata, str(path)).text("tokenizer.chat_template", None),
+        chat_template=fields.text(TEMPLATE, None),
+        named_chat_templates={key.removeprefix(f"{TEMPLATE}."): fields.text(key) for key in others},
         eos_token_ids=tuple(i for i in merge_ids(*ends) if _is_id(i, tokens)),
     )
 

@@ -19,6 +19,7 @@ from pybatch.model.text.guarded import guarded
 
 NAMED_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 OTHER_VOCABULARIES = ("*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
+OTHER_TEMPLATES = "additional_chat_templates"  # a folder of them, each in a file with its name
 ADVICE = "give tokenizer=... to take it from elsewhere, or skip_tokenizer_init=True to go without one"
 
 # What these classes of transformers take where tokenizer_config.json is silent.
@@ -164,12 +165,13 @@ def _id(item: tuple[str, Any]) -> int:
 
 
 def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    path = directory / "chat_template.jinja"
-    if path.exists():
-        try:
-            return {"default": path.read_text(encoding="utf-8")}
-        except (OSError, ValueError) as error:
-            raise unreadable(path, "a template in UTF-8", error) from error
+    """By name. Files of their own stand in place of what others have."""
+    usual = directory / "chat_template.jinja"
+    own = {path.stem: _template(path) for path in sorted((directory / OTHER_TEMPLATES).glob("*.jinja"))}
+    if usual.exists():
+        own["default"] = _template(usual)
+    if own:
+        return own
     template = read_json(directory / "chat_template.json").get("chat_template") or config.get("chat_template")
     if template is None:
         return {}
@@ -183,3 +185,10 @@ def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
             f"got {template!r:.80}"
         )
     return {str(name): str(text) for name, text in pairs}
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise unreadable(path, "a template in UTF-8", error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -140,12 +141,21 @@ def test_directory(tmp_path: Path) -> None:
 
 def test_where_a_chat_template_comes_from(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "from the config"}]
-    word_level(tmp_path, chat_template=named)
+    word_level(tmp_path, chat_template=named, tokenizer_class="PreTrainedTokenizerFast")
     assert Tokenizer.from_directory(tmp_path).chat_template == "from the config"
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "from json"}))
     assert Tokenizer.from_directory(tmp_path).chat_template == "from json"
     (tmp_path / "chat_template.jinja").write_text("from jinja")
     assert Tokenizer.from_directory(tmp_path).chat_template == "from jinja"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("from its own file")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.from_directory(tmp_path)
+    assert ours.named_chat_templates == theirs.chat_template
+    chat = [{"role": "user", "content": "a"}]
+    for options in ({}, {"tools": [{"name": "f"}]}, {"chat_template": "tool_use"}):
+        expected = theirs.apply_chat_template(chat, tokenize=False, **options)
+        assert ours.apply_chat_template(chat, tokenize=False, **options) == expected
 
 
 def test_without_a_chat_template(tmp_path: Path) -> None:
@@ -160,7 +170,7 @@ def test_directory_without_a_tokenizer(tmp_path: Path) -> None:
         Tokenizer.from_directory(tmp_path)
 
 
-def sentencepiece_file(path: Path, *, prefix: bool = True) -> Path:
+def sentencepiece_file(path: Path, *, prefix: bool = True, templates: Sequence[Mapping[str, str]] = ()) -> Path:
     pieces = ["▁", "t", "h", "e", "n", "th", "▁th", "he", "▁the", "en"]
     order = {"th": -1.0, "▁th": -2.0, "▁the": -3.0, "he": -4.0, "en": -0.5}
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
@@ -172,6 +182,7 @@ def sentencepiece_file(path: Path, *, prefix: bool = True) -> Path:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_space_prefix(prefix)
+    writer.add_chat_template(templates)
     finish(writer)
     return path
 
@@ -193,6 +204,14 @@ def test_sentencepiece_merges_by_score_and_falls_back_to_bytes(tmp_path: Path) -
         bare.backend.token_to_id("th"),
         bare.backend.token_to_id("e"),
     ]
+
+
+def test_a_gguf_file_may_have_a_chat_template_for_tools(tmp_path: Path) -> None:
+    templates = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools[0].name }}"}]
+    tokenizer = tokenizer_from_gguf(sentencepiece_file(tmp_path / "model.gguf", templates=templates))
+    assert tokenizer.render_chat([]) == "plain"
+    assert tokenizer.render_chat([], tools=[{"name": "f"}]) == "f"
+    assert tokenizer.render_chat([], chat_template="tool_use", tools=[{"name": "g"}]) == "g"
 
 
 def test_unknown_kinds_are_refused(tmp_path: Path) -> None:
