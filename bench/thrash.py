@@ -114,7 +114,7 @@ def run(shape: Shape, share: float, *, seed: int = 0, **settings: object) -> Fig
                 del left[sequence.request], seen[sequence]
     figures.cpu_s = time.thread_time() - begin
     scheduler.check_integrity()
-    figures.preemptions = scheduler.num_preemptions
+    figures.preemptions = scheduler.preemption.count
     return figures
 
 

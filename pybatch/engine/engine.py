@@ -423,12 +423,12 @@ class Engine:
             sequences=len(step.chunks),
             waiting=len(self._scheduler.waiting),
             kv_blocks=self._pool.num_used,
-            preemptions=self._scheduler.num_preemptions - self._preemptions,
+            preemptions=self._scheduler.preemption.count - self._preemptions,
             schedule_time=step.scheduled - step.begin,
             run_time=computed.run_time,
             sample_time=now - run,  # of a step that was queued ahead, what the device is waited for too
         )
-        self._preemptions = self._scheduler.num_preemptions
+        self._preemptions = self._scheduler.preemption.count
 
     def _begin(self, behind: Launched | None = None) -> _Step | None:
         """Schedules a step, and queues it if the next may be scheduled before its tokens are known. behind: the step
@@ -484,7 +484,7 @@ class Engine:
                 if not is_request_fault(error):
                     raise
                 what = describe(error)
-            at = self._scheduler.at
+            at = self._scheduler.running.at
             if at is not None:
                 failed = [at.request]
             else:
@@ -501,7 +501,7 @@ class Engine:
         if self._speculator is None:
             return
         try:
-            self._speculator.draft(chunks, self._scheduler)
+            self._speculator.draft(chunks, self._scheduler.drafts)
         except BaseException as error:
             if not is_request_fault(error):
                 raise
@@ -524,7 +524,7 @@ class Engine:
         told += self._updater.pool(computed)
         for chunk, right in computed.verified:
             self.metrics.drafts.add(len(chunk.drafts), right)
-            self._scheduler.settle_drafts(chunk)
+            self._scheduler.drafts.settle(chunk)
         for request in dict.fromkeys(told):
             if request.stream or request.finished:
                 self._requests.tell(request, self.metrics)

@@ -54,7 +54,7 @@ class TokenUpdater:
             if sequence.num_computed != sequence.next_pruning:  # an earlier one has preempted it
                 continue
             try:
-                self._pruner.prune(self._scheduler, sequence)
+                self._pruner.prune(self._scheduler.pruner, sequence)
             except BaseException as error:
                 if not is_request_fault(error):
                     raise
@@ -243,7 +243,7 @@ class TokenUpdater:
     def _continue(self, request: Request, beams: list[Sequence], children: dict[Sequence, list[Sequence]]) -> None:
         """The beams are children of those before: the first of each goes on in its parent's blocks. They wait if those
         before do, which have been preempted since the step was scheduled."""
-        waits = self._scheduler.withdraw(request)
+        waits = self._scheduler.preemption.withdraw(request)
         for parent, branches in children.items():
             if branches:
                 parent.follow(branches[0])
@@ -252,7 +252,7 @@ class TokenUpdater:
         parent_of = {branches[0]: parent for parent, branches in children.items() if branches}
         request.sequences = [parent_of.get(beam, beam) for beam in beams]
         if waits:
-            self._scheduler.requeue(request.sequences[0])
+            self._scheduler.preemption.requeue(request.sequences[0])
             return
         request.forked = True
         for parent, branches in children.items():

@@ -126,7 +126,7 @@ class Simulator:
                 unfinished[request] = work
                 scheduler.add(request.sequences[0])
             if not unfinished:
-                run.preemptions, run.touched_kv_blocks = scheduler.num_preemptions, pool.num_touched
+                run.preemptions, run.touched_kv_blocks = scheduler.preemption.count, pool.num_touched
                 return run
             chunks = scheduler.schedule()
             if swap_space is not None:
@@ -180,7 +180,7 @@ class Simulator:
         scheduler.advance(chunks)
         for chunk in chunks:
             if chunk.sequence.num_computed == chunk.sequence.next_pruning:
-                scheduler.prune(chunk.sequence)
+                scheduler.pruner.prune(chunk.sequence)
         for sequence in complete:
             request = sequence.request
             samples = [sequence] if request.forked else list(request.sequences)

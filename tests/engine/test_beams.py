@@ -283,8 +283,7 @@ def test_beams_that_are_preempted_once_they_are_computed_go_on(
     def then_preempt(*args: Any) -> Any:
         computed = compute(*args)
         if next(steps) % 3 == 2:
-            scheduler = engine._scheduler
-            scheduler._preempt(scheduler._victim())
+            engine._scheduler.preemption.preempt()
         return computed
 
     monkeypatch.setattr(engine._computer, "compute", then_preempt)

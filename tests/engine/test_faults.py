@@ -20,6 +20,8 @@ from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.scheduling.admission import Admission
 from pybatch.engine.scheduling.block_tables import BlockTables
+from pybatch.engine.scheduling.joining import Joining
+from pybatch.engine.scheduling.promises import Promises
 from pybatch.engine.scheduling.scheduler import Scheduler
 
 SHARED = some_prompt(40, 99)
@@ -89,7 +91,7 @@ def in_chunks(chunks: Any, *rest: Any) -> bool:
 
 
 STAGES: dict[str, tuple[type, str, Callable[..., bool]]] = {
-    "scheduling": (Scheduler, "_join", lambda sequence, *rest, **more: is_bad(sequence.request)),
+    "scheduling": (Joining, "join", lambda sequence, *rest, **more: is_bad(sequence.request)),
     "inputs": (ModelRunner, "run", in_chunks),
     "model": (ModelRunner, "run", in_chunks),
     "sampling": (Sampler, "sample", lambda logits, sequences, *drafts: any(is_bad(s.request) for s in sequences)),
@@ -258,9 +260,9 @@ def test_what_finished_in_a_step_that_raises_is_not_lost(make_engine: MakeEngine
 FAULTY: list[tuple[type, str, Callable[..., list[Any]], bool]] = [
     (ModelRunner, "run", lambda chunks: [chunk.sequence.request for chunk in chunks], False),
     (Sampler, "sample", lambda logits, sequences, *drafts: [sequence.request for sequence in sequences], True),
-    (Scheduler, "_join", lambda sequence, *rest, **more: [sequence.request], False),
+    (Joining, "join", lambda sequence, *rest, **more: [sequence.request], False),
     (BlockTables, "register", lambda sequence, *rest: [sequence.request], True),
-    (Scheduler, "_take_blocks", lambda sequence, *rest, **more: [sequence.request], False),
+    (Promises, "take", lambda sequence, *rest, **more: [sequence.request], False),
 ]
 
 

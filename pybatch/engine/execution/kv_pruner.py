@@ -10,8 +10,8 @@ from pybatch.engine.execution.kv_cache import KvCache
 from pybatch.engine.execution.token_choice import chosen
 from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.engine.scheduling.pruning import Gathered, Turned
-from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Sequence
+from pybatch.engine.scheduling.table_pruner import TablePruner
 from pybatch.model.batch import LayerCache
 from pybatch.model.blocks.attention import Attention
 from pybatch.model.config import AttentionConfig
@@ -27,9 +27,9 @@ class KvPruner:
         self._device = decoder.device
         self.mass = mass
 
-    def prune(self, scheduler: Scheduler, sequence: Sequence) -> None:
+    def prune(self, tables: TablePruner, sequence: Sequence) -> None:
         """Prunes a sequence that has come to next_pruning; what it drops is free at once."""
-        pruned = scheduler.prune(sequence)
+        pruned = tables.prune(sequence)
         if isinstance(pruned, Turned):
             self._turn(pruned)
         elif pruned is not None:

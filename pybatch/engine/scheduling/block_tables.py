@@ -34,7 +34,7 @@ class BlockTables:
         self.block_size = block_size
         self._prefix_caching = prefix_caching
         self._prefix_store = prefix_store
-        self._states = states
+        self.states = states
         self.num_promised = 0  # to all together
         self._copies: dict[Sequence, tuple[int, int]] = {}  # of those that have joined in this step
 
@@ -66,8 +66,8 @@ class BlockTables:
         if copy := self._copies.pop(sequence, None):
             self.pool.release(copy[:1])
         self.pool.release(sequence.held + sequence.blocks, awaited=awaited)
-        if self._states is not None:
-            self._states.release(sequence, awaited=awaited)
+        if self.states is not None:
+            self.states.release(sequence, awaited=awaited)
         del sequence.blocks[:], sequence.held[:]
         self.promise(sequence, 0)
         sequence.num_computed = sequence.num_registered = sequence.num_pruned = 0
@@ -85,8 +85,8 @@ class BlockTables:
         full = self._most_shared(sequence)
         sequence.make_keys(full, self.block_size)
         found = self.pool.match(islice(sequence.keys, full))
-        if self._states is not None:
-            used = self._states.take(sequence, len(found), full)
+        if self.states is not None:
+            used = self.states.take(sequence, len(found), full)
             self.pool.release(found[used:])
             del found[used:]
         sequence.blocks.extend(found)
@@ -120,7 +120,7 @@ class BlockTables:
 
     def copy_beginning(self, sequence: Sequence) -> None:
         """Has the first tokens that are not computed copied from a block that begins with them, if there is one."""
-        if not self._may_share(sequence) or self._states is not None:
+        if not self._may_share(sequence) or self.states is not None:
             return
         full = sequence.num_computed // self.block_size
         last = min((full + 1) * self.block_size, len(sequence.tokens) - 1, sequence.request.most_shared)
@@ -154,8 +154,8 @@ class BlockTables:
         child.num_computed, child.num_pruned = num_tokens, parent.num_pruned
         child.next_pruning = parent.next_pruning
         child.num_registered = min(parent.num_registered, full)
-        if self._states is not None:
-            self._states.share(parent, child, num_tokens)
+        if self.states is not None:
+            self.states.share(parent, child, num_tokens)
         partial = self.partial(parent, num_tokens)
         self.extend(child, len(partial))
         self.promise(child, self.num_missing(child, child.num_pending - 1))
@@ -215,7 +215,7 @@ class BlockTables:
         if begun := pin.tokens[full * self.block_size :]:
             keys.append(BlockKey.begun(sequence.key_before(full), begun.tobytes()))
         self.pool.pin(pin, sequence.blocks[: len(keys)], keys)
-        if self._states is not None:
-            self._states.pin(pin)
+        if self.states is not None:
+            self.states.pin(pin)
         if self._prefix_store is not None:
             self._prefix_store.want(keys[:full])

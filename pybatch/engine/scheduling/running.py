@@ -26,6 +26,8 @@ class Running:
         self.paced: dict[Sequence, None] = {}  # those that decode and have a TPOT target
         self.turns = BlockTurns(block_size)  # of those that decode
         self.now = 0  # counts steps
+        self.at: Sequence | None = None  # the one being looked at, which may wait: if scheduling raises, the cause
+        self.short: Sequence | None = None  # the one prompt that has no promise of blocks (see Promises)
         self._rows: dict[Sequence, int] = {}  # a sequence's index in decodes
         self._priorities: Counter[int] = Counter()  # how many of each run
         self._joined = 0  # the last number given to a sequence that joined
@@ -53,6 +55,7 @@ class Running:
         return sum([count for each, count in self._priorities.items() if each > priority])
 
     def next_step(self) -> None:
+        self.at = None
         self.now += 1
         if self._forecast is not None:
             self._forecast.step()
@@ -70,6 +73,7 @@ class Running:
 
     def decode(self, sequence: Sequence) -> None:
         """It has one token left to compute in this step."""
+        self.end_short(sequence)
         del self.prefills[sequence]
         self._rows[sequence] = len(self.decodes)
         self.decodes.append(Chunk(sequence, 1, decodes=True))
@@ -88,7 +92,13 @@ class Running:
             self.decodes[row] = Chunk(sequence, 1, decodes=True)
             self.replan(sequence)
 
+    def end_short(self, sequence: Sequence) -> None:
+        """It is promised its blocks, has them, or needs none any more."""
+        if sequence is self.short:
+            self.short = None
+
     def stop(self, sequence: Sequence) -> None:
+        self.end_short(sequence)
         if self._forecast is not None:
             self._forecast.remove(sequence)
         self._priorities[sequence.priority] -= 1
@@ -119,6 +129,8 @@ class Running:
             raise IntegrityError("rows of sums of attention are lost, or taken twice")
         if self._priorities != Counter(sequence.priority for sequence in self):
             raise IntegrityError("the numbers of running sequences by priority are wrong")
+        if self.short is not None and self.short not in self.prefills:
+            raise IntegrityError("the prompt without a promise of blocks does not run")
         self.turns.check_integrity([chunk.sequence for chunk in self.decodes], step)
         if self._rows != {chunk.sequence: row for row, chunk in enumerate(self.decodes)}:
             raise IntegrityError("the rows of sequences that decode are wrong")

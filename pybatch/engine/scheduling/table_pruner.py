@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pybatch.engine.scheduling.block_tables import BlockTables
+from pybatch.engine.scheduling.preemption import Preemption
 from pybatch.engine.scheduling.pruning import Gathered, Turned, WindowPruning
 from pybatch.engine.scheduling.running import Running
 from pybatch.engine.scheduling.sequence import Sequence
 
 
 class TablePruner:
-    """make_room: preempts others until as many blocks are free as a sequence needs, and tells whether it still runs."""
-
-    def __init__(
-        self, tables: BlockTables, running: Running, make_room: Callable[[Sequence, Callable[[], int]], bool]
-    ) -> None:
+    def __init__(self, tables: BlockTables, running: Running, preemption: Preemption) -> None:
         self._tables = tables
         self._pool = tables.pool
         self._running = running
-        self._make_room = make_room
+        self._preemption = preemption
 
     def prune(self, sequence: Sequence) -> Turned | Gathered | None:
-        """See Scheduler.prune."""
+        """Gives a sequence that has come to next_pruning the blocks that it goes on with; those that it does not need
+        any more are free. Returns what is to be done to their contents, before anything else is done to any block; None
+        if all others have been preempted for want of room, and then it too."""
+        self._running.end_short(sequence)
         pruning = sequence.request.pruning
         assert pruning is not None
         count = sequence.num_computed
@@ -50,7 +48,7 @@ class TablePruner:
         del blocks[:end]
         sequence.num_pruned = pruned
         missing = max(0, self._tables.num_missing(sequence, sequence.num_due) - sinks)
-        if not self._make_room(sequence, lambda: sinks + missing):
+        if not self._preemption.free_for(sequence, lambda: sinks + missing):
             return None
         for i in range(sinks):
             blocks.insert(i, self._pool.allocate())
@@ -74,7 +72,7 @@ class TablePruner:
                 if self._pool.references(block) > 1 or (spares and self._pool.is_known(block))
             ]
 
-        if not self._make_room(sequence, lambda: len(replaced()) + more):
+        if not self._preemption.free_for(sequence, lambda: len(replaced()) + more):
             return None
         places, source = replaced(), blocks[:]
         for _ in range(len(places) + more):

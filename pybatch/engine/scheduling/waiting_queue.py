@@ -72,6 +72,8 @@ class WaitingQueue:
     def __init__(self, *, by_length: bool = False, weights: Mapping[str, float] = NO_WEIGHTS) -> None:
         self._by_length, self._weights = by_length, weights
         self.num_returning = 0
+        self.num_queued = 0  # all that have come so far
+        self.has_users = False  # whether any of them had one
         self._newcomers: OrderedDict[Sequence, None] = OrderedDict()  # of all priorities, in order of arrival
         self._classes: dict[int, PriorityClass] = {}
         self._priorities: list[int] = []  # of _classes, sorted
@@ -104,6 +106,8 @@ class WaitingQueue:
         return next(iter(self))
 
     def add(self, sequence: Sequence) -> None:
+        sequence.queued = self.num_queued = self.num_queued + 1
+        self.has_users = self.has_users or sequence.user is not None
         self._newcomers[sequence] = None
         found = self._class_of(sequence)
         found.newcomers.add(sequence)

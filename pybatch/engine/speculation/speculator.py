@@ -7,7 +7,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from pybatch.engine.scheduling.scheduler import Scheduler
+from pybatch.engine.scheduling.draft_blocks import DraftBlocks
 from pybatch.engine.scheduling.sequence import Sequence
 from pybatch.engine.scheduling.step import Chunk, num_decodes
 from pybatch.engine.speculation.acceptance import Acceptance
@@ -71,7 +71,7 @@ class Speculator:
         self._seconds = 0.0  # that making this step's drafts took, of a costly proposer
         self._rest = self._rests = 0  # steps without a trial: to come, and the last time
 
-    def draft(self, chunks: list[Chunk], scheduler: Scheduler) -> None:
+    def draft(self, chunks: list[Chunk], blocks: DraftBlocks) -> None:
         """Drafts take what a step's prompts leave of its tokens, and blocks that are free."""
         decodes = num_decodes(chunks)
         tokens = sum([chunk.num_tokens for chunk in chunks])
@@ -81,7 +81,7 @@ class Speculator:
         drafts = 0
         if tokens < self._max_tokens and (drafting := [chunk for chunk in chunks[:decodes] if _wants_drafts(chunk)]):
             for chunk, wanted in self._wanted(drafting, decodes, tokens):
-                scheduler.add_drafts(chunk, wanted[: self._max_tokens - tokens - drafts])
+                blocks.add(chunk, wanted[: self._max_tokens - tokens - drafts])
                 drafts += len(chunk.drafts)
                 if tokens + drafts == self._max_tokens:
                     break

@@ -67,7 +67,7 @@ def test_where_places_lack_the_least_computed_of_the_worst_is_preempted() -> Non
     simulation.step()
     assert sorted(simulation.batches[-1]) == [("0", 1), ("1", 1), ("2", 8), ("3", 1)]
     simulation.run()
-    assert simulation.scheduler.num_preemptions == 1
+    assert simulation.scheduler.preemption.count == 1
 
 
 def test_one_of_the_same_or_a_better_priority_is_not_preempted_for_another() -> None:
@@ -78,7 +78,7 @@ def test_one_of_the_same_or_a_better_priority_is_not_preempted_for_another() -> 
     simulation.add([1], max_tokens=1, priority=3)
     simulation.add([1], max_tokens=1, priority=7)
     simulation.run()
-    assert simulation.scheduler.num_preemptions == 0
+    assert simulation.scheduler.preemption.count == 0
     assert [sorted(names(batch)) for batch in simulation.batches] == [["0", "1"]] * 6 + [["2", "3"]]
 
 
@@ -92,10 +92,10 @@ def test_where_blocks_lack_as_many_are_preempted_as_it_takes_and_none_in_vain() 
         Status.RUNNING, Status.WAITING, Status.WAITING, Status.RUNNING, Status.RUNNING,
     ]  # fmt: skip
     too_long = simulation.add([3] * 80, max_tokens=1, priority=0)  # not beside `fits`
-    before = simulation.scheduler.num_preemptions
+    before = simulation.scheduler.preemption.count
     simulation.step()
     assert status(too_long) is Status.WAITING
-    assert simulation.scheduler.num_preemptions == before
+    assert simulation.scheduler.preemption.count == before
     simulation.run()
 
 
@@ -120,11 +120,11 @@ def test_a_better_prompt_takes_the_turn_of_one_that_takes_blocks_chunk_by_chunk(
         simulation.step()
     worse = simulation.add([0] * 200, max_tokens=2, priority=4)
     simulation.step()
-    assert simulation.scheduler._short is worse.sequences[0]
+    assert simulation.scheduler.running.short is worse.sequences[0]
     better = simulation.add([2] * 190, max_tokens=2, priority=1)
     simulation.step()
     assert status(worse) is Status.WAITING
-    assert simulation.scheduler._short is better.sequences[0]
+    assert simulation.scheduler.running.short is better.sequences[0]
     simulation.run()
     assert better.metrics.num_preemptions == 0
 
@@ -135,7 +135,7 @@ def test_a_decode_without_a_block_preempts_the_worst_first() -> None:
     worse = simulation.add([2] * 15, max_tokens=13, priority=1)  # computed farther
     simulation.run()
     assert (better.metrics.num_preemptions, worse.metrics.num_preemptions) == (0, 1)
-    assert simulation.scheduler.num_preemptions == 1
+    assert simulation.scheduler.preemption.count == 1
 
 
 def test_what_is_preempted_comes_back_in_front_of_its_own_priority_only() -> None:
@@ -149,7 +149,7 @@ def test_what_is_preempted_comes_back_in_front_of_its_own_priority_only() -> Non
     assert [status(row) for row in rows] == [Status.WAITING] * 3
     assert list(simulation.scheduler.waiting) == [each.sequences[0] for each in (later, rows[0], rows[1], rows[2])]
     simulation.run()
-    assert simulation.scheduler.num_preemptions == 2
+    assert simulation.scheduler.preemption.count == 2
 
 
 @pytest.mark.parametrize("max_num_batched_tokens", [16, 64])
@@ -276,12 +276,12 @@ def test_where_only_places_lack_nobody_waits_for_a_worse_one_nor_is_preempted_wi
         came = [each for each in arrivals if each[0] == step]
         for _, prompt, max_tokens, priority in came:
             simulation.add([1] * prompt, max_tokens, priority=priority)
-        before = simulation.scheduler.num_preemptions
+        before = simulation.scheduler.preemption.count
         simulation.step()
         waiting, now = list(simulation.scheduler.waiting), list(simulation.scheduler.running)
         if waiting and now:
             assert min(each.priority for each in waiting) >= max(each.priority for each in now)
-        assert simulation.scheduler.num_preemptions - before <= len(came)
+        assert simulation.scheduler.preemption.count - before <= len(came)
     simulation.run()
 
 

@@ -63,7 +63,7 @@ def test_the_least_computed_sequence_is_preempted() -> None:
     short = simulation.add([2] * 4, max_tokens=9)
     late = simulation.add([3], max_tokens=1)
     simulation.run()
-    assert simulation.scheduler.num_preemptions == 1
+    assert simulation.scheduler.preemption.count == 1
     assert (long.metrics.num_preemptions, short.metrics.num_preemptions, late.metrics.num_preemptions) == (0, 1, 0)
 
 
@@ -73,7 +73,7 @@ def test_what_others_hold_too_is_no_waste() -> None:
     known = [1] * 20
     first, second = (simulation.add([*known, i], max_tokens=30) for i in range(2))
     other = simulation.add([2] * 14, max_tokens=30)
-    while simulation.scheduler.num_preemptions == 0:
+    while simulation.scheduler.preemption.count == 0:
         simulation.step()
     assert [each.metrics.num_preemptions for each in (first, second, other)] == [0, 1, 0]
     simulation.run()
@@ -192,7 +192,7 @@ def test_nobody_joins_who_would_need_what_is_promised() -> None:
         simulation.step()
         assert first.finished or second.sequences[0].status is Status.WAITING
     simulation.run()
-    assert simulation.scheduler.num_preemptions == 0
+    assert simulation.scheduler.preemption.count == 0
 
 
 def test_what_is_cached_stays_until_a_prompt_needs_the_block() -> None:
@@ -224,7 +224,7 @@ def test_a_prompt_whose_promised_blocks_were_taken_waits_until_others_end() -> N
     assert waits > 0
     simulation.run()
     assert long.metrics.num_preemptions == 0
-    assert simulation.scheduler.num_preemptions <= 1
+    assert simulation.scheduler.preemption.count <= 1
 
 
 def test_drafts_leave_what_is_promised() -> None:
@@ -236,10 +236,10 @@ def test_drafts_leave_what_is_promised() -> None:
         chunks = simulation.scheduler.schedule()
         free = simulation.pool.num_free - simulation.scheduler._tables.num_promised
         (chunk,) = (each for each in chunks if each.sequence is decoding)
-        simulation.scheduler.add_drafts(chunk, [0] * 20)
+        simulation.scheduler.drafts.add(chunk, [0] * 20)
         assert simulation.scheduler._tables.num_promised <= simulation.pool.num_free
         assert simulation.pool.num_free - simulation.scheduler._tables.num_promised >= min(free, 2)
-        simulation.scheduler.settle_drafts(chunk)
+        simulation.scheduler.drafts.settle(chunk)
 
 
 # ---- prompts for which there is no room ----
@@ -267,7 +267,7 @@ def test_a_prompt_without_room_takes_blocks_chunk_by_chunk_and_short_ones_pass_i
     assert not simulation.requests[0].finished
     assert long.sequences[0].num_passed == 3
     simulation.run()
-    assert simulation.scheduler.num_preemptions == 0
+    assert simulation.scheduler.preemption.count == 0
 
 
 def test_where_not_even_a_chunk_has_room_short_ones_pass_too() -> None:
@@ -285,14 +285,14 @@ def test_no_more_than_max_num_seqs_pass_a_prompt(max_num_batched_tokens: int) ->
         simulation.add([1] * 5, max_tokens=3)  # without end
         simulation.step()
     assert long.sequences[0].num_passed == 4
-    assert simulation.scheduler.num_preemptions == 0
+    assert simulation.scheduler.preemption.count == 0
 
 
 def test_nobody_passes_a_preempted_sequence() -> None:
     simulation = Simulation(num_blocks=16, prefix_caching=False, max_num_batched_tokens=64)
     simulation.add([1] * 28, max_tokens=30)
     victim = simulation.add([1] * 27, max_tokens=20)
-    while simulation.scheduler.num_preemptions == 0:
+    while simulation.scheduler.preemption.count == 0:
         simulation.step()
     late = simulation.add([0], max_tokens=1)
     while victim.sequences[0].status is Status.WAITING:
@@ -348,7 +348,7 @@ def test_the_cached_blocks_of_a_preempted_sequence_outlive_those_of_sequences_th
     simulation = Simulation(num_blocks=16)
     requests = [simulation.add([i] * length, max_tokens=30) for i, length in enumerate((28, 16, 8))]
     _, ends, victim = (request.sequences[0] for request in requests)
-    while simulation.scheduler.num_preemptions == 0:
+    while simulation.scheduler.preemption.count == 0:
         simulation.step()
     assert (ends.status, victim.status) == (Status.RUNNING, Status.WAITING)
     pool = simulation.pool

@@ -94,7 +94,7 @@ def test_who_runs_comes_before_what_is_kept() -> None:
 def test_a_preempted_sequence_leaves_its_state_at_the_last_block_edge() -> None:
     simulation = with_states(num_blocks=8, max_num_seqs=2)
     requests = [simulation.add([last] * 9, max_tokens=16) for last in (1, 2)]
-    while simulation.scheduler.num_preemptions == 0:
+    while simulation.scheduler.preemption.count == 0:
         simulation.step()
     (victim,) = (each.sequences[0] for each in requests if each.metrics.num_preemptions)
     assert simulation.states is not None

@@ -90,7 +90,7 @@ def drafts_of(
     taken = []
     while len(taken) < steps:
         chunks = scheduler.schedule()
-        speculator.draft(chunks, scheduler)
+        speculator.draft(chunks, scheduler.drafts)
         tokens = sum(chunk.num_tokens for chunk in chunks)
         taken.append([len(chunk.drafts) for chunk in chunks])
         assert tokens <= max_tokens
@@ -99,7 +99,7 @@ def drafts_of(
             chunk.sequence.num_computed += chunk.num_tokens - len(chunk.drafts) + accepted
             chunk.sequence.tokens.extend([7] * (1 + accepted))
             if chunk.drafts:
-                scheduler.settle_drafts(chunk)
+                scheduler.drafts.settle(chunk)
         scheduler.check_integrity()
         speculator.learn(seconds(len(chunks), tokens))
     return taken
@@ -191,7 +191,7 @@ def gain_of(sequences: int, guesser: Guesser, *, tokens: int = 96, noise: float 
         while len(scheduler.running) or len(scheduler.waiting):
             chunks = scheduler.schedule()
             before = guesser.clock
-            speculator.draft(chunks, scheduler)
+            speculator.draft(chunks, scheduler.drafts)
             took = cpu_seconds(sum(chunk.num_tokens for chunk in chunks))
             decoding = all(chunk.decodes for chunk in chunks)
             if decoding:
@@ -206,7 +206,7 @@ def gain_of(sequences: int, guesser: Guesser, *, tokens: int = 96, noise: float 
                 if complete:
                     sequence.tokens.extend([7] * (1 + right))
                 if chunk.drafts:
-                    scheduler.settle_drafts(chunk)
+                    scheduler.drafts.settle(chunk)
                 if sequence.num_output >= tokens:
                     scheduler.finish(sequence)
             speculator.learn(took * dice.uniform(1 - noise, 1 + noise))
