@@ -13,13 +13,18 @@ from pybatch.engine.standing import BACKGROUND
 
 MOST_SAMPLES = 128  # of each prompt; OpenAI's limit
 MOST_PROMPTS = 2048
+MOST_MESSAGES = 1 << 14
 MOST_LOGPROBS = 20  # at each position, as in vLLM
 MOST_TEXTS, MOST_CHARACTERS = 256, 1 << 14  # of stop strings, and of bad words
 
 
 def expect_few(asked: Generation, vocab_size: int) -> None:
-    """Raises RequestError for more stop strings and the like than the server takes: they are looked for with each
-    token, on the thread that all requests share."""
+    """Raises RequestError for more messages, stop strings and the like than the server takes: they are rendered, and
+    looked for with each token, on threads that all requests share."""
+    for prompt in asked.prompts:
+        if isinstance(prompt, Conversation) and len(prompt.messages) > MOST_MESSAGES:
+            said = f"messages: expected at most {MOST_MESSAGES:,}, got {len(prompt.messages):,}"
+            raise RequestError(said, "invalid_value", "messages")
     for given, name in (("stop", asked.stop), ("bad_words", "bad_words")):
         texts = asked.params.get(given) or ()
         texts = (texts,) if isinstance(texts, str) else texts

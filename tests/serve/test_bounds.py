@@ -26,6 +26,7 @@ def server(tiny_model: Path) -> Iterator[LocalServer]:
 @pytest.mark.parametrize(
     ("path", "fields", "named"),
     [
+        (CHAT, {"messages": ASKED["messages"] * 20_000}, "messages: expected at most 16,384, got 20,000"),
         (CHAT, {"stop": [f"stop {number}" for number in range(300)]}, "stop: expected at most 256 texts"),
         (CHAT, {"stop": "x" * 100_000}, "stop: expected at most 256 texts"),
         (MESSAGES, {"stop_sequences": ["x" * 9000, "y" * 9000]}, "stop_sequences: expected at most 256 texts"),
