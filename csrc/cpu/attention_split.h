@@ -4,6 +4,7 @@
 
 #include "cpu/attention_partial.h"
 #include "cpu/attention_parts.h"
+#include "cpu/attention_places.h"
 #include "cpu/attention_rows.h"
 
 #if defined(PYBATCH_ISA_AMX)
@@ -13,8 +14,6 @@
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kSplitGranules = kAttentionSplit / kGranule;
-constexpr int64_t kColumnGranules = kLanes / kGranule;
 // Not a power of two, which would put rows in the same cache sets.
 template <class T>
 constexpr int64_t kScoreStride = kPart<T> + kLanes;
@@ -24,22 +23,6 @@ constexpr bool kPanels = true;  // attention_panel.h
 #else
 constexpr bool kPanels = false;
 #endif
-
-// Where the granules of a split are: the first element of the tile's first KV head.
-template <class T>
-struct Split {
-  const T* k[kSplitGranules];
-  // Behind those of the split the first of what is read after it.
-  const f16* k_scale[kSplitGranules + kPartGranules<T>];
-  const f16* v_scale[kSplitGranules + kPartGranules<T>];
-  // Of each part, where its first granule is, or would be, among the pieces.
-  struct Part {
-    const T* const* k;
-    const T* const* v;
-  } parts[kAttentionSplit / kPart<T>];
-  // The same as pieces of memory in reading order: keys and values of each part, and what is read after this split.
-  const T* pieces[kPartGranules<T> + 2 * kSplitGranules + kAhead];
-};
 
 // Rows [row, row + rows) of KV heads [head, head_end) of a tile, and a part of a split's tokens.
 struct Block {
@@ -92,9 +75,6 @@ class SplitAttention : AttentionCall {
     return work.score + (h - block.head) * block.rows * kScoreStride<T>;
   }
   int64_t row_of(const Tile& tile, const Block& block, int64_t h) const { return h * head_rows(tile) + block.row; }
-  template <class T>
-  void locate(const Tile& tile, int64_t split, Range columns, const Tile& then, int64_t then_split,
-              Split<T>& out) const;
   template <class T, bool panels>
   void attend(const Tile& tile, int64_t split, const Tile& then, int64_t then_split, Partial out) const;
   F32x16 scales_of(const f16* const* granules, int64_t h, int64_t g, int64_t i) const {
@@ -180,59 +160,6 @@ inline void SplitAttention::load_queries(const Tile& tile) const {
     auto* words = reinterpret_cast<int16_t*>(q);
     work.q_scale[row] =
         narrow(q, padded_depth, [&](int64_t i, I32x16 x) PYBATCH_INLINE_LAMBDA { store_words(words + i, x); });
-  }
-}
-
-// Finds the tokens of a split. A column of sixteen may end past the last token; it then repeats the last granule.
-template <class T>
-void SplitAttention::locate(const Tile& tile, int64_t split, Range columns, const Tile& then, int64_t then_split,
-                            Split<T>& out) const {
-  const KvCache& cache = p.cache;
-  struct Place {
-    int64_t block, offset;
-  };
-  auto place_of = [&](const Tile& tile, int64_t split, int64_t granule) PYBATCH_INLINE_LAMBDA {
-    const int64_t wanted = split * kAttentionSplit + granule * kGranule;
-    const int64_t token = smaller(wanted, p.seq_lens[tile.sequence] - 1);
-    return Place{p.block_tables[tile.sequence * p.block_table_stride + (token >> block_shift)],
-                 token & (cache.block_size - 1) & -kGranule};
-  };
-  auto key = [&](const Tile& tile, Place at) {
-    return static_cast<const T*>(cache.k) + at.block * cache.k_block_stride + tile.kv_head * head_stride / kElements<T>;
-  };
-  [[maybe_unused]] auto scales = [&](const Tile& tile, Place at, int64_t g) {
-    const int64_t offset = tile.kv_head * scale_stride + at.offset;
-    out.k_scale[g] = static_cast<const f16*>(cache.k_scale) + at.block * cache.k_scale_block_stride + offset;
-    out.v_scale[g] = static_cast<const f16*>(cache.v_scale) + at.block * cache.v_scale_block_stride + offset;
-  };
-  const int64_t end = columns.end * kColumnGranules;
-  const T** piece = out.pieces + kPartGranules<T>;
-  const T *keys = nullptr, *values = nullptr;  // of the block that a granule is in
-  for (int64_t from = columns.begin * kColumnGranules, to; from < end; from = to) {
-    const int64_t part = from / kPartGranules<T>, skipped = from % kPartGranules<T>;
-    to = smaller((part + 1) * kPartGranules<T>, end);
-    out.parts[part] = {piece - skipped, piece + (to - from) - skipped};
-    for (int64_t g = from; g < to; ++g, ++piece) {
-      const Place at = place_of(tile, split, g);
-      if (!keys || at.offset == 0) {
-        keys = key(tile, at);
-        values = static_cast<const T*>(cache.v) + at.block * cache.v_block_stride +
-                 tile.kv_head * head_stride / kElements<T>;
-      }
-      out.k[g] = keys + at.offset * kKeyRun<T>;
-      piece[0] = keys + at.offset * depth / kElements<T>;
-      piece[to - from] = values + at.offset * depth / kElements<T>;
-      if constexpr (sizeof(T) == 1) scales(tile, at, g);
-    }
-    piece += to - from;
-  }
-  const int64_t then_first = range_of(then, 0, then_split).begin / kGranule;
-  for (int64_t i = 0; i < kAhead; ++i) {
-    const Place at = place_of(then, then_split, then_first + i);
-    *piece++ = key(then, at) + at.offset * depth / kElements<T>;
-  }
-  if constexpr (sizeof(T) == 1) {
-    for (int64_t i = 0; i < kPartGranules<T>; ++i) scales(then, place_of(then, then_split, then_first + i), end + i);
   }
 }
 
@@ -384,7 +311,7 @@ void SplitAttention::attend(const Tile& tile, int64_t split, const Tile& then, i
     return;
   }
   Split<T> at;
-  locate(tile, split, {begin / kLanes, (end + kLanes - 1) / kLanes}, then, then_split, at);
+  locate(*this, tile, split, {begin / kLanes, (end + kLanes - 1) / kLanes}, then, then_split, at);
   for (int64_t row = 0; row < rows(tile); ++row) {
     out.max[row] = -__builtin_inff();
     out.sum[row] = 0;
