@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from pybatch.machine import huge_pages
 from pybatch.model import ModelError, load_model
 from pybatch.model.build import build_decoder
+from pybatch.model.checkpoints.find import HUB_FILES, NO_HUB_FILES
 from pybatch.model.checkpoints.gguf_checkpoint import GGUFCheckpoint
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.loader import DTYPES
@@ -266,6 +267,15 @@ def test_hub_names_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="'a/model' is no path here, and the Hugging Face hub did not give it"):
         load_model("a/model")
+
+
+def test_what_is_taken_from_the_hub() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = ["model.safetensors", "1_Pooling/config.json", "additional_chat_templates/tool_use.jinja", "merges.txt"]
+    others = ["original/params.json", "onnx/model.safetensors", "consolidated.safetensors", "pytorch_model.bin"]
+    taken = filter_repo_objects(wanted + others, allow_patterns=HUB_FILES, ignore_patterns=NO_HUB_FILES)
+    assert list(taken) == wanted
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "./nowhere", "../nowhere", "~/nowhere"])

@@ -85,7 +85,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         **COMMON, "hidden_act": [ABSENT], "num_local_experts": [4, 5], "num_experts_per_tok": [2, 4],
         "sliding_window": [24], "layer_types": KINDS, "swiglu_limit": [ABSENT, 0.7],
     },
-    "glm4": {**COMMON, "partial_rotary_factor": [ABSENT, 0.25, 1.0]},
+    "glm4": {**COMMON, "head_dim": [16, 32], "partial_rotary_factor": [ABSENT, 0.25, 1.0]},
     "smollm3": {
         **COMMON, **CHOSEN_WINDOWS, "mlp_bias": BOOL, "no_rope_layers": [ABSENT, None, [0, 1, 1]],
         "no_rope_layer_interval": [ABSENT, 2],
