@@ -8,8 +8,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-# Compiling, downloading and apt-get go side by side.
-MAKEFLAGS += -j3
+# Compiling, downloading and apt-get go side by side, and the emulated kernels take what processor time these leave.
+MAKEFLAGS += -j4
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 # Python compiles what it imports: much of torch and transformers it never does.
 export PIP_NO_COMPILE = 1
@@ -22,7 +22,13 @@ demo: $(VENV)/installed
 test: setup
 	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 30
 
-setup: $(VENV)/installed browser emulator
+setup: $(VENV)/installed browser emulator emulated
+
+# The CUDA kernels for the CPU, which tests/simt would compile: that takes nothing but Python and a compiler. Where it
+# fails they tell of it.
+emulated:
+	@for sanitizer in thread address; do SIMT_SANITIZER=$$sanitizer nice -n 19 $(PYTHON) tests/simt/compile.py; done \
+	  >/dev/null 2>&1 || true
 
 # For the test that looks at a report; without a browser it is skipped. On Debian, where we may install one.
 browser:
@@ -98,4 +104,4 @@ hopper: $(VENV)/packages
 clean:
 	rm -rf build dist $(VENV) pybatch/*.so
 
-.PHONY: demo test setup browser emulator lint cuda build hopper clean
+.PHONY: demo test setup browser emulator emulated lint cuda build hopper clean

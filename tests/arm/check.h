@@ -20,6 +20,7 @@ using namespace pybatch;
 
 inline int threads = 1;
 inline int failures = 0;
+inline bool against_float64 = true;
 
 // SplitMix64 (Steele, Lea and Flood 2014).
 class Random {
@@ -171,7 +172,7 @@ void check_rows(const std::string& name, int64_t rows, int64_t width, DType dtyp
                 const Wanted& wanted) {
   Array out(dtype, rows * width);
   run(0, rows, out);
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; against_float64 && r < rows; ++r) {
     for (int64_t c = 0; c < width; ++c) expect_near(name, r, c, out[r * width + c], wanted(r, c));
   }
   threads = 3;

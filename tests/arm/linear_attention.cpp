@@ -108,7 +108,7 @@ void check_delta_rule(Random& random) {
         });
       };
       std::vector<double> wanted(static_cast<size_t>(tokens * kHeads * value_size));
-      for (int64_t s = 0; s < kSequences; ++s) {
+      for (int64_t s = 0; against_float64 && s < kSequences; ++s) {
         for (int64_t h = 0; h < kHeads; ++h) {
           std::vector<double> state(static_cast<size_t>(key_size * value_size));
           for (int64_t t = s * kTokens; t < (s + 1) * kTokens; ++t) {

@@ -17,6 +17,7 @@ CSRC = HERE.parent.parent / "csrc"
 CACHE = HERE.parent.parent / "build" / "simt"
 RUNTIME_SOURCES = sorted((HERE / "src").glob("*.cpp"))
 KERNEL_SOURCES = sorted((CSRC / "cuda").rglob("*.cu"))
+PREFIX = HERE / "include" / "simt" / "prefix.h"
 
 CXX = os.environ.get("CXX", "g++")
 # As nvcc with --fmad=false: arithmetic is fused only where the source says so.
@@ -30,7 +31,7 @@ RUNTIME = [*COMMON, "-O2", "-fwrapv", "-U_FORTIFY_SOURCE", "-fno-semantic-interp
 # buffer, and what touches a buffer that has been freed; but no race, nothing unwritten and no write to an input.
 SANITIZER = os.environ.get("SIMT_SANITIZER", "thread")
 KERNEL = [
-    *COMMON, "-x", "c++", "-fno-strict-aliasing", "-Wno-unknown-pragmas",
+    *COMMON, "-x", "c++", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Winvalid-pch",
     *{
         "thread": [
             "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
@@ -76,13 +77,19 @@ def runtime() -> Path:
     return _cached("libsimt.so", inputs, RUNTIME, [*RUNTIME, "-shared", "-pthread", f"-I{include}", *sources, "-ldl"])
 
 
+def _prefix(flags: Sequence[str]) -> Path:
+    """What every kernel includes of the layer and of the standard library, parsed once for these flags."""
+    make = [*flags, "-x", "c++-header", "-c", f"-I{HERE / 'include'}", str(PREFIX)]
+    return _cached("prefix.h.gch", _headers(PREFIX.parents[1]), flags, make)
+
+
 def _object(source: Path) -> Path:
     csrc = next((folder for folder in source.parents if folder.name == "csrc"), CSRC)
     include = HERE / "include"
     headers = _headers(include, csrc / "pybatch", csrc / "cuda")
     own = ["-O1" if SANITIZER == "thread" else "-Og"]  # AddressSanitizer's run for a few shapes
     flags = [*KERNEL, *(own if csrc == CSRC else COPY)]
-    make = [*flags, "-c", f"-I{include}", f"-I{csrc}", str(source)]
+    make = [*flags, "-include", str(_prefix(flags).with_suffix("")), "-c", f"-I{include}", f"-I{csrc}", str(source)]
     return _cached(f"{source.stem}.o", [source, *headers], flags, make)
 
 

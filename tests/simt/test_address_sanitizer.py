@@ -18,7 +18,7 @@ LIBRARY = Path(subprocess.check_output([compile.CXX, "-print-file-name=libasan.s
 pytestmark = pytest.mark.skipif(not LIBRARY.is_absolute(), reason="the compiler has no libasan.so")
 SUITES = ["address_faults.py", "test_ops.py", "test_matmul_hopper.py"]
 # Attention's other tests take minutes, and transformers seconds to import, on the same kernels.
-SOME_TESTS = "not ptxas and not transformers and (not attention or matches_float64)"
+SOME_TESTS = "not transformers and (not attention or matches_float64)"
 
 
 def test_planted_faults_are_reported_and_the_kernels_have_none() -> None:

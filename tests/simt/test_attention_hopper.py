@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simt import compile, probes
+from simt import probes
 from simt.device import SimtOps
 from simt.suites import OPS, running, suite
 
@@ -78,16 +75,3 @@ def check_bits(shape: TESTS.Shape, mask: TESTS.Mask, batch: list[tuple[int, int]
         with running(TESTS, ops):
             outs.append(TESTS.attend(shape, mask, work))
     assert all(torch.equal(first, second) for first, second in zip(*outs, strict=True))
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_ptxas_keeps_the_products_in_flight(tmp_path: Path) -> None:
-    """It only mentions wgmma that it has to serialise (a potential performance loss), and a setmaxnreg that it leaves
-    out (C7508)."""
-    source = compile.CSRC / "cuda" / "sm90" / "attention.cu"
-    flags = ["-std=c++20", "-cubin", "-gencode=arch=compute_90a,code=sm_90a", "--fmad=false"]
-    command = ["nvcc", *flags, "--expt-relaxed-constexpr", "-Xptxas=-v", f"-I{compile.CSRC}"]
-    done = subprocess.run([*command, "-o", tmp_path / "cubin", source], capture_output=True, text=True, check=True)
-    assert done.stderr.count(" 0 bytes spill stores") == 4
-    assert "Potential Performance Loss" not in done.stderr
-    assert "(C7508)" not in done.stderr

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import backends
 import pytest
 import torch
@@ -15,7 +11,6 @@ from ops.rows import FLOATS
 from torch import Tensor
 
 from pybatch.ops import Epilogue
-from simt import compile
 from simt.device import SimtOps
 from simt.suites import OPS
 
@@ -113,21 +108,3 @@ def test_rows_that_are_not_aligned(kernel: str) -> None:
     x = TESTS.random(ROWS, 101, dtype=torch.bfloat16)
     first, second = both(kernel, x, 40, None, torch.empty(ROWS, 40))
     assert torch.equal(first, second)
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-@pytest.mark.parametrize("kernel", ["dense", "e4m3_blocks", "w8a8"])  # w8a16's and e4m3's have fewer instructions
-def test_ptxas_keeps_the_products_in_flight(kernel: str, tmp_path: Path) -> None:
-    """It only mentions wgmma that it has to serialise (C7510 and on), and a setmaxnreg that it leaves out (C7508)."""
-    source = compile.CSRC / "cuda" / "sm90" / f"matmul_{kernel}.cu"
-    flags = [
-        "-std=c++20",
-        "-cubin",
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "--fmad=false",
-        "--expt-relaxed-constexpr",
-    ]
-    command = ["nvcc", *flags, "-Xptxas=-v", f"-I{compile.CSRC}", "-o", tmp_path / "cubin", source]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert report.count("0 bytes spill stores") == {"w8a8": 11, "dense": 22, "e4m3_blocks": 20}[kernel]
-    assert "(C75" not in report

@@ -1,6 +1,5 @@
 #include "address_sanitizer.h"
 
-#include <dlfcn.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
@@ -37,14 +36,6 @@ void report(const char*) {
   }
 }
 
-// Past AddressSanitizer's _longjmp, which takes the red zones off the stack that is left.
-[[noreturn]] void libc_longjmp(jmp_buf& state) {
-  static const auto function =
-      reinterpret_cast<void (*)(jmp_buf, int)>(dlsym(dlopen("libc.so.6", RTLD_LAZY), "_longjmp"));
-  function(state, 1);
-  __builtin_unreachable();
-}
-
 [[maybe_unused]] const bool listening = [] {
   if (under_address_sanitizer()) __asan_set_error_report_callback(report);
   return under_address_sanitizer();
@@ -63,9 +54,8 @@ void unpoison(const void* p, size_t bytes) {
 }
 
 void jump(Context& to) {
-  if (!under_address_sanitizer()) _longjmp(to.state, 1);
-  __sanitizer_start_switch_fiber(nullptr, to.stack, to.stack_bytes);
-  libc_longjmp(to.state);
+  if (under_address_sanitizer()) __sanitizer_start_switch_fiber(nullptr, to.stack, to.stack_bytes);
+  __builtin_longjmp(to.state, 1);
 }
 
 void landed(Context* from) {

@@ -2,8 +2,6 @@
 // says. In any other process these do no more than jump.
 #pragma once
 
-#include <setjmp.h>
-
 #include <cstddef>
 
 namespace simt {
@@ -13,9 +11,9 @@ bool under_address_sanitizer();
 void poison(const void* p, size_t bytes);  // any access is a fault from now on
 void unpoison(const void* p, size_t bytes);
 
-// Where a _setjmp was called, and the stack that it was called on.
+// Where a __builtin_setjmp was called, and the stack that it was called on.
 struct Context {
-  jmp_buf state;
+  void* state[5];
   const void* stack = nullptr;
   size_t stack_bytes = 0;
 };

@@ -123,7 +123,7 @@ void Worker::run_block(const Launch& l, uint3 index, uint64_t seed) {
   }
   failed_ = false;
   main_.stack = nullptr;
-  if (_setjmp(main_.state) == 0) run_next();
+  if (__builtin_setjmp(main_.state) == 0) run_next();
   landed();
   poison(shared, l.shared_bytes);
   current = nullptr;
@@ -164,7 +164,7 @@ void Worker::thread_landed() { landed(main_.stack ? nullptr : &main_); }
 void Worker::block_thread(Thread& t, const char* what, Location at) {
   t.waits_for = what;
   t.waits_at = at;
-  if (_setjmp(t.fiber.context.state) == 0) run_next();
+  if (__builtin_setjmp(t.fiber.context.state) == 0) run_next();
   thread_landed();
 }
 
@@ -179,7 +179,7 @@ void Worker::exit(Thread& t) {
       fail("divergent barrier: the thread returns while others wait for it at the barrier", b.at);
     }
   }
-  if (_setjmp(t.fiber.context.state) == 0) run_next();
+  if (__builtin_setjmp(t.fiber.context.state) == 0) run_next();
   thread_landed();
 }
 

@@ -14,7 +14,7 @@ Fiber::~Fiber() {
 
 void Fiber::first_entry(unsigned high, unsigned low) {
   auto* self = reinterpret_cast<Fiber*>(static_cast<uintptr_t>(high) << 32 | low);
-  if (_setjmp(self->context.state) == 0) swapcontext(&self->start_, &self->creator_);
+  if (__builtin_setjmp(self->context.state) == 0) swapcontext(&self->start_, &self->creator_);
   self->entry_(self->argument_);
 }
 

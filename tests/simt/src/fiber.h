@@ -1,4 +1,4 @@
-// Stackful coroutines: ucontext gives each its stack, _setjmp/_longjmp switch without a system call, as QEMU does.
+// Stackful coroutines: ucontext gives each its stack, the compiler's setjmp and longjmp switch in a few instructions.
 #pragma once
 
 #include <ucontext.h>
