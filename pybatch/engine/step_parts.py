@@ -99,6 +99,8 @@ def decode_step(engine: Engine, sequences: int, context: int, steps: int) -> dic
     needed = sequences * -(-longest // engine.config.block_size)
     if longest > engine.max_model_len:
         most = engine.max_model_len - (longest - context)
+        if most < 1:
+            raise ValueError(f"steps: expected at most {(engine.max_model_len - 3) // 2:,}, got {steps:,}")
         raise ValueError(
             f"context: expected at most {most:,} tokens, as {longest - context} are added, got {context:,}"
         )

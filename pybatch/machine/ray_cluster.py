@@ -49,7 +49,7 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = running_cluster() if address == "auto" else address
+    asked, address = address, running_cluster() if address == "auto" else address
     if address != "local":
         expect_listening(address)
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if address == "local" else {}
@@ -57,9 +57,12 @@ def connected(address: str) -> Iterator[None]:
         # Ray puts the working folder before all that its workers import from; in a source tree of pybatch that would be
         # one without its native parts.
         with own_signals(), chdir("/"):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            # Ray looks for the token of a cluster of this machine where it finds that itself, and nowhere else.
+            found_by_ray = asked if address != "local" else address
+            ray.init(address=found_by_ray, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"the Ray cluster at {address} cannot be used: {error}") from error
+        hint = "" if "RAY_AUTH_MODE" in os.environ else "; RAY_AUTH_MODE=token is for one that asks for a token"
+        raise ClusterError(f"the Ray cluster at {address} cannot be used: {error}{hint}") from error
     # log_to_driver says nothing of reports of workers that have died, which would go to standard output.
     ray._private.worker._worker_logs_enabled = False
     try:

@@ -14,6 +14,7 @@ from typing import Any
 from pybatch.tune.simulator import Work
 
 SAMPLE = 1024  # rows of a file, evenly spaced
+LONGEST = 2**24  # tokens that no model takes
 BYTES_PER_TOKEN = 4  # of text, where there is no tokenizer
 GOLDEN = 0.6180339887498949
 EXPECTED = "expected a number of tokens, uniform:LOW:HIGH, normal:MEAN:SPREAD or lognormal:MEDIAN:SIGMA, got "
@@ -35,7 +36,7 @@ class Lengths:
             given = [float(each) for each in (numbers or [kind])]
         except ValueError:
             given = []
-        if not given or not all(least <= each < 2**31 for each in given[:1]) or not all(map(math.isfinite, given)):
+        if not given or not all(least <= each <= LONGEST for each in given[:1]) or not all(map(math.isfinite, given)):
             raise ValueError(f"{argument}: {EXPECTED}{text!r}")
         first, second = given[0], given[-1]
         makers: dict[tuple[str, int], Callable[[float], float]] = {
@@ -94,7 +95,8 @@ def of_lengths(rows: int, inputs: Lengths, outputs: Lengths, shared_prefix: int 
     sample = []
     for i in range(min(rows, SAMPLE)):
         number, begin = inputs.at((i + 0.5) * GOLDEN % 1), (i + 1) << 20
-        prompt = [*range(min(number, shared_prefix)), *range(begin, begin + max(0, number - shared_prefix))]
+        shared, own = range(min(number, shared_prefix)), range(begin, begin + max(0, number - shared_prefix))
+        prompt = [*shared, *own] if shared else own
         sample.append(Work(prompt, [outputs.at((i + 0.5) * (GOLDEN**2) % 1)]))
     return Workload(rows, sample)
 

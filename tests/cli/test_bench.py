@@ -25,6 +25,7 @@ def test_wrong_usage_is_one_line(cli: Cli, tiny_model: Path) -> None:
     for flags, says in (
         (("--sequences", "1,many"), "sequences: expected numbers from 1 to 4096"),
         (("--sequences", "100", "--num-kv-blocks", "64"), "sequences: expected 1 to 64, got 100"),
+        (("--steps", "300", "--num-kv-blocks", "64"), "steps: expected at most 254, got 300"),
         (("--json", "none/told.json"), "none/told.json: No such file"),
     ):
         ran = cli("bench", "step", tiny_model, *flags)
@@ -61,8 +62,17 @@ def test_a_sweep_takes_rows_of_a_file_and_a_gguf_model(cli: Cli, tiny_model: Pat
     for wrong, says in (
         (("--precision", "fp4"), "precision: expected one of float32, bfloat16, float16, int8, int8-weight-only, gguf"),
         (("--batching", "some"), "policy"),
+        (("--output-tokens", "99999999"), "output_tokens: expected a number of tokens"),
         (("--input-tokens", "8"), "--prompts: its rows have lengths of their own"),
         (("--precision", "gguf", "--gguf", tmp_path / "none.gguf"), "none.gguf"),
     ):
         ran = cli("bench", "sweep", tiny_model, *flags, *wrong)
         assert (ran.code, says in ran.err) == (2, True), ran.err
+
+
+def test_a_sweep_of_rows_that_do_not_fit_says_so_at_once(cli: Cli, tiny_model: Path) -> None:
+    ran = cli("bench", "sweep", tiny_model, "--input-tokens", "10000000", "--num-kv-blocks", "64", "--threads", "1")
+    assert (ran.code, ran.err) == (
+        2,
+        "pybatch: input_tokens: a row has 10,000,032 tokens in and out, of at most 512\n",
+    )

@@ -103,6 +103,8 @@ def sweep(
                 from pybatch.tune.ceilings import Ceilings
                 from pybatch.tune.sweep import Sweep, measure
 
+                if rows.longest > (most := loaded.engine.max_model_len):
+                    raise ValueError(f"input_tokens: a row has {rows.longest:,} tokens in and out, of at most {most:,}")
                 ceilings = ceilings or Ceilings.measured(loaded.engine.decoder.device)
                 of_model = getattr(loaded.engine.config, "quantization", None)
                 for policy in policies:
