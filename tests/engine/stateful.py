@@ -1,7 +1,7 @@
 """Requests of every kind come, go and fail at random, in engines of random settings: no block is ever lost, everyone
 ends, and each has the bits that it has alone.
 
-``python -m engine.stateful STEPS [SEED]`` in tests/ takes so many steps of engines.
+``python -m engine.stateful STEPS [SEED]`` in tests/ takes so many steps of engines, and as many with recurrent states.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 from array import array
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +19,7 @@ from unittest.mock import patch
 import torch
 from engine.grammars import SharedGrammars
 from engine.runs import drain, run, some_prompt
+from engine.wishes import BLOCK, EOS, LONGEST, SHARED, VOCAB, Wish, bits, mixed, save_adapters, wishes
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as with_seed
 from hypothesis import strategies as st
@@ -28,11 +30,17 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from model.families import CONFIGS
 from tiny_model import save_tiny_model
+from transformers import AutoModelForCausalLM
 
-from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from pybatch.engine import Engine, EngineConfig, RequestOutput
+from pybatch.engine.detokenizer import Detokenizer
 from pybatch.engine.execution import masks
-from pybatch.engine.kv_policies import HeavyHitters, SnapKV, StreamingLLM
+from pybatch.engine.execution.kv_pruner import KvPruner
+from pybatch.engine.execution.model_runner import ModelRunner
+from pybatch.engine.execution.sampler import Sampler
+from pybatch.engine.sampling_params import RequestOutputKind
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.common_prefix import num_shared
 from pybatch.engine.standing import BACKGROUND, Standing
@@ -40,13 +48,8 @@ from pybatch.engine.structured.matcher import Matcher
 from pybatch.model import load_model
 from pybatch.model.loader import LoadedModel
 
-BLOCK = 8
-VOCAB = 250
-LONGEST = 64  # tokens of a prompt and its output
 KV_DTYPES = ("auto", "int8", "int4")
-SHARED = some_prompt(3 * BLOCK + 5, vocab=VOCAB)
 PREFIXES = (SHARED, SHARED[:BLOCK], SHARED[: 2 * BLOCK + 3], some_prompt(5, 99, vocab=VOCAB))  # to be pinned
-REGEX = "([ab]c|d)+[0-9]{2}"
 STANDINGS = st.sampled_from(
     [
         *(Standing(), Standing(), Standing(user="ann", tpot_target=0.003), Standing(ttft_target=0.05)),
@@ -55,63 +58,58 @@ STANDINGS = st.sampled_from(
     ]
 )
 
-# By name, what one may ask for. Each comes with several prompts.
-KINDS: dict[str, dict[str, Any]] = {
-    "greedy": {"temperature": 0.0},
-    "drawn": {"temperature": 0.9, "top_p": 0.9, "seed": 3},
-    "penalised": {"temperature": 0.0, "frequency_penalty": 0.3, "repetition_penalty": 1.1},
-    "forked": {"n": 3, "temperature": 1.0, "seed": 5},
-    "searched": {"n": 2, "use_beam_search": True, "max_tokens": 8},
-    "told": {"temperature": 0.0, "prompt_logprobs": 1},
-    "streaming": {"temperature": 0.0, "kv_policy": StreamingLLM(window=10)},
-    "snapkv": {"n": 2, "temperature": 1.0, "seed": 6, "kv_policy": SnapKV(budget=9, observed=4, pooling=3)},
-    "heavy": {"temperature": 0.0, "kv_policy": HeavyHitters(heavy=5, recent=6)},
-    "heavy, forked": {"n": 3, "temperature": 1.0, "seed": 7, "kv_policy": HeavyHitters(heavy=4, recent=4)},
-    "streaming, forked": {"n": 2, "temperature": 1.0, "seed": 5, "kv_policy": StreamingLLM(window=1)},
-    "held": {"temperature": 0.9, "seed": 4, "structured_outputs": {"regex": REGEX}, "ignore_eos": False},
-    "held, repeating": {"temperature": 0.0, "structured_outputs": {"regex": "((ab)+c){9}"}},
-    "held, forked": {"n": 3, "temperature": 1.0, "seed": 5, "structured_outputs": {"json": {"enum": [1, "two", [3]]}}},
-    "held, searched": {"n": 2, "use_beam_search": True, "structured_outputs": {"regex": REGEX}, "max_tokens": 8},
-    "held, pruned": {"structured_outputs": {"regex": "[a-d]+"}, "seed": 6, "kv_policy": StreamingLLM(window=10)},
-    "not to be held": {"structured_outputs": {"regex": "(?=a)b"}},
-    "held until nothing is left": {"structured_outputs": {"regex": "a{5}b+"}, "allowed_token_ids": [67, 3]},
-}
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A request that may come any number of times."""
-
-    kind: str
-    prompt: tuple[int, ...]
-    params: SamplingParams = field(hash=False)
-
-
-def wishes() -> list[Wish]:
-    made = []
-    for number, (kind, asked) in enumerate(KINDS.items()):
-        for i, (shared, length, output) in enumerate(((True, 3, 9), (False, 37, 20), (True, 11, 24), (False, 1, 5))):
-            prompt = (SHARED if shared else []) + some_prompt(length, 10 * number + i, vocab=VOCAB)
-            params = SamplingParams(
-                **{"max_tokens": output, "ignore_eos": True, "logprobs": 1, "detokenize": False, **asked}
-            )
-            made.append(Wish(kind, tuple(prompt), params))
-    return made
-
-
-def bits(output: RequestOutput) -> Any:
-    return output.error, output.prompt_logprobs, [(each.token_ids, each.logprobs) for each in output.outputs]
-
 
 class Catalogue:
-    """A model, and by the KV cache's dtype what each wish gives by itself: in an engine with nothing else."""
+    """A model, and by the KV cache's dtype what each wish gives by itself: in an engine that never has another.
 
-    def __init__(self, model: LoadedModel) -> None:
-        self.model = model
-        self.grammars = SharedGrammars(model)
-        self.wishes = wishes()
+    Wishes are numbered: first those of one feature, with a random mix of many after each.
+    """
+
+    def __init__(self, path: Path, *, recurrent: bool = False) -> None:
+        self.recurrent = recurrent
         self.folder = tempfile.TemporaryDirectory()  # of prefixes, for all engines that are given space there
-        self.alone = {dtype: [self._run(wish, dtype) for wish in self.wishes] for dtype in KV_DTYPES}
+        self.adapters = [] if recurrent else save_adapters(Path(self.folder.name), 3)
+        self.model = load_model(path, max_loras=min(2, len(self.adapters)))  # so that some wait for a place
+        self._path = path
+        self.grammars = SharedGrammars(self.model)
+        self._plain = [each for each in wishes() if not (recurrent and each.params.kv_policy)]
+        self._mixed: dict[int, Wish] = {}
+        self._engines: dict[str, Engine] = {}
+        self._alone: dict[tuple[str, int], Any] = {}
+        if not recurrent:
+            self._store()
+
+    def wish(self, number: int) -> Wish:
+        if number % 2 == 0:
+            return self._plain[number // 2 % len(self._plain)]
+        if number not in self._mixed:
+            self._mixed[number] = mixed(number, self.adapters, pruned=not self.recurrent)
+        return self._mixed[number]
+
+    def alone(self, kv_cache_dtype: str, number: int) -> Any:
+        """Its bits."""
+        key = kv_cache_dtype, number
+        if key not in self._alone:
+            wish = self.wish(number)
+            engine = self._engines.get(kv_cache_dtype)
+            if engine is None:
+                config = EngineConfig(
+                    num_kv_blocks=64,
+                    max_model_len=LONGEST,
+                    block_size=BLOCK,
+                    enable_prefix_caching=False,
+                    kv_cache_dtype=kv_cache_dtype,
+                )
+                model = load_model(self._path, max_loras=len(self.adapters))  # each engine has its own places for them
+                engine = self._engines[kv_cache_dtype] = self.engine(config, model)
+            (output,) = run(engine, [list(wish.prompt)], wish.params)
+            expected = wish.kind in ("mixed", "not to be held", "held until nothing is left")
+            assert output.error is None or expected, output.error
+            self._alone[key] = bits(output)
+        return self._alone[key]
+
+    def _store(self) -> None:
+        """Has a prefix on disk."""
         for dtype in KV_DTYPES:
             engine = self.engine(EngineConfig(block_size=BLOCK, kv_cache_dtype=dtype, **self.on_disk(1.0)))
             engine.pin_prefix("pin", SHARED)
@@ -122,16 +120,11 @@ class Catalogue:
     def on_disk(self, space: float) -> dict[str, Any]:
         return {"prefix_cache_dir": self.folder.name, "prefix_cache_space": space} if space else {}
 
-    def _run(self, wish: Wish, kv_cache_dtype: str) -> Any:
-        config = EngineConfig(
-            num_kv_blocks=64, block_size=BLOCK, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype
-        )
-        (output,) = run(self.engine(config), [list(wish.prompt)], wish.params)
-        assert output.error is None or wish.kind in ("not to be held", "held until nothing is left"), output.error
-        return bits(output)
-
-    def engine(self, config: EngineConfig) -> Engine:
-        return self.grammars.given_to(Engine(self.model.decoder, self.model.tokenizer, config))
+    def engine(self, config: EngineConfig, model: LoadedModel | None = None) -> Engine:
+        """Its draft model, if it is to have one, is the model itself, whose drafts are often right."""
+        model = model or self.model
+        decoder = model.decoder
+        return self.grammars.given_to(Engine(decoder, model.tokenizer, config, decoder, adapter_slots=model.adapters))
 
 
 SETTINGS = {
@@ -154,9 +147,16 @@ SETTINGS = {
     "kv_cache_dtype": st.sampled_from(KV_DTYPES),
     "swap_space": st.sampled_from([0.0, 0.001]),
     "prefix_cache_space": st.sampled_from([0.0, 1.0, 0.0001]),
-    "speculative_config": st.sampled_from([None, '{"prompt_lookup_min": 1, "adaptive": false}']),
+    "speculative_config": st.sampled_from(
+        [
+            None,
+            '{"prompt_lookup_min": 1, "adaptive": false}',
+            '{"method": "suffix", "adaptive": false}',
+            '{"model": "given", "num_speculative_tokens": 3, "adaptive": false}',
+        ]
+    ),
 }
-
+NOT_WITH_STATES = ("swap_space", "prefix_cache_space", "speculative_config")
 
 FAULTY = (
     (BlockPool, "allocate"),
@@ -165,6 +165,10 @@ FAULTY = (
     (Matcher, "copy"),
     (Matcher, "accept"),
     (Matcher, "ends"),
+    (Detokenizer, "add"),
+    (KvPruner, "prune"),
+    (ModelRunner, "run"),
+    (Sampler, "sample"),
 )
 
 
@@ -181,6 +185,10 @@ class Counts:
     pinned: int = 0
     refused: int = 0
     held: int = 0
+    streamed: int = 0
+    adapted: int = 0
+    drafted: int = 0  # tokens
+    broken: int = 0  # engines, by a fault of the machine
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -193,28 +201,29 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(config=st.fixed_dictionaries(SETTINGS))
     def begin(self, config: dict[str, Any]) -> None:
         self.config = config
-        given = {name: value for name, value in config.items() if name != "prefix_cache_space"}
-        if config["enable_prefix_caching"]:
+        left_out = NOT_WITH_STATES if self.catalogue.recurrent else ("prefix_cache_space",)
+        given = {name: value for name, value in config.items() if name not in left_out}
+        if config["enable_prefix_caching"] and not self.catalogue.recurrent:
             given |= self.catalogue.on_disk(config["prefix_cache_space"])
-        self.engine = self.catalogue.engine(EngineConfig(block_size=BLOCK, **given))
+        self.engine = self.catalogue.engine(EngineConfig(block_size=BLOCK, max_model_len=LONGEST, **given))
         self.pending: dict[str, int] = {}  # by request id, the wish's number
+        self.coming: dict[str, RequestOutput] = {}  # by request id, what has come of a stream
         self.cached: dict[str, int] = {}  # by request id, the tokens that pins had of it when it came
         self.pinning: dict[str, Pin] = {}  # by request id
         self.pinned: list[Pin] = []
         self.faults = 0  # planted, for which no request has failed yet
         self.came = 0
 
-    @rule(number=st.integers(0, 10**6), standing=STANDINGS, copies=st.integers(1, 4))
-    def add(self, number: int, standing: Standing, copies: int) -> None:
-        number %= len(self.catalogue.wishes)
-        wish = self.catalogue.wishes[number]
+    @rule(number=st.integers(0, 10**6), standing=STANDINGS, copies=st.integers(1, 4), stream=st.booleans())
+    def add(self, number: int, standing: Standing, copies: int, stream: bool) -> None:
+        wish = self.catalogue.wish(number)
         if not self._fits(wish):
             self.counts.refused += 1
             return
         tokens = array("q", wish.prompt)
         for _ in range(copies):
             request_id = self._new_id()
-            self.engine.add_request(request_id, list(wish.prompt), wish.params, standing=standing)
+            self.engine.add_request(request_id, list(wish.prompt), wish.params, standing=standing, stream=stream)
             self.pending[request_id] = number
             self.cached[request_id] = max([num_shared(tokens, pin.tokens) for pin in self.pinned], default=0)
 
@@ -242,8 +251,8 @@ class EngineMachine(RuleBasedStateMachine):
         if not ids:
             return
         request_id = ids[which % len(ids)]
-        self.pending.pop(request_id, None)
-        self.pinning.pop(request_id, None)
+        for each in (self.pending, self.pinning, self.coming):
+            each.pop(request_id, None)
         self.engine.abort(request_id)
         self.counts.aborted += 1
 
@@ -269,7 +278,25 @@ class EngineMachine(RuleBasedStateMachine):
             return call(*arguments, **options)
 
         with patch.object(owner, name, failing):
-            self._step()
+            outputs = self.engine.step()
+        self._take(outputs)  # not before: what one gives by itself may be found only now
+
+    @rule(rarely=st.integers(0, 15))
+    def break_down(self, rarely: int) -> None:
+        """Memory runs out: the engine discards what has not ended, and goes on."""
+        if not self._busy or rarely:
+            return
+        try:
+            with patch.object(Sampler, "sample", side_effect=MemoryError("injected")):
+                outputs = self.engine.step()
+        except MemoryError:
+            self._take(self.engine.take_outputs())
+            for each in (self.pending, self.pinning, self.coming):
+                each.clear()
+            self.counts.broken += 1
+            assert not self.engine.has_unfinished()
+        else:
+            self._take(outputs)
 
     @invariant()
     def blocks_are_accounted_for(self) -> None:
@@ -289,16 +316,21 @@ class EngineMachine(RuleBasedStateMachine):
         """Whether it is neither refused nor cut, as it may be beside pins."""
         intake = self.engine._intake
         try:
-            most = intake._longest(*intake.accept(wish.prompt, wish.params))
-        except ValueError:
-            if not self.engine._intake.room.pins:
+            tokens, params = intake.accept(wish.prompt, wish.params)
+            most = intake._longest(tokens, params)
+        except ValueError as error:
+            if not (intake.room.pins or "KV blocks" in str(error)):
                 raise
             return False
-        return most == len(wish.prompt) + (wish.params.max_tokens or 0)
+        return most == min(LONGEST, len(tokens) + (params.max_tokens or LONGEST))
 
     def _step(self) -> None:
+        self._take(self.engine.step())
+
+    def _take(self, outputs: list[RequestOutput]) -> None:
+        """Those of a step."""
         self.counts.steps += 1
-        for output in self.engine.step():
+        for output in outputs:
             is_planted = output.error is not None and "injected" in output.error
             if is_planted:
                 assert self.faults > 0, "a request fails for a fault that there was not"
@@ -311,13 +343,33 @@ class EngineMachine(RuleBasedStateMachine):
                     self.pinned.append(pin)
                     self.counts.pinned += 1
                 continue
-            number = self.pending.pop(output.request_id)
-            if not is_planted:
-                self._check(self.catalogue.wishes[number], output, number)
+            number = self.pending[output.request_id]
+            wish = self.catalogue.wish(number)
+            output = self._joined(output, deltas=wish.params.output_kind is RequestOutputKind.DELTA)
+            if output.finished:
+                del self.pending[output.request_id]
+                if not is_planted:
+                    self._check(wish, output, number)
+
+    def _joined(self, output: RequestOutput, *, deltas: bool) -> RequestOutput:
+        """With what has come of it."""
+        before = self.coming.pop(output.request_id, None)
+        if before is not None:
+            self.counts.streamed += 1
+            if deltas:
+                before.add(output)
+                output = before
+            else:
+                for old, new in zip(before.outputs, output.outputs, strict=True):
+                    assert new.text.startswith(old.text), "a stream takes back what it has shown"
+        if not output.finished:
+            self.coming[output.request_id] = output
+        return output
 
     def _check(self, wish: Wish, output: RequestOutput, number: int) -> None:
-        assert bits(output) == self.catalogue.alone[self.config["kv_cache_dtype"]][number], wish
+        assert bits(output) == self.catalogue.alone(self.config["kv_cache_dtype"], number), wish
         self.counts.ended += 1
+        self.counts.adapted += wish.params.lora_request is not None
         self.counts.held += wish.params.structured_outputs is not None
         if wish.kind in ("greedy", "held"):
             pinned = min(self.cached.get(output.request_id, 0), len(wish.prompt) - 1)
@@ -327,7 +379,8 @@ class EngineMachine(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         # Each token of each sample is computed in one step at worst, if none is computed twice; allow for four times.
-        most = 4 * sum(LONGEST * self.catalogue.wishes[number].params.n for number in self.pending.values()) + 50
+        samples = [self.catalogue.wish(number).params.num_sequences for number in self.pending.values()]
+        most = 4 * LONGEST * sum(samples) + 50
         most += 4 * len(SHARED) * len(self.pinning)
         while (self.pending or self.pinning) and most:
             self._step()
@@ -335,12 +388,14 @@ class EngineMachine(RuleBasedStateMachine):
             most -= 1
         assert not self.pending, f"requests starve: {self.pending}"
         assert not self.pinning, f"prefixes starve: {self.pinning}"
+        assert self.engine.num_waiting == 0
         assert self.engine.num_kv_blocks_used == self.engine.num_kv_blocks_pinned
         for pin in self.pinned:
             self.engine.unpin(pin)
         assert self.engine.num_kv_blocks_used == 0
         self.counts.preemptions += self.engine.metrics.preemptions
         self.counts.from_disk += self.engine.metrics.disk_tokens
+        self.counts.drafted += self.engine.metrics.drafts.accepted_tokens
 
 
 def machine_on(catalogue: Catalogue) -> type[EngineMachine]:
@@ -363,15 +418,29 @@ def run_machine(machine: type[EngineMachine], examples: int, seed: int | None = 
     run_state_machine_as_test(machine, settings=chosen)
 
 
+def save_recurrent_model(folder: Path) -> Path:
+    """With the tiny model's tokenizer."""
+    save_tiny_model(folder)
+    config = deepcopy(CONFIGS["qwen3_5"])
+    config.vocab_size, config.eos_token_id = 258, EOS
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def main(steps: int, seed: int = 0) -> None:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        catalogue = Catalogue(load_model(save_tiny_model(Path(folder))))
-    machine, begin = machine_on(catalogue), time.monotonic()
-    while machine.counts.steps < steps:
-        run_machine(machine, 50, seed)
+    machines = []
+    folders = [tempfile.TemporaryDirectory() for _ in range(2)]
+    for folder, recurrent in zip(folders, (False, True), strict=True):
+        path = (save_recurrent_model if recurrent else save_tiny_model)(Path(folder.name))
+        machines.append(machine_on(Catalogue(path, recurrent=recurrent)))
+    begin = time.monotonic()
+    while machines[0].counts.steps < steps:
+        for machine in machines:
+            run_machine(machine, 50, seed)
+            print(f"{machine.counts}, {time.monotonic() - begin:.0f} s", flush=True)
         seed += 1
-        print(f"{machine.counts}, {time.monotonic() - begin:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

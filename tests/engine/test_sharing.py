@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine.runs import MakeEngine, drain, run, some_prompt
-from engine.stateful import wishes
+from engine.wishes import wishes
 
 from pybatch.engine import SamplingParams
 from pybatch.model import load_model
