@@ -12,6 +12,7 @@ from pybatch.engine.cache_sizes import cache_sizes
 from pybatch.engine.computing import Computed, Launched, StepComputer
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.disk.make import make_prefix_files
+from pybatch.engine.entrance import Entrance
 from pybatch.engine.execution.attention_mass import AttentionMass
 from pybatch.engine.execution.caches import make_caches
 from pybatch.engine.execution.kv_cache import KvCache
@@ -23,7 +24,7 @@ from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.execution.swap_cost import SwapCost
 from pybatch.engine.grammars import GrammarQueue
 from pybatch.engine.intake import Intake
-from pybatch.engine.make_scheduler import make_scheduler
+from pybatch.engine.make_scheduler import make_scheduler, make_states
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 from pybatch.engine.outputs import RequestOutput
 from pybatch.engine.pooling_params import Params
@@ -31,7 +32,6 @@ from pybatch.engine.request_table import RequestTable
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.sequence import Request, Status
-from pybatch.engine.scheduling.state_slots import StateSlots
 from pybatch.engine.scheduling.step import Chunk, Step
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.scheduling.target_budget import TargetBudget
@@ -142,18 +142,16 @@ class Engine:
         )
         self._pruner = KvPruner(self._kv_cache, decoder, mass)
         self.metrics = EngineMetrics(self.num_kv_blocks)
-        self._grammars = GrammarQueue(
-            partial(
-                GrammarCompiler,
-                tokenizer,
-                vocab_size=decoder.config.vocab_size,
-                eos_ids=self._eos_ids,
-                seconds=config.structured_outputs_timeout,
-            )
-        )
         self._requests = RequestTable(self._intake.room, self.adapters)
+        make_compiler = partial(
+            GrammarCompiler,
+            tokenizer,
+            vocab_size=decoder.config.vocab_size,
+            eos_ids=self._eos_ids,
+            seconds=config.structured_outputs_timeout,
+        )
+        self._entrance = Entrance(GrammarQueue(make_compiler), self.adapters)
         self._pool = BlockPool(self.num_kv_blocks)
-        self._states: StateSlots | None = None
         size = int(config.swap_space * 2**30)
         self.num_host_blocks = self._kv_cache.make_host_pool(size) if size else 0
         step_cost = self.metrics.step_cost  # not self in the lambda: that would be a cycle
@@ -220,16 +218,9 @@ class Engine:
 
     def _add(self, request: Request) -> None:
         self._requests.expect_new(request)
-        if request.awaits_grammar:
-            self._grammars.add(request)
-        elif self._admits(request):
+        if self._entrance.admit(request):
             self._scheduler.add(request.sequences[0])
         self._requests.add(request)
-
-    def _admits(self, request: Request) -> bool:
-        """Whether the request need not wait for a place for its adapter. Raises ValueError if that cannot be read any
-        more."""
-        return request.adapter is None or self.adapters.admit(request)
 
     def pin_prefix(self, request_id: str, prompt_token_ids: list[int]) -> Pin:
         """Queues a request that computes a prefix, and keeps its KV blocks when it has finished. Its output has a token
@@ -318,7 +309,7 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         """Samples that wait for a place in the batch, or for their grammar: new ones, and those that were preempted."""
-        return len(self._scheduler.waiting) + len(self._grammars) + len(self.adapters)
+        return len(self._scheduler.waiting) + len(self._entrance)
 
     @property
     def num_kv_blocks_used(self) -> int:
@@ -348,13 +339,7 @@ class Engine:
         self._ahead = None
         self._preemptions = 0  # that are counted
         self._pool = BlockPool(self.num_kv_blocks, self._pool.pins)
-        if self.num_states:
-            self._states = StateSlots(
-                BlockPool(self.num_states, [pin.state for pin in self._pool.pins if pin.state is not None]),
-                self.config.block_size,
-                max_num_seqs=min(self.config.max_num_seqs, self.config.max_num_batched_tokens),
-                keeps=self.config.enable_prefix_caching,
-            )
+        self._states = make_states(self.config, self.num_states, self._pool.pins)
         swap_space = SwapSpace(self.num_host_blocks, self._swap_cost.pays) if self.num_host_blocks else None
         if self.prefix_files is not None and swap_space is not None:
             self.prefix_files.before_load = partial(_swap, swap_space, self._kv_cache, self.metrics)
@@ -370,7 +355,7 @@ class Engine:
             self._scheduler, self._kv_cache, self._pruner, self.metrics, self._tokenizer, self._eos_ids, self._pooler
         )
         for request in self._requests.unfinished.values():
-            if request.awaits_grammar or (request.adapter is not None and request not in request.adapter.users):
+            if not self._entrance.has_admitted(request):
                 continue
             if request.beams is not None:
                 request.gather(shares=self._states is None)
@@ -434,12 +419,12 @@ class Engine:
         """Schedules a step, and queues it if the next may be scheduled before its tokens are known. behind: the step
         before, whose tokens are not. None if nothing can run."""
         begin = time.perf_counter()
-        self._take_grammars()
-        for request, error in self.adapters.take():
+        for request, error in self._entrance.take():
             if error is None:
                 self._scheduler.add(request.sequences[0])
             else:
-                self._fail(request, error)
+                self._updater.fail(request, error, "invalid_request")
+                self._requests.tell(request, self.metrics)
         chunks = self._schedule() if behind is None else self._scheduler.schedule()
         if self._scheduler.swap_space is not None:
             _swap(self._scheduler.swap_space, self._kv_cache, self.metrics)
@@ -456,22 +441,6 @@ class Engine:
                 if behind is not None or not is_request_fault(error):
                     raise
         return step
-
-    def _take_grammars(self) -> None:
-        """Schedules the requests whose grammars have been compiled, and ends those whose have failed."""
-        for request, error in self._grammars.take():
-            try:
-                if error is None and self._admits(request):
-                    self._scheduler.add(request.sequences[0])
-            except ValueError as fault:
-                error = str(fault)
-            if error is not None:
-                self._fail(request, error)
-
-    def _fail(self, request: Request, error: str) -> None:
-        """Ends a request that has not been scheduled."""
-        self._updater.fail(request, error, "invalid_request")
-        self._requests.tell(request, self.metrics)
 
     def _schedule(self) -> list[Chunk]:
         """The next step's chunks. A request that makes the scheduler raise ends with that error. Scheduling may have

@@ -10,13 +10,12 @@ from typing import Any
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.intake import Intake
 from pybatch.engine.kv_policies import KvPolicy
-from pybatch.engine.make_scheduler import make_scheduler
+from pybatch.engine.make_scheduler import make_scheduler, make_states
 from pybatch.engine.metrics import Distribution, RequestMetrics
 from pybatch.engine.sampling_params import SamplingParams
 from pybatch.engine.scheduling.block_pool import BlockPool
 from pybatch.engine.scheduling.scheduler import Scheduler
 from pybatch.engine.scheduling.sequence import Request
-from pybatch.engine.scheduling.state_slots import StateSlots
 from pybatch.engine.scheduling.step import Chunk
 from pybatch.engine.scheduling.swap_space import SwapSpace
 from pybatch.engine.standing import ORDINARY, Standing
@@ -116,7 +115,7 @@ class Simulator:
         pool = BlockPool(self._num_kv_blocks)
         swap_space = SwapSpace(self._num_host_blocks, self._swap_pays) if self._num_host_blocks else None
         scheduler = make_scheduler(
-            config, pool, swap_space=swap_space, states=self._states(), clock=lambda: run.seconds
+            config, pool, swap_space=swap_space, states=make_states(config, self._num_states), clock=lambda: run.seconds
         )
         arriving = iter(requests)
         unfinished: dict[Request, Work] = {}
@@ -145,14 +144,6 @@ class Simulator:
             scheduler.learn(scheduler.step, shape.tokens, seconds)
             run.decode_seconds += 0.0 if shape.pairs else seconds
             self._update(scheduler, chunks, unfinished, run)
-
-    def _states(self) -> StateSlots | None:
-        if not self._num_states:
-            return None
-        config = self._config
-        most = min(config.max_num_seqs, config.max_num_batched_tokens)
-        pool = BlockPool(self._num_states)
-        return StateSlots(pool, config.block_size, max_num_seqs=most, keeps=config.enable_prefix_caching)
 
     def _swap_pays(self, num_tokens: int, num_blocks: int) -> bool:
         return num_blocks * self._swap_seconds < num_tokens / _CHUNK * self._step_seconds(StepShape(_CHUNK, 0, 0, 0))

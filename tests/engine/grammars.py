@@ -17,5 +17,5 @@ class SharedGrammars:
         self._compiler = GrammarCompiler(model.tokenizer, vocab_size=size, eos_ids=eos, seconds=10)
 
     def given_to(self, engine: Engine) -> Engine:
-        engine._grammars = GrammarQueue(lambda: self._compiler)
+        engine._entrance._grammars = GrammarQueue(lambda: self._compiler)
         return engine
