@@ -51,7 +51,7 @@ def configure(build: Path, *names: str) -> subprocess.CompletedProcess[str]:
     assert pybind11 is not None
     assert pybind11.origin is not None
     definitions = {
-        "CMAKE_BUILD_TYPE": "Debug",
+        "CMAKE_BUILD_TYPE": "None",
         "CMAKE_INSTALL_PREFIX": build / "site",
         "PYBATCH_PYTHONS": ";".join(names),
         "PYBATCH_CPU": Path(ops.__file__).parents[1] / "libpybatch_cpu.so",
