@@ -15,6 +15,7 @@ from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from pybatch.engine.execution.sampler import Sampler
 from pybatch.engine.kv_policies import StreamingLLM
 from pybatch.engine.speculative_config import SpeculativeConfig
+from pybatch.engine.standing import Standing
 from pybatch.model import Decoder, load_model
 
 SHARED = some_prompt(40, 99, vocab=200)
@@ -107,6 +108,21 @@ def test_beams_change_no_bit_in_any_company(decoder: Decoder, engines: list[Engi
     tight = engine_of(decoder, engines, num_kv_blocks=12, predict_lengths=False, max_num_batched_tokens=32)
     assert bits(run(tight, PROMPTS[:6], params)) == wanted
     assert tight.metrics.preemptions > 0
+
+
+def test_preempted_beams_that_need_more_than_the_pool_end_with_an_error(
+    decoder: Decoder, engines: list[Engine]
+) -> None:
+    """Each computes the whole prompt anew, for its own state."""
+    params = SamplingParams(n=3, use_beam_search=True, max_tokens=12, ignore_eos=True)
+    engine = engine_of(decoder, engines, num_kv_blocks=12, max_num_seqs=3)
+    engine.add_request("beams", some_prompt(80, 5, vocab=200), params, standing=Standing(priority=1))
+    for _ in range(4):
+        assert not engine.step()
+    engine.add_request("better", PROMPTS[2], PARAMS[2])
+    beams, better = sorted(drain(engine), key=lambda output: output.request_id)
+    assert beams.error == "ValueError: n: 3 preempted beams need 18 KV blocks, but there are 12"
+    assert bits([better]) == bits(run(engine_of(decoder, engines), [PROMPTS[2]], PARAMS[2]))
 
 
 def test_a_step_that_is_tried_again_changes_no_bit(
