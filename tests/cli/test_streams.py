@@ -80,7 +80,7 @@ def test_chat_replaces_what_the_terminal_cannot_show(tiny_model: Path) -> None:
     assert ran.stdout.isascii()
     assert "?" in ran.stdout
     ran = shell('echo hi | "$@" >&- <&-', *chat)
-    assert (ran.returncode, ran.stderr) == (2, "pybatch: Bad file descriptor\n")
+    assert (ran.returncode, ran.stderr) == (2, "pybatch: standard input: Bad file descriptor\n")
 
 
 def test_a_terminal_gets_no_control_characters_of_a_model_or_a_name(tiny_model: Path) -> None:
