@@ -77,7 +77,8 @@ class Alerts:
         self._engine, self._clock, self._free = engine, clock, free
         self._next = clock()
         self._moments: deque[Moment] = deque()
-        self._begun, self._moved = 0, clock()  # requests that have a first token, and when that last grew
+        self._begun, self._moved = 0, clock()  # requests that have a first token, and since when that has not grown
+        self._waited = False  # whether some did at the last look: an hour ago, if the engine has been idle since
         self._passed: set[str] = set()
         self._logged: set[str] = set()
 
@@ -110,8 +111,9 @@ class Alerts:
             message = f"{rate:.2f} sequences are preempted in each step, and computed again: the KV cache is too small"
             yield "preemptions", rate, limits.preemptions, rate / limits.preemptions, message
         begun, waiting = metrics.ttft.count, engine.num_waiting
-        if begun != self._begun or not waiting:
+        if begun != self._begun or not waiting or not self._waited:
             self._begun, self._moved = begun, now
+        self._waited = waiting > 0
         if limits.stalled is not None:
             still = now - self._moved
             message = f"{waiting:,} wait, and none has begun to be answered for {still:.0f} s"

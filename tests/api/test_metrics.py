@@ -174,6 +174,18 @@ def test_a_queue_that_stands_still_is_told_of(watched: Watched) -> None:
     assert "stalled" not in watched.look(1000)
 
 
+def test_the_first_that_wait_after_a_quiet_hour_have_not_waited_for_that_hour(watched: Watched) -> None:
+    engine = watched.engine
+    add(engine, 1)
+    while engine.has_unfinished():
+        engine.step()
+    assert watched.look() == []
+    add(engine, 2, prompt=100, outputs=20)
+    assert engine.num_waiting == 2
+    assert "stalled" not in watched.look(3600)
+    assert "stalled" in watched.look(70)
+
+
 def test_it_looks_once_a_second_and_limits_can_be_left_out(watched: Watched) -> None:
     watched.free = 2**20
     watched.alerts.limits = AlertLimits(memory=None, kv_usage=None, preemptions=None, stalled=None)
