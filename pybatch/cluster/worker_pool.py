@@ -13,12 +13,14 @@ from typing import Any
 
 import pybatch
 from pybatch.api.engine_args import EngineArgs
+from pybatch.api.lora_names import lora_modules
 from pybatch.api.session import empty_output
 from pybatch.cluster.process import Process, wait_for_ends, watch
 from pybatch.cluster.worker import Loaded, Request
 from pybatch.cluster.worker_actor import WorkerActor
 from pybatch.engine import RequestOutput
 from pybatch.engine.metrics import EngineMetrics
+from pybatch.machine.folders import of_home
 from pybatch.machine.ray_cluster import ClusterError, Slot, find_slots
 
 logger = logging.getLogger(__name__)
@@ -314,13 +316,18 @@ class WorkerPool:
 
 
 def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Workers have other working folders."""
-    return {
-        name: os.path.abspath(value)
-        if name in ("model", "tokenizer", "generation_config") and value is not None and os.path.exists(value)
-        else value
-        for name, value in arguments.items()
-    }
+    """Workers have other working folders. What may be a name as well is a path if it is there."""
+
+    def absolute(name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        if name in ("weights_cache_dir", "prefix_cache_dir"):
+            return os.path.abspath(of_home(value))
+        if name in ("model", "tokenizer", "adapter", "generation_config", "pinned_prefixes") and os.path.exists(value):
+            return os.path.abspath(value)
+        return lora_modules(value) if name == "lora_modules" else value
+
+    return {name: absolute(name, value) for name, value in arguments.items()}
 
 
 def cannot_start(error: Exception) -> bool:

@@ -119,6 +119,29 @@ def test_paths_are_those_of_the_command_and_names_stay_names(tmp_path: Path, mon
     assert absolute_paths(given) == {**given, "model": str(tmp_path / "model")}
 
 
+def test_adapters_prefixes_and_caches_are_those_of_the_command_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "prefixes.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "adapter": "adapter",
+        "lora_modules": ["one=adapter", "two=name/on-the-hub"],
+        "pinned_prefixes": "prefixes.jsonl",
+        "weights_cache_dir": "weights",
+        "prefix_cache_dir": Path("prefixes"),
+    }
+    assert absolute_paths(given) == {
+        "adapter": str(tmp_path / "adapter"),
+        "lora_modules": {"one": str(tmp_path / "adapter"), "two": "name/on-the-hub"},
+        "pinned_prefixes": str(tmp_path / "prefixes.jsonl"),
+        "weights_cache_dir": str(tmp_path / "weights"),
+        "prefix_cache_dir": str(tmp_path / "prefixes"),
+    }
+    assert absolute_paths({"adapter": "name/on-the-hub"}) == {"adapter": "name/on-the-hub"}
+
+
 def test_nothing_comes_of_a_row_that_is_withdrawn(pool: WorkerPool, answers: dict[int, Outcome]) -> None:
     rows = requests(ROWS)
     pool.add(rows)
