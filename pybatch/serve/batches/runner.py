@@ -135,8 +135,7 @@ class BatchRunner:
             try:
                 self._work(run)
             except Exception:
-                logger.exception("batch %s cannot go on in this process", run.batch.id)
-                self._stuck.add(run.batch.id)
+                self._give_up(run.batch)
             with self._changed:
                 del self._at_work[run.batch.id]
                 self._changed.notify_all()
@@ -150,12 +149,23 @@ class BatchRunner:
                 except OSError:
                     logger.exception("the database of batches cannot be read")
                     batch = None
-                if batch is not None:
+                if batch is None:
+                    self._changed.wait(TICK)
+                    continue
+                try:
                     run = BatchRun(batch, self._storage, self._llm, self._served, self._in_flight)
-                    self._at_work[batch.id] = run
-                    return run
-                self._changed.wait(TICK)
+                except Exception:  # as where the process that took it knew another format of results
+                    self._give_up(batch)
+                    continue
+                self._at_work[batch.id] = run
+                return run
         return None
+
+    def _give_up(self, batch: Batch) -> None:
+        """For this process, because of the exception that is being handled."""
+        logger.exception("batch %s cannot go on in this process", batch.id)
+        with self._changed:
+            self._stuck.add(batch.id)
 
     def _short_work(self) -> Batch | None:
         taken = [*self._at_work, *self._stuck]
@@ -180,7 +190,8 @@ class BatchRunner:
             self._batches.move(batch.id, ["validating"], "failed", errors=error.errors)
         except OtherJobError as error:
             logger.warning("%s waits for a server with what it began with: %s", batch.id, error.differences)
-            self._of_others.add(batch.id)
+            with self._changed:
+                self._of_others.add(batch.id)
         except Exception as error:
             self._llm.thread.expect_running()  # or it goes on when the server has been started again
             logger.exception("%s has failed", batch.id)

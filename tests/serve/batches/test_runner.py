@@ -14,6 +14,7 @@ from local_server import LocalServer, local_server
 
 from pybatch import AsyncLLM
 from pybatch.engine.execution.model_runner import ModelRunner
+from pybatch.serve.store import Storage
 
 ENGINE = {"num_kv_blocks": 256, "max_num_seqs": 8, "threads": 1}
 LONG = {"max_tokens": 400, "ignore_eos": True}
@@ -124,6 +125,23 @@ def test_a_full_disk_fails_the_batch_and_nothing_else(llm: AsyncLLM) -> None:
         assert len(lines_of(client, batch.output_file_id)) == done(batch)
         assert [path.name for path in (server.service.storage.folder / "files").iterdir() if path.suffix] == []
         assert ended(client, create(client, json_lines(rows))).status == "completed"
+
+
+def test_a_batch_that_this_process_cannot_take_up_holds_up_no_other(
+    llm: AsyncLLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that a later version began, with something in its mapping that this one does not know."""
+    with local_server(llm, data_dir=tmp_path) as server:
+        client = client_of(server)
+        batch = create(client, json_lines(chat_row(i, **LONG) for i in range(60)))
+        until(lambda: client.batches.retrieve(batch.id), done)
+    with Storage(tmp_path) as storage:
+        storage.batches.update(batch.id, mapping={"output_format": "papyrus"})
+    with local_server(llm, data_dir=tmp_path) as server:
+        client = client_of(server)
+        assert ended(client, create(client, json_lines([chat_row(1)]))).status == "completed"
+        assert client.batches.retrieve(batch.id).status == "in_progress"
+        assert f"batch {batch.id} cannot go on in this process" in caplog.text
 
 
 def test_batches_and_their_rows_are_counted(llm: AsyncLLM) -> None:
