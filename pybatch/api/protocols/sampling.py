@@ -46,4 +46,9 @@ def token_biases(bias: Any) -> Any:
 
 
 def token_id(text: Any) -> Any:
-    return int(text) if isinstance(text, str) and text.isascii() and text.isdecimal() else text
+    return integer(text) if isinstance(text, str) else text
+
+
+def integer(text: str) -> int | str:
+    """The text itself if it is no number, or one that nobody means: Python reads none of more than 4,300 digits."""
+    return int(text) if len(text) < 20 and text.isascii() and text.isdecimal() else text

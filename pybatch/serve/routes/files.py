@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
 from pybatch.api.protocols.request_error import RequestError
+from pybatch.api.protocols.sampling import integer
 from pybatch.serve.errors import NotFoundError
 from pybatch.serve.expiry import LONGEST, SHORTEST, seconds_of
 from pybatch.serve.openapi import errors
@@ -63,9 +64,8 @@ def expires_after(fields: Mapping[str, str]) -> int | None:
         for name, value in fields.items()
         if name.startswith("expires_after[")
     }
-    seconds = policy.get("seconds", "")
-    if seconds.isascii() and seconds.isdecimal():
-        policy["seconds"] = int(seconds)
+    if "seconds" in policy:
+        policy["seconds"] = integer(policy["seconds"])
     return seconds_of("expires_after", policy or None)
 
 

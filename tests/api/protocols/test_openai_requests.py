@@ -167,6 +167,7 @@ def test_prompts_to_complete(prompt: Any, prompts: Any) -> None:
         ({"top_logprobs": 3}, "invalid_value", "top_logprobs", "logprobs = true"),
         ({"logprobs": True, "top_logprobs": -1}, "invalid_value", "top_logprobs", "an integer of at least 0"),
         ({"logit_bias": {"a": 1}}, "invalid_value", "logit_bias", "a dict from token ids"),
+        ({"logit_bias": {"1" * 5000: 1}}, "invalid_value", "logit_bias", "a dict from token ids"),
         ({"skip_reading_prefix_cache": True}, "unsupported_parameter", "skip_reading_prefix_cache", "false or null"),
         ({"structured_outputs": {"regex": ""}}, "invalid_value", "structured_outputs", "text that is not empty"),
         ({"structured_outputs": {"regexp": "a"}}, "invalid_value", "structured_outputs", "did you mean 'regex'"),
