@@ -42,6 +42,8 @@ async def receive(request: Request, upload: Upload, name: str) -> Form:
             if len(reader.ready) > AT_ONCE:
                 await asyncio.to_thread(upload.write, reader.take())
         reader.parser.finalize()
+        if not reader.ended:  # which finalize does not mind
+            raise FormParserError("it ends before its last boundary")
     except FormParserError as error:
         raise RequestError(f"body: expected multipart/form-data: {error}", "invalid_value", "body") from None
     await asyncio.to_thread(upload.write, reader.take())
@@ -49,7 +51,7 @@ async def receive(request: Request, upload: Upload, name: str) -> Form:
 
 
 class FormReader:
-    """ready: bytes of the file that have not been taken."""
+    """ready: bytes of the file that have not been taken. ended: whether the form's last boundary has come."""
 
     def __init__(self, name: str, boundary: bytes) -> None:
         self.form, self.ready = Form(), bytearray()
@@ -57,6 +59,7 @@ class FormReader:
         self._part, self._header, self._value, self._text = "", b"", b"", b""
         self._is_file = False
         self._parts = 0
+        self.ended = False
         callbacks: Any = {
             "on_part_begin": self._part_begins,
             "on_header_field": self._header_name,
@@ -64,6 +67,7 @@ class FormReader:
             "on_header_end": self._header_ends,
             "on_part_data": self._data,
             "on_part_end": self._part_ends,
+            "on_end": self._ends,
         }
         self.parser = MultipartParser(boundary, callbacks)
 
@@ -104,3 +108,6 @@ class FormReader:
     def _part_ends(self) -> None:
         if not self._is_file:
             self.form.fields[self._part] = self._text.decode(errors="replace")
+
+    def _ends(self) -> None:
+        self.ended = True

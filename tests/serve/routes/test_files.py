@@ -40,6 +40,9 @@ def test_a_file_may_expire(client: openai.OpenAI) -> None:
     assert abs(file.created_at - time.time()) < 10
     with pytest.raises(openai.BadRequestError, match=r"expires_after\.seconds: expected 3,600 to 2,592,000, got 60"):
         client.files.create(file=b"", purpose="batch", expires_after={"anchor": "created_at", "seconds": 60})
+    policy = {"anchor": "created_at", "seconds": "1" * 5000}
+    with pytest.raises(openai.BadRequestError, match=r"expires_after\.seconds: expected a number of seconds, got '111"):
+        client.files.create(file=b"", purpose="batch", expires_after=policy)  # type: ignore[arg-type]
 
 
 def test_a_form_has_few_parts(server: Server) -> None:
@@ -79,6 +82,12 @@ def test_lists_come_in_pages(client: openai.OpenAI) -> None:
             "multipart/form-data; boundary=b",
             b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n' + b"x" * 100_000 + b"\r\n--b--\r\n",
             "purpose: longer than 65,536 bytes",
+        ),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ncut sho',
+            "body: expected multipart/form-data: it ends before its last boundary",
         ),
     ],
 )
