@@ -91,11 +91,16 @@ class History:
         return [point for point in self._points.copy() if point.time > since]
 
     def _run(self) -> None:
-        before, due = Reading(self._llm), time.monotonic() + INTERVAL
+        before: Reading | None = None
+        due = time.monotonic()
         while not self._closed.wait(max(0.0, due - time.monotonic())):
             due = max(due + INTERVAL, time.monotonic())  # a machine that slept does not catch up
-            reading = Reading(self._llm)
-            self._points.append(point(self._llm, before, reading))
+            try:
+                reading = Reading(self._llm)
+            except OSError:  # a process that may open no more files; the next point is of a longer interval
+                continue
+            if before is not None:
+                self._points.append(point(self._llm, before, reading))
             before = reading
 
 
