@@ -25,7 +25,7 @@ class ReadAhead:
         self._ready: deque[Row] = deque()
         self._size = 0
         self._done = self._closed = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._changed = threading.Condition()
         # A daemon thread, since it cannot be interrupted while it waits for an input that stays open.
         threading.Thread(target=self._read, args=(rows,), daemon=True).start()
@@ -62,7 +62,7 @@ class ReadAhead:
         self.close()
 
     def _read(self, rows: Iterable[Row]) -> None:
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             for row in rows:
                 with self._changed:
@@ -72,7 +72,7 @@ class ReadAhead:
                     self._changed.wait_for(lambda: self._size < self._limit or self._closed)
                     if self._closed:
                         break
-        except Exception as caught:
+        except BaseException as caught:  # SystemExit too, for which the job would otherwise wait for ever
             error = caught
             if isinstance(error, OSError):
                 error.filename = error.filename or self._name  # of several files it is one

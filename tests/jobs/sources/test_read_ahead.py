@@ -79,6 +79,17 @@ def test_an_error_comes_after_the_rows_before_it_and_names_the_input(given: str 
         ahead.take(LONG)
 
 
+def test_a_producer_that_ends_the_process_ends_the_job() -> None:
+    def rows() -> Iterator[Row]:
+        yield row(0)
+        raise SystemExit("enough")
+
+    ahead = ReadAhead(rows(), "rows")
+    assert ahead.take(LONG) == row(0)
+    with pytest.raises(SystemExit, match="enough"):
+        ahead.take(1.0)
+
+
 def test_its_thread_ends_when_it_is_closed() -> None:
     before = set(threading.enumerate())
     with ReadAhead((row(index, 100) for index in range(1000)), "rows", limit=1000) as ahead:
