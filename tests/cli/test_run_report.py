@@ -152,9 +152,10 @@ def test_a_report_that_cannot_be_written_in_the_end_costs_no_result(run: Run, tm
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("pybatch.cli.run.answer", removing_first(folder))
-        code, said = run("--report", folder / "report.html")
+        code, said = run("--json", folder / "told.json", "--report", tmp_path / "report.html")
     assert code == 3
-    assert f"There is no report: {folder / 'report.html'}: No such file or directory" in said
+    assert f"There is no report: {folder / 'told.json'}: No such file or directory" in said
+    assert status((tmp_path / "report.html").read_text()).startswith("finished")
     assert "15 of 150 rows failed" in said
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == ROWS
     assert "Done already: 150 rows" in run()[1]

@@ -39,7 +39,7 @@ class JobReport:
         self._timeline = Timeline(metrics)
         self._opened = ExitStack()
         self.finished = False  # whether every row is done
-        self.fault: OSError | None = None  # why a file is missing
+        self.fault: OSError | None = None  # why a file is missing; of two, the first
 
     def __enter__(self) -> Self:
         if self._files.html is not None:
@@ -51,13 +51,12 @@ class JobReport:
         self._job.progress.stop()
         failed = error is not None or self._job.failure is not None
         status = "ended by an error" if failed else "finished" if self.finished else "interrupted"
-        try:
-            if self._files.json is not None:
-                self._write_json(self._files.json, status)
-            if self._files.html is not None:
-                self._write_html(self._files.html, status)
-        except OSError as fault:
-            self.fault = fault
+        for path, write in ((self._files.json, self._write_json), (self._files.html, self._write_html)):
+            try:
+                if path is not None:
+                    write(path, status)
+            except OSError as fault:
+                self.fault = self.fault or fault
 
     def _write_json(self, path: str, status: str) -> None:
         job = self._job
