@@ -114,6 +114,9 @@ class EngineArgs(EngineConfig):
     VLLM_ONLY: ClassVar[Mapping[str, Collection[Any]]] = ARGUMENTS
 
     def __post_init__(self, gpu_memory_utilization: float | None) -> None:
+        for field in fields(self):  # vLLM's scripts have None for the default
+            if getattr(self, field.name) is None and field.default is not MISSING:
+                object.__setattr__(self, field.name, field.default)
         if gpu_memory_utilization is not None:
             if self.memory_utilization != EngineConfig.memory_utilization:
                 raise ValueError(
@@ -145,9 +148,6 @@ class EngineArgs(EngineConfig):
             raise ValueError(f"weights_cache_dir: expected a folder's path, got {folder!r}")
         dtype = str(self.dtype).removeprefix("torch.")
         object.__setattr__(self, "dtype", {"half": "float16", "float": "float32"}.get(dtype, dtype))
-        for field in fields(self):  # vLLM's scripts have None for the default
-            if getattr(self, field.name) is None and field.default is not MISSING:
-                object.__setattr__(self, field.name, field.default)
         super().__post_init__()
 
     def _check_loras(self) -> None:

@@ -14,6 +14,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,10 @@ def test_arguments_that_only_vllm_has(tiny_model: Path, caplog: pytest.LogCaptur
     assert {EngineArgs("m", dtype=name).dtype for name in ("half", torch.float16, "float16")} == {"float16"}  # type: ignore[arg-type]
     left = dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "block_size", "enable_prefix_caching", "seed"))
     assert EngineArgs("m", **left) == EngineArgs("m")  # type: ignore[arg-type]
+    every = dict.fromkeys(field.name for field in fields(EngineArgs) if field.name != "model")
+    assert EngineArgs("m", **every) == EngineArgs("m")  # type: ignore[arg-type]
+    given = EngineArgs("m", memory_utilization=None, gpu_memory_utilization=0.2)  # type: ignore[arg-type]
+    assert given.memory_utilization == 0.2
     assert pybatch.generate([5], tiny_model, num_kv_blocks=64, max_tokens=1, tensor_parallel_size=1)[0].error is None
     assert not ARGUMENTS.keys() & signature(EngineArgs).parameters.keys()
 
