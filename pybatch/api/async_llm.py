@@ -79,7 +79,9 @@ class AsyncLLM(ModelHandle):
             tokenization_kwargs=tokenization_kwargs,
         )
         params = self.get_default_sampling_params() if sampling_params is None else copy(sampling_params)
-        if lora_request is not None and isinstance(params, SamplingParams):
+        if not isinstance(params, SamplingParams):
+            refuse(lora_request=lora_request)
+        elif lora_request is not None:
             params.lora_request = lora_request
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
         mailbox = Mailbox(asyncio.get_running_loop(), deltas=deltas)

@@ -17,7 +17,16 @@ from unittest.mock import Mock, patch
 
 import pytest
 
-from pybatch import LLM, AsyncLLM, QueueFullError, RequestOutput, RequestOutputKind, SamplingParams
+from pybatch import (
+    LLM,
+    AsyncLLM,
+    LoRARequest,
+    PoolingParams,
+    QueueFullError,
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+)
 from pybatch.api.engine_thread import Submission
 from pybatch.api.inputs import Conversation
 from pybatch.engine.execution.model_runner import ModelRunner
@@ -204,6 +213,8 @@ def test_what_vllms_scripts_call(llm: AsyncLLM) -> None:
         assert [output async for output in llm.generate("a", GREEDY, priority=3)][-1].error is None
         (refused,) = [output async for output in llm.generate("a", GREEDY, priority="high")]  # type: ignore[arg-type]
         assert refused.error == "priority: expected an integer, got 'high'"
+        with pytest.raises(ValueError, match="lora_request: known in vLLM, not here"):
+            await anext(llm.generate("a", PoolingParams(), lora_request=LoRARequest("x", 1, "x")))
         with pytest.raises(AttributeError, match=r"AsyncLLM.encode: known in vLLM, not here"):
             llm.encode  # type: ignore[attr-defined]  # noqa: B018
         assert llm.get_metrics()
