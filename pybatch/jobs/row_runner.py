@@ -26,7 +26,7 @@ from pybatch.jobs.answers.duplicates import InFlight
 from pybatch.jobs.answers.job_answers import JobAnswers, number_of
 from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.job import Job
-from pybatch.jobs.order.admission import AdmissionOrder
+from pybatch.jobs.order.admission import AdmissionOrder, most_output
 from pybatch.jobs.rows import Row, request_number
 from pybatch.jobs.sources.read_ahead import ReadAhead
 from pybatch.model.text.chat_template import dated
@@ -236,9 +236,7 @@ class RowRunner:
         return leads
 
     def _push(self, work: Work, token_ids: list[int]) -> None:
-        most = work.params.max_tokens
-        output = None if most is None else most * work.params.num_sequences
-        self._waiting.push(work, token_ids, output, work.size)
+        self._waiting.push(work, token_ids, most_output(work.params), work.size)
 
     def _give_up_rows_not_begun(self) -> bool:
         """Leaves those of which a part is done, or soon is. Returns whether there were others."""

@@ -16,7 +16,7 @@ from pybatch.jobs.answers.job_answers import JobAnswers
 from pybatch.jobs.check import Checked
 from pybatch.jobs.dialect import Dialect
 from pybatch.jobs.estimate.survey import ErrorKind, SampledRow, Survey
-from pybatch.jobs.order.admission import AdmissionOrder
+from pybatch.jobs.order.admission import AdmissionOrder, most_output
 from pybatch.jobs.rows import Row
 from pybatch.machine.memory import peak_memory
 from pybatch.tune.cost import Prices, Usage
@@ -302,6 +302,6 @@ def in_order(rows: Iterable[SampledRow], lengths: OutputLengths, block_size: int
         number += lots
         outputs = [lengths.quantile(share, row.limit) for share in shares] * (count // lots)
         work = work_of(row, outputs)
-        order.push(work, row.token_ids, row.params.max_tokens)
+        order.push(work, row.token_ids, most_output(row.params))
     while len(order):
         yield order.pop()[0]

@@ -7,9 +7,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from pybatch.engine.pooling_params import Params
 from pybatch.jobs.order.prefix_tree import Leaf, by_density
 
 T = TypeVar("T")
+
+
+def most_output(params: Params) -> int | None:
+    """The tokens of all samples together, as far as they are bounded: what is expected of a row that is to wait."""
+    return None if params.max_tokens is None else params.max_tokens * params.num_sequences
 
 
 class _Waiting(Leaf, Generic[T]):

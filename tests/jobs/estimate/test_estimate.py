@@ -23,6 +23,7 @@ from pybatch.jobs.estimate import estimate as estimate_module
 from pybatch.jobs.estimate.estimate import Estimate, estimate, in_order, rows_to_try
 from pybatch.jobs.estimate.survey import SampledRow
 from pybatch.jobs.estimate.table import estimate_table
+from pybatch.jobs.order.admission import AdmissionOrder
 from pybatch.jobs.rows import Row
 from pybatch.tune.cost import Prices
 from pybatch.tune.output_lengths import OutputLengths
@@ -276,6 +277,19 @@ def test_rows_are_simulated_in_the_order_of_admission() -> None:
     assert sorted(work.prompt_token_ids[-1] for work in works) == list(range(10))
     assert sum(a.prompt_token_ids[0] != b.prompt_token_ids[0] for a, b in pairwise(works)) == 1
     assert all(work.output_tokens == [4, 4] for work in works)
+
+
+def test_the_order_of_admission_goes_by_all_samples_of_a_row() -> None:
+    """As the job's own: a row of many samples needs the KV memory of all of them."""
+    chosen = random.Random(3)
+    numbers = range(200)
+    params = [SamplingParams(n=chosen.choice((1, 16)), max_tokens=chosen.choice((64, 128))) for _ in numbers]
+    rows = [SampledRow(i, array("q", [i] * 32), params[i], 128) for i in numbers]
+    order = AdmissionOrder[int](block_size=16)
+    for i, row in enumerate(rows):
+        order.push(i, row.token_ids, (row.params.max_tokens or 0) * row.params.n)
+    admitted = [order.pop()[0] for _ in rows]
+    assert [work.prompt_token_ids[0] for work in in_order(rows, OutputLengths([(4, True)]), 16)] == admitted
 
 
 def test_long_times_are_told_in_hours_and_minutes(llm: LLM) -> None:
