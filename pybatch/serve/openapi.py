@@ -49,9 +49,9 @@ REASONS = {
     401: "The key is missing or unknown.",
     404: "There is no such model or object.",
     413: "The body is too large.",
-    429: "The key's limit is reached, or the queue is full: try again after Retry-After seconds.",
+    429: "The key's limit is reached: try again after Retry-After seconds.",
     500: "The server has failed.",
-    503: "The server is about to end.",
+    503: "Too many requests wait, or the server is about to end: try again after Retry-After seconds.",
 }
 
 
