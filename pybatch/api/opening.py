@@ -10,7 +10,7 @@ from pybatch.api.engine_args import EngineArgs
 from pybatch.api.inputs import Message, Prompt, is_token_ids
 from pybatch.api.pinned_prefix import pin_prefix
 from pybatch.api.session import Session
-from pybatch.machine.folders import make_folder
+from pybatch.machine.folders import make_folder, of_home
 
 Prefix = Prompt | Sequence[Message]
 
@@ -21,7 +21,7 @@ def open_session(arguments: EngineArgs) -> Session:
     if arguments.prefix_cache_dir is not None:
         make_folder("prefix_cache_dir", Path(arguments.prefix_cache_dir), mode=0o700)
     path = arguments.pinned_prefixes
-    prefixes = [] if path is None else list(read_prefixes(Path(path)))
+    prefixes = [] if path is None else list(read_prefixes(of_home(path)))
     session = Session.open(arguments)
     for place, prefix in prefixes:
         try:

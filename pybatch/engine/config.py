@@ -15,6 +15,7 @@ from pybatch.engine.errors import QueueFullError
 from pybatch.engine.scheduling.policies import Policy, as_policy
 from pybatch.engine.speculative_config import SpeculativeConfig
 from pybatch.engine.user_weights import read_weights
+from pybatch.machine.folders import of_home
 
 KvCacheDType = Literal["auto", "int8", "int4", "fp8", "float32", "float16", "bfloat16"]
 
@@ -131,7 +132,7 @@ class EngineConfig:
                 raise ValueError(f"prefix_cache_dir: expected a folder's path, got {self.prefix_cache_dir!r}")
             if not self.enable_prefix_caching:
                 raise ValueError("prefix_cache_dir: expected None where enable_prefix_caching is off")
-            object.__setattr__(self, "prefix_cache_dir", str(self.prefix_cache_dir))  # as policy
+            object.__setattr__(self, "prefix_cache_dir", str(of_home(self.prefix_cache_dir)))  # text, as policy is
         seconds = self.structured_outputs_timeout
         if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds <= 3600:
             raise ValueError(f"structured_outputs_timeout: expected seconds, above 0 and at most 3600, got {seconds!r}")

@@ -11,6 +11,8 @@ import pytest
 from cli_command import FAST, Cli
 
 from pybatch import LLM, AsyncLLM, SamplingParams
+from pybatch.serve.settings import ServerSettings
+from pybatch.serve.store.storage import open_storage
 
 SYSTEM = {"role": "system", "content": "You answer in rhymes, whatever is asked, and never without one."}
 QUESTION = [SYSTEM, {"role": "user", "content": "Why?"}]
@@ -71,6 +73,20 @@ def test_a_folder_of_prefixes_that_cannot_be_is_told_before_the_model_loads(tmp_
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"^prefix_cache_dir: expected a folder to write to, got .*: Not a directory"):
         LLM("no-such-model", prefix_cache_dir=tmp_path / "file" / "below")
+
+
+def test_paths_may_begin_with_the_users_folder(
+    tiny_model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which a shell does not put in place in --prefix-cache-dir=~/prefixes."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    LLM(tiny_model, num_kv_blocks=64, prefix_cache_dir="~/prefixes", pinned_prefixes=f"~/{file.name}")
+    assert list((tmp_path / "prefixes").iterdir())
+    with open_storage(ServerSettings(data_dir="~/server")) as storage:
+        assert storage.folder == tmp_path / "server"
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def open_storage(settings: ServerSettings) -> Iterator[Storage]:
     """
     address = Path(settings.uds).name if settings.uds is not None else settings.port
     if settings.data_dir is not None:
-        with Storage(Path(settings.data_dir)) as storage:
+        with Storage(of_home(settings.data_dir)) as storage:
             yield storage
     elif address:
         state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
