@@ -135,6 +135,7 @@ class Engine:
             max_num_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
             num_kv_blocks=self.num_kv_blocks,
             block_size=config.block_size,
+            num_states=self.num_states,
             no_pruning=no_pruning(decoder) if followers is None else "several ranks hold the model",
             no_text=None if model.generates else f"{model.name} has no projection to the vocabulary",
             pooling=self._pooler.pooling,
@@ -231,12 +232,10 @@ class Engine:
         if not self.config.enable_prefix_caching:
             raise ValueError("pin_prefix: enable_prefix_caching is off, so that no prefix would be found again")
         params = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
-        tokens, _ = self._intake.accept(prompt_token_ids, params)
-        pin = Pin(tokens)
+        request = self._intake.request(request_id, prompt_token_ids, params)
+        request.pin = pin = Pin(request.prompt_token_ids)
         self._intake.room.add(pin, self._requests.unfinished.values())
         try:
-            request = self._intake.request(request_id, prompt_token_ids, params)
-            request.pin = pin
             self._add(request)
         except ValueError:
             self._intake.room.remove(pin)
@@ -358,7 +357,7 @@ class Engine:
             if not self._entrance.has_admitted(request):
                 continue
             if request.beams is not None:
-                request.gather(shares=self._states is None)
+                request.gather(self.config.block_size)
             for sequence in request.sequences:
                 if sequence.status is not Status.FINISHED:
                     sequence.reset()

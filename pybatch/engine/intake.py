@@ -20,6 +20,7 @@ from pybatch.engine.sampling_params import RequestOutputKind, SamplingParams
 from pybatch.engine.scheduling.pruning import Pruning, make_pruning
 from pybatch.engine.scheduling.room import Room
 from pybatch.engine.scheduling.sequence import Request, Sequence
+from pybatch.engine.scheduling.state_slots import SLOTS
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.model.errors import PromptTooLongError
 from pybatch.model.text.tokenizer import Tokenizer
@@ -30,9 +31,9 @@ _KNOWN = 64  # parameters that are kept
 class Intake:
     """Makes requests for one engine, and keeps nothing of them but a few parameters.
 
-    seed: of the draws of requests that have none. no_pruning: why KV caches cannot be pruned; None if they can.
-    no_text: why nothing can be generated; None if it can. pooling: what PoolingParams come to; it raises ValueError.
-    adapters: that requests may name; None: there are none.
+    seed: of the draws of requests that have none. num_states: slots of recurrent states; 0: the model has none.
+    no_pruning: why KV caches cannot be pruned; None if they can. no_text: why nothing can be generated; None if it can.
+    pooling: what PoolingParams come to; it raises ValueError. adapters: that requests may name; None: there are none.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Intake:
         max_num_seqs: int,
         num_kv_blocks: int,
         block_size: int,
+        num_states: int = 0,
         no_pruning: str | None = None,
         no_text: str | None = None,
         pooling: Callable[[PoolingParams], Pooling] | None = None,
@@ -59,7 +61,8 @@ class Intake:
         self._max_num_seqs = max_num_seqs
         self._num_kv_blocks = num_kv_blocks
         self._block_size = block_size
-        self.room = Room(num_kv_blocks, block_size, max_model_len)
+        self._num_states = num_states
+        self.room = Room(num_kv_blocks, block_size, max_model_len, recurrent=num_states > 0)
         self._pool = f"{num_kv_blocks} KV blocks of {block_size} tokens"
         self._adapters = Adapters(None) if adapters is None else adapters
         self._no_pruning, self._no_text, self._pooling_of = no_pruning, no_text, pooling
@@ -144,6 +147,11 @@ class Intake:
             return most
         if width > self._max_num_seqs:
             raise ValueError(f"n: {width} beams are in a step together, but max_num_seqs = {self._max_num_seqs}")
+        if 0 < self._num_states < SLOTS * width:
+            raise ValueError(
+                f"n: {width} beams have {SLOTS * width} recurrent states, but there is memory for {self._num_states}; "
+                f"give at most {self._num_states // SLOTS}, or raise memory_utilization"
+            )
         shared = prompt // self._block_size  # blocks; beams may have all others to themselves
         free = self._num_kv_blocks - self.room.num_pinned
         fits = (shared + (free - shared) // width) * self._block_size

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pybatch.engine import Engine, RequestOutput, SamplingParams
-from pybatch.model import Tokenizer
+from pybatch.engine.execution import state_cache
+from pybatch.model import Decoder, Tokenizer
 
 MakeEngine = Callable[..., Engine]
 
@@ -50,3 +53,12 @@ def drain(engine: Engine) -> Iterator[RequestOutput]:
 
 def some_prompt(length: int, seed: int = 0, vocab: int = 290) -> list[int]:
     return torch.randint(1, vocab, (length,), generator=torch.Generator().manual_seed(1000 * length + seed)).tolist()
+
+
+@contextmanager
+def memory_for_states(decoder: Decoder, count: int) -> Iterator[None]:
+    """An engine that is made meanwhile has no memory for more slots of recurrent states."""
+    layout = state_cache.state_layout(decoder)
+    assert layout is not None
+    with patch.object(state_cache, "free_memory", lambda device: 4 * count * layout.slot_bytes):  # half of half is used
+        yield

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from array import array
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from unittest.mock import patch
 
 import torch
 from engine.grammars import SharedGrammars
-from engine.runs import drain, run, some_prompt
+from engine.runs import drain, memory_for_states, run, some_prompt
 from engine.wishes import BLOCK, EOS, LONGEST, SHARED, VOCAB, Wish, bits, mixed, save_adapters, wishes
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as with_seed
@@ -155,6 +156,7 @@ SETTINGS = {
             '{"model": "given", "num_speculative_tokens": 3, "adaptive": false}',
         ]
     ),
+    "num_states": st.sampled_from([4, 7, 1000]),  # at most
 }
 NOT_WITH_STATES = ("swap_space", "prefix_cache_space", "speculative_config")
 
@@ -201,11 +203,14 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(config=st.fixed_dictionaries(SETTINGS))
     def begin(self, config: dict[str, Any]) -> None:
         self.config = config
-        left_out = NOT_WITH_STATES if self.catalogue.recurrent else ("prefix_cache_space",)
+        recurrent = self.catalogue.recurrent
+        left_out = ("num_states", *(NOT_WITH_STATES if recurrent else ("prefix_cache_space",)))
         given = {name: value for name, value in config.items() if name not in left_out}
-        if config["enable_prefix_caching"] and not self.catalogue.recurrent:
+        if config["enable_prefix_caching"] and not recurrent:
             given |= self.catalogue.on_disk(config["prefix_cache_space"])
-        self.engine = self.catalogue.engine(EngineConfig(block_size=BLOCK, max_model_len=LONGEST, **given))
+        decoder = self.catalogue.model.decoder
+        with memory_for_states(decoder, config["num_states"]) if recurrent else nullcontext():
+            self.engine = self.catalogue.engine(EngineConfig(block_size=BLOCK, max_model_len=LONGEST, **given))
         self.pending: dict[str, int] = {}  # by request id, the wish's number
         self.coming: dict[str, RequestOutput] = {}  # by request id, what has come of a stream
         self.cached: dict[str, int] = {}  # by request id, the tokens that pins had of it when it came
@@ -225,7 +230,11 @@ class EngineMachine(RuleBasedStateMachine):
             request_id = self._new_id()
             self.engine.add_request(request_id, list(wish.prompt), wish.params, standing=standing, stream=stream)
             self.pending[request_id] = number
-            self.cached[request_id] = max([num_shared(tokens, pin.tokens) for pin in self.pinned], default=0)
+            if self.catalogue.recurrent:
+                blocks = self.engine._intake.room._num_usable(tokens, tuple(self.pinned))
+                self.cached[request_id] = blocks * BLOCK
+            else:
+                self.cached[request_id] = max([num_shared(tokens, pin.tokens) for pin in self.pinned], default=0)
 
     @rule(prefix=st.sampled_from(PREFIXES))
     def pin(self, prefix: list[int]) -> None:
@@ -319,7 +328,7 @@ class EngineMachine(RuleBasedStateMachine):
             tokens, params = intake.accept(wish.prompt, wish.params)
             most = intake._longest(tokens, params)
         except ValueError as error:
-            if not (intake.room.pins or "KV blocks" in str(error)):
+            if not (intake.room.pins or "KV blocks" in str(error) or "recurrent states" in str(error)):
                 raise
             return False
         return most == min(LONGEST, len(tokens) + (params.max_tokens or LONGEST))

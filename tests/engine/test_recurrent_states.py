@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine.runs import drain, run, some_prompt
+from engine.runs import drain, memory_for_states, run, some_prompt
 from model.families import make, save
 
 from pybatch.engine import Engine, EngineConfig, RequestOutput, SamplingParams
@@ -102,27 +102,80 @@ def test_samples_are_those_of_requests_alone(decoder: Decoder, engines: list[Eng
     assert bits(again) == wanted
 
 
+def searched(width: int, *, max_tokens: int = 12) -> SamplingParams:
+    return SamplingParams(n=width, use_beam_search=True, max_tokens=max_tokens, ignore_eos=True)
+
+
 def test_beams_change_no_bit_in_any_company(decoder: Decoder, engines: list[Engine]) -> None:
-    params = SamplingParams(n=3, use_beam_search=True, max_tokens=12, ignore_eos=True)
+    params = searched(3)
     wanted = [bits(run(engine_of(decoder, engines), [prompt], params))[0] for prompt in PROMPTS[:6]]
     tight = engine_of(decoder, engines, num_kv_blocks=12, predict_lengths=False, max_num_batched_tokens=32)
     assert bits(run(tight, PROMPTS[:6], params)) == wanted
     assert tight.metrics.preemptions > 0
 
 
-def test_preempted_beams_that_need_more_than_the_pool_end_with_an_error(
-    decoder: Decoder, engines: list[Engine]
+@pytest.mark.parametrize("length", [3, 80, 90])
+@pytest.mark.parametrize("enable_prefix_caching", [False, True])
+def test_preempted_beams_share_their_prompt_again(
+    decoder: Decoder, engines: list[Engine], length: int, enable_prefix_caching: bool
 ) -> None:
-    """Each computes the whole prompt anew, for its own state."""
-    params = SamplingParams(n=3, use_beam_search=True, max_tokens=12, ignore_eos=True)
-    engine = engine_of(decoder, engines, num_kv_blocks=12, max_num_seqs=3)
-    engine.add_request("beams", some_prompt(80, 5, vocab=200), params, standing=Standing(priority=1))
-    for _ in range(4):
-        assert not engine.step()
-    engine.add_request("better", PROMPTS[2], PARAMS[2])
-    beams, better = sorted(drain(engine), key=lambda output: output.request_id)
-    assert beams.error == "ValueError: n: 3 preempted beams need 18 KV blocks, but there are 12"
-    assert bits([better]) == bits(run(engine_of(decoder, engines), [PROMPTS[2]], PARAMS[2]))
+    """The pool does not hold it three times. The first computes it again, and all go on from one state."""
+    beams, prompt = searched(3, max_tokens=20), some_prompt(length, 5, vocab=200)
+    settings = {"num_kv_blocks": 12, "max_num_seqs": 3, "enable_prefix_caching": enable_prefix_caching}
+    engine = engine_of(decoder, engines, max_num_batched_tokens=32, **settings)
+    engine.add_request("beams", prompt, beams, standing=Standing(priority=1))
+    found: list[RequestOutput] = []
+    for i in range(3):
+        found += [output for _ in range(12) for output in engine.step()]
+        engine.add_request(f"better {i}", PROMPTS[2], PARAMS[2])
+    found += drain(engine)
+    assert engine.metrics.preemptions > 1
+    alone = engine_of(decoder, engines)
+    assert bits([output for output in found if output.request_id == "beams"]) == bits(run(alone, [prompt], beams))
+    assert bits([found[0]]) == bits(run(alone, [PROMPTS[2]], PARAMS[2]))
+
+
+def outcome(engine: Engine, prompt: list[int], params: SamplingParams) -> str | None:
+    """Why a request is refused; None if it ends."""
+    try:
+        engine.add_request("0", prompt, params)
+    except ValueError as error:
+        return str(error)
+    outputs = [output for _ in range(1000) if engine.has_unfinished() for output in engine.step()]
+    assert outputs, "it waits for ever"
+    bits(outputs)
+    return None
+
+
+def test_more_beams_than_there_are_states_for_are_refused(decoder: Decoder, engines: list[Engine]) -> None:
+    with memory_for_states(decoder, 5):
+        engine = engine_of(decoder, engines, max_num_seqs=8)
+    assert outcome(engine, SHARED, searched(3)) == (
+        "n: 3 beams have 6 recurrent states, but there is memory for 5; give at most 2, or raise memory_utilization"
+    )
+    assert outcome(engine, SHARED, searched(2)) is None
+    assert outcome(engine, SHARED, SamplingParams(n=3, max_tokens=5)) is None  # samples need not be in a step together
+
+
+@pytest.mark.parametrize("num_states", [6, 12])
+def test_a_request_counts_on_a_pin_only_where_its_state_is_kept(
+    decoder: Decoder, engines: list[Engine], num_states: int
+) -> None:
+    """Of eight blocks of 16 tokens three are pinned. With two of these a request has room for seven."""
+    with memory_for_states(decoder, num_states):
+        engine = engine_of(decoder, engines, num_kv_blocks=8, max_num_seqs=3)
+    pin = engine.pin_prefix("pin", SHARED)
+    list(drain(engine))
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    for num_shared in (0, 20, 32, 40):
+        room = 7 if num_shared >= 32 and num_states == 12 else 5
+        refusals = []
+        for blocks in (8, 7, 6, 5):
+            prompt = [*SHARED[:num_shared], *some_prompt(16 * blocks - 1 - num_shared, blocks, vocab=200)]
+            refusals.append(outcome(engine, prompt, params))
+        assert refusals.count(None) == room - 4
+        assert all(f"of which {16 * room} tokens are free" in refused for refused in refusals if refused is not None)
+    engine.unpin(pin)
 
 
 def test_a_step_that_is_tried_again_changes_no_bit(

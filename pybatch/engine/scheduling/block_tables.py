@@ -94,8 +94,12 @@ class BlockTables:
         sequence.num_computed = len(sequence.blocks) * self.block_size
 
     def _most_shared(self, sequence: Sequence) -> int:
-        """How many full blocks may come from elsewhere."""
-        return min(len(sequence.tokens) - 1, sequence.request.most_shared) // self.block_size
+        """How many full blocks may come from elsewhere. The first of several beams does not pass the state from which
+        the others are to go on."""
+        request, most = sequence.request, len(sequence.tokens) - 1
+        if self.states is not None and request.is_gathered:
+            most = request.num_shared
+        return min(most, request.most_shared) // self.block_size
 
     def num_stored(self, sequence: Sequence) -> int:
         """How many tokens the prefix store has behind those found in the pool."""

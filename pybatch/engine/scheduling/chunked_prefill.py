@@ -107,11 +107,14 @@ class ChunkedPrefill:
             step.chunks.append(Chunk(sequence, count))
         return True
 
-    @staticmethod
-    def _num_wanted(sequence: Sequence) -> int:
+    def _num_wanted(self, sequence: Sequence) -> int:
         """How many more tokens of a prompt are to be computed: the last of several beams' are for all in one step, and
-        those behind the next pruning come after it."""
-        return sequence.num_due - (sequence.request.beams is not None and len(sequence.request.sequences) > 1)
+        those behind the next pruning come after it. Where there are states the first beam stops at the one from which
+        all go on."""
+        request = sequence.request
+        if self._tables.states is not None and request.is_gathered:
+            return request.num_shared - sequence.num_computed
+        return sequence.num_due - (request.beams is not None and len(request.sequences) > 1)
 
     def _budget(self, step: Step, sequence: Sequence) -> int:
         """How many prompt tokens of the sequence the step has room for."""

@@ -80,11 +80,6 @@ class Joining:
         whole = passing or sequence.returning
         if not self._promises.give(sequence, count, whole=whole or self._running.short is not None):
             needed = self._promises.num_needed(sequence, count, whole=whole)
-            if num_cached + needed > self._pool.num_blocks:  # preempted beams that cannot share what they shared
-                beams, most = len(sequence.request.sequences), self._pool.num_blocks
-                raise ValueError(
-                    f"n: {beams} preempted beams need {num_cached + needed} KV blocks, but there are {most}"
-                )
             next_key = sequence.keys[num_cached] if num_cached < len(sequence.keys) else None
             self._refusal = Refusal(sequence, free - self._pool.num_free + needed, next_key)
             self._tables.release(sequence, awaited=True)

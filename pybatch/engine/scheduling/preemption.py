@@ -84,6 +84,6 @@ class Preemption:
             self._tables.release(each, awaited=True)
             each.status = Status.WAITING
         if request.beams is not None:
-            request.gather(shares=self._tables.states is None)
+            request.gather(self._tables.block_size)
         together[0].paused = self._clock()
         self._waiting.put_back(together[0])

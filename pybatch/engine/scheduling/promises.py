@@ -67,7 +67,7 @@ class Promises:
     def _num_missing(self, sequence: Sequence) -> int:
         """How many blocks one without a promise lacks, with the beams that wait for it."""
         missing, request = self._tables.num_missing(sequence, sequence.num_due), sequence.request
-        if request.beams is not None and not request.forked:
+        if request.is_gathered:
             shared = request.num_shared // self._tables.block_size
             missing += sum([self._tables.blocks_for(len(beam.tokens) - 1) - shared for beam in request.sequences[1:]])
         return missing

@@ -14,11 +14,13 @@ class Room:
     """A request that is let in has, by itself, always blocks enough: those that no pin has, and those of the pins that
     it begins with. Any thread may ask for most_tokens.
 
-    num_blocks: of the pool. max_model_len: no request becomes longer.
+    num_blocks: of the pool. max_model_len: no request becomes longer. recurrent: the model has recurrent states. Then a
+    request goes on from a pin only behind all of its full blocks, if its state is kept there.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, max_model_len: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, max_model_len: int, *, recurrent: bool = False) -> None:
         self.num_blocks, self.block_size, self.max_model_len = num_blocks, block_size, max_model_len
+        self._recurrent = recurrent
         self.pins: tuple[Pin, ...] = ()  # those that are being computed too
 
     @property
@@ -37,7 +39,7 @@ class Room:
         if not self.pins:
             return self.max_model_len
         pins = self.pins
-        blocks = self.num_blocks - self.num_pinned + (self._num_shared(prompt, pins) if shares else 0)
+        blocks = self.num_blocks - self.num_pinned + (self._num_usable(prompt, pins) if shares else 0)
         return min(self.max_model_len, blocks * self.block_size)
 
     def add(self, pin: Pin, unfinished: Collection[Request]) -> None:
@@ -73,10 +75,22 @@ class Room:
             most = max(most, self._blocks_for(request.pruning.peak_tokens))
         full = len(prompt) // self.block_size  # shared by beams
         needed = full + (most - full) * max(1, request.params.beam_width)
-        return needed - (0 if request.params.needs_all_blocks else self._num_shared(prompt, self.pins))
+        return needed - (0 if request.params.needs_all_blocks else self._num_usable(prompt, self.pins))
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
+
+    def _num_usable(self, prompt: array[int], pins: tuple[Pin, ...]) -> int:
+        """How many blocks of pins a request has for certain in place of its own."""
+        if not self._recurrent:
+            return self._num_shared(prompt, pins)
+        kept = [pin for pin in pins if pin.state is not None]
+        return max([len(pin.tokens) // self.block_size for pin in kept if self._passes(prompt, pin)], default=0)
+
+    def _passes(self, prompt: array[int], pin: Pin) -> bool:
+        """Whether it begins with all full blocks of the pin, and has more tokens."""
+        end = len(pin.tokens) // self.block_size * self.block_size
+        return len(prompt) > end <= num_shared(prompt, pin.tokens)
 
     def _num_shared(self, tokens: array[int], pins: tuple[Pin, ...]) -> int:
         """How many full blocks it begins with that a pin has too."""

@@ -124,7 +124,7 @@ class Scheduler:
         self.running.next_step()
         self._pool.settle()
         self.step = Step()
-        for sequence in [s for s in self.running.prefills if s.request.beams and not s.request.forked]:
+        for sequence in [s for s in self.running.prefills if s.request.is_gathered]:
             self._part_beams(sequence)
         self._decoding.begin()
         preempted = self._decoding.grow()
@@ -178,12 +178,11 @@ class Scheduler:
 
     def _part_beams(self, first: Sequence) -> None:
         """Lets the beams that wait for a first one go on by themselves, once it has computed what they share."""
-        size = self._tables.block_size
-        beams, shared = first.request.sequences, first.request.num_shared // size * size
-        if len(beams) > 1 and first.num_computed >= shared:
-            first.request.forked = True
+        request = first.request
+        if first.num_computed >= request.num_shared:
+            request.forked = True
             self._tables.promise(first, self._tables.num_missing(first, first.num_due))
-            self._fork(first, beams[1:], shared)
+            self._fork(first, request.sequences[1:], request.num_shared)
 
     def _fork(self, parent: Sequence, children: list[Sequence], num_tokens: int) -> list[tuple[int, int]]:
         """Of so many of the parent's tokens. Children may have known ones beyond these."""

@@ -15,6 +15,7 @@ from pybatch.engine.outputs import FinishReason, TokenLogprobs
 from pybatch.engine.pooled import Pooled
 from pybatch.engine.request_params import RequestParams
 from pybatch.engine.scheduling.block_pool import BlockKey, Pin
+from pybatch.engine.scheduling.common_prefix import num_shared
 from pybatch.engine.scheduling.pruning import NEVER, Pruning
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.engine.structured.matcher import Matcher
@@ -258,7 +259,7 @@ class Request:
         self.sequences: list[Sequence] = []
         self.beams = beams
         self.forked = params.n == 1 and beams is None
-        self.num_shared = 0  # leading tokens that all beams have, where they wait as one
+        self.num_shared = 0  # leading tokens, in full blocks, that all beams have, where they wait as one
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         self.pooled: Pooled | None = None  # of one that generates nothing
         self.error: str | None = None
@@ -314,16 +315,17 @@ class Request:
         """The leading tokens that may come from the prefix cache. The last one's logits are always wanted."""
         return NEVER if self.pruning is None else self.pruning.most_shared
 
-    def gather(self, *, shares: bool = True) -> None:
-        """Has its beams wait as one: the first computes what they share before the others go on from there. shares:
-        else each computes all of its own."""
+    @property
+    def is_gathered(self) -> bool:
+        """Whether its first beam is to compute what all of them share."""
+        return self.beams is not None and not self.forked and len(self.sequences) > 1
+
+    def gather(self, block_size: int) -> None:
+        """Has its beams wait as one: the first computes the blocks that they share before the others go on from
+        there."""
         self.forked = False
-        if not shares:
-            self.num_shared = 0
-            return
         first, last = min(each.tokens for each in self.sequences), max(each.tokens for each in self.sequences)
-        differ = (i for i, (a, b) in enumerate(zip(first, last, strict=True)) if a != b)
-        self.num_shared = next(differ, len(first))
+        self.num_shared = num_shared(first, last) // block_size * block_size
 
     @property
     def finished(self) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pybatch.engine.scheduling.block_pool import BlockPool, Pin
 from pybatch.engine.scheduling.sequence import NO_STATE, Sequence
 
+SLOTS = 2  # of a sequence that runs
+
 
 class StateSlots:
     """Where a model has layers of linear attention, a sequence has a state beside its KV blocks: in one slot of a pool
@@ -29,8 +31,8 @@ class StateSlots:
         """pool: of slots, at least two. max_num_seqs: that run at once, if there are two slots for each. keeps: the
         prefix cache is on."""
         self.pool = pool
-        self.max_num_seqs = min(max_num_seqs, pool.num_blocks // 2)
-        self._num_spare = pool.num_blocks - 2 * self.max_num_seqs
+        self.max_num_seqs = min(max_num_seqs, pool.num_blocks // SLOTS)
+        self._num_spare = pool.num_blocks - SLOTS * self.max_num_seqs
         self._block_size = block_size
         self._keeps = keeps
 
