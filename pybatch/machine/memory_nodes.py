@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pybatch import _C
 from pybatch.machine.control_groups import ROOT
-from pybatch.machine.number_lists import numbers
+from pybatch.machine.number_lists import allowed_numbers, numbers
 
 _chosen: list[int] = []
 
@@ -40,10 +40,10 @@ def interleave_memory(nodes: str | None, root: Path = ROOT) -> list[int]:
     if not allowed:
         raise ValueError(f"interleave_memory: expected None, since this system has no memory nodes, got {nodes!r}")
     try:
-        chosen = allowed if nodes == "all" else sorted({*numbers(nodes)})
+        chosen = allowed if nodes == "all" else sorted({*allowed_numbers(nodes, allowed)})
     except (ValueError, AttributeError, TypeError):
         chosen = []
-    if not chosen or not set(allowed).issuperset(chosen):
+    if not chosen:
         raise ValueError(
             "interleave_memory: expected 'all' or a list such as 0-1 of memory nodes that this process may use, which "
             f"are {', '.join(map(str, allowed))}; got {nodes!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 
 def numbers(text: str) -> Iterator[int]:
@@ -10,3 +10,14 @@ def numbers(text: str) -> Iterator[int]:
     for part in text.strip().split(","):
         first, dash, last = part.partition("-")
         yield from range(int(first), int(last if dash else first) + 1)
+
+
+def allowed_numbers(text: str, allowed: Collection[int]) -> list[int]:
+    """Those in a list, as far as it has any, in its order. Raises ValueError for one that is not allowed, before it
+    goes on: a list may be of billions."""
+    found = []
+    for number in numbers(text):
+        if number not in allowed:
+            raise ValueError(f"{number} is not among {allowed}")
+        found.append(number)
+    return found

@@ -12,7 +12,7 @@ import torch
 
 from pybatch import _C
 from pybatch.machine.control_groups import ROOT, control_groups
-from pybatch.machine.number_lists import numbers
+from pybatch.machine.number_lists import allowed_numbers, numbers
 
 
 def usable_cores(root: Path = ROOT) -> int:
@@ -71,10 +71,11 @@ def bind_threads(processors: str, root: Path = ROOT) -> list[int]:
         raise ValueError(f"bind_threads: expected None, since this system has no CPU affinity, got {processors!r}")
     allowed = os.sched_getaffinity(0)
     try:
-        chosen = _one_of_each_core_first(allowed, root) if processors == "all" else list(numbers(processors))
+        of_all = processors == "all"
+        chosen = _one_of_each_core_first(allowed, root) if of_all else allowed_numbers(processors, allowed)
     except (ValueError, AttributeError, TypeError):
         chosen = []
-    if not chosen or not allowed.issuperset(chosen):
+    if not chosen:
         raise ValueError(
             "bind_threads: expected 'all' or a list such as 0-7,16 of processors that this process may use, which are "
             f"{', '.join(map(str, sorted(allowed)))}; got {processors!r}"

@@ -50,7 +50,7 @@ def test_memory_is_taken_from_the_nodes_in_turn() -> None:
 
 
 def test_what_is_no_list_of_nodes_is_refused(tmp_path: Path) -> None:
-    for wrong in ("", "some", "0-", "99999", "0,99999", "1-0", 0):
+    for wrong in ("", "some", "0-", "99999", "0,99999", "1-0", "0-999999999999", 0):
         with pytest.raises(ValueError, match=rf"interleave_memory: expected .* got {wrong!r}"):
             interleave_memory(wrong)  # type: ignore[arg-type]
     (tmp_path / "proc/self").mkdir(parents=True)

@@ -34,6 +34,8 @@ def bind(settings: ServerSettings, keys: Keys) -> socket.socket:
         )
     except socket.gaierror as error:
         raise ValueError(f"host: {settings.host!r}: {error.strerror}") from None
+    except UnicodeError:  # of the names' encoding
+        raise ValueError(f"host: expected a name or an address, got {settings.host!r:.80}") from None
     address = found[0][4]
     if not (keys or settings.allow_no_key or is_loopback(str(address[0]))):
         raise ValueError(

@@ -39,6 +39,9 @@ def test_other_machines_need_a_key_or_a_word(host: str) -> None:
 def test_a_host_that_is_not_there_is_told() -> None:
     with pytest.raises(ValueError, match=r"host: 'no\.such\.host\.invalid': "):
         bind(ServerSettings(host="no.such.host.invalid", port=0), NONE)
+    for none in ("a" * 300, "a..b"):
+        with pytest.raises(ValueError, match="host: expected a name or an address, got 'a"):
+            bind(ServerSettings(host=none, port=0), NONE)
     with pytest.raises(OSError, match="Cannot assign requested address") as error:
         bind(ServerSettings(host="192.0.2.1", port=0), ONE)
     assert error.value.filename == "192.0.2.1:0"
