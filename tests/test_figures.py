@@ -34,3 +34,25 @@ def test_a_share_is_of_the_quiet_figure(tmp_path: Path) -> None:
         "| --- | --- | --- | --- | --- |",
         "| OpenVINO GenAI int8 | 100 | 70 (0.70) | 100 | 70 (0.70) |",
     ]
+
+
+def test_what_is_said_of_quantisation_is_what_the_tables_have() -> None:
+    said, readme = (ROOT / "pybatch/cli/command.py").read_text(), (ROOT / "README.md").read_text()
+    on_avx512, on_avx2 = gains("AVX-512"), gains("AVX2 alone")
+    assert f"{min(on_avx512):.1f} to {max(on_avx512):.1f} times as fast as `float32`" in readme
+    assert f"{min(on_avx2):.1f} to {max(on_avx2):.1f} with AVX2 alone" in readme
+    both = on_avx512 + on_avx2
+    assert f"is about {min(both):.0f} to {max(both):.0f} times as fast" in said
+
+
+def gains(instructions: str) -> list[float]:
+    """How many times as fast as fp32 the faster of gguf and int8 is, in each column of SmolLM2's newest table."""
+    _, _, after = (ROOT / "docs/figures.md").read_text().partition(f"SmolLM2-135M-Instruct, {instructions}, ")
+    rows = [line.replace("*", "").split(" | ") for line in after.split("\n\n")[1].splitlines()]
+    int8, gguf, fp32 = (
+        [float(cell) for cell in cells[1:-1]]
+        for name in ("int8", "gguf", "fp32")
+        for cells in rows
+        if cells[0] == f"| pybatch {name}"
+    )
+    return [max(fast) / slow for *fast, slow in zip(int8, gguf, fp32, strict=True)]

@@ -91,8 +91,8 @@ def tell_of(session: Session, model: str | Path) -> None:
 def tell_unpacked(model: str | Path) -> None:
     name = printable(Path(model).name)
     stderr.print(
-        f"{name} is unpacked to float32: --quantization gguf (the file's own bits) or int8 is 1.5 to 6 times as fast, "
-        "and takes less memory."
+        f"{name} is unpacked to float32: --quantization gguf (the file's own bits) or int8 "
+        "is about 2 to 6 times as fast, and takes less memory."
     )
 
 
