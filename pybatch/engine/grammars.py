@@ -31,7 +31,7 @@ class GrammarQueue:
             self._compiler = self._make_compiler()
         constraint = request.params.structured_outputs
         assert constraint is not None
-        grammar = self._compiler.compile(constraint)
+        grammar = self._compiler.compile(constraint, background=request.standing.background)
         self._waiting.add(request)
         grammar.add_done_callback(partial(self._put, request))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -18,6 +20,7 @@ from pybatch.engine import Engine, RequestOutput, SamplingParams
 from pybatch.engine.execution.masks import BatchMasks
 from pybatch.engine.execution.model_runner import ModelRunner
 from pybatch.engine.scheduling.step import Chunk
+from pybatch.engine.standing import BACKGROUND, Standing
 from pybatch.engine.structured.params import StructuredOutputsParams
 from pybatch.model import Decoder
 
@@ -328,6 +331,34 @@ def test_others_run_while_a_grammar_is_compiled(make_engine: MakeEngine) -> None
     [slow_output] = drain(engine)
     assert slow_output.request_id == "slow"
     assert slow_output.error == "structured_outputs: it did not compile within 3 s"
+
+
+def test_grammars_of_rows_hold_up_no_others(make_engine: MakeEngine) -> None:
+    engine = make_engine(structured_outputs_timeout=1.0)
+    rows = Standing(priority=BACKGROUND)
+    for number in range(4):
+        slow = {"json": {"type": "integer", "multipleOf": 99_999_989 + number}}
+        engine.add_request(f"row {number}", some_prompt(5), SamplingParams(structured_outputs=slow), standing=rows)
+    engine.add_request("mine", some_prompt(5), params("choice"))
+    ended = [output.request_id for output in drain(engine)]
+    assert ended.index("mine") < 2
+    assert len(ended) == 5
+
+
+ENDS_WITH_GRAMMARS = """
+import time
+from pybatch.engine.structured.workers import Workers
+
+workers = Workers(1, "work")
+pieces = [workers.submit(lambda: time.sleep(30)) for _ in range(10)]
+time.sleep(0.1)
+"""
+
+
+def test_the_process_does_not_wait_for_grammars_at_its_end() -> None:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", ENDS_WITH_GRAMMARS], check=True, timeout=60)
+    assert time.perf_counter() - begin < 20
 
 
 def test_who_ends_while_its_grammar_is_compiled_waits_no_more(make_engine: MakeEngine) -> None:

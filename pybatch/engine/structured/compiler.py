@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from concurrent.futures import Future
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pybatch.engine.structured.grammar import GrammarError, Vocabulary, make_matcher, make_tokenizer
 from pybatch.engine.structured.matcher import Matcher
 from pybatch.engine.structured.params import StructuredOutputsParams
 from pybatch.engine.structured.trial import Trial
+from pybatch.engine.structured.workers import Workers
 from pybatch.model.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-_THREADS = 2  # so that one grammar which takes long does not keep all others waiting
+_THREADS = 2  # so that one grammar which takes long does not keep all others waiting; for background work one more
 _KEPT = 256  # grammars
 _KEPT_CHARACTERS = 4 << 20  # of all that are kept: larger constraints compile to larger grammars
 
@@ -36,17 +37,20 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._seconds = seconds
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pybatch-grammar")
+        self._threads = Workers(_THREADS, "pybatch-grammar")
+        self._background = Workers(1, "pybatch-grammar-background")
         self._local = threading.local()
         self._lock = threading.Lock()
         self._kept: OrderedDict[StructuredOutputsParams, Future[Matcher]] = OrderedDict()
 
-    def compile(self, constraint: StructuredOutputsParams) -> Future[Matcher]:
+    def compile(self, constraint: StructuredOutputsParams, *, background: bool = False) -> Future[Matcher]:
         """A matcher at the constraint's beginning, to be copied; GrammarError if it does not compile. Errors are kept
-        like grammars, so that many requests with one hostile schema take its time once."""
+        like grammars, so that many requests with one hostile schema take its time once. background: other constraints
+        need not wait for it."""
         found = self._kept.get(constraint)
         if found is None:
-            found = self._kept[constraint] = self._threads.submit(self._compile, constraint)
+            workers = self._background if background else self._threads
+            found = self._kept[constraint] = workers.submit(partial(self._compile, constraint))
             while len(self._kept) > 1 and self._excess():
                 self._kept.popitem(last=False)
         self._kept.move_to_end(constraint)
