@@ -20,6 +20,9 @@ from pybatch.jobs.rows import Row, Source
 SHOWN = 20  # messages that are kept
 LENGTH = 300  # of a message, in characters
 
+Bound = Callable[[RowRequest, Params], object]
+"""Raises RequestError for a row that asks for more than it may, with these parameters."""
+
 
 @dataclass
 class Checked:
@@ -27,7 +30,8 @@ class Checked:
 
     size: of the rows, in bytes. prompts: of the good rows, which may have several each. bad: how many rows will fail,
     by the code of what is wrong. messages: of the first of them, with their places. repeated: ids that several rows
-    have, with the index and place of the first one. watch: called with each bad row as it is found.
+    have, with the index and place of the first one. watch: called with each bad row as it is found. bound: of what rows
+    may ask for; None: whatever they like.
     """
 
     rows: int = 0
@@ -37,6 +41,7 @@ class Checked:
     messages: list[str] = field(default_factory=list)
     repeated: dict[str, tuple[int, str]] = field(default_factory=dict)
     watch: Callable[[Row, Failure], object] | None = None
+    bound: Bound | None = None
 
     def duplicate(self, row: Row, id: str | None) -> Failure | None:
         """The failure of a row whose id an earlier row has."""
@@ -47,7 +52,7 @@ class Checked:
 
     def request(self, row: Row, dialect: Dialect, params: SamplingParams) -> tuple[RowRequest, Params] | Failure:
         """What is to be run for a row, with which parameters, or what is wrong with it."""
-        asked = check_row(row, dialect, params)
+        asked = check_row(row, dialect, params, self.bound)
         return asked if isinstance(asked, Failure) else self.duplicate(row, asked[0].id) or asked
 
     def add(self, row: Row, failure: Failure) -> None:
@@ -79,21 +84,26 @@ class CheckedAsRead(Checked):
 
 
 def check_rows(
-    source: Source, dialect: Dialect, params: SamplingParams, watch: Callable[[Row, Failure], object] | None = None
+    source: Source,
+    dialect: Dialect,
+    params: SamplingParams,
+    watch: Callable[[Row, Failure], object] | None = None,
+    bound: Bound | None = None,
 ) -> Checked:
     """Reads all rows and finds those that cannot be answered, whatever the model: unreadable ones, those that do not
-    ask properly, sampling parameters that do not go together with `params`, and ids used before. watch: as Checked's.
+    ask properly, sampling parameters that do not go together with `params`, and ids used before. watch, bound: as
+    Checked's.
 
     Takes 16 bytes of memory a row that has an id. Raises OSError if the rows cannot be read, ValueError for a stream.
     """
     if not source.rereadable:
         raise ValueError(f"{source.name} can be read only once, so its rows cannot be checked before they are answered")
-    checked = Checked(watch=watch)
+    checked = Checked(watch=watch, bound=bound)
     hashes, indices = array("q"), array("q")
     for row in source.rows():
         checked.rows += 1
         checked.size += row.size
-        asked = check_row(row, dialect, params)
+        asked = check_row(row, dialect, params, bound)
         if isinstance(asked, Failure):
             checked.add(row, asked)
             continue
@@ -106,15 +116,20 @@ def check_rows(
     return checked
 
 
-def check_row(row: Row, dialect: Dialect, params: SamplingParams) -> tuple[RowRequest, Params] | Failure:
+def check_row(
+    row: Row, dialect: Dialect, params: SamplingParams, bound: Bound | None = None
+) -> tuple[RowRequest, Params] | Failure:
     """What a row asks for, with the parameters that it has then, or why it cannot be answered."""
     request = request_of(dialect, row)
     if isinstance(request, Failure):
         return request
     try:
-        return request, request.pooling or merged(params, request.params)
+        asked = request.pooling or merged(params, request.params)
+        if bound is not None:
+            bound(request, asked)
     except RequestError as error:
         return Failure(str(error), error.code, error.param)
+    return request, asked
 
 
 def rows_of_equal_hash(hashes: array[int], indices: array[int]) -> set[int]:

@@ -20,7 +20,8 @@ class RowRequest:
     """What a row asks for. prompts: one or more, each of which runs as a request of its own. params: fields of
     SamplingParams that the row sets, over the job's own. id: the row's own name, which no other row may have; None if
     it has none. standing: when the row runs beside others. pooling: in place of params, of one that generates
-    nothing. pairs: in place of prompts, of one for scores: how many prompts they become depends on the model."""
+    nothing. pairs: in place of prompts, of one for scores: how many prompts they become depends on the model. names: as
+    Generation's."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class RowRequest:
     standing: Standing = ORDINARY
     pooling: PoolingParams | None = None
     pairs: tuple[Pair, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class Dialect(Protocol):

@@ -24,7 +24,7 @@ from pybatch.engine import RequestOutput, RequestOutputKind
 from pybatch.engine.pooling_params import Params, PoolingParams
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.batches import BatchRunner
-from pybatch.serve.bounds import expect_bounded, expect_few
+from pybatch.serve.bounds import expect_bounded, expect_few, expect_few_messages
 from pybatch.serve.errors import NotFoundError, RefusedError
 from pybatch.serve.guard.lifetime import OpenRequests
 from pybatch.serve.limits import payer
@@ -67,6 +67,10 @@ class Service:
     def tokenizer(self) -> Tokenizer | None:
         return self.llm.session.tokenizer
 
+    @property
+    def vocab_size(self) -> int:
+        return self.llm.engine.decoder.config.vocab_size
+
     def expect_model(self, name: object, *, adapters: bool = False) -> str:
         """The name to report. adapters: it may be one's. Raises NotFoundError for another model than those served."""
         if name is None:
@@ -94,6 +98,7 @@ class Service:
         """The answer to a request that generates nothing. Raises RefusedError if one of its prompts cannot be run."""
         assert asked.pooling is not None
         session = self.llm.session
+        self._expect_few(asked)
         plan = planned(asked.prompts, asked.pairs, asked.pooling, session.scorer, session.tokenizer)
         if isinstance(plan, Failure):
             raise refusal(plan.message, plan.code, {"truncate_prompt_tokens": "truncate_prompt_tokens"})
@@ -125,6 +130,7 @@ class Service:
     def count_tokens(self, prompt: Conversation) -> int:
         """Of a prompt, which may be somewhat longer than the model's context. Raises RefusedError if it is none, or so
         long that it is not worth the memory to tokenise it."""
+        expect_few_messages(prompt)
         (encoded,) = self.llm.session.encode([(prompt, self.llm.session.default_params)])
         if encoded.error is not None:
             raise refusal(encoded.error, encoded.error_code, {"prompt": "messages"})
@@ -132,13 +138,13 @@ class Service:
 
     async def _outputs(self, asked: Generation, kind: RequestOutputKind) -> Outputs:
         engine = self.llm.engine
-        expect_few(asked, engine.decoder.config.vocab_size)
+        self._expect_few(asked)
         params: Params
         if asked.pooling is not None:
             params = asked.pooling
         else:
             params = replace(merged(self.llm.session.default_params, asked.params), output_kind=kind)
-        expect_bounded(asked, params, engine.config.most_requests)
+        expect_bounded(asked, params)
         self.llm.thread.expect_place(len(asked.prompts))
         watched, unique = CURRENT.get(), uuid.uuid4().hex
         ids = [f"{unique}-{number}" for number in range(len(asked.prompts))]
@@ -175,6 +181,9 @@ class Service:
         finally:
             self.prompts -= len(asked.prompts)
 
+    def _expect_few(self, asked: Generation) -> None:
+        expect_few(asked, self.vocab_size, self.llm.engine.config.most_requests)
+
     def _encoded(self, asked: Generation, params: Params) -> list[list[int]]:
         """The prompts as token ids. Raises RefusedError if one of them cannot be run."""
         found = []
@@ -189,8 +198,8 @@ class Service:
 
 
 def names_in(asked: Generation, number: int) -> dict[str, str]:
-    """What the request calls the prompt of that number, and its constraint."""
-    prompt = asked.input if len(asked.prompts) == 1 else f"{asked.input}[{number}]"
+    """What the request calls its parameters and the prompt of that number."""
+    prompt = asked.names.get("prompt", "prompt") + ("" if len(asked.prompts) == 1 else f"[{number}]")
     if isinstance(asked.prompts[number], Conversation):
         prompt = "messages"
     own = (
@@ -198,7 +207,7 @@ def names_in(asked: Generation, number: int) -> dict[str, str]:
         if asked.pooling is None
         else {"dimensions": "dimensions", "truncate_prompt_tokens": "truncate_prompt_tokens"}
     )
-    return {"prompt": prompt, "structured_outputs": asked.constraint, **own}
+    return {**asked.names, "prompt": prompt, **own}
 
 
 def refusal(error: str, code: str | None, names: Mapping[str, str]) -> RefusedError:

@@ -74,7 +74,8 @@ def message_request(body: Any) -> Generation:
     expect_params(params)
     prompt = conversation(body)
     named = "tools" if is_forced(tool_fields(body).get("tool_choice")) else constraint_name(body)
-    return Generation((prompt,), params, Standing(user=user(body)), named, stop="stop_sequences")
+    names = {"structured_outputs": named, "stop": "stop_sequences"}
+    return Generation((prompt,), params, Standing(user=user(body)), names)
 
 
 def user(body: Mapping[str, Any]) -> str | None:

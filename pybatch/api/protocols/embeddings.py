@@ -63,7 +63,8 @@ def embedding_request(body: Any) -> Generation:
     if encoding is not None and encoding not in ENCODINGS:
         said = f"encoding_format: expected {' or '.join(map(repr, ENCODINGS))}, got {encoding!r:.80}"
         raise RequestError(said, "invalid_value", "encoding_format")
-    return Generation(prompts, {}, standing(body), pooling=pooling(body, "dimensions", "normalize"), input="input")
+    asked = pooling(body, "dimensions", "normalize")
+    return Generation(prompts, {}, standing(body), {"prompt": "input"}, asked)
 
 
 def pooling(body: Mapping[str, Any], *names: str, task: PoolingTask = "embed") -> PoolingParams:
@@ -121,7 +122,7 @@ def rerank_request(body: Any) -> Generation:
 def scoring(body: Mapping[str, Any], pairs: Iterable[Pair], name: str) -> Generation:
     """name: of the documents."""
     asked = pooling(body, task="score")
-    return Generation((), {}, standing(body), pooling=asked, input=name, pairs=tuple(pairs))
+    return Generation((), {}, standing(body), {"prompt": name}, asked, tuple(pairs))
 
 
 def texts(body: Mapping[str, Any], name: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pybatch.api.inputs import Prompt
@@ -15,15 +15,13 @@ from pybatch.engine.standing import ORDINARY, Standing
 @dataclass(frozen=True, slots=True)
 class Generation:
     """prompts: more than one where a request may hold several. params: fields of SamplingParams that it sets.
-    standing: its priority is among interactive requests. constraint: what the request calls its structured_outputs.
-    pooling: in place of params, of one that generates nothing. input: what the request calls its prompts.
-    pairs: in place of prompts, of one for scores. stop: what the request calls its stop strings."""
+    standing: its priority is among interactive requests. names: what the request calls its prompt and the fields of
+    SamplingParams, where it has other names for them. pooling: in place of params, of one that generates nothing.
+    pairs: in place of prompts, of one for scores."""
 
     prompts: tuple[Prompt, ...]
     params: Mapping[str, Any]
     standing: Standing = ORDINARY
-    constraint: str = "structured_outputs"
+    names: Mapping[str, str] = field(default_factory=dict)
     pooling: PoolingParams | None = None
-    input: str = "prompt"
     pairs: tuple[Pair, ...] = ()
-    stop: str = "stop"

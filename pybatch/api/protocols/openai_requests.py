@@ -168,7 +168,8 @@ def chat_request(body: Any) -> Generation:
     expect_params(params)
     prompt = Conversation(messages, template_options(body))
     named = "tools" if is_forced(body.get("tool_choice")) else constraint_name(body)
-    return Generation((prompt,), params, standing(body), named)
+    names = {"structured_outputs": named, "logprobs": "top_logprobs"}
+    return Generation((prompt,), params, standing(body), names)
 
 
 def completion_request(body: Any) -> Generation:
@@ -184,7 +185,7 @@ def completion_request(body: Any) -> Generation:
         if only_echo(body):
             params["max_tokens"] = 1  # of which nothing is told
     expect_params(params)
-    return Generation(prompts, params, standing(body), constraint_name(body))
+    return Generation(prompts, params, standing(body), {"structured_outputs": constraint_name(body)})
 
 
 def only_echo(body: Mapping[str, Any]) -> bool:

@@ -48,7 +48,7 @@ class AnthropicBatch:
         expect_served(model, self.served, self.adapters)
         tools = tool_use(as_chat(params, asked), None)
         given = {**asked.params, **(tools.params if tools else {}), **adapter_params(model, self.adapters)}
-        return RowRequest(asked.prompts, given, custom_id, asked.standing)
+        return RowRequest(asked.prompts, given, custom_id, asked.standing, names=asked.names)
 
     def prepared(self, rows: Iterator[Row], *, wait: bool) -> Iterator[Row]:
         return rows

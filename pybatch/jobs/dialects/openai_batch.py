@@ -97,7 +97,7 @@ class OpenAIBatch:
             said = f"model: expected the model itself for {url}, got {body['model']!r}, an adapter"
             raise RequestError(said, "invalid_value", "model")
         params = {**asked.params, **(tools.params if tools else {}), **adapter}
-        return RowRequest(asked.prompts, params, custom_id, asked.standing, asked.pooling, asked.pairs)
+        return RowRequest(asked.prompts, params, custom_id, asked.standing, asked.pooling, asked.pairs, asked.names)
 
     def expect_model(self, model: Any) -> None:
         if model is None:

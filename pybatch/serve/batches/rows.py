@@ -7,18 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pybatch.api.lora_names import Modules
+from pybatch.api.async_llm import AsyncLLM
 from pybatch.api.outcomes import Failure
 from pybatch.api.protocols.sampling import merged
 from pybatch.engine import SamplingParams
+from pybatch.engine.pooling_params import Params
 from pybatch.jobs.check import Checked, check_rows
 from pybatch.jobs.checked_rows import CheckedRows, RowOptions
+from pybatch.jobs.dialect import RowRequest
 from pybatch.jobs.dialects.anthropic_batch import AnthropicBatch
 from pybatch.jobs.dialects.choose import OPENAI
 from pybatch.jobs.dialects.openai_batch import COMPLETIONS_URL, OpenAIBatch, spoils_batch
 from pybatch.jobs.rows import Row, Source
 from pybatch.jobs.sources import open_source
 from pybatch.serve.batches.mapping import Mapping, input_format
+from pybatch.serve.bounds import expect_bounded, expect_few
 from pybatch.serve.store import Batch
 
 SHOWN = 100  # errors that are kept of a batch that failed
@@ -45,19 +48,24 @@ def mapping_of(batch: Batch) -> Mapping | None:
     return None if batch.mapping is None else Mapping.from_body(batch.mapping)
 
 
-def read_rows(batch: Batch, path: Path, served: tuple[str, ...], lora_modules: Modules) -> CheckedRows:
-    """The rows of a batch that has been checked. served: the model's names. lora_modules: as EngineArgs'. Raises
-    OSError and ValueError."""
+def read_rows(batch: Batch, path: Path, served: tuple[str, ...], llm: AsyncLLM) -> CheckedRows:
+    """The rows of a batch that has been checked. served: the model's names. Raises OSError and ValueError."""
+    vocab_size = llm.engine.decoder.config.vocab_size
+
+    def expect_as_of_requests(asked: RowRequest, params: Params) -> None:
+        expect_few(asked, vocab_size)
+        expect_bounded(asked, params)
+
     mapping = mapping_of(batch)
     source = open_source(path, input_format(mapping, batch.filename))
     options = RowOptions(batch.format) if mapping is None else mapping.options(raw=batch.endpoint == COMPLETIONS_URL)
-    options = replace(options, lora_modules=lora_modules)
+    options = replace(options, lora_modules=vars(llm.engine.config).get("lora_modules"))
     dialect, source = options.dialect(source, batch.created_at)
     if isinstance(dialect, OpenAIBatch):
         dialect = replace(dialect, url=batch.endpoint, served=served)
     elif isinstance(dialect, AnthropicBatch):
         dialect = replace(dialect, served=served)
-    return CheckedRows(source, dialect, Checked(rows=batch.total), options)
+    return CheckedRows(source, dialect, Checked(rows=batch.total, bound=expect_as_of_requests), options)
 
 
 def params_of(batch: Batch) -> dict[str, Any]:
@@ -86,7 +94,7 @@ def check_batch(
     batch: Batch,
     path: Path,
     served: tuple[str, ...],
-    lora_modules: Modules,
+    llm: AsyncLLM,
     *,
     most: int,
     pace: Callable[[], object],
@@ -107,9 +115,9 @@ def check_batch(
             found.append(fault(failure.code, failure.message, number_of(row.place), failure.param))
 
     try:
-        rows = read_rows(batch, path, served, lora_modules)
+        rows = read_rows(batch, path, served, llm)
         params = merged(SamplingParams(max_tokens=None), params_of(batch))
-        checked = check_rows(PacedSource(rows.source, pace), rows.dialect, params, watch)
+        checked = check_rows(PacedSource(rows.source, pace), rows.dialect, params, watch, rows.checked.bound)
     except OSError as error:
         raise BatchFaultError([fault("invalid_file", f"{batch.filename}: {error.strerror}")]) from error
     except ValueError as error:

@@ -60,7 +60,7 @@ class BatchRun:
         where the engine does not, OtherJobError if it was begun with another model."""
         sampling, engine = params_of(self.batch), vars(self._llm.engine.config)
         with prepare(
-            read_rows(self.batch, self._batches.input(self.batch.id), self._served, engine.get("lora_modules")),
+            read_rows(self.batch, self._batches.input(self.batch.id), self._served, self._llm),
             Destination(str(self._output), str(self._errors)),
             model=engine["model"],
             engine=engine,

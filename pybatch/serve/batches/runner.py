@@ -205,7 +205,7 @@ class BatchRunner:
             batch,
             self._batches.input(batch.id),
             self._served,
-            vars(self._llm.engine.config).get("lora_modules"),
+            self._llm,
             most=self._most_rows,
             pace=self._pace,
         )

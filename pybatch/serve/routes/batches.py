@@ -20,6 +20,7 @@ from pybatch.jobs.dialects.choose import OPENAI, ROWS
 from pybatch.jobs.dialects.openai_batch import ENDPOINTS, POOLING_URLS
 from pybatch.serve.batches import Mapping
 from pybatch.serve.bodies import read
+from pybatch.serve.bounds import expect_short_lists
 from pybatch.serve.errors import NotFoundError
 from pybatch.serve.expiry import seconds_of
 from pybatch.serve.openapi import body_schema, documented, errors, object_with
@@ -58,6 +59,8 @@ async def create_batch(request: Request, service: Served) -> dict[str, Any]:
         raise RequestError(
             f"input_file_id: expected a file of purpose 'batch', got {file.purpose!r}", "invalid_value", "input_file_id"
         )
+    if asked.mapping is not None:  # whose lists every row would have
+        expect_short_lists(asked.mapping.get("params", {}), service.vocab_size, {})
     batch = replace(asked, filename=file.filename)
     await asyncio.to_thread(service.batches.add, batch, service.storage.files.path(file))
     return batch_object(batch)

@@ -22,6 +22,7 @@ from pybatch.api.protocols.token_requests import (
 )
 from pybatch.model.text.tokenizer import Tokenizer
 from pybatch.serve.bodies import read
+from pybatch.serve.bounds import expect_few_messages
 from pybatch.serve.openapi import body_schema, documented, object_with
 from pybatch.serve.service import Served, Service
 
@@ -37,6 +38,7 @@ TEXT = object_with(prompt=str)
 async def tokenize(request: Request, service: Served) -> Response:
     body, asked = await read(request, tokenize_request)
     expect_model(service, body)
+    expect_few_messages(asked)
 
     def made() -> Response:
         tokenizer = expect_tokenizer(service.tokenizer)
