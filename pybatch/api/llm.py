@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 from pybatch.api.beam_search import BeamSearchOutput, BeamSearchParams
+from pybatch.api.call import run_requests
 from pybatch.api.embedding import EmbeddingRequestOutput, ScoringRequestOutput, paired, with_prompt
 from pybatch.api.engine_args import EngineArgs
-from pybatch.api.inputs import (
-    Conversation,
-    Encoded,
-    Message,
-    Prompt,
-    as_conversations,
-    as_prompts,
-    chat_options,
-    fault_of,
-    size_of,
-)
-from pybatch.api.interrupts import deferred_interrupts
+from pybatch.api.inputs import Conversation, Message, Prompt, as_conversations, as_prompts, chat_options, size_of
 from pybatch.api.lora_names import Adapters, adapters_of, with_adapters
 from pybatch.api.model_handle import ModelHandle
 from pybatch.api.pairs import Pair
@@ -37,9 +26,7 @@ from pybatch.api.standings import ForEach, standings
 from pybatch.api.vllm_names import refuse
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.arguments import expect_known
-from pybatch.engine.errors import QueueFullError
 from pybatch.engine.pooling_params import Params, PoolingParams
-from pybatch.engine.standing import ORDINARY, Standing
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +42,9 @@ def generate(prompts: Prompt | Iterable[Prompt], model: str | Path, **arguments:
     arguments: those of LLM and of SamplingParams, by name; ``seed`` is LLM's, and without ``max_tokens`` an output may
     fill the context. For more than one call keep an LLM.
     """
-    of_llm = {*signature(LLM).parameters, *EngineArgs.VLLM_ONLY} - {"model"}
-    of_sampling = {field.name for field in fields(SamplingParams)}
-    expect_known("generate", arguments, of_llm | of_sampling)
-    of_params = {name: value for name, value in arguments.items() if name not in of_llm}
+    of_llm, of_params = split_arguments("generate", arguments, loaded=False)
     SamplingParams(**{"max_tokens": None, **of_params})  # errors show before the model loads
-    llm = LLM(model, **{name: value for name, value in arguments.items() if name in of_llm})
+    llm = LLM(model, **of_llm)
     params = replace(llm.get_default_sampling_params(), **of_params)
     return llm.generate(prompts, params)
 
@@ -268,7 +252,8 @@ class LLM(ModelHandle):
         priority, user, ttft_target, tpot_target: as generate's, for all prompts.
         """
         standing = {"priority": priority, "user": user, "ttft_target": ttft_target, "tpot_target": tpot_target}
-        return self._run(self._pair(as_prompts(prompts), sampling_params), itertools.repeat(standing), partial)
+        requests = self._pair(as_prompts(prompts), sampling_params)
+        return run_requests(self.session, requests, itertools.repeat(standing), partial=partial)
 
     def _collect(
         self,
@@ -284,7 +269,7 @@ class LLM(ModelHandle):
         progress = BatchProgress(self.engine.metrics, len(prompts), sum(sizes), most, samples)
         title = "Embedding" if isinstance(one, PoolingParams) else "Generating"
         with ProgressReporter(title, progress, lines=False) if show_progress else nullcontext():
-            for output in self._run(self._pair(prompts, params), iter(standing), partial=False):
+            for output in run_requests(self.session, self._pair(prompts, params), iter(standing)):
                 index = int(output.request_id)
                 outputs[index] = output
                 progress.finish(sizes[index], len(output.prompt_token_ids), failed=output.error is not None)
@@ -314,56 +299,6 @@ class LLM(ModelHandle):
                 f"sampling_params: expected one, or one for each of {len(prompts)} prompts, got {len(params)}"
             )
         return zip(prompts, params, strict=True)
-
-    def _run(
-        self, requests: Iterator[tuple[Prompt, Params]], standing: Iterator[dict[str, Any]], partial: bool
-    ) -> Generator[RequestOutput, None, None]:
-        """Draws requests while the engine has room for them, and yields its outputs."""
-        numbered = enumerate(requests)
-        in_flight = self.session.capacity
-        inbox: deque[RequestOutput] = deque()
-        ready: deque[tuple[int, Encoded, Params, Standing]] = deque()
-        pending: dict[str, int] = {}  # the engine's request id -> the place among the requests
-        try:
-            while True:
-                drawn = list(itertools.islice(numbered, in_flight - len(pending) - len(ready)))
-                if drawn:
-                    encoded = self.session.encode([request for _, request in drawn])
-                    for (index, (_, params)), prompt in zip(drawn, encoded, strict=True):
-                        place = ORDINARY
-                        with fault_of(prompt):
-                            place = Standing(**next(standing))
-                        ready.append((index, prompt, params, place))
-                with deferred_interrupts(), suppress(QueueFullError):  # other calls' requests are in their places
-                    while ready:
-                        index, prompt, params, place = ready[0]
-                        request_id = self.session.add(prompt, params, inbox.append, partial=partial, standing=place)
-                        pending[request_id] = index
-                        ready.popleft()
-                if not (pending or ready):
-                    return
-                fault: BaseException | None = None
-                try:
-                    with deferred_interrupts() as interrupts:
-                        while not (inbox or interrupts):
-                            self.session.step(unless=inbox)
-                            if ready:
-                                break
-                except BaseException as error:  # raised below, after the outputs that came before it
-                    fault = error
-                while inbox:
-                    output = inbox.popleft()
-                    if fault is not None and output.error is not None:  # of those that the step has discarded
-                        continue
-                    index = pending.pop(output.request_id) if output.finished else pending[output.request_id]
-                    output.request_id = str(index)
-                    yield output
-                if fault is not None:
-                    raise fault
-        finally:
-            with deferred_interrupts():
-                for request_id in pending:
-                    self.session.abort(request_id)
 
 
 def _embedding(params: Pooling, truncate: int | None) -> Pooling:
