@@ -14,15 +14,15 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.prompt_queue import PromptQueue
-from pybatch.api.session import Session, empty_output
-from pybatch.engine import RequestOutput, RequestOutputKind
+from pybatch.api.session import Session
+from pybatch.api.submission import Outbox, Submission
+from pybatch.engine import RequestOutput
 from pybatch.engine.metrics import RequestMetrics
 from pybatch.engine.pooling_params import Params
-from pybatch.engine.scheduling.fair_queue import PATIENCE
 from pybatch.engine.standing import ORDINARY, Standing
 
 logger = logging.getLogger(__name__)
@@ -33,71 +33,6 @@ TOKENIZE_AT_ONCE = 16  # prompts
 TOKENIZE_CHARACTERS = 1 << 16  # after which no further prompt joins those that are tokenised at once
 INTAKE_SECONDS = 0.002  # the most that new requests may take between two steps of the running ones
 YIELD_EVERY, YIELD_SECONDS = 0.001, 0.0001  # how often a busy submitter lets the engine's thread have the GIL
-
-
-class Outbox(Protocol):
-    """Where a request's outputs go."""
-
-    def put(self, item: RequestOutput | Exception) -> bool:
-        """Called on the engine's thread, so it may not wait. An exception is the last item. Returns False if nobody can
-        get the item any more: the request is aborted then."""
-
-
-class Submission:
-    """A request on its way: from the prompt's arrival to its last output. prompt: until it is tokenised. index: as
-    Session.add's."""
-
-    __slots__ = (
-        "arrival_time",
-        "cancelled",
-        "engine_id",
-        "index",
-        "newest",
-        "outbox",
-        "params",
-        "prompt",
-        "queued",
-        "request_id",
-        "size",
-        "standing",
-    )
-
-    def __init__(
-        self,
-        params: Params,
-        request_id: str,
-        outbox: Outbox,
-        standing: Standing,
-        *,
-        prompt: Prompt | None = None,
-        index: int | None = None,
-    ) -> None:
-        self.prompt = prompt
-        self.size = 1 + (len(prompt) if isinstance(prompt, str) else 0)  # of the work to tokenise it
-        self.queued = 0
-        self.params, self.request_id, self.outbox = params, request_id, outbox
-        self.standing, self.index = standing, index
-        self.arrival_time = time.perf_counter()
-        self.cancelled = False
-        self.engine_id: str | None = None
-        self.newest: RequestOutput | None = None
-
-    @property
-    def priority(self) -> int:
-        return self.standing.priority
-
-    @property
-    def user(self) -> str | None:
-        return self.standing.user
-
-    @property
-    def urgent(self) -> bool:
-        return self.standing.ttft_target is not None
-
-    @property
-    def deadline(self) -> float:
-        target = self.standing.ttft_target
-        return self.arrival_time + (PATIENCE if target is None else target)
 
 
 class EngineThread:
@@ -401,19 +336,7 @@ class EngineThread:
             self.session.abort(submission.engine_id)
         self._prompts.leave(submission)
         if tell:
-            submission.outbox.put(aborted(submission))
-
-
-def aborted(submission: Submission) -> RequestOutput:
-    """The last output of an aborted request: everything so far, or an empty delta."""
-    newest = submission.newest
-    if newest is None:
-        return empty_output(submission.request_id, "abort")
-    nothing: dict[str, Any] = {}
-    if getattr(submission.params, "output_kind", None) is RequestOutputKind.DELTA:
-        nothing = {"text": "", "token_ids": [], "logprobs": None}
-    outputs = [replace(each, finish_reason=each.finish_reason or "abort", **nothing) for each in newest.outputs]
-    return replace(newest, outputs=outputs, finished=True)
+            submission.outbox.put(submission.aborted())
 
 
 def _nothing() -> None:

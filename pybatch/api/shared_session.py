@@ -8,11 +8,12 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from pybatch.api.engine_thread import TOKENIZE_AT_ONCE, EngineThread, Submission
+from pybatch.api.engine_thread import TOKENIZE_AT_ONCE, EngineThread
 from pybatch.api.inputs import Encoded, Prompt
 from pybatch.api.scoring import Scorer
 from pybatch.api.session import Receiver
 from pybatch.api.settings import EngineSettings
+from pybatch.api.submission import Submission
 from pybatch.engine import RequestOutput, SamplingParams
 from pybatch.engine.config import EngineConfig
 from pybatch.engine.metrics import EngineMetrics

@@ -27,8 +27,8 @@ from pybatch import (
     RequestOutputKind,
     SamplingParams,
 )
-from pybatch.api.engine_thread import Submission
 from pybatch.api.inputs import Conversation
+from pybatch.api.submission import Submission
 from pybatch.engine.execution.model_runner import ModelRunner
 
 Result = TypeVar("Result")
