@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pybatch.api.inputs import expect_tokenizer
 from pybatch.api.interrupts import deferred_interrupts
 from pybatch.api.llm import LLM, given_to, split_arguments
-from pybatch.api.progress import ProgressReporter
+from pybatch.api.progress_reporter import ProgressReporter
 from pybatch.jobs.checked_rows import RowOptions, check_input
 from pybatch.jobs.files import created, expect_all_apart
 from pybatch.jobs.job import Job

@@ -20,7 +20,8 @@ from pybatch.api.lora_names import Adapters, adapters_of, with_adapters
 from pybatch.api.model_handle import ModelHandle
 from pybatch.api.pairs import Pair
 from pybatch.api.pinned_prefix import PinnedPrefix, pin_prefix
-from pybatch.api.progress import BatchProgress, ProgressReporter
+from pybatch.api.progress import BatchProgress
+from pybatch.api.progress_reporter import ProgressReporter
 from pybatch.api.scoring import scores
 from pybatch.api.standings import ForEach, standings
 from pybatch.api.vllm_names import refuse

@@ -110,7 +110,7 @@ def answer(
 ) -> None:
     """traced: what is to be entered with the job while its rows run. last: nothing comes behind the job, whose failed
     rows then are the command's exit code."""
-    from pybatch.api.progress import ProgressReporter
+    from pybatch.api.progress_reporter import ProgressReporter
     from pybatch.jobs.report.report import JobReport
     from pybatch.jobs.report.summary import summary_table
     from pybatch.jobs.row_runner import RowRunner

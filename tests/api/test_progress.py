@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from pybatch.api.progress import TOKENS_PER_BYTE, BatchProgress, ProgressReporter, clock
+from pybatch.api.progress import TOKENS_PER_BYTE, BatchProgress, clock
+from pybatch.api.progress_reporter import ProgressReporter
 from pybatch.engine.metrics import EngineMetrics, RequestMetrics
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pybatch.api.inputs import expect_tokenizer
 from pybatch.api.llm import LLM, given_to
-from pybatch.api.progress import ProgressReporter
+from pybatch.api.progress_reporter import ProgressReporter
 from pybatch.api.session import Session
 from pybatch.engine import SamplingParams
 from pybatch.jobs.check import check_rows
