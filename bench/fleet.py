@@ -26,7 +26,8 @@ from pybatch.machine.ray_cluster import OBJECT_STORE
 from pybatch.model.unweighted import read_config, stored_dtype
 from pybatch.tune.fleet import Fleet, OneMachine, plan_fleet
 from pybatch.tune.machines import ThisMachine
-from pybatch.tune.plan import Targets, plan
+from pybatch.tune.options import Targets
+from pybatch.tune.plan import plan
 from pybatch.tune.simulator import Work
 from pybatch.tune.workload import Workload
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from pybatch.tune.cost import Prices
     from pybatch.tune.fleet import FleetPlan, FleetRun
-    from pybatch.tune.plan import Machine, Option, Plan
+    from pybatch.tune.options import Option
+    from pybatch.tune.plan import Plan
+    from pybatch.tune.search import Machine
     from pybatch.tune.workload import Workload
 
 where = partial(option, "Machine")
@@ -87,7 +89,8 @@ def plan(
         from pybatch.jobs.report.report import write_json
         from pybatch.model.unweighted import read_config
         from pybatch.tune.fleet import Fleet
-        from pybatch.tune.plan import Targets, plan
+        from pybatch.tune.options import Targets
+        from pybatch.tune.plan import plan
 
         if json_file is not None:
             expect_place(json_file)

@@ -21,7 +21,8 @@ from pybatch.tune import machines
 from pybatch.tune.chips import CHIPS, find_chip, measured_shares
 from pybatch.tune.cost import Prices
 from pybatch.tune.machines import OnChip, ThisMachine, cut
-from pybatch.tune.plan import Option, Targets, plan
+from pybatch.tune.options import Option, Targets
+from pybatch.tune.plan import plan
 from pybatch.tune.roofline import Roofline, products
 from pybatch.tune.simulator import Simulator
 from pybatch.tune.step_times import StepShape, StepTimes
