@@ -33,10 +33,11 @@ from pybatch.model.config import (
 from pybatch.model.decoder import Decoder, Layer
 from pybatch.model.layers import Norm, NormedLinear, NormOfAllHeads, ResidualLinear
 from pybatch.model.offload import HostLayers
+from pybatch.model.role_tensors import Grouped
 from pybatch.model.rope import NO_ROPE, rotary_table
 from pybatch.model.rows import Heads
 from pybatch.model.stage import StageDecoder
-from pybatch.model.weights import Grouped, WeightLoader
+from pybatch.model.weights import WeightLoader
 
 
 def build_decoder(

@@ -31,11 +31,12 @@ from pybatch.model.fields import short
 from pybatch.model.lora.slots import AdapterSlots
 from pybatch.model.offload import HostLayers, choose_layers, device_bytes
 from pybatch.model.pooling import PoolingConfig
+from pybatch.model.role_tensors import Checkpoint
 from pybatch.model.rope import rotary_table
 from pybatch.model.shards import ShardLoader, ShardPlan, of_rank
 from pybatch.model.stage import of_stage
 from pybatch.model.text.tokenizer import Tokenizer
-from pybatch.model.weights import QUANTIZATIONS, Checkpoint, WeightLoader, WeightPlan
+from pybatch.model.weights import QUANTIZATIONS, WeightLoader, WeightPlan
 from pybatch.model.weights_cache import WeightsCache
 
 logger = logging.getLogger(__name__)

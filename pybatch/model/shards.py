@@ -27,9 +27,10 @@ from pybatch.model.config import (
 )
 from pybatch.model.errors import ModelError
 from pybatch.model.layers import DenseLinear, GGUFLinear, NormOfAllHeads, Packed, ScaledLinear
+from pybatch.model.role_tensors import Grouped
 from pybatch.model.rows import Heads, Rows, Stacked, sliced
 from pybatch.model.sharded import ShardedHead, ShardedLinear, ShardedNorm
-from pybatch.model.weights import Columns, Grouped, WeightLoader, WeightPlan
+from pybatch.model.weights import Columns, WeightLoader, WeightPlan
 
 KEYS = ("k", "v", "k_norm")  # roles of what may be held by several ranks
 OF_ALL = ("q_a", "kv_a", "token_gate", "token_out")  # likewise of what each has: latents, and inputs of tokens' own

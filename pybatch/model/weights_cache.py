@@ -18,9 +18,9 @@ import pybatch
 from pybatch import ops
 from pybatch.machine.own_files import BadFileError, is_abandoned
 from pybatch.model.decoder import Decoder
+from pybatch.model.role_tensors import Checkpoint
 from pybatch.model.rope import RopeConfig
 from pybatch.model.tensors import changed, tensors_of
-from pybatch.model.weights import Checkpoint
 from pybatch.model.weights_file import map_tensors, write_tensors
 
 logger = logging.getLogger(__name__)

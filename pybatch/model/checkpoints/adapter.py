@@ -18,8 +18,8 @@ from pybatch.model.config import ModelConfig
 from pybatch.model.errors import ModelError
 from pybatch.model.families import FAMILIES
 from pybatch.model.fields import Fields, short
+from pybatch.model.role_tensors import Checkpoint
 from pybatch.model.rows import BlockRows, Rows, ScaledRows
-from pybatch.model.weights import Checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TENSOR = re.compile(

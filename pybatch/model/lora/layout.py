@@ -19,11 +19,12 @@ from pybatch.model.build import build_decoder
 from pybatch.model.config import MoEConfig
 from pybatch.model.decoder import Decoder
 from pybatch.model.layers import DenseLinear, GGUFLinear, Linear, NormedLinear, Packed, ScaledLinear, SideBySide
+from pybatch.model.role_tensors import Checkpoint, Grouped
 from pybatch.model.rows import Heads, Rows, sliced
 from pybatch.model.sharded import ShardedHead
 from pybatch.model.shards import Shards
 from pybatch.model.tensors import changed
-from pybatch.model.weights import Checkpoint, Grouped, WeightLoader
+from pybatch.model.weights import WeightLoader
 
 Projection = DenseLinear | ScaledLinear | GGUFLinear | SideBySide
 

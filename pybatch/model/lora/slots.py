@@ -17,8 +17,8 @@ from pybatch.model.families import FAMILIES
 from pybatch.model.layers import NormedLinear
 from pybatch.model.lora.layout import Layout, Projection, layouts, projections
 from pybatch.model.lora_linear import LoraLinear
+from pybatch.model.role_tensors import Checkpoint
 from pybatch.model.tensors import changed
-from pybatch.model.weights import Checkpoint
 from pybatch.ops import Lora
 
 
