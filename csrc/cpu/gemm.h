@@ -17,7 +17,7 @@
 //   kStepBytes      bytes of one row's activations of a step
 //   activation(p), weight(group, step), multiply_add(x, w, sum)
 // and perhaps, for tiles of one panel,
-//   kTurns, multiply_add(X*, w, Sum*)   the same for so many rows at once
+//   kTurns, multiply_add<rows>(X*, w, Sum*)   the same for up to kTurns rows at once
 // or, where a tile is no matter of vectors, `multiply_tile<rows, panels>(arguments)` in place of the last line and X,
 // W.
 #pragma once
@@ -166,6 +166,10 @@ struct TileArguments {
 
 using TileFunction = void (*)(const TileArguments&);
 
+// Whether tiles may be fetched for near at hand. Where not, none of it is compiled: that would take registers.
+template <class Op>
+constexpr bool kMayBeNear = Op::Tile::kMaxPanels > 1 && Op::kGroupBytes <= kNear / 8;
+
 // Prefetches as the arguments say.
 template <class Op, int kPanels>
 class WeightFetch {
@@ -174,21 +178,26 @@ class WeightFetch {
 
   // Beside a group of weights; left: groups to come, with this one.
   PYBATCH_INLINE void next(const char* weight, int64_t left) {
-    if (left == t.turn) ahead += t.jump;
+    if (kMayBeNear<Op> && left == t.turn) ahead += t.jump;
     if (until-- != 0) return;
     until = t.fetch_every - 1;
-#pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) {
-      const char* line = weight + p * t.panel_stride + ahead;
-      if (t.near) {
-        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(line + b, 0, 3);
-      } else {
-        for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(line + b, 0, 2);
-      }
+    if (kMayBeNear<Op> && t.near) {
+      fetch<3>(weight);
+    } else {
+      fetch<2>(weight);
     }
   }
 
  private:
+  template <int kLocality>
+  PYBATCH_INLINE void fetch(const char* weight) const {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+      const char* line = weight + p * t.panel_stride + ahead;
+      for (int b = 0; b < Op::kGroupBytes; b += 64) __builtin_prefetch(line + b, 0, kLocality);
+    }
+  }
+
   const TileArguments& t;
   int64_t ahead, until;
 };
@@ -215,29 +224,36 @@ void multiply_tile(const TileArguments& t) {
     typename Op::W w[kPanels];
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) w[p] = Op::weight(weight + p * t.panel_stride, s);
-    int taken = 0;
+    auto activation = [&](int r) PYBATCH_INLINE_LAMBDA {
+      return Op::activation(x[r / 4] + r % 4 * t.x_stride + s * Op::kStepBytes);
+    };
     if constexpr (kPanels == 1 && requires { Op::kTurns; }) {
+      auto multiply_add = [&](auto rows, int first) PYBATCH_INLINE_LAMBDA {
+        typename Op::X a[rows()];
+        for (int i = 0; i < rows(); ++i) a[i] = activation(first + i);
+        Op::template multiply_add<rows()>(a, w[0], &sum[first][0]);
+      };
+      constexpr int kTurns = Op::kTurns, kLast = kRows % kTurns;
 #pragma GCC unroll 4
-      for (; taken + Op::kTurns <= kRows; taken += Op::kTurns) {
-        typename Op::X a[Op::kTurns];
-        for (int i = 0; i < Op::kTurns; ++i) {
-          a[i] = Op::activation(x[(taken + i) / 4] + (taken + i) % 4 * t.x_stride + s * Op::kStepBytes);
-        }
-        Op::multiply_add(a, w[0], &sum[taken][0]);
-      }
-    }
+      for (int r = 0; r + kTurns <= kRows; r += kTurns) multiply_add(std::integral_constant<int, kTurns>(), r);
+      if constexpr (kLast != 0) multiply_add(std::integral_constant<int, kLast>(), kRows - kLast);
+    } else {
 #pragma GCC unroll 16
-    for (int r = taken; r < kRows; ++r) {
-      typename Op::X a = Op::activation(x[r / 4] + r % 4 * t.x_stride + s * Op::kStepBytes);
+      for (int r = 0; r < kRows; ++r) {
+        typename Op::X a = activation(r);
 #pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) sum[r][p] = Op::multiply_add(a, w[p], sum[r][p]);
+        for (int p = 0; p < kPanels; ++p) sum[r][p] = Op::multiply_add(a, w[p], sum[r][p]);
+      }
     }
   };
   for (int64_t group = t.steps / Op::kSteps; group > 0; --group) {
 #pragma GCC unroll 4
     for (int s = 0; s < Op::kSteps; ++s) step(s);
     fetch.next(weight, group);
-    for (int i = 0; i < kBases; ++i) x[i] += Op::kSteps * Op::kStepBytes;
+    for (int i = 0; i < kBases; ++i) {
+      x[i] += Op::kSteps * Op::kStepBytes;
+      if constexpr (requires { Op::kTurns; }) asm("" : "+r"(x[i]));  // nor from keeping an address for each row
+    }
     weight += Op::kGroupBytes;
   }
   for (int s = 0; s < t.steps % Op::kSteps; ++s) step(s);
@@ -327,7 +343,7 @@ void multiply_block(const Gemm& g, int64_t row, int64_t rows, int64_t panel, int
     t.resume = k > 0;
     t.ahead = !last ? block / Op::kSteps * Op::kGroupBytes : more ? panels * g.panel_stride - done : 0;
     t.fetch_every = tiles;
-    t.near = tiles == 1 && Op::Tile::kMaxPanels > 1 && Op::kGroupBytes <= kNear / 8;
+    t.near = kMayBeNear<Op> && tiles == 1;
     t.turn = t.jump = 0;
     if (t.near) {
       const int64_t at_once = min(panels, min(Op::Tile::kMaxSums / rows, Op::Tile::kMaxPanels));

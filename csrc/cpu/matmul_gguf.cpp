@@ -65,36 +65,47 @@ struct BlockOp {
     return dot16<Type::kMaxCode>(w.codes + 4 * half, x->q + 16 * half, start(x, half));
   }
   static PYBATCH_INLINE Sum multiply_add(X x, const W& w, Sum sum) {
-    return add(x, w, dot(x, w, 0), dot(x, w, 1), sum);
+    const I32x16 dots[2] = {dot(x, w, 0), dot(x, w, 1)};
+    return add_halves(x, w, dots, sum);
   }
 #if defined(PYBATCH_ANY_AVX512)
-  // Of kTurns rows, whose dot products take turns: one after another, each would wait for its own last product.
-  static constexpr int kTurns = 4;
+  // Of up to kTurns rows, whose dot products take turns: one after another, each would wait for its own last product.
+  // Those of more than four rows are as many as are needed for that, without halves of their own.
+  static constexpr int kTurns = Type::kScales == 1 ? 8 : 4;
+  template <int kRows>
   static PYBATCH_INLINE void multiply_add(const X* x, const W& w, Sum* sum) {
-    I32x16 dots[kTurns][2];
-#pragma GCC unroll 4
-    for (int r = 0; r < kTurns; ++r) dots[r][0] = start(x[r], 0), dots[r][1] = start(x[r], 1);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
+    constexpr int kDots = kRows > 4 ? 1 : 2, kWords = 8 / kDots;
+    I32x16 dots[kRows][kDots];
 #pragma GCC unroll 8
-      for (int dot = 0; dot < 2 * kTurns; ++dot) {
-        const int r = dot / 2, half = dot % 2;
-        const __m512i four = _mm512_set1_epi32(load_int(x[r]->q + 16 * half + 4 * i));
-        dots[r][half].v = _mm512_dpbusd_epi32(dots[r][half].v, w.codes[4 * half + i].v, four);
+    for (int i = 0; i < kRows * kDots; ++i) dots[i / kDots][i % kDots] = start(x[i / kDots], i % kDots);
+#pragma GCC unroll 8
+    for (int word = 0; word < kWords; ++word) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows * kDots; ++i) {
+        const int r = i / kDots, at = i % kDots * kWords + word;
+        dots[r][i % kDots] = add_dot(dots[r][i % kDots], w.codes[at], x[r]->q + 4 * at);
       }
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < kTurns; ++r) sum[r] = add(x[r], w, dots[r][0], dots[r][1], sum[r]);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kDots == 2) {
+        sum[r] = add_halves(x[r], w, dots[r], sum[r]);
+      } else {
+        sum[r] = add(x[r], w, dots[r], sum[r]);
+      }
+    }
   }
 #endif
-  static PYBATCH_INLINE Sum add(X x, const W& w, I32x16 first, I32x16 second, Sum sum) {
-    F32x16 scale = broadcast(x->scale);
-    if constexpr (Type::kScales == 1) {
-      sum = fma(to_float(first + second), w.scale[0] * scale, sum);
-    } else {
-      sum = fma(to_float(first), w.scale[0] * scale, sum);
-      sum = fma(to_float(second), w.scale[1] * scale, sum);
-    }
+  static PYBATCH_INLINE Sum add_halves(X x, const W& w, const I32x16 (&dots)[2], Sum sum) {
+    if constexpr (Type::kScales == 2) return add(x, w, dots, sum);
+    const I32x16 dot = dots[0] + dots[1];
+    return add(x, w, &dot, sum);
+  }
+  // dots: a scale each.
+  static PYBATCH_INLINE Sum add(X x, const W& w, const I32x16* dots, Sum sum) {
+    const F32x16 scale = broadcast(x->scale);
+#pragma GCC unroll 2
+    for (int i = 0; i < Type::kScales; ++i) sum = fma(to_float(dots[i]), w.scale[i] * scale, sum);
 #pragma GCC unroll 2
     for (int i = 0; i < Type::kMins; ++i) sum = fma(w.min[i], broadcast(x->scaled_sum[i]), sum);
     return sum;
