@@ -19,6 +19,7 @@
 #include "torch_ops/layers.h"
 #include "torch_ops/linear_attention.h"
 #include "torch_ops/lora.h"
+#include "torch_ops/matmul.h"
 #include "torch_ops/sampling.h"
 
 namespace pybatch {
@@ -26,6 +27,7 @@ namespace pybatch {
 template <class Backend>
 void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Layers = LayerOps<Backend>;
+  using Matmuls = MatmulOps<Backend>;
   using Kv = KvOps<Backend>;
   using Pruning = KvPruningOps<Backend>;
   using Linear = LinearAttentionOps<Backend>;
@@ -43,16 +45,16 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("sigmoid_mul", TORCH_BOX(&Layers::template gate<&Backend::sigmoid_mul>));
   m.impl("gelu_tanh_gate", TORCH_BOX(&Layers::template gate<&Backend::gelu_tanh_gate>));
   m.impl("embedding", TORCH_BOX(&Layers::embedding));
-  m.impl("matmul_dense", TORCH_BOX(&Layers::matmul_dense));
-  m.impl("matmul_w8a16", TORCH_BOX(&Layers::template matmul_bytes<&Backend::matmul_w8a16>));
-  m.impl("matmul_w8a8", TORCH_BOX(&Layers::template matmul_bytes<&Backend::matmul_w8a8>));
-  m.impl("matmul_gguf", TORCH_BOX(&Layers::matmul_gguf));
-  m.impl("experts_dense", TORCH_BOX(&Layers::experts_dense));
-  m.impl("experts_w8a16", TORCH_BOX(&Layers::template experts_bytes<&Backend::matmul_w8a16>));
-  m.impl("experts_w8a8", TORCH_BOX(&Layers::template experts_bytes<&Backend::matmul_w8a8>));
-  m.impl("experts_gguf", TORCH_BOX(&Layers::experts_gguf));
+  m.impl("matmul_dense", TORCH_BOX(&Matmuls::matmul_dense));
+  m.impl("matmul_w8a16", TORCH_BOX(&Matmuls::template matmul_bytes<&Backend::matmul_w8a16>));
+  m.impl("matmul_w8a8", TORCH_BOX(&Matmuls::template matmul_bytes<&Backend::matmul_w8a8>));
+  m.impl("matmul_gguf", TORCH_BOX(&Matmuls::matmul_gguf));
+  m.impl("experts_dense", TORCH_BOX(&Matmuls::experts_dense));
+  m.impl("experts_w8a16", TORCH_BOX(&Matmuls::template experts_bytes<&Backend::matmul_w8a16>));
+  m.impl("experts_w8a8", TORCH_BOX(&Matmuls::template experts_bytes<&Backend::matmul_w8a8>));
+  m.impl("experts_gguf", TORCH_BOX(&Matmuls::experts_gguf));
   m.impl("add_lora", TORCH_BOX(&LoraOps<Backend>::add_lora));
-  m.impl("route_experts", TORCH_BOX(&Layers::route_experts));
+  m.impl("route_experts", TORCH_BOX(&Matmuls::route_experts));
   m.impl("rope_kv_write", TORCH_BOX(&Kv::rope_kv_write));
   m.impl("copy_blocks", TORCH_BOX(&Kv::copy_blocks));
   m.impl("swap_blocks", TORCH_BOX(&Kv::swap_blocks));
