@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "cpu/gemm.h"
+#include "cpu/gemm_microkernel.h"
 #include "cpu/vec_int.h"
 
 #if defined(PYBATCH_ISA_AVX2)

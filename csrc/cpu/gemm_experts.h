@@ -4,7 +4,7 @@
 // every thread in the weights that they need.
 #pragma once
 
-#include "cpu/gemm.h"
+#include "cpu/gemm_rows.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {

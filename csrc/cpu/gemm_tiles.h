@@ -1,10 +1,10 @@
-// Matrix multiplies by AMX's tiles: an Op of gemm.h whose rows are sixteen rows of activations, with weights as they
-// are packed. A step is still a group of four bytes of a column, but only blocks of sixteen are multiplied. The last
-// may be short of weights, which are taken as zeros.
+// Matrix multiplies by AMX's tiles: an Op (gemm_microkernel.h) whose rows are sixteen rows of activations, with weights
+// as they are packed. A step is still a group of four bytes of a column, but only blocks of sixteen are multiplied. The
+// last may be short of weights, which are taken as zeros.
 #pragma once
 
 #include "cpu/amx.h"
-#include "cpu/gemm.h"
+#include "cpu/gemm_microkernel.h"
 
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 
