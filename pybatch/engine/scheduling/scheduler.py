@@ -132,6 +132,7 @@ class Scheduler:
         chunks = self.running.decodes + self.step.chunks
         if self._states is not None:
             for chunk in chunks:
+                self.running.at = chunk.sequence
                 self._states.prepare(chunk.sequence)
         return chunks
 

@@ -120,3 +120,15 @@ def test_a_chunk_is_cut_only_where_a_state_is_kept(prefix_caching: bool) -> None
     simulation = with_states(prefix_caching=prefix_caching)
     answered(simulation, [1] * 30)
     assert [batch[0][1] for batch in simulation.batches] == ([28, 2] if prefix_caching else [30])
+
+
+def test_a_fault_at_a_slot_is_the_one_sequences_who_was_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = with_states()
+    first, second = simulation.add([1] * 3, max_tokens=2), simulation.add([2] * 3, max_tokens=2)
+    assert simulation.states is not None
+    slots = iter([7])
+    monkeypatch.setattr(simulation.states.pool, "allocate", lambda: next(slots))
+    with pytest.raises(StopIteration):
+        simulation.step()
+    assert first.sequences[0].next_state == 7
+    assert simulation.scheduler.running.at is second.sequences[0]
