@@ -10,6 +10,7 @@ from pybatch.engine.arguments import list_fields, suggest_names
 from pybatch.serve.limits import Limits
 
 MIB = 1 << 20
+MOST_BATCHES = 64  # at a time, each on a thread of its own
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -31,7 +32,7 @@ class ServerSettings:
         "in the user's folder for state (~/.local/state/pybatch).",
     ] = None
     max_batch_requests: Annotated[int, "Requests of a batch."] = 50_000
-    max_running_batches: Annotated[int, "Batches that run at the same time; others wait."] = 2
+    max_running_batches: Annotated[int, f"Batches that run at the same time, at most {MOST_BATCHES}; others wait."] = 2
     api_key: Annotated[
         list[str] | None,
         "A key that requests must have; may be repeated. The machine's other users can see it: prefer a file, or the "
@@ -84,6 +85,8 @@ class ServerSettings:
         for name in ("max_body_size", "max_file_size", "max_batch_requests", "max_running_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.max_running_batches > MOST_BATCHES:
+            raise ValueError(f"max_running_batches: expected at most {MOST_BATCHES}, got {self.max_running_batches}")
         if self.request_timeout is not None and not self.request_timeout > 0:
             raise ValueError(f"request_timeout: expected more than 0 seconds, got {self.request_timeout}")
         if not self.shutdown_timeout >= 0:

@@ -30,6 +30,7 @@ HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
         (["--data-dir", __file__], f"data_dir: expected a folder to write to, got {__file__}: File exists"),
         (["--profile", __file__], f"profile: expected a folder to write to, got {__file__}: File exists"),
         (["--user-weights", '{"a": 0}'], "user_weights: expected a dict of users and numbers above 0"),
+        (["--max-running-batches", "2147483648"], "max_running_batches: expected at most 64, got 2147483648"),
         (["--requests-per-minute", "0"], "requests_per_minute: expected an integer of at least 1, got 0"),
     ],
 )
