@@ -23,6 +23,7 @@ from pybatch.machine.device import find_device
 from pybatch.machine.folders import make_folder, of_home
 from pybatch.machine.memory_nodes import interleave_memory
 from pybatch.machine.threads import bind_threads, set_threads
+from pybatch.model.checkpoints.find import of_argument
 from pybatch.model.decoder import Decoder
 from pybatch.model.loader import load_model
 from pybatch.model.offload import check_offload
@@ -99,7 +100,10 @@ def load_session(arguments: EngineArgs) -> Session:
     session.tuned = choice
     session.unpacked = loaded.unpacked
     for request in named_adapters(arguments.lora_modules).values():
-        engine.adapters.find(request)  # raises for what cannot be had
+        try:
+            engine.adapters.find(request)
+        except ValueError as error:
+            raise ValueError(f"lora_modules: {str(error).removeprefix('lora_request: ')}") from error
     return session
 
 
@@ -126,14 +130,15 @@ def _draft_decoder(arguments: EngineArgs) -> Decoder | None:
     if speculation is None or speculation.model is None:
         return None
     same = arguments.quantization if arguments.quantization in INT8_MATMULS else None
-    return load_model(
-        speculation.model,
-        dtype=arguments.dtype,
-        quantization=speculation.quantization or same,
-        device=arguments.device,
-        skip_tokenizer=True,
-        weights_cache_dir=arguments.weights_cache_dir,
-    ).decoder
+    with of_argument("speculative_config: model"):
+        return load_model(
+            speculation.model,
+            dtype=arguments.dtype,
+            quantization=speculation.quantization or same,
+            device=arguments.device,
+            skip_tokenizer=True,
+            weights_cache_dir=arguments.weights_cache_dir,
+        ).decoder
 
 
 def read_prefixes(path: Path) -> Iterator[tuple[str, Prefix]]:

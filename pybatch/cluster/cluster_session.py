@@ -20,7 +20,7 @@ from pybatch.engine.pooling_params import Params
 from pybatch.engine.standing import ORDINARY, Standing
 from pybatch.jobs.fingerprint import model_fingerprint
 from pybatch.machine.ray_cluster import connected
-from pybatch.model.checkpoints.find import find_model
+from pybatch.model.checkpoints.find import find_model, find_tokenizer
 from pybatch.model.loader import load_tokenizer
 from pybatch.model.text.tokenizer import Tokenizer
 
@@ -96,7 +96,8 @@ def cluster_session(address: str, arguments: Mapping[str, Any]) -> Iterator[Clus
     fingerprint = model_fingerprint(find_model(arguments["model"]))
     tokenizer = None
     if not arguments.get("skip_tokenizer_init"):
-        tokenizer = load_tokenizer(find_model(arguments.get("tokenizer") or arguments["model"]))
+        given = arguments.get("tokenizer")
+        tokenizer = load_tokenizer(find_tokenizer(given) if given else find_model(arguments["model"]))
     of_workers = {**arguments, "max_queued": None}  # the pool bounds what they have
     with connected(address), closing(WorkerPool(of_workers, fingerprint)) as pool:
         start, told = time.monotonic(), False

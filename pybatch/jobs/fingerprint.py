@@ -52,12 +52,14 @@ def argument_fingerprint(name: str, value: Any) -> str:
         return model_fingerprint(find_adapter(value))
     if name == "lora_modules":
         from pybatch.api.lora_names import lora_modules
+        from pybatch.model.checkpoints.find import of_argument
 
-        return "; ".join(f"{each} {adapter_fingerprint(path)}" for each, path in lora_modules(value).items())
+        with of_argument(name):
+            return "; ".join(f"{each} {adapter_fingerprint(path)}" for each, path in lora_modules(value).items())
     if name == "tokenizer":
-        from pybatch.model.checkpoints.find import find_model
+        from pybatch.model.checkpoints.find import find_tokenizer
 
-        return model_fingerprint(find_model(value))
+        return model_fingerprint(find_tokenizer(value))
     if name == "generation_config" and (file := Path(value) / "generation_config.json").is_file():
         return file_digest(file)
     return str(value)

@@ -21,7 +21,7 @@ from pybatch.machine.ranks import Ranks, Stages
 from pybatch.machine.torch_state import in_neutral_torch
 from pybatch.model.build import build_decoder
 from pybatch.model.calibration import TOKENS
-from pybatch.model.checkpoints.find import find_model
+from pybatch.model.checkpoints.find import find_model, find_tokenizer
 from pybatch.model.checkpoints.formats import METHODS
 from pybatch.model.checkpoints.safetensors import SafetensorsCheckpoint
 from pybatch.model.config import LatentAttentionConfig, ModelConfig, merge_ids, without_unknown_ids
@@ -116,7 +116,9 @@ def load_model(
         if quantization in METHODS:
             quantization = None
         length = _length(checkpoint.config, max_model_len)
-        text = None if skip_tokenizer else _tokenizer(path if tokenizer is None else find_model(tokenizer), checkpoint)
+        text = (
+            None if skip_tokenizer else _tokenizer(path if tokenizer is None else find_tokenizer(tokenizer), checkpoint)
+        )
         config = checkpoint.config
         if place.type != "cpu" and any(isinstance(each, LatentAttentionConfig) for each in config.attentions):
             raise ModelError(

@@ -74,7 +74,10 @@ def test_rows_name_their_adapters(cli: Cli, tiny_model: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [("first", "lora_modules: expected name=path, got 'first' and ''"), ("first=/none", "expected a directory with")],
+    [
+        ("first", "lora_modules: expected name=path, got 'first' and ''"),
+        ("first=/none", "lora_modules: adapter: expected a directory with"),
+    ],
 )
 def test_what_is_no_adapter_is_told_at_once(cli: Cli, tiny_model: Path, tmp_path: Path, value: str, said: str) -> None:
     rows = tmp_path / "rows.jsonl"

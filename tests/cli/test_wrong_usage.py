@@ -61,6 +61,29 @@ def test_chat_needs_a_message_before_a_model(cli: Cli, monkeypatch: pytest.Monke
     assert (ran.code, ran.err) == (2, "pybatch: standard input: expected a message, got none\n")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--tokenizer", "/none", "tokenizer: expected a directory, a GGUF file, "),
+        ("--tokenizer", ".", "tokenizer: .: expected a directory with config.json"),
+        ("--lora-modules", "a=/none", "lora_modules: a: adapter: expected a directory with adapter_config.json"),
+        (
+            "--speculative-config",
+            '{"method": "draft_model", "model": "/none", "num_speculative_tokens": 2}',
+            "speculative_config: model: expected a directory, a GGUF file, ",
+        ),
+    ],
+)
+def test_what_a_second_model_is_for_is_told(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    ran = cli("chat", "--model", tiny_model, "--num-kv-blocks", "64", flag, value)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), ran.err
+    assert says in ran.err
+
+
 def test_a_precision_that_a_model_has_not_is_told_before_others_are_measured(cli: Cli, tiny_model: Path) -> None:
     ran = cli("bench", "sweep", tiny_model, "--precision", "float32", "--precision", "gguf")
     assert (ran.code, ran.out) == (2, "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pybatch.machine.folders import of_home
@@ -37,6 +39,21 @@ def find_model(model: str | Path) -> Path:
         f"model: expected a directory, a GGUF file, {SMOLLM2!r} or a name on the Hugging Face hub such as "
         f"'Qwen/Qwen3-0.6B', got {str(model)!r}"
     )
+
+
+def find_tokenizer(tokenizer: str | Path) -> Path:
+    """A model's directory or file, of which the tokenizer is wanted."""
+    with of_argument("tokenizer"):
+        return find_model(tokenizer)
+
+
+@contextmanager
+def of_argument(name: str) -> Iterator[None]:
+    """Errors of a second model say which argument names it."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{name}: {str(error).removeprefix('model: ')}") from error
 
 
 def is_hub_name(name: str) -> bool:
