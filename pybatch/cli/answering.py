@@ -153,7 +153,8 @@ def answer(
         if not finished:
             tell_interrupted(prepared, stop)
     if job.journal.failed:
-        where = prepared.destination.errors if prepared.resumable else output
+        to = prepared.destination
+        where = to.errors if prepared.resumable else to.error_file or job.results.name
         tell(f"{job.journal.failed:,} of {job.journal.done:,} rows failed: what is wrong with each is in {where}.")
     if report.fault is not None:
         raise typer.Exit(exit_codes.FAILED)
@@ -175,8 +176,10 @@ def tell_finished(prepared: Preparation, *, report: bool) -> None:
 def tell_interrupted(prepared: Preparation, stop: Stop) -> None:
     """After a signal, or a question that was answered with no."""
     why = "Stopped" if stop.signum is None else "Interrupted"
-    tell(f"{why}: {prepared.journal.done:,} rows are done and saved in {prepared.destination.output}.")
-    if prepared.resumable:
+    if not prepared.resumable:
+        tell(f"{why}: {prepared.rows_saved:,} rows are done, and written.")
+    else:
+        tell(f"{why}: {prepared.journal.done:,} rows are done and saved in {prepared.destination.output}.")
         tell(to_go_on())
     raise typer.Exit(exit_codes.OK if stop.signum is None else exit_code(stop.signum))
 

@@ -75,6 +75,7 @@ def open_stream(path: str) -> LineFile | None:
     """
     if is_dataset(path):
         return None
+    name = "standard output" if path == STANDARD else path
     try:
         if is_standard_output(path):
             fd = os.dup(1)
@@ -90,9 +91,9 @@ def open_stream(path: str) -> LineFile | None:
         os.write(fd, b"")  # a stream that is closed, or a full device
     except OSError as error:
         if error.errno is not None:
-            error.filename = "standard output" if path == STANDARD else path
+            error.filename = name
         raise
-    return LineFile(path, fd)
+    return LineFile(name, fd)
 
 
 def is_standard_output(path: str) -> bool:

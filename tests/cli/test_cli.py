@@ -403,12 +403,15 @@ def test_a_model_that_fails_in_an_unforeseen_way_is_wrong_usage(
 
 
 def test_pipes(tiny_model: Path) -> None:
-    rows = "".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(3))
+    rows = "".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(3)) + '{"prompt": null}'
     ran = subprocess.run(
         [*COMMAND, "run", "-", "-o", "-", "--model", tiny_model, *FAST], input=rows, capture_output=True, text=True
     )
-    assert ran.returncode == 0, ran.stderr
-    assert sorted(json.loads(line)["prompt"] for line in ran.stdout.splitlines()) == ["Say 0", "Say 1", "Say 2"]
+    assert ran.returncode == 1, ran.stderr
+    *answered, failed = map(json.loads, ran.stdout.splitlines())
+    assert [row["prompt"] for row in answered] == ["Say 0", "Say 1", "Say 2"]
+    assert failed["error"] == "line 4: prompt: expected text, got null"
+    assert "1 of 4 rows failed: what is wrong with each is in standard output." in ran.stderr
     assert "Summary" in ran.stderr
 
 
@@ -420,7 +423,7 @@ def test_a_reader_that_goes_away_ends_the_job(tiny_model: Path, prompts: Path) -
         process.stdout.close()
         err = process.stderr.read()
     assert process.returncode == 128 + signal.SIGPIPE
-    assert err == "pybatch: -: Broken pipe; 0 rows are saved\n"
+    assert err == "pybatch: standard output: Broken pipe; 0 rows are saved\n"
 
 
 def test_a_terminal_gets_a_bar(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ class PlainDialect:
         if ids not in (None, ""):
             return self.token_ids("prompt_token_ids", ids)
         prompt = fields.get("prompt")
+        if prompt is None and "prompt" in fields:
+            raise RequestError("prompt: expected text, got null", "missing_required_parameter", "prompt")
         if prompt is None:
             has = f", but {', '.join(map(repr, fields)):.80}" if fields else ""
             raise RequestError(

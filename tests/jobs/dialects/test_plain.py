@@ -68,7 +68,7 @@ def test_token_ids_are_a_whole_prompt() -> None:
             "got '12 apples'; a row's field of this name is a sampling",
             "invalid_value",
         ),
-        ({"prompt": None}, "neither 'prompt' nor 'messages'", "missing_required_parameter"),
+        ({"prompt": None}, "prompt: expected text, got null", "missing_required_parameter"),
         ({"prompt": 3}, "prompt: expected text, got int", "invalid_type"),
         ({"prompt": "a\ud800b"}, "prompt: expected Unicode text, got the unpaired surrogate '.ud800'", "invalid_value"),
         ({"messages": "x"}, "messages: expected a list, got str", "invalid_type"),
