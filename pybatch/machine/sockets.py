@@ -7,13 +7,14 @@ virtual machines some hundred microseconds.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import tempfile
 import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
+
+from pybatch.machine.readiness import wait_ready
 
 JOINING = 150.0  # seconds in which all have to be there: more than all may take to start
 PATIENCE = 600.0  # seconds in which the slowest process has to come to where the others wait
@@ -95,10 +96,7 @@ class Sockets:
     def _wait(self, sending: Mapping[int, Any], receiving: Mapping[int, Any]) -> None:
         """Until something can be sent or received."""
         peers = self._peers
-        readable, writable, _ = select.select(
-            [peers[other] for other in receiving], [peers[other] for other in sending], [], PATIENCE
-        )
-        if not readable and not writable:
+        if not wait_ready([peers[other] for other in receiving], [peers[other] for other in sending], PATIENCE):
             raise TimeoutError(f"processes {sorted({*sending, *receiving})} do not answer")
 
 

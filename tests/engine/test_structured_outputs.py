@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -313,6 +315,21 @@ def test_hostile_constraints_end_with_an_error_and_nobody_else_notices(make_engi
     assert "did not compile within 2 s" in errors["a multiple of a prime"]
     assert {output.error_code for output in outputs.values() if output.error is not None} == {"invalid_request"}
     assert CONSTRAINTS["choice"][1](text_of(run(engine, [prompt], params("choice"))[0])), "the engine goes on"
+
+
+def test_grammars_are_compiled_where_many_files_are_open(make_engine: MakeEngine) -> None:
+    """As in a server with a connection for each; select refuses descriptors from 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        digits = StructuredOutputsParams(regex="[0-9]{7}")
+        (output,) = run(make_engine(), [some_prompt(5)], SamplingParams(max_tokens=20, structured_outputs=digits))
+        assert re.fullmatch("[0-9]{7}", text_of(output))
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_others_run_while_a_grammar_is_compiled(make_engine: MakeEngine) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pickle
 import resource
-import select
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pybatch.engine.structured.grammar import (
     make_tokenizer,
 )
 from pybatch.engine.structured.params import StructuredOutputsParams
+from pybatch.machine.readiness import wait_ready
 
 MEMORY = 1 << 30  # bytes that a grammar may take
 _START_SECONDS = 120.0  # for the process to import llguidance and build its tokenizer, on a busy machine
@@ -72,7 +72,7 @@ class Trial:
         assert process.stdout is not None
         pickle.dump(question, process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
         process.stdin.flush()
-        if not select.select([process.stdout], [], [], seconds)[0]:
+        if not wait_ready([process.stdout], seconds=seconds):
             raise TimeoutError
         answer: tuple[str, str] = pickle.load(process.stdout)
         return answer

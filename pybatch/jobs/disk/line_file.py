@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import stat
+
+from pybatch.machine.readiness import wait_ready
 
 
 class LineFile:
@@ -36,7 +37,7 @@ class LineFile:
                 try:
                     left = left[os.write(self._fd, left) :]
                 except BlockingIOError:  # another process that has the pipe too has made it so
-                    select.select([], [self._fd], [])
+                    wait_ready(writing=[self._fd])
         except OSError as error:
             self._take_back(len(line) - len(left))
             error.filename = self.name

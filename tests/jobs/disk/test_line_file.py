@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -58,7 +59,14 @@ def test_a_deleted_file_ends_the_job_but_a_renamed_one_does_not(tmp_path: Path) 
 
 
 def test_a_pipe_that_is_slow_gets_whole_lines(tmp_path: Path) -> None:
-    read, write = os.pipe()
+    """Whatever its number, and though another that has it too has made its writes return at once."""
+    read, low = os.pipe()
+    os.set_blocking(low, False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    write = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1100)
+    os.close(low)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     pieces: list[bytes] = []
 
     def drain() -> None:
