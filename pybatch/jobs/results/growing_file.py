@@ -52,6 +52,9 @@ class GrowingFile:
         os.ftruncate(fd, end)
         for line in missing:
             self._file.append(line)
+        if self._journal.notes.get("forget_failed"):  # a file that differs from now on is not as this job left it
+            os.fsync(fd)
+            self._journal.note(forget_failed=False)
 
     def saved(self, record: Record) -> None:
         if self._file is not None and not (self._apart and record.failed):
