@@ -47,9 +47,7 @@ def argument_fingerprint(name: str, value: Any) -> str:
 
     Raises ModelError for a tokenizer or an adapter that is not to be found."""
     if name == "adapter":
-        from pybatch.model.checkpoints.find import find_adapter
-
-        return model_fingerprint(find_adapter(value))
+        return adapter_fingerprint(value)
     if name == "lora_modules":
         from pybatch.api.lora_names import lora_modules
         from pybatch.model.checkpoints.find import of_argument
@@ -72,7 +70,7 @@ def sampling_fingerprint(name: str, value: Any) -> Any:
     return json_value(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
 
 
-def adapter_fingerprint(path: str) -> str:
+def adapter_fingerprint(path: str | Path) -> str:
     """Of a LoRA adapter's content. Raises ModelError for one that is not to be found."""
     from pybatch.model.checkpoints.find import find_adapter
 
