@@ -127,15 +127,18 @@ class CollectorSession(requests.Session):
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         self.status = None
         try:
-            response = super().request(*args, **kwargs)
+            # Not followed: the key is for this address, and a redirected POST comes there as a GET.
+            response = super().request(*args, **{**kwargs, "allow_redirects": False})
         except requests.RequestException as error:
             self.fault = why(error)
             if self.closing:
                 raise requests.RequestException(self.fault) from None  # a kind that the exporter does not try again
             raise
         self.status, self.fault = response.status_code, None
-        if not 200 <= response.status_code < 400:
+        if not 200 <= response.status_code < 300:
             self.fault = f"it answers {response.status_code} {response.reason}"
+            if response.status_code < 400:
+                response.status_code = 400  # the exporter takes spans that are sent elsewhere for taken
             if response.status_code >= 500 and response.status_code not in PASSING:
                 response.status_code = 503  # the exporter takes any other of these for final
         return response

@@ -70,12 +70,13 @@ def test_a_batch_that_is_too_large_is_halved(sender: SpanSender, server: Latitud
 
 
 @pytest.mark.parametrize(
-    ("status", "reason"), [(400, "Bad Request"), (401, "Unauthorized"), (403, "Forbidden"), (404, "Not Found")]
+    ("status", "reason"),
+    [(302, "Found"), (400, "Bad Request"), (401, "Unauthorized"), (403, "Forbidden"), (404, "Not Found")],
 )
 def test_a_refusal_is_final_and_told_once(
     sender: SpanSender, server: LatitudeServer, told: list[str], status: int, reason: str
 ) -> None:
-    server.troubles.append(Trouble(status))
+    server.troubles.append(Trouble(status, headers={"location": "/elsewhere"}))
     make_spans(sender, 1200)  # three batches
     began = time.monotonic()
     sender.shutdown()
