@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
+from pybatch.telemetry.addresses import is_http
+
 if TYPE_CHECKING:
     from pybatch.telemetry.sender import SpanSender
 
@@ -66,8 +68,7 @@ def api_key(environ: Mapping[str, str]) -> str:
 
 def base_url(environ: Mapping[str, str], name: str) -> str:
     url = environ.get(name) or DEFAULTS[name]
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+    if not is_http(url) or "@" in urlsplit(url).netloc:
         raise ValueError(f"{name}: expected an http or https address without a password, got one that is none")
     return url.rstrip("/")
 

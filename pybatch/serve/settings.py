@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pybatch.engine.arguments import list_fields, suggest_names
 from pybatch.serve.limits import Limits
+from pybatch.telemetry.addresses import is_http
 
 MIB = 1 << 20
 MOST_BATCHES = 64  # at a time, each on a thread of its own
@@ -96,7 +97,7 @@ class ServerSettings:
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level: expected one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
         endpoint = self.otlp_traces_endpoint
-        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        if endpoint is not None and not is_http(endpoint):
             raise ValueError(f"otlp_traces_endpoint: expected an http or https address, got {endpoint!r:.200}")
         _ = self.limits
 
