@@ -32,6 +32,7 @@ function(add_modules)  # those of LIBRARIES that they link to, and where to inst
     target_include_directories(${module} SYSTEM PRIVATE ${about})
     target_compile_definitions(${module} PRIVATE PYBATCH_VERSION="${PYBATCH_VERSION}"
                                PYBATCH_NO_CUDA="${PYBATCH_NO_CUDA}" PYBATCH_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}")
+    target_compile_options(${module} PRIVATE $<$<CONFIG:Release>:-O1>)  # nothing in it takes time, but to compile
     target_link_libraries(${module} PRIVATE ${ARG_LIBRARIES} ${CMAKE_DL_LIBS} pybind11::headers)
     if(APPLE)
       target_link_options(${module} PRIVATE -undefined dynamic_lookup)

@@ -19,6 +19,7 @@ from pybatch.ops import Epilogue, Experts, Routing, Scoring
 DENSE = ["float32", "float16", "bfloat16", "bfloat16-bfloat16"]
 KINDS = [*DENSE, "w8a16", "float8", "float8-blocks", "w8a8", "Q4_0", "Q8_0", "Q4_K", "Q6_K"]
 ROUNDING = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+THREADS = (1, 2)  # counts of them, in each of which the bits are the same
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -190,7 +191,7 @@ def test_a_row_has_the_bits_of_its_experts_matmul_alone(kind: str, tokens: int, 
             mine = slice(int(starts[e]), int(starts[e + 1]))
             for row in range(mine.start, mine.stop):  # each by itself
                 stack.alone(e, x[order[row] : order[row] + 1], wanted[row : row + 1], **fused)
-        for count in (1, 2):
+        for count in THREADS:
             with threads(count):
                 out = stack(apart(x), apart(torch.empty(len(order), columns)), experts=Experts(starts, order), **fused)
             assert same_bits(out, wanted), f"{epilogue!r}, {count} threads"
@@ -210,11 +211,11 @@ def test_a_tokens_sum_is_that_of_its_products(kind: str, dtype: torch.dtype, epi
     picked = weights.double()[..., None] * products[places.long()]
     summed = Experts(starts, None, places, weights)
     outs = []
-    for count in (1, 2):
+    for count in THREADS:
         with threads(count):
             out = stack(x, apart(before), experts=summed, epilogue=epilogue)
         outs.append(out.contiguous())
-    assert same_bits(*outs)
+    assert all(same_bits(outs[0], out) for out in outs[1:])
     wanted = picked.sum(1) + (before.double() if epilogue == Epilogue.ADD else 0)
     size = picked.abs().sum(1) + before.double().abs()
     assert ((outs[0].double() - wanted).abs() <= (2 * ROUNDING[dtype] + top_k * 2.0**-23) * size).all()

@@ -70,10 +70,11 @@ def _cached(name: str, inputs: Iterable[Path], flags: Sequence[str], make: list[
 
 
 def runtime() -> Path:
-    """The SIMT runtime, libsimt.so."""
+    """The SIMT runtime, libsimt.so. As one source: it is parsed once, and calls between its parts are inlined."""
     include = HERE / "include"
     inputs = [*RUNTIME_SOURCES, *_headers(HERE / "src", include)]
-    sources = [str(p) for p in RUNTIME_SOURCES]
+    *others, last = map(str, RUNTIME_SOURCES)
+    sources = [*(word for source in others for word in ("-include", source)), last]
     return _cached("libsimt.so", inputs, RUNTIME, [*RUNTIME, "-shared", "-pthread", f"-I{include}", *sources, "-ldl"])
 
 

@@ -57,7 +57,7 @@ def test_what_is_not_finite_in_v_reaches_only_rows_that_see_it(dtype: torch.dtyp
     begin, bad, end = 500, 531, 580
     sequence = TESTS.make_sequence(shape, end, seed=0)
     with running(TESTS, HOPPER):
-        (clean,) = TESTS.attend(shape, mask, [(sequence, begin, end)])
+        clean = TESTS.attended_by(HOPPER, shape, mask, begin, end)
         sequence.v[bad] = value
         (dirty,) = TESTS.attend(shape, mask, [(sequence, begin, end)])
     before, last = bad - begin, bad - begin + window if window else end - begin

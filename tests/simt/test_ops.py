@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import backends
 
-from simt.suites import OPS
+from simt.suites import OPS, suite
 
 # What takes minutes. test_attention.py and the probes of test_mutations.py have the same on smaller shapes, and on the
 # tensor cores for every type of cache.
@@ -28,4 +28,5 @@ SLOW = [
     "test_two_distributions_draw_the_same_token_as_often_as_a_common_race_makes_them_sampling",
     "test_what_is_not_finite_reaches_only_rows_that_see_it_int4_cache",
 ]
+suite("test_experts").THREADS = (1,)  # of the CPU, which are nothing to the layer
 globals().update(backends.kernel_tests(OPS, *SLOW))
