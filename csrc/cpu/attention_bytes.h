@@ -1,7 +1,8 @@
-// Scores over an int8 cache by dot products of bytes (vpdpbusd): a word of a query is 256 * high + low, where low is an
+// The products over an int8 cache by dot products of bytes (vpdpbusd): a word is 256 * high + low, where low is an
 // unsigned byte, and the sums of both, which are exact, are put together. Codes are the signed bytes that low ones are
-// multiplied by and, with 128 added, the unsigned ones that high ones are. Four of a token have to be side by side for
-// that, which takes two shuffles, where words of two take eight instructions.
+// multiplied by, and high ones of probabilities, which are not negative; those of queries are multiplied by codes with
+// 128 added. Four codes of a sum have to be side by side for that, which takes two shuffles, where words of two take
+// eight instructions.
 #pragma once
 
 #include "cpu/attention_int8.h"
@@ -11,17 +12,21 @@
 namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
 namespace {
 
+// Sixteen words as bytes: of each four the low ones, then the high ones.
+PYBATCH_INLINE __m256i split_words(I32x16 words) {
+  const __m256i order =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  return _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(words.v), order);
+}
+
 // Replaces x[0..n) by bytes: of each four the low ones, then the high ones; behind them -128 times the sum of the high
 // ones. Returns the scale as narrow() does.
 inline float narrow_to_bytes(float* x, int64_t n) {
-  const __m256i order =
-      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
   auto* bytes = reinterpret_cast<char*>(x);
   __m512i high = _mm512_setzero_si512();
   const float scale = narrow(x, n, [&](int64_t i, I32x16 words) PYBATCH_INLINE_LAMBDA {
     high = _mm512_add_epi32(high, _mm512_srai_epi32(words.v, 8));
-    const __m256i split = _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(words.v), order);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + 2 * i), split);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + 2 * i), split_words(words));
   });
   const int32_t start = -128 * reduce_add(I32x16{high});
   std::memcpy(bytes + 2 * n, &start, sizeof(start));
@@ -44,6 +49,16 @@ PYBATCH_INLINE __m512i load_four(const int8_t* lo, const int8_t* hi, int64_t str
   }
 }
 
+// Makes four rows of sixteen bytes sixteen of four. split: as load_four() has them. The four words of a lane of 128
+// bits become those of four columns, of one row each; then their bytes four columns.
+template <bool split>
+PYBATCH_INLINE __m512i turn_four(__m512i four) {
+  const __m512i words = split ? _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                              : _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, four), bytes);
+}
+
 // As scores() of attention_tile.h; rows of q are from narrow_to_bytes().
 template <int rows, int columns, bool split>
 __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules<int8_t> k, int64_t k_stride,
@@ -55,10 +70,6 @@ __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules
     k.next += 2 * kAtOnce;
     scores<rows, columns - kAtOnce, split>(q, q_stride, k, k_stride, depth, out + kAtOnce * kLanes, out_stride);
   } else {
-    // The four words of a lane of 128 bits become those of four tokens, of one row each; then their bytes four tokens.
-    const __m512i words = split ? _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
-                                : _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     __m512i low[rows][columns], high[rows][columns];
     for (int r = 0; r < rows; ++r) {
       const auto* row = reinterpret_cast<const char*>(q + r * q_stride);
@@ -78,7 +89,7 @@ __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules
           next[c] += 64;
           const int64_t element = k.offset + d * k_stride;
           const __m512i four = load_four<split>(k.at[2 * c] + element, k.at[2 * c + 1] + element, k_stride);
-          codes[c] = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, four), bytes);
+          codes[c] = turn_four<split>(four);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
@@ -101,7 +112,116 @@ __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules
   }
 }
 
+// Turns quads, which are the n-th elements of each four in every 128 bits, in the order of elements.
+PYBATCH_INLINE void order_quads(__m512i (&x)[4]) {
+  const __m512i even[] = {_mm512_shuffle_i32x4(x[0], x[1], 0x88), _mm512_shuffle_i32x4(x[2], x[3], 0x88)};
+  const __m512i odd[] = {_mm512_shuffle_i32x4(x[0], x[1], 0xdd), _mm512_shuffle_i32x4(x[2], x[3], 0xdd)};
+  x[0] = _mm512_shuffle_i32x4(even[0], even[1], 0x88);
+  x[1] = _mm512_shuffle_i32x4(odd[0], odd[1], 0x88);
+  x[2] = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
+  x[3] = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
+}
+
+// Bytes of four tokens, side by side, of `columns` times 16 elements from `value` on; of 64 elements the first half of
+// each 128 bits or the second.
+template <int columns, bool half, int part>
+PYBATCH_INLINE void value_quads(const int8_t* value, int64_t depth, __m512i (&quads)[columns > 1 ? 2 : 1]) {
+  if constexpr (columns > 1) {
+    auto token = [&](int t) PYBATCH_INLINE_LAMBDA { return _mm512_loadu_si512(value + t * depth); };
+    auto pair = [](__m512i a, __m512i b) PYBATCH_INLINE_LAMBDA {
+      return part == 0 ? _mm512_unpacklo_epi8(a, b) : _mm512_unpackhi_epi8(a, b);
+    };
+    const __m512i first = pair(token(0), token(1)), second = pair(token(2), token(3));
+    quads[0] = _mm512_unpacklo_epi16(first, second);
+    quads[1] = _mm512_unpackhi_epi16(first, second);
+  } else {
+    alignas(64) int8_t four[4 * kLanes];
+    for (int t = 0; t < 4; ++t) std::memcpy(four + t * kLanes, value + t * depth, half ? kLanes / 2 : kLanes);
+    quads[0] = turn_four<false>(_mm512_load_si512(four));
+  }
+}
+
+// As weigh() of attention_tile.h; rows of p are bytes of split_words(), which are unsigned since no word is below 0.
+template <int rows, int columns, bool half>
+__attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<int8_t> v, int64_t depth,
+                                     int64_t column, int64_t begin, int64_t end, float* out, int64_t out_stride,
+                                     const Rescale* rescale) {
+  static_assert(columns == 1 || columns == 4);
+  constexpr int kQuads = columns > 1 ? 2 : 1;  // for which there are registers
+  __m512i sums[rows][columns];
+  for_each_count<columns / kQuads>([&]<int part>(Count<part>) PYBATCH_INLINE_LAMBDA {
+    __m512i low[rows][kQuads], high[rows][kQuads];
+    for (int r = 0; r < rows; ++r) {
+      for (int c = 0; c < kQuads; ++c) low[r][c] = high[r][c] = _mm512_setzero_si512();
+    }
+    const auto* words = reinterpret_cast<const char*>(p) + 2 * begin;
+    for (int64_t granule = begin / kGranule; granule < end / kGranule; ++granule) {
+      const int8_t *value = v.at[granule] + v.offset + column, *next = v.next[granule] + v.offset + column;
+#pragma GCC unroll 2
+      for (int half_granule = 0; half_granule < 2; ++half_granule, words += 8, value += 4 * depth) {
+        __m512i quads[kQuads];
+        value_quads<columns, half, part>(value, depth, quads);
+        if (half_granule > 0) {  // the others were fetched before, by the softmax
+#pragma GCC unroll 4
+          for (int t = part; t < 4; t += columns / kQuads) fetch<columns * kLanes>(next + (4 + t) * depth);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) {
+          const char* row = words + r * p_stride * static_cast<int64_t>(sizeof(float));
+          const __m512i x_low = _mm512_set1_epi32(load_int(row)), x_high = _mm512_set1_epi32(load_int(row + 4));
+#pragma GCC unroll 8
+          for (int c = 0; c < kQuads; ++c) {
+            low[r][c] = _mm512_dpbusd_epi32(low[r][c], x_low, quads[c]);
+            high[r][c] = _mm512_dpbusd_epi32(high[r][c], x_high, quads[c]);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      for (int c = 0; c < kQuads; ++c) {
+        sums[r][part * kQuads + c] = _mm512_add_epi32(_mm512_slli_epi32(high[r][c], 8), low[r][c]);
+      }
+    }
+  });
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    if constexpr (columns > 1) order_quads(sums[r]);
+#pragma GCC unroll 4
+    for (int c = 0; c < columns; ++c) {
+      add_scaled(out + r * out_stride + column + c * kLanes, I32x16{sums[r][c]},
+                 rescale->scale[r * rescale->scale_stride], rescale->keep[r]);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE
 
 #endif
+
+namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE {
+namespace {
+
+// Replaces a row of queries by what scores() over a cache of T reads, and returns its scale.
+template <class T>
+float narrow_queries(float* q, int64_t n) {
+#if defined(PYBATCH_ANY_AVX512)
+  if constexpr (kElements<T> == 1) return narrow_to_bytes(q, n);
+#endif
+  auto* words = reinterpret_cast<int16_t*>(q);
+  return narrow(q, n, [&](int64_t i, I32x16 x) PYBATCH_INLINE_LAMBDA { store_words(words + i, x); });
+}
+
+// Stores words of probabilities as weigh() over a cache of T reads them.
+template <class T>
+PYBATCH_INLINE void store_probabilities(int16_t* p, I32x16 words) {
+#if defined(PYBATCH_ANY_AVX512)
+  if constexpr (kElements<T> == 1) {
+    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), split_words(words));
+  }
+#endif
+  store_words(p, words);
+}
+
+}  // namespace
+}  // namespace pybatch::cpu::PYBATCH_ISA_NAMESPACE

@@ -181,7 +181,7 @@ __attribute__((noinline)) void weigh(const int16_t* p, int64_t p_stride, Granule
         words = broadcast_int(0);
         std::memcpy(&words, value, static_cast<size_t>(units * kQuad) * sizeof(int16_t));
       }
-      if constexpr (first == 0) fetch<64>(next);
+      if (first == 0 && quad > 0) fetch<64>(next);  // quad 0 was fetched by the softmax
       I32x16 codes[count];
       for_each_count<count>([&]<int c>(Count<c>) PYBATCH_INLINE_LAMBDA { codes[c] = codes_of<first + c>(words); });
 #pragma GCC unroll 8

@@ -36,8 +36,12 @@ PYBATCH_INLINE I32x16 pairs_of(Bytes a, Bytes b) {
   return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};
 }
 PYBATCH_INLINE I32x16 dot_pairs(I32x16 a, I32x16 b, I32x16 sum) {
+#if defined(PYBATCH_ISA_AVX2_VNNI)
+  return {_mm256_dpwssd_avx_epi32(sum.lo, a.lo, b.lo), _mm256_dpwssd_avx_epi32(sum.hi, a.hi, b.hi)};
+#else
   return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, b.lo)),
           _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, b.hi))};
+#endif
 }
 PYBATCH_INLINE void store_words(int16_t* p, I32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8));

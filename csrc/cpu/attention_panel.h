@@ -253,7 +253,7 @@ __attribute__((noinline)) void multiply(const uint8_t* digits, const int8_t* pan
 template <int rows, class Scales>
 void score_columns(const uint8_t* digits, const int8_t* panel, int64_t stride, int64_t columns, int64_t depth,
                    const float* q_scale, const Scales& k_scale, float* out, int64_t out_stride, Count<1>) {
-  (void)q_scale, (void)k_scale;  // which scale_scores() applies
+  (void)q_scale, (void)k_scale;  // which the softmax applies
   with_count<kColumns>(columns, [&]<int width>(Count<width>) {
     multiply<rows, width>(digits, panel, stride, 0, depth / kQuad, reinterpret_cast<int32_t*>(out), out_stride);
   });

@@ -98,6 +98,9 @@ class SplitAttention : AttentionCall {
   void score(const Tile& tile, const Split<T>& at, const Block& block) const;
   template <class T, bool panels>
   void softmax(const Tile& tile, const Split<T>& at, const Block& block, int64_t h, Partial out) const;
+  void mask_rows(float* logits, int64_t stride, const Block& block) const;
+  template <class T, bool panels>
+  void quantised_softmax(const Tile& tile, const Split<T>& at, const Block& block, int64_t h, Partial out) const;
   template <class T>
   void weigh_codes(const Tile& tile, const Split<T>& at, const Block& block, int64_t h, Partial out) const;
   template <class T>
@@ -151,15 +154,8 @@ inline void SplitAttention::load_queries(const Tile& tile) const {
 #endif
   for (int64_t row = 0; row < rows(tile); ++row) {
     float* q = work.q + row * padded_depth;
-#if defined(PYBATCH_ANY_AVX512)
-    if (p.cache.dtype == DType::i8) {
-      work.q_scale[row] = narrow_to_bytes(q, padded_depth);
-      continue;
-    }
-#endif
-    auto* words = reinterpret_cast<int16_t*>(q);
-    work.q_scale[row] =
-        narrow(q, padded_depth, [&](int64_t i, I32x16 x) PYBATCH_INLINE_LAMBDA { store_words(words + i, x); });
+    const bool int8 = p.cache.dtype == DType::i8;
+    work.q_scale[row] = int8 ? narrow_queries<int8_t>(q, padded_depth) : narrow_queries<i4x2>(q, padded_depth);
   }
 }
 
@@ -213,48 +209,90 @@ void SplitAttention::score(const Tile& tile, const Split<T>& at, const Block& bl
 // Turns a KV head's scores into probabilities, not yet divided by their sum. With a quantised cache they become words.
 template <class T, bool panels>
 void SplitAttention::softmax(const Tile& tile, const Split<T>& at, const Block& block, int64_t h, Partial out) const {
+  if constexpr (sizeof(T) == 1) {
+    if (block.row == 0) fetch_scales(at, block, h);
+    quantised_softmax<T, panels>(tile, at, block, h, out);
+  } else {
+    const int64_t row = row_of(tile, block, h);
+    float* scores = scores_of<T>(block, h);
+    mask_rows(scores, kScoreStride<T>, block);
+    with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
+      softmax_rows<rows>(scores, kScoreStride<T>, block.columns, block.ranges, out.max + row, out.sum + row);
+    });
+  }
+}
+
+// Caps and masks logits where that is asked for.
+inline void SplitAttention::mask_rows(float* logits, int64_t stride, const Block& block) const {
+  for (int64_t r = 0; r < block.rows; ++r, logits += stride) {
+    if (p.soft_cap > 0) soft_cap(logits, block.columns, p.soft_cap * kLog2E);
+    mask(logits, block.columns, block.ranges[r]);
+  }
+}
+
+template <class T, bool panels>
+void SplitAttention::quantised_softmax(const Tile& tile, const Split<T>& at, const Block& block, int64_t h,
+                                       Partial out) const {
   constexpr int64_t kStride = kScoreStride<T>;
   const Range columns = block.columns;
   const int64_t row = row_of(tile, block, h);
-  float* scores = scores_of<T>(block, h);
-  [[maybe_unused]] auto scales = [&](const f16* const* of, int64_t g) {
+  float *scores = scores_of<T>(block, h), *max = out.max + row, *keep = work.keep + row;
+  auto scales = [&](const f16* const* of, int64_t g) PYBATCH_INLINE_LAMBDA {
     return [this, of, h, g, first = block.first](int64_t i)
                PYBATCH_INLINE_LAMBDA { return scales_of(of, h, g, first + i); };
   };
-  if constexpr (sizeof(T) == 1) {
-    if (block.row == 0) fetch_scales(at, block, h);
-  }
+  auto logits = [&](int64_t i) PYBATCH_INLINE_LAMBDA {
+    return [at = scores + i](int64_t r) PYBATCH_INLINE_LAMBDA { return load(at + r * kStride); };
+  };
+  // Logits of integer scores, which become them.
+  auto scaled = [&, q_scale = work.q_scale + row, k_scale = scales(at.k_scale, 0)](int64_t i) PYBATCH_INLINE_LAMBDA {
+    return [at = scores + i, q_scale, k_scale = k_scale(i)](int64_t r) PYBATCH_INLINE_LAMBDA {
+      const F32x16 x = to_float(load_ints(at + r * kStride)) * (k_scale * broadcast(q_scale[r]));
+      store(at + r * kStride, x);
+      return x;
+    };
+  };
+  // What is read next is fetched half here, half while values are weighed, so that memory is never idle.
+  const T* const* next = at.parts[block.first / kPart<T>].v + kAhead;
+  auto fetch_half = [&, bytes = kGranule * depth / kElements<T> / 2](int64_t i) PYBATCH_INLINE_LAMBDA {
+    if (panels || block.row > 0) return;
+    for (int64_t g = i / kGranule; g < (i + kLanes) / kGranule; ++g) {
+      const T* piece = next[g] + h * head_stride / kElements<T>;
+      for (int64_t at = 0; at < bytes; at += 64) fetch<64>(piece + at);
+    }
+  };
+  const bool whole = block.ranges[block.rows - 1].begin <= columns.begin && columns.end <= block.ranges[0].end;
   with_count<kRows>(block.rows, [&]<int rows>(Count<rows>) {
-    if constexpr (sizeof(T) == 1 && kElements<T> == 1) {
-      scale_scores<rows>(scores, kStride, columns, work.q_scale + row, scales(at.k_scale, 0));
-    }
-    for (int r = 0; r < rows; ++r) {
-      float* of_row = scores + r * kStride;
-      if (p.soft_cap > 0) soft_cap(of_row, columns, p.soft_cap * kLog2E);
-      mask(of_row, columns, block.ranges[r]);
-    }
-    if constexpr (sizeof(T) == 1) {
-      add_softmax<rows>(scores, kStride, columns, block.ranges, out.max + row, out.sum + row, work.keep + row);
+    if (whole && p.soft_cap <= 0 && kElements<T> == 1) {
+      add_maxima<rows>(columns, block.ranges, scaled, max, keep);
     } else {
-      softmax_rows<rows>(scores, kStride, columns, block.ranges, out.max + row, out.sum + row);
-    }
-    for (int64_t g = 0; sizeof(T) == 1 && g < groups; ++g) {
-      auto narrow = [&](const auto& store) PYBATCH_INLINE_LAMBDA {
-        narrow_probabilities<rows>(scores, kStride, columns, block.ranges, scales(at.v_scale, g),
-                                   work.p_scale + row * groups + g, groups, store);
-      };
-      if constexpr (panels) {
-#if defined(PYBATCH_ISA_AMX)
-        uint8_t* digits = work.panels.p + g * p_digit_bytes();
-        zero_ends(digits, rows, columns);
-        narrow([&](int r, int64_t i, I32x16 words)
-                   PYBATCH_INLINE_LAMBDA { store_digits(digits, rows, r, i, high_digits(words), low_digits(words)); });
-#endif
-      } else if constexpr (sizeof(T) == 1) {
-        int16_t* to = kElements<T> > 1 ? work.p + g * rows * kStride : reinterpret_cast<int16_t*>(scores);
-        const int64_t stride = kElements<T> > 1 ? kStride : 2 * kStride;
-        narrow([&](int r, int64_t i, auto words) PYBATCH_INLINE_LAMBDA { store_words(to + r * stride + i, words); });
+      for (int64_t i = columns.begin; kElements<T> == 1 && i < columns.end; i += kLanes) {
+        for (int64_t r = 0; r < rows; ++r) scaled(i)(r);
       }
+      mask_rows(scores, kStride, block);
+      add_maxima<rows>(columns, block.ranges, logits, max, keep);
+    }
+    auto add = [&](const auto& put) PYBATCH_INLINE_LAMBDA {
+      auto add = [&]<bool all>(std::bool_constant<all>) PYBATCH_INLINE_LAMBDA {
+        add_probabilities<rows, all>(
+            scores, kStride, columns, block.ranges, groups,
+            [&](int64_t g) PYBATCH_INLINE_LAMBDA { return scales(at.v_scale, g); }, max, keep, out.sum + row,
+            work.p_scale + row * groups, put, fetch_half);
+      };
+      whole ? add(std::true_type{}) : add(std::false_type{});
+    };
+    if constexpr (panels) {
+#if defined(PYBATCH_ISA_AMX)
+      for (int64_t g = 0; g < groups; ++g) zero_ends(work.panels.p + g * p_digit_bytes(), rows, columns);
+      add([&](int64_t g, int r, int64_t i, I32x16 words) PYBATCH_INLINE_LAMBDA {
+        store_digits(work.panels.p + g * p_digit_bytes(), rows, r, i, high_digits(words), low_digits(words));
+      });
+#endif
+    } else {
+      int16_t* to = kElements<T> > 1 ? work.p : reinterpret_cast<int16_t*>(scores);
+      constexpr int64_t stride = kElements<T> > 1 ? kStride : 2 * kStride;
+      add([&](int64_t g, int r, int64_t i, I32x16 words)
+              PYBATCH_INLINE_LAMBDA { store_probabilities<T>(to + (g * rows + r) * stride + i, words); });
     }
   });
 }

@@ -177,8 +177,10 @@ __attribute__((noinline)) void weigh(const float* p, int64_t p_stride, Granules<
         const T* at = value + c * kLanes;
         values[c] = half ? P::columns(at, at, depth) : P::columns(at, depth);
       }
+      if (sizeof(T) > 1 || (column % 64 == 0 && token % kGranule >= kGranule / 2)) {  // or the softmax fetched them
 #pragma GCC unroll 2
-      for (int i = 0; i < P::kStep; ++i) fetch<columns * kLanes * sizeof(T)>(next + i * depth);
+        for (int i = 0; i < P::kStep; ++i) fetch<columns * kLanes * sizeof(T)>(next + i * depth);
+      }
       sums.add(p, p_stride, token, values);
     }
   }

@@ -38,6 +38,7 @@ constexpr Kernels kAvx2Vnni = [] {
   Kernels kernels = kAvx2;
   kernels.matmul_w8a8 = avx2_vnni::matmul_w8a8;
   kernels.matmul_gguf = avx2_vnni::matmul_gguf;
+  kernels.paged_attention = avx2_vnni::paged_attention;
   kernels.ceiling_loop = avx2_vnni::ceiling_loop;
   return kernels;
 }();

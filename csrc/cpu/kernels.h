@@ -71,11 +71,11 @@ struct Kernels {
 
 PYBATCH_DECLARE_ISA(portable)
 PYBATCH_DECLARE_ISA(avx2)
-PYBATCH_DECLARE_ISA(avx2_vnni)  // only those that have bytes to multiply
+PYBATCH_DECLARE_ISA(avx2_vnni)  // only those that have integers to multiply
 PYBATCH_DECLARE_ISA(avx512)
 PYBATCH_DECLARE_ISA(amx)  // only those that multiply by tiles
 PYBATCH_DECLARE_ISA(neon)
-PYBATCH_DECLARE_ISA(neon_dotprod)  // only those that have bytes to multiply
+PYBATCH_DECLARE_ISA(neon_dotprod)  // only those that have integers to multiply
 PYBATCH_DECLARE_ISA(neon_i8mm)
 
 const Kernels& kernels();

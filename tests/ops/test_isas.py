@@ -26,7 +26,8 @@ SUITES = sorted(
 )
 # What is asked of the method alone: each set's draws are compared with float64's one by one.
 OF_THE_METHOD = ("opcheck", "transformers", "draws_follow_the_softmax", "as_often_as_a_common_race")
-OF_BYTES = ("test_matmul.py", "test_matmul_gguf.py", "test_experts.py")  # all that avx2_vnni has kernels of its own for
+# All that avx2_vnni has kernels of its own for, and of attention what is its own: quantised caches.
+OF_INTEGERS = ("test_matmul.py", "test_matmul_gguf.py", "test_experts.py", "test_int4_cache.py")
 
 
 def run(isa: str, *command: str | Path) -> None:
@@ -54,11 +55,11 @@ def test_the_instruction_set_is_the_one_asked_for_or_the_best() -> None:
 def test_the_other_instruction_sets_pass_the_same_tests(isa: str) -> None:
     # The portable kernels take minutes where others take seconds: of them, prompts of 1,025 tokens are long enough.
     left_out = [*OF_THE_METHOD, *(["2000-"] if isa == "portable" else [])]
-    suites = [suite for suite in SUITES if isa != "avx2_vnni" or suite.name in OF_BYTES]
+    suites = [suite for suite in SUITES if isa != "avx2_vnni" or suite.name in OF_INTEGERS]
     run(isa, "-m", "pytest", "-p", "no:cacheprovider", "-k", f"not ({' or '.join(left_out)})", *suites)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("amx", "avx512")])
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in ("amx", "avx512", "avx2_vnni")])
 def test_wider_sets_give_the_bits_of_avx2(isa: str) -> None:
     narrow, wide = outputs("avx2"), outputs(isa)
     for name, out in wide.items():
