@@ -393,7 +393,7 @@ def test_a_model_that_fails_in_an_unforeseen_way_is_wrong_usage(
     def fail(arguments: object) -> Session:
         raise KeyError("rope")
 
-    monkeypatch.setattr(Session, "open", fail)
+    monkeypatch.setattr("pybatch.api.model_handle.open_session", fail)
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.json").write_text("{}")

@@ -85,7 +85,7 @@ def test_parquet_keeps_its_columns_and_failed_rows_can_be_fed_back(answer: Answe
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=1)
     code, err = answer(tmp_path / "rows.parquet", tmp_path / "results.parquet")
     assert code == 1
-    assert "row 1: the row has neither 'prompt' nor 'messages'" in err
+    assert "row 1: prompt: expected text, got null" in err
     joined = pq.read_table(tmp_path / "results.parquet")
     assert joined.schema.metadata[b"k"] == b"v"
     assert joined.select(["prompt", "when", "input_row"]).rename_columns(table.column_names).equals(table)
