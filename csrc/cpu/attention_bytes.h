@@ -112,7 +112,7 @@ __attribute__((noinline)) void scores(const float* q, int64_t q_stride, Granules
   }
 }
 
-// Turns quads, which are the n-th elements of each four in every 128 bits, in the order of elements.
+// Puts sums into the order of elements: x[n] has the n-th four of each sixteen.
 PYBATCH_INLINE void order_quads(__m512i (&x)[4]) {
   const __m512i even[] = {_mm512_shuffle_i32x4(x[0], x[1], 0x88), _mm512_shuffle_i32x4(x[2], x[3], 0x88)};
   const __m512i odd[] = {_mm512_shuffle_i32x4(x[0], x[1], 0xdd), _mm512_shuffle_i32x4(x[2], x[3], 0xdd)};
@@ -122,8 +122,8 @@ PYBATCH_INLINE void order_quads(__m512i (&x)[4]) {
   x[3] = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
 }
 
-// Bytes of four tokens, side by side, of `columns` times 16 elements from `value` on; of 64 elements the first half of
-// each 128 bits or the second.
+// Values of four tokens side by side, of `columns` times 16 elements, or (half) of 8: of 64 elements the first eight of
+// each sixteen, or (part 1) the others.
 template <int columns, bool half, int part>
 PYBATCH_INLINE void value_quads(const int8_t* value, int64_t depth, __m512i (&quads)[columns > 1 ? 2 : 1]) {
   if constexpr (columns > 1) {
@@ -135,9 +135,13 @@ PYBATCH_INLINE void value_quads(const int8_t* value, int64_t depth, __m512i (&qu
     quads[0] = _mm512_unpacklo_epi16(first, second);
     quads[1] = _mm512_unpackhi_epi16(first, second);
   } else {
-    alignas(64) int8_t four[4 * kLanes];
-    for (int t = 0; t < 4; ++t) std::memcpy(four + t * kLanes, value + t * depth, half ? kLanes / 2 : kLanes);
-    quads[0] = turn_four<false>(_mm512_load_si512(four));
+    const int8_t* third = value + 2 * depth;
+    if constexpr (half) {
+      const __m256i four = _mm256_set_m128i(load_bytes(third, third + depth), load_bytes(value, value + depth));
+      quads[0] = turn_four<true>(_mm512_zextsi256_si512(four));
+    } else {
+      quads[0] = turn_four<false>(load_four<false>(value, third, depth));
+    }
   }
 }
 

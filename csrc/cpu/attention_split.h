@@ -273,13 +273,13 @@ void SplitAttention::quantised_softmax(const Tile& tile, const Split<T>& at, con
       add_maxima<rows>(columns, block.ranges, logits, max, keep);
     }
     auto add = [&](const auto& put) PYBATCH_INLINE_LAMBDA {
-      auto add = [&]<bool all>(std::bool_constant<all>) PYBATCH_INLINE_LAMBDA {
+      auto add_seen = [&]<bool all>(std::bool_constant<all>) PYBATCH_INLINE_LAMBDA {
         add_probabilities<rows, all>(
             scores, kStride, columns, block.ranges, groups,
             [&](int64_t g) PYBATCH_INLINE_LAMBDA { return scales(at.v_scale, g); }, max, keep, out.sum + row,
             work.p_scale + row * groups, put, fetch_half);
       };
-      whole ? add(std::true_type{}) : add(std::false_type{});
+      whole ? add_seen(std::true_type{}) : add_seen(std::false_type{});
     };
     if constexpr (panels) {
 #if defined(PYBATCH_ISA_AMX)
